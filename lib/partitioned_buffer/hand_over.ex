@@ -1,0 +1,79 @@
+defmodule PartitionedBuffer.HandOver do
+  @moduledoc false
+  # What is done with what a partition hands over: it is read in batches, each is claimed, and the processor is called
+  # with it. Runs in a task.
+  #
+  # A batch is claimed just before the processor is called: it is never handed to a processor twice, and what lies
+  # behind it is still the partition's if this process dies.
+
+  alias PartitionedBuffer.{Native, Options, Telemetry}
+
+  # How many entries are read at once to fill a table.
+  @table_slice 500
+
+  @doc """
+  Processes all that is left of a hand-over.
+  """
+  @spec process(reference(), Options.t(), atom()) :: :ok
+  def process(batch, %Options{} = options, partition) do
+    Telemetry.span([:processing], %{buffer: options.name, partition: partition}, fn ->
+      %{size: deliver(batch, Native.position(batch), options, partition)}
+    end)
+  end
+
+  defp deliver(batch, position, %Options{processing_batch_size: :table} = options, partition) do
+    table = :ets.new(table_name(partition), [:set, :public, :named_table, keypos: 2])
+    fill(batch, position, table)
+    size = :ets.info(table, :size)
+    call(options.processor, table)
+    # Unless it has been renamed and is somebody else's now.
+    if :ets.whereis(table) != :undefined, do: :ets.delete(table)
+    size
+  end
+
+  defp deliver(batch, position, %Options{} = options, _partition) do
+    deliver_batches(batch, position, options.processing_batch_size, options.processor, 0)
+  end
+
+  defp deliver_batches(batch, position, size, processor, delivered) do
+    {entries, count, position} = read(batch, position, size)
+    Native.claim(batch, position)
+
+    if count > 0 do
+      call(processor, entries)
+      deliver_batches(batch, position, size, processor, delivered + count)
+    else
+      delivered
+    end
+  end
+
+  # A full batch: a read may return less when its time is up.
+  defp read(batch, position, size) do
+    {entries, position} = Native.read(batch, position, size)
+
+    case length(entries) do
+      count when count == size or count == 0 ->
+        {entries, count, position}
+
+      count ->
+        {more, more_count, position} = read(batch, position, size - count)
+        {entries ++ more, count + more_count, position}
+    end
+  end
+
+  defp fill(batch, position, table) do
+    case Native.read(batch, position, @table_slice) do
+      {[], position} ->
+        Native.claim(batch, position)
+
+      {entries, position} ->
+        :ets.insert(table, for({key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}))
+        fill(batch, position, table)
+    end
+  end
+
+  defp call({module, function, args}, batch), do: apply(module, function, [batch | args])
+  defp call(processor, batch), do: processor.(batch)
+
+  defp table_name(partition), do: Module.concat(partition, Table)
+end

@@ -1,0 +1,84 @@
+defmodule PartitionedBuffer.Native do
+  @moduledoc false
+  # The NIFs. A buffer is named by its atom; `to` is the number of a partition, or nil to route by the key itself.
+  # `:not_running` stands for a buffer that was never started, has ended, or has no partitions. Arguments of another
+  # form raise an ArgumentError (badarg) and change nothing.
+  #
+  # None takes longer than a millisecond, apart from what copying one key and one value takes. `open` is for starting
+  # only: it runs on a dirty scheduler.
+
+  @on_load :load
+
+  @typep partition() :: non_neg_integer()
+  @typep route() :: partition() | nil
+  @typep position() :: non_neg_integer()
+  @typep batch() :: reference()
+
+  @doc "Lets a buffer run until the calling process dies; the reference keeps it in memory."
+  @spec open(atom(), non_neg_integer()) :: reference()
+  def open(_buffer, _partitions), do: not_loaded()
+
+  @doc "Lets a partition that was closed take writes again."
+  @spec reopen(atom(), partition()) :: :ok | :not_running
+  def reopen(_buffer, _partition), do: not_loaded()
+
+  @doc "Refuses reads and writes of a partition from now on: they are answered `:not_running`."
+  @spec close(atom(), partition()) :: :ok | :not_running
+  def close(_buffer, _partition), do: not_loaded()
+
+  @spec partitions(atom()) :: pos_integer() | :not_running
+  def partitions(_buffer), do: not_loaded()
+
+  @spec size(atom()) :: non_neg_integer() | :not_running
+  def size(_buffer), do: not_loaded()
+
+  @spec put(atom(), route(), term(), term()) :: :ok | :not_running
+  def put(_buffer, _to, _key, _value), do: not_loaded()
+
+  @spec put_newer(atom(), route(), term(), term(), integer()) :: :ok | :not_running
+  def put_newer(_buffer, _to, _key, _value, _version), do: not_loaded()
+
+  @spec get(atom(), route(), term()) :: {:ok, term()} | :error | :not_running
+  def get(_buffer, _to, _key), do: not_loaded()
+
+  @spec delete(atom(), route(), term()) :: :ok | :not_running
+  def delete(_buffer, _to, _key), do: not_loaded()
+
+  @doc "Puts entries until its time is up; what is left then is to be given to it again."
+  @spec put_all(atom(), route(), [{term(), term()}]) :: :ok | {:more, [{term(), term()}]} | :not_running
+  def put_all(_buffer, _to, _entries), do: not_loaded()
+
+  @doc "As `put_all/3`, with versions."
+  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}]) ::
+          :ok | {:more, [{term(), term(), integer()}]} | :not_running
+  def put_all_newer(_buffer, _to, _entries), do: not_loaded()
+
+  @doc """
+  Hands over what nobody has claimed of the last hand-over (`:rest`), else all that came in since (`:fresh`).
+  """
+  @spec hand_over(atom(), partition()) :: {:rest | :fresh, batch()} | :empty | :not_running
+  def hand_over(_buffer, _partition), do: not_loaded()
+
+  @doc "Up to which position entries have been claimed."
+  @spec position(batch()) :: position()
+  def position(_batch), do: not_loaded()
+
+  @doc """
+  Entries from `position` on, at most `count`, and the position behind them. Fewer than that when its time is up; none
+  only at the end.
+  """
+  @spec read(batch(), position(), pos_integer()) :: {[{term(), term(), integer(), non_neg_integer()}], position()}
+  def read(_batch, _position, _count), do: not_loaded()
+
+  @doc "Takes the entries before `position` as handed to the processor: they are never handed over again."
+  @spec claim(batch(), position()) :: :ok
+  def claim(_batch, _position), do: not_loaded()
+
+  @doc false
+  def load do
+    library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer")
+    :erlang.load_nif(String.to_charlist(library), 0)
+  end
+
+  defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)
+end

@@ -1,0 +1,117 @@
+defmodule PartitionedBuffer.Options do
+  @moduledoc false
+  # The options of a buffer, of their updates and of single calls. All of a set are checked before any is used.
+
+  alias __MODULE__
+
+  @enforce_keys [:name, :processor, :module]
+  defstruct @enforce_keys ++
+              [
+                :partitions,
+                processing_interval_ms: 5_000,
+                processing_timeout_ms: 60_000,
+                processing_batch_size: 10
+              ]
+
+  @type t() :: %Options{
+          name: atom(),
+          processor: (list() -> any()) | {module(), atom(), list()},
+          module: module(),
+          partitions: non_neg_integer(),
+          processing_interval_ms: pos_integer(),
+          processing_timeout_ms: timeout(),
+          processing_batch_size: pos_integer() | :table
+        }
+
+  @updatable [:processing_interval_ms, :processing_timeout_ms, :processing_batch_size]
+  @start [:name, :processor, :module, :partitions | @updatable]
+
+  # The largest time that Erlang's timers take.
+  @max_ms 4_294_967_295
+
+  @doc """
+  The options to start a buffer with. Other keys are ignored: a child specification may carry more.
+  """
+  @spec start!(keyword()) :: t()
+  def start!(options) do
+    check_keyword!(options, "the options of a buffer")
+    name = Keyword.get(options, :name)
+    given = Keyword.take(options, @start)
+
+    for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
+      raise! key, nil, "required option #{inspect(key)} of buffer #{inspect(name)} is missing: #{expected(key)} expected"
+    end
+
+    Enum.each(given, &check!(&1, name))
+    struct!(%Options{name: nil, processor: nil, module: nil, partitions: System.schedulers_online()}, given)
+  end
+
+  @doc """
+  The changes that `update_options/2` was given for a buffer.
+  """
+  @spec update!(atom(), keyword()) :: keyword()
+  def update!(name, changes) do
+    check_keyword!(changes, "the options to update of buffer #{inspect(name)}")
+    check_known!(changes, @updatable, "buffer #{inspect(name)} cannot update option")
+    Enum.each(changes, &check!(&1, name))
+    changes
+  end
+
+  @doc """
+  The `partition_key` among the options of a call.
+  """
+  @spec partition_key!(atom(), keyword()) :: any()
+  def partition_key!(name, options) do
+    check_keyword!(options, "the options of a call on buffer #{inspect(name)}")
+    check_known!(options, [:partition_key], "a call on buffer #{inspect(name)} has no option")
+    Keyword.get(options, :partition_key)
+  end
+
+  defp check_keyword!(options, what) do
+    Keyword.keyword?(options) || raise! nil, options, "#{what} must be a keyword list, got: #{inspect(options)}"
+  end
+
+  defp check_known!(options, known, what) do
+    for {key, value} <- options, key not in known do
+      raise! key, value, "#{what} #{inspect(key)}, only #{Enum.map_join(known, ", ", &inspect/1)}"
+    end
+  end
+
+  defp check!({key, value}, name) do
+    valid?(key, value) ||
+      raise! key,
+             value,
+             "invalid value for option #{inspect(key)} of buffer #{inspect(name)}: #{expected(key)} expected, " <>
+               "got: #{inspect(value)}"
+  end
+
+  defp valid?(:name, name), do: is_atom(name) and name != nil
+  defp valid?(:module, module), do: is_atom(module) and module != nil
+  defp valid?(:processor, {m, f, args}), do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
+  defp valid?(:processor, processor), do: is_function(processor, 1)
+  defp valid?(:partitions, number), do: is_integer(number) and number >= 0 and number <= 1_048_576
+  defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= @max_ms
+  defp valid?(:processing_timeout_ms, :infinity), do: true
+  defp valid?(:processing_timeout_ms, ms), do: is_integer(ms) and ms >= 0 and ms <= @max_ms
+  defp valid?(:processing_batch_size, :table), do: true
+  defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
+
+  defp expected(:name), do: "an atom"
+  defp expected(:module), do: "a module, PartitionedBuffer.Map,"
+  defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
+  defp expected(:partitions), do: "a non-negative integer up to 1048576"
+  defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"
+  defp expected(:processing_timeout_ms), do: "a non-negative integer (milliseconds) or :infinity"
+  defp expected(:processing_batch_size), do: "a positive integer or :table"
+
+  # An app that has NimbleOptions may rescue its error, as the package did that this one takes the place of.
+  @compile {:no_warn_undefined, NimbleOptions.ValidationError}
+  @spec raise!(atom(), any(), String.t()) :: no_return()
+  defp raise!(key, value, message) do
+    if Code.ensure_loaded?(NimbleOptions.ValidationError) do
+      raise struct!(NimbleOptions.ValidationError, key: key, value: value, message: message)
+    else
+      raise ArgumentError, message
+    end
+  end
+end

@@ -1,0 +1,63 @@
+defmodule PartitionedBuffer.Routing do
+  @moduledoc false
+  # Which partition an entry belongs to, and how buffers and partitions are named.
+
+  alias PartitionedBuffer.Native
+
+  @doc """
+  The number of the partition that `partition_key` chooses for a key; nil where the key itself decides.
+  """
+  @spec partition(atom(), any(), any()) :: non_neg_integer() | nil
+  def partition(_buffer, nil, _key), do: nil
+
+  def partition(buffer, partition_key, key) do
+    :erlang.phash2(routing_key(partition_key, key), partitions!(buffer))
+  end
+
+  @doc """
+  The name of the partition of a key.
+  """
+  @spec partition_name(atom(), any(), any()) :: atom()
+  def partition_name(buffer, partition_key, key) do
+    number = :erlang.phash2(routing_key(partition_key, key), partitions!(buffer))
+    partition_name(buffer, number)
+  end
+
+  @doc """
+  The name of a partition by its number.
+  """
+  @spec partition_name(atom(), non_neg_integer()) :: atom()
+  def partition_name(buffer, number), do: Module.concat([buffer, to_string(number)])
+
+  @doc """
+  The names of all partitions of a running buffer.
+  """
+  @spec partition_names(atom()) :: [atom()]
+  def partition_names(buffer) do
+    for number <- 0..(partitions!(buffer) - 1), do: partition_name(buffer, number)
+  end
+
+  @doc """
+  How many partitions a running buffer has.
+  """
+  @spec partitions!(atom()) :: pos_integer()
+  def partitions!(buffer) do
+    case Native.partitions(buffer) do
+      :not_running -> not_running!(buffer)
+      partitions -> partitions
+    end
+  end
+
+  @doc """
+  Raises what every operation raises on a buffer that is not running.
+  """
+  @spec not_running!(any()) :: no_return()
+  def not_running!(buffer) do
+    raise "no partitions available for buffer #{inspect(buffer)}: it is not running, or was started with 0 partitions"
+  end
+
+  defp routing_key(nil, key), do: :erlang.phash2(key)
+  defp routing_key(function, key) when is_function(function, 1), do: function.(key)
+  defp routing_key({m, f, a}, key) when is_atom(m) and is_atom(f) and is_list(a), do: apply(m, f, [key | a])
+  defp routing_key(term, _key), do: term
+end

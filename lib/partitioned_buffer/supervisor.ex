@@ -1,0 +1,50 @@
+defmodule PartitionedBuffer.Supervisor do
+  @moduledoc false
+  # The processes of one buffer. For each partition a task supervisor and the partition itself, and last the drainer:
+  #
+  #     name.Supervisor
+  #     ├── name.0.TaskSupervisor   the processor is called here
+  #     ├── name.0                  PartitionedBuffer.Partition
+  #     ├── name.1.TaskSupervisor
+  #     ├── name.1
+  #     └── PartitionedBuffer.Drainer
+  #
+  # The native buffer runs as long as this process lives. What a crash of all of it leaves unprocessed is found by the next
+  # supervisor of the same name.
+
+  use Supervisor
+
+  alias PartitionedBuffer.{Drainer, Native, Options, Partition}
+
+  @spec start_link(Options.t()) :: Supervisor.on_start()
+  def start_link(%Options{} = options) do
+    Supervisor.start_link(__MODULE__, options, name: name(options.name))
+  end
+
+  @doc """
+  The name of a buffer's supervisor.
+  """
+  @spec name(atom()) :: atom()
+  def name(buffer), do: Module.concat(buffer, Supervisor)
+
+  @impl Supervisor
+  def init(%Options{name: buffer, partitions: partitions} = options) do
+    Native.open(buffer, partitions)
+    # Here, not in the partitions, so that updated options outlive a partition.
+    settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
+    :ets.insert(settings, {:options, options})
+
+    children =
+      for number <- 0..(partitions - 1)//1, child <- [task_supervisor(buffer, number), {Partition, {buffer, number, settings}}] do
+        child
+      end
+
+    Supervisor.init(children ++ [{Drainer, {buffer, partitions}}], strategy: :one_for_one)
+  end
+
+  defp task_supervisor(buffer, number) do
+    Supervisor.child_spec({Task.Supervisor, name: Partition.task_supervisor(buffer, number)},
+      id: {Task.Supervisor, number}
+    )
+  end
+end

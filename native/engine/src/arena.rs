@@ -1,0 +1,210 @@
+//! Copies of terms in segments: a log-structured store with a cleaner.
+//!
+//! A heap cannot free single terms. So copies go to the *open* segment, a heap for a bounded number of them. A full
+//! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left becomes *sparse*: its
+//! owner moves the live copies to the open segment and the heap is cleared and reused (*vacant*). The work of one step
+//! is bounded by one segment, and the memory by the live copies, whatever is overwritten.
+//!
+//! | state | leaves it when |
+//! |---|---|
+//! | open | it holds its capacity, or weighs too much: sealed |
+//! | sealed | a copy dies and few are live: sparse; none: vacant |
+//! | sparse | its owner has moved what was live: vacant |
+//! | vacant | an open segment is needed: open |
+//!
+//! Invariants: `live` of a segment is the number of entries that name it; a term is used only while an entry names its
+//! segment, so a vacant segment holds nothing that anyone refers to.
+
+use std::collections::VecDeque;
+
+use crate::entries::EntryId;
+use crate::term::Heap;
+
+/// Copies a segment takes at most. Its heap costs about 1 kB whatever it holds, so 4 bytes a copy.
+const CAPACITY: usize = 256;
+
+/// Copies a segment takes at least. Between the two bounds it takes as many as are live in the whole arena: dead copies
+/// of a few hot keys then amount to a few dozen and not to hundreds.
+const MIN_CAPACITY: usize = 32;
+
+/// A sealed segment with less than one live copy in so many is sparse. A greater number makes overwriting cheaper
+/// (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
+const SPARSE_DIVISOR: usize = 5;
+
+/// One copy in so many is weighed, and counts for all of them: weighing each would cost more than many copies do.
+const WEIGHED: usize = 8;
+
+/// A segment of this weight in bytes is sealed, so that large terms are freed soon and moved in small numbers.
+const WEIGHT_LIMIT: usize = 256 * 1024;
+
+/// The number of a segment within its arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentId(u32);
+
+impl SegmentId {
+    /// Of a term that lives in no segment, because it is an immediate.
+    pub const NONE: Self = SegmentId(u32::MAX);
+
+    /// The place in `Arena::segments`.
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// See the table in the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Takes copies.
+    Open,
+    /// Full.
+    Sealed,
+    /// Full, with few live copies: waits to be evacuated.
+    Sparse,
+    /// Empty.
+    Vacant,
+}
+
+/// A heap and what lives in it.
+struct Segment<H> {
+    /// The memory of the copies.
+    heap: H,
+    /// The entry that each copy was made for, in the order of the copies.
+    owners: Vec<EntryId>,
+    /// How many of the copies are still named by their entry.
+    live: usize,
+    /// The estimated bytes of all copies.
+    weight: usize,
+    /// Where in its life the segment is.
+    state: State,
+}
+
+impl<H: Heap> Segment<H> {
+    /// Whether moving the live copies pays.
+    fn is_sparse(&self) -> bool {
+        self.live * SPARSE_DIVISOR < self.owners.len()
+    }
+}
+
+/// Segments of copies; see the module's documentation.
+pub struct Arena<H> {
+    /// All segments there are, by their number.
+    segments: Vec<Segment<H>>,
+    /// The segment that takes copies, or `NONE`.
+    open: SegmentId,
+    /// Cleared segments, to be opened again before a new one is made.
+    vacant: Vec<SegmentId>,
+    /// Segments to be evacuated, the longest waiting first.
+    sparse: VecDeque<SegmentId>,
+    /// Live copies in all segments.
+    live: usize,
+}
+
+impl<H: Heap> Arena<H> {
+    /// An arena without segments; allocates nothing.
+    pub fn new() -> Self {
+        Arena { segments: Vec::new(), open: SegmentId::NONE, vacant: Vec::new(), sparse: VecDeque::new(), live: 0 }
+    }
+
+    /// Copies `terms`, which live and die together, for `owner`. The segment is `NONE` if all are immediates.
+    #[inline]
+    pub fn store<const N: usize>(&mut self, owner: EntryId, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
+        let id = self.open_segment();
+        let capacity = self.live.clamp(MIN_CAPACITY, CAPACITY);
+        let segment = &mut self.segments[id.index()];
+        let copies = terms.map(|term| segment.heap.copy(term));
+        if copies == terms {
+            return (copies, SegmentId::NONE);
+        }
+        if segment.owners.len().is_multiple_of(WEIGHED) {
+            let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
+            segment.weight = segment.weight.saturating_add(weight.saturating_mul(WEIGHED));
+        }
+        segment.owners.push(owner);
+        segment.live += 1;
+        self.live += 1;
+        if segment.owners.len() >= capacity || segment.weight >= WEIGHT_LIMIT {
+            self.seal(id);
+        }
+        (copies, id)
+    }
+
+    /// Tells that an entry no longer names `segment`. Nothing happens for `NONE`.
+    #[inline]
+    pub fn release(&mut self, id: SegmentId) {
+        if id == SegmentId::NONE {
+            return;
+        }
+        let segment = &mut self.segments[id.index()];
+        segment.live -= 1;
+        self.live -= 1;
+        if segment.state == State::Sealed {
+            if segment.live == 0 {
+                let owners = std::mem::take(&mut segment.owners);
+                self.vacate(id, owners);
+            } else if segment.is_sparse() {
+                segment.state = State::Sparse;
+                self.sparse.push_back(id);
+            }
+        }
+    }
+
+    /// The next segment to be evacuated with the owners of its copies, dead and live. The caller moves what is live
+    /// with [`Arena::store`] and [`Arena::release`], then calls [`Arena::vacate`].
+    #[inline]
+    pub fn take_sparse(&mut self) -> Option<(SegmentId, Vec<EntryId>)> {
+        let id = self.sparse.pop_front()?;
+        Some((id, std::mem::take(&mut self.segments[id.index()].owners)))
+    }
+
+    /// Frees the copies of a segment that no entry names, and keeps it for reuse.
+    pub fn vacate(&mut self, id: SegmentId, mut owners: Vec<EntryId>) {
+        let segment = &mut self.segments[id.index()];
+        debug_assert_eq!(segment.live, 0, "a vacated segment has no live copies");
+        owners.clear();
+        segment.heap.clear();
+        segment.owners = owners;
+        segment.weight = 0;
+        segment.state = State::Vacant;
+        self.vacant.push(id);
+    }
+
+    /// The open segment; makes one, from a vacant one where there is one.
+    #[inline]
+    fn open_segment(&mut self) -> SegmentId {
+        if self.open == SegmentId::NONE {
+            self.open = self.next_segment();
+        }
+        self.open
+    }
+
+    /// A vacant or new segment, as an open one.
+    #[cold]
+    fn next_segment(&mut self) -> SegmentId {
+        if let Some(id) = self.vacant.pop() {
+            self.segments[id.index()].state = State::Open;
+            return id;
+        }
+        let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
+        let segment = Segment { heap: H::new(), owners: Vec::new(), live: 0, weight: 0, state: State::Open };
+        self.segments.push(segment);
+        id
+    }
+
+    /// Ends the time in which the open segment takes copies.
+    fn seal(&mut self, id: SegmentId) {
+        let segment = &mut self.segments[id.index()];
+        self.open = SegmentId::NONE;
+        if segment.is_sparse() {
+            segment.state = State::Sparse;
+            self.sparse.push_back(id);
+        } else {
+            segment.state = State::Sealed;
+        }
+    }
+}
+
+impl<H: Heap> Default for Arena<H> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

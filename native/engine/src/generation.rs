@@ -1,0 +1,183 @@
+//! A generation: what one partition has taken in since its last hand-over.
+//!
+//! A map from keys to values with their version and count of updates. It is written under the partition's lock; once
+//! retired it is frozen, and read from any thread without one.
+//!
+//! Invariant: `index` holds exactly the entries of `entries`, each under the hash of its key; the segments that an entry
+//! names count it as one live copy.
+
+use crate::arena::{Arena, SegmentId};
+use crate::entries::{Entries, Entry, EntryId};
+use crate::index::{Hash, Hasher, Index};
+use crate::term::{Heap, Term, Version};
+
+/// See the module's documentation.
+pub struct Generation<H: Heap> {
+    /// From a key's hash to its entry.
+    index: Index,
+    /// The entries, in the order of their insertion.
+    entries: Entries<H::Term>,
+    /// The copies of the keys: made once for each entry.
+    keys: Arena<H>,
+    /// The copies of values and of versions beyond 64 bits.
+    values: Arena<H>,
+}
+
+impl<H: Heap> Generation<H> {
+    /// An empty generation for hashes made by `hasher`; allocates nothing.
+    pub fn new(hasher: Hasher) -> Self {
+        Generation { index: Index::new(hasher), entries: Entries::new(), keys: Arena::new(), values: Arena::new() }
+    }
+
+    /// An empty generation for the same hashes.
+    pub fn successor(&self) -> Self {
+        Generation::new(self.index.hasher().clone())
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The numbers of all entries are below this one.
+    pub fn end(&self) -> usize {
+        self.entries.places()
+    }
+
+    /// The entry with this number, unless it was deleted.
+    #[inline]
+    pub fn entry(&self, id: EntryId) -> Option<&Entry<H::Term>> {
+        self.entries.get(id)
+    }
+
+    /// The value of `key`.
+    #[inline]
+    pub fn get(&self, hash: Hash, key: H::Term) -> Option<H::Term> {
+        let id = self.find(hash, key)?;
+        self.entries.get(id).map(|entry| entry.value)
+    }
+
+    /// Stores `value` for `key`, whatever is there.
+    #[inline]
+    pub fn put(&mut self, hash: Hash, key: H::Term, value: H::Term) {
+        match self.find(hash, key) {
+            Some(id) => self.replace(id, value, Version::UNVERSIONED, |_| 0),
+            None => self.insert(hash, key, value, Version::UNVERSIONED),
+        }
+    }
+
+    /// Stores `value` for `key`, unless there is an entry whose version is as high.
+    #[inline]
+    pub fn put_newer(&mut self, hash: Hash, key: H::Term, value: H::Term, version: Version<H::Term>) {
+        match self.find(hash, key) {
+            None => self.insert(hash, key, value, version),
+            Some(id) => {
+                if self.entries.get(id).is_some_and(|entry| version.is_newer_than(entry.version)) {
+                    self.replace(id, value, version, |updates| updates + 1);
+                }
+            }
+        }
+    }
+
+    /// Takes out the entry of `key`, if there is one.
+    pub fn delete(&mut self, hash: Hash, key: H::Term) {
+        let Generation { index, entries, .. } = self;
+        let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
+        if let Some(id) = found {
+            let entry = self.entries.remove(id);
+            self.keys.release(entry.key_segment);
+            self.values.release(entry.value_segment);
+            self.clean_keys();
+            self.clean_values();
+        }
+    }
+
+    /// The number of the entry of `key`.
+    #[inline]
+    fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
+        self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))
+    }
+
+    /// Adds an entry for a key that has none.
+    #[inline]
+    fn insert(&mut self, hash: Hash, key: H::Term, value: H::Term, version: Version<H::Term>) {
+        let id = self.entries.next_id();
+        let ([key], key_segment) = self.keys.store(id, [key]);
+        let (value, version, value_segment) = store_value(&mut self.values, id, value, version);
+        self.entries.insert(Entry { key, value, version, updates: 0, key_segment, value_segment });
+        self.index.insert(hash, id);
+    }
+
+    /// Replaces value and version of an entry.
+    #[inline]
+    fn replace(&mut self, id: EntryId, value: H::Term, version: Version<H::Term>, updates: impl Fn(u64) -> u64) {
+        let (value, version, value_segment) = store_value(&mut self.values, id, value, version);
+        let entry = self.entries.get_mut(id).expect("a replaced entry is there");
+        let old_segment = entry.value_segment;
+        entry.value = value;
+        entry.version = version;
+        entry.updates = updates(entry.updates);
+        entry.value_segment = value_segment;
+        self.values.release(old_segment);
+        self.clean_values();
+    }
+
+    /// Evacuates one sparse segment of values, where there is one.
+    #[inline]
+    fn clean_values(&mut self) {
+        let Some((segment, owners)) = self.values.take_sparse() else { return };
+        for &owner in &owners {
+            let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.value_segment == segment) else {
+                continue;
+            };
+            (entry.value, entry.version, entry.value_segment) =
+                store_value(&mut self.values, owner, entry.value, entry.version);
+            self.values.release(segment);
+        }
+        self.values.vacate(segment, owners);
+    }
+
+    /// Evacuates one sparse segment of keys, where there is one.
+    #[inline]
+    fn clean_keys(&mut self) {
+        let Some((segment, owners)) = self.keys.take_sparse() else { return };
+        for &owner in &owners {
+            let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
+                continue;
+            };
+            let ([key], key_segment) = self.keys.store(owner, [entry.key]);
+            (entry.key, entry.key_segment) = (key, key_segment);
+            self.keys.release(segment);
+        }
+        self.keys.vacate(segment, owners);
+    }
+}
+
+/// Copies a value and its version, which live and die together.
+#[inline]
+fn store_value<H: Heap>(
+    arena: &mut Arena<H>,
+    owner: EntryId,
+    value: H::Term,
+    version: Version<H::Term>,
+) -> (H::Term, Version<H::Term>, SegmentId) {
+    match version {
+        Version::Int(_) => {
+            let ([value], segment) = arena.store(owner, [value]);
+            (value, version, segment)
+        }
+        Version::Below(big) => {
+            let ([value, big], segment) = arena.store(owner, [value, big]);
+            (value, Version::Below(big), segment)
+        }
+        Version::Above(big) => {
+            let ([value, big], segment) = arena.store(owner, [value, big]);
+            (value, Version::Above(big), segment)
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The data structure behind `PartitionedBuffer`: partitioned key–value maps that hand over what they hold.
+//!
+//! It knows nothing of Erlang: terms and the heaps they are copied to are the traits [`Term`] and [`Heap`], so all of
+//! it is tested by `cargo test` without a BEAM. Layers, each knowing only those below:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`partition`] | the lock, the swap of generations, what has been handed over and not yet claimed |
+//! | [`reclaim`] | the thread on which retired memory is freed |
+//! | [`generation`] | a map from keys to values, versions and update counts, in insertion order |
+//! | [`index`] | from a hash to entry numbers, growing in small steps |
+//! | [`entries`] | the entries themselves, in chunks of fixed size |
+//! | [`arena`] | copies of terms in segments, cleaned with bounded work |
+//! | [`term`] | what a term and a heap must be able to do |
+#![forbid(unsafe_code)]
+
+pub mod arena;
+pub mod entries;
+pub mod generation;
+pub mod index;
+pub mod partition;
+pub mod reclaim;
+pub mod routing;
+pub mod term;
+
+pub use generation::Generation;
+pub use index::{Hash, Hasher};
+pub use partition::{Closed, HandOver, HandedOver, Partition};
+pub use term::{Heap, Term, Version};

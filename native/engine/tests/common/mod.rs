@@ -1,0 +1,125 @@
+//! A heap for tests: using a term after its heap was cleared or dropped panics, as it would crash a BEAM.
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items)]
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Memory};
+use std::sync::{LazyLock, RwLock};
+
+use partitioned_buffer_engine::{Hash, Hasher, Heap, Term};
+
+static CONTENTS: LazyLock<RwLock<HashMap<u64, i64>>> = LazyLock::new(Default::default);
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+static HEAPS: AtomicUsize = AtomicUsize::new(0);
+
+/// Heaps that exist in this process.
+pub fn heaps() -> usize {
+    HEAPS.load(Memory::SeqCst)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestTerm {
+    Immediate(i64),
+    Boxed(u64),
+}
+
+impl TestTerm {
+    pub fn content(self) -> (bool, i64) {
+        match self {
+            TestTerm::Immediate(content) => (false, content),
+            TestTerm::Boxed(id) => (true, *CONTENTS.read().unwrap().get(&id).expect("a term is used while it lives")),
+        }
+    }
+}
+
+impl Term for TestTerm {
+    fn is_identical(self, other: Self) -> bool {
+        self.content() == other.content()
+    }
+
+    fn compare_integers(self, other: Self) -> Ordering {
+        self.content().1.cmp(&other.content().1)
+    }
+}
+
+pub struct TestHeap {
+    ids: Vec<u64>,
+}
+
+impl TestHeap {
+    /// A term that lives on this heap; like small and large terms of Erlang, every third content is an immediate.
+    pub fn term(&mut self, content: i64) -> TestTerm {
+        if content % 3 == 0 {
+            TestTerm::Immediate(content)
+        } else {
+            self.boxed(content)
+        }
+    }
+
+    pub fn boxed(&mut self, content: i64) -> TestTerm {
+        let id = NEXT_ID.fetch_add(1, Memory::Relaxed);
+        CONTENTS.write().unwrap().insert(id, content);
+        self.ids.push(id);
+        TestTerm::Boxed(id)
+    }
+
+    /// How many terms live here.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+}
+
+impl Heap for TestHeap {
+    type Term = TestTerm;
+
+    fn new() -> Self {
+        HEAPS.fetch_add(1, Memory::SeqCst);
+        TestHeap { ids: Vec::new() }
+    }
+
+    fn copy(&mut self, term: TestTerm) -> TestTerm {
+        match term {
+            TestTerm::Immediate(_) => term,
+            TestTerm::Boxed(_) => self.boxed(term.content().1),
+        }
+    }
+
+    fn weigh(&self, term: TestTerm) -> usize {
+        match term {
+            TestTerm::Immediate(_) => 0,
+            TestTerm::Boxed(_) => 64,
+        }
+    }
+
+    fn clear(&mut self) {
+        let mut contents = CONTENTS.write().unwrap();
+        for id in self.ids.drain(..) {
+            contents.remove(&id);
+        }
+    }
+}
+
+impl Drop for TestHeap {
+    fn drop(&mut self) {
+        self.clear();
+        HEAPS.fetch_sub(1, Memory::SeqCst);
+    }
+}
+
+/// A weak hash of a term's content, so that different keys do collide.
+pub fn hash(hasher: &Hasher, term: TestTerm) -> Hash {
+    hasher.hash(term.content().1 as u64 % 5_000)
+}
+
+/// A small generator of pseudo-random numbers (splitmix64): a failing seed can be run again.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}

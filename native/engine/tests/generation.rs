@@ -1,0 +1,99 @@
+//! The generation against a plain map, over random operations.
+#![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{hash, Random, TestHeap, TestTerm};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, Version};
+
+type Model = HashMap<(bool, i64), (i64, i64, u64)>;
+
+fn version(heap: &mut TestHeap, number: i64) -> Version<TestTerm> {
+    // Versions beyond a bound are held as terms, as integers beyond 64 bits are.
+    match number {
+        ..-40 => Version::Below(heap.boxed(number)),
+        -40..=40 => Version::Int(number),
+        _ => Version::Above(heap.boxed(number)),
+    }
+}
+
+fn number(version: Version<TestTerm>) -> i64 {
+    match version {
+        Version::Int(number) => number,
+        Version::Below(term) | Version::Above(term) => term.content().1,
+    }
+}
+
+fn contents(generation: &Generation<TestHeap>) -> Model {
+    (0..generation.end())
+        .filter_map(|id| generation.entry(id as u32))
+        .map(|entry| (entry.key.content(), (entry.value.content().1, number(entry.version), entry.updates)))
+        .collect()
+}
+
+fn run(seed: u64, operations: usize, keys: u64) {
+    let mut random = Random(seed);
+    let hasher = Hasher::new();
+    let mut generation = Generation::<TestHeap>::new(hasher.clone());
+    let mut model = Model::new();
+    for step in 0..operations {
+        let mut caller = TestHeap::new();
+        let key = caller.term(random.below(keys) as i64);
+        let value = caller.term(step as i64);
+        let hash = hash(&hasher, key);
+        match random.below(10) {
+            0..=3 => {
+                generation.put(hash, key, value);
+                model.insert(key.content(), (step as i64, 0, 0));
+            }
+            4..=7 => {
+                let new = random.below(100) as i64 - 50;
+                let version = version(&mut caller, new);
+                generation.put_newer(hash, key, value, version);
+                let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
+                if new > entry.1 {
+                    *entry = (step as i64, new, entry.2 + 1);
+                }
+            }
+            8 => {
+                generation.delete(hash, key);
+                model.remove(&key.content());
+            }
+            _ => {
+                let expected = model.get(&key.content()).map(|entry| entry.0);
+                assert_eq!(generation.get(hash, key).map(|value| value.content().1), expected, "seed {seed}");
+            }
+        }
+        drop(caller);
+        assert_eq!(generation.len(), model.len(), "seed {seed}, step {step}");
+    }
+    assert_eq!(contents(&generation), model, "seed {seed}");
+}
+
+#[test]
+fn a_generation_agrees_with_a_map() {
+    for seed in 0..40 {
+        run(seed, 5_000, 1 + seed * 97);
+    }
+}
+
+#[test]
+fn a_large_generation_agrees_with_a_map() {
+    run(4_711, 300_000, 50_000);
+}
+
+#[test]
+fn entries_come_in_the_order_of_their_insertion() {
+    let hasher = Hasher::new();
+    let mut generation = Generation::<TestHeap>::new(hasher.clone());
+    let mut caller = TestHeap::new();
+    for number in (0..10_000).rev() {
+        let key = caller.term(number);
+        generation.put(hash(&hasher, key), key, key);
+    }
+    let keys: Vec<i64> =
+        (0..generation.end()).filter_map(|id| generation.entry(id as u32)).map(|entry| entry.key.content().1).collect();
+    assert!(keys.iter().copied().eq((0..10_000).rev()));
+}

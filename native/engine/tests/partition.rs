@@ -1,0 +1,160 @@
+//! Partitions under threads: what is written while generations are swapped is handed over exactly once.
+#![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+
+use common::{hash, Random, TestHeap};
+use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Heap, Partition, Version};
+
+fn partition(hasher: &Hasher) -> Partition<TestHeap> {
+    let partition = Partition::new(hasher.clone());
+    partition.open(1);
+    partition
+}
+
+fn put(partition: &Partition<TestHeap>, hasher: &Hasher, key: i64, value: i64) -> Result<(), Closed> {
+    let mut caller = TestHeap::new();
+    let (key, value) = (caller.boxed(key), caller.boxed(value));
+    partition.put(1, hash(hasher, key), key, value)
+}
+
+fn hand_over(partition: &Partition<TestHeap>) -> Option<Arc<HandOver<TestHeap>>> {
+    partition.hand_over().map(|handed_over| match handed_over {
+        HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over) => hand_over,
+    })
+}
+
+fn keys(hand_over: &HandOver<TestHeap>) -> Vec<i64> {
+    (hand_over.position()..hand_over.end())
+        .filter_map(|position| hand_over.entry(position))
+        .map(|entry| entry.key.content().1)
+        .collect()
+}
+
+#[test]
+fn a_closed_partition_refuses_and_hands_over_what_it_has() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    put(&partition, &hasher, 1, 1).unwrap();
+    partition.close();
+    assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
+    assert_eq!(keys(&hand_over(&partition).unwrap()), [1]);
+}
+
+#[test]
+fn keys_routed_among_another_number_of_partitions_are_refused() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    partition.open(2);
+    assert_eq!(put(&partition, &hasher, 1, 1), Err(Closed));
+}
+
+#[test]
+fn what_is_not_claimed_is_handed_over_again() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
+    let first = hand_over(&partition).unwrap();
+    partition.claim(&first, 2);
+    put(&partition, &hasher, 9, 9).unwrap();
+    let Some(HandedOver::Rest(rest)) = partition.hand_over() else { panic!("a rest is handed over") };
+    assert_eq!(keys(&rest), [2, 3, 4]);
+    partition.claim(&rest, 5);
+    let next = hand_over(&partition).unwrap();
+    assert_eq!(keys(&next), [9]);
+    partition.claim(&next, 1);
+    assert!(hand_over(&partition).is_none());
+}
+
+#[test]
+fn a_partition_whose_entries_were_deleted_hands_over_nothing() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    put(&partition, &hasher, 1, 1).unwrap();
+    let mut caller = TestHeap::new();
+    let key = caller.boxed(1);
+    partition.delete(1, hash(&hasher, key), key).unwrap();
+    assert!(hand_over(&partition).is_none());
+    assert_eq!(partition.len(1), Ok(0));
+}
+
+#[test]
+fn an_adopted_hand_over_comes_before_own_entries() {
+    let hasher = Hasher::new();
+    let (old, new) = (partition(&hasher), partition(&hasher));
+    put(&old, &hasher, 1, 1).unwrap();
+    let first = hand_over(&old).unwrap();
+    put(&old, &hasher, 2, 2).unwrap();
+    put(&new, &hasher, 3, 3).unwrap();
+    new.adopt(old.evict());
+    assert!(hand_over(&old).is_none());
+    assert_eq!(keys(&first), [1]);
+    for expected in 1..=3 {
+        let next = hand_over(&new).unwrap();
+        assert_eq!(keys(&next), [expected]);
+        new.claim(&next, next.end());
+    }
+    assert!(hand_over(&new).is_none());
+}
+
+#[test]
+fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
+    const WRITERS: i64 = 4;
+    const WRITES: i64 = 20_000;
+    const KEYS: u64 = 50;
+    let hasher = Hasher::new();
+    let partition = Arc::new(partition(&hasher));
+    let done = Arc::new(AtomicBool::new(false));
+
+    let reader = {
+        let (partition, done) = (partition.clone(), done.clone());
+        thread::spawn(move || {
+            let mut newest: HashMap<i64, i64> = HashMap::new();
+            let mut handed_over = 0_u64;
+            loop {
+                let last = done.load(Ordering::SeqCst);
+                while let Some(hand_over) = hand_over(&partition) {
+                    for entry in (hand_over.position()..hand_over.end()).filter_map(|at| hand_over.entry(at)) {
+                        let Version::Int(version) = entry.version else { panic!("a small version") };
+                        let key = entry.key.content().1;
+                        let before = newest.insert(key, version);
+                        // Each writer has keys of its own and counts up, so a version never comes twice or late.
+                        assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
+                        handed_over += 1 + entry.updates;
+                    }
+                    partition.claim(&hand_over, hand_over.end());
+                }
+                if last {
+                    return (newest, handed_over);
+                }
+            }
+        })
+    };
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (partition, hasher) = (partition.clone(), hasher.clone());
+            thread::spawn(move || {
+                let mut random = Random(writer as u64);
+                let mut last = HashMap::new();
+                for version in 1..=WRITES {
+                    let key = random.below(KEYS) as i64 * WRITERS + writer;
+                    let mut caller = TestHeap::new();
+                    let (term, value) = (caller.boxed(key), caller.boxed(version));
+                    partition.put_newer(1, hash(&hasher, term), term, value, Version::Int(version)).unwrap();
+                    last.insert(key, version);
+                }
+                last
+            })
+        })
+        .collect();
+    let expected: HashMap<i64, i64> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+    done.store(true, Ordering::SeqCst);
+    let (newest, handed_over) = reader.join().unwrap();
+    assert_eq!(newest, expected);
+    assert_eq!(handed_over, (WRITERS * WRITES) as u64, "every write is in the count of exactly one hand-over");
+}

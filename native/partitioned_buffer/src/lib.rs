@@ -1,0 +1,18 @@
+//! The NIF library of `PartitionedBuffer`. Layers, each knowing only those below:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
+//! | [`registry`] | finds a buffer by its name |
+//! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
+//! | [`term`] | all `unsafe` code: terms and environments for the engine |
+//!
+//! What a partition is and does is in the crate `partitioned_buffer_engine`.
+#![deny(unsafe_code)]
+
+mod buffer;
+mod nifs;
+mod registry;
+mod term;
+
+rustler::init!("Elixir.PartitionedBuffer.Native");

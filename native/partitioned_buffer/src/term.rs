@@ -1,0 +1,289 @@
+//! Terms and environments for the engine, over the functions of `erl_nif`: all of the library's unsafe code.
+//!
+//! What makes it sound, in one place:
+//!
+//! * A [`RawTerm`] is a word without a lifetime. It is made from an argument of the NIF call that is running, and used
+//!   during that call only, or it was returned by [`Environment::copy`] and is used only while that environment exists
+//!   and has not been cleared. The engine keeps to the latter (its tests have a heap that notices), the modules above
+//!   to the former: none stores a `RawTerm`.
+//! * An environment is written (copied to, cleared) by one thread at a time, since that takes `&mut`. Reading the terms
+//!   of an environment while nobody writes it is safe from any thread: they are immutable, and binaries outside of it
+//!   are counted atomically.
+//! * Process-independent environments may be made, used and freed on any thread.
+#![allow(unsafe_code)]
+
+use std::cmp::Ordering;
+use std::mem::MaybeUninit;
+
+use partitioned_buffer_engine::{Heap, Term as EngineTerm, Version};
+use rustler::sys::*;
+use rustler::{Env, Term};
+
+/// A term as the word that the VM represents it by. See the module's documentation for when it may be used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RawTerm(ErlNifTerm);
+
+impl RawTerm {
+    /// The word itself, for atoms: they are the same everywhere and for ever.
+    #[inline]
+    pub(crate) fn word(self) -> usize {
+        // SAFETY: the type is declared to be laid out as the word that it holds.
+        unsafe { std::mem::transmute::<ErlNifTerm, usize>(self.0) }
+    }
+
+    /// The VM's own hash for its tables, salted.
+    #[inline]
+    pub(crate) fn internal_hash(self, salt: u32) -> u64 {
+        // SAFETY: `self` is a valid term, as the module's documentation states; so in all calls below.
+        unsafe { enif_hash(ErlNifHash::ERL_NIF_INTERNAL_HASH, self.0, u64::from(salt)) }
+    }
+
+    /// `:erlang.phash2/1`.
+    #[inline]
+    pub(crate) fn phash2(self) -> u32 {
+        // SAFETY: as in `internal_hash`. The result has 27 bits.
+        unsafe { enif_hash(ErlNifHash::ERL_NIF_PHASH2, self.0, 0) as u32 }
+    }
+}
+
+impl From<Term<'_>> for RawTerm {
+    #[inline]
+    fn from(term: Term<'_>) -> Self {
+        RawTerm(term.as_c_arg())
+    }
+}
+
+impl EngineTerm for RawTerm {
+    #[inline]
+    fn is_identical(self, other: Self) -> bool {
+        // SAFETY: both are valid terms.
+        self.0 == other.0 || unsafe { enif_is_identical(self.0, other.0) != 0 }
+    }
+
+    fn compare_integers(self, other: Self) -> Ordering {
+        // SAFETY: both are valid terms.
+        unsafe { enif_compare(self.0, other.0) }.cmp(&0)
+    }
+}
+
+/// A process-independent environment: a heap that no process owns and no garbage collector sees.
+pub(crate) struct Environment {
+    /// From `enif_alloc_env`; freed when this is dropped.
+    env: *mut ErlNifEnv,
+}
+
+// SAFETY: such an environment is bound to no thread, and all that writes it takes `&mut self`.
+unsafe impl Send for Environment {}
+// SAFETY: through `&self` the environment is not changed.
+unsafe impl Sync for Environment {}
+
+impl Heap for Environment {
+    type Term = RawTerm;
+
+    fn new() -> Self {
+        // SAFETY: may be called on any thread; the VM does not return without memory.
+        Environment { env: unsafe { enif_alloc_env() } }
+    }
+
+    #[inline]
+    fn copy(&mut self, term: RawTerm) -> RawTerm {
+        // SAFETY: `self.env` is ours and written by nobody else; `term` is valid.
+        RawTerm(unsafe { enif_make_copy(self.env, term.0) })
+    }
+
+    fn weigh(&self, term: RawTerm) -> usize {
+        weigh(self.env, term.0, &mut NODES_WEIGHED.clone())
+    }
+
+    fn clear(&mut self) {
+        // SAFETY: `self.env` is ours and written by nobody else. Its terms are no longer used.
+        unsafe { enif_clear_env(self.env) }
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        // SAFETY: `self.env` is ours, and this is its last use.
+        unsafe { enif_free_env(self.env) }
+    }
+}
+
+/// Terms that are looked at for one weight.
+const NODES_WEIGHED: u32 = 24;
+
+/// Elements that are looked at of one tuple, list or map; they stand for the others.
+const ELEMENTS_WEIGHED: usize = 4;
+
+/// An estimate of the bytes that `term` takes, its binaries included. Looks at `nodes` terms at most; only the length
+/// of a list is counted out, at a small part of what copying it has cost.
+fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, nodes: &mut u32) -> usize {
+    const WORD: usize = size_of::<ErlNifTerm>();
+    if *nodes == 0 {
+        return WORD;
+    }
+    *nodes -= 1;
+    // SAFETY: `term` is valid, and these functions only read it: `env` is not written. The pointers given are to
+    // variables of the right type, which are read only when the function says that it has written them. (Not by
+    // `enif_term_type`: a newer VM may know types that its Rust enum does not.)
+    unsafe {
+        let (mut arity, mut elements) = (0, std::ptr::null());
+        if enif_get_tuple(env, term, &mut arity, &mut elements) != 0 {
+            let arity = arity.max(0) as usize;
+            let looked_at = arity.min(ELEMENTS_WEIGHED);
+            let seen: usize = (0..looked_at).map(|at| weigh(env, *elements.add(at), nodes)).sum();
+            return WORD + (WORD + seen).saturating_mul(arity) / looked_at.max(1);
+        }
+        let mut size = 0;
+        if enif_get_map_size(env, term, &mut size) != 0 {
+            let mut iterator = MaybeUninit::<ErlNifMapIterator>::uninit();
+            let first = ErlNifMapIteratorEntry::ERL_NIF_MAP_ITERATOR_HEAD;
+            if enif_map_iterator_create(env, term, iterator.as_mut_ptr(), first) == 0 {
+                return WORD;
+            }
+            let (mut key, mut value) = (term, term);
+            let (mut seen, mut looked_at) = (0_usize, 0);
+            while looked_at < ELEMENTS_WEIGHED
+                && enif_map_iterator_get_pair(env, iterator.as_mut_ptr(), &mut key, &mut value) != 0
+            {
+                seen += weigh(env, key, nodes) + weigh(env, value, nodes);
+                looked_at += 1;
+                enif_map_iterator_next(env, iterator.as_mut_ptr());
+            }
+            enif_map_iterator_destroy(env, iterator.as_mut_ptr());
+            return 3 * WORD + seen.saturating_mul(size) / looked_at.max(1);
+        }
+        let (mut head, mut tail) = (term, term);
+        if enif_get_list_cell(env, term, &mut head, &mut tail) != 0 {
+            let mut length = 0;
+            enif_get_list_length(env, term, &mut length);
+            let mut seen = WORD + weigh(env, head, nodes);
+            let mut looked_at = 1;
+            while looked_at < ELEMENTS_WEIGHED && enif_get_list_cell(env, tail, &mut head, &mut tail) != 0 {
+                seen += WORD + weigh(env, head, nodes);
+                looked_at += 1;
+            }
+            return seen.saturating_mul((length as usize).max(looked_at)) / looked_at;
+        }
+        let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
+        if enif_inspect_binary(env, term, binary.as_mut_ptr()) != 0 {
+            return 4 * WORD + binary.assume_init().size;
+        }
+        WORD
+    }
+}
+
+/// The version in `term`, if that is an integer.
+#[inline]
+pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
+    let env = term.get_env().as_c_arg();
+    let mut small = 0_i64;
+    // SAFETY: `term` belongs to `env`; the pointer is to an `i64`.
+    if unsafe { enif_get_int64(env, term.as_c_arg(), &mut small) } != 0 {
+        return Some(Version::Int(small));
+    }
+    let mut float = 0.0;
+    // SAFETY: `term` belongs to `env`; the pointer is to an `f64`.
+    let is_integer =
+        unsafe { enif_is_number(env, term.as_c_arg()) != 0 && enif_get_double(env, term.as_c_arg(), &mut float) == 0 };
+    if !is_integer {
+        return None;
+    }
+    // SAFETY: `env` is the caller's, which may be written; zero is an immediate.
+    let sign = unsafe { enif_compare(term.as_c_arg(), enif_make_int(env, 0)) };
+    Some(if sign < 0 { Version::Below(term.into()) } else { Version::Above(term.into()) })
+}
+
+/// A copy of `term` in the environment of the caller.
+#[inline]
+pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
+    // SAFETY: `env` is the running call's and `term` is valid; what is made belongs to `env`.
+    unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), term.0)) }
+}
+
+/// The version as a term in the environment of the caller.
+#[inline]
+pub(crate) fn version_to(env: Env<'_>, version: Version<RawTerm>) -> Term<'_> {
+    match version {
+        // SAFETY: `env` is the running call's; what is made belongs to it.
+        Version::Int(small) => unsafe { Term::new(env, enif_make_int64(env.as_c_arg(), small)) },
+        Version::Below(big) | Version::Above(big) => copy_to(env, big),
+    }
+}
+
+/// An unsigned integer as a term in the environment of the caller.
+#[inline]
+pub(crate) fn unsigned_to(env: Env<'_>, integer: u64) -> Term<'_> {
+    // SAFETY: `env` is the running call's; what is made belongs to it.
+    unsafe { Term::new(env, enif_make_uint64(env.as_c_arg(), integer)) }
+}
+
+/// A tuple of terms of the caller.
+#[inline]
+pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -> Term<'a> {
+    let words = elements.map(|element| element.as_c_arg());
+    // SAFETY: all elements belong to `env`, as their lifetime says; the array has `N` elements.
+    unsafe { Term::new(env, enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32)) }
+}
+
+/// The elements of a tuple of this size.
+#[inline]
+pub(crate) fn elements<const N: usize>(term: Term<'_>) -> Option<[Term<'_>; N]> {
+    let env = term.get_env();
+    let (mut arity, mut words) = (0, std::ptr::null());
+    // SAFETY: `term` belongs to `env`. Where it is a tuple, `words` points to `arity` terms of the same environment,
+    // which live as long as it.
+    unsafe {
+        if enif_get_tuple(env.as_c_arg(), term.as_c_arg(), &mut arity, &mut words) == 0 || arity as usize != N {
+            return None;
+        }
+        Some(std::array::from_fn(|at| Term::new(env, *words.add(at))))
+    }
+}
+
+/// Head and tail of a list that is not empty.
+#[inline]
+pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
+    let env = list.get_env();
+    let (mut head, mut tail) = (list.as_c_arg(), list.as_c_arg());
+    // SAFETY: `list` belongs to `env`, and so do the head and tail that are written where it is a cell.
+    unsafe {
+        (enif_get_list_cell(env.as_c_arg(), list.as_c_arg(), &mut head, &mut tail) != 0)
+            .then(|| (Term::new(env, head), Term::new(env, tail)))
+    }
+}
+
+/// A list of terms of the caller, collected before it is made.
+pub(crate) struct ListBuilder<'a> {
+    /// Where the list will live.
+    env: Env<'a>,
+    /// Its elements, all of `env`.
+    elements: Vec<ErlNifTerm>,
+}
+
+impl<'a> ListBuilder<'a> {
+    /// An empty list with room for so many elements.
+    pub(crate) fn with_capacity(env: Env<'a>, capacity: usize) -> Self {
+        ListBuilder { env, elements: Vec::with_capacity(capacity) }
+    }
+
+    /// Adds an element at the end.
+    #[inline]
+    pub(crate) fn push(&mut self, element: Term<'a>) {
+        self.elements.push(element.as_c_arg());
+    }
+
+    /// How many elements there are.
+    pub(crate) fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// The list.
+    pub(crate) fn build(self) -> Term<'a> {
+        let length = u32::try_from(self.elements.len()).expect("a batch has fewer than 2^32 entries");
+        // SAFETY: all elements belong to `env`, as their lifetime says; there are `length` of them.
+        unsafe {
+            let list = enif_make_list_from_array(self.env.as_c_arg(), self.elements.as_ptr(), length);
+            Term::new(self.env, list)
+        }
+    }
+}
