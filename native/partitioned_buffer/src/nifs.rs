@@ -4,16 +4,22 @@
 //! Arguments are not trusted: what does not fit raises `badarg` and has changed nothing. Those that work on many
 //! entries stop after [`TIME_SLICE`] and say how far they came.
 
+// The NIFs' documentation is in `PartitionedBuffer.Native`.
+#![allow(clippy::missing_docs_in_private_items)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::{Closed, HandedOver, Hash};
-use rustler::{Atom, Encoder, Env, Error, NifResult, Resource, ResourceArc, Term};
+use rustler::codegen_runtime::inventory;
+use rustler::{Encoder, Env, Error, NifResult, Resource, ResourceArc, SchedulerFlags, Term};
 
 use crate::buffer::{Buffer, HandOver, NotRunning, Partition, Route};
 use crate::registry;
-use crate::term::{cell, copy_to, elements, tuple, unsigned_to, version, version_to, ListBuilder, RawTerm};
+use crate::term::{
+    cell, copy_to, elements, entry, tuple, unsigned_to, version, version_to, Function, ListBuilder, RawTerm,
+};
 
 /// After so long a NIF that could go on returns: half of the millisecond that a NIF may take.
 const TIME_SLICE: Duration = Duration::from_micros(500);
@@ -44,12 +50,6 @@ mod atoms {
     }
 }
 
-impl Encoder for NotRunning {
-    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        atoms::not_running().encode(env)
-    }
-}
-
 /// What a hand-over is to the process that works on it.
 struct Batch {
     /// The buffer.
@@ -63,8 +63,30 @@ struct Batch {
 #[rustler::resource_impl]
 impl Resource for Batch {}
 
-#[rustler::nif(schedule = "DirtyCpu")]
-fn open<'a>(env: Env<'a>, name: Term<'a>, partitions: u32) -> NifResult<Term<'a>> {
+/// Makes a function known to the VM as a NIF of its name.
+macro_rules! nif {
+    ($function:ident / $arity:literal) => {
+        nif!($function / $arity, Normal);
+    };
+    ($function:ident / $arity:literal, $scheduler:ident) => {
+        const _: () = {
+            struct Nif;
+            impl Function<$arity> for Nif {
+                const NAME: &'static str = concat!(stringify!($function), "\0");
+
+                #[inline]
+                fn call<'a>(env: Env<'a>, arguments: [Term<'a>; $arity]) -> NifResult<Term<'a>> {
+                    $function(env, arguments)
+                }
+            }
+            inventory::submit!(entry::<$arity, Nif>(SchedulerFlags::$scheduler));
+        };
+    };
+}
+
+nif!(open / 2, DirtyCpu);
+fn open<'a>(env: Env<'a>, [name, partitions]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partitions: u32 = partitions.decode()?;
     if !name.is_atom() || partitions > MAX_PARTITIONS {
         return Err(Error::BadArg);
     }
@@ -73,47 +95,51 @@ fn open<'a>(env: Env<'a>, name: Term<'a>, partitions: u32) -> NifResult<Term<'a>
     Ok(buffer.encode(env))
 }
 
-#[rustler::nif]
-fn reopen(name: Term<'_>, number: u32) -> Atom {
-    done(find(name).and_then(|buffer| buffer.reopen(number)))
+nif!(reopen / 2);
+fn reopen<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
+    Ok(done(env, find(name).and_then(|buffer| buffer.reopen(number))))
 }
 
-#[rustler::nif]
-fn close(name: Term<'_>, number: u32) -> Atom {
-    done(find(name).and_then(|buffer| buffer.numbered(number)).map(Partition::close))
+nif!(close / 2);
+fn close<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
+    Ok(done(env, find(name).and_then(|buffer| buffer.numbered(number)).map(Partition::close)))
 }
 
-#[rustler::nif]
-fn partitions<'a>(env: Env<'a>, name: Term<'a>) -> Term<'a> {
-    result(env, find(name).and_then(Buffer::partitions))
+nif!(partitions / 1);
+fn partitions<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    Ok(number(env, find(name).and_then(|buffer| buffer.partitions().map(u64::from))))
 }
 
-#[rustler::nif]
-fn size<'a>(env: Env<'a>, name: Term<'a>) -> Term<'a> {
-    result(env, find(name).and_then(Buffer::size))
+nif!(size / 1);
+fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    Ok(number(env, find(name).and_then(|buffer| buffer.size().map(|size| size as u64))))
 }
 
-#[rustler::nif]
-fn put<'a>(name: Term<'a>, to: Term<'a>, key: Term<'a>, value: Term<'a>) -> NifResult<Atom> {
+nif!(put / 4);
+fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
-    Ok(done(find(name).and_then(|buffer| {
+    let result = find(name).and_then(|buffer| {
         let hash = buffer.hash(key);
         buffer.with_partition(route, key, |partition, among| partition.put(among, hash, key, value))
-    })))
+    });
+    Ok(done(env, result))
 }
 
-#[rustler::nif]
-fn put_newer<'a>(name: Term<'a>, to: Term<'a>, key: Term<'a>, value: Term<'a>, number: Term<'a>) -> NifResult<Atom> {
+nif!(put_newer / 5);
+fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
     let version = version(number).ok_or(Error::BadArg)?;
-    Ok(done(find(name).and_then(|buffer| {
+    let result = find(name).and_then(|buffer| {
         let hash = buffer.hash(key);
         buffer.with_partition(route, key, |partition, among| partition.put_newer(among, hash, key, value, version))
-    })))
+    });
+    Ok(done(env, result))
 }
 
-#[rustler::nif]
-fn get<'a>(env: Env<'a>, name: Term<'a>, to: Term<'a>, key: Term<'a>) -> NifResult<Term<'a>> {
+nif!(get / 3);
+fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
     let found = find(name).and_then(|buffer| {
         let hash = buffer.hash(key);
@@ -127,53 +153,56 @@ fn get<'a>(env: Env<'a>, name: Term<'a>, to: Term<'a>, key: Term<'a>) -> NifResu
     })
 }
 
-#[rustler::nif]
-fn delete<'a>(name: Term<'a>, to: Term<'a>, key: Term<'a>) -> NifResult<Atom> {
+nif!(delete / 3);
+fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
-    Ok(done(find(name).and_then(|buffer| {
+    let result = find(name).and_then(|buffer| {
         let hash = buffer.hash(key);
         buffer.with_partition(route, key, |partition, among| partition.delete(among, hash, key))
-    })))
+    });
+    Ok(done(env, result))
 }
 
-#[rustler::nif]
-fn put_all<'a>(env: Env<'a>, name: Term<'a>, to: Term<'a>, entries: Term<'a>) -> NifResult<Term<'a>> {
+nif!(put_all / 3);
+fn put_all<'a>(env: Env<'a>, [name, to, entries]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     write_all(env, name, to, entries, |entry| {
         let [key, value] = elements(entry)?;
         Some(Write::Put(key.into(), value.into()))
     })
 }
 
-#[rustler::nif]
-fn put_all_newer<'a>(env: Env<'a>, name: Term<'a>, to: Term<'a>, entries: Term<'a>) -> NifResult<Term<'a>> {
+nif!(put_all_newer / 3);
+fn put_all_newer<'a>(env: Env<'a>, [name, to, entries]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     write_all(env, name, to, entries, |entry| {
         let [key, value, number] = elements(entry)?;
         Some(Write::PutNewer(key.into(), value.into(), version(number)?))
     })
 }
 
-#[rustler::nif]
-fn hand_over<'a>(env: Env<'a>, name: Term<'a>, number: u32) -> Term<'a> {
+nif!(hand_over / 2);
+fn hand_over<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
     let handed_over = find(name).and_then(|buffer| Ok((buffer, buffer.numbered(number)?.hand_over())));
     let (buffer, kind, hand_over) = match handed_over {
         Ok((buffer, Some(HandedOver::Rest(hand_over)))) => (buffer, atoms::rest(), hand_over),
         Ok((buffer, Some(HandedOver::Fresh(hand_over)))) => (buffer, atoms::fresh(), hand_over),
-        Ok((_, None)) => return atoms::empty().encode(env),
-        Err(not_running) => return not_running.encode(env),
+        Ok((_, None)) => return Ok(atoms::empty().to_term(env)),
+        Err(NotRunning) => return Ok(atoms::not_running().to_term(env)),
     };
-    (kind, ResourceArc::new(Batch { buffer, partition: number, hand_over })).encode(env)
+    Ok((kind, ResourceArc::new(Batch { buffer, partition: number, hand_over })).encode(env))
 }
 
-#[rustler::nif]
-fn position(batch: ResourceArc<Batch>) -> u64 {
-    batch.hand_over.position() as u64
+nif!(position / 1);
+fn position<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let batch: ResourceArc<Batch> = batch.decode()?;
+    Ok(unsigned_to(env, batch.hand_over.position() as u64))
 }
 
-#[rustler::nif]
-fn read<'a>(env: Env<'a>, batch: ResourceArc<Batch>, position: u64, count: u64) -> NifResult<Term<'a>> {
+nif!(read / 3);
+fn read<'a>(env: Env<'a>, [batch, position, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (batch, mut position, count): (ResourceArc<Batch>, usize, usize) =
+        (batch.decode()?, position.decode()?, count.decode()?);
     let hand_over = &batch.hand_over;
-    let count = usize::try_from(count).map_err(|_| Error::BadArg)?;
-    let mut position = usize::try_from(position).map_err(|_| Error::BadArg)?;
     let started = Instant::now();
     let mut entries = ListBuilder::with_capacity(env, count.min(READS_AT_ONCE));
     while position < hand_over.end() && entries.len() < count {
@@ -195,11 +224,11 @@ fn read<'a>(env: Env<'a>, batch: ResourceArc<Batch>, position: u64, count: u64) 
     Ok(tuple(env, [entries.build(), unsigned_to(env, position as u64)]))
 }
 
-#[rustler::nif]
-fn claim(batch: ResourceArc<Batch>, position: u64) -> NifResult<Atom> {
-    let position = usize::try_from(position).map_err(|_| Error::BadArg)?;
+nif!(claim / 2);
+fn claim<'a>(env: Env<'a>, [batch, position]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (batch, position): (ResourceArc<Batch>, usize) = (batch.decode()?, position.decode()?);
     batch.buffer.partition(batch.partition).claim(&batch.hand_over, position);
-    Ok(atoms::ok())
+    Ok(atoms::ok().to_term(env))
 }
 
 /// The buffer of this name, running or not.
@@ -220,18 +249,18 @@ fn route(to: Term<'_>) -> NifResult<Route> {
 
 /// `:ok` or `:not_running`.
 #[inline]
-fn done(result: Result<(), NotRunning>) -> Atom {
+fn done(env: Env<'_>, result: Result<(), NotRunning>) -> Term<'_> {
     match result {
-        Ok(()) => atoms::ok(),
-        Err(NotRunning) => atoms::not_running(),
+        Ok(()) => atoms::ok().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
     }
 }
 
-/// The result or `:not_running`.
-fn result<T: Encoder>(env: Env<'_>, result: Result<T, NotRunning>) -> Term<'_> {
+/// The number or `:not_running`.
+fn number(env: Env<'_>, result: Result<u64, NotRunning>) -> Term<'_> {
     match result {
-        Ok(result) => result.encode(env),
-        Err(not_running) => not_running.encode(env),
+        Ok(number) => unsigned_to(env, number),
+        Err(NotRunning) => atoms::not_running().to_term(env),
     }
 }
 
@@ -246,7 +275,7 @@ fn write_all<'a>(
 ) -> NifResult<Term<'a>> {
     let started = Instant::now();
     let route = route(to)?;
-    let Ok(buffer) = find(name) else { return Ok(atoms::not_running().encode(env)) };
+    let Ok(buffer) = find(name) else { return Ok(atoms::not_running().to_term(env)) };
     let mut rest = entries;
     let mut slice = Vec::with_capacity(WRITES_AT_ONCE);
     let mut at_once = FIRST_WRITES;
@@ -258,15 +287,15 @@ fn write_all<'a>(
             rest = tail;
         }
         if let Err(NotRunning) = write_slice(buffer, route, &slice) {
-            return Ok(atoms::not_running().encode(env));
+            return Ok(atoms::not_running().to_term(env));
         }
         if slice.len() < at_once {
             consume_timeslice(env, started);
-            return if rest.is_empty_list() { Ok(atoms::ok().encode(env)) } else { Err(Error::BadArg) };
+            return if rest.is_empty_list() { Ok(atoms::ok().to_term(env)) } else { Err(Error::BadArg) };
         }
         if started.elapsed() >= TIME_SLICE {
             consume_timeslice(env, started);
-            return Ok(tuple(env, [atoms::more().encode(env), rest]));
+            return Ok(tuple(env, [atoms::more().to_term(env), rest]));
         }
         at_once = WRITES_AT_ONCE;
     }

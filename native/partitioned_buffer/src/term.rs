@@ -14,10 +14,50 @@
 
 use std::cmp::Ordering;
 use std::mem::MaybeUninit;
+use std::panic::catch_unwind;
 
 use partitioned_buffer_engine::{Heap, Term as EngineTerm, Version};
+use rustler::codegen_runtime::{c_char, c_int};
 use rustler::sys::*;
-use rustler::{Env, Term};
+use rustler::types::atom;
+use rustler::{Env, Nif, NifResult, SchedulerFlags, Term};
+
+/// A NIF with `N` arguments, as a type, for [`entry`].
+pub(crate) trait Function<const N: usize> {
+    /// Its name, with a NUL at the end.
+    const NAME: &'static str;
+
+    /// The NIF; an error is `badarg`.
+    fn call<'a>(env: Env<'a>, arguments: [Term<'a>; N]) -> NifResult<Term<'a>>;
+}
+
+/// What the VM is told of a NIF. It is what the attribute `rustler::nif` makes, but for the arguments: that collects
+/// them in a vector on the heap, which costs as much as a whole `put`.
+pub(crate) const fn entry<const N: usize, F: Function<N>>(scheduler: SchedulerFlags) -> Nif {
+    assert!(matches!(F::NAME.as_bytes(), [.., 0]));
+    Nif { name: F::NAME.as_ptr().cast::<c_char>(), arity: N as u32, flags: scheduler as u32, raw_func: call::<N, F> }
+}
+
+/// What the VM calls. A panic becomes the exception `nif_panicked`.
+unsafe extern "C" fn call<const N: usize, F: Function<N>>(
+    env: *mut ErlNifEnv,
+    argc: c_int,
+    argv: *const ErlNifTerm,
+) -> ErlNifTerm {
+    debug_assert_eq!(argc as usize, N);
+    let lifetime = ();
+    // SAFETY: the VM gives the environment of the running call and, since it was told so, `N` arguments that belong to
+    // it. `lifetime` is of this call, so nothing made of the environment can outlive it.
+    unsafe {
+        let caller = Env::new(&lifetime, env);
+        let arguments = std::array::from_fn(|at| Term::new(caller, *argv.add(at)));
+        match catch_unwind(|| F::call(caller, arguments)) {
+            Ok(Ok(result)) => result.as_c_arg(),
+            Ok(Err(_)) => enif_make_badarg(env),
+            Err(_) => enif_raise_exception(env, atom::nif_panicked().as_c_arg()),
+        }
+    }
+}
 
 /// A term as the word that the VM represents it by. See the module's documentation for when it may be used.
 #[derive(Clone, Copy, PartialEq, Eq)]
