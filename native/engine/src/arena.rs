@@ -32,7 +32,7 @@ const MIN_CAPACITY: usize = 32;
 const SPARSE_DIVISOR: usize = 5;
 
 /// One copy in so many is weighed, and counts for all of them: weighing each would cost more than many copies do.
-const WEIGHED: usize = 8;
+const WEIGHED: usize = 16;
 
 /// A segment of this weight in bytes is sealed, so that large terms are freed soon and moved in small numbers.
 const WEIGHT_LIMIT: usize = 256 * 1024;
@@ -44,6 +44,9 @@ pub struct SegmentId(u32);
 impl SegmentId {
     /// Of a term that lives in no segment, because it is an immediate.
     pub const NONE: Self = SegmentId(u32::MAX);
+
+    /// Of no term: where an entry was deleted.
+    pub const VACANT: Self = SegmentId(u32::MAX - 1);
 
     /// The place in `Arena::segments`.
     fn index(self) -> usize {

@@ -1,12 +1,13 @@
 //! The entries of a generation, in chunks of a fixed size: growing never moves an entry, so it never takes long.
 //!
 //! Entries keep the order of insertion, which is the order in which their copies lie in memory; the place of a deleted
-//! entry is taken by the next new one.
+//! entry is taken by the next new one. Versions are kept beside the entries, and only in chunks that ever had one: an
+//! entry written without takes half the memory, and half the cache.
 
 use crate::arena::SegmentId;
-use crate::term::Version;
+use crate::term::{Term, Version};
 
-/// Entries of a chunk: 48 kB, which the allocator hands out without asking the system each time.
+/// Entries of a chunk: 24 kB, which the allocator hands out without asking the system each time.
 const CHUNK: usize = 1024;
 
 /// The number of an entry within its generation.
@@ -19,27 +20,58 @@ pub struct Entry<T> {
     pub key: T,
     /// The value, living in `value_segment`.
     pub value: T,
-    /// The version; where it is a term, that lives in `value_segment`.
+    /// The segment of the key arena that holds the key, or `NONE`; `VACANT` where the entry was deleted.
+    pub key_segment: SegmentId,
+    /// The segment of the value arena that holds the value, and the version where that is a term; or `NONE`.
+    pub value_segment: SegmentId,
+}
+
+/// How an entry came to its value.
+#[derive(Clone, Copy, Debug)]
+pub struct History<T> {
+    /// The version; where it is a term, that lives in the entry's `value_segment`.
     pub version: Version<T>,
     /// How often `put_newer` has replaced the value.
     pub updates: u64,
-    /// The segment of the key arena that holds the key, or `NONE`.
-    pub key_segment: SegmentId,
-    /// The segment of the value arena that holds value and version, or `NONE`.
-    pub value_segment: SegmentId,
+}
+
+impl<T: Term> History<T> {
+    /// Of an entry that was written without a version.
+    pub const UNVERSIONED: Self = History { version: Version::Int(0), updates: 0 };
+}
+
+/// All that is stored for a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<T> {
+    /// The key.
+    pub key: T,
+    /// The value.
+    pub value: T,
+    /// The version, 0 without one.
+    pub version: Version<T>,
+    /// How often `put_newer` has replaced the value.
+    pub updates: u64,
+}
+
+/// A run of entries.
+struct Chunk<T> {
+    /// The entries, deleted ones marked.
+    entries: Vec<Entry<T>>,
+    /// Their histories by the same place, or nothing while all are `UNVERSIONED`.
+    histories: Vec<History<T>>,
 }
 
 /// Entries by their number.
 pub struct Entries<T> {
-    /// All chunks but the last are full; a place without an entry is in `vacant`.
-    chunks: Vec<Vec<Option<Entry<T>>>>,
-    /// Places whose entry was deleted.
+    /// All chunks but the last are full.
+    chunks: Vec<Chunk<T>>,
+    /// The places of deleted entries.
     vacant: Vec<EntryId>,
     /// Places in all chunks.
     places: usize,
 }
 
-impl<T: Copy> Entries<T> {
+impl<T: Term> Entries<T> {
     /// No entries; allocates nothing.
     pub fn new() -> Self {
         Entries { chunks: Vec::new(), vacant: Vec::new(), places: 0 }
@@ -69,24 +101,30 @@ impl<T: Copy> Entries<T> {
         }
     }
 
-    /// Adds an entry, at `next_id`.
+    /// Adds an entry, at `next_id`, unversioned.
     #[inline]
     pub fn insert(&mut self, entry: Entry<T>) {
         if let Some(id) = self.vacant.pop() {
-            *self.place_mut(id) = Some(entry);
+            self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK] = entry;
+            self.set_history(id, History::UNVERSIONED);
             return;
         }
         if self.places.is_multiple_of(CHUNK) {
             // The first chunk grows with a small buffer, the others are known to fill.
-            self.chunks.push(Vec::with_capacity(if self.places == 0 { 4 } else { CHUNK }));
+            let capacity = if self.places == 0 { 4 } else { CHUNK };
+            self.chunks.push(Chunk { entries: Vec::with_capacity(capacity), histories: Vec::new() });
         }
-        self.chunks[self.places / CHUNK].push(Some(entry));
+        self.chunks[self.places / CHUNK].entries.push(entry);
         self.places += 1;
     }
 
     /// Takes out the entry `id`, which must be there.
     pub fn remove(&mut self, id: EntryId) -> Entry<T> {
-        let entry = self.place_mut(id).take().expect("a removed entry is there");
+        let place = &mut self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK];
+        let entry = *place;
+        debug_assert!(entry.key_segment != SegmentId::VACANT, "a removed entry is there");
+        place.key_segment = SegmentId::VACANT;
+        place.value_segment = SegmentId::VACANT;
         self.vacant.push(id);
         entry
     }
@@ -94,23 +132,42 @@ impl<T: Copy> Entries<T> {
     /// The entry `id`, unless it was deleted.
     #[inline]
     pub fn get(&self, id: EntryId) -> Option<&Entry<T>> {
-        self.chunks[id as usize / CHUNK][id as usize % CHUNK].as_ref()
+        let entry = &self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK];
+        (entry.key_segment != SegmentId::VACANT).then_some(entry)
     }
 
     /// The entry `id` for changing it, unless it was deleted.
     #[inline]
     pub fn get_mut(&mut self, id: EntryId) -> Option<&mut Entry<T>> {
-        self.place_mut(id).as_mut()
+        let entry = &mut self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK];
+        (entry.key_segment != SegmentId::VACANT).then_some(entry)
     }
 
-    /// The place of entry `id`.
+    /// The history of entry `id`.
     #[inline]
-    fn place_mut(&mut self, id: EntryId) -> &mut Option<Entry<T>> {
-        &mut self.chunks[id as usize / CHUNK][id as usize % CHUNK]
+    pub fn history(&self, id: EntryId) -> History<T> {
+        let histories = &self.chunks[id as usize / CHUNK].histories;
+        histories.get(id as usize % CHUNK).copied().unwrap_or(History::UNVERSIONED)
+    }
+
+    /// Changes the history of entry `id`.
+    #[inline]
+    pub fn set_history(&mut self, id: EntryId, history: History<T>) {
+        let histories = &mut self.chunks[id as usize / CHUNK].histories;
+        let place = id as usize % CHUNK;
+        if place >= histories.len() {
+            if matches!(history, History { version: Version::Int(0), updates: 0 }) {
+                return;
+            }
+            // All of a chunk at once but for a small buffer: they come in order.
+            let length = if id as usize >= CHUNK { CHUNK } else { (place + 1).next_power_of_two() };
+            histories.resize(length, History::UNVERSIONED);
+        }
+        histories[place] = history;
     }
 }
 
-impl<T: Copy> Default for Entries<T> {
+impl<T: Term> Default for Entries<T> {
     fn default() -> Self {
         Self::new()
     }
@@ -121,8 +178,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_takes_48_bytes_and_its_absence_none() {
-        assert_eq!(std::mem::size_of::<Entry<usize>>(), 56 - 8);
-        assert_eq!(std::mem::size_of::<Option<Entry<usize>>>(), 48);
+    fn an_entry_takes_24_bytes_and_its_history_as_many() {
+        assert_eq!(size_of::<Entry<usize>>(), 24);
+        assert_eq!(size_of::<History<usize>>(), 24);
     }
 }

@@ -7,7 +7,7 @@
 //! names count it as one live copy.
 
 use crate::arena::{Arena, SegmentId};
-use crate::entries::{Entries, Entry, EntryId};
+use crate::entries::{Entries, Entry, EntryId, History, Record};
 use crate::index::{Hash, Hasher, Index};
 use crate::term::{Heap, Term, Version};
 
@@ -49,10 +49,12 @@ impl<H: Heap> Generation<H> {
         self.entries.places()
     }
 
-    /// The entry with this number, unless it was deleted.
+    /// What is stored with this number, unless it was deleted.
     #[inline]
-    pub fn entry(&self, id: EntryId) -> Option<&Entry<H::Term>> {
-        self.entries.get(id)
+    pub fn record(&self, id: EntryId) -> Option<Record<H::Term>> {
+        let &Entry { key, value, .. } = self.entries.get(id)?;
+        let History { version, updates } = self.entries.history(id);
+        Some(Record { key, value, version, updates })
     }
 
     /// The value of `key`.
@@ -66,8 +68,8 @@ impl<H: Heap> Generation<H> {
     #[inline]
     pub fn put(&mut self, hash: Hash, key: H::Term, value: H::Term) {
         match self.find(hash, key) {
-            Some(id) => self.replace(id, value, Version::UNVERSIONED, |_| 0),
-            None => self.insert(hash, key, value, Version::UNVERSIONED),
+            Some(id) => self.replace(id, value, History::UNVERSIONED),
+            None => self.insert(hash, key, value, History::UNVERSIONED),
         }
     }
 
@@ -75,10 +77,11 @@ impl<H: Heap> Generation<H> {
     #[inline]
     pub fn put_newer(&mut self, hash: Hash, key: H::Term, value: H::Term, version: Version<H::Term>) {
         match self.find(hash, key) {
-            None => self.insert(hash, key, value, version),
+            None => self.insert(hash, key, value, History { version, updates: 0 }),
             Some(id) => {
-                if self.entries.get(id).is_some_and(|entry| version.is_newer_than(entry.version)) {
-                    self.replace(id, value, version, |updates| updates + 1);
+                let old = self.entries.history(id);
+                if version.is_newer_than(old.version) {
+                    self.replace(id, value, History { version, updates: old.updates + 1 });
                 }
             }
         }
@@ -105,24 +108,23 @@ impl<H: Heap> Generation<H> {
 
     /// Adds an entry for a key that has none.
     #[inline]
-    fn insert(&mut self, hash: Hash, key: H::Term, value: H::Term, version: Version<H::Term>) {
+    fn insert(&mut self, hash: Hash, key: H::Term, value: H::Term, history: History<H::Term>) {
         let id = self.entries.next_id();
         let ([key], key_segment) = self.keys.store(id, [key]);
-        let (value, version, value_segment) = store_value(&mut self.values, id, value, version);
-        self.entries.insert(Entry { key, value, version, updates: 0, key_segment, value_segment });
+        let (value, version, value_segment) = store_value(&mut self.values, id, value, history.version);
+        self.entries.insert(Entry { key, value, key_segment, value_segment });
+        self.entries.set_history(id, History { version, ..history });
         self.index.insert(hash, id);
     }
 
-    /// Replaces value and version of an entry.
+    /// Replaces value and history of an entry.
     #[inline]
-    fn replace(&mut self, id: EntryId, value: H::Term, version: Version<H::Term>, updates: impl Fn(u64) -> u64) {
-        let (value, version, value_segment) = store_value(&mut self.values, id, value, version);
+    fn replace(&mut self, id: EntryId, value: H::Term, history: History<H::Term>) {
+        let (value, version, value_segment) = store_value(&mut self.values, id, value, history.version);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
-        let old_segment = entry.value_segment;
         entry.value = value;
-        entry.version = version;
-        entry.updates = updates(entry.updates);
-        entry.value_segment = value_segment;
+        let old_segment = std::mem::replace(&mut entry.value_segment, value_segment);
+        self.entries.set_history(id, History { version, ..history });
         self.values.release(old_segment);
         self.clean_values();
     }
@@ -130,13 +132,24 @@ impl<H: Heap> Generation<H> {
     /// Evacuates one sparse segment of values, where there is one.
     #[inline]
     fn clean_values(&mut self) {
-        let Some((segment, owners)) = self.values.take_sparse() else { return };
+        if let Some((segment, owners)) = self.values.take_sparse() {
+            self.evacuate_values(segment, owners);
+        }
+    }
+
+    /// Moves the live values of a segment to the open one.
+    fn evacuate_values(&mut self, segment: SegmentId, owners: Vec<EntryId>) {
         for &owner in &owners {
             let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.value_segment == segment) else {
                 continue;
             };
-            (entry.value, entry.version, entry.value_segment) =
-                store_value(&mut self.values, owner, entry.value, entry.version);
+            let value = entry.value;
+            let history = self.entries.history(owner);
+            let (value, version, new_segment) = store_value(&mut self.values, owner, value, history.version);
+            self.entries.set_history(owner, History { version, ..history });
+            if let Some(entry) = self.entries.get_mut(owner) {
+                (entry.value, entry.value_segment) = (value, new_segment);
+            }
             self.values.release(segment);
         }
         self.values.vacate(segment, owners);

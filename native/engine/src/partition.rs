@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::entries::{Entry, EntryId};
+use crate::entries::{EntryId, Record};
 use crate::generation::Generation;
 use crate::index::{Hash, Hasher};
 use crate::reclaim::reclaim;
@@ -240,14 +240,14 @@ impl<H: Heap> HandOver<H> {
         self.generation.as_ref().map_or(0, Generation::end)
     }
 
-    /// The entry at `position`, unless it was deleted or there are not so many.
+    /// What is stored at `position`, unless it was deleted or there are not so many.
     #[inline]
-    pub fn entry(&self, position: usize) -> Option<&Entry<H::Term>> {
+    pub fn record(&self, position: usize) -> Option<Record<H::Term>> {
         let generation = self.generation.as_ref()?;
         if position >= generation.end() {
             return None;
         }
-        generation.entry(EntryId::try_from(position).ok()?)
+        generation.record(EntryId::try_from(position).ok()?)
     }
 }
 

@@ -49,9 +49,6 @@ pub enum Version<T> {
 }
 
 impl<T: Term> Version<T> {
-    /// The version of an entry written without one.
-    pub const UNVERSIONED: Self = Version::Int(0);
-
     /// Whether this version replaces `other`: it is greater.
     pub fn is_newer_than(self, other: Self) -> bool {
         let order = match (self, other) {

@@ -28,7 +28,7 @@ fn number(version: Version<TestTerm>) -> i64 {
 
 fn contents(generation: &Generation<TestHeap>) -> Model {
     (0..generation.end())
-        .filter_map(|id| generation.entry(id as u32))
+        .filter_map(|id| generation.record(id as u32))
         .map(|entry| (entry.key.content(), (entry.value.content().1, number(entry.version), entry.updates)))
         .collect()
 }
@@ -93,7 +93,9 @@ fn entries_come_in_the_order_of_their_insertion() {
         let key = caller.term(number);
         generation.put(hash(&hasher, key), key, key);
     }
-    let keys: Vec<i64> =
-        (0..generation.end()).filter_map(|id| generation.entry(id as u32)).map(|entry| entry.key.content().1).collect();
+    let keys: Vec<i64> = (0..generation.end())
+        .filter_map(|id| generation.record(id as u32))
+        .map(|entry| entry.key.content().1)
+        .collect();
     assert!(keys.iter().copied().eq((0..10_000).rev()));
 }

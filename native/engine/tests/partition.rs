@@ -31,7 +31,7 @@ fn hand_over(partition: &Partition<TestHeap>) -> Option<Arc<HandOver<TestHeap>>>
 
 fn keys(hand_over: &HandOver<TestHeap>) -> Vec<i64> {
     (hand_over.position()..hand_over.end())
-        .filter_map(|position| hand_over.entry(position))
+        .filter_map(|position| hand_over.record(position))
         .map(|entry| entry.key.content().1)
         .collect()
 }
@@ -119,7 +119,7 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
             loop {
                 let last = done.load(Ordering::SeqCst);
                 while let Some(hand_over) = hand_over(&partition) {
-                    for entry in (hand_over.position()..hand_over.end()).filter_map(|at| hand_over.entry(at)) {
+                    for entry in (hand_over.position()..hand_over.end()).filter_map(|at| hand_over.record(at)) {
                         let Version::Int(version) = entry.version else { panic!("a small version") };
                         let key = entry.key.content().1;
                         let before = newest.insert(key, version);

@@ -208,11 +208,11 @@ fn read<'a>(env: Env<'a>, [batch, position, count]: [Term<'a>; 3]) -> NifResult<
     while position < hand_over.end() && entries.len() < count {
         let stop = position.saturating_add(READS_AT_ONCE).min(hand_over.end());
         while position < stop && entries.len() < count {
-            if let Some(entry) = hand_over.entry(position) {
-                let key = copy_to(env, entry.key);
-                let value = copy_to(env, entry.value);
-                let version = version_to(env, entry.version);
-                entries.push(tuple(env, [key, value, version, unsigned_to(env, entry.updates)]));
+            if let Some(record) = hand_over.record(position) {
+                let key = copy_to(env, record.key);
+                let value = copy_to(env, record.value);
+                let version = version_to(env, record.version);
+                entries.push(tuple(env, [key, value, version, unsigned_to(env, record.updates)]));
             }
             position += 1;
         }
