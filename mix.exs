@@ -14,7 +14,8 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   def run(args) do
     built_from = {System.get_env("PARTITIONED_BUFFER_NIF_PATH"), features(), fingerprint()}
 
-    if "--force" not in args and File.exists?(library()) and File.read(manifest()) == {:ok, encode(built_from)} do
+    if "--force" not in args and File.exists?(library()) and
+         File.read(manifest()) == {:ok, encode(built_from)} do
       {:noop, []}
     else
       install(elem(built_from, 0) || build())
@@ -63,7 +64,10 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   defp artifact(messages) do
     messages
     |> String.split("\n")
-    |> Enum.filter(&(&1 =~ ~s("reason":"compiler-artifact") and &1 =~ ~s("kind":["cdylib"]) and &1 =~ ~s("name":"#{@crate}")))
+    |> Enum.filter(
+      &(&1 =~ ~s("reason":"compiler-artifact") and &1 =~ ~s("kind":["cdylib"]) and
+          &1 =~ ~s("name":"#{@crate}"))
+    )
     |> Enum.flat_map(&Regex.scan(~r/"filenames":\[([^\]]*)\]/, &1, capture: :all_but_first))
     |> Enum.flat_map(fn [names] -> Regex.scan(~r/"((?:[^"\\]|\\.)*)"/, names, capture: :all_but_first) end)
     |> Enum.map(fn [name] -> String.replace(name, "\\\\", "\\") end)
@@ -121,7 +125,8 @@ defmodule PartitionedBuffer.MixProject do
       start_permanent: Mix.env() == :prod,
       deps: if(hex?(), do: deps(), else: []),
       test_ignore_filters: [&String.starts_with?(&1, ["test/support/", "test/hexless/", "test/app/"])],
-      description: "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
+      description:
+        "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
       package: package(),
       name: "PartitionedBuffer"
     ]

@@ -1,16 +1,146 @@
 defmodule PartitionedBuffer do
-  @moduledoc false
+  @moduledoc """
+  Write buffers for systems that are written to faster than their database, broker or API can be.
+
+  Processes put entries into a buffer; every partition of it hands over what it holds at an interval, and a processor
+  function receives that in batches. `PartitionedBuffer.Map` is the buffer of key–value entries, in which writes to the
+  same key coalesce. This module has what does not depend on the kind of buffer: the options, the guarantees, the
+  telemetry events.
+
+  ## Start options
+
+  For `PartitionedBuffer.Map.start_link/1` and child specifications. Other keys are ignored.
+
+  | option | type | default | meaning |
+  |---|---|---|---|
+  | `:name` | atom | required | the name of the buffer |
+  | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
+  | `:partitions` | integer from 0 | `System.schedulers_online/0` | how many partitions the keys are spread over; with 0 every operation raises |
+  | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
+  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at the end: how long a batch in flight may take |
+  | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
+
+  A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades; an anonymous function is gone
+  when its module has been loaded twice more.
+
+  ## Runtime options
+
+  Of single calls; another option raises.
+
+    * `:partition_key` – what the partition is chosen by, instead of the key. A function of arity 1 is called with the
+      key, `{module, function, args}` with the key before `args`, and any other term but `nil` is itself what all entries
+      of the call are routed by. Entries with the same partition key are in one partition, and its hand-overs come one
+      after the other. What was put with a partition key is found only with the same one.
+
+  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`; that of a key without one is
+  `:erlang.phash2(:erlang.phash2(key), partitions)`.
+
+  ## Guarantees
+
+    * A write that has returned `:ok` is in exactly one hand-over, unless a later write has replaced it, a newer version
+      was there, or it was deleted. The hand-over is a swap under the lock of the partition: a write comes before it or
+      after it.
+    * Each entry of a hand-over is given to the processor at most once. What a processor was called with when it
+      raised, exited or was killed is not given to another; what lies behind it in the same hand-over is, at the next
+      interval.
+    * Processes may die: partition, task, supervisor. What was not yet given to a processor is kept in native memory,
+      and processed when the buffer runs again, also after a restart of its whole supervision tree. It is lost with the
+      VM, as everything is that is only in memory.
+    * One batch of a partition is processed at a time: hand-overs come to the processor in their order, so the versions
+      of a key never go backwards. Partitions are independent of each other.
+    * `stop/3`, or the end of the supervision tree, waits for the batch in flight and then processes the rest, in all
+      partitions at the same time. A batch may take `:processing_timeout_ms`; what lies behind may take as long for each
+      batch, at least 5 seconds. A processor that takes longer is killed. What could not be processed is logged, and kept
+      until a buffer of the same name starts.
+    * Terms come back exactly as they were put.
+    * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only copying a single
+      key or value takes as long as its size demands, as in sending it in a message.
+
+  What is not promised: a bound to the memory used while the processor cannot keep up, and any order between partitions.
+
+  ## Tables
+
+  With `processing_batch_size: :table` the processor is called once per hand-over, with the name of an ETS table that its
+  process owns. It is a `:set` with `keypos: 2` of the records `{:entry, key, value, version, updates}`. When the processor
+  returns the table is deleted, unless it was renamed with `:ets.rename/2` and given away with `:ets.give_away/3`: then it
+  is theirs, and the next table has the usual name again.
+
+  ## Telemetry
+
+  Where the application `:telemetry` is present. Times are in native units. `buffer` is the name, `partition` the name of
+  the partition as by `get_partition/3`.
+
+  | event | measurements | metadata |
+  |---|---|---|
+  | `[:partitioned_buffer, :partition, :start]` | `system_time` | `buffer`, `partition` |
+  | `[:partitioned_buffer, :partition, :stop]` | `duration` | `buffer`, `partition`, `reason` |
+  | `[:partitioned_buffer, :partition, :processing, :start]` | `system_time`, `monotonic_time` | `buffer`, `partition` |
+  | `[:partitioned_buffer, :partition, :processing, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition` |
+  | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `kind`, `reason`, `stacktrace` |
+  | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time` | `buffer`, `partition`, `reason` |
+
+  The `processing` events enclose one hand-over, of `size` entries. `processing_failed` tells the exit reason of the task
+  that the processor was called in. There is no event for an interval in which nothing came in.
+  """
 
   alias PartitionedBuffer.{Native, Options, Partition, Routing}
 
+  @typedoc "The name of a buffer."
   @type buffer() :: atom()
 
+  @doc """
+  Starts a buffer of the kind given as `:module`. `PartitionedBuffer.Map.start_link/1` adds that option.
+
+  Takes the [start options](#module-start-options).
+
+      iex> {:ok, _pid} =
+      ...>   PartitionedBuffer.start_link(
+      ...>     module: PartitionedBuffer.Map,
+      ...>     name: :started_directly,
+      ...>     processor: &Function.identity/1
+      ...>   )
+      iex> PartitionedBuffer.buffer_size(:started_directly)
+      0
+  """
+  @spec start_link(keyword()) :: Supervisor.on_start()
   def start_link(opts), do: opts |> Options.start!() |> PartitionedBuffer.Supervisor.start_link()
 
+  @doc """
+  The child specification of a buffer of the kind given as `:module`. Its id is the buffer's name.
+
+      iex> PartitionedBuffer.child_spec(module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1)
+      %{
+        id: :users,
+        start: {PartitionedBuffer.Map, :start_link, [[module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1]]},
+        type: :supervisor
+      }
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts) do
+    options = Options.start!(opts)
+    %{id: options.name, start: {options.module, :start_link, [opts]}, type: :supervisor}
+  end
+
+  @doc """
+  Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
+
+  Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds.
+  """
+  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity)
   def stop(pid, reason, timeout) when is_pid(pid), do: Supervisor.stop(pid, reason, timeout)
-  def stop(buffer, reason, timeout), do: buffer |> PartitionedBuffer.Supervisor.name() |> Supervisor.stop(reason, timeout)
 
+  def stop(buffer, reason, timeout),
+    do: buffer |> PartitionedBuffer.Supervisor.name() |> Supervisor.stop(reason, timeout)
+
+  @doc """
+  How many entries wait for the next hand-over, in all partitions.
+
+      iex> PartitionedBuffer.Map.put(:doc, :key, 1)
+      iex> PartitionedBuffer.buffer_size(:doc)
+      1
+  """
+  @spec buffer_size(buffer()) :: non_neg_integer()
   def buffer_size(buffer) do
     case Native.size(buffer) do
       :not_running -> Routing.not_running!(buffer)
@@ -18,10 +148,29 @@ defmodule PartitionedBuffer do
     end
   end
 
+  @doc """
+  Changes options of a running buffer: `:processing_interval_ms`, `:processing_timeout_ms`, `:processing_batch_size`.
+
+  The others keep their values. A new interval begins at once; a new batch size counts from the next hand-over on.
+  Raises, and changes nothing, if an option is unknown or invalid.
+
+      iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)
+      :ok
+  """
+  @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts) do
     changes = Options.update!(buffer, opts)
     buffer |> Routing.partition_names() |> Enum.each(&Partition.update_options(&1, changes))
   end
 
+  @doc """
+  The name of the partition that a key is put into with this `:partition_key`, `nil` for none.
+
+      iex> PartitionedBuffer.get_partition(:doc, nil, :key) == PartitionedBuffer.get_partition(:doc, &:erlang.phash2/1, :key)
+      true
+      iex> PartitionedBuffer.get_partition(:doc, :all_to_one, :key) in [:"Elixir.doc.0", :"Elixir.doc.1"]
+      true
+  """
+  @spec get_partition(buffer(), any(), any()) :: atom()
   def get_partition(buffer, partition_key, key), do: Routing.partition_name(buffer, partition_key, key)
 end

@@ -24,7 +24,9 @@ defmodule PartitionedBuffer.Drainer do
   @impl GenServer
   def terminate(reason, {buffer, partitions}) do
     if reason == :shutdown do
-      requests = for n <- 0..(partitions - 1)//1, do: buffer |> Routing.partition_name(n) |> Partition.drain_request()
+      requests =
+        for n <- 0..(partitions - 1)//1, do: buffer |> Routing.partition_name(n) |> Partition.drain_request()
+
       # One that is dead has nothing more to say.
       Enum.each(requests, &:gen_server.wait_response(&1, :infinity))
     end

@@ -67,7 +67,11 @@ defmodule PartitionedBuffer.HandOver do
         Native.claim(batch, position)
 
       {entries, position} ->
-        :ets.insert(table, for({key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}))
+        :ets.insert(
+          table,
+          for({key, value, version, updates} <- entries, do: {:entry, key, value, version, updates})
+        )
+
         fill(batch, position, table)
     end
   end

@@ -1,22 +1,147 @@
 defmodule PartitionedBuffer.Map do
-  @moduledoc false
+  @moduledoc """
+  A buffer of key–value entries: writes to the same key coalesce, and a processor function receives what has come in,
+  in batches.
+
+      iex> alias PartitionedBuffer.Map, as: Buffer
+      iex> me = self()
+      iex> {:ok, _supervisor} =
+      ...>   Buffer.start_link(name: :visits, processor: fn batch -> send(me, {:batch, batch}) end)
+      iex> Buffer.put(:visits, :alice, 1)
+      iex> Buffer.put(:visits, :alice, 2)
+      iex> Buffer.get(:visits, :alice)
+      2
+      iex> Buffer.stop(:visits)
+      :ok
+      iex> receive do {:batch, batch} -> batch end
+      [{:alice, 2, 0, 0}]
+
+  Any process writes, at any rate: a write is one call into native code, on the process that calls. No message is
+  sent and no process is waited for. Entries live outside of all process heaps, in partitions that are chosen by the key;
+  each partition hands over what it holds every `:processing_interval_ms` and goes on with an empty map. See
+  `PartitionedBuffer` for options, guarantees and telemetry.
+
+  ## Semantics
+
+    * Any term is a key, any term a value. Keys are the same if `===` says so: `1` and `1.0` are two keys.
+    * `put/4` and `put_all/3` replace what is there: the last write wins. Their entries have version 0.
+    * `put_newer/5` and `put_all_newer/3` replace an entry only by one with a greater version: the newest version wins, in
+      whatever order writes arrive. Versions are integers of any size.
+    * `get/4`, `delete/3` and `size/1` see the entries that wait for the next hand-over, not those already handed over.
+    * A call that raises because of its arguments has written nothing.
+    * On a buffer that is not running every operation raises a `RuntimeError`.
+
+  ## Processor
+
+  It is called with a list of `{key, value, version, updates}` tuples: `version` is 0 for entries written without one,
+  and `updates` is how often `put_newer/5` has replaced the value since the last hand-over. Each entry of a hand-over
+  comes once, in batches of `:processing_batch_size`, of which only the last is shorter.
+
+      def process(batch) do
+        rows = for {id, user, version, _updates} <- batch, do: %{id: id, name: user.name, version: version}
+        MyApp.Repo.insert_all("users", rows, on_conflict: :replace_all, conflict_target: :id)
+      end
+  """
 
   alias PartitionedBuffer.{Native, Options, Routing}
 
+  @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
 
-  def start_link(opts), do: opts |> Keyword.put(:module, __MODULE__) |> PartitionedBuffer.start_link()
+  @doc """
+  Starts a buffer, linked to the calling process.
 
-  def child_spec(opts) do
-    %{id: Keyword.get(opts, :name), start: {__MODULE__, :start_link, [opts]}, type: :supervisor}
-  end
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the buffer's supervisor, or
+  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
 
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity), do: PartitionedBuffer.stop(buffer, reason, timeout)
+      iex> {:ok, pid} = PartitionedBuffer.Map.start_link(name: :start_link_doc, processor: &Function.identity/1)
+      iex> PartitionedBuffer.Map.start_link(name: :start_link_doc, processor: &Function.identity/1)
+      {:error, {:already_started, pid}}
+  """
+  @spec start_link(keyword()) :: Supervisor.on_start()
+  def start_link(opts), do: PartitionedBuffer.start_link(put_module(opts))
 
+  @doc """
+  The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
+
+      iex> PartitionedBuffer.Map.child_spec(name: :users, processor: &Function.identity/1).id
+      :users
+
+      children = [{PartitionedBuffer.Map, name: :users, processor: &MyApp.Users.process/1}]
+      Supervisor.start_link(children, strategy: :one_for_one)
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts), do: PartitionedBuffer.child_spec(put_module(opts))
+
+  @doc """
+  Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
+
+  New writes are refused as soon as the batch in flight is done. Exits as `Supervisor.stop/3` does if there is no such
+  buffer, or if it takes longer than `timeout` milliseconds.
+
+      iex> {:ok, _pid} = PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
+      iex> PartitionedBuffer.Map.stop(:stop_doc)
+      :ok
+  """
+  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
+    do: PartitionedBuffer.stop(buffer, reason, timeout)
+
+  @doc """
+  Puts a value for a key, whatever is there.
+
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`).
+
+      iex> PartitionedBuffer.Map.put(:doc, :key, "value")
+      :ok
+      iex> PartitionedBuffer.Map.put(:doc, {:eu, 7}, "value", partition_key: fn {region, _id} -> region end)
+      :ok
+  """
+  @spec put(buffer(), any(), any(), keyword()) :: :ok
   def put(buffer, key, value, opts \\ [])
   def put(buffer, key, value, []), do: buffer |> Native.put(nil, key, value) |> ok!(buffer)
-  def put(buffer, key, value, opts), do: buffer |> Native.put(route(buffer, key, opts), key, value) |> ok!(buffer)
 
+  def put(buffer, key, value, opts),
+    do: buffer |> Native.put(route(buffer, key, opts), key, value) |> ok!(buffer)
+
+  @doc """
+  Puts the entries of a map, or of a list of `{key, value}` tuples in their order.
+
+  Raises an `ArgumentError`, and writes nothing, if there is anything else in the list. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as `:partition_key` is called for all
+  entries before the first is written.
+
+      iex> PartitionedBuffer.Map.put_all(:doc, %{a: 1, b: 2})
+      :ok
+      iex> PartitionedBuffer.Map.put_all(:doc, [{:a, 1}, {:a, 2}])
+      :ok
+      iex> PartitionedBuffer.Map.get(:doc, :a)
+      2
+  """
+  @spec put_all(buffer(), map() | [{any(), any()}], keyword()) :: :ok
+  def put_all(buffer, entries, opts \\ [])
+  def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
+
+  def put_all(buffer, entries, opts) do
+    check_pairs!(entries, buffer)
+    write_all(&Native.put_all/3, buffer, entries, opts)
+  end
+
+  @doc """
+  Puts a value for a key, unless there is an entry for it whose version is as high.
+
+  A new entry has `updates` 0; each replacement adds 1. An entry written by `put/4` has version 0. Raises an
+  `ArgumentError` if the version is not an integer. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`).
+
+      iex> PartitionedBuffer.Map.put_newer(:doc, :user, "new", 200)
+      :ok
+      iex> PartitionedBuffer.Map.put_newer(:doc, :user, "late", 100)
+      :ok
+      iex> PartitionedBuffer.Map.get(:doc, :user)
+      "new"
+  """
+  @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_integer(version) do
@@ -27,21 +152,38 @@ defmodule PartitionedBuffer.Map do
     buffer |> Native.put_newer(route(buffer, key, opts), key, value, version) |> ok!(buffer)
   end
 
-  def put_newer(buffer, key, value, version, _opts), do: invalid_entry!(buffer, {key, value, version}, :versioned)
+  def put_newer(buffer, key, value, version, _opts),
+    do: invalid_entry!(buffer, {key, value, version}, :versioned)
 
-  def put_all(buffer, entries, opts \\ [])
-  def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
+  @doc """
+  Puts a list of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
 
-  def put_all(buffer, entries, opts) do
-    check_pairs!(entries, buffer)
-    write_all(&Native.put_all/3, buffer, entries, opts)
-  end
+  Raises an `ArgumentError`, and writes nothing, if there is anything else in the list. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
+      iex> PartitionedBuffer.Map.put_all_newer(:doc, [{:x, "second", 2}, {:x, "first", 1}])
+      :ok
+      iex> PartitionedBuffer.Map.get(:doc, :x)
+      "second"
+  """
+  @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
   def put_all_newer(buffer, entries, opts \\ []) do
     check_versioned!(entries, buffer)
     write_all(&Native.put_all_newer/3, buffer, entries, opts)
   end
 
+  @doc """
+  The value of a key among the entries that wait for the next hand-over, or `default`.
+
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`): those that the key was put with.
+
+      iex> PartitionedBuffer.Map.put(:doc, :stored_nil, nil)
+      iex> PartitionedBuffer.Map.get(:doc, :stored_nil, :default)
+      nil
+      iex> PartitionedBuffer.Map.get(:doc, :missing, :default)
+      :default
+  """
+  @spec get(buffer(), any(), any(), keyword()) :: any()
   def get(buffer, key, default \\ nil, opts \\ []) do
     case Native.get(buffer, route(buffer, key, opts), key) do
       {:ok, value} -> value
@@ -50,13 +192,43 @@ defmodule PartitionedBuffer.Map do
     end
   end
 
-  def delete(buffer, key, opts \\ []), do: buffer |> Native.delete(route(buffer, key, opts), key) |> ok!(buffer)
+  @doc """
+  Deletes the entry of a key, if it waits for the next hand-over. What has been handed over is not affected.
 
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`): those that the key was put with.
+
+      iex> PartitionedBuffer.Map.put(:doc, :deleted, 1)
+      iex> PartitionedBuffer.Map.delete(:doc, :deleted)
+      :ok
+      iex> PartitionedBuffer.Map.get(:doc, :deleted)
+      nil
+  """
+  @spec delete(buffer(), any(), keyword()) :: :ok
+  def delete(buffer, key, opts \\ []),
+    do: buffer |> Native.delete(route(buffer, key, opts), key) |> ok!(buffer)
+
+  @doc """
+  How many entries wait for the next hand-over, in all partitions.
+
+      iex> PartitionedBuffer.Map.size(:doc)
+      0
+  """
+  @spec size(buffer()) :: non_neg_integer()
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
+  @doc """
+  Changes options of a running buffer. See `PartitionedBuffer.update_options/2`.
+
+      iex> PartitionedBuffer.Map.update_options(:doc, processing_interval_ms: 100)
+      :ok
+  """
+  @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
 
   ## Private
+
+  defp put_module(opts),
+    do: if(Keyword.keyword?(opts), do: Keyword.put(opts, :module, __MODULE__), else: opts)
 
   defp ok!(:ok, _buffer), do: :ok
   defp ok!(:not_running, buffer), do: Routing.not_running!(buffer)
@@ -99,10 +271,13 @@ defmodule PartitionedBuffer.Map do
 
   defp invalid_entry!(buffer, entry, kind) do
     expected = if kind == :pair, do: "{key, value}", else: "{key, value, version} with an integer version"
-    raise ArgumentError, "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{expected}"
+
+    raise ArgumentError,
+          "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{expected}"
   end
 
   defp invalid_list!(buffer, tail) do
-    raise ArgumentError, "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
+    raise ArgumentError,
+          "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
   end
 end

@@ -67,7 +67,8 @@ defmodule PartitionedBuffer.Native do
   Entries from `position` on, at most `count`, and the position behind them. Fewer than that when its time is up; none
   only at the end.
   """
-  @spec read(batch(), position(), pos_integer()) :: {[{term(), term(), integer(), non_neg_integer()}], position()}
+  @spec read(batch(), position(), pos_integer()) ::
+          {[{term(), term(), integer(), non_neg_integer()}], position()}
   def read(_batch, _position, _count), do: not_loaded()
 
   @doc "Takes the entries before `position` as handed to the processor: they are never handed over again."

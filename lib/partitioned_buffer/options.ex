@@ -39,7 +39,11 @@ defmodule PartitionedBuffer.Options do
     given = Keyword.take(options, @start)
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
-      raise! key, nil, "required option #{inspect(key)} of buffer #{inspect(name)} is missing: #{expected(key)} expected"
+      raise!(
+        key,
+        nil,
+        "required option #{inspect(key)} of buffer #{inspect(name)} is missing: #{expected(key)} expected"
+      )
     end
 
     Enum.each(given, &check!(&1, name))
@@ -68,26 +72,32 @@ defmodule PartitionedBuffer.Options do
   end
 
   defp check_keyword!(options, what) do
-    Keyword.keyword?(options) || raise! nil, options, "#{what} must be a keyword list, got: #{inspect(options)}"
+    Keyword.keyword?(options) ||
+      raise!(nil, options, "#{what} must be a keyword list, got: #{inspect(options)}")
   end
 
   defp check_known!(options, known, what) do
     for {key, value} <- options, key not in known do
-      raise! key, value, "#{what} #{inspect(key)}, only #{Enum.map_join(known, ", ", &inspect/1)}"
+      raise!(key, value, "#{what} #{inspect(key)}, only #{Enum.map_join(known, ", ", &inspect/1)}")
     end
   end
 
   defp check!({key, value}, name) do
     valid?(key, value) ||
-      raise! key,
-             value,
-             "invalid value for option #{inspect(key)} of buffer #{inspect(name)}: #{expected(key)} expected, " <>
-               "got: #{inspect(value)}"
+      raise!(
+        key,
+        value,
+        "invalid value for option #{inspect(key)} of buffer #{inspect(name)}: #{expected(key)} expected, " <>
+          "got: #{inspect(value)}"
+      )
   end
 
   defp valid?(:name, name), do: is_atom(name) and name != nil
-  defp valid?(:module, module), do: is_atom(module) and module != nil
-  defp valid?(:processor, {m, f, args}), do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
+  defp valid?(:module, module), do: module in [PartitionedBuffer.Map]
+
+  defp valid?(:processor, {m, f, args}),
+    do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
+
   defp valid?(:processor, processor), do: is_function(processor, 1)
   defp valid?(:partitions, number), do: is_integer(number) and number >= 0 and number <= 1_048_576
   defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= @max_ms
@@ -97,7 +107,7 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
 
   defp expected(:name), do: "an atom"
-  defp expected(:module), do: "a module, PartitionedBuffer.Map,"
+  defp expected(:module), do: "PartitionedBuffer.Map"
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
   defp expected(:partitions), do: "a non-negative integer up to 1048576"
   defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"

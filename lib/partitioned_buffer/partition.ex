@@ -39,13 +39,15 @@ defmodule PartitionedBuffer.Partition do
   end
 
   @spec child_spec({atom(), non_neg_integer(), :ets.tid()}) :: Supervisor.child_spec()
-  def child_spec({_buffer, number, _settings} = init), do: Supervisor.child_spec(super(init), id: {__MODULE__, number})
+  def child_spec({_buffer, number, _settings} = init),
+    do: Supervisor.child_spec(super(init), id: {__MODULE__, number})
 
   @doc """
   The name of the task supervisor of a partition.
   """
   @spec task_supervisor(atom(), non_neg_integer()) :: atom()
-  def task_supervisor(buffer, number), do: Module.concat(Routing.partition_name(buffer, number), TaskSupervisor)
+  def task_supervisor(buffer, number),
+    do: Module.concat(Routing.partition_name(buffer, number), TaskSupervisor)
 
   @doc """
   Changes options, which must be valid. A new interval begins now.
@@ -65,7 +67,15 @@ defmodule PartitionedBuffer.Partition do
   def init({buffer, number, settings}) do
     Process.flag(:trap_exit, true)
     name = Routing.partition_name(buffer, number)
-    state = %State{buffer: buffer, number: number, name: name, settings: settings, started: System.monotonic_time()}
+
+    state = %State{
+      buffer: buffer,
+      number: number,
+      name: name,
+      settings: settings,
+      started: System.monotonic_time()
+    }
+
     Native.reopen(buffer, number)
     Telemetry.execute([:start], %{system_time: System.system_time()}, metadata(state))
     {:ok, state |> find_running() |> schedule()}
@@ -123,7 +133,10 @@ defmodule PartitionedBuffer.Partition do
   catch
     # The task supervisor has crashed and is about to be back. What was handed over will be a rest.
     :exit, reason ->
-      Logger.warning("#{describe(state)} could not start a task, it tries again: #{Exception.format_exit(reason)}")
+      Logger.warning(
+        "#{describe(state)} could not start a task, it tries again: #{Exception.format_exit(reason)}"
+      )
+
       state
   end
 
@@ -135,7 +148,9 @@ defmodule PartitionedBuffer.Partition do
   end
 
   # After what an earlier failure had left, what has come in since is due.
-  defp succeeded(%State{running: %Running{kind: :rest}} = state), do: start_processing(%State{state | running: nil})
+  defp succeeded(%State{running: %Running{kind: :rest}} = state),
+    do: start_processing(%State{state | running: nil})
+
   defp succeeded(%State{} = state), do: %State{state | running: nil}
 
   # A task found at the start may have ended before it was monitored: nothing is known of it then.
@@ -166,7 +181,10 @@ defmodule PartitionedBuffer.Partition do
         if Native.position(batch) > position do
           drain_rest(state, timeout)
         else
-          Logger.error("#{describe(state)} could not process all it had: the rest is kept until the buffer starts again")
+          Logger.error(
+            "#{describe(state)} could not process all it had: the rest is kept until the buffer starts again"
+          )
+
           state
         end
 
@@ -191,7 +209,10 @@ defmodule PartitionedBuffer.Partition do
     after
       timeout ->
         if progress(running) == position do
-          Logger.error("#{describe(state)} kills its processor: a batch has taken longer than #{timeout} ms at the end")
+          Logger.error(
+            "#{describe(state)} kills its processor: a batch has taken longer than #{timeout} ms at the end"
+          )
+
           Process.exit(running.pid, :kill)
         end
 

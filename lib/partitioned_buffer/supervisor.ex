@@ -35,7 +35,8 @@ defmodule PartitionedBuffer.Supervisor do
     :ets.insert(settings, {:options, options})
 
     children =
-      for number <- 0..(partitions - 1)//1, child <- [task_supervisor(buffer, number), {Partition, {buffer, number, settings}}] do
+      for number <- 0..(partitions - 1)//1,
+          child <- [task_supervisor(buffer, number), {Partition, {buffer, number, settings}}] do
         child
       end
 

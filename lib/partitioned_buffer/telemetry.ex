@@ -21,7 +21,7 @@ defmodule PartitionedBuffer.Telemetry do
   @doc """
   Emits `:start` before and `:stop` or `:exception` after `fun`, which returns what `:stop` is to measure besides.
   """
-  @spec span([atom()], map(), (-> map())) :: :ok
+  @spec span([atom()], map(), (() -> map())) :: :ok
   def span(suffix, metadata, fun) do
     metadata = Map.put(metadata, :telemetry_span_context, make_ref())
     started = System.monotonic_time()

@@ -1,0 +1,262 @@
+defmodule PartitionedBuffer.MapTest do
+  use PartitionedBuffer.Case, async: true
+
+  import Bitwise
+
+  doctest PartitionedBuffer.Map
+  doctest PartitionedBuffer
+
+  setup context do
+    if context.test_type == :doctest, do: start_buffer(name: :doc)
+    :ok
+  end
+
+  defp terms do
+    port = Port.open({:spawn_executable, "/bin/cat"}, [])
+
+    [
+      :atom,
+      nil,
+      0,
+      -1,
+      1 <<< 59,
+      1 <<< 64,
+      -(1 <<< 200),
+      0.5,
+      1.0e300,
+      "",
+      "binary",
+      String.duplicate("x", 100_000),
+      binary_part(String.duplicate("y", 1_000), 3, 500),
+      <<1::3>>,
+      <<5, 6, 7::5>>,
+      [],
+      [1, 2 | 3],
+      'charlist',
+      {},
+      {:a, {:b, [c: 1]}},
+      %{},
+      %{%{a: 1} => [%{b: {2}}]},
+      Map.new(1..100, &{&1, {&1}}),
+      self(),
+      make_ref(),
+      port,
+      fn -> :anonymous end,
+      &String.length/1,
+      :_,
+      :"$1",
+      :"$_",
+      :"$$",
+      {:a, :_},
+      [:"$1" | :"$_"],
+      %{key: :"$1"},
+      {:const, :"$1"},
+      1..10,
+      ~D[2026-01-01],
+      :atomics.new(1, [])
+    ]
+  end
+
+  test "any term is a value and comes back exactly" do
+    buffer = start_buffer()
+    terms = Enum.with_index(terms())
+    for {term, index} <- terms, do: Buffer.put(buffer, index, term)
+    for {term, index} <- terms, do: assert(Buffer.get(buffer, index) === term)
+    flush(buffer)
+    assert Enum.sort(received_entries()) === Enum.sort(for {term, index} <- terms, do: {index, term, 0, 0})
+  end
+
+  test "any term is a key, is overwritten, updated and deleted, and comes back exactly" do
+    buffer = start_buffer()
+
+    for term <- terms() do
+      Buffer.put(buffer, term, :first)
+      Buffer.put(buffer, term, :second)
+      assert Buffer.get(buffer, term) == :second
+      Buffer.put_newer(buffer, term, term, 1)
+      Buffer.put_newer(buffer, term, term, 2)
+      Buffer.put_newer(buffer, term, :stale, 2)
+      assert Buffer.get(buffer, term) === term
+      assert Buffer.size(buffer) == 1
+      flush(buffer)
+      assert [{^term, ^term, 2, 2}] = received_entries()
+      Buffer.put(buffer, term, 1)
+      Buffer.delete(buffer, term)
+      assert Buffer.get(buffer, term, :gone) == :gone
+      assert Buffer.size(buffer) == 0
+    end
+  end
+
+  test "1 and 1.0 are two keys, also within other terms" do
+    buffer = start_buffer(partitions: 1)
+    for key <- [1, 1.0, {1}, {1.0}, [1], [1.0], %{1 => 1}, %{1.0 => 1}], do: Buffer.put(buffer, key, key)
+    assert Buffer.size(buffer) == 8
+    assert Buffer.get(buffer, 1.0) === 1.0
+    assert Buffer.get(buffer, %{1 => 1}) === %{1 => 1}
+  end
+
+  test "a stored nil is not a missing key" do
+    buffer = start_buffer()
+    Buffer.put(buffer, :key, nil)
+    assert Buffer.get(buffer, :key, :default) == nil
+    assert Buffer.get(buffer, :other, :default) == :default
+    assert Buffer.get(buffer, :other) == nil
+  end
+
+  test "values that look like results come back as values" do
+    buffer = start_buffer()
+
+    for value <- [:ok, :error, :not_running, :empty, {:ok, 1}, {:more, []}] do
+      Buffer.put(buffer, value, value)
+      assert Buffer.get(buffer, value, :default) === value
+    end
+  end
+
+  describe "put_newer/5" do
+    test "writes an absent key, replaces an older version, and leaves one that is as new" do
+      buffer = start_buffer()
+      Buffer.put_newer(buffer, :key, :a, 5)
+      Buffer.put_newer(buffer, :key, :b, 5)
+      assert Buffer.get(buffer, :key) == :a
+      Buffer.put_newer(buffer, :key, :c, 6)
+      Buffer.put_newer(buffer, :key, :d, -7)
+      flush(buffer)
+      assert received_entries() == [{:key, :c, 6, 1}]
+    end
+
+    test "compares versions as integers of any size" do
+      buffer = start_buffer()
+
+      low_to_high = [
+        -(1 <<< 100),
+        -(1 <<< 63) - 1,
+        -(1 <<< 63),
+        -1,
+        0,
+        1,
+        (1 <<< 59) - 1,
+        1 <<< 59,
+        (1 <<< 63) - 1,
+        1 <<< 63,
+        1 <<< 100
+      ]
+
+      for {version, index} <- Enum.with_index(low_to_high) do
+        Buffer.put_newer(buffer, :key, index, version)
+        assert Buffer.get(buffer, :key) == index
+        for older <- Enum.take(low_to_high, index + 1), do: Buffer.put_newer(buffer, :key, :stale, older)
+        assert Buffer.get(buffer, :key) == index
+      end
+
+      flush(buffer)
+      assert received_entries() == [{:key, 10, 1 <<< 100, 10}]
+    end
+
+    test "takes an entry of put/4 as version 0, and put/4 overwrites a versioned one with version 0" do
+      buffer = start_buffer()
+      Buffer.put(buffer, :key, :plain)
+      Buffer.put_newer(buffer, :key, :stale, 0)
+      assert Buffer.get(buffer, :key) == :plain
+      Buffer.put_newer(buffer, :key, :newer, 1)
+      Buffer.put_newer(buffer, :key, :newest, 1 <<< 70)
+      Buffer.put(buffer, :key, :plain_again)
+      flush(buffer)
+      assert received_entries() == [{:key, :plain_again, 0, 0}]
+    end
+
+    test "raises if the version is not an integer, and writes nothing" do
+      buffer = start_buffer()
+
+      for version <- [1.0, :atom, nil, "1", {1}] do
+        assert_raise ArgumentError, ~r/invalid entry: #{Regex.escape(inspect({:k, :v, version}))}/, fn ->
+          Buffer.put_newer(buffer, :k, :v, version)
+        end
+      end
+
+      assert Buffer.size(buffer) == 0
+    end
+  end
+
+  describe "put_all/3 and put_all_newer/3" do
+    test "apply a list in its order" do
+      buffer = start_buffer()
+      Buffer.put_all(buffer, [{:a, 1}, {:b, 1}, {:a, 2}])
+      assert Buffer.get(buffer, :a) == 2
+      Buffer.put_all_newer(buffer, [{:c, 2, 2}, {:c, 1, 1}, {:c, 3, 3}])
+      flush(buffer)
+      assert Enum.sort(received_entries()) == [{:a, 2, 0, 0}, {:b, 1, 0, 0}, {:c, 3, 3, 1}]
+    end
+
+    test "take a map, an empty one and an empty list" do
+      buffer = start_buffer()
+      assert Buffer.put_all(buffer, %{a: 1, b: 2}) == :ok
+      assert Buffer.put_all(buffer, %{}) == :ok
+      assert Buffer.put_all(buffer, []) == :ok
+      assert Buffer.put_all_newer(buffer, []) == :ok
+      assert Buffer.size(buffer) == 2
+    end
+
+    test "apply 200,000 entries of a list or a map whole" do
+      buffer = start_buffer(processing_batch_size: 1_000)
+      Buffer.put_all(buffer, for(n <- 1..200_000, do: {rem(n, 150_000), {n}}))
+      assert Buffer.size(buffer) == 150_000
+      assert Buffer.get(buffer, 49_999) == {199_999}
+      Buffer.put_all(buffer, Map.new(1..200_000, &{{:map, &1}, &1}))
+      Buffer.put_all_newer(buffer, for(n <- 1..200_000, do: {{:newer, rem(n, 1_000)}, n, n}))
+      assert Buffer.size(buffer) == 351_000
+      flush(buffer)
+      updates = for {{:newer, _}, _, _, updates} <- received_entries(), do: updates
+      assert Enum.sum(updates) == 199_000
+    end
+
+    test "raise on a bad element at the end, an improper list and no list, and write nothing" do
+      buffer = start_buffer()
+      good = for n <- 1..1_000, do: {n, n}
+      good_newer = for n <- 1..1_000, do: {n, n, n}
+
+      for bad <- [:atom, {1}, {1, 2, 3}, [1, 2], nil] do
+        message = ~r/invalid entry: #{Regex.escape(inspect(bad))}/
+        assert_raise ArgumentError, message, fn -> Buffer.put_all(buffer, good ++ [bad]) end
+      end
+
+      for bad <- [:atom, {1, 2}, {1, 2, 3.0}, {1, 2, nil}, {1, 2, 3, 4}] do
+        message = ~r/invalid entry: #{Regex.escape(inspect(bad))}/
+        assert_raise ArgumentError, message, fn -> Buffer.put_all_newer(buffer, good_newer ++ [bad]) end
+      end
+
+      assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all(buffer, good ++ {:a, 1}) end
+      assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all_newer(buffer, good_newer ++ :tail) end
+      assert_raise ArgumentError, ~r/list/, fn -> Buffer.put_all(buffer, :no_list) end
+      assert_raise ArgumentError, ~r/list/, fn -> Buffer.put_all_newer(buffer, %{a: 1}) end
+      assert Buffer.size(buffer) == 0
+    end
+  end
+
+  describe "a buffer that is not running" do
+    test "raises on every operation: never started, stopped, with 0 partitions" do
+      stopped = start_buffer()
+      Buffer.stop(stopped)
+
+      for buffer <- [unique_name(), stopped, start_buffer(partitions: 0)] do
+        for operation <- [
+              fn -> Buffer.put(buffer, 1, 1) end,
+              fn -> Buffer.put(buffer, 1, 1, partition_key: 1) end,
+              fn -> Buffer.put_newer(buffer, 1, 1, 1) end,
+              fn -> Buffer.put_newer(buffer, 1, 1, 1, partition_key: 1) end,
+              fn -> Buffer.put_all(buffer, [{1, 1}]) end,
+              fn -> Buffer.put_all(buffer, %{1 => 1}, partition_key: 1) end,
+              fn -> Buffer.put_all_newer(buffer, [{1, 1, 1}]) end,
+              fn -> Buffer.get(buffer, 1) end,
+              fn -> Buffer.delete(buffer, 1) end,
+              fn -> Buffer.size(buffer) end,
+              fn -> Buffer.update_options(buffer, processing_interval_ms: 1) end,
+              fn -> PartitionedBuffer.get_partition(buffer, nil, 1) end
+            ] do
+          error = assert_raise RuntimeError, operation
+          assert error.message =~ "no partitions available for buffer #{inspect(buffer)}"
+          assert error.message =~ "not running"
+        end
+      end
+    end
+  end
+end

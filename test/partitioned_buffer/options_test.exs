@@ -1,0 +1,121 @@
+defmodule PartitionedBuffer.OptionsTest do
+  use PartitionedBuffer.Case, async: true
+
+  defp start(opts) do
+    opts = Keyword.merge([name: unique_name(), processor: &Function.identity/1], opts)
+    Buffer.start_link(opts)
+  end
+
+  test "a start option of the wrong type raises, naming option, value, expectation and buffer" do
+    for {key, value, expectation} <- [
+          {:processor, fn -> :ok end, "function of arity 1"},
+          {:processor, {Mod, :fun}, "{module, function, args}"},
+          {:processor, {Mod, :fun, [1 | 2]}, "{module, function, args}"},
+          {:processor, nil, "function of arity 1"},
+          {:partitions, -1, "non-negative integer"},
+          {:partitions, 1.0, "non-negative integer"},
+          {:processing_interval_ms, 0, "positive integer"},
+          {:processing_interval_ms, :infinity, "positive integer"},
+          {:processing_interval_ms, 4_294_967_296, "positive integer"},
+          {:processing_timeout_ms, -1, "non-negative integer"},
+          {:processing_batch_size, 0, "positive integer or :table"},
+          {:processing_batch_size, :all, "positive integer or :table"}
+        ] do
+      name = unique_name()
+      error = assert_raise ArgumentError, fn -> start([{:name, name}, {key, value}]) end
+
+      for part <- [inspect(key), inspect(value), expectation, inspect(name)],
+          do: assert(error.message =~ part)
+
+      assert Process.whereis(PartitionedBuffer.Supervisor.name(name)) == nil
+    end
+  end
+
+  test "a name that is no atom raises" do
+    for name <- ["buffer", nil, {:a, 1}] do
+      assert_raise ArgumentError, ~r/:name.*an atom expected, got: #{Regex.escape(inspect(name))}/, fn ->
+        start(name: name)
+      end
+    end
+  end
+
+  test "a missing name or processor raises and is named" do
+    assert_raise ArgumentError, ~r/:name/, fn -> Buffer.start_link(processor: &Function.identity/1) end
+    assert_raise ArgumentError, ~r/:processor/, fn -> Buffer.start_link(name: unique_name()) end
+    assert_raise ArgumentError, ~r/:module/, fn -> PartitionedBuffer.start_link(name: :a, processor: & &1) end
+    assert_raise ArgumentError, ~r/keyword list/, fn -> Buffer.start_link(%{name: :a}) end
+  end
+
+  test "unknown start options are ignored, the defaults are as documented" do
+    name = unique_name()
+    {:ok, _pid} = start(name: name, unknown: 1)
+    assert length(partitions(name)) == System.schedulers_online()
+    options = options(name)
+    assert options.processing_interval_ms == 5_000
+    assert options.processing_timeout_ms == 60_000
+    assert options.processing_batch_size == 10
+  end
+
+  test "update_options/2 changes only what it is given" do
+    name = start_buffer(processing_batch_size: 7, processing_timeout_ms: 1_234)
+    assert Buffer.update_options(name, processing_interval_ms: 77_777) == :ok
+
+    assert %{processing_interval_ms: 77_777, processing_batch_size: 7, processing_timeout_ms: 1_234} =
+             options(name)
+
+    assert Buffer.update_options(name, []) == :ok
+    assert Buffer.update_options(name, processing_timeout_ms: :infinity, processing_batch_size: :table) == :ok
+    assert %{processing_interval_ms: 77_777, processing_batch_size: :table} = options(name)
+  end
+
+  test "update_options/2 raises on an unknown or invalid option and changes nothing" do
+    name = start_buffer()
+    before = options(name)
+
+    for bad <- [
+          [partitions: 3],
+          [processor: & &1],
+          [unknown: 1],
+          [processing_batch_size: 0],
+          [processing_interval_ms: nil],
+          :no
+        ] do
+      changes = if is_list(bad), do: [processing_timeout_ms: 1] ++ bad, else: bad
+      error = assert_raise ArgumentError, fn -> Buffer.update_options(name, changes) end
+      assert error.message =~ inspect(name)
+    end
+
+    assert options(name) == before
+  end
+
+  test "updated options outlive a crash of the partition" do
+    name = start_buffer(partitions: 1)
+    Buffer.update_options(name, processing_batch_size: 3)
+    [partition] = partitions(name)
+    kill_and_await_restart(partition)
+    Buffer.put_all(name, for(n <- 1..4, do: {n, n}))
+    flush(name)
+    assert_received {:batch, [_, _, _]}
+    assert_received {:batch, [_]}
+  end
+
+  test "an unknown runtime option raises on every operation and changes nothing" do
+    name = start_buffer()
+
+    for operation <- [
+          &Buffer.put(name, 1, 1, &1),
+          &Buffer.put_newer(name, 1, 1, 1, &1),
+          &Buffer.put_all(name, [{1, 1}], &1),
+          &Buffer.put_all_newer(name, [{1, 1, 1}], &1),
+          &Buffer.get(name, 1, nil, &1),
+          &Buffer.delete(name, 1, &1)
+        ] do
+      assert_raise ArgumentError, ~r/#{inspect(name)}.*:ttl/, fn -> operation.(ttl: 1) end
+      assert_raise ArgumentError, ~r/keyword list/, fn -> operation.(%{partition_key: 1}) end
+    end
+
+    assert Buffer.size(name) == 0
+  end
+
+  defp options(name), do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).settings, :options, 2)
+end

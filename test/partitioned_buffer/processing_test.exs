@@ -1,0 +1,309 @@
+defmodule PartitionedBuffer.ProcessingTest do
+  use PartitionedBuffer.Case, async: true
+
+  import ExUnit.CaptureLog
+
+  @moduletag :capture_log
+
+  # A processor that tells the test what it got and does what the test answers.
+  defp asking_processor do
+    test = self()
+
+    fn batch ->
+      send(test, {:asked, self(), batch})
+
+      receive do
+        :return -> :ok
+        {:raise, message} -> raise message
+        {:throw, value} -> throw(value)
+        {:exit, reason} -> exit(reason)
+      end
+    end
+  end
+
+  defp answer(answer) do
+    assert_receive {:asked, pid, batch}, 5_000
+    ref = Process.monitor(pid)
+    if answer == :kill, do: Process.exit(pid, :kill), else: send(pid, answer)
+    {batch, ref}
+  end
+
+  def process(batch, test, tag), do: send(test, {tag, batch})
+
+  test "an interval hands over what is there, in batches of which only the last is short" do
+    buffer = start_buffer(partitions: 1, processing_interval_ms: 20)
+    Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
+    assert_receive {:batch, first}, 5_000
+    assert_receive {:batch, second}, 5_000
+    assert_receive {:batch, third}, 5_000
+    assert Enum.map([first, second, third], &length/1) == [10, 10, 5]
+    assert Enum.map(first ++ second ++ third, &elem(&1, 0)) == Enum.to_list(1..25)
+    assert Buffer.size(buffer) == 0
+  end
+
+  test "an MFA processor gets the batch before its arguments" do
+    buffer = start_buffer(processor: {__MODULE__, :process, [self(), :tag]})
+    Buffer.put(buffer, 1, 2)
+    flush(buffer)
+    assert_received {:tag, [{1, 2, 0, 0}]}
+  end
+
+  test "batches larger than a time slice of the reading NIF are whole" do
+    buffer = start_buffer(partitions: 1, processing_batch_size: 100_000)
+    Buffer.put_all(buffer, for(n <- 1..150_000, do: {n, {n, "value", [n]}}))
+    flush(buffer)
+    assert_received {:batch, first}
+    assert_received {:batch, second}
+    assert length(first) == 100_000
+    assert Enum.map(first ++ second, &elem(&1, 0)) == Enum.to_list(1..150_000)
+  end
+
+  test "writes go on while a batch is processed, and are in the next hand-over" do
+    buffer = start_buffer(partitions: 1, processor: asking_processor())
+    Buffer.put(buffer, :key, 1)
+    [partition] = partitions(buffer)
+    tick(partition)
+    assert_receive {:asked, pid, [{:key, 1, 0, 0}]}
+    assert Buffer.get(buffer, :key) == nil
+    Buffer.put(buffer, :key, 2)
+    # This tick is postponed: a batch is in flight.
+    tick(partition)
+    assert Buffer.get(buffer, :key) == 2
+    refute_received {:asked, _pid, _batch}
+    send(pid, :return)
+    wait_idle(partition)
+    assert Buffer.get(buffer, :key) == 2
+    tick(partition)
+    assert {[{:key, 2, 0, 0}], _ref} = answer(:return)
+  end
+
+  test "a new interval begins at once" do
+    buffer = start_buffer()
+    Buffer.put(buffer, :key, 1)
+    Buffer.update_options(buffer, processing_interval_ms: 1)
+    assert_receive {:batch, [{:key, 1, 0, 0}]}, 5_000
+  end
+
+  for {how, answer} <- [
+        raises: {:raise, "no"},
+        throws: {:throw, :ball},
+        exits: {:exit, :reason},
+        "is killed": :kill
+      ] do
+    test "a processor that #{how} loses what it was called with, and nothing else" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
+      [partition] = partitions(buffer)
+      tick(partition)
+      {first, _ref} = answer(:return)
+      {_second, ref} = answer(unquote(Macro.escape(answer)))
+      assert_receive {:DOWN, ^ref, :process, _pid, _reason}
+      wait_idle(partition)
+      assert Enum.map(first, &elem(&1, 0)) == Enum.to_list(1..10)
+
+      Buffer.put(buffer, :later, 1)
+      tick(partition)
+      {rest, _ref} = answer(:return)
+      assert Enum.map(rest, &elem(&1, 0)) == Enum.to_list(21..25)
+      # What came in since follows without waiting for another interval.
+      assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
+    end
+  end
+
+  test "a killed partition loses nothing: the task goes on, what came in is kept" do
+    buffer = start_buffer(partitions: 1, processor: asking_processor())
+    Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
+    [partition] = partitions(buffer)
+    tick(partition)
+    assert_receive {:asked, task, first}
+    Buffer.put(buffer, :later, 1)
+    kill_and_await_restart(partition)
+    # The task of the former process counts as in flight.
+    tick(partition)
+    assert Buffer.get(buffer, :later) == 1
+    refute_received {:asked, _pid, _batch}
+    send(task, :return)
+    {second, _ref} = answer(:return)
+    assert Enum.map(first ++ second, &elem(&1, 0)) == Enum.to_list(1..15)
+    wait_idle(partition)
+    tick(partition)
+    assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
+  end
+
+  test "a killed task supervisor takes only the batch in flight along" do
+    buffer = start_buffer(partitions: 1, processor: asking_processor())
+    Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
+    [partition] = partitions(buffer)
+    supervisor = PartitionedBuffer.Partition.task_supervisor(buffer, 0)
+    tick(partition)
+    assert_receive {:asked, task, _first}
+    ref = Process.monitor(task)
+    kill_and_await_restart(supervisor)
+    assert_receive {:DOWN, ^ref, :process, _pid, _reason}
+    wait_idle(partition)
+    tick(partition)
+    {rest, _ref} = answer(:return)
+    assert Enum.map(rest, &elem(&1, 0)) == Enum.to_list(11..15)
+  end
+
+  test "a killed supervision tree loses nothing that was not handed over, with any number of partitions after" do
+    for after_partitions <- [3, 1, 5] do
+      name = unique_name()
+      opts = [name: name, processor: asking_processor(), partitions: 3, processing_interval_ms: 86_400_000]
+
+      sup =
+        start_supervised!(%{
+          id: :tree,
+          start: {Buffer, :start_link, [opts]},
+          type: :supervisor,
+          restart: :temporary
+        })
+
+      Buffer.put_all(name, for(n <- 1..100, do: {n, n}))
+      tree = [sup | for({_id, pid, _type, _modules} <- Supervisor.which_children(sup), do: pid)]
+      refs = Enum.map(tree, &Process.monitor/1)
+      for pid <- tree, do: Process.exit(pid, :kill)
+      for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason})
+
+      start_buffer(name: name, partitions: after_partitions, processing_batch_size: 1_000)
+      Buffer.put(name, :new, 1)
+      # What was left comes first, then what is new; each needs a hand-over of its own.
+      for _ <- 1..4, do: flush(name)
+      keys = Enum.map(received_entries(), &elem(&1, 0))
+      assert Enum.sort(keys) == Enum.to_list(1..100) ++ [:new]
+      stop_supervised!(name)
+    end
+  end
+
+  describe "stop/3" do
+    test "waits for the batch in flight, then processes the rest, in that order" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put_newer(buffer, :key, :old, 1)
+      [partition] = partitions(buffer)
+      tick(partition)
+      assert_receive {:asked, first, [{:key, :old, 1, 0}]}
+      Buffer.put_newer(buffer, :key, :new, 2)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # Still there: the batch in flight is waited for.
+      assert Process.alive?(first)
+      send(first, :return)
+      assert {[{:key, :new, 2, 0}], _ref} = answer(:return)
+      assert Task.await(stop) == :ok
+      assert_raise RuntimeError, fn -> Buffer.put(buffer, :key, 1) end
+    end
+
+    test "ends all partitions at the same time" do
+      buffer = start_buffer(partitions: 4, processor: asking_processor())
+      Buffer.put_all(buffer, for(n <- 1..4, do: {n, n}), partition_key: nil)
+      for n <- 0..3, do: Buffer.put(buffer, {:in, n}, n, partition_key: partition_key_of(n, 4))
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # None has been answered, so these four are at work at once.
+      pids = for _ <- 1..4, do: assert_receive({:asked, _pid, _batch}, 5_000) |> elem(1)
+      assert length(Enum.uniq(pids)) == 4
+      for pid <- pids, do: send(pid, :return)
+      assert Task.await(stop) == :ok
+    end
+
+    test "returns when everything has been processed, failures of single batches notwithstanding" do
+      test = self()
+
+      processor = fn batch ->
+        send(test, {:batch, batch})
+        if match?([{11, _, _, _} | _], batch), do: raise("no")
+      end
+
+      buffer = start_buffer(partitions: 1, processor: processor)
+      Buffer.put_all(buffer, for(n <- 1..35, do: {n, n}))
+      assert Buffer.stop(buffer) == :ok
+      assert Enum.map(received_entries(), &elem(&1, 0)) == Enum.to_list(1..35)
+    end
+
+    test "takes longer than the five seconds of OTP's default if the processor does" do
+      test = self()
+      # Held until the test lets it go, after the time that a worker of OTP has.
+      buffer =
+        start_buffer(
+          partitions: 1,
+          processor: fn batch -> send(test, {:held, self(), batch}) && receive(do: (:go -> :ok)) end
+        )
+
+      Buffer.put(buffer, 1, 1)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      assert_receive {:held, pid, [{1, 1, 0, 0}]}
+      refute_receive {:DOWN, _, _, _, _}, 5_500
+      assert Process.alive?(pid)
+      ref = Process.monitor(pid)
+      send(pid, :go)
+      assert_receive {:DOWN, ^ref, :process, ^pid, :normal}
+      assert Task.await(stop) == :ok
+    end
+
+    test "kills a hanging processor after processing_timeout_ms, then processes the rest" do
+      test = self()
+
+      processor = fn [{key, _, _, _} | _] = batch ->
+        send(test, {:batch, batch})
+        if key == :hang, do: Process.sleep(:infinity)
+      end
+
+      buffer = start_buffer(partitions: 1, processor: processor, processing_timeout_ms: 10)
+      Buffer.put(buffer, :hang, 1)
+      tick(hd(partitions(buffer)))
+      assert_receive {:batch, [{:hang, 1, 0, 0}]}
+      Buffer.put(buffer, :rest, 2)
+      log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
+      assert log =~ inspect(buffer)
+      assert log =~ "longer than 10 ms"
+      assert_received {:batch, [{:rest, 2, 0, 0}]}
+    end
+
+    test "takes a pid as well" do
+      {:ok, pid} = Buffer.start_link(name: unique_name(), processor: &Function.identity/1)
+      assert Buffer.stop(pid) == :ok
+      refute Process.alive?(pid)
+    end
+  end
+
+  test "a supervisor that ends the buffer lets it process all it has" do
+    buffer = start_buffer(partitions: 3)
+    Buffer.put_all(buffer, for(n <- 1..1_000, do: {n, n}))
+    stop_supervised!(buffer)
+    assert Enum.sort(for {key, _, _, _} <- received_entries(), do: key) == Enum.to_list(1..1_000)
+  end
+
+  test "the same name is started once" do
+    name = unique_name()
+    opts = [name: name, processor: &Function.identity/1]
+    {:ok, pid} = Buffer.start_link(opts)
+    Buffer.put(name, 1, 1)
+    assert Buffer.start_link(opts) == {:error, {:already_started, pid}}
+    assert Buffer.get(name, 1) == 1
+    assert Process.whereis(Module.concat(name, Supervisor)) == pid
+  end
+
+  test "writers that race with ticks lose nothing" do
+    buffer = start_buffer(processing_interval_ms: 1, processing_batch_size: 100)
+    writers = 4
+    writes = 20_000
+
+    1..writers
+    |> Task.async_stream(
+      fn writer -> for n <- 1..writes, do: :ok = Buffer.put_newer(buffer, {writer, rem(n, 500)}, n, n) end,
+      timeout: :infinity
+    )
+    |> Stream.run()
+
+    Buffer.stop(buffer)
+    entries = received_entries()
+    # What was coalesced is in the count of updates: each write is in exactly one hand-over.
+    assert Enum.sum(for {_, _, _, updates} <- entries, do: updates + 1) == writers * writes
+
+    for {_key, versions} <- Enum.group_by(entries, &elem(&1, 0), &elem(&1, 2)) do
+      assert versions == Enum.sort(versions)
+    end
+  end
+
+  # A term that routes to the partition `number` of so many.
+  defp partition_key_of(number, partitions),
+    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
+end
