@@ -2,4 +2,5 @@
 Application.ensure_all_started(:telemetry)
 
 excluded = if Code.ensure_loaded?(:proper), do: [], else: [:proper]
-ExUnit.start(exclude: excluded)
+# A busy machine may take its time; what comes does not wait for it.
+ExUnit.start(exclude: excluded, assert_receive_timeout: 10_000)

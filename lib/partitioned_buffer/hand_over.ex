@@ -47,26 +47,28 @@ defmodule PartitionedBuffer.HandOver do
     end
   end
 
-  # A full batch: a read may return less when its time is up.
+  # A full batch, unless the end is reached: a single read may return less, even nothing, when its time is up.
   defp read(batch, position, size) do
-    {entries, position} = Native.read(batch, position, size)
+    case Native.read(batch, position, size) do
+      {[], ^position} ->
+        {[], 0, position}
 
-    case length(entries) do
-      count when count == size or count == 0 ->
-        {entries, count, position}
+      {entries, position} when length(entries) == size ->
+        {entries, size, position}
 
-      count ->
+      {entries, position} ->
+        count = length(entries)
         {more, more_count, position} = read(batch, position, size - count)
         {entries ++ more, count + more_count, position}
     end
   end
 
   defp fill(batch, position, table) do
-    case Native.read(batch, position, @table_slice) do
-      {[], position} ->
+    case read(batch, position, @table_slice) do
+      {[], 0, position} ->
         Native.claim(batch, position)
 
-      {entries, position} ->
+      {entries, _count, position} ->
         :ets.insert(
           table,
           for({key, value, version, updates} <- entries, do: {:entry, key, value, version, updates})

@@ -64,8 +64,8 @@ defmodule PartitionedBuffer.Native do
   def position(_batch), do: not_loaded()
 
   @doc """
-  Entries from `position` on, at most `count`, and the position behind them. Fewer than that when its time is up; none
-  only at the end.
+  Entries from `position` on, at most `count`, and the position behind them. Fewer than that, even none, when its time is
+  up; at the end the position is the one it was given.
   """
   @spec read(batch(), position(), pos_integer()) ::
           {[{term(), term(), integer(), non_neg_integer()}], position()}

@@ -146,20 +146,23 @@ impl<H: Heap> Partition<H> {
         if let Some(rest) = state.pending.front() {
             return Some(HandedOver::Rest(rest.clone()));
         }
-        let retired = Arc::new(HandOver::new(retire(&mut state.active)?));
-        if retired.is_empty() {
+        let generation = retire(&mut state.active)?;
+        if generation.is_empty() {
             // All that came in was deleted again: what is left is memory.
             drop(state);
+            reclaim(generation);
             return None;
         }
-        state.pending.push_back(retired.clone());
-        Some(HandedOver::Fresh(retired))
+        let fresh = Arc::new(HandOver::new(generation));
+        state.pending.push_back(fresh.clone());
+        Some(HandedOver::Fresh(fresh))
     }
 
     /// Takes the entries below `position` as handed to the processor: no later hand-over gives them again.
     pub fn claim(&self, hand_over: &Arc<HandOver<H>>, position: usize) {
         hand_over.position.fetch_max(position, Ordering::Relaxed);
         if position >= hand_over.end() {
+            drop(hand_over.generation.lock().take());
             let mut state = self.state.lock();
             let place = state.pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
             let finished = place.and_then(|place| state.pending.remove(place));
@@ -212,9 +215,13 @@ pub enum HandedOver<H: Heap> {
 }
 
 /// A retired generation and how much of it has been handed to the processor.
+///
+/// Its memory goes with the claim of the last entry, however long the hand-over itself is referred to.
 pub struct HandOver<H: Heap> {
-    /// The frozen entries; `None` only while being dropped.
-    generation: Option<Generation<H>>,
+    /// The frozen entries, until all have been claimed. Locked for taking a reference to them.
+    generation: Mutex<Option<Arc<Retired<H>>>>,
+    /// Behind the last entry.
+    end: usize,
     /// Entries below this number have been claimed.
     position: AtomicUsize,
 }
@@ -222,12 +229,9 @@ pub struct HandOver<H: Heap> {
 impl<H: Heap> HandOver<H> {
     /// A hand-over of which nothing has been claimed.
     fn new(generation: Generation<H>) -> Self {
-        HandOver { generation: Some(generation), position: AtomicUsize::new(0) }
-    }
-
-    /// Whether there is no entry in it.
-    fn is_empty(&self) -> bool {
-        self.generation.as_ref().is_none_or(Generation::is_empty)
+        let end = generation.end();
+        let retired = Arc::new(Retired(Some(generation)));
+        HandOver { generation: Mutex::new(Some(retired)), end, position: AtomicUsize::new(0) }
     }
 
     /// Where the next batch begins.
@@ -237,13 +241,23 @@ impl<H: Heap> HandOver<H> {
 
     /// Behind the last entry.
     pub fn end(&self) -> usize {
-        self.generation.as_ref().map_or(0, Generation::end)
+        self.end
     }
 
+    /// The entries, to be read without a lock; `None` when all have been claimed.
+    pub fn entries(&self) -> Option<Arc<Retired<H>>> {
+        self.generation.lock().clone()
+    }
+}
+
+/// A frozen generation, freed on the reclaimer thread.
+pub struct Retired<H: Heap>(Option<Generation<H>>);
+
+impl<H: Heap> Retired<H> {
     /// What is stored at `position`, unless it was deleted or there are not so many.
     #[inline]
     pub fn record(&self, position: usize) -> Option<Record<H::Term>> {
-        let generation = self.generation.as_ref()?;
+        let generation = self.0.as_ref()?;
         if position >= generation.end() {
             return None;
         }
@@ -251,9 +265,9 @@ impl<H: Heap> HandOver<H> {
     }
 }
 
-impl<H: Heap> Drop for HandOver<H> {
+impl<H: Heap> Drop for Retired<H> {
     fn drop(&mut self) {
-        if let Some(generation) = self.generation.take() {
+        if let Some(generation) = self.0.take() {
             reclaim(generation);
         }
     }

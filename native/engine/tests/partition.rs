@@ -30,8 +30,9 @@ fn hand_over(partition: &Partition<TestHeap>) -> Option<Arc<HandOver<TestHeap>>>
 }
 
 fn keys(hand_over: &HandOver<TestHeap>) -> Vec<i64> {
+    let retired = hand_over.entries().unwrap();
     (hand_over.position()..hand_over.end())
-        .filter_map(|position| hand_over.record(position))
+        .filter_map(|position| retired.record(position))
         .map(|entry| entry.key.content().1)
         .collect()
 }
@@ -119,7 +120,8 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
             loop {
                 let last = done.load(Ordering::SeqCst);
                 while let Some(hand_over) = hand_over(&partition) {
-                    for entry in (hand_over.position()..hand_over.end()).filter_map(|at| hand_over.record(at)) {
+                    let retired = hand_over.entries().unwrap();
+                    for entry in (hand_over.position()..hand_over.end()).filter_map(|at| retired.record(at)) {
                         let Version::Int(version) = entry.version else { panic!("a small version") };
                         let key = entry.key.content().1;
                         let before = newest.insert(key, version);

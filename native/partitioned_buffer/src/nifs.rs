@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::{Closed, HandedOver, Hash};
 use rustler::codegen_runtime::inventory;
@@ -202,22 +203,21 @@ nif!(read / 3);
 fn read<'a>(env: Env<'a>, [batch, position, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (batch, mut position, count): (ResourceArc<Batch>, usize, usize) =
         (batch.decode()?, position.decode()?, count.decode()?);
-    let hand_over = &batch.hand_over;
     let started = Instant::now();
     let mut entries = ListBuilder::with_capacity(env, count.min(READS_AT_ONCE));
-    while position < hand_over.end() && entries.len() < count {
-        let stop = position.saturating_add(READS_AT_ONCE).min(hand_over.end());
-        while position < stop && entries.len() < count {
-            if let Some(record) = hand_over.record(position) {
-                let key = copy_to(env, record.key);
-                let value = copy_to(env, record.value);
-                let version = version_to(env, record.version);
-                entries.push(tuple(env, [key, value, version, unsigned_to(env, record.updates)]));
+    if let Some(retired) = batch.hand_over.entries() {
+        let end = batch.hand_over.end();
+        while position < end && entries.len() < count {
+            let stop = position.saturating_add(READS_AT_ONCE).min(end);
+            while position < stop && entries.len() < count {
+                if let Some(record) = retired.record(position) {
+                    entries.push(record_to(env, record));
+                }
+                position += 1;
             }
-            position += 1;
-        }
-        if started.elapsed() >= TIME_SLICE {
-            break;
+            if started.elapsed() >= TIME_SLICE {
+                break;
+            }
         }
     }
     consume_timeslice(env, started);
@@ -262,6 +262,14 @@ fn number(env: Env<'_>, result: Result<u64, NotRunning>) -> Term<'_> {
         Ok(number) => unsigned_to(env, number),
         Err(NotRunning) => atoms::not_running().to_term(env),
     }
+}
+
+/// A record as the processor gets it.
+#[inline]
+fn record_to(env: Env<'_>, record: Record<RawTerm>) -> Term<'_> {
+    let key = copy_to(env, record.key);
+    let value = copy_to(env, record.value);
+    tuple(env, [key, value, version_to(env, record.version), unsigned_to(env, record.updates)])
 }
 
 /// Does the writes that `decode` makes of the elements of a list, in slices. The list that is left when the time is up

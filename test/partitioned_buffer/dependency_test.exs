@@ -1,0 +1,128 @@
+defmodule PartitionedBuffer.DependencyTest do
+  # Apps that depend on this package are compiled from scratch and run, as their developers would.
+  use ExUnit.Case, async: true
+
+  @moduletag timeout: 600_000
+  @root Path.expand("../..", __DIR__)
+  @expected "stored 100 items, versions from 901 to 1000, telemetry"
+
+  setup do
+    dir =
+      Path.join(System.tmp_dir!(), "partitioned_buffer_#{System.unique_integer([:positive])}_#{System.pid()}")
+
+    File.mkdir_p!(dir)
+    on_exit(fn -> File.rm_rf!(dir) end)
+    {:ok, dir: dir}
+  end
+
+  test "a path dependency is built with cargo, and not again", %{dir: dir} do
+    app = copy_app(Path.join(dir, "shop"))
+    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
+    output = mix!(["run", "run.exs"], app, env)
+    assert output =~ "Compiling Rust crate"
+    assert output =~ @expected
+    output = mix!(["run", "run.exs"], app, env)
+    refute output =~ "Compiling"
+    assert output =~ @expected
+  end
+
+  test "a git dependency uses a library that is already built", %{dir: dir} do
+    repository = Path.join(dir, "repository")
+    for file <- ~w(mix.exs lib Cargo.toml Cargo.lock native), do: copy(file, repository)
+
+    for args <- [~w(init -q), ~w(add .), ~w(-c user.name=a -c user.email=a@example.com commit -qm package)] do
+      {_output, 0} = System.cmd("git", args, cd: repository)
+    end
+
+    app = copy_app(Path.join(dir, "shop"))
+    library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
+    env = [{"SHOP_DEPENDENCY", inspect(git: repository)}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
+    mix!(["deps.get"], app, env)
+    output = mix!(["run", "run.exs"], app, env)
+    refute output =~ "Rust"
+    assert output =~ @expected
+  end
+
+  test "an umbrella has it as a dependency of two of its apps", %{dir: dir} do
+    File.write!(Path.join(dir, "mix.exs"), """
+    defmodule Umbrella.MixProject do
+      use Mix.Project
+      def project, do: [apps_path: "apps", version: "0.1.0", deps: []]
+    end
+    """)
+
+    copy_app(Path.join(dir, "apps/shop"))
+    other = Path.join(dir, "apps/other")
+    File.mkdir_p!(Path.join(other, "lib"))
+
+    File.write!(Path.join(other, "mix.exs"), """
+    defmodule Other.MixProject do
+      use Mix.Project
+      def project do
+        [app: :other, version: "0.1.0", build_path: "../../_build", deps_path: "../../deps", lockfile: "../../mix.lock",
+         deps: [{:partitioned_buffer, #{inspect(path: @root)}}, {:shop, in_umbrella: true}]]
+      end
+    end
+    """)
+
+    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
+    assert mix!(["run", "apps/shop/run.exs"], dir, env) =~ @expected
+  end
+
+  test "a failed build says what to do", %{dir: dir} do
+    app = copy_app(Path.join(dir, "shop"))
+    # A path without cargo.
+    bin = Path.join(dir, "bin")
+    File.mkdir_p!(bin)
+
+    for tool <- ~w(mix elixir erl env sh dirname basename readlink sed git),
+        path = System.find_executable(tool) do
+      File.ln_s!(path, Path.join(bin, tool))
+    end
+
+    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PATH", bin}]
+    {output, status} = mix(["compile"], app, env)
+    assert status != 0
+    assert output =~ "cargo was not found in PATH"
+    assert output =~ "PARTITIONED_BUFFER_NIF_PATH"
+
+    # And one whose cargo fails.
+    cargo = Path.join(bin, "cargo")
+    File.write!(cargo, "#!/bin/sh\nexit 7\n")
+    File.chmod!(cargo, 0o755)
+    {output, status} = mix(["compile"], app, env)
+    assert status != 0
+    assert output =~ "cargo exited with status 7 while building partitioned_buffer: see its messages above"
+
+    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PARTITIONED_BUFFER_NIF_PATH", "/nowhere/library.so"}]
+    {output, status} = mix(["compile"], app, env)
+    assert status != 0
+    assert output =~ "/nowhere/library.so cannot be read: no such file or directory"
+  end
+
+  defp copy(file, to) do
+    target = Path.join(to, file)
+    File.mkdir_p!(Path.dirname(target))
+    File.cp_r!(Path.join(@root, file), target)
+  end
+
+  defp copy_app(to) do
+    File.mkdir_p!(to)
+
+    for file <- ~w(mix.exs lib run.exs),
+        do: File.cp_r!(Path.join([@root, "test/app", file]), Path.join(to, file))
+
+    to
+  end
+
+  defp mix!(args, dir, env) do
+    {output, status} = mix(args, dir, env)
+    assert status == 0, "mix #{Enum.join(args, " ")} exited with #{status}:\n#{output}"
+    output
+  end
+
+  defp mix(args, dir, env) do
+    unset = for name <- ~w(MIX_ENV MIX_BUILD_PATH MIX_TARGET MIX_DEPS_PATH), do: {name, nil}
+    System.cmd("mix", args, cd: dir, env: unset ++ env, stderr_to_stdout: true)
+  end
+end
