@@ -46,8 +46,8 @@ defmodule PartitionedBuffer do
     * Processes may die: partition, task, supervisor. What was not yet given to a processor is kept in native memory,
       and processed when the buffer runs again, also after a restart of its whole supervision tree. It is lost with the
       VM, as everything is that is only in memory.
-    * One batch of a partition is processed at a time: hand-overs come to the processor in their order, so the versions
-      of a key never go backwards. Partitions are independent of each other.
+    * One batch of a partition is processed at a time, and hand-overs come to the processor in their order: a key that is
+      written in the order of its versions is processed in that order. Partitions are independent of each other.
     * `stop/3`, or the end of the supervision tree, waits for the batch in flight and then processes the rest, in all
       partitions at the same time. A batch may take `:processing_timeout_ms`; what lies behind may take as long for each
       batch, at least 5 seconds. A processor that takes longer is killed. What could not be processed is logged, and kept

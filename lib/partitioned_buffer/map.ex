@@ -25,8 +25,11 @@ defmodule PartitionedBuffer.Map do
 
     * Any term is a key, any term a value. Keys are the same if `===` says so: `1` and `1.0` are two keys.
     * `put/4` and `put_all/3` replace what is there: the last write wins. Their entries have version 0.
-    * `put_newer/5` and `put_all_newer/3` replace an entry only by one with a greater version: the newest version wins, in
-      whatever order writes arrive. Versions are integers of any size.
+    * `put_newer/5` and `put_all_newer/3` replace an entry only by one with a greater version: of those that wait for the
+      same hand-over the newest wins, in whatever order they arrive. Versions are integers of any size. The buffer does not
+      remember versions that it has handed over: one that arrives later than a newer one was handed over is handed over too.
+      Where that can happen, let the processor write conditionally, as in `ON CONFLICT (id) DO UPDATE ... WHERE
+      users.version < excluded.version`.
     * `get/4`, `delete/3` and `size/1` see the entries that wait for the next hand-over, not those already handed over.
     * A call that raises because of its arguments has written nothing.
     * On a buffer that is not running every operation raises a `RuntimeError`.
@@ -38,7 +41,7 @@ defmodule PartitionedBuffer.Map do
   comes once, in batches of `:processing_batch_size`, of which only the last is shorter.
 
       def process(batch) do
-        rows = for {id, user, version, _updates} <- batch, do: %{id: id, name: user.name, version: version}
+        rows = for {id, user, _version, _updates} <- batch, do: %{id: id, name: user.name}
         MyApp.Repo.insert_all("users", rows, on_conflict: :replace_all, conflict_target: :id)
       end
   """
