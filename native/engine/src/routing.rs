@@ -6,7 +6,12 @@
 /// `:erlang.phash2(key_hash, partitions)` for a `key_hash` that is itself the result of `:erlang.phash2/1`.
 #[inline]
 pub fn partition(key_hash: u32, partitions: u32) -> u32 {
-    hash_of_small(key_hash) % partitions
+    let hash = hash_of_small(key_hash);
+    if partitions.is_power_of_two() {
+        hash & (partitions - 1)
+    } else {
+        hash % partitions
+    }
 }
 
 /// The 32 bits behind `phash2` of a non-negative integer below 2^27: Bob Jenkins' mix of the integer, as in `erl_term_hashing.c`.
