@@ -102,7 +102,11 @@ defmodule PartitionedBuffer.Map do
   """
   @spec put(buffer(), any(), any(), keyword()) :: :ok
   def put(buffer, key, value, opts \\ [])
-  def put(buffer, key, value, []), do: buffer |> Native.put(nil, key, value) |> ok!(buffer)
+
+  def put(buffer, key, value, []) do
+    with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer)
+  end
+
 
   def put(buffer, key, value, opts),
     do: buffer |> Native.put(route(buffer, key, opts), key, value) |> ok!(buffer)

@@ -25,14 +25,14 @@ const CAPACITY: usize = 256;
 
 /// Copies a segment takes at least. Between the two bounds it takes as many as are live in the whole arena: dead copies
 /// of a few hot keys then amount to a few dozen and not to hundreds.
-const MIN_CAPACITY: usize = 32;
+const MIN_CAPACITY: usize = 64;
 
 /// A sealed segment with less than one live copy in so many is sparse. A greater number makes overwriting cheaper
 /// (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
 const SPARSE_DIVISOR: usize = 5;
 
 /// One copy in so many is weighed, and counts for all of them: weighing each would cost more than many copies do.
-const WEIGHED: usize = 16;
+const WEIGHED: usize = 32;
 
 /// A segment of this weight in bytes is sealed, so that large terms are freed soon and moved in small numbers.
 const WEIGHT_LIMIT: usize = 256 * 1024;

@@ -57,6 +57,8 @@ pub struct Record<T> {
 struct Chunk<T> {
     /// The entries, deleted ones marked.
     entries: Vec<Entry<T>>,
+    /// The seeds of their keys' hashes by the same place: read only when the index grows.
+    seeds: Vec<u32>,
     /// Their histories by the same place, or nothing while all are `UNVERSIONED`.
     histories: Vec<History<T>>,
 }
@@ -101,20 +103,28 @@ impl<T: Term> Entries<T> {
         }
     }
 
-    /// Adds an entry, at `next_id`, unversioned.
+    /// Adds an entry, at `next_id`, unversioned, with the seed of its key's hash.
     #[inline]
-    pub fn insert(&mut self, entry: Entry<T>) {
+    pub fn insert(&mut self, entry: Entry<T>, seed: u32) {
         if let Some(id) = self.vacant.pop() {
-            self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK] = entry;
+            let chunk = &mut self.chunks[id as usize / CHUNK];
+            chunk.entries[id as usize % CHUNK] = entry;
+            chunk.seeds[id as usize % CHUNK] = seed;
             self.set_history(id, History::UNVERSIONED);
             return;
         }
         if self.places.is_multiple_of(CHUNK) {
             // The first chunk grows with a small buffer, the others are known to fill.
             let capacity = if self.places == 0 { 4 } else { CHUNK };
-            self.chunks.push(Chunk { entries: Vec::with_capacity(capacity), histories: Vec::new() });
+            self.chunks.push(Chunk {
+                entries: Vec::with_capacity(capacity),
+                seeds: Vec::with_capacity(capacity),
+                histories: Vec::new(),
+            });
         }
-        self.chunks[self.places / CHUNK].entries.push(entry);
+        let chunk = &mut self.chunks[self.places / CHUNK];
+        chunk.entries.push(entry);
+        chunk.seeds.push(seed);
         self.places += 1;
     }
 
@@ -141,6 +151,12 @@ impl<T: Term> Entries<T> {
     pub fn get_mut(&mut self, id: EntryId) -> Option<&mut Entry<T>> {
         let entry = &mut self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK];
         (entry.key_segment != SegmentId::VACANT).then_some(entry)
+    }
+
+    /// The seed of the hash of the key of entry `id`.
+    #[inline]
+    pub fn seed(&self, id: EntryId) -> u32 {
+        self.chunks[id as usize / CHUNK].seeds[id as usize % CHUNK]
     }
 
     /// The history of entry `id`.

@@ -112,9 +112,10 @@ impl<H: Heap> Generation<H> {
         let id = self.entries.next_id();
         let ([key], key_segment) = self.keys.store(id, [key]);
         let (value, version, value_segment) = store_value(&mut self.values, id, value, history.version);
-        self.entries.insert(Entry { key, value, key_segment, value_segment });
+        self.entries.insert(Entry { key, value, key_segment, value_segment }, hash.seed());
         self.entries.set_history(id, History { version, ..history });
-        self.index.insert(hash, id);
+        let entries = &self.entries;
+        self.index.insert(hash, id, |other| entries.seed(other));
     }
 
     /// Replaces value and history of an entry.
