@@ -108,11 +108,11 @@ impl<H: Heap> Arena<H> {
         Arena { segments: Vec::new(), open: SegmentId::NONE, vacant: Vec::new(), sparse: VecDeque::new(), live: 0 }
     }
 
-    /// Copies `terms`, which live and die together, for `owner`. The segment is `NONE` if all are immediates.
+    /// Copies `terms`, which live and die together. The segment is `NONE` if all are immediates; else the next call must
+    /// be [`Arena::own`].
     #[inline]
-    pub fn store<const N: usize>(&mut self, owner: EntryId, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
+    pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
         let id = self.open_segment();
-        let capacity = self.live.clamp(MIN_CAPACITY, CAPACITY);
         let segment = &mut self.segments[id.index()];
         let copies = terms.map(|term| segment.heap.copy(term));
         if copies == terms {
@@ -122,13 +122,23 @@ impl<H: Heap> Arena<H> {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
             segment.weight = segment.weight.saturating_add(weight.saturating_mul(WEIGHED));
         }
+        (copies, id)
+    }
+
+    /// Tells which entry names the copies just made, by the segment that [`Arena::copy`] gave.
+    #[inline]
+    pub fn own(&mut self, id: SegmentId, owner: EntryId) {
+        if id == SegmentId::NONE {
+            return;
+        }
+        let segment = &mut self.segments[id.index()];
         segment.owners.push(owner);
         segment.live += 1;
         self.live += 1;
+        let capacity = self.live.clamp(MIN_CAPACITY, CAPACITY);
         if segment.owners.len() >= capacity || segment.weight >= WEIGHT_LIMIT {
             self.seal(id);
         }
-        (copies, id)
     }
 
     /// Tells that an entry no longer names `segment`. Nothing happens for `NONE`.
@@ -152,7 +162,7 @@ impl<H: Heap> Arena<H> {
     }
 
     /// The next segment to be evacuated with the owners of its copies, dead and live. The caller moves what is live
-    /// with [`Arena::store`] and [`Arena::release`], then calls [`Arena::vacate`].
+    /// with [`Arena::copy`], [`Arena::own`] and [`Arena::release`], then calls [`Arena::vacate`].
     #[inline]
     pub fn take_sparse(&mut self) -> Option<(SegmentId, Vec<EntryId>)> {
         let id = self.sparse.pop_front()?;

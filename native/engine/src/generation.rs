@@ -64,12 +64,21 @@ impl<H: Heap> Generation<H> {
         self.entries.get(id).map(|entry| entry.value)
     }
 
+    /// Lets what an operation with this hash needs come into the cache meanwhile.
+    #[inline]
+    pub fn prefetch(&self, hash: Hash) {
+        self.index.prefetch::<H>(hash);
+    }
+
     /// Stores `value` for `key`, whatever is there.
     #[inline]
     pub fn put(&mut self, hash: Hash, key: H::Term, value: H::Term) {
+        // The value will be stored in any case: it is copied while the index is being loaded.
+        self.prefetch(hash);
+        let copy = copy_value(&mut self.values, value, Version::Int(0));
         match self.find(hash, key) {
-            Some(id) => self.replace(id, value, History::UNVERSIONED),
-            None => self.insert(hash, key, value, History::UNVERSIONED),
+            Some(id) => self.replace(id, copy, 0),
+            None => self.insert(hash, key, copy),
         }
     }
 
@@ -77,11 +86,15 @@ impl<H: Heap> Generation<H> {
     #[inline]
     pub fn put_newer(&mut self, hash: Hash, key: H::Term, value: H::Term, version: Version<H::Term>) {
         match self.find(hash, key) {
-            None => self.insert(hash, key, value, History { version, updates: 0 }),
+            None => {
+                let copy = copy_value(&mut self.values, value, version);
+                self.insert(hash, key, copy);
+            }
             Some(id) => {
                 let old = self.entries.history(id);
                 if version.is_newer_than(old.version) {
-                    self.replace(id, value, History { version, updates: old.updates + 1 });
+                    let copy = copy_value(&mut self.values, value, version);
+                    self.replace(id, copy, old.updates + 1);
                 }
             }
         }
@@ -108,24 +121,26 @@ impl<H: Heap> Generation<H> {
 
     /// Adds an entry for a key that has none.
     #[inline]
-    fn insert(&mut self, hash: Hash, key: H::Term, value: H::Term, history: History<H::Term>) {
+    fn insert(&mut self, hash: Hash, key: H::Term, copy: ValueCopy<H::Term>) {
         let id = self.entries.next_id();
-        let ([key], key_segment) = self.keys.store(id, [key]);
-        let (value, version, value_segment) = store_value(&mut self.values, id, value, history.version);
-        self.entries.insert(Entry { key, value, key_segment, value_segment }, hash.seed());
-        self.entries.set_history(id, History { version, ..history });
+        let ([key], key_segment) = self.keys.copy([key]);
+        self.keys.own(key_segment, id);
+        self.values.own(copy.segment, id);
+        let entry = Entry { key, value: copy.value, key_segment, value_segment: copy.segment };
+        self.entries.insert(entry, hash.seed());
+        self.entries.set_history(id, History { version: copy.version, updates: 0 });
         let entries = &self.entries;
         self.index.insert(hash, id, |other| entries.seed(other));
     }
 
     /// Replaces value and history of an entry.
     #[inline]
-    fn replace(&mut self, id: EntryId, value: H::Term, history: History<H::Term>) {
-        let (value, version, value_segment) = store_value(&mut self.values, id, value, history.version);
+    fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
+        self.values.own(copy.segment, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
-        entry.value = value;
-        let old_segment = std::mem::replace(&mut entry.value_segment, value_segment);
-        self.entries.set_history(id, History { version, ..history });
+        entry.value = copy.value;
+        let old_segment = std::mem::replace(&mut entry.value_segment, copy.segment);
+        self.entries.set_history(id, History { version: copy.version, updates });
         self.values.release(old_segment);
         self.clean_values();
     }
@@ -141,16 +156,16 @@ impl<H: Heap> Generation<H> {
     /// Moves the live values of a segment to the open one.
     fn evacuate_values(&mut self, segment: SegmentId, owners: Vec<EntryId>) {
         for &owner in &owners {
-            let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.value_segment == segment) else {
+            let Some(entry) = self.entries.get(owner).filter(|entry| entry.value_segment == segment) else {
                 continue;
             };
-            let value = entry.value;
             let history = self.entries.history(owner);
-            let (value, version, new_segment) = store_value(&mut self.values, owner, value, history.version);
-            self.entries.set_history(owner, History { version, ..history });
+            let copy = copy_value(&mut self.values, entry.value, history.version);
+            self.values.own(copy.segment, owner);
             if let Some(entry) = self.entries.get_mut(owner) {
-                (entry.value, entry.value_segment) = (value, new_segment);
+                (entry.value, entry.value_segment) = (copy.value, copy.segment);
             }
+            self.entries.set_history(owner, History { version: copy.version, ..history });
             self.values.release(segment);
         }
         self.values.vacate(segment, owners);
@@ -164,7 +179,8 @@ impl<H: Heap> Generation<H> {
             let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
                 continue;
             };
-            let ([key], key_segment) = self.keys.store(owner, [entry.key]);
+            let ([key], key_segment) = self.keys.copy([entry.key]);
+            self.keys.own(key_segment, owner);
             (entry.key, entry.key_segment) = (key, key_segment);
             self.keys.release(segment);
         }
@@ -172,26 +188,31 @@ impl<H: Heap> Generation<H> {
     }
 }
 
+/// A value and its version, copied together and not yet owned.
+struct ValueCopy<T> {
+    /// The value.
+    value: T,
+    /// The version.
+    version: Version<T>,
+    /// Where what is a term of both lives.
+    segment: SegmentId,
+}
+
 /// Copies a value and its version, which live and die together.
 #[inline]
-fn store_value<H: Heap>(
-    arena: &mut Arena<H>,
-    owner: EntryId,
-    value: H::Term,
-    version: Version<H::Term>,
-) -> (H::Term, Version<H::Term>, SegmentId) {
+fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H::Term>) -> ValueCopy<H::Term> {
     match version {
         Version::Int(_) => {
-            let ([value], segment) = arena.store(owner, [value]);
-            (value, version, segment)
+            let ([value], segment) = arena.copy([value]);
+            ValueCopy { value, version, segment }
         }
         Version::Below(big) => {
-            let ([value, big], segment) = arena.store(owner, [value, big]);
-            (value, Version::Below(big), segment)
+            let ([value, big], segment) = arena.copy([value, big]);
+            ValueCopy { value, version: Version::Below(big), segment }
         }
         Version::Above(big) => {
-            let ([value, big], segment) = arena.store(owner, [value, big]);
-            (value, Version::Above(big), segment)
+            let ([value, big], segment) = arena.copy([value, big]);
+            ValueCopy { value, version: Version::Above(big), segment }
         }
     }
 }

@@ -11,6 +11,7 @@
 use ahash::RandomState;
 
 use crate::entries::EntryId;
+use crate::term::Heap;
 
 /// Entries in a line.
 const LINE_ENTRIES: usize = 12;
@@ -246,6 +247,15 @@ impl Index {
     /// The hasher whose hashes this index is for.
     pub fn hasher(&self) -> &Hasher {
         &self.hasher
+    }
+
+    /// Lets the line that will be looked at for this hash come into the cache meanwhile.
+    #[inline]
+    pub fn prefetch<H: Heap>(&self, hash: Hash) {
+        if !self.directory.is_empty() {
+            let lines = &self.stripes[self.stripe(hash)].lines;
+            H::prefetch(&lines[hash.line_bits() & (lines.len() - 1)]);
+        }
     }
 
     /// The entry of this hash for which `is_it` holds.

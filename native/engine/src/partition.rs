@@ -100,13 +100,10 @@ impl<H: Heap> Partition<H> {
     }
 
     /// Does all `writes`, in order, with the lock taken once. The caller keeps their number small.
-    pub fn write_all(
-        &self,
-        routed_among: u32,
-        writes: impl Iterator<Item = (Hash, Write<H::Term>)>,
-    ) -> Result<(), Closed> {
+    pub fn write_all(&self, routed_among: u32, writes: &[(Hash, Write<H::Term>)]) -> Result<(), Closed> {
         let mut state = self.lock_open(routed_among)?;
-        for (hash, write) in writes {
+        writes.iter().for_each(|&(hash, _)| state.active.prefetch(hash));
+        for &(hash, write) in writes {
             match write {
                 Write::Put(key, value) => state.active.put(hash, key, value),
                 Write::PutNewer(key, value, version) => state.active.put_newer(hash, key, value, version),

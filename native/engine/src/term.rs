@@ -35,6 +35,10 @@ pub trait Heap: Send + Sync + 'static {
 
     /// Frees every copy, and keeps the heap for reuse.
     fn clear(&mut self);
+
+    /// Asks the processor to load `place` into its cache, where that can be done. It changes nothing else.
+    #[inline]
+    fn prefetch<T>(_place: &T) {}
 }
 
 /// The version of an entry: an integer of any size, held without a heap where 64 bits suffice.

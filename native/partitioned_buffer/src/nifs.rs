@@ -324,7 +324,7 @@ fn write_slice(buffer: &Buffer, route: Route, slice: &[Write<RawTerm>]) -> Resul
         for writes in order.chunk_by(|(one, _), (other, _)| one == other) {
             let hashed = writes.iter().map(|&(_, at)| (buffer.hash(key(&slice[at])), slice[at]));
             let hashed: Vec<(Hash, Write<RawTerm>)> = hashed.collect();
-            match buffer.partition(writes[0].0).write_all(among, hashed.into_iter()) {
+            match buffer.partition(writes[0].0).write_all(among, &hashed) {
                 Ok(()) => {}
                 Err(Closed) if buffer.partitions()? == among => return Err(NotRunning),
                 // Doing again what another partition has already taken in changes nothing.
