@@ -107,7 +107,6 @@ defmodule PartitionedBuffer.Map do
     with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer)
   end
 
-
   def put(buffer, key, value, opts),
     do: buffer |> Native.put(route(buffer, key, opts), key, value) |> ok!(buffer)
 

@@ -1,0 +1,405 @@
+# Every operation of the Map beside raw ETS and beside the documented ETS design, in one VM and in alternation.
+#
+#     mix run bench/compare.exs [PART OF A SCENARIO'S NAME]
+#
+# Prints a table and, without an argument, writes bench/results.json and bench/*.svg. Contents are checked after each
+# scenario. Latency, memory and the longest NIF call are measured by bench/limits.exs.
+
+for file <- ~w(candidates report), do: Code.require_file("support/#{file}.ex", __DIR__)
+
+defmodule Compare do
+  alias Bench.Report
+
+  @rounds 9
+  @keys 100_000
+  @candidates [Bench.Ets, Bench.Lean, Bench.NativeOne, Bench.Native]
+
+  def main(argv) do
+    release!()
+    IO.puts("#{Report.machine()}\n#{@rounds} rounds in alternation, medians, in brackets 10% to 90%\n")
+    filter = List.first(argv) || ""
+    selected = for scenario <- scenarios(), scenario.name =~ filter, do: scenario
+    results = Enum.map(selected, &run/1)
+    if filter == "", do: write(results)
+  end
+
+  # A debug build of the NIF is ten times slower: it would measure nothing.
+  defp release! do
+    library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
+
+    if System.get_env("PARTITIONED_BUFFER_NIF_PATH", "") =~ "debug" or not File.exists?(library) do
+      raise "bench/compare.exs measures the release build only"
+    end
+  end
+
+  ## Scenarios: ops is how many operations `run` does; `prepare` is not measured.
+
+  defp scenarios do
+    ints = Enum.to_list(1..@keys)
+
+    puts = [
+      {"put int→int", Enum.map(ints, &{&1, &1})},
+      {"put int→map of 4", Enum.map(ints, &{&1, small_map(&1)})},
+      {"put {atom, int}→map of 4", Enum.map(ints, &{{:user, &1}, small_map(&1)})},
+      {"put binary 13→binary 16", Enum.map(ints, &{<<"user:", &1::64>>, <<&1::128>>})},
+      {"put int→300 words", Enum.map(1..5_000, &{&1, Enum.to_list(&1..(&1 + 149))})},
+      {"put int→binary of 100 kB", Enum.map(1..500, &{&1, :binary.copy(<<&1>>, 100_000)})},
+      {"put one hot key→map of 4", Enum.map(ints, &{:hot, small_map(&1)})}
+    ]
+
+    for({name, entries} <- puts, do: overwrite(name, entries, entries)) ++
+      for(
+        {name, entries} <- Enum.take(puts, 3),
+        do: overwrite(name <> ", keys in random order", entries, shuffle(entries))
+      ) ++
+      [
+        fresh("put a new key, int→map of 4", Enum.map(ints, &{&1, small_map(&1)})),
+        get("get int, hit", ints, 0),
+        get("get int, miss", ints, @keys)
+      ] ++
+      for(
+        {name, from, to} <- [{"fresh", nil, 1}, {"that updates", 1, 2}, {"that is stale", 2, 1}],
+        do: newer(name, from, to)
+      ) ++
+      for(size <- [10, 1_000], do: put_all(size)) ++
+      for(size <- [10, 1_000], do: put_all_newer(size)) ++
+      [delete(ints)] ++
+      for(flush <- [false, true], n <- [1, 2, 4], do: writers(n, flush)) ++
+      for(size <- [10, 1_000], do: hand_over(size)) ++
+      [stop(), size()]
+  end
+
+  defp small_map(n), do: %{id: n, name: "user", count: n, active: true}
+
+  # Keys that are there are put again, two times over.
+  defp overwrite(name, entries, order) do
+    size = entries |> Enum.uniq_by(&elem(&1, 0)) |> length()
+
+    %{
+      name: name,
+      ops: 2 * length(entries),
+      prepare: &filled(&1, entries),
+      run: fn mod, h -> for _ <- 1..2, do: each_put(mod, h, order) end,
+      check: holds(order, size)
+    }
+  end
+
+  defp fresh(name, entries) do
+    %{
+      name: name,
+      ops: length(entries),
+      prepare: & &1.new([]),
+      run: &each_put(&1, &2, entries),
+      check: holds(entries, length(entries))
+    }
+  end
+
+  defp get(name, ints, offset) do
+    keys = Enum.map(ints, &(&1 + offset))
+
+    %{
+      name: name,
+      ops: length(keys),
+      prepare: &filled(&1, Enum.map(ints, fn n -> {n, n} end)),
+      run: &each_get(&1, &2, keys),
+      check: fn mod, h -> Enum.all?(Enum.take(keys, 1_000), &(mod.get(h, &1) == if(offset == 0, do: &1))) end
+    }
+  end
+
+  defp newer(name, from, to) do
+    entries = Enum.map(1..div(@keys, 4), &{&1, small_map(&1)})
+
+    %{
+      name: "put_newer #{name}, int→map of 4",
+      ops: length(entries),
+      prepare: fn mod ->
+        handle = mod.new([])
+        if from, do: each_put_newer(mod, handle, Enum.map(entries, fn {k, _} -> {k, :old} end), from)
+        handle
+      end,
+      run: &each_put_newer(&1, &2, entries, to),
+      check:
+        &(&1.size(&2) == length(entries) and &1.get(&2, 7) == if(from == 2, do: :old, else: small_map(7)))
+    }
+  end
+
+  defp put_all(size) do
+    entries = Enum.map(1..@keys, &{&1, small_map(&1)})
+    chunks = Enum.chunk_every(entries, size)
+
+    %{
+      name: "put_all of #{size}, per entry",
+      ops: @keys,
+      prepare: &filled(&1, entries),
+      run: fn mod, h -> Enum.each(chunks, &mod.put_all(h, &1)) end,
+      check: holds(entries, @keys)
+    }
+  end
+
+  defp put_all_newer(size) do
+    count = div(@keys, 4)
+    chunks = Enum.map(1..count, &{&1, small_map(&1), 2}) |> Enum.chunk_every(size)
+
+    %{
+      name: "put_all_newer of #{size}, per entry",
+      ops: count,
+      prepare: fn mod ->
+        handle = mod.new([])
+        each_put_newer(mod, handle, Enum.map(1..count, &{&1, :old}), 1)
+        handle
+      end,
+      run: fn mod, h -> Enum.each(chunks, &mod.put_all_newer(h, &1)) end,
+      check: &(&1.size(&2) == count and &1.get(&2, 7) == small_map(7))
+    }
+  end
+
+  defp delete(ints) do
+    keys = ints
+
+    %{
+      name: "delete int",
+      ops: length(keys),
+      prepare: &filled(&1, Enum.map(ints, fn n -> {n, small_map(n)} end)),
+      run: fn mod, h -> Enum.each(keys, &mod.delete(h, &1)) end,
+      check: &(&1.size(&2) == 0)
+    }
+  end
+
+  defp writers(count, flush?) do
+    entries = Enum.map(1..@keys, &{&1, small_map(&1)})
+    parts = for n <- 1..count, do: Enum.drop(entries, n * 1_000) ++ Enum.take(entries, n * 1_000)
+
+    %{
+      name: "put int→map, #{count} writers" <> if(flush?, do: ", flushed each 10 ms", else: ""),
+      ops: Enum.sum(Enum.map(parts, &length/1)),
+      # The writers have their entries before the clock runs.
+      prepare: fn mod ->
+        handle = if flush?, do: mod.new([]), else: filled(mod, entries)
+
+        pids =
+          for part <- parts do
+            spawn_link(fn ->
+              receive do: ({:go, from} -> send(from, {:done, each_put(mod, handle, part)}))
+            end)
+          end
+
+        flusher = if flush? and mod != Bench.Ets, do: spawn_link(fn -> flush_each_10_ms(mod, handle) end)
+        {handle, pids, flusher}
+      end,
+      run: fn _mod, {_handle, pids, _flusher} ->
+        for pid <- pids, do: send(pid, {:go, self()})
+        for _pid <- pids, do: receive(do: ({:done, :ok} -> :ok))
+      end,
+      finish: fn _mod, {handle, _pids, flusher} ->
+        if flusher do
+          send(flusher, {:stop, self()})
+          receive do: (:stopped -> :ok)
+        end
+
+        handle
+      end,
+      check: if(flush?, do: fn _mod, _handle -> true end, else: holds(entries, @keys))
+    }
+  end
+
+  defp flush_each_10_ms(mod, handle) do
+    receive do
+      {:stop, from} -> send(from, :stopped)
+    after
+      10 ->
+        mod.drain(handle, 1_000, fn _batch -> :ok end)
+        flush_each_10_ms(mod, handle)
+    end
+  end
+
+  defp hand_over(batch_size) do
+    entries = Enum.map(1..@keys, &{&1, small_map(&1)})
+
+    %{
+      name: "hand-over in batches of #{batch_size}, per entry",
+      ops: @keys,
+      prepare: &{filled(&1, entries), :counters.new(1, [])},
+      run: fn mod, {handle, counter} ->
+        mod.drain(handle, batch_size, fn batch -> :counters.add(counter, 1, length(batch)) end)
+      end,
+      finish: fn _mod, {handle, counter} ->
+        Process.put(:handed_over, :counters.get(counter, 1))
+        handle
+      end,
+      check: fn _mod, _handle -> Process.get(:handed_over) == @keys end
+    }
+  end
+
+  defp stop do
+    entries = Enum.map(1..1_000_000, &{&1, &1})
+
+    %{
+      name: "stop of a million entries in thousands",
+      ops: 1,
+      rounds: 3,
+      prepare: fn mod ->
+        handle =
+          if mod in [Bench.Native, Bench.NativeOne],
+            do: mod.new(processing_batch_size: 1_000),
+            else: mod.new([])
+
+        mod.put_all(handle, entries)
+        handle
+      end,
+      run: fn
+        mod, handle when mod in [Bench.Native, Bench.NativeOne] -> mod.free(handle)
+        mod, handle -> mod.drain(handle, 1_000, fn _batch -> :ok end)
+      end,
+      finish: fn mod, handle -> if mod in [Bench.Native, Bench.NativeOne], do: mod.new([]), else: handle end,
+      check: fn _mod, _handle -> true end
+    }
+  end
+
+  defp size do
+    %{
+      name: "size",
+      ops: 10_000,
+      prepare: &filled(&1, Enum.map(1..10_000, fn n -> {n, n} end)),
+      run: fn mod, h -> for _ <- 1..10_000, do: mod.size(h) end,
+      check: &(&1.size(&2) == 10_000)
+    }
+  end
+
+  ## Running
+
+  defp run(scenario) do
+    rounds = Map.get(scenario, :rounds, @rounds)
+    Enum.each(@candidates, &measure(&1, scenario))
+    times = for _ <- 1..rounds, do: Map.new(@candidates, &{&1, measure(&1, scenario)})
+
+    results =
+      for candidate <- @candidates do
+        ns = Enum.map(times, & &1[candidate])
+        ratios = Enum.map(times, &(&1[Bench.Ets] / &1[candidate]))
+        {low, high} = Report.spread(ratios)
+
+        %{
+          candidate: candidate.label(),
+          ns: Report.median(ns),
+          ratio: Report.median(ratios),
+          low: low,
+          high: high
+        }
+      end
+
+    IO.puts(String.pad_trailing(scenario.name, 44) <> Enum.map_join(results, &cell/1))
+    %{name: scenario.name, results: results}
+  end
+
+  defp cell(result) do
+    ratio =
+      "#{:erlang.float_to_binary(result.ratio, decimals: 2)}× [#{:erlang.float_to_binary(result.low, decimals: 2)}–#{:erlang.float_to_binary(result.high, decimals: 2)}]"
+
+    text = if result.candidate == Bench.Ets.label(), do: "", else: ratio
+    String.pad_leading(Report.format(result.ns), 11) <> " " <> String.pad_trailing(text, 20)
+  end
+
+  # Each measurement on a process of its own, which has collected its garbage before the clock runs.
+  defp measure(mod, scenario) do
+    task =
+      Task.async(fn ->
+        state = scenario.prepare.(mod)
+        :erlang.garbage_collect()
+        started = System.monotonic_time(:nanosecond)
+        scenario.run.(mod, state)
+        elapsed = System.monotonic_time(:nanosecond) - started
+        handle = if scenario[:finish], do: scenario.finish.(mod, state), else: state
+        scenario.check.(mod, handle) || raise "#{inspect(mod)} holds something else after #{scenario.name}"
+        if mod != Bench.Ets or not drained?(scenario), do: mod.free(handle)
+        elapsed / scenario.ops
+      end)
+
+    Task.await(task, :infinity)
+  end
+
+  defp drained?(scenario), do: scenario.name =~ ~r/hand-over|stop/
+
+  defp filled(mod, entries) do
+    handle = mod.new([])
+    each_put(mod, handle, entries)
+    handle
+  end
+
+  defp each_put(mod, handle, [{key, value} | rest]) do
+    mod.put(handle, key, value)
+    each_put(mod, handle, rest)
+  end
+
+  defp each_put(_mod, _handle, []), do: :ok
+
+  defp each_put_newer(mod, handle, [{key, value} | rest], version) do
+    mod.put_newer(handle, key, value, version)
+    each_put_newer(mod, handle, rest, version)
+  end
+
+  defp each_put_newer(_mod, _handle, [], _version), do: :ok
+
+  defp each_get(mod, handle, [key | rest]) do
+    mod.get(handle, key)
+    each_get(mod, handle, rest)
+  end
+
+  defp each_get(_mod, _handle, []), do: :ok
+
+  # A check of the size and of the values of some keys, the last of each.
+  defp holds(entries, size) do
+    sample = entries |> Map.new() |> Enum.take_random(1_000)
+
+    fn mod, h ->
+      mod.size(h) == size and Enum.all?(sample, fn {key, value} -> mod.get(h, key) === value end)
+    end
+  end
+
+  defp shuffle(list) do
+    :rand.seed(:exsss, {1, 2, 3})
+    Enum.shuffle(list)
+  end
+
+  ## Files
+
+  defp write(results) do
+    dir = __DIR__
+
+    File.write!(
+      Path.join(dir, "results.json"),
+      Report.json(%{machine: Report.machine(), rounds: @rounds, scenarios: results}) <> "\n"
+    )
+
+    label = Bench.NativeOne.label()
+
+    for {file, title, pattern} <- [
+          {"single.svg", "One process: times as fast as raw ETS (one partition)",
+           ~r/^(put |get|put_newer|delete|size)(?!.*writers)/},
+          {"bulk.svg", "Lists, hand-over, stop: times as fast as raw ETS (one partition)",
+           ~r/put_all|hand-over|stop/}
+        ] do
+      rows =
+        for %{name: name, results: all} <- results,
+            name =~ pattern,
+            r <- all,
+            r.candidate == label,
+            do: {name, r.ratio}
+
+      File.write!(Path.join(dir, file), Report.svg(title, rows))
+    end
+
+    rows =
+      for %{name: name, results: all} <- results,
+          name =~ "writers",
+          r <- all,
+          r.candidate == Bench.Native.label(),
+          do: {name, r.ratio}
+
+    File.write!(
+      Path.join(dir, "writers.svg"),
+      Report.svg("Several processes: times as fast as raw ETS", rows)
+    )
+  end
+end
+
+Compare.main(System.argv())

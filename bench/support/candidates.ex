@@ -1,0 +1,161 @@
+defmodule Bench.Ets do
+  @moduledoc "Raw ETS: one set, written to directly."
+
+  def label, do: "raw ETS"
+
+  def new(_opts), do: {new_table(), nil}
+
+  def put({table, _}, key, value), do: :ets.insert(table, {key, value})
+  def put_all({table, _}, entries), do: :ets.insert(table, entries)
+
+  # The documented design's two steps, on a bare table.
+  def put_newer({table, _}, key, value, version) do
+    :ets.insert_new(table, {key, value, version, 0}) || Bench.Ets.replace(table, key, value, version)
+  end
+
+  def put_all_newer(handle, entries), do: Enum.each(entries, fn {k, v, n} -> put_newer(handle, k, v, n) end)
+
+  def replace(table, key, value, version) do
+    :ets.select_replace(table, [
+      {{key, :_, :"$1", :"$2"}, [{:<, :"$1", version}],
+       [{{{:const, key}, {:const, value}, version, {:+, :"$2", 1}}}]}
+    ])
+  end
+
+  def get({table, _}, key) do
+    case :ets.lookup(table, key) do
+      [entry] -> elem(entry, 1)
+      [] -> nil
+    end
+  end
+
+  def delete({table, _}, key), do: :ets.delete(table, key)
+  def size({table, _}), do: :ets.info(table, :size)
+
+  def drain({table, _}, batch_size, processor) do
+    Bench.Ets.each_batch(:ets.select(table, [{:"$1", [], [:"$1"]}], batch_size), processor)
+    :ets.delete(table)
+  end
+
+  def each_batch(:"$end_of_table", _processor), do: :ok
+
+  def each_batch({batch, continuation}, processor) do
+    processor.(batch)
+    each_batch(:ets.select(continuation), processor)
+  end
+
+  def free({table, _}) do
+    if :ets.info(table) != :undefined, do: :ets.delete(table)
+  end
+
+  def new_table do
+    :ets.new(:bench, [:set, :public, write_concurrency: true, decentralized_counters: true])
+  end
+end
+
+defmodule Bench.Lean do
+  @moduledoc """
+  The documented ETS design behind a shell as lean as can be: partitions by phash2, the current table of each through
+  persistent_term, hand-over by switching to another table.
+  """
+
+  def label, do: "ETS design"
+
+  def new(opts) do
+    name = make_ref()
+    partitions = Keyword.get(opts, :partitions, System.schedulers_online())
+    for n <- 0..(partitions - 1), do: :persistent_term.put({name, n}, Bench.Ets.new_table())
+    {name, partitions}
+  end
+
+  def put({name, n}, key, value), do: :ets.insert(table(name, n, key), {key, value, 0, 0})
+
+  def put_all(handle, entries), do: Enum.each(entries, fn {key, value} -> put(handle, key, value) end)
+
+  def put_newer({name, n}, key, value, version) do
+    table = table(name, n, key)
+    :ets.insert_new(table, {key, value, version, 0}) || Bench.Ets.replace(table, key, value, version)
+  end
+
+  def put_all_newer(handle, entries), do: Enum.each(entries, fn {k, v, n} -> put_newer(handle, k, v, n) end)
+
+  def get({name, n}, key), do: Bench.Ets.get({table(name, n, key), nil}, key)
+  def delete({name, n}, key), do: :ets.delete(table(name, n, key), key)
+
+  def size({name, n}),
+    do: Enum.sum(for i <- 0..(n - 1), do: :ets.info(:persistent_term.get({name, i}), :size))
+
+  def drain({name, n}, batch_size, processor) do
+    for i <- 0..(n - 1) do
+      table = :persistent_term.get({name, i})
+      :persistent_term.put({name, i}, Bench.Ets.new_table())
+      Bench.Ets.drain({table, nil}, batch_size, processor)
+    end
+
+    :ok
+  end
+
+  def free({name, n}) do
+    for i <- 0..(n - 1) do
+      :ets.delete(:persistent_term.get({name, i}))
+      :persistent_term.erase({name, i})
+    end
+  end
+
+  defp table(name, n, key), do: :persistent_term.get({name, :erlang.phash2(key, n)})
+end
+
+defmodule Bench.Native do
+  @moduledoc "This package's Map, by its public functions."
+
+  alias PartitionedBuffer.{HandOver, Native, Options, Routing}
+  alias PartitionedBuffer.Map, as: Buffer
+
+  @never 86_400_000
+
+  def label, do: "this package"
+
+  def new(opts) do
+    name = :"bench_#{System.unique_integer([:positive])}"
+    opts = Keyword.merge([name: name, processor: fn _ -> :ok end, processing_interval_ms: @never], opts)
+    {:ok, _pid} = Buffer.start_link(opts)
+    name
+  end
+
+  def put(name, key, value), do: Buffer.put(name, key, value)
+  def put_all(name, entries), do: Buffer.put_all(name, entries)
+  def put_newer(name, key, value, version), do: Buffer.put_newer(name, key, value, version)
+  def put_all_newer(name, entries), do: Buffer.put_all_newer(name, entries)
+  def get(name, key), do: Buffer.get(name, key)
+  def delete(name, key), do: Buffer.delete(name, key)
+  def size(name), do: Buffer.size(name)
+
+  # What a partition and its task do at a tick, on the calling process.
+  def drain(name, batch_size, processor) do
+    options = %Options{name: name, processor: processor, module: Buffer, processing_batch_size: batch_size}
+
+    for n <- 0..(Routing.partitions!(name) - 1), {_kind, batch} <- [Native.hand_over(name, n)] do
+      HandOver.process(batch, options, Routing.partition_name(name, n))
+    end
+
+    :ok
+  end
+
+  def free(name), do: Buffer.stop(name)
+end
+
+defmodule Bench.NativeOne do
+  @moduledoc "The same with one partition: one lock against one table."
+
+  def label, do: "this package, 1 partition"
+  def new(opts), do: Bench.Native.new([partitions: 1] ++ opts)
+  defdelegate put(name, key, value), to: PartitionedBuffer.Map
+  defdelegate put_all(name, entries), to: PartitionedBuffer.Map
+  defdelegate put_newer(name, key, value, version), to: PartitionedBuffer.Map
+  defdelegate put_all_newer(name, entries), to: PartitionedBuffer.Map
+  defdelegate get(name, key), to: PartitionedBuffer.Map
+  defdelegate delete(name, key), to: PartitionedBuffer.Map
+  defdelegate size(name), to: PartitionedBuffer.Map
+  defdelegate drain(name, batch_size, processor), to: Bench.Native
+  defdelegate free(name), to: Bench.Native
+end
