@@ -56,7 +56,8 @@ defmodule PartitionedBuffer do
     * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only copying a single
       key or value takes as long as its size demands, as in sending it in a message.
 
-  What is not promised: a bound to the memory used while the processor cannot keep up, and any order between partitions.
+  What is not promised: a bound to the memory used while the processor cannot keep up, the order of the entries of a
+  hand-over, and any order between partitions.
 
   ## Tables
 

@@ -68,7 +68,12 @@ defmodule Bench.Lean do
     {name, partitions}
   end
 
-  def put({name, n}, key, value), do: :ets.insert(table(name, n, key), {key, value, 0, 0})
+  # A table may be gone between the look-up and the insertion. Users of the design have to try again.
+  def put({name, n} = handle, key, value) do
+    :ets.insert(table(name, n, key), {key, value, 0, 0})
+  rescue
+    ArgumentError -> put(handle, key, value)
+  end
 
   def put_all(handle, entries), do: Enum.each(entries, fn {key, value} -> put(handle, key, value) end)
 

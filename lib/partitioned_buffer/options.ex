@@ -34,7 +34,7 @@ defmodule PartitionedBuffer.Options do
   """
   @spec start!(keyword()) :: t()
   def start!(options) do
-    check_keyword!(options, "the options of a buffer")
+    check_keyword!(options, "the options of buffer", options_name(options))
     name = Keyword.get(options, :name)
     given = Keyword.take(options, @start)
 
@@ -55,8 +55,8 @@ defmodule PartitionedBuffer.Options do
   """
   @spec update!(atom(), keyword()) :: keyword()
   def update!(name, changes) do
-    check_keyword!(changes, "the options to update of buffer #{inspect(name)}")
-    check_known!(changes, @updatable, "buffer #{inspect(name)} cannot update option")
+    check_keyword!(changes, "the options to update of buffer", name)
+    check_known!(changes, @updatable, "update_options/2 does not take option", name)
     Enum.each(changes, &check!(&1, name))
     changes
   end
@@ -65,20 +65,24 @@ defmodule PartitionedBuffer.Options do
   The `partition_key` among the options of a call.
   """
   @spec partition_key!(atom(), keyword()) :: any()
+  def partition_key!(_name, []), do: nil
+  def partition_key!(_name, partition_key: partition_key), do: partition_key
+
   def partition_key!(name, options) do
-    check_keyword!(options, "the options of a call on buffer #{inspect(name)}")
-    check_known!(options, [:partition_key], "a call on buffer #{inspect(name)} has no option")
+    check_keyword!(options, "the options of a call on buffer", name)
+    check_known!(options, [:partition_key], "a call does not take option", name)
     Keyword.get(options, :partition_key)
   end
 
-  defp check_keyword!(options, what) do
+  defp check_keyword!(options, what, name) do
     Keyword.keyword?(options) ||
-      raise!(nil, options, "#{what} must be a keyword list, got: #{inspect(options)}")
+      raise!(nil, options, "#{what} #{inspect(name)} must be a keyword list, got: #{inspect(options)}")
   end
 
-  defp check_known!(options, known, what) do
+  defp check_known!(options, known, what, name) do
     for {key, value} <- options, key not in known do
-      raise!(key, value, "#{what} #{inspect(key)}, only #{Enum.map_join(known, ", ", &inspect/1)}")
+      known = Enum.map_join(known, ", ", &inspect/1)
+      raise!(key, value, "buffer #{inspect(name)}: #{what} #{inspect(key)}, only #{known}")
     end
   end
 
@@ -113,6 +117,8 @@ defmodule PartitionedBuffer.Options do
   defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"
   defp expected(:processing_timeout_ms), do: "a non-negative integer (milliseconds) or :infinity"
   defp expected(:processing_batch_size), do: "a positive integer or :table"
+
+  defp options_name(options), do: if(Keyword.keyword?(options), do: options[:name])
 
   # An app that has NimbleOptions may rescue its error, as the package did that this one takes the place of.
   @compile {:no_warn_undefined, NimbleOptions.ValidationError}

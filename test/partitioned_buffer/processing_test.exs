@@ -37,7 +37,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert_receive {:batch, second}
     assert_receive {:batch, third}
     assert Enum.map([first, second, third], &length/1) == [10, 10, 5]
-    assert Enum.map(first ++ second ++ third, &elem(&1, 0)) == Enum.to_list(1..25)
+    assert keys(first ++ second ++ third) == Enum.to_list(1..25)
     assert Buffer.size(buffer) == 0
   end
 
@@ -55,7 +55,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert_received {:batch, first}
     assert_received {:batch, second}
     assert length(first) == 100_000
-    assert Enum.map(first ++ second, &elem(&1, 0)) == Enum.to_list(1..150_000)
+    assert keys(first ++ second) == Enum.to_list(1..150_000)
   end
 
   test "a hand-over in which most entries were deleted gives the others" do
@@ -64,9 +64,10 @@ defmodule PartitionedBuffer.ProcessingTest do
     kept = [1, 2, 150_000, 299_999]
     for n <- 1..300_000, n not in kept, do: Buffer.delete(buffer, n)
     flush(buffer)
-    assert_received {:batch, [{1, 1, 0, 0}, {2, 2, 0, 0}, {150_000, _, 0, 0}]}
-    assert_received {:batch, [{299_999, _, 0, 0}]}
+    assert_received {:batch, [_, _, _] = first}
+    assert_received {:batch, [_] = second}
     refute_received {:batch, _batch}
+    assert keys(first ++ second) == kept
   end
 
   test "writes go on while a batch is processed, and are in the next hand-over" do
@@ -107,15 +108,15 @@ defmodule PartitionedBuffer.ProcessingTest do
       [partition] = partitions(buffer)
       tick(partition)
       {first, _ref} = answer(:return)
-      {_second, ref} = answer(unquote(Macro.escape(answer)))
+      {second, ref} = answer(unquote(Macro.escape(answer)))
       assert_receive {:DOWN, ^ref, :process, _pid, _reason}
       wait_idle(partition)
-      assert Enum.map(first, &elem(&1, 0)) == Enum.to_list(1..10)
 
       Buffer.put(buffer, :later, 1)
       tick(partition)
       {rest, _ref} = answer(:return)
-      assert Enum.map(rest, &elem(&1, 0)) == Enum.to_list(21..25)
+      assert Enum.map([first, second, rest], &length/1) == [10, 10, 5]
+      assert keys(first ++ second ++ rest) == Enum.to_list(1..25)
       # What came in since follows without waiting for another interval.
       assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
     end
@@ -135,7 +136,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     refute_received {:asked, _pid, _batch}
     send(task, :return)
     {second, _ref} = answer(:return)
-    assert Enum.map(first ++ second, &elem(&1, 0)) == Enum.to_list(1..15)
+    assert keys(first ++ second) == Enum.to_list(1..15)
     wait_idle(partition)
     tick(partition)
     assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
@@ -147,14 +148,15 @@ defmodule PartitionedBuffer.ProcessingTest do
     [partition] = partitions(buffer)
     supervisor = PartitionedBuffer.Partition.task_supervisor(buffer, 0)
     tick(partition)
-    assert_receive {:asked, task, _first}
+    assert_receive {:asked, task, first}
     ref = Process.monitor(task)
     kill_and_await_restart(supervisor)
     assert_receive {:DOWN, ^ref, :process, _pid, _reason}
     wait_idle(partition)
     tick(partition)
     {rest, _ref} = answer(:return)
-    assert Enum.map(rest, &elem(&1, 0)) == Enum.to_list(11..15)
+    assert length(first) == 10
+    assert keys(first ++ rest) == Enum.to_list(1..15)
   end
 
   test "a killed supervision tree loses nothing that was not handed over, with any number of partitions after" do
@@ -220,13 +222,13 @@ defmodule PartitionedBuffer.ProcessingTest do
 
       processor = fn batch ->
         send(test, {:batch, batch})
-        if match?([{11, _, _, _} | _], batch), do: raise("no")
+        if Enum.any?(batch, &match?({11, _, _, _}, &1)), do: raise("no")
       end
 
       buffer = start_buffer(partitions: 1, processor: processor)
       Buffer.put_all(buffer, for(n <- 1..35, do: {n, n}))
       assert Buffer.stop(buffer) == :ok
-      assert Enum.map(received_entries(), &elem(&1, 0)) == Enum.to_list(1..35)
+      assert keys(received_entries()) == Enum.to_list(1..35)
     end
 
     test "takes longer than the five seconds of OTP's default if the processor does" do
@@ -313,6 +315,9 @@ defmodule PartitionedBuffer.ProcessingTest do
       assert versions == Enum.sort(versions)
     end
   end
+
+  # Their order within a hand-over is not promised.
+  defp keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
   # A term that routes to the partition `number` of so many.
   defp partition_key_of(number, partitions),

@@ -19,7 +19,10 @@ const LINE_ENTRIES: usize = 12;
 /// Lines of a stripe at the most: 8 kB. It splits when three quarters of their places are taken.
 const STRIPE_LINES: usize = 128;
 
-/// The hash bits from this one on choose the stripe, those below the line.
+/// The hash bits from this one on, and below those of the directory, choose the shard.
+const SHARD_SHIFT: u32 = 28;
+
+/// The hash bits from this one on choose the stripe, the lowest the line.
 const DIRECTORY_SHIFT: u32 = 32;
 
 /// How many bits may choose the stripe. Eight above them are the tag.
@@ -42,6 +45,12 @@ impl Hash {
     /// The bits from which the hash can be made again.
     pub fn seed(self) -> u32 {
         self.seed
+    }
+
+    /// The bits that choose a shard of the partition.
+    #[inline]
+    pub fn shard_bits(self) -> usize {
+        (self.spread >> SHARD_SHIFT) as usize & ((1 << (DIRECTORY_SHIFT - SHARD_SHIFT)) - 1)
     }
 
     /// The bits that choose a stripe, of which a directory uses as many as it is long.

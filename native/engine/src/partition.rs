@@ -1,18 +1,19 @@
-//! A partition: the generation that is written, behind one lock, and what has been handed over.
+//! A partition: what is written to it, and what it has handed over.
 //!
-//! [`Partition::hand_over`] swaps the active generation for an empty one under the lock: a write comes before it, and
-//! is handed over, or after it, and waits for the next time. A [`HandOver`] is frozen and read without a lock. The
-//! partition keeps it until all of it has been [claimed], so what a crashed reader had not claimed is there for the
-//! next one.
+//! The keys of a partition are spread over a few *shards* by their hash, each a generation behind a lock of its own, so
+//! that writers rarely meet. [`Partition::hand_over`] swaps each shard's generation for an empty one under its lock: a
+//! write comes before it, and is handed over, or after it, and waits for the next time. A [`HandOver`] is frozen and read
+//! without a lock. The partition keeps it until all of it has been [claimed], so what a crashed reader had not claimed
+//! is there for the next one.
 //!
 //! | state | writes | hand-over |
 //! |---|---|---|
 //! | closed | are refused | gives what is left |
-//! | open | are taken | gives what is left of the last hand-over, else the active generation |
+//! | open | are taken | gives what is left of the last hand-over, else what has come in |
 //!
-//! The lock is held for one operation on one generation, or the swap; nothing is freed and no foreign code runs inside
-//! it. What is written by concurrent writers is the lock with the state beside it, on cache lines of the partition's
-//! own.
+//! A lock is held for one operation on one generation, or its swap; nothing is freed and no foreign code runs inside it.
+//! The lock of what is pending is held while those of the shards are taken one after the other, never the other way
+//! round. What concurrent writers write is a shard's lock with the state beside it, on cache lines of its own.
 //!
 //! [claimed]: Partition::claim
 
@@ -42,46 +43,116 @@ pub enum Write<T> {
     PutNewer(T, T, Version<T>),
 }
 
-/// See the module's documentation. Aligned to two cache lines, which processors fetch together.
-#[repr(align(128))]
+/// How often a taken lock is looked at before the thread lets the system run others: some microseconds.
+const SPINS: usize = 400;
+
+/// Shards of a partition, a power of two: with as many partitions as schedulers, two writers that hold a lock most of the
+/// time meet at one of sixteen.
+const SHARDS: usize = 8;
+
+/// See the module's documentation.
 pub struct Partition<H: Heap> {
-    /// All there is.
-    state: Mutex<State<H>>,
+    /// What is written.
+    shards: [Shard<H>; SHARDS],
+    /// Handed over and not yet claimed to the end, oldest first. At most one, but after a restart with another number
+    /// of partitions.
+    pending: Mutex<VecDeque<Arc<HandOver<H>>>>,
 }
 
-/// What the lock guards.
+/// A part of the keys. Aligned to two cache lines, which processors fetch together.
+#[repr(align(128))]
+struct Shard<H: Heap>(Mutex<State<H>>);
+
+/// What the lock of a shard guards.
 struct State<H: Heap> {
     /// Among how many partitions keys are routed when one of them comes here; 0 while closed.
     routed_among: u32,
     /// What has come in since the last hand-over.
     active: Generation<H>,
-    /// Handed over and not yet claimed to the end, oldest first. At most one, but after a restart with another number
-    /// of partitions.
-    pending: VecDeque<Arc<HandOver<H>>>,
+}
+
+impl<H: Heap> Shard<H> {
+    /// The lock, if keys routed among so many partitions may come here.
+    #[inline]
+    fn lock_open(&self, routed_among: u32) -> Result<MutexGuard<'_, State<H>>, Closed> {
+        let state = self.lock();
+        if state.routed_among == routed_among {
+            Ok(state)
+        } else {
+            Err(Closed)
+        }
+    }
+
+    /// The lock. It is held for some hundred nanoseconds, which is worth waiting for on the processor: `parking_lot` by
+    /// itself soon asks the system to run somebody else, which costs more. It does so here when the wait is long: the
+    /// holder may have been interrupted.
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, State<H>> {
+        match self.0.try_lock() {
+            Some(state) => state,
+            None => self.lock_contended(),
+        }
+    }
+
+    /// Waits for the lock.
+    #[cold]
+    fn lock_contended(&self) -> MutexGuard<'_, State<H>> {
+        for _ in 0..SPINS {
+            std::hint::spin_loop();
+            if !self.0.is_locked() {
+                if let Some(state) = self.0.try_lock() {
+                    return state;
+                }
+            }
+        }
+        self.0.lock()
+    }
+
+    /// Replaces the generation by an empty one; `None` if nothing was ever written to it.
+    fn retire(&self) -> Option<Generation<H>> {
+        let mut state = self.0.lock();
+        if state.active.end() == 0 {
+            return None;
+        }
+        let successor = state.active.successor();
+        Some(std::mem::replace(&mut state.active, successor))
+    }
 }
 
 #[allow(clippy::len_without_is_empty)] // Only the size of all partitions together is asked for.
 impl<H: Heap> Partition<H> {
     /// A closed, empty partition.
-    pub fn new(hasher: Hasher) -> Self {
-        let state = State { routed_among: 0, active: Generation::new(hasher), pending: VecDeque::new() };
-        Partition { state: Mutex::new(state) }
+    pub fn new(hasher: &Hasher) -> Self {
+        let shard = |_| Shard(Mutex::new(State { routed_among: 0, active: Generation::new(hasher.clone()) }));
+        Partition { shards: std::array::from_fn(shard), pending: Mutex::default() }
     }
 
     /// Lets keys in that were routed among `partitions`.
     pub fn open(&self, partitions: u32) {
-        self.state.lock().routed_among = partitions;
+        self.shards.iter().for_each(|shard| shard.0.lock().routed_among = partitions);
     }
 
     /// Refuses reads and writes from now on. What was written before is still handed over.
     pub fn close(&self) {
-        self.state.lock().routed_among = 0;
+        self.open(0);
+    }
+
+    /// The number of the shard that keys of this hash belong to.
+    #[inline]
+    pub fn shard_of(hash: Hash) -> usize {
+        hash.shard_bits() & (SHARDS - 1)
+    }
+
+    /// The shard that keys of this hash belong to, if they were routed among so many partitions.
+    #[inline]
+    fn lock_open(&self, routed_among: u32, hash: Hash) -> Result<MutexGuard<'_, State<H>>, Closed> {
+        self.shards[Self::shard_of(hash)].lock_open(routed_among)
     }
 
     /// Stores `value` for `key`, whatever is there.
     #[inline]
     pub fn put(&self, routed_among: u32, hash: Hash, key: H::Term, value: H::Term) -> Result<(), Closed> {
-        self.lock_open(routed_among)?.active.put(hash, key, value);
+        self.lock_open(routed_among, hash)?.active.put(hash, key, value);
         Ok(())
     }
 
@@ -95,15 +166,17 @@ impl<H: Heap> Partition<H> {
         value: H::Term,
         version: Version<H::Term>,
     ) -> Result<(), Closed> {
-        self.lock_open(routed_among)?.active.put_newer(hash, key, value, version);
+        self.lock_open(routed_among, hash)?.active.put_newer(hash, key, value, version);
         Ok(())
     }
 
-    /// Does all `writes`, in order, with the lock taken once. The caller keeps their number small.
-    pub fn write_all(&self, routed_among: u32, writes: &[(Hash, Write<H::Term>)]) -> Result<(), Closed> {
-        let mut state = self.lock_open(routed_among)?;
+    /// Does all `writes`, which belong to one shard, in order, with its lock taken once. The caller keeps their number
+    /// small.
+    pub fn write_all(&self, routed_among: u32, shard: usize, writes: &[(Hash, Write<H::Term>)]) -> Result<(), Closed> {
+        let mut state = self.shards[shard].lock_open(routed_among)?;
         writes.iter().for_each(|&(hash, _)| state.active.prefetch(hash));
         for &(hash, write) in writes {
+            debug_assert_eq!(Self::shard_of(hash), shard, "all writes belong to the shard");
             match write {
                 Write::Put(key, value) => state.active.put(hash, key, value),
                 Write::PutNewer(key, value, version) => state.active.put_newer(hash, key, value, version),
@@ -121,37 +194,30 @@ impl<H: Heap> Partition<H> {
         key: H::Term,
         copy: impl FnOnce(H::Term) -> R,
     ) -> Result<Option<R>, Closed> {
-        let state = self.lock_open(routed_among)?;
+        let state = self.lock_open(routed_among, hash)?;
         Ok(state.active.get(hash, key).map(copy))
     }
 
     /// Takes out the entry of `key`, if there is one.
     pub fn delete(&self, routed_among: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
-        self.lock_open(routed_among)?.active.delete(hash, key);
+        self.lock_open(routed_among, hash)?.active.delete(hash, key);
         Ok(())
     }
 
     /// How many entries wait for the next hand-over.
     pub fn len(&self, routed_among: u32) -> Result<usize, Closed> {
-        Ok(self.lock_open(routed_among)?.active.len())
+        self.shards.iter().map(|shard| Ok(shard.lock_open(routed_among)?.active.len())).sum()
     }
 
-    /// What has not been claimed of the last hand-over; else the active generation, replaced by an empty one; `None` if
-    /// both are empty.
+    /// What has not been claimed of the last hand-over; else what has come in since, of which every key has its entry;
+    /// `None` if there is nothing.
     pub fn hand_over(&self) -> Option<HandedOver<H>> {
-        let mut state = self.state.lock();
-        if let Some(rest) = state.pending.front() {
+        let mut pending = self.pending.lock();
+        if let Some(rest) = pending.front() {
             return Some(HandedOver::Rest(rest.clone()));
         }
-        let generation = retire(&mut state.active)?;
-        if generation.is_empty() {
-            // All that came in was deleted again: what is left is memory.
-            drop(state);
-            reclaim(generation);
-            return None;
-        }
-        let fresh = Arc::new(HandOver::new(generation));
-        state.pending.push_back(fresh.clone());
+        let fresh = self.retire()?;
+        pending.push_back(fresh.clone());
         Some(HandedOver::Fresh(fresh))
     }
 
@@ -159,48 +225,36 @@ impl<H: Heap> Partition<H> {
     pub fn claim(&self, hand_over: &Arc<HandOver<H>>, position: usize) {
         hand_over.position.fetch_max(position, Ordering::Relaxed);
         if position >= hand_over.end() {
-            drop(hand_over.generation.lock().take());
-            let mut state = self.state.lock();
-            let place = state.pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
-            let finished = place.and_then(|place| state.pending.remove(place));
-            drop(state);
+            drop(hand_over.retired.lock().take());
+            let mut pending = self.pending.lock();
+            let place = pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
+            let finished = place.and_then(|place| pending.remove(place));
+            drop(pending);
             drop(finished);
         }
     }
 
     /// Closes the partition and takes out all that it holds, oldest first.
     pub fn evict(&self) -> VecDeque<Arc<HandOver<H>>> {
-        let mut state = self.state.lock();
-        state.routed_among = 0;
-        let mut evicted = std::mem::take(&mut state.pending);
-        evicted.extend(retire(&mut state.active).map(|retired| Arc::new(HandOver::new(retired))));
+        self.close();
+        let mut evicted = std::mem::take(&mut *self.pending.lock());
+        evicted.extend(self.retire());
         evicted
     }
 
     /// Takes over what another partition held, to hand it over before anything of its own.
     pub fn adopt(&self, evicted: VecDeque<Arc<HandOver<H>>>) {
-        self.state.lock().pending.extend(evicted);
+        self.pending.lock().extend(evicted);
     }
 
-    /// The lock, if keys routed among so many partitions may come here.
-    #[inline]
-    fn lock_open(&self, routed_among: u32) -> Result<MutexGuard<'_, State<H>>, Closed> {
-        let state = self.state.lock();
-        if state.routed_among == routed_among {
-            Ok(state)
-        } else {
-            Err(Closed)
-        }
+    /// All that the shards hold; they are empty then.
+    fn retire(&self) -> Option<Arc<HandOver<H>>> {
+        let generations: Vec<_> = self.shards.iter().filter_map(Shard::retire).collect();
+        // Generations of which all entries were deleted again are only memory, freed with the others.
+        let is_empty = generations.iter().all(Generation::is_empty);
+        let retired = Retired::new(generations);
+        (!is_empty).then(|| Arc::new(HandOver::new(retired)))
     }
-}
-
-/// Replaces a generation by an empty one; `None` if nothing was ever written to it.
-fn retire<H: Heap>(active: &mut Generation<H>) -> Option<Generation<H>> {
-    if active.end() == 0 {
-        return None;
-    }
-    let successor = active.successor();
-    Some(std::mem::replace(active, successor))
 }
 
 /// What [`Partition::hand_over`] gives.
@@ -211,12 +265,12 @@ pub enum HandedOver<H: Heap> {
     Fresh(Arc<HandOver<H>>),
 }
 
-/// A retired generation and how much of it has been handed to the processor.
+/// Retired generations and how much of them has been handed to the processor.
 ///
-/// Its memory goes with the claim of the last entry, however long the hand-over itself is referred to.
+/// Their memory goes with the claim of the last entry, however long the hand-over itself is referred to.
 pub struct HandOver<H: Heap> {
     /// The frozen entries, until all have been claimed. Locked for taking a reference to them.
-    generation: Mutex<Option<Arc<Retired<H>>>>,
+    retired: Mutex<Option<Arc<Retired<H>>>>,
     /// Behind the last entry.
     end: usize,
     /// Entries below this number have been claimed.
@@ -225,10 +279,9 @@ pub struct HandOver<H: Heap> {
 
 impl<H: Heap> HandOver<H> {
     /// A hand-over of which nothing has been claimed.
-    fn new(generation: Generation<H>) -> Self {
-        let end = generation.end();
-        let retired = Arc::new(Retired(Some(generation)));
-        HandOver { generation: Mutex::new(Some(retired)), end, position: AtomicUsize::new(0) }
+    fn new(retired: Retired<H>) -> Self {
+        let end = retired.end();
+        HandOver { retired: Mutex::new(Some(Arc::new(retired))), end, position: AtomicUsize::new(0) }
     }
 
     /// Where the next batch begins.
@@ -243,29 +296,45 @@ impl<H: Heap> HandOver<H> {
 
     /// The entries, to be read without a lock; `None` when all have been claimed.
     pub fn entries(&self) -> Option<Arc<Retired<H>>> {
-        self.generation.lock().clone()
+        self.retired.lock().clone()
     }
 }
 
-/// A frozen generation, freed on the reclaimer thread.
-pub struct Retired<H: Heap>(Option<Generation<H>>);
+/// The frozen generations of a partition's shards, one after the other. Freed on the reclaimer thread.
+pub struct Retired<H: Heap> {
+    /// The generations; taken out only to be freed.
+    generations: Vec<Generation<H>>,
+    /// The position behind each generation's last entry.
+    ends: Vec<usize>,
+}
 
 impl<H: Heap> Retired<H> {
+    /// Puts generations one after the other.
+    fn new(generations: Vec<Generation<H>>) -> Self {
+        let sum = |end: &mut usize, generation: &Generation<H>| {
+            *end += generation.end();
+            Some(*end)
+        };
+        let ends = generations.iter().scan(0, sum).collect();
+        Retired { generations, ends }
+    }
+
+    /// Behind the last entry.
+    fn end(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
     /// What is stored at `position`, unless it was deleted or there are not so many.
     #[inline]
     pub fn record(&self, position: usize) -> Option<Record<H::Term>> {
-        let generation = self.0.as_ref()?;
-        if position >= generation.end() {
-            return None;
-        }
-        generation.record(EntryId::try_from(position).ok()?)
+        let number = self.ends.iter().position(|&end| position < end)?;
+        let start = if number == 0 { 0 } else { self.ends[number - 1] };
+        self.generations[number].record(EntryId::try_from(position - start).ok()?)
     }
 }
 
 impl<H: Heap> Drop for Retired<H> {
     fn drop(&mut self) {
-        if let Some(generation) = self.0.take() {
-            reclaim(generation);
-        }
+        reclaim(std::mem::take(&mut self.generations));
     }
 }

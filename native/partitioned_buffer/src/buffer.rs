@@ -172,7 +172,7 @@ impl Buffer {
         let position = u64::from(number) + 1;
         let level = position.ilog2();
         let partitions = self.levels[level as usize]
-            .get_or_init(|| (0..1_u64 << level).map(|_| Partition::new(self.hasher.clone())).collect());
+            .get_or_init(|| (0..1_u64 << level).map(|_| Partition::new(&self.hasher)).collect());
         &partitions[(position - (1 << level)) as usize]
     }
 }

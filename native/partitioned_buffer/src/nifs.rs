@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::Write;
-use partitioned_buffer_engine::{Closed, HandedOver, Hash};
+use partitioned_buffer_engine::{Closed, HandedOver};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, Resource, ResourceArc, SchedulerFlags, Term};
 
@@ -309,22 +309,24 @@ fn write_all<'a>(
     }
 }
 
-/// Does the writes, those of a partition in their order and with its lock taken once.
+/// Does the writes, those of a lock in their order and with the lock taken once.
 fn write_slice(buffer: &Buffer, route: Route, slice: &[Write<RawTerm>]) -> Result<(), NotRunning> {
-    let key = |write: &Write<RawTerm>| match *write {
-        Write::Put(key, _) | Write::PutNewer(key, _, _) => key,
-    };
     'again: loop {
         let among = buffer.partitions()?;
-        let mut order = Vec::with_capacity(slice.len());
-        for (at, write) in slice.iter().enumerate() {
-            order.push((Buffer::route(route, key(write), among)?, at));
+        let mut writes = Vec::with_capacity(slice.len());
+        for (number, &write) in slice.iter().enumerate() {
+            let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
+            let hash = buffer.hash(key);
+            let lock = (Buffer::route(route, key, among)?, Partition::shard_of(hash));
+            writes.push((lock, number, (hash, write)));
         }
-        order.sort_unstable();
-        for writes in order.chunk_by(|(one, _), (other, _)| one == other) {
-            let hashed = writes.iter().map(|&(_, at)| (buffer.hash(key(&slice[at])), slice[at]));
-            let hashed: Vec<(Hash, Write<RawTerm>)> = hashed.collect();
-            match buffer.partition(writes[0].0).write_all(among, &hashed) {
+        writes.sort_unstable_by_key(|&(lock, number, _)| (lock, number));
+        let mut of_lock = Vec::with_capacity(slice.len());
+        for chunk in writes.chunk_by(|(lock, ..), (other, ..)| lock == other) {
+            let (partition, shard) = chunk[0].0;
+            of_lock.clear();
+            of_lock.extend(chunk.iter().map(|&(_, _, write)| write));
+            match buffer.partition(partition).write_all(among, shard, &of_lock) {
                 Ok(()) => {}
                 Err(Closed) if buffer.partitions()? == among => return Err(NotRunning),
                 // Doing again what another partition has already taken in changes nothing.
