@@ -48,7 +48,7 @@ const SPINS: usize = 400;
 
 /// Shards of a partition, a power of two: with as many partitions as schedulers, two writers that hold a lock most of the
 /// time meet at one of sixteen.
-const SHARDS: usize = 8;
+pub const SHARDS: usize = 8;
 
 /// See the module's documentation.
 pub struct Partition<H: Heap> {
@@ -172,10 +172,15 @@ impl<H: Heap> Partition<H> {
 
     /// Does all `writes`, which belong to one shard, in order, with its lock taken once. The caller keeps their number
     /// small.
-    pub fn write_all(&self, routed_among: u32, shard: usize, writes: &[(Hash, Write<H::Term>)]) -> Result<(), Closed> {
+    pub fn write_all(
+        &self,
+        routed_among: u32,
+        shard: usize,
+        writes: impl Iterator<Item = (Hash, Write<H::Term>)> + Clone,
+    ) -> Result<(), Closed> {
         let mut state = self.shards[shard].lock_open(routed_among)?;
-        writes.iter().for_each(|&(hash, _)| state.active.prefetch(hash));
-        for &(hash, write) in writes {
+        writes.clone().for_each(|(hash, _)| state.active.prefetch(hash));
+        for (hash, write) in writes {
             debug_assert_eq!(Self::shard_of(hash), shard, "all writes belong to the shard");
             match write {
                 Write::Put(key, value) => state.active.put(hash, key, value),

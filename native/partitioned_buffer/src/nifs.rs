@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::partition::Write;
+use partitioned_buffer_engine::partition::{Write, SHARDS};
 use partitioned_buffer_engine::{Closed, HandedOver};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, Resource, ResourceArc, SchedulerFlags, Term};
@@ -313,20 +313,35 @@ fn write_all<'a>(
 fn write_slice(buffer: &Buffer, route: Route, slice: &[Write<RawTerm>]) -> Result<(), NotRunning> {
     'again: loop {
         let among = buffer.partitions()?;
-        let mut writes = Vec::with_capacity(slice.len());
-        for (number, &write) in slice.iter().enumerate() {
-            let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
+        // The number of the lock of each write, and of each lock's writes the place of the first, and behind the last.
+        let mut locks = Vec::with_capacity(slice.len());
+        let mut places = vec![0_u32; among as usize * SHARDS + 1];
+        for &write in slice {
+            let (Write::Put(key, value) | Write::PutNewer(key, value, _)) = write;
+            value.prefetch();
             let hash = buffer.hash(key);
-            let lock = (Buffer::route(route, key, among)?, Partition::shard_of(hash));
-            writes.push((lock, number, (hash, write)));
+            let lock = Buffer::route(route, key, among)? as usize * SHARDS + Partition::shard_of(hash);
+            places[lock + 1] += 1;
+            locks.push((lock, hash));
         }
-        writes.sort_unstable_by_key(|&(lock, number, _)| (lock, number));
-        let mut of_lock = Vec::with_capacity(slice.len());
-        for chunk in writes.chunk_by(|(lock, ..), (other, ..)| lock == other) {
-            let (partition, shard) = chunk[0].0;
-            of_lock.clear();
-            of_lock.extend(chunk.iter().map(|&(_, _, write)| write));
-            match buffer.partition(partition).write_all(among, shard, &of_lock) {
+        for lock in 1..places.len() {
+            places[lock] += places[lock - 1];
+        }
+        let mut sorted = vec![None; slice.len()];
+        for (&(lock, hash), &write) in locks.iter().zip(slice) {
+            sorted[places[lock] as usize] = Some((hash, write));
+            places[lock] += 1;
+        }
+        // Each place has moved on to where the next lock's writes begin.
+        let mut start = 0;
+        for (lock, &end) in places[..places.len() - 1].iter().enumerate() {
+            let writes = &sorted[start..end as usize];
+            start = end as usize;
+            if writes.is_empty() {
+                continue;
+            }
+            let partition = buffer.partition((lock / SHARDS) as u32);
+            match partition.write_all(among, lock % SHARDS, writes.iter().flatten().copied()) {
                 Ok(()) => {}
                 Err(Closed) if buffer.partitions()? == among => return Err(NotRunning),
                 // Doing again what another partition has already taken in changes nothing.
