@@ -102,7 +102,8 @@ defmodule Bench.Lean do
 
   def free({name, n}) do
     for i <- 0..(n - 1) do
-      :ets.delete(:persistent_term.get({name, i}))
+      # A table dies with the process that flushed last.
+      Bench.Ets.free({:persistent_term.get({name, i}), nil})
       :persistent_term.erase({name, i})
     end
   end

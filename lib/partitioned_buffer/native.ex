@@ -75,6 +75,13 @@ defmodule PartitionedBuffer.Native do
   @spec claim(batch(), position()) :: :ok
   def claim(_batch, _position), do: not_loaded()
 
+  @doc """
+  Name, nanoseconds of the longest call and number of calls over a millisecond of each NIF. Empty but in a library built
+  with the feature `timing`, which is for benchmarks.
+  """
+  @spec longest_calls() :: [{String.t(), non_neg_integer(), non_neg_integer()}]
+  def longest_calls, do: not_loaded()
+
   @doc false
   def load do
     library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer")

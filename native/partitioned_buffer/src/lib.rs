@@ -14,5 +14,7 @@ mod buffer;
 mod nifs;
 mod registry;
 mod term;
+#[cfg(feature = "timing")]
+mod timing;
 
 rustler::init!("Elixir.PartitionedBuffer.Native");

@@ -75,6 +75,12 @@ macro_rules! nif {
             impl Function<$arity> for Nif {
                 const NAME: &'static str = concat!(stringify!($function), "\0");
 
+                #[cfg(feature = "timing")]
+                fn timing() -> &'static crate::timing::Timing {
+                    static TIMING: crate::timing::Timing = crate::timing::Timing::new(stringify!($function));
+                    &TIMING
+                }
+
                 #[inline]
                 fn call<'a>(env: Env<'a>, arguments: [Term<'a>; $arity]) -> NifResult<Term<'a>> {
                     $function(env, arguments)
@@ -229,6 +235,15 @@ fn claim<'a>(env: Env<'a>, [batch, position]: [Term<'a>; 2]) -> NifResult<Term<'
     let (batch, position): (ResourceArc<Batch>, usize) = (batch.decode()?, position.decode()?);
     batch.buffer.partition(batch.partition).claim(&batch.hand_over, position);
     Ok(atoms::ok().to_term(env))
+}
+
+nif!(longest_calls / 0);
+fn longest_calls<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    #[cfg(feature = "timing")]
+    let calls = crate::timing::all();
+    #[cfg(not(feature = "timing"))]
+    let calls: Vec<(&str, u64, u64)> = Vec::new();
+    Ok(calls.encode(env))
 }
 
 /// The buffer of this name, running or not.

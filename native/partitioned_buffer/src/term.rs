@@ -27,6 +27,10 @@ pub(crate) trait Function<const N: usize> {
     /// Its name, with a NUL at the end.
     const NAME: &'static str;
 
+    /// Where its calls are counted.
+    #[cfg(feature = "timing")]
+    fn timing() -> &'static crate::timing::Timing;
+
     /// The NIF; an error is `badarg`.
     fn call<'a>(env: Env<'a>, arguments: [Term<'a>; N]) -> NifResult<Term<'a>>;
 }
@@ -45,6 +49,8 @@ unsafe extern "C" fn call<const N: usize, F: Function<N>>(
     argv: *const ErlNifTerm,
 ) -> ErlNifTerm {
     debug_assert_eq!(argc as usize, N);
+    #[cfg(feature = "timing")]
+    let _timer = F::timing().start();
     let lifetime = ();
     // SAFETY: the VM gives the environment of the running call and, since it was told so, `N` arguments that belong to
     // it. `lifetime` is of this call, so nothing made of the environment can outlive it.

@@ -1,0 +1,220 @@
+# Limits rather than speed: the latency of single puts, memory, the longest NIF call.
+#
+#     mix run bench/limits.exs
+#     PARTITIONED_BUFFER_NIF_FEATURES=timing mix run bench/limits.exs    also the library's own count of its calls
+#
+# Prints its results. The library built with `timing` is for this script only: run `mix compile` without it afterwards.
+
+for file <- ~w(candidates report), do: Code.require_file("support/#{file}.ex", __DIR__)
+
+defmodule Limits do
+  alias Bench.Report
+
+  @mib 1024 * 1024
+  @new_keys 4_000_000
+  @million 1_000_000
+
+  def main do
+    IO.puts(Report.machine())
+    latency("latency of a put, #{@new_keys} new keys int→int", [], &new_keys/2)
+    latency("latency of a put while a million entries are handed over in tens", [], &while_handed_over/2)
+    swap()
+    bytes_per_entry()
+    growth()
+    nif_calls()
+  end
+
+  ## Latency: each put is timed; what lies between two puts is not.
+
+  defp latency(title, opts, run) do
+    IO.puts("\n#{title}\n" <> row(["", "p50", "p99", "p99.9", "p99.99", "max"]))
+
+    for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
+      histogram = in_process(fn -> run.(mod, opts) end)
+      values = for share <- [0.5, 0.99, 0.999, 0.9999, 1.0], do: Report.format(percentile(histogram, share))
+      IO.puts(row([mod.label() | values]))
+    end
+  end
+
+  defp new_keys(mod, opts) do
+    handle = mod.new(opts)
+    histogram = timed_puts(mod, handle, 1, @new_keys, :counters.new(64 * 16, []))
+    mod.size(handle) == @new_keys || raise "#{inspect(mod)} does not hold what was put"
+    discard(mod, handle)
+    histogram
+  end
+
+  defp while_handed_over(mod, opts) do
+    handle = mod.new(opts)
+    for chunk <- Enum.chunk_every(1..@million, 10_000), do: mod.put_all(handle, for(n <- chunk, do: {n, n}))
+    # The table of raw ETS is not replaced: new keys go to another, as the design does it.
+    target = if mod == Bench.Ets, do: mod.new(opts), else: handle
+    drain = Task.async(fn -> mod.drain(handle, 10, fn _batch -> :ok end) end)
+    histogram = until_done(mod, target, drain, 1, :counters.new(64 * 16, []))
+    discard(mod, target)
+    histogram
+  end
+
+  defp until_done(mod, handle, drain, from, histogram) do
+    timed_puts(mod, handle, from, from + 9_999, histogram)
+    if Task.yield(drain, 0), do: histogram, else: until_done(mod, handle, drain, from + 10_000, histogram)
+  end
+
+  defp timed_puts(_mod, _handle, from, to, histogram) when from > to, do: histogram
+
+  defp timed_puts(mod, handle, from, to, histogram) do
+    started = :erlang.monotonic_time(:nanosecond)
+    mod.put(handle, from, from)
+    :counters.add(histogram, slot(:erlang.monotonic_time(:nanosecond) - started), 1)
+    timed_puts(mod, handle, from + 1, to, histogram)
+  end
+
+  # Sixteen slots for each doubling.
+  defp slot(ns) when ns < 16, do: max(ns, 0) + 1
+
+  defp slot(ns) do
+    exponent = trunc(:math.log2(ns))
+    exponent * 16 + div(ns * 16, Integer.pow(2, exponent)) - 15
+  end
+
+  defp value(slot) when slot <= 16, do: slot - 1
+
+  defp value(slot) do
+    exponent = div(slot - 1, 16)
+    div((rem(slot - 1, 16) + 16) * Integer.pow(2, exponent), 16)
+  end
+
+  defp percentile(histogram, share) do
+    counts = for slot <- 1..(64 * 16), do: {slot, :counters.get(histogram, slot)}
+    wanted = ceil(share * Enum.sum(Enum.map(counts, &elem(&1, 1))))
+
+    counts
+    |> Enum.reduce_while(0, fn {slot, count}, seen ->
+      if seen + count >= wanted and count > 0, do: {:halt, {:slot, slot}}, else: {:cont, seen + count}
+    end)
+    |> then(fn {:slot, slot} -> value(slot) end)
+  end
+
+  ## The swap
+
+  defp swap do
+    IO.puts("\nswap of a partition, median and longest of 21")
+
+    for size <- [1_000, @million] do
+      times =
+        for _ <- 1..21 do
+          name = Bench.NativeOne.new([])
+
+          for chunk <- Enum.chunk_every(1..size, 10_000),
+              do: Bench.Native.put_all(name, for(n <- chunk, do: {n, n}))
+
+          {microseconds, {:fresh, batch}} = timed_ns(fn -> PartitionedBuffer.Native.hand_over(name, 0) end)
+          PartitionedBuffer.Native.claim(batch, size)
+          Bench.Native.free(name)
+          microseconds
+        end
+
+      IO.puts(row(["#{size} entries", Report.format(Report.median(times)), Report.format(Enum.max(times))]))
+    end
+  end
+
+  defp timed_ns(function) do
+    started = System.monotonic_time(:nanosecond)
+    result = function.()
+    {System.monotonic_time(:nanosecond) - started, result}
+  end
+
+  ## Memory
+
+  defp bytes_per_entry do
+    IO.puts("\nbytes an entry, a million of {atom, int}→map of 4\n" <> row(["", "bytes", "to raw ETS"]))
+
+    sizes =
+      for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
+        bytes =
+          in_process(fn ->
+            before = memory()
+            handle = mod.new([])
+            put_users(mod, handle, @million)
+            used = memory() - before
+            mod.size(handle) == @million || raise "#{inspect(mod)} does not hold what was put"
+            discard(mod, handle)
+            used / @million
+          end)
+
+        {mod.label(), bytes}
+      end
+
+    [{_label, ets} | _] = sizes
+    for {label, bytes} <- sizes, do: IO.puts(row([label, Float.round(bytes, 1), Float.round(bytes / ets, 2)]))
+  end
+
+  defp put_users(_mod, _handle, 0), do: :ok
+
+  defp put_users(mod, handle, n) do
+    mod.put(handle, {:user, n}, %{id: n, name: "user", count: n, active: true})
+    put_users(mod, handle, n - 1)
+  end
+
+  defp growth do
+    IO.puts("\nlargest growth while 10 keys are overwritten 200000 times with terms of 32 kB")
+
+    for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
+      growth =
+        in_process(fn ->
+          handle = mod.new([])
+          list = Enum.to_list(1..2_000)
+          before = memory()
+
+          largest =
+            for round <- 1..20, reduce: 0 do
+              largest ->
+                for n <- 1..10_000, do: mod.put(handle, rem(n, 10), [{round, n} | list])
+                max(largest, memory() - before)
+            end
+
+          mod.size(handle) == 10 || raise "#{inspect(mod)} does not hold what was put"
+          discard(mod, handle)
+          largest
+        end)
+
+      IO.puts(row([mod.label(), "#{Float.round(growth / @mib, 1)} MiB"]))
+    end
+  end
+
+  # Without the garbage of this process.
+  defp memory do
+    :erlang.garbage_collect()
+    :erlang.memory(:total)
+  end
+
+  ## The library's own count
+
+  defp nif_calls do
+    case PartitionedBuffer.Native.longest_calls() do
+      [] ->
+        IO.puts("\n(the library was built without the feature timing: no count of its calls)")
+
+      calls ->
+        IO.puts(
+          "\nlongest call of each NIF in this run, as counted in the library\n" <>
+            row(["", "longest", "over 1 ms"])
+        )
+
+        for {name, ns, over} <- Enum.sort(calls), do: IO.puts(row([name, Report.format(ns), over]))
+    end
+  end
+
+  ## Helpers
+
+  # Half a million entries or more are not processed at the end: the processor of these buffers does nothing.
+  defp discard(mod, handle), do: mod.free(handle)
+
+  defp in_process(function), do: function |> Task.async() |> Task.await(:infinity)
+
+  defp row([first | rest]) do
+    String.pad_trailing(to_string(first), 28) <> Enum.map_join(rest, &String.pad_leading(to_string(&1), 12))
+  end
+end
+
+Limits.main()
