@@ -55,8 +55,9 @@ defmodule PartitionedBuffer.MemoryTest do
         end
       end)
 
-    # One copy in 16 is weighed: so many large ones may be waiting in the open segment of each partition.
-    assert growth < 64 * @mib
+    # One copy in 16 is weighed, and half of those in the large value's shard are small: of the 2 GiB written, as many large
+    # copies may be waiting in the open segment as fit between some weighings that all met a small one.
+    assert growth < 128 * @mib, "grew by #{div(growth, @mib)} MiB"
   end
 
   test "memory stays flat while keys come and go" do

@@ -32,10 +32,17 @@ const MIN_CAPACITY: usize = 64;
 const SPARSE_DIVISOR: usize = 5;
 
 /// One copy in so many is weighed, and counts for all of them: weighing each would cost more than many copies do.
-const WEIGHED: usize = 32;
+const WEIGHED: usize = 16;
 
 /// A segment of this weight in bytes is sealed, so that large terms are freed soon and moved in small numbers.
 const WEIGHT_LIMIT: usize = 256 * 1024;
+
+/// A segment whose copies have this weight in bytes on average has large terms in it.
+const HEAVY_COPY: usize = 8 * 1024;
+
+/// Such a segment is sparse when more than one copy in so many is dead. Segments of large terms alone have so few copies
+/// that they are free before.
+const HEAVY_DEAD_DIVISOR: usize = 8;
 
 /// The number of a segment within its arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +89,16 @@ struct Segment<H> {
 }
 
 impl<H: Heap> Segment<H> {
-    /// Whether moving the live copies pays.
+    /// Whether moving the live copies pays. Where large terms are among small ones, the dead may be the large: there it
+    /// does as soon as some are dead.
     fn is_sparse(&self) -> bool {
-        self.live * SPARSE_DIVISOR < self.owners.len()
+        let copies = self.owners.len();
+        let is_heavy = self.weight >= WEIGHT_LIMIT && self.weight / copies.max(1) >= HEAVY_COPY;
+        if is_heavy {
+            (copies - self.live) * HEAVY_DEAD_DIVISOR > copies
+        } else {
+            self.live * SPARSE_DIVISOR < copies
+        }
     }
 }
 
