@@ -103,7 +103,7 @@ defmodule PartitionedBuffer.Options do
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
 
   defp valid?(:processor, processor), do: is_function(processor, 1)
-  defp valid?(:partitions, number), do: is_integer(number) and number >= 0 and number <= 1_048_576
+  defp valid?(:partitions, number), do: is_integer(number) and number in 0..4_096
   defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= @max_ms
   defp valid?(:processing_timeout_ms, :infinity), do: true
   defp valid?(:processing_timeout_ms, ms), do: is_integer(ms) and ms >= 0 and ms <= @max_ms
@@ -113,7 +113,7 @@ defmodule PartitionedBuffer.Options do
   defp expected(:name), do: "an atom"
   defp expected(:module), do: "PartitionedBuffer.Map"
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
-  defp expected(:partitions), do: "a non-negative integer up to 1048576"
+  defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"
   defp expected(:processing_timeout_ms), do: "a non-negative integer (milliseconds) or :infinity"
   defp expected(:processing_batch_size), do: "a positive integer or :table"

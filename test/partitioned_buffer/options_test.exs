@@ -14,6 +14,7 @@ defmodule PartitionedBuffer.OptionsTest do
           {:processor, nil, "function of arity 1"},
           {:partitions, -1, "non-negative integer"},
           {:partitions, 1.0, "non-negative integer"},
+          {:partitions, 4_097, "non-negative integer up to 4096"},
           {:processing_interval_ms, 0, "positive integer"},
           {:processing_interval_ms, :infinity, "positive integer"},
           {:processing_interval_ms, 4_294_967_296, "positive integer"},

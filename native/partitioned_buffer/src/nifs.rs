@@ -34,8 +34,9 @@ const FIRST_WRITES: usize = 16;
 /// Entries, or places of deleted ones, that are read between two looks at the clock.
 const READS_AT_ONCE: usize = 32;
 
-/// The number of partitions is limited only so that a mistaken one cannot take all memory.
-const MAX_PARTITIONS: u32 = 1 << 20;
+/// `size` looks at all partitions, and a slice of a list may have writes for each: with so many it stays well below a
+/// millisecond.
+const MAX_PARTITIONS: u32 = 1 << 12;
 
 mod atoms {
     //! The atoms of the results.
