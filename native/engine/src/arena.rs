@@ -20,12 +20,15 @@ use std::collections::VecDeque;
 use crate::entries::EntryId;
 use crate::term::Heap;
 
-/// Copies a segment takes at most. Its heap costs about 1 kB whatever it holds, so 4 bytes a copy.
-const CAPACITY: usize = 256;
+/// Copies a segment takes at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.
+const CAPACITY: usize = 1024;
 
-/// Copies a segment takes at least. Between the two bounds it takes as many as are live in the whole arena: dead copies
+/// Copies a segment takes at least. Between the two bounds it takes a part of what is live in the whole arena: dead copies
 /// of a few hot keys then amount to a few dozen and not to hundreds.
 const MIN_CAPACITY: usize = 64;
+
+/// Between the two bounds, how many segments hold what is live.
+const SEGMENTS: usize = 4;
 
 /// A sealed segment with less than one live copy in so many is sparse. A greater number makes overwriting cheaper
 /// (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
@@ -74,12 +77,45 @@ enum State {
     Vacant,
 }
 
+/// The entries that the copies of a segment were made for: most often one run, as new entries are numbered in the order
+/// of their copies.
+#[derive(Default)]
+pub struct Owners {
+    /// The first number of each run, and how many there are.
+    runs: Vec<(EntryId, u32)>,
+    /// How many there are in all runs.
+    count: usize,
+}
+
+impl Owners {
+    /// Adds one.
+    #[inline]
+    fn push(&mut self, owner: EntryId) {
+        self.count += 1;
+        match self.runs.last_mut() {
+            Some((first, length)) if *first + *length == owner => *length += 1,
+            _ => self.runs.push((owner, 1)),
+        }
+    }
+
+    /// All of them, in the order of the copies.
+    pub fn iter(&self) -> impl Iterator<Item = EntryId> + '_ {
+        self.runs.iter().flat_map(|&(first, length)| first..first + length)
+    }
+
+    /// Forgets all, and keeps the memory.
+    fn clear(&mut self) {
+        self.runs.clear();
+        self.count = 0;
+    }
+}
+
 /// A heap and what lives in it.
 struct Segment<H> {
     /// The memory of the copies.
     heap: H,
     /// The entry that each copy was made for, in the order of the copies.
-    owners: Vec<EntryId>,
+    owners: Owners,
     /// How many of the copies are still named by their entry.
     live: usize,
     /// The estimated bytes of all copies.
@@ -92,7 +128,7 @@ impl<H: Heap> Segment<H> {
     /// Whether moving the live copies pays. Where large terms are among small ones, the dead may be the large: there it
     /// does as soon as some are dead.
     fn is_sparse(&self) -> bool {
-        let copies = self.owners.len();
+        let copies = self.owners.count;
         let is_heavy = self.weight >= WEIGHT_LIMIT && self.weight / copies.max(1) >= HEAVY_COPY;
         if is_heavy {
             (copies - self.live) * HEAVY_DEAD_DIVISOR > copies
@@ -132,7 +168,7 @@ impl<H: Heap> Arena<H> {
         if copies == terms {
             return (copies, SegmentId::NONE);
         }
-        if segment.owners.len().is_multiple_of(WEIGHED) {
+        if segment.owners.count.is_multiple_of(WEIGHED) {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
             segment.weight = segment.weight.saturating_add(weight.saturating_mul(WEIGHED));
         }
@@ -149,8 +185,8 @@ impl<H: Heap> Arena<H> {
         segment.owners.push(owner);
         segment.live += 1;
         self.live += 1;
-        let capacity = self.live.clamp(MIN_CAPACITY, CAPACITY);
-        if segment.owners.len() >= capacity || segment.weight >= WEIGHT_LIMIT {
+        let capacity = (self.live / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
+        if segment.owners.count >= capacity || segment.weight >= WEIGHT_LIMIT {
             self.seal(id);
         }
     }
@@ -178,13 +214,13 @@ impl<H: Heap> Arena<H> {
     /// The next segment to be evacuated with the owners of its copies, dead and live. The caller moves what is live
     /// with [`Arena::copy`], [`Arena::own`] and [`Arena::release`], then calls [`Arena::vacate`].
     #[inline]
-    pub fn take_sparse(&mut self) -> Option<(SegmentId, Vec<EntryId>)> {
+    pub fn take_sparse(&mut self) -> Option<(SegmentId, Owners)> {
         let id = self.sparse.pop_front()?;
         Some((id, std::mem::take(&mut self.segments[id.index()].owners)))
     }
 
     /// Frees the copies of a segment that no entry names, and keeps it for reuse.
-    pub fn vacate(&mut self, id: SegmentId, mut owners: Vec<EntryId>) {
+    pub fn vacate(&mut self, id: SegmentId, mut owners: Owners) {
         let segment = &mut self.segments[id.index()];
         debug_assert_eq!(segment.live, 0, "a vacated segment has no live copies");
         owners.clear();
@@ -212,7 +248,7 @@ impl<H: Heap> Arena<H> {
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
-        let segment = Segment { heap: H::new(), owners: Vec::new(), live: 0, weight: 0, state: State::Open };
+        let segment = Segment { heap: H::new(), owners: Owners::default(), live: 0, weight: 0, state: State::Open };
         self.segments.push(segment);
         id
     }

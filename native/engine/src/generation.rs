@@ -6,7 +6,7 @@
 //! Invariant: `index` holds exactly the entries of `entries`, each under the hash of its key; the segments that an entry
 //! names count it as one live copy.
 
-use crate::arena::{Arena, SegmentId};
+use crate::arena::{Arena, Owners, SegmentId};
 use crate::entries::{Entries, Entry, EntryId, History, Record};
 use crate::index::{Hash, Hasher, Index};
 use crate::term::{Heap, Term, Version};
@@ -154,8 +154,8 @@ impl<H: Heap> Generation<H> {
     }
 
     /// Moves the live values of a segment to the open one.
-    fn evacuate_values(&mut self, segment: SegmentId, owners: Vec<EntryId>) {
-        for &owner in &owners {
+    fn evacuate_values(&mut self, segment: SegmentId, owners: Owners) {
+        for owner in owners.iter() {
             let Some(entry) = self.entries.get(owner).filter(|entry| entry.value_segment == segment) else {
                 continue;
             };
@@ -175,7 +175,7 @@ impl<H: Heap> Generation<H> {
     #[inline]
     fn clean_keys(&mut self) {
         let Some((segment, owners)) = self.keys.take_sparse() else { return };
-        for &owner in &owners {
+        for owner in owners.iter() {
             let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
                 continue;
             };
