@@ -1,15 +1,17 @@
 //! Copies of terms in segments: a log-structured store with a cleaner.
 //!
 //! A heap cannot free single terms. So copies go to the *open* segment, a heap for a bounded number of them. A full
-//! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left becomes *sparse*: its
-//! owner moves the live copies to the open segment and the heap is cleared and reused (*vacant*). The work of one step
-//! is bounded by one segment, and the memory by the live copies, whatever is overwritten.
+//! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left becomes *sparse*. Some
+//! of these may wait: keys that are written in turn let their last copies die soon. When there are more, the longest
+//! waiting is *evacuated*: its owner moves the live copies to the open segment, and the heap is cleared and reused
+//! (*vacant*). The work of one step is bounded by one segment, and the memory by the live copies, whatever is overwritten.
 //!
 //! | state | leaves it when |
 //! |---|---|
 //! | open | it holds its capacity, or weighs too much: sealed |
 //! | sealed | a copy dies and few are live: sparse; none: vacant |
-//! | sparse | its owner has moved what was live: vacant |
+//! | sparse | none is live: vacant; too many wait: evacuated |
+//! | evacuated | its owner has moved what was live: vacant |
 //! | vacant | an open segment is needed: open |
 //!
 //! Invariants: `live` of a segment is the number of entries that name it; a term is used only while an entry names its
@@ -33,6 +35,9 @@ const SEGMENTS: usize = 4;
 /// A sealed segment with less than one live copy in so many is sparse. A greater number makes overwriting cheaper
 /// (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
 const SPARSE_DIVISOR: usize = 5;
+
+/// One segment in so many may be sparse and wait, or a single one.
+const WAITING_DIVISOR: usize = 8;
 
 /// One copy in so many is weighed, and counts for all of them: weighing each would cost more than many copies do.
 const WEIGHED: usize = 16;
@@ -71,8 +76,10 @@ enum State {
     Open,
     /// Full.
     Sealed,
-    /// Full, with few live copies: waits to be evacuated.
+    /// Full, with few live copies: waits for their death, or to be evacuated.
     Sparse,
+    /// Its live copies are being moved.
+    Evacuated,
     /// Empty.
     Vacant,
 }
@@ -200,14 +207,13 @@ impl<H: Heap> Arena<H> {
         let segment = &mut self.segments[id.index()];
         segment.live -= 1;
         self.live -= 1;
-        if segment.state == State::Sealed {
-            if segment.live == 0 {
-                let owners = std::mem::take(&mut segment.owners);
-                self.vacate(id, owners);
-            } else if segment.is_sparse() {
+        match segment.state {
+            State::Sealed | State::Sparse if segment.live == 0 => self.die(id),
+            State::Sealed if segment.is_sparse() => {
                 segment.state = State::Sparse;
                 self.sparse.push_back(id);
             }
+            _ => {}
         }
     }
 
@@ -215,8 +221,24 @@ impl<H: Heap> Arena<H> {
     /// with [`Arena::copy`], [`Arena::own`] and [`Arena::release`], then calls [`Arena::vacate`].
     #[inline]
     pub fn take_sparse(&mut self) -> Option<(SegmentId, Owners)> {
+        if self.sparse.len() <= (self.segments.len() / WAITING_DIVISOR).max(1) {
+            return None;
+        }
         let id = self.sparse.pop_front()?;
-        Some((id, std::mem::take(&mut self.segments[id.index()].owners)))
+        let segment = &mut self.segments[id.index()];
+        segment.state = State::Evacuated;
+        Some((id, std::mem::take(&mut segment.owners)))
+    }
+
+    /// Clears a full segment in which nothing is live.
+    #[cold]
+    fn die(&mut self, id: SegmentId) {
+        let segment = &mut self.segments[id.index()];
+        if segment.state == State::Sparse {
+            self.sparse.retain(|&waiting| waiting != id);
+        }
+        let owners = std::mem::take(&mut segment.owners);
+        self.vacate(id, owners);
     }
 
     /// Frees the copies of a segment that no entry names, and keeps it for reuse.
