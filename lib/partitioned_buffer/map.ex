@@ -128,10 +128,8 @@ defmodule PartitionedBuffer.Map do
   def put_all(buffer, entries, opts \\ [])
   def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
 
-  def put_all(buffer, entries, opts) do
-    check_pairs!(entries, buffer)
-    write_all(&Native.put_all/3, buffer, entries, opts)
-  end
+  def put_all(buffer, entries, opts),
+    do: write_all(&Native.put_all/4, &check_pairs!/2, buffer, entries, opts)
 
   @doc """
   Puts a value for a key, unless there is an entry for it whose version is as high.
@@ -173,10 +171,8 @@ defmodule PartitionedBuffer.Map do
       "second"
   """
   @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
-  def put_all_newer(buffer, entries, opts \\ []) do
-    check_versioned!(entries, buffer)
-    write_all(&Native.put_all_newer/3, buffer, entries, opts)
-  end
+  def put_all_newer(buffer, entries, opts \\ []),
+    do: write_all(&Native.put_all_newer/4, &check_versioned!/2, buffer, entries, opts)
 
   @doc """
   The value of a key among the entries that wait for the next hand-over, or `default`.
@@ -242,7 +238,19 @@ defmodule PartitionedBuffer.Map do
   defp route(_buffer, _key, []), do: nil
   defp route(buffer, key, opts), do: Routing.partition(buffer, Options.partition_key!(buffer, opts), key)
 
-  defp write_all(native, buffer, entries, opts) do
+  # A short list is checked by the NIF; all others are here, before anything is written.
+  defp write_all(native, check!, buffer, entries, []) do
+    with :unchecked <- native.(buffer, nil, entries, false) do
+      check!.(entries, buffer)
+      write(native, buffer, nil, entries)
+    else
+      result -> written(result, native, buffer, nil)
+    end
+  end
+
+  defp write_all(native, check!, buffer, entries, opts) do
+    check!.(entries, buffer)
+
     case Options.partition_key!(buffer, opts) do
       nil ->
         write(native, buffer, nil, entries)
@@ -255,12 +263,11 @@ defmodule PartitionedBuffer.Map do
     end
   end
 
-  defp write(native, buffer, to, entries) do
-    case native.(buffer, to, entries) do
-      {:more, rest} -> write(native, buffer, to, rest)
-      result -> ok!(result, buffer)
-    end
-  end
+  defp write(native, buffer, to, entries),
+    do: buffer |> native.(to, entries, true) |> written(native, buffer, to)
+
+  defp written({:more, rest}, native, buffer, to), do: write(native, buffer, to, rest)
+  defp written(result, _native, buffer, _to), do: ok!(result, buffer)
 
   defp check_pairs!([{_key, _value} | rest], buffer), do: check_pairs!(rest, buffer)
   defp check_pairs!([], _buffer), do: :ok

@@ -44,14 +44,19 @@ defmodule PartitionedBuffer.Native do
   @spec delete(atom(), route(), term()) :: :ok | :not_running
   def delete(_buffer, _to, _key), do: not_loaded()
 
-  @doc "Puts entries until its time is up; what is left then is to be given to it again."
-  @spec put_all(atom(), route(), [{term(), term()}]) :: :ok | {:more, [{term(), term()}]} | :not_running
-  def put_all(_buffer, _to, _entries), do: not_loaded()
+  @doc """
+  Puts entries until its time is up; what is left then is to be given to it again.
 
-  @doc "As `put_all/3`, with versions."
-  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}]) ::
-          :ok | {:more, [{term(), term(), integer()}]} | :not_running
-  def put_all_newer(_buffer, _to, _entries), do: not_loaded()
+  Writes nothing if the caller has not `checked` the list and it is long, or not what it should be: `:unchecked`.
+  """
+  @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) ::
+          :ok | {:more, [{term(), term()}]} | :unchecked | :not_running
+  def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
+
+  @doc "As `put_all/4`, with versions."
+  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean()) ::
+          :ok | {:more, [{term(), term(), integer()}]} | :unchecked | :not_running
+  def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @doc """
   Hands over what nobody has claimed of the last hand-over (`:rest`), else all that came in since (`:fresh`).

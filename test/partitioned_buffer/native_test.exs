@@ -34,8 +34,8 @@ defmodule PartitionedBuffer.NativeTest do
       size: [buffer],
       get: [buffer, nil, :key],
       put_newer: [buffer, nil, :key, :stale, -1],
-      put_all: [buffer, nil, []],
-      put_all_newer: [buffer, nil, []],
+      put_all: [buffer, nil, [], true],
+      put_all_newer: [buffer, nil, [], false],
       position: [:no_batch],
       read: [:no_batch, 0, 1],
       claim: [:no_batch, 0]
@@ -50,7 +50,7 @@ defmodule PartitionedBuffer.NativeTest do
 
     for garbage <- garbage(), not is_integer(garbage) do
       assert_raise ArgumentError, fn -> Native.put_newer(buffer, nil, :key, :value, garbage) end
-      assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, [{:a, 1}, garbage]) end
+      assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, [{:a, 1}, garbage], true) end
     end
 
     for name <- garbage(), not is_atom(name) do
@@ -97,7 +97,7 @@ defmodule PartitionedBuffer.NativeTest do
 
   test "a lock is never left behind by a bad entry in the middle of a list" do
     buffer = start_buffer()
-    assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, [{1, 1}, :bad, {2, 2}]) end
+    assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, [{1, 1}, :bad, {2, 2}], true) end
     assert Buffer.size(buffer) == 0
     assert Buffer.put(buffer, 1, 1) == :ok
   end

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, SHARDS};
-use partitioned_buffer_engine::{Closed, HandedOver};
+use partitioned_buffer_engine::{Closed, HandedOver, Hash, Version};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, Resource, ResourceArc, SchedulerFlags, Term};
 
@@ -28,8 +28,11 @@ const TIME_SLICE: Duration = Duration::from_micros(500);
 /// Writes that are done with the locks of their partitions taken once, and between two looks at the clock.
 const WRITES_AT_ONCE: usize = 128;
 
-/// The same for the first writes of a call, of which it is not known how long one takes.
+/// The same for the first writes of a call, of which it is not known how long one takes; done one by one.
 const FIRST_WRITES: usize = 16;
+
+/// So many elements of a list are checked before the first is written.
+const CHECKED_AT_ONCE: usize = 2048;
 
 /// Entries, or places of deleted ones, that are read between two looks at the clock.
 const READS_AT_ONCE: usize = 32;
@@ -46,6 +49,7 @@ mod atoms {
         nil,
         more,
         not_running,
+        unchecked,
         empty,
         rest,
         fresh
@@ -127,22 +131,14 @@ fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
-    let result = find(name).and_then(|buffer| {
-        let hash = buffer.hash(key);
-        buffer.with_partition(route, key, |partition, among| partition.put(among, hash, key, value))
-    });
-    Ok(done(env, result))
+    let route = route(to)?;
+    Ok(done(env, find(name).and_then(|buffer| put_one(buffer, route, key.into(), value.into()))))
 }
 
 nif!(put_newer / 5);
 fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
-    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
-    let version = version(number).ok_or(Error::BadArg)?;
-    let result = find(name).and_then(|buffer| {
-        let hash = buffer.hash(key);
-        buffer.with_partition(route, key, |partition, among| partition.put_newer(among, hash, key, value, version))
-    });
+    let (route, version) = (route(to)?, version(number).ok_or(Error::BadArg)?);
+    let result = find(name).and_then(|buffer| put_newer_one(buffer, route, key.into(), value.into(), version));
     Ok(done(env, result))
 }
 
@@ -171,17 +167,17 @@ fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a
     Ok(done(env, result))
 }
 
-nif!(put_all / 3);
-fn put_all<'a>(env: Env<'a>, [name, to, entries]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    write_all(env, name, to, entries, |entry| {
+nif!(put_all / 4);
+fn put_all<'a>(env: Env<'a>, arguments: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    write_all(env, arguments, |entry| {
         let [key, value] = elements(entry)?;
         Some(Write::Put(key.into(), value.into()))
     })
 }
 
-nif!(put_all_newer / 3);
-fn put_all_newer<'a>(env: Env<'a>, [name, to, entries]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    write_all(env, name, to, entries, |entry| {
+nif!(put_all_newer / 4);
+fn put_all_newer<'a>(env: Env<'a>, arguments: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    write_all(env, arguments, |entry| {
         let [key, value, number] = elements(entry)?;
         Some(Write::PutNewer(key.into(), value.into(), version(number)?))
     })
@@ -280,6 +276,26 @@ fn number(env: Env<'_>, result: Result<u64, NotRunning>) -> Term<'_> {
     }
 }
 
+/// Does a `put`.
+#[inline]
+fn put_one(buffer: &Buffer, route: Route, key: RawTerm, value: RawTerm) -> Result<(), NotRunning> {
+    let hash = buffer.hash(key);
+    buffer.with_partition(route, key, |partition, among| partition.put(among, hash, key, value))
+}
+
+/// Does a `put_newer`.
+#[inline]
+fn put_newer_one(
+    buffer: &Buffer,
+    route: Route,
+    key: RawTerm,
+    value: RawTerm,
+    version: Version<RawTerm>,
+) -> Result<(), NotRunning> {
+    let hash = buffer.hash(key);
+    buffer.with_partition(route, key, |partition, among| partition.put_newer(among, hash, key, value, version))
+}
+
 /// A record as the processor gets it.
 #[inline]
 fn record_to(env: Env<'_>, record: Record<RawTerm>) -> Term<'_> {
@@ -290,30 +306,35 @@ fn record_to(env: Env<'_>, record: Record<RawTerm>) -> Term<'_> {
 
 /// Does the writes that `decode` makes of the elements of a list, in slices. The list that is left when the time is up
 /// is returned, to go on with.
+///
+/// A list that the caller has not `checked` is checked here before anything is written, if it is short.
 fn write_all<'a>(
     env: Env<'a>,
-    name: Term<'a>,
-    to: Term<'a>,
-    entries: Term<'a>,
+    [name, to, entries, checked]: [Term<'a>; 4],
     decode: impl Fn(Term<'a>) -> Option<Write<RawTerm>>,
 ) -> NifResult<Term<'a>> {
     let started = Instant::now();
-    let route = route(to)?;
+    let (route, checked): (_, bool) = (route(to)?, checked.decode()?);
+    if !checked && !is_short_list_of(entries, &decode) {
+        return Ok(atoms::unchecked().to_term(env));
+    }
     let Ok(buffer) = find(name) else { return Ok(atoms::not_running().to_term(env)) };
     let mut rest = entries;
-    let mut slice = Vec::with_capacity(WRITES_AT_ONCE);
+    let mut slice = Slice::default();
     let mut at_once = FIRST_WRITES;
     loop {
-        slice.clear();
-        while slice.len() < at_once {
+        slice.writes.clear();
+        while slice.writes.len() < at_once {
             let Some((entry, tail)) = cell(rest) else { break };
-            slice.push(decode(entry).ok_or(Error::BadArg)?);
+            slice.writes.push(decode(entry).ok_or(Error::BadArg)?);
             rest = tail;
         }
-        if let Err(NotRunning) = write_slice(buffer, route, &slice) {
+        let written =
+            if at_once == FIRST_WRITES { slice.write_each(buffer, route) } else { slice.write_by_lock(buffer, route) };
+        if let Err(NotRunning) = written {
             return Ok(atoms::not_running().to_term(env));
         }
-        if slice.len() < at_once {
+        if slice.writes.len() < at_once {
             consume_timeslice(env, started);
             return if rest.is_empty_list() { Ok(atoms::ok().to_term(env)) } else { Err(Error::BadArg) };
         }
@@ -325,46 +346,94 @@ fn write_all<'a>(
     }
 }
 
-/// Does the writes, those of a lock in their order and with the lock taken once.
-fn write_slice(buffer: &Buffer, route: Route, slice: &[Write<RawTerm>]) -> Result<(), NotRunning> {
-    'again: loop {
-        let among = buffer.partitions()?;
-        // The number of the lock of each write, and of each lock's writes the place of the first, and behind the last.
-        let mut locks = Vec::with_capacity(slice.len());
-        let mut places = vec![0_u32; among as usize * SHARDS + 1];
-        for &write in slice {
-            let (Write::Put(key, value) | Write::PutNewer(key, value, _)) = write;
+/// Whether all elements of a list are such that `decode` takes them, and it is no longer than can be told at once.
+fn is_short_list_of<'a>(list: Term<'a>, decode: impl Fn(Term<'a>) -> Option<Write<RawTerm>>) -> bool {
+    let mut rest = list;
+    for _ in 0..CHECKED_AT_ONCE {
+        match cell(rest) {
+            Some((entry, tail)) if decode(entry).is_some() => rest = tail,
+            Some(_) => return false,
+            None => return rest.is_empty_list(),
+        }
+    }
+    false
+}
+
+/// Some writes, and room to order them by their locks.
+#[derive(Default)]
+struct Slice {
+    /// The writes, in the order of the caller.
+    writes: Vec<Write<RawTerm>>,
+    /// The hash of each one's key.
+    hashes: Vec<Hash>,
+    /// The number of each one's lock.
+    locks: Vec<u32>,
+    /// For each lock, where its writes begin in `sorted`, and later where they end.
+    places: Vec<u32>,
+    /// The numbers of the writes, by lock, those of a lock in the order of the caller.
+    sorted: Vec<u32>,
+}
+
+impl Slice {
+    /// Does the writes one by one, which is best for a few.
+    fn write_each(&self, buffer: &Buffer, route: Route) -> Result<(), NotRunning> {
+        self.writes.iter().try_for_each(|&write| match write {
+            Write::Put(key, value) => put_one(buffer, route, key, value),
+            Write::PutNewer(key, value, version) => put_newer_one(buffer, route, key, value, version),
+        })
+    }
+
+    /// Does the writes, each lock taken once.
+    fn write_by_lock(&mut self, buffer: &Buffer, route: Route) -> Result<(), NotRunning> {
+        'again: loop {
+            let among = buffer.partitions()?;
+            self.sort(buffer, route, among)?;
+            let mut start = 0;
+            for (lock, &end) in self.places.iter().enumerate() {
+                let numbers = &self.sorted[start..end as usize];
+                start = end as usize;
+                if numbers.is_empty() {
+                    continue;
+                }
+                let writes = numbers.iter().map(|&number| (self.hashes[number as usize], self.writes[number as usize]));
+                match buffer.partition((lock / SHARDS) as u32).write_all(among, lock % SHARDS, writes) {
+                    Ok(()) => {}
+                    Err(Closed) if buffer.partitions()? == among => return Err(NotRunning),
+                    // Doing again what another partition has already taken in changes nothing.
+                    Err(Closed) => continue 'again,
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Finds the lock of each write, and sorts the writes by it, by counting.
+    fn sort(&mut self, buffer: &Buffer, route: Route, among: u32) -> Result<(), NotRunning> {
+        let Slice { writes, hashes, locks, places, sorted } = self;
+        hashes.clear();
+        locks.clear();
+        places.clear();
+        places.resize(among as usize * SHARDS, 0);
+        for &(Write::Put(key, value) | Write::PutNewer(key, value, _)) in &*writes {
             value.prefetch();
             let hash = buffer.hash(key);
             let lock = Buffer::route(route, key, among)? as usize * SHARDS + Partition::shard_of(hash);
-            places[lock + 1] += 1;
-            locks.push((lock, hash));
-        }
-        for lock in 1..places.len() {
-            places[lock] += places[lock - 1];
-        }
-        let mut sorted = vec![None; slice.len()];
-        for (&(lock, hash), &write) in locks.iter().zip(slice) {
-            sorted[places[lock] as usize] = Some((hash, write));
             places[lock] += 1;
+            locks.push(lock as u32);
+            hashes.push(hash);
         }
-        // Each place has moved on to where the next lock's writes begin.
         let mut start = 0;
-        for (lock, &end) in places[..places.len() - 1].iter().enumerate() {
-            let writes = &sorted[start..end as usize];
-            start = end as usize;
-            if writes.is_empty() {
-                continue;
-            }
-            let partition = buffer.partition((lock / SHARDS) as u32);
-            match partition.write_all(among, lock % SHARDS, writes.iter().flatten().copied()) {
-                Ok(()) => {}
-                Err(Closed) if buffer.partitions()? == among => return Err(NotRunning),
-                // Doing again what another partition has already taken in changes nothing.
-                Err(Closed) => continue 'again,
-            }
+        for place in &mut *places {
+            start += std::mem::replace(place, start);
         }
-        return Ok(());
+        sorted.clear();
+        sorted.resize(writes.len(), 0);
+        for (number, &lock) in locks.iter().enumerate() {
+            let place = &mut places[lock as usize];
+            sorted[*place as usize] = number as u32;
+            *place += 1;
+        }
+        Ok(())
     }
 }
 

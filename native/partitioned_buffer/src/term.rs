@@ -189,7 +189,8 @@ const ELEMENTS_WEIGHED: usize = 4;
 /// of a list is counted out, at a small part of what copying it has cost.
 fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, nodes: &mut u32) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
-    if *nodes == 0 {
+    // The tag of an immediate. Were it wrong in some VM, so would be the estimate, and nothing else.
+    if *nodes == 0 || RawTerm(term).word() & 3 == 3 {
         return WORD;
     }
     *nodes -= 1;
