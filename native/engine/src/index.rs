@@ -84,7 +84,16 @@ pub struct Hasher {
 impl Hasher {
     /// A hasher with a random key and salt.
     pub fn new() -> Self {
-        let state = RandomState::new();
+        Hasher::with_state(RandomState::new())
+    }
+
+    /// A hasher that makes the same hashes each time: for tests that are to be run again.
+    pub fn seeded(seed: u64) -> Self {
+        Hasher::with_state(RandomState::with_seeds(seed, 1, 2, 3))
+    }
+
+    /// A hasher with this key.
+    fn with_state(state: RandomState) -> Self {
         let salt = state.hash_one(0x5eed_u32) as u32;
         Hasher { state, salt }
     }

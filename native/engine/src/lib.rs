@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`partition`] | the lock, the swap of generations, what has been handed over and not yet claimed |
 //! | [`reclaim`] | the thread on which retired memory is freed |
+//! | `sync` | the locks and atomics, which tests replace by those of a model |
 //! | [`generation`] | a map from keys to values, versions and update counts, in insertion order |
 //! | [`index`] | from a hash to entry numbers, growing in small steps |
 //! | [`entries`] | the entries themselves, in chunks of fixed size |
@@ -21,6 +22,7 @@ pub mod index;
 pub mod partition;
 pub mod reclaim;
 pub mod routing;
+mod sync;
 pub mod term;
 
 pub use generation::Generation;

@@ -18,15 +18,13 @@
 //! [claimed]: Partition::claim
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::entries::{EntryId, Record};
 use crate::generation::Generation;
 use crate::index::{Hash, Hasher};
 use crate::reclaim::reclaim;
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
 
 /// What a write or read is refused with when the partition is not open for the number of partitions that the caller
