@@ -240,7 +240,9 @@ impl<H: Heap> Partition<H> {
     /// Closes the partition and takes out all that it holds, oldest first.
     pub fn evict(&self) -> VecDeque<Arc<HandOver<H>>> {
         self.close();
-        let mut evicted = std::mem::take(&mut *self.pending.lock());
+        // Its lock is held to the end: what a hand-over meanwhile took from the shards would stay behind.
+        let mut pending = self.pending.lock();
+        let mut evicted = std::mem::take(&mut *pending);
         evicted.extend(self.retire());
         evicted
     }
