@@ -1,5 +1,7 @@
 //! A heap for tests: using a term after its heap was cleared or dropped panics, as it would crash a BEAM.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+pub mod model;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -11,6 +13,9 @@ use partitioned_buffer_engine::{Hash, Hasher, Heap, Term};
 static CONTENTS: LazyLock<RwLock<HashMap<u64, i64>>> = LazyLock::new(Default::default);
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 static HEAPS: AtomicUsize = AtomicUsize::new(0);
+
+/// Terms whose content is as high are large.
+pub const HEAVY: i64 = 1 << 40;
 
 /// Heaps that exist in this process.
 pub fn heaps() -> usize {
@@ -87,6 +92,7 @@ impl Heap for TestHeap {
     fn weigh(&self, term: TestTerm) -> usize {
         match term {
             TestTerm::Immediate(_) => 0,
+            TestTerm::Boxed(_) if term.content().1 >= HEAVY => 32 * 1024,
             TestTerm::Boxed(_) => 64,
         }
     }
