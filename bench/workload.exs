@@ -1,0 +1,211 @@
+# Every public operation with every kind of term, for tools that watch the library's memory: native/sanitize runs it.
+#
+#     mix run bench/workload.exs
+#
+# WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done. Writers meet hand-overs, deletions, changes of
+# options, and restarts with other numbers of partitions; each term that comes back is looked at.
+
+defmodule Workload do
+  alias PartitionedBuffer.Map, as: Buffer
+
+  @buffer :workload
+  @writers 4
+  @terms 400
+  @kinds ~w(put put_newer put_all put_all_newer get delete size update_options restart processed)a
+
+  def main do
+    Process.flag(:trap_exit, true)
+    Logger.configure(level: :none)
+    wanted = String.to_integer(System.get_env("WORKLOAD_OPERATIONS", "1000000"))
+
+    seed =
+      String.to_integer(
+        System.get_env("WORKLOAD_SEED") || to_string(System.unique_integer([:positive]) + System.os_time())
+      )
+
+    IO.puts("WORKLOAD_SEED=#{seed} WORKLOAD_OPERATIONS=#{wanted}")
+    done = :counters.new(length(@kinds), [])
+    start(0, done)
+    share = div(wanted, @writers) + 1
+    writers = for number <- 1..@writers, do: Task.async(fn -> write(seed + number, share, done) end)
+    restart_until_done(writers, 1, done)
+    :ok = Buffer.stop(@buffer)
+    report(done, wanted)
+  end
+
+  ## The writers
+
+  defp write(seed, share, done) do
+    :rand.seed(:exsss, seed)
+    terms = List.to_tuple(for _ <- 1..@terms, do: term(3))
+    for _ <- 1..share, do: operate(terms, done)
+  end
+
+  defp operate(terms, done) do
+    kind = kind(:rand.uniform(100))
+    perform(kind, terms)
+    count(done, kind)
+  rescue
+    error in RuntimeError ->
+      # The buffer is being restarted.
+      error.message =~ "no partitions available" || reraise(error, __STACKTRACE__)
+      Process.sleep(1)
+      operate(terms, done)
+  end
+
+  defp kind(n) when n <= 35, do: :put
+  defp kind(n) when n <= 55, do: :put_newer
+  defp kind(n) when n <= 60, do: :put_all
+  defp kind(n) when n <= 65, do: :put_all_newer
+  defp kind(n) when n <= 80, do: :get
+  defp kind(n) when n <= 98, do: :delete
+  defp kind(_n), do: :size
+
+  defp perform(:put, terms), do: Buffer.put(@buffer, pick(terms), pick(terms), options())
+
+  defp perform(:put_newer, terms),
+    do: Buffer.put_newer(@buffer, pick(terms), pick(terms), version(), options())
+
+  defp perform(:get, terms), do: :erlang.phash2(Buffer.get(@buffer, pick(terms), :none, options()))
+  defp perform(:delete, terms), do: Buffer.delete(@buffer, pick(terms), options())
+  defp perform(:size, _terms), do: true = Buffer.size(@buffer) >= 0
+
+  defp perform(:put_all, terms),
+    do: Buffer.put_all(@buffer, for(_ <- 1..:rand.uniform(40), do: {pick(terms), pick(terms)}), options())
+
+  defp perform(:put_all_newer, terms) do
+    Buffer.put_all_newer(
+      @buffer,
+      for(_ <- 1..:rand.uniform(40), do: {pick(terms), pick(terms), version()}),
+      options()
+    )
+  end
+
+  defp pick(terms), do: elem(terms, :rand.uniform(@terms) - 1)
+
+  defp options, do: if(:rand.uniform(8) == 1, do: [partition_key: &:erlang.phash2/1], else: [])
+
+  defp version do
+    case :rand.uniform(4) do
+      1 -> Integer.pow(2, 64) + :rand.uniform(1_000)
+      2 -> -Integer.pow(2, 64) - :rand.uniform(1_000)
+      _ -> :rand.uniform(1_000)
+    end
+  end
+
+  ## Terms of every kind
+
+  defp term(0), do: :rand.uniform(1_000)
+
+  defp term(depth) do
+    case :rand.uniform(18) do
+      1 -> Enum.random([:atom, nil, true, :"with space"])
+      2 -> :rand.uniform(1_000_000) - 500_000
+      3 -> Integer.pow(3, 30 + :rand.uniform(200))
+      4 -> -Integer.pow(2, 59 + :rand.uniform(10))
+      5 -> :rand.uniform() * 1.0e9
+      6 -> :rand.bytes(:rand.uniform(64))
+      7 -> :rand.bytes(64 + :rand.uniform(4_000))
+      8 -> binary_part(:rand.bytes(2_000), 100, 65 + :rand.uniform(1_500))
+      9 -> <<:rand.uniform(1_000)::size(13), 1::size(70)>>
+      10 -> Map.new(1..:rand.uniform(6), &{&1, term(depth - 1)})
+      11 -> Map.new(1..(32 + :rand.uniform(60)), &{{&1, term(0)}, term(depth - 1)})
+      12 -> for _ <- 1..:rand.uniform(20), do: term(depth - 1)
+      13 -> [term(depth - 1) | term(depth - 1)]
+      14 -> List.to_tuple(for _ <- 0..:rand.uniform(6), do: term(depth - 1))
+      15 -> captured(term(depth - 1))
+      16 -> make_ref()
+      17 -> self()
+      18 -> Enum.random([&String.length/1, {}, [], %{}, ""])
+    end
+  end
+
+  defp captured(term), do: fn -> term end
+
+  ## Restarts
+
+  defp restart_until_done(writers, round, done) do
+    results = for {writer, result} <- Task.yield_many(writers, 100), do: {writer, result}
+    for {_writer, {:exit, reason}} <- results, do: exit(reason)
+
+    case for({writer, nil} <- results, do: writer) do
+      [] ->
+        :ok
+
+      running ->
+        change(rem(round, 4), round, done)
+        restart_until_done(running, round + 1, done)
+    end
+  end
+
+  defp change(0, round, done) do
+    :ok = Buffer.stop(@buffer)
+    start(round, done)
+    count(done, :restart)
+  end
+
+  # As a crash of the whole tree: the next one finds what this one held.
+  defp change(2, round, done) do
+    supervisor = :persistent_term.get(__MODULE__)
+    monitor = Process.monitor(supervisor)
+    Process.exit(supervisor, :kill)
+    receive do: ({:DOWN, ^monitor, :process, _pid, _reason} -> :ok)
+    start(round, done)
+    count(done, :restart)
+  end
+
+  defp change(_odd, round, done) do
+    :ok = Buffer.update_options(@buffer, processing_batch_size: 1 + rem(round, 50))
+    count(done, :update_options)
+  end
+
+  # The names of a killed tree may be taken for a moment more.
+  defp start(round, done) do
+    options = [
+      name: @buffer,
+      processor: {__MODULE__, :process, [done]},
+      partitions: 1 + rem(round, 3),
+      processing_interval_ms: 5,
+      processing_batch_size: if(rem(round, 3) == 0, do: :table, else: 7)
+    ]
+
+    case Buffer.start_link(options) do
+      {:ok, supervisor} ->
+        :persistent_term.put(__MODULE__, supervisor)
+
+      {:error, _name_is_taken} ->
+        Process.sleep(1)
+        start(round, done)
+    end
+  end
+
+  def process(entries, done) when is_list(entries) do
+    true = :erlang.phash2(entries) >= 0
+    :counters.add(done, place(:processed), length(entries))
+  end
+
+  def process(table, done), do: process(:ets.tab2list(table), done)
+
+  ## Counts
+
+  defp count(done, kind), do: :counters.add(done, place(kind), 1)
+  defp place(kind), do: Enum.find_index(@kinds, &(&1 == kind)) + 1
+
+  defp report(done, wanted) do
+    counts = for kind <- @kinds, do: {kind, :counters.get(done, place(kind))}
+    for {kind, count} <- counts, do: IO.puts("#{String.pad_trailing(to_string(kind), 16)}#{count}")
+
+    operations =
+      for {kind, count} <- counts,
+          kind not in [:processed, :restart, :update_options],
+          reduce: 0,
+          do: (sum -> sum + count)
+
+    IO.puts("#{operations} operations of writers")
+    if Enum.any?(counts, fn {_kind, count} -> count == 0 end), do: raise("an operation was never done")
+    if operations < wanted, do: raise("too few operations were done")
+    IO.puts("workload done")
+  end
+end
+
+Workload.main()
