@@ -158,7 +158,7 @@ defmodule PartitionedBuffer.MixProject do
       licenses: ["MIT"],
       links: %{},
       files:
-        ~w(lib mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/*/Cargo.toml native/*/src)
+        ~w(lib mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end
