@@ -80,6 +80,14 @@ defmodule PartitionedBuffer.Native do
   @spec claim(batch(), position()) :: :ok
   def claim(_batch, _position), do: not_loaded()
 
+  @doc "Bytes that the library has allocated, and environments, which hold the copies of the terms."
+  @spec memory() :: {non_neg_integer(), non_neg_integer()}
+  def memory, do: not_loaded()
+
+  @doc "Waits, on a dirty scheduler, until all memory that has been given up is freed."
+  @spec await_reclaimed() :: :ok
+  def await_reclaimed, do: not_loaded()
+
   @doc """
   Name, nanoseconds of the longest call and number of calls over a millisecond of each NIF. Empty but in a library built
   with the feature `timing`, which is for benchmarks.

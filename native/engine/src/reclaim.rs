@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::thread;
 
-use crossbeam_channel::{unbounded, Sender};
+use crossbeam_channel::{bounded, unbounded, Sender};
 
 /// Something to be dropped on the thread.
 type Garbage = Box<dyn Send>;
@@ -24,6 +24,14 @@ pub fn reclaim(garbage: impl Send + 'static) {
         // The receiver lives as long as the thread, and the thread as long as the sender.
         let _ = reclaimer.send(Box::new(garbage));
     }
+}
+
+/// Waits until all that was given to the thread before is freed.
+pub fn settle() {
+    let (done, waiting) = bounded::<()>(0);
+    reclaim(done);
+    // An error: nothing is ever sent, but the sender is freed in its turn.
+    let _ = waiting.recv();
 }
 
 /// Starts the thread.

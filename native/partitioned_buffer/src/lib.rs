@@ -5,12 +5,16 @@
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
-//! | [`term`] | all `unsafe` code: terms and environments for the engine |
+//! | [`term`] | terms and environments for the engine |
+//! | [`memory`] | the allocator, which counts |
+//!
+//! All `unsafe` code is in the last two.
 //!
 //! What a partition is and does is in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
 mod buffer;
+mod memory;
 mod nifs;
 mod registry;
 mod term;

@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, SHARDS};
-use partitioned_buffer_engine::{Closed, HandedOver, Hash, Version};
+use partitioned_buffer_engine::{reclaim, Closed, HandedOver, Hash, Version};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, Resource, ResourceArc, SchedulerFlags, Term};
 
 use crate::buffer::{Buffer, HandOver, NotRunning, Partition, Route};
-use crate::registry;
 use crate::term::{
     cell, copy_to, elements, entry, tuple, unsigned_to, version, version_to, Function, ListBuilder, RawTerm,
 };
+use crate::{memory, registry};
 
 /// After so long a NIF that could go on returns: half of the millisecond that a NIF may take.
 const TIME_SLICE: Duration = Duration::from_micros(500);
@@ -231,6 +231,17 @@ nif!(claim / 2);
 fn claim<'a>(env: Env<'a>, [batch, position]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (batch, position): (ResourceArc<Batch>, usize) = (batch.decode()?, position.decode()?);
     batch.buffer.partition(batch.partition).claim(&batch.hand_over, position);
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(memory / 0);
+fn memory<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    Ok(memory::allocated().encode(env))
+}
+
+nif!(await_reclaimed / 0, DirtyIo);
+fn await_reclaimed<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    reclaim::settle();
     Ok(atoms::ok().to_term(env))
 }
 

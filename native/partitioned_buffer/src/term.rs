@@ -1,4 +1,5 @@
-//! Terms and environments for the engine, over the functions of `erl_nif`: all of the library's unsafe code.
+//! Terms and environments for the engine, over the functions of `erl_nif`: all of the library's unsafe code but the
+//! allocator.
 //!
 //! What makes it sound, in one place:
 //!
@@ -134,6 +135,7 @@ impl Heap for Environment {
     type Term = RawTerm;
 
     fn new() -> Self {
+        crate::memory::count_environments(1);
         // SAFETY: may be called on any thread; the VM does not return without memory.
         Environment { env: unsafe { enif_alloc_env() } }
     }
@@ -176,6 +178,7 @@ impl Drop for Environment {
     fn drop(&mut self) {
         // SAFETY: `self.env` is ours, and this is its last use.
         unsafe { enif_free_env(self.env) }
+        crate::memory::count_environments(-1);
     }
 }
 
