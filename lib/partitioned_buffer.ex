@@ -165,6 +165,27 @@ defmodule PartitionedBuffer do
   end
 
   @doc """
+  What the native library has allocated at the moment for all buffers together.
+
+    * `:bytes` – for entries, indexes and what else it keeps, as asked for from the VM's allocators.
+    * `:environments` – the number of pieces of the VM's memory that hold the copies of keys and values, some hundred
+      each. When there are none, no term is held.
+
+  `:erlang.memory/0` counts the memory of both, `:system` and binaries. What is given up is freed on a thread of its own,
+  some milliseconds later. Of a buffer that holds nothing what its name takes is kept, until the VM ends: some kB for each
+  partition.
+
+      iex> %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
+      iex> bytes > 0 and environments >= 0
+      true
+  """
+  @spec memory() :: %{bytes: non_neg_integer(), environments: non_neg_integer()}
+  def memory do
+    {bytes, environments} = Native.memory()
+    %{bytes: bytes, environments: environments}
+  end
+
+  @doc """
   The name of the partition that a key is put into with this `:partition_key`, `nil` for none.
 
       iex> PartitionedBuffer.get_partition(:doc, nil, :key) == PartitionedBuffer.get_partition(:doc, &:erlang.phash2/1, :key)

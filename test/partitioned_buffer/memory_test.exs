@@ -4,6 +4,10 @@ defmodule PartitionedBuffer.MemoryTest do
 
   @mib 1024 * 1024
 
+  # By how much the bytes of the library may differ from one time to the next: blocks of the reclaimer's queue, and the
+  # table of waiting threads, which is made when a thread waits for the first time.
+  @own_bytes 16_384
+
   # By how much the VM's memory, the library's included, is larger at its largest of some looks while `function` works.
   defp growth(rounds, function) do
     function.(0)
@@ -72,56 +76,130 @@ defmodule PartitionedBuffer.MemoryTest do
     assert growth < 8 * @mib
   end
 
-  test "memory is back after what was handed over has been processed" do
-    buffer = start_buffer(processor: fn _batch -> :ok end, processing_batch_size: 1_000)
+  test "after every flush no term is held, and the bytes are what they were after the first" do
+    name = unique_name()
+    start_buffer(name: name, processor: fn _batch -> :ok end, processing_batch_size: 1_000)
+    fill(name, 1_000)
+    flush(name)
+    %{bytes: first, environments: held} = reclaimed()
 
-    fill = fn ->
-      entries = for n <- 1..50_000, do: {n, {make_ref(), fn -> n end, :binary.copy("x", 100)}}
-      Buffer.put_all(buffer, entries)
+    for _ <- 1..500 do
+      fill(name, 20)
+      flush(name)
+      assert %{bytes: bytes, environments: ^held} = reclaimed()
+      assert_in_delta bytes, first, @own_bytes
     end
 
-    fill.()
-    flush(buffer)
-    await_memory_below(memory() + @mib)
-    before = memory()
-
-    for _ <- 1..10 do
-      fill.()
-      flush(buffer)
-    end
-
-    await_memory_below(before + 4 * @mib)
+    fill(name, 50_000)
+    assert %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
+    assert bytes - first > 50_000 * 24
+    assert environments - held > 50_000 / 256
+    flush(name)
+    assert %{bytes: bytes, environments: ^held} = reclaimed()
+    assert_in_delta bytes, first, @own_bytes
   end
 
   test "a thousand starts and stops of a name leave no atoms, processes, tables or memory behind" do
     name = unique_name()
 
     cycle = fn ->
-      {:ok, _pid} = Buffer.start_link(name: name, processor: fn _batch -> :ok end, partitions: 2)
-      Buffer.put_all(name, for(n <- 1..10, do: {n, :binary.copy("x", 1_000)}))
+      {:ok, _pid} =
+        Buffer.start_link(
+          name: name,
+          processor: fn _batch -> :ok end,
+          partitions: 2,
+          processing_batch_size: 100
+        )
+
+      fill(name, 20)
       Buffer.stop(name)
     end
 
-    for _ <- 1..10, do: cycle.()
+    for _ <- 1..100, do: cycle.()
     counts = fn -> {:erlang.system_info(:atom_count), length(Process.list()), length(:ets.all())} end
     before = counts.()
+    %{bytes: first, environments: held} = reclaimed()
     memory = memory()
-    for _ <- 1..1_000, do: cycle.()
+    resident = resident()
+
+    for _ <- 1..1_000 do
+      cycle.()
+      assert %{bytes: bytes, environments: ^held} = reclaimed()
+      assert_in_delta bytes, first, @own_bytes
+    end
+
     assert counts.() == before
-    await_memory_below(memory + 2 * @mib)
+    assert memory() < memory + @mib
+    # Of the 1.3 GB of binaries that went through, and 50 MB of other terms.
+    assert resident() < resident + 32 * @mib
   end
 
-  # The reclaimer frees at its own pace, and tells nobody.
-  defp await_memory_below(limit, tries \\ 500) do
-    cond do
-      memory() < limit ->
-        :ok
+  test "names cost what is documented" do
+    %{bytes: before, environments: held} = reclaimed()
 
-      tries == 0 ->
-        flunk("#{div(memory(), 1024)} kB are in use, less than #{div(limit, 1024)} kB were expected")
+    for _ <- 1..100 do
+      {:ok, _pid} =
+        Buffer.start_link(name: name = unique_name(), processor: fn _batch -> :ok end, partitions: 2)
 
-      true ->
-        receive(do: (:never -> :ok), after: (10 -> await_memory_below(limit, tries - 1)))
+      fill(name, 20)
+      Buffer.stop(name)
     end
+
+    assert %{bytes: bytes, environments: ^held} = reclaimed()
+    # Two partitions, and the place for a third.
+    assert (bytes - before) / 100 < 3 * 4_096
+  end
+
+  test "what was flushed, stopped, deleted or overwritten keeps no binary alive" do
+    buffers = for _ <- 1..5, do: start_buffer(processor: fn _batch -> :ok end)
+    [flushed, stopped, deleted, overwritten, held] = buffers
+
+    for {buffer, n} <- Enum.with_index(buffers) do
+      binary = :binary.copy(<<n>>, 4 * @mib)
+      Buffer.put(buffer, :key, %{part: binary_part(binary, 1, 1_000_000), of: [binary]})
+    end
+
+    memory()
+    before = :erlang.memory(:binary)
+    assert before > 5 * 4 * @mib
+    flush(flushed)
+    stop_supervised!(stopped)
+    Buffer.delete(deleted, :key)
+    Buffer.put(overwritten, :key, :other)
+    reclaimed()
+    memory()
+    assert_in_delta before - :erlang.memory(:binary), 4 * 4 * @mib, @mib
+    assert %{of: [binary]} = Buffer.get(held, :key)
+    assert byte_size(binary) == 4 * @mib
+  end
+
+  # Values of all kinds that are held outside of a heap, or that hold something alive themselves.
+  defp fill(buffer, count) do
+    large = :binary.copy(<<count>>, 65_536)
+
+    entries =
+      for n <- 1..count do
+        {{n, "key"},
+         {make_ref(), fn -> {n, large} end, binary_part(large, 0, 1_000), <<1::7>>, [self(), 1.5]}}
+      end
+
+    Buffer.put_all(buffer, entries)
+    Buffer.put_newer(buffer, {1, "key"}, large, 1)
+    Buffer.put_newer(buffer, {2, "key"}, {large, large}, Integer.pow(2, 70))
+    Buffer.delete(buffer, {3, "key"})
+  end
+
+  # What the library has allocated when all that was given up is free.
+  defp reclaimed do
+    PartitionedBuffer.Native.await_reclaimed()
+    PartitionedBuffer.memory()
+  end
+
+  # Of this process in the system.
+  defp resident do
+    :erlang.garbage_collect()
+    status = File.read!("/proc/self/status")
+    [_line, kilobytes] = Regex.run(~r/VmRSS:\s*(\d+) kB/, status)
+    String.to_integer(kilobytes) * 1024
   end
 end
