@@ -198,7 +198,8 @@ defmodule Limits do
     if abs(now - last) < 100_000, do: settled_memory(last, same + 1), else: settled_memory(now, 0)
   end
 
-  ## The library's own count. It is of the time on the clock: a thread that the system interrupts for a millisecond is in it.
+  ## The library's own count, in processor time of the thread and on the clock, in which the interruptions by the system
+  ## and the host are.
 
   defp nif_calls do
     case PartitionedBuffer.Native.longest_calls() do
@@ -208,10 +209,11 @@ defmodule Limits do
       calls ->
         IO.puts(
           "\nlongest call of each NIF in this run, as counted in the library\n" <>
-            row(["", "longest", "over 1 ms"])
+            row(["", "processor", "over 1 ms", "clock", "over 1 ms"])
         )
 
-        for {name, ns, over} <- Enum.sort(calls), do: IO.puts(row([name, Report.format(ns), over]))
+        for {name, {used, over}, {elapsed, later}} <- Enum.sort(calls),
+            do: IO.puts(row([name, Report.format(used), over, Report.format(elapsed), later]))
     end
   end
 

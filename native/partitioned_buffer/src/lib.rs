@@ -8,7 +8,7 @@
 //! | [`term`] | terms and environments for the engine |
 //! | [`memory`] | the allocator, which counts |
 //!
-//! All `unsafe` code is in the last two.
+//! All `unsafe` code is in the last two, but for the clock of `timing`, which is in no release.
 //!
 //! What a partition is and does is in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]

@@ -58,6 +58,7 @@ pub(crate) fn allocated() -> (isize, isize) {
 /// The VM's allocators, counted; `:erlang.memory/0` shows what they have.
 struct CountingAllocator;
 
+/// What Rust allocates with.
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
