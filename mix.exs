@@ -124,7 +124,9 @@ defmodule PartitionedBuffer.MixProject do
       elixirc_paths: elixirc_paths(Mix.env()),
       start_permanent: Mix.env() == :prod,
       deps: if(hex?(), do: deps(), else: []),
-      test_ignore_filters: [&String.starts_with?(&1, ["test/support/", "test/hexless/", "test/app/"])],
+      test_ignore_filters: [
+        &String.starts_with?(&1, ["test/support/", "test/hexless/", "test/app/", "test/vm/"])
+      ],
       description:
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
       package: package(),

@@ -92,7 +92,8 @@ defmodule PartitionedBuffer.Native do
   Of each NIF its name, then nanoseconds of the longest call and number of calls over a millisecond: first in processor
   time of the thread, then on the clock. Empty but in a library built with the feature `timing`, which is for benchmarks.
   """
-  @spec longest_calls() :: [{String.t(), longest, longest}] when longest: {non_neg_integer(), non_neg_integer()}
+  @spec longest_calls() :: [{String.t(), longest, longest}]
+        when longest: {non_neg_integer(), non_neg_integer()}
   def longest_calls, do: not_loaded()
 
   @doc false

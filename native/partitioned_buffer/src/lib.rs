@@ -14,6 +14,8 @@
 #![deny(unsafe_code)]
 
 mod buffer;
+#[cfg(feature = "faults")]
+mod faults;
 mod memory;
 mod nifs;
 mod registry;

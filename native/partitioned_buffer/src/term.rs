@@ -142,6 +142,8 @@ impl Heap for Environment {
 
     #[inline]
     fn copy(&mut self, term: RawTerm) -> RawTerm {
+        #[cfg(feature = "faults")]
+        crate::faults::before_copy();
         // SAFETY: `self.env` is ours and written by nobody else; `term` is valid.
         RawTerm(unsafe { enif_make_copy(self.env, term.0) })
     }

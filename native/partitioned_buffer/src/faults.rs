@@ -1,0 +1,22 @@
+//! Panics on request. Only with the feature `faults`: for a test of what a panic leaves behind.
+//!
+//! Terms are copied in the middle of every write, under the lock of the partition, and while the live terms of a sparse
+//! segment are moved: so the copies panic.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::LazyLock;
+
+/// Every so many copies panic; never without the variable.
+static EVERY: LazyLock<Option<u64>> =
+    LazyLock::new(|| std::env::var("PARTITIONED_BUFFER_PANIC_EVERY").ok()?.parse().ok());
+
+/// Copies that have been made.
+static COPIES: AtomicU64 = AtomicU64::new(0);
+
+/// Panics if it is this copy's turn.
+pub(crate) fn before_copy() {
+    let copy = COPIES.fetch_add(1, Ordering::Relaxed) + 1;
+    if EVERY.is_some_and(|every| copy.is_multiple_of(every)) {
+        panic!("copy {copy} panics as it was told to");
+    }
+}

@@ -1,0 +1,31 @@
+defmodule PartitionedBuffer.PanicTest do
+  # A panic in the library is an exception in Elixir, releases the lock it met, and leaves the buffer usable and its
+  # memory accounted for. In a VM of its own, since the library that panics is another one.
+  use ExUnit.Case, async: true
+
+  import PartitionedBuffer.VM
+
+  @moduletag timeout: 600_000
+
+  setup :tmp_dir
+
+  test "a panic in the middle of a write harms nothing but that write", %{dir: dir} do
+    library = build!("faults")
+    app = copy_package(dir, library)
+    seed = System.get_env("SEED", to_string(:rand.uniform(1_000_000)))
+
+    # Debug assertions and overflow checks are on in this build, so a broken invariant would be a panic, too: of another
+    # kind, which the counts below and the output would show.
+    output =
+      elixir!(app, "panics.exs", ["20000", seed], [
+        {"PARTITIONED_BUFFER_PANIC_EVERY", "97"},
+        {"RUST_BACKTRACE", "0"}
+      ])
+
+    assert [_, panics] = Regex.run(~r/20000 operations, (\d+) panics, seed \d+: all as it should be/, output)
+    assert String.to_integer(panics) > 200
+    # The hook of Rust says where and why.
+    assert length(String.split(output, "panicked at")) - 1 == String.to_integer(panics)
+    assert length(String.split(output, "panics as it was told to")) - 1 == String.to_integer(panics)
+  end
+end

@@ -1,0 +1,120 @@
+# Run by panic_test.exs in a VM of its own, with a library in which every so many copies panic: random operations, and
+# what they leave is what a map says that follows them, where a key that a panic met may be as before or as after.
+defmodule Panics do
+  alias PartitionedBuffer.Map, as: Buffer
+  alias PartitionedBuffer.Native
+
+  @keys 300
+
+  def run(steps, model) do
+    Enum.reduce(1..steps, {model, 0}, fn step, {model, panics} ->
+      {operation, changes} = operation(:rand.uniform(10), step, model)
+
+      try do
+        operation.()
+        {Map.merge(model, changes), panics}
+      rescue
+        error in ErlangError ->
+          %ErlangError{original: :nif_panicked} = error
+          {Map.merge(model, changes, fn _key, before, later -> Enum.uniq(before ++ later) end), panics + 1}
+      end
+    end)
+  end
+
+  # What is done, and the states that it gives to keys: `nil`, or `{value, version, updates}`. All states are in lists.
+  defp operation(kind, step, _model) when kind <= 5 do
+    key = key()
+    value = value(step)
+    {fn -> Buffer.put(:panics, key, value) end, %{key => [{value, 0, 0}]}}
+  end
+
+  defp operation(kind, step, model) when kind <= 7 do
+    key = key()
+    value = value(step)
+    # Beyond 64 bits, so that the version is copied too.
+    version = Integer.pow(2, 64) + step
+    newer = for state <- model[key], do: replaced(state, value, version)
+    {fn -> Buffer.put_newer(:panics, key, value, version) end, %{key => newer}}
+  end
+
+  defp operation(8, step, _model) do
+    entries = for key <- Enum.take_random(keys(), 50), do: {key, value(step)}
+    states = for {key, value} <- entries, into: %{}, do: {key, [{value, 0, 0}]}
+    {fn -> Buffer.put_all(:panics, entries) end, states}
+  end
+
+  defp operation(9, _step, _model) do
+    key = key()
+    {fn -> Buffer.delete(:panics, key) end, %{key => [nil]}}
+  end
+
+  defp operation(10, _step, model) do
+    key = key()
+
+    check = fn ->
+      value = Buffer.get(:panics, key)
+      value in Enum.map(model[key], &(&1 && elem(&1, 0))) || raise "#{inspect(key)} is #{inspect(value)}"
+    end
+
+    {check, %{}}
+  end
+
+  defp replaced(nil, value, version), do: {value, version, 0}
+  defp replaced({_value, _version, updates}, value, version), do: {value, version, updates + 1}
+
+  # What both partitions hand over, by key.
+  def hand_over do
+    for partition <- 0..1, {_kind, batch} <- [Native.hand_over(:panics, partition)], reduce: %{} do
+      entries -> read(batch, 0, entries)
+    end
+  end
+
+  defp read(batch, position, entries) do
+    case Native.read(batch, position, 100) do
+      {[], ^position} ->
+        Native.claim(batch, position)
+        entries
+
+      {more, position} ->
+        more = for {key, value, version, updates} <- more, into: entries, do: {key, {value, version, updates}}
+        read(batch, position, more)
+    end
+  end
+
+  def keys, do: for(n <- 1..@keys, do: {:key, n})
+  defp key, do: {:key, :rand.uniform(@keys)}
+  defp value(step), do: {step, :binary.copy(<<step::32>>, 30), Enum.to_list(1..rem(step, 50))}
+end
+
+alias PartitionedBuffer.Map, as: Buffer
+
+[steps, seed] = Enum.map(System.argv(), &String.to_integer/1)
+:rand.seed(:exsss, seed)
+
+{:ok, _pid} =
+  Buffer.start_link(
+    name: :panics,
+    processor: fn _ -> :ok end,
+    partitions: 2,
+    processing_interval_ms: 86_400_000
+  )
+
+none = Map.new(Panics.keys(), &{&1, [nil]})
+
+panics =
+  for _round <- 1..10, reduce: 0 do
+    panics ->
+      {model, more} = Panics.run(div(steps, 10), none)
+
+      entries = Panics.hand_over()
+
+      for {key, states} <- model, entries[key] not in states do
+        raise "#{inspect(key)} was handed over as #{inspect(entries[key])}, expected one of #{inspect(states)}"
+      end
+
+      PartitionedBuffer.Native.await_reclaimed()
+      %{environments: 0} = PartitionedBuffer.memory()
+      panics + more
+  end
+
+IO.puts("#{steps} operations, #{panics} panics, seed #{seed}: all as it should be")
