@@ -7,7 +7,25 @@ defmodule PartitionedBuffer.Native do
   # None takes longer than a millisecond, apart from what copying one key and one value takes. `open` is for starting
   # only: it runs on a dirty scheduler.
 
+  # Loading this module again, in a VM that goes on:
+  #
+  #   * While the code before it is in use the VM refuses ("upgrade not supported by this NIF library"): `load/0` fails,
+  #     and that code stays in use with all its data. So a hot upgrade by a release handler and `:code.load_file/1`
+  #     change nothing.
+  #   * After `:code.delete/1`, which `mix compile` and `recompile` in IEx do, it is loaded, and finds the buffers and what
+  #     they hold: the library was never unloaded, since its buffers keep it in memory. Calls in between raise an
+  #     UndefinedFunctionError and write nothing. Batches that were handed over before are unknown to it; their task fails,
+  #     and what they had not claimed comes with the next hand-over.
+  #   * If the file has been replaced meanwhile, the system still gives the library in memory, not the file: new native
+  #     code runs after a restart of the VM. Another library (of another path, or version) is refused where there are
+  #     buffers: `load/0` fails, every call raises, and the data is there for the library that fits.
+
   @on_load :load
+
+  # Whether a buffer has been opened in this VM.
+  @are_buffers {__MODULE__, :are_buffers}
+
+  @version Mix.Project.config()[:version]
 
   @typep partition() :: non_neg_integer()
   @typep route() :: partition() | nil
@@ -96,10 +114,25 @@ defmodule PartitionedBuffer.Native do
         when longest: {non_neg_integer(), non_neg_integer()}
   def longest_calls, do: not_loaded()
 
+  @doc "Tells that there are buffers: from now on no other library takes the place of this one."
+  @spec hold() :: :ok
+  def hold, do: :persistent_term.put(@are_buffers, true)
+
   @doc false
   def load do
     library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer")
-    :erlang.load_nif(String.to_charlist(library), 0)
+    info = {@version, :persistent_term.get(@are_buffers, false)}
+
+    # Mix deletes a module that it compiles again, which leaves it as old code. A process that is in it is not killed: then
+    # this fails, and the next call tries again.
+    if :erlang.check_old_code(__MODULE__), do: :code.soft_purge(__MODULE__)
+
+    with {:error, {:load, _text}} <- :erlang.load_nif(String.to_charlist(library), info) do
+      {:error,
+       {:load,
+        "#{library} is not of version #{@version}, or is not the library that holds the buffers of this VM: " <>
+          "build it again, or restart the VM"}}
+    end
   end
 
   defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)

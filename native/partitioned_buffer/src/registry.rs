@@ -5,6 +5,9 @@
 //! buffer that was found can be used without counting references, and what a crashed supervision tree left behind is
 //! there when it starts again.
 //!
+//! That is also what keeps the library in memory, with the thread that runs in it: the VM does not unload one while there
+//! are resources with a destructor of its own.
+//!
 //! The table is open-addressed, in levels of doubling size. A name is in the first free of the few places it may have
 //! in the first level where one is free; so the search ends at a free place.
 

@@ -1,0 +1,47 @@
+defmodule PartitionedBuffer.ReloadTest do
+  # What happens when the module of the NIFs is loaded again in a running VM; `PartitionedBuffer.Native` says what. Each
+  # test in a VM of its own, whose crash would be seen.
+  use ExUnit.Case, async: true
+
+  import PartitionedBuffer.VM
+
+  @moduletag timeout: 600_000
+
+  setup :tmp_dir
+
+  setup %{dir: dir} do
+    other = Path.join(dir, "other.so")
+    # A byte that nobody reads makes it another file.
+    File.write!(other, [File.read!(library()), 0])
+    {:ok, app: copy_package(dir, library()), other: other}
+  end
+
+  for {what, name} <- [
+        load: "loading it over itself is refused, and the buffers go on",
+        again: "unloaded and loaded again it finds the buffers and what they hold",
+        replaced: "a library file that was replaced is not looked at while there are buffers",
+        refused: "a library of another path is refused while there are buffers",
+        version: "without buffers another library is taken",
+        storm: "writing, hand-overs and reloading at the same time lose nothing"
+      ] do
+    test name, %{app: app, other: other} do
+      assert elixir!(app, "reload.exs", [unquote(to_string(what)), other]) =~
+               "#{unquote(what)}: as it should be"
+    end
+  end
+
+  test "recompiling it in a running system keeps the data", %{dir: dir} do
+    project = Path.join(dir, "project")
+    File.mkdir_p!(project)
+
+    for file <- ~w(mix.exs lib),
+        do: File.cp_r!(Path.expand("../../#{file}", __DIR__), Path.join(project, file))
+
+    script = Path.expand("../vm/recompile.exs", __DIR__)
+    unset = for name <- ~w(MIX_ENV MIX_BUILD_PATH MIX_TARGET MIX_DEPS_PATH), do: {name, nil}
+    env = unset ++ [{"PARTITIONED_BUFFER_NIF_PATH", library()}, {"PARTITIONED_BUFFER_NO_HEX", "1"}]
+    {output, status} = System.cmd("mix", ["run", script], cd: project, env: env, stderr_to_stdout: true)
+    assert status == 0, output
+    assert output =~ "recompiled: as it should be"
+  end
+end
