@@ -109,7 +109,7 @@ defmodule Limits do
               do: Bench.Native.put_all(name, for(n <- chunk, do: {n, n}))
 
           {microseconds, {:fresh, batch}} = timed_ns(fn -> PartitionedBuffer.Native.hand_over(name, 0) end)
-          PartitionedBuffer.Native.claim(batch, size)
+          PartitionedBuffer.Native.claim(batch, 0, size)
           Bench.Native.free(name)
           microseconds
         end

@@ -17,13 +17,13 @@ defmodule PartitionedBuffer.HandOver do
   @spec process(reference(), Options.t(), atom()) :: :ok
   def process(batch, %Options{} = options, partition) do
     Telemetry.span([:processing], %{buffer: options.name, partition: partition}, fn ->
-      %{size: deliver(batch, Native.position(batch), options, partition)}
+      %{size: deliver(batch, options, partition)}
     end)
   end
 
-  defp deliver(batch, position, %Options{processing_batch_size: :table} = options, partition) do
+  defp deliver(batch, %Options{processing_batch_size: :table} = options, partition) do
     table = :ets.new(table_name(partition), [:set, :public, :named_table, keypos: 2])
-    fill(batch, position, table)
+    fill(batch, table)
     size = :ets.info(table, :size)
     call(options.processor, table)
     # Unless it has been renamed and is somebody else's now.
@@ -31,19 +31,23 @@ defmodule PartitionedBuffer.HandOver do
     size
   end
 
-  defp deliver(batch, position, %Options{} = options, _partition) do
-    deliver_batches(batch, position, options.processing_batch_size, options.processor, 0)
-  end
+  defp deliver(batch, %Options{} = options, _partition),
+    do: deliver_batches(batch, Native.position(batch), options.processing_batch_size, options.processor, 0)
 
-  defp deliver_batches(batch, position, size, processor, delivered) do
-    {entries, count, position} = read(batch, position, size)
-    Native.claim(batch, position)
+  defp deliver_batches(batch, from, size, processor, delivered) do
+    {entries, count, to} = read(batch, from, size)
 
-    if count > 0 do
-      call(processor, entries)
-      deliver_batches(batch, position, size, processor, delivered + count)
-    else
-      delivered
+    cond do
+      # A task of a supervision tree that was killed is still at work.
+      not Native.claim(batch, from, to) ->
+        deliver_batches(batch, Native.position(batch), size, processor, delivered)
+
+      count > 0 ->
+        call(processor, entries)
+        deliver_batches(batch, to, size, processor, delivered + count)
+
+      true ->
+        delivered
     end
   end
 
@@ -63,18 +67,25 @@ defmodule PartitionedBuffer.HandOver do
     end
   end
 
-  defp fill(batch, position, table) do
-    case read(batch, position, @table_slice) do
-      {[], 0, position} ->
-        Native.claim(batch, position)
+  # All that nobody has claimed: read, then claimed as a whole.
+  defp fill(batch, table) do
+    from = Native.position(batch)
 
-      {entries, _count, position} ->
-        :ets.insert(
-          table,
-          for({key, value, version, updates} <- entries, do: {:entry, key, value, version, updates})
-        )
+    unless Native.claim(batch, from, insert_from(batch, from, table)) do
+      :ets.delete_all_objects(table)
+      fill(batch, table)
+    end
+  end
 
-        fill(batch, position, table)
+  defp insert_from(batch, from, table) do
+    case read(batch, from, @table_slice) do
+      {[], 0, to} ->
+        to
+
+      {entries, _count, to} ->
+        objects = for {key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}
+        :ets.insert(table, objects)
+        insert_from(batch, to, table)
     end
   end
 

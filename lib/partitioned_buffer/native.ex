@@ -94,9 +94,12 @@ defmodule PartitionedBuffer.Native do
           {[{term(), term(), integer(), non_neg_integer()}], position()}
   def read(_batch, _position, _count), do: not_loaded()
 
-  @doc "Takes the entries before `position` as handed to the processor: they are never handed over again."
-  @spec claim(batch(), position()) :: :ok
-  def claim(_batch, _position), do: not_loaded()
+  @doc """
+  Takes the entries between two positions as handed to the processor: they are never handed over again. False, and without
+  effect, if another process has claimed what is at `from`.
+  """
+  @spec claim(batch(), from :: position(), to :: position()) :: boolean()
+  def claim(_batch, _from, _to), do: not_loaded()
 
   @doc "Bytes that the library has allocated, and environments, which hold the copies of the terms."
   @spec memory() :: {non_neg_integer(), non_neg_integer()}

@@ -38,7 +38,7 @@ defmodule PartitionedBuffer.NativeTest do
       put_all_newer: [buffer, nil, [], false],
       position: [:no_batch],
       read: [:no_batch, 0, 1],
-      claim: [:no_batch, 0]
+      claim: [:no_batch, 0, 1]
     }
 
     for {name, args} <- valid, {_arg, index} <- Enum.with_index(args), garbage <- garbage() do
@@ -69,7 +69,7 @@ defmodule PartitionedBuffer.NativeTest do
   test "a resource of another kind is no batch" do
     resource = Native.open(unique_name(), 1)
     assert_raise ArgumentError, fn -> Native.read(resource, 0, 1) end
-    assert_raise ArgumentError, fn -> Native.claim(resource, 0) end
+    assert_raise ArgumentError, fn -> Native.claim(resource, 0, 1) end
     assert_raise ArgumentError, fn -> Native.position(resource) end
   end
 
@@ -81,7 +81,9 @@ defmodule PartitionedBuffer.NativeTest do
     assert Native.read(batch, largest, 1) == {[], largest}
     assert Native.read(batch, 0, 0) == {[], 0}
     assert {[{:key, 1, 0, 0}], 1} = Native.read(batch, 0, largest)
-    assert Native.claim(batch, largest) == :ok
+    refute Native.claim(batch, 1, largest)
+    refute Native.claim(batch, largest, 0)
+    assert Native.claim(batch, 0, largest)
     assert Native.read(batch, 0, 10) == {[], 0}
     assert Native.hand_over(buffer, 0) == :empty
   end
@@ -91,7 +93,8 @@ defmodule PartitionedBuffer.NativeTest do
     Buffer.put(buffer, :key, 1)
     {:fresh, batch} = Native.hand_over(buffer, 0)
     stop_supervised!(buffer)
-    assert Native.claim(batch, 1) == :ok
+    # Its drainer has handed all of it to the processor.
+    refute Native.claim(batch, 0, 1)
     assert Native.read(batch, 0, 1) == {[], 0}
   end
 

@@ -3,6 +3,8 @@ defmodule PartitionedBuffer.ProcessingTest do
 
   import ExUnit.CaptureLog
 
+  alias PartitionedBuffer.{HandOver, Native, Options}
+
   @moduletag :capture_log
 
   # A processor that tells the test what it got and does what the test answers.
@@ -39,6 +41,27 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert Enum.map([first, second, third], &length/1) == [10, 10, 5]
     assert keys(first ++ second ++ third) == Enum.to_list(1..25)
     assert Buffer.size(buffer) == 0
+  end
+
+  # A task of a killed supervision tree may still be at work when the next one has started.
+  test "two tasks at work on one hand-over give no entry to the processor twice" do
+    buffer = start_buffer(partitions: 1)
+    Buffer.put_all(buffer, for(n <- 1..8, do: {n, n}))
+    {:fresh, batch} = Native.hand_over(buffer, 0)
+    options = %Options{name: buffer, module: Buffer, processing_batch_size: 2, processor: asking_processor()}
+    process = fn -> HandOver.process(batch, options, :partition) end
+    first = Task.async(process)
+    assert_receive {:asked, pid, one}
+    %Task{pid: second_pid} = second = Task.async(process)
+    # Both are in a batch of theirs; the first goes on where the second already is.
+    assert_receive {:asked, ^second_pid, two}
+    send(pid, :return)
+    assert_receive {:asked, ^pid, three}
+    send(second_pid, :return)
+    assert_receive {:asked, last_pid, four}
+    for pid <- [pid, last_pid], do: send(pid, :return)
+    Task.await_many([first, second])
+    assert keys(one ++ two ++ three ++ four) == Enum.to_list(1..8)
   end
 
   test "an MFA processor gets the batch before its arguments" do

@@ -72,7 +72,7 @@ defmodule Panics do
   defp read(batch, position, entries) do
     case Native.read(batch, position, 100) do
       {[], ^position} ->
-        Native.claim(batch, position)
+        Native.claim(batch, Native.position(batch), position)
         entries
 
       {more, position} ->

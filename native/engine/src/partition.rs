@@ -224,10 +224,14 @@ impl<H: Heap> Partition<H> {
         Some(HandedOver::Fresh(fresh))
     }
 
-    /// Takes the entries below `position` as handed to the processor: no later hand-over gives them again.
-    pub fn claim(&self, hand_over: &Arc<HandOver<H>>, position: usize) {
-        hand_over.position.fetch_max(position, Ordering::Relaxed);
-        if position >= hand_over.end() {
+    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
+    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
+    pub fn claim(&self, hand_over: &Arc<HandOver<H>>, from: usize, to: usize) -> bool {
+        let to = to.clamp(from, hand_over.end().max(from));
+        if hand_over.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        if to >= hand_over.end() {
             drop(hand_over.retired.lock().take());
             let mut pending = self.pending.lock();
             let place = pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
@@ -235,6 +239,7 @@ impl<H: Heap> Partition<H> {
             drop(pending);
             drop(finished);
         }
+        true
     }
 
     /// Closes the partition and takes out all that it holds, oldest first.

@@ -62,16 +62,17 @@ fn what_is_not_claimed_is_handed_over_again() {
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
     let first = hand_over(&partition).unwrap();
     let all = keys(&first);
-    partition.claim(&first, 2);
+    assert!(partition.claim(&first, 0, 2));
+    assert!(!partition.claim(&first, 0, 3), "another reader was first");
     put(&partition, &hasher, 9, 9).unwrap();
     let Some(HandedOver::Rest(rest)) = partition.hand_over() else { panic!("a rest is handed over") };
     let unclaimed = keys(&rest);
     assert_eq!(unclaimed.len(), 3);
     assert!(unclaimed.iter().all(|key| all[2..].contains(key)));
-    partition.claim(&rest, 5);
+    assert!(partition.claim(&rest, 2, 5));
     let next = hand_over(&partition).unwrap();
     assert_eq!(keys(&next), [9]);
-    partition.claim(&next, 1);
+    assert!(partition.claim(&next, 0, 1));
     assert!(hand_over(&partition).is_none());
 }
 
@@ -101,7 +102,7 @@ fn an_adopted_hand_over_comes_before_own_entries() {
     for expected in 1..=3 {
         let next = hand_over(&new).unwrap();
         assert_eq!(keys(&next), [expected]);
-        new.claim(&next, next.end());
+        assert!(new.claim(&next, 0, next.end()));
     }
     assert!(hand_over(&new).is_none());
 }
@@ -132,7 +133,7 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
                         handed_over += 1 + entry.updates;
                     }
-                    partition.claim(&hand_over, hand_over.end());
+                    assert!(partition.claim(&hand_over, 0, hand_over.end()));
                 }
                 if last {
                     return (newest, handed_over);

@@ -227,11 +227,10 @@ fn read<'a>(env: Env<'a>, [batch, position, count]: [Term<'a>; 3]) -> NifResult<
     Ok(tuple(env, [entries.build(), unsigned_to(env, position as u64)]))
 }
 
-nif!(claim / 2);
-fn claim<'a>(env: Env<'a>, [batch, position]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (batch, position): (ResourceArc<Batch>, usize) = (batch.decode()?, position.decode()?);
-    batch.buffer.partition(batch.partition).claim(&batch.hand_over, position);
-    Ok(atoms::ok().to_term(env))
+nif!(claim / 3);
+fn claim<'a>(env: Env<'a>, [batch, from, to]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (batch, from, to): (ResourceArc<Batch>, usize, usize) = (batch.decode()?, from.decode()?, to.decode()?);
+    Ok(batch.buffer.partition(batch.partition).claim(&batch.hand_over, from, to).encode(env))
 }
 
 nif!(memory / 0);

@@ -119,9 +119,11 @@ impl Buffer {
         let start = hand_over.position();
         let end = start.saturating_add(count).min(hand_over.end());
         let entries = read(&hand_over, start, end);
-        // Twice, as a reader does that finds nothing behind the last batch.
-        partition.claim(&hand_over, end);
-        partition.claim(&hand_over, end);
+        // Again at the end, as a reader does that finds nothing behind the last batch.
+        if !partition.claim(&hand_over, start, end) {
+            return true;
+        }
+        partition.claim(&hand_over, end, end);
         self.delivered.lock().expect("nobody panics with it").extend(entries);
         true
     }

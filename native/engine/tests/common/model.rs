@@ -239,14 +239,16 @@ impl Buffer {
         let position = start.saturating_add(count).min(end);
         let claimed = contents(&retired, start, position);
         rest.retain(|key, _| !claimed.contains_key(key));
-        self.claim(number, &handed_over, position);
+        self.claim(number, &handed_over, start, position);
     }
 
-    fn claim(&mut self, number: usize, handed_over: &Arc<HandOver<TestHeap>>, position: usize) {
-        self.partitions[number].claim(handed_over, position);
-        // An earlier position changes nothing, nor does the same one.
-        self.partitions[number].claim(handed_over, position / 2);
-        self.partitions[number].claim(handed_over, position);
+    fn claim(&mut self, number: usize, handed_over: &Arc<HandOver<TestHeap>>, start: usize, position: usize) {
+        assert!(self.partitions[number].claim(handed_over, start, position));
+        // What is claimed cannot be claimed again, in whole or in part.
+        if position > start {
+            assert!(!self.partitions[number].claim(handed_over, start, position));
+            assert!(!self.partitions[number].claim(handed_over, start, handed_over.end()));
+        }
         assert_eq!(handed_over.position(), position);
         assert_eq!(handed_over.entries().is_none(), position == handed_over.end());
         if position == handed_over.end() {
