@@ -1,6 +1,13 @@
 # Where it is a dependency, or the system's; the stand-in of test/hexless is no application.
 Application.ensure_all_started(:telemetry)
 
-excluded = if Code.ensure_loaded?(:proper), do: [], else: [:proper]
+excluded =
+  if Code.ensure_loaded?(:proper) do
+    []
+  else
+    IO.puts("PropEr is not there (Debian's erlang-proper): the laws are excluded")
+    [:proper]
+  end
+
 # A busy machine may take its time; what comes does not wait for it.
 ExUnit.start(exclude: excluded, assert_receive_timeout: 10_000)

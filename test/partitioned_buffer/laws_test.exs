@@ -1,0 +1,334 @@
+defmodule PartitionedBuffer.LawsTest do
+  # Random commands on random terms, against the model of an entry.
+  #
+  #     LAWS_SEQUENTIAL=100000 LAWS_PARALLEL=10000 LAWS_REPEATS=20 LAWS_SEED=1 mix test test/partitioned_buffer/laws_test.exs
+
+  use PartitionedBuffer.Case, async: true
+
+  alias PartitionedBuffer.{Generators, Model}
+
+  @compile {:no_warn_undefined, [:proper]}
+
+  @moduletag :proper
+  @moduletag timeout: :infinity
+
+  @sequential String.to_integer(System.get_env("LAWS_SEQUENTIAL", "10000"))
+  @parallel String.to_integer(System.get_env("LAWS_PARALLEL", "1000"))
+  @repeats String.to_integer(System.get_env("LAWS_REPEATS", "5"))
+  @seed String.to_integer(System.get_env("LAWS_SEED", "#{:erlang.phash2(make_ref())}"))
+
+  @absent {:absent, __MODULE__}
+
+  # The keys of {:fill, n}, beside those of the case.
+  @fill :fill
+
+  setup do
+    {:ok, buffers: for(n <- 1..3, into: %{}, do: {n, start_buffer(partitions: n)})}
+  end
+
+  test "commands do to a buffer what they do to the model", %{buffers: buffers} do
+    holds(@sequential, Generators.sequential(), fn {partitions, keys, commands} ->
+      context = context(buffers, partitions, keys)
+      with {:ok, entries} <- run(commands ++ [:size, :flush], %{}, context), do: explained(entries == %{})
+    end)
+  end
+
+  test "commands of several processes are linearizable for each key", %{buffers: buffers} do
+    holds(@parallel, Generators.parallel(), fn {partitions, keys, before, suffixes} ->
+      context = context(buffers, partitions, keys)
+
+      Enum.reduce_while(1..@repeats, :ok, fn _, :ok ->
+        case run_parallel(before, Tuple.to_list(suffixes), context) do
+          :ok -> {:cont, :ok}
+          failure -> {:halt, failure}
+        end
+      end)
+    end)
+  end
+
+  ## PropEr
+
+  # Its exceptions are not those of this OTP, so a law tells what is wrong by its result.
+  defp holds(cases, type, law) do
+    holds? = fn instance ->
+      result = attempt(law, instance)
+      if result != :ok, do: Process.put(:failure, result)
+      result == :ok
+    end
+
+    seeded = fn ->
+      :rand.seed(:exsss, @seed)
+      fn -> :ok end
+    end
+
+    property = :proper.setup(seeded, :proper.forall(type, holds?))
+    IO.puts("\n#{cases} cases, LAWS_SEED=#{@seed}")
+
+    unless :proper.quickcheck(property, [:quiet, numtests: cases]) == true do
+      flunk("""
+      LAWS_SEED=#{@seed} found, and shrank to:
+      #{inspect(:proper.counterexample(), limit: :infinity, pretty: true)}
+      #{inspect(Process.get(:failure), limit: :infinity, pretty: true)}
+      """)
+    end
+  end
+
+  defp attempt(law, instance) do
+    law.(instance)
+  catch
+    kind, reason -> Exception.format(kind, reason, __STACKTRACE__)
+  end
+
+  defp explained(true), do: :ok
+  defp explained(false), do: :left_over
+
+  ## A case
+
+  defp context(buffers, partitions, keys) do
+    buffer = Map.fetch!(buffers, partitions)
+    # What a failed case has left.
+    if Buffer.size(buffer) > 0, do: flush(buffer)
+    received_batches()
+    %{buffer: buffer, partitions: partitions, keys: List.to_tuple(keys)}
+  end
+
+  # The entries after commands that this process does alone.
+  defp run(commands, entries, context) do
+    Enum.reduce_while(commands, {:ok, entries}, fn command, {:ok, entries} ->
+      command = with_keys(command, context.keys)
+      result = call(command, context)
+
+      case explain(command, result, entries, context) do
+        {:ok, entries} -> {:cont, {:ok, entries}}
+        :error -> {:halt, {command, got: result, entries: entries}}
+      end
+    end)
+  end
+
+  defp explain(:size, size, entries, _context) do
+    if size == map_size(entries), do: {:ok, entries}, else: :error
+  end
+
+  defp explain(command, result, entries, context) do
+    command
+    |> effects(result, Map.keys(entries), context.partitions)
+    |> Enum.reduce_while({:ok, entries}, fn {place, effect}, {:ok, entries} ->
+      case step(entries[place], effect) do
+        {:ok, nil} -> {:cont, {:ok, Map.delete(entries, place)}}
+        {:ok, entry} -> {:cont, {:ok, Map.put(entries, place, entry)}}
+        :error -> {:halt, :error}
+      end
+    end)
+  end
+
+  # The first process is this one, and the only one that flushes: it receives the batches.
+  defp run_parallel(before, [own | others], context) do
+    with {:ok, entries} <- run(before, %{}, context) do
+      start = :counters.new(1, [])
+      all = length(others) + 1
+
+      tasks =
+        for commands <- others, do: Task.async(fn -> timed(without_flush(commands), context, start, all) end)
+
+      histories = [timed(own, context, start, all) | Task.await_many(tasks)]
+      last = timed([:flush], context, start, 0)
+      linearizable(histories ++ [last], entries, context)
+    end
+  end
+
+  defp without_flush(commands), do: Enum.reject(commands, &(&1 == :flush))
+
+  # The commands with their results and the times between which they were done, when all processes are ready.
+  defp timed(commands, context, start, processes) do
+    commands = for command <- commands, command != :size, do: with_keys(command, context.keys)
+    :counters.add(start, 1, 1)
+    await_start(start, processes)
+
+    for command <- commands do
+      called = System.monotonic_time()
+      result = call(command, context)
+      {called, System.monotonic_time(), command, result}
+    end
+  end
+
+  defp await_start(start, processes) do
+    if :counters.get(start, 1) < processes do
+      :erlang.yield()
+      await_start(start, processes)
+    end
+  end
+
+  ## Linearizability: the effects of each key, in some order that obeys the times, give the results.
+
+  defp linearizable(histories, entries, context) do
+    places =
+      for history <- histories,
+          {_, _, command, result} <- history,
+          place <- touched(command, result, context),
+          do: place
+
+    places = Enum.uniq(places ++ Map.keys(entries))
+
+    histories =
+      for history <- histories do
+        for {called, returned, command, result} <- history,
+            {place, effect} <- effects(command, result, places, context.partitions) do
+          {place, {called, returned, effect}}
+        end
+      end
+
+    wrong =
+      Enum.reject(places, fn place ->
+        queues = for history <- histories, do: for({^place, effect} <- history, do: effect)
+        explainable?([{entries[place], queues}], queues |> Enum.map(&length/1) |> Enum.sum())
+      end)
+
+    if wrong == [], do: :ok, else: {:not_linearizable, wrong, Enum.zip(1..9, histories)}
+  end
+
+  defp touched(command, result, context),
+    do: command |> effects(result, [], context.partitions) |> Enum.map(&elem(&1, 0))
+
+  # All states that some order of the first effects leads to, one effect after the other.
+  defp explainable?(states, 0), do: states != []
+
+  defp explainable?(states, left) do
+    next =
+      for {entry, queues} <- states,
+          {[{called, _returned, effect} | rest], number} <- Enum.with_index(queues),
+          called <= first_return(queues),
+          {:ok, entry} <- [step(entry, effect)],
+          uniq: true do
+        {entry, List.replace_at(queues, number, rest)}
+      end
+
+    explainable?(next, left - 1)
+  end
+
+  defp first_return(queues), do: Enum.min(for [{_called, returned, _effect} | _rest] <- queues, do: returned)
+
+  ## Effects: what a command did to each place, a partition's key
+
+  defp effects({:put, key, value, route}, :ok, _places, n), do: [{place(route, key, n), {:put, value}}]
+
+  defp effects({:put_newer, key, value, version, route}, :ok, _places, n),
+    do: [{place(route, key, n), {:put_newer, value, version}}]
+
+  defp effects({:put_all, pairs, route}, :ok, _places, n),
+    do: for({key, value} <- pairs, do: {place(route, key, n), {:put, value}})
+
+  defp effects({:put_all_newer, entries, route}, :ok, _places, n) do
+    for {key, value, version} <- entries, do: {place(route, key, n), {:put_newer, value, version}}
+  end
+
+  defp effects({:get, key, route}, value, _places, n), do: [{place(route, key, n), {:get, value}}]
+  defp effects({:delete, key, route}, :ok, _places, n), do: [{place(route, key, n), :delete}]
+  defp effects({:invalid, _pairs, _route}, :raised, _places, _n), do: []
+  defp effects({:batch_size, _size}, :ok, _places, _n), do: []
+
+  defp effects(:flush, hand_overs, places, _n) do
+    for({_partition, {:malformed, _batches} = wrong} <- hand_overs, do: {wrong, :impossible}) ++
+      take(hand_overs, places)
+  end
+
+  defp take(hand_overs, places) do
+    taken =
+      for {partition, {:ok, entries}} <- hand_overs, {key, value, version, updates} <- entries, into: %{} do
+        {{partition, key}, {value, version, updates}}
+      end
+
+    for place <- Enum.uniq(places ++ Map.keys(taken)), do: {place, {:take, taken[place]}}
+  end
+
+  defp step(_entry, :impossible), do: :error
+  defp step(nil, {:get, value}), do: if(value === @absent, do: {:ok, nil}, else: :error)
+  defp step({value, _, _} = entry, {:get, got}), do: if(value === got, do: {:ok, entry}, else: :error)
+  defp step(entry, {:take, taken}), do: if(entry === taken, do: {:ok, nil}, else: :error)
+  defp step(entry, write), do: {:ok, Model.write(entry, write)}
+
+  ## Calls
+
+  defp with_keys({:fill, count}, _keys), do: {:put_all, for(n <- 1..count, do: {{@fill, n}, n}), nil}
+
+  defp with_keys({:put_all_newer, entries, route}, keys),
+    do: {:put_all_newer, for({key, value, version} <- entries, do: {at(keys, key), value, version}), route}
+
+  defp with_keys({many, pairs, route}, keys) when many in [:put_all, :invalid],
+    do: {many, for({key, value} <- pairs, do: {at(keys, key), value}), route}
+
+  defp with_keys({:batch_size, _size} = command, _keys), do: command
+  defp with_keys(command, _keys) when is_atom(command), do: command
+  defp with_keys(command, keys), do: put_elem(command, 1, at(keys, elem(command, 1)))
+
+  defp at(keys, place), do: elem(keys, rem(place, tuple_size(keys)))
+
+  defp call(:size, %{buffer: buffer}), do: Buffer.size(buffer)
+
+  defp call(:flush, %{buffer: buffer}) do
+    for {partition, number} <- Enum.with_index(partitions(buffer)) do
+      size = flush_partition(partition)
+      {number, received_batches() |> whole(size)}
+    end
+  end
+
+  defp call({:batch_size, size}, %{buffer: buffer}),
+    do: Buffer.update_options(buffer, processing_batch_size: size)
+
+  defp call({:put, key, value, route}, %{buffer: buffer}), do: Buffer.put(buffer, key, value, option(route))
+
+  defp call({:put_newer, key, value, version, route}, %{buffer: buffer}),
+    do: Buffer.put_newer(buffer, key, value, version, option(route))
+
+  defp call({:put_all, pairs, route}, %{buffer: buffer}), do: Buffer.put_all(buffer, pairs, option(route))
+
+  defp call({:put_all_newer, entries, route}, %{buffer: buffer}),
+    do: Buffer.put_all_newer(buffer, entries, option(route))
+
+  defp call({:get, key, route}, %{buffer: buffer}), do: Buffer.get(buffer, key, @absent, option(route))
+  defp call({:delete, key, route}, %{buffer: buffer}), do: Buffer.delete(buffer, key, option(route))
+
+  defp call({:invalid, pairs, route}, %{buffer: buffer}) do
+    Buffer.put_all(buffer, pairs ++ [:invalid], option(route))
+  rescue
+    ArgumentError -> :raised
+  end
+
+  defp flush_partition(partition) do
+    %{settings: settings} = :sys.get_state(partition)
+    tick(partition)
+    wait_idle(partition)
+    :ets.lookup_element(settings, :options, 2).processing_batch_size
+  end
+
+  defp received_batches(batches \\ []) do
+    receive do
+      {:batch, batch} -> received_batches([batch | batches])
+    after
+      0 -> Enum.reverse(batches)
+    end
+  end
+
+  # The entries of batches of which only the last is short, if no key is there twice.
+  defp whole(batches, size) do
+    entries = Enum.concat(batches)
+    keys = MapSet.new(entries, &elem(&1, 0))
+
+    if batches == Enum.chunk_every(entries, size) and MapSet.size(keys) == length(entries),
+      do: {:ok, entries},
+      else: {:malformed, batches}
+  end
+
+  ## Routing, as documented
+
+  defp option(nil), do: []
+  defp option(:term), do: [partition_key: {:some, "term"}]
+  defp option(:function), do: [partition_key: &{:of, &1}]
+  defp option(:mfa), do: [partition_key: {__MODULE__, :route, [:and]}]
+
+  def route(key, argument), do: {key, argument}
+
+  defp place(nil, key, n), do: {:erlang.phash2(:erlang.phash2(key), n), key}
+  defp place(:term, key, n), do: {:erlang.phash2({:some, "term"}, n), key}
+  defp place(:function, key, n), do: {:erlang.phash2({:of, key}, n), key}
+  defp place(:mfa, key, n), do: {:erlang.phash2({key, :and}, n), key}
+end

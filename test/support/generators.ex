@@ -1,0 +1,111 @@
+defmodule PartitionedBuffer.Generators do
+  @moduledoc false
+  # PropEr types of what a buffer is given: any terms, and commands on a few keys, which are named by their place among
+  # the keys of a case so that commands meet at them.
+
+  @compile {:no_warn_undefined, [:proper_types]}
+  import Bitwise
+
+  alias :proper_types, as: T
+
+  @atoms [:a, :b, nil, true, :ok, :error, :_, :"$1", :"$_", :"$$", :not_running, :ü, Elixir.Enum]
+
+  @doc "A case of commands that are done one after the other: partitions, keys, commands."
+  def sequential, do: {T.range(1, 3), keys(), T.list(command())}
+
+  @doc "A case of commands before, and of lists of commands that are done at the same time."
+  def parallel do
+    few = T.resize(6, T.list(command()))
+    {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
+  end
+
+  defp keys, do: T.resize(5, T.non_empty(T.list(key())))
+
+  # Small numbers are frequent, and 1 beside 1.0, on their own and within other terms.
+  defp key do
+    near = T.oneof([T.range(-1, 1), T.elements([-1.0, -0.0, 0.0, 1.0])])
+    T.oneof([near, {near}, [near], T.bind(near, &%{&1 => &1}, false), terms()])
+  end
+
+  defp command do
+    key = T.range(0, 5)
+
+    T.frequency([
+      {8, {:put, key, terms(), route()}},
+      {8, {:put_newer, key, terms(), version(), route()}},
+      {3, {:put_all, few({key, terms()}), route()}},
+      {3, {:put_all_newer, few({key, terms(), version()}), route()}},
+      {6, {:get, key, route()}},
+      {4, {:delete, key, route()}},
+      {2, :size},
+      {3, :flush},
+      {1, {:fill, T.range(1, 300)}},
+      {1, {:invalid, few({key, terms()}), route()}},
+      {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}
+    ])
+  end
+
+  defp few(type), do: T.resize(8, T.list(type))
+
+  # How the partition is chosen; `LawsTest` makes an option of it.
+  defp route, do: T.frequency([{4, nil}, {1, T.elements([:term, :function, :mfa])}])
+
+  defp version do
+    T.frequency([
+      {8, T.range(-2, 4)},
+      {1, T.integer()},
+      {2,
+       T.bind(
+         {T.elements([-1, 1]), T.elements([59, 60, 63, 64, 200]), T.range(-1, 1)},
+         fn {s, b, d} -> s * (1 <<< b) + d end,
+         false
+       )}
+    ])
+  end
+
+  defp terms, do: nested(nested(leaf()))
+
+  defp leaf do
+    T.frequency([
+      {3, T.range(-1, 2)},
+      {2, T.elements(@atoms)},
+      {1, T.elements([0.0, -0.0, 1.0, 2.0, 1.0e300])},
+      {1, T.integer()},
+      {1, T.float()},
+      {1, T.largeint()},
+      {1, T.bind(T.range(60, 300), &(1 <<< &1), false)},
+      {1, T.binary()},
+      {1, T.bitstring()},
+      {1, T.bind(T.range(60, 3_000), &String.duplicate("x", &1), false)},
+      {1, T.elements([[], {}, "", <<>>])},
+      {1, T.elements(unique_terms())}
+    ])
+  end
+
+  defp nested(type) do
+    few = T.resize(4, T.list(type))
+
+    T.frequency([
+      {6, type},
+      {1, few},
+      {1, T.bind({few, type}, fn {list, tail} -> list ++ tail end, false)},
+      {1, T.bind(few, &List.to_tuple/1, false)},
+      {1, T.bind(T.resize(4, T.list({type, type})), &Map.new/1, false)}
+    ])
+  end
+
+  # Those that are themselves only: the same ones in a whole run.
+  defp unique_terms do
+    x = 1
+
+    [
+      self(),
+      make_ref(),
+      hd(Port.list()),
+      &String.length/1,
+      fn -> :constant end,
+      fn -> x end,
+      :atomics.new(1, [])
+    ]
+  end
+end
