@@ -19,9 +19,6 @@ defmodule PartitionedBuffer.LawsTest do
 
   @absent {:absent, __MODULE__}
 
-  # The keys of {:fill, n}, beside those of the case.
-  @fill :fill
-
   setup do
     {:ok, buffers: for(n <- 1..3, into: %{}, do: {n, start_buffer(partitions: n)})}
   end
@@ -248,7 +245,16 @@ defmodule PartitionedBuffer.LawsTest do
 
   ## Calls
 
-  defp with_keys({:fill, count}, _keys), do: {:put_all, for(n <- 1..count, do: {{@fill, n}, n}), nil}
+  # So many that memory is cleaned: of keys beside those of the case, all but each fifth are written again and again.
+  defp with_keys({:churn, count, rounds}, _keys) do
+    {:put_all_newer,
+     for(
+       round <- 1..rounds,
+       n <- 1..count,
+       round == 1 or rem(n, 5) != 0,
+       do: {{:churn, n}, {n, round}, round}
+     ), nil}
+  end
 
   defp with_keys({:put_all_newer, entries, route}, keys),
     do: {:put_all_newer, for({key, value, version} <- entries, do: {at(keys, key), value, version}), route}

@@ -39,7 +39,7 @@ defmodule PartitionedBuffer.Generators do
       {4, {:delete, key, route()}},
       {2, :size},
       {3, :flush},
-      {1, {:fill, T.range(1, 300)}},
+      {1, {:churn, T.range(1, 300), T.range(1, 8)}},
       {1, {:invalid, few({key, terms()}), route()}},
       {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}
     ])

@@ -1,0 +1,57 @@
+# Conservation: what is written comes out, once, also when processes die. See test/support/conservation.ex.
+#
+#     mix run bench/conservation.exs                 10 million writes, and the same to the ETS design
+#     mix run bench/conservation.exs --faults        10 million writes, while all kinds of faults are injected
+#
+# Options: --writes N, --writers N, --seed N. Prints what was counted. Ends with 1 if anything is violated by this package;
+# what the ETS design violates is printed only.
+
+Code.require_file("support/candidates.ex", __DIR__)
+support = Path.expand("../test/support", __DIR__)
+
+files =
+  ~w(model conservation/code conservation/history conservation/ledger conservation/writer conservation/faults conservation)
+
+unless Code.ensure_loaded?(PartitionedBuffer.Model),
+  do: for(file <- files, do: Code.require_file("#{file}.ex", support))
+
+Application.ensure_all_started(:telemetry)
+unless Code.ensure_loaded?(:telemetry), do: Code.require_file("../test/hexless/telemetry.ex", __DIR__)
+
+defmodule Conserve do
+  alias PartitionedBuffer.Conservation
+
+  def main(argv) do
+    {options, [], []} =
+      OptionParser.parse(argv, strict: [faults: :boolean, writes: :integer, writers: :integer, seed: :integer])
+
+    seed = options[:seed] || :erlang.phash2(make_ref())
+    # The faults would fill the terminal.
+    Logger.configure(level: :none)
+    opts = [writes: options[:writes] || 10_000_000, writers: options[:writers] || 4, seed: seed]
+    IO.puts("--seed #{seed} --writes #{opts[:writes]} --writers #{opts[:writers]}")
+
+    result =
+      if options[:faults] do
+        report("this package, with faults", Conservation.package([faults: Conservation.Faults.all()] ++ opts))
+      else
+        result = report("this package", Conservation.package(opts))
+        report("the ETS design", Conservation.ets_design(Bench.Lean, opts))
+        result
+      end
+
+    if result.violations != %{}, do: System.halt(1)
+  end
+
+  defp report(title, result) do
+    IO.puts("\n#{title}: #{result.seconds} s")
+    for part <- [:calls, :counts, :faults], do: IO.puts("#{part}: #{line(result[part])}")
+    IO.puts("violations: #{inspect(result.violations, limit: 20)}")
+    result
+  end
+
+  defp line(counts),
+    do: counts |> Enum.sort() |> Enum.map_join(", ", fn {what, count} -> "#{what} #{count}" end)
+end
+
+Conserve.main(System.argv())

@@ -1,0 +1,321 @@
+defmodule PartitionedBuffer.Conservation.Faults do
+  @moduledoc false
+  # A process that owns the buffer, by another process, and lets things go wrong, one every few milliseconds.
+
+  alias PartitionedBuffer.Conservation.{Code, Ledger}
+  alias PartitionedBuffer.{Partition, Routing}
+  alias PartitionedBuffer.Map, as: Buffer
+
+  # In the processor. Each is told exactly: by an event, and by the death of its task.
+  @in_processor [:raise, :throw, :exit, :kill, :slow, :hang]
+
+  @all @in_processor ++
+         [
+           :stop_while_hanging,
+           :kill_task,
+           :kill_partition,
+           :kill_task_supervisor,
+           :kill_supervisor,
+           :kill_tree,
+           :stop,
+           :owner_dies,
+           :put_list,
+           :kill_writer,
+           :update_options,
+           :collect_garbage,
+           :purge_code
+         ]
+
+  @list_size 5_000
+
+  # `unreported` is how many failures of tasks may have been told to nobody, or to nobody but the partition: those of
+  # processes that died at the same time.
+  defstruct [
+    :options,
+    :ledger,
+    :batch_sizes,
+    :kinds,
+    :code,
+    :owner,
+    lists: %{},
+    puts: [],
+    counts: %{},
+    unreported: 0,
+    number: 0
+  ]
+
+  @doc "All faults."
+  def all, do: @all
+
+  @doc "Those of the processor."
+  def in_processor, do: @in_processor
+
+  @doc "Starts the buffer, and faults of these kinds."
+  def start_link(seed, fields) do
+    faults = struct!(__MODULE__, fields)
+
+    spawn_link(fn ->
+      :rand.seed(:exsss, {seed, 0, 1})
+      code = if :purge_code in faults.kinds, do: Code.compile()
+      loop(%{faults | code: code, owner: start_owner(faults.options)})
+    end)
+  end
+
+  @doc "Ends the faults, not the buffer: counts, what was put, how many failures may not have been reported."
+  def stop(faults) do
+    send(faults, {:stop, self()})
+
+    receive do
+      {:stopped, ^faults, result} -> result
+    end
+  end
+
+  defp loop(faults) do
+    pause = if faults.kinds == [], do: :infinity, else: :rand.uniform(8)
+
+    receive do
+      {:stop, from} ->
+        faults = faults |> ensure_running() |> await_lists()
+        send(from, {:stopped, self(), Map.take(faults, [:counts, :puts, :unreported, :owner])})
+        Process.sleep(:infinity)
+
+      {:DOWN, ref, :process, _pid, reason} when is_map_key(faults.lists, ref) ->
+        loop(list_ended(faults, ref, reason))
+    after
+      pause ->
+        kind = Enum.random(faults.kinds)
+
+        # The buffer may be restarting, or be gone because its supervisor has given up: then there is no fault.
+        try do
+          faults |> ensure_running() |> inject(kind)
+        catch
+          :exit, _reason -> faults
+        else
+          :nothing -> faults
+          faults -> count(faults, kind)
+        end
+        |> loop()
+    end
+  end
+
+  ## Kinds
+
+  defp inject(faults, kind) when kind in [:raise, :throw, :exit, :kill] do
+    Ledger.arm(faults.ledger, kind)
+    faults
+  end
+
+  defp inject(faults, :slow) do
+    Ledger.arm(faults.ledger, {:slow, :rand.uniform(20)})
+    faults
+  end
+
+  defp inject(faults, :hang) do
+    Process.exit(hanging(faults), :kill)
+    faults
+  end
+
+  defp inject(faults, :stop_while_hanging) do
+    pid = hanging(faults)
+    Buffer.update_options(name(faults), processing_timeout_ms: 20)
+    faults = inject(faults, :stop)
+    if Process.alive?(pid), do: raise("a stop has left a hanging processor")
+    faults
+  end
+
+  defp inject(faults, :kill_task) do
+    case Task.Supervisor.children(Partition.task_supervisor(name(faults), any_partition(faults))) do
+      [] ->
+        :nothing
+
+      [pid | _] ->
+        Process.exit(pid, :kill)
+        unreported(faults, 1)
+    end
+  end
+
+  defp inject(faults, :kill_partition) do
+    kill(Routing.partition_name(name(faults), any_partition(faults)))
+    unreported(faults, 1)
+  end
+
+  defp inject(faults, :kill_task_supervisor) do
+    kill(Partition.task_supervisor(name(faults), any_partition(faults)))
+    unreported(faults, 1)
+  end
+
+  defp inject(faults, :kill_supervisor) do
+    kill(PartitionedBuffer.Supervisor.name(name(faults)))
+    start_again(faults)
+  end
+
+  defp inject(faults, :kill_tree) do
+    buffer = name(faults)
+
+    for name <- [
+          PartitionedBuffer.Supervisor.name(buffer)
+          | for(
+              n <- 0..(faults.options[:partitions] - 1),
+              name <- [Routing.partition_name(buffer, n), Partition.task_supervisor(buffer, n)],
+              do: name
+            )
+        ] do
+      kill(name)
+    end
+
+    start_again(faults)
+  end
+
+  defp inject(faults, :stop) do
+    Buffer.stop(name(faults))
+    %{faults | owner: start_owner(faults.options)}
+  end
+
+  defp inject(faults, :owner_dies) do
+    Process.exit(faults.owner, :kill)
+    start_again(faults)
+  end
+
+  defp inject(faults, :put_list) do
+    {number, buffer} = {faults.number, name(faults)}
+
+    {pid, ref} =
+      spawn_monitor(fn ->
+        list = for place <- 1..@list_size, do: {{:list, number, @list_size, place}, {number, place}}
+
+        try do
+          Buffer.put_all(buffer, list)
+        rescue
+          RuntimeError -> exit(:refused)
+        end
+      end)
+
+    %{faults | number: number + 1, lists: Map.put(faults.lists, ref, {pid, number})}
+  end
+
+  # Within `put_all` most of the time; before it, or when it has returned, otherwise.
+  defp inject(faults, :kill_writer) do
+    faults = inject(faults, :put_list)
+    {pid, _number} = faults.lists |> Map.values() |> Enum.max_by(&elem(&1, 1))
+    Process.sleep(:rand.uniform(6) - 1)
+    Process.exit(pid, :kill)
+    faults
+  end
+
+  defp inject(faults, :update_options) do
+    option =
+      Enum.random(
+        processing_batch_size: Enum.random(faults.batch_sizes),
+        processing_interval_ms: :rand.uniform(3),
+        processing_timeout_ms: 1_000
+      )
+
+    Buffer.update_options(name(faults), [option])
+    faults
+  end
+
+  defp inject(faults, :collect_garbage) do
+    for n <- 0..(faults.options[:partitions] - 1),
+        pid <- [
+          Process.whereis(Routing.partition_name(name(faults), n))
+          | Task.Supervisor.children(Partition.task_supervisor(name(faults), n))
+        ],
+        pid != nil do
+      :erlang.garbage_collect(pid)
+    end
+
+    faults
+  end
+
+  # With a long interval, so that the value is in the buffer, and in no process, when its module is purged.
+  defp inject(faults, :purge_code) do
+    {number, buffer} = {faults.number, name(faults)}
+    Buffer.update_options(buffer, processing_interval_ms: 60_000)
+    put = in_process(fn -> Buffer.put(buffer, {:code, number}, Code.value(faults.code, number)) end)
+    purged = Code.purge()
+
+    read =
+      in_process(fn -> buffer |> Buffer.get({:code, number}) |> Code.intact?(number) || exit(:handed_over) end)
+
+    Buffer.update_options(buffer, processing_interval_ms: 1)
+    faults = if put == :normal, do: %{faults | puts: [{:code, number} | faults.puts]}, else: faults
+    faults = %{faults | number: number + 1}
+    if put == :normal and purged and read == :normal, do: faults, else: count(faults, :purge_code, -1)
+  end
+
+  ## Helpers
+
+  defp name(faults), do: faults.options[:name]
+
+  defp any_partition(faults), do: :rand.uniform(faults.options[:partitions]) - 1
+
+  defp kill(name), do: Process.exit(Process.whereis(name) || exit(:restarting), :kill)
+
+  defp hanging(faults) do
+    Ledger.arm(faults.ledger, {:hang, self()})
+
+    receive do
+      {:hanging, pid} -> pid
+    end
+  end
+
+  defp in_process(function) do
+    {pid, ref} = spawn_monitor(fn -> function.() end)
+
+    receive do
+      {:DOWN, ^ref, :process, ^pid, reason} -> reason
+    end
+  end
+
+  defp list_ended(faults, ref, reason) do
+    {{_pid, number}, lists} = Map.pop!(faults.lists, ref)
+    outcome = if reason == :normal, do: :put, else: :cut_short
+    %{faults | lists: lists, puts: [{:list, number, @list_size, outcome} | faults.puts]}
+  end
+
+  defp await_lists(%{lists: lists} = faults) when lists == %{}, do: faults
+
+  defp await_lists(%{lists: lists} = faults) do
+    receive do
+      {:DOWN, ref, :process, _pid, reason} when is_map_key(lists, ref) ->
+        faults |> list_ended(ref, reason) |> await_lists()
+    end
+  end
+
+  ## The buffer
+
+  # A supervisor gives up when its children die too often.
+  defp ensure_running(faults) do
+    if Process.alive?(faults.owner), do: faults, else: faults |> count(:gave_up) |> start_again()
+  end
+
+  defp start_again(faults) do
+    unreported(%{faults | owner: start_owner(faults.options)}, faults.options[:partitions])
+  end
+
+  # The names of the one before may still be taken.
+  defp start_owner(options) do
+    me = self()
+
+    {owner, ref} =
+      spawn_monitor(fn ->
+        {:ok, _supervisor} = Buffer.start_link(options)
+        send(me, {:started, self()})
+        Process.sleep(:infinity)
+      end)
+
+    receive do
+      {:started, ^owner} ->
+        Process.demonitor(ref, [:flush])
+        owner
+
+      {:DOWN, ^ref, :process, ^owner, _reason} ->
+        Process.sleep(1)
+        start_owner(options)
+    end
+  end
+
+  defp unreported(faults, more), do: %{faults | unreported: faults.unreported + more}
+
+  defp count(faults, kind, by \\ 1), do: %{faults | counts: Map.update(faults.counts, kind, by, &(&1 + by))}
+end
