@@ -79,6 +79,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
         send(from, {:stopped, self(), Map.take(faults, [:counts, :puts, :unreported, :owner])})
         Process.sleep(:infinity)
 
+      # Later than it was waited for.
+      {:hanging, pid} ->
+        Process.exit(pid, :kill)
+        loop(unreported(faults, 1))
+
       {:DOWN, ref, :process, _pid, reason} when is_map_key(faults.lists, ref) ->
         loop(list_ended(faults, ref, reason))
     after
@@ -254,8 +259,13 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp hanging(faults) do
     Ledger.arm(faults.ledger, {:hang, self()})
 
+    # The buffer may have gone before a batch came, or the task that was told to hang.
     receive do
       {:hanging, pid} -> pid
+    after
+      200 ->
+        Ledger.disarm(faults.ledger)
+        exit(:no_batch)
     end
   end
 

@@ -11,6 +11,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   use GenServer
 
+  @compile {:no_warn_undefined, :telemetry}
+
   alias PartitionedBuffer.Conservation.{Code, History}
 
   # `returned` is false while the processor has a batch; `sizes` are those of the batches, the last first.
@@ -88,6 +90,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   @doc "The verdict on one of the next batches."
   def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
 
+  @doc "No verdicts but those that have been given."
+  def disarm(ledger), do: send(ledger, :disarm)
+
   @doc "The counts, when all tasks have ended."
   def finish(ledger, histories, puts) do
     result = GenServer.call(ledger, {:finish, histories, puts}, :infinity)
@@ -132,6 +137,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   end
 
   def handle_info({:arm, verdict}, state), do: {:noreply, %{state | armed: state.armed ++ [verdict]}}
+
+  def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
   def handle_info({:event, [:processing, :start], _measurements, metadata, pid}, state) do
     {:noreply, state |> known(pid, metadata.partition) |> count(:hand_overs)}
