@@ -71,7 +71,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   defp obey({:hang, who}) do
     send(who, {:hanging, self()})
-    Process.sleep(:infinity)
+    # Long after it should have been killed, if nobody waits for it any more.
+    Process.sleep(1_000)
+    Process.exit(self(), :kill)
   end
 
   ## API

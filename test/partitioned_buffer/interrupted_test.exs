@@ -1,0 +1,99 @@
+defmodule PartitionedBuffer.InterruptedTest do
+  # What is interrupted between two steps.
+
+  use PartitionedBuffer.Case, async: true
+
+  @moduletag :capture_log
+
+  # A module that does not exist: its call, by the task, ends in `undefined_function/3`.
+  @processor PartitionedBuffer.InterruptedTest.NotLoaded
+
+  test "a task that is killed between its claim and the processor's call loses that batch, and tells of it" do
+    buffer = start_buffer(partitions: 1, processor: {@processor, :process, [self()]})
+    attach_telemetry(buffer)
+    id = {__MODULE__, buffer}
+    start = [:partitioned_buffer, :partition, :processing, :start]
+    :telemetry.attach_many(id, [start], &__MODULE__.handle_calls/4, buffer)
+    on_exit(fn -> :telemetry.detach(id) end)
+
+    Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
+    [partition] = partitions(buffer)
+    tick(partition)
+    assert_receive {:before_call, task, claimed}
+    Process.exit(task, :kill)
+    wait_idle(partition)
+    assert_receive {[:processing_failed], _measurements, %{reason: :killed}}
+
+    tick(partition)
+    rest = for _ <- 1..2, do: assert_receive({:before_call, task, batch}) && send(task, :go) && batch
+    assert_receive {[:processing, :stop], %{size: 15}, _metadata}
+    refute_received {:before_call, _task, _batch}
+    assert Enum.map([claimed | rest], &length/1) == [10, 10, 5]
+    assert Enum.sort(for {key, _, _, _} <- Enum.concat([claimed | rest]), do: key) == Enum.to_list(1..25)
+  end
+
+  # In the task, before it has claimed anything.
+  def handle_calls(_event, _measurements, %{buffer: buffer}, buffer),
+    do: Process.flag(:error_handler, __MODULE__)
+
+  def handle_calls(_event, _measurements, _metadata, _buffer), do: :ok
+
+  def undefined_function(@processor, :process, [batch, test]) do
+    send(test, {:before_call, self(), batch})
+    receive(do: (:go -> :ok))
+  end
+
+  def undefined_function(module, function, args),
+    do: :error_handler.undefined_function(module, function, args)
+
+  def undefined_lambda(module, function, args), do: :error_handler.undefined_lambda(module, function, args)
+
+  test "of a list that a stop cuts short, what was written is handed over, in the list's order" do
+    # The stop may come when all has been written.
+    Enum.find(1..20, fn _attempt -> cut_short?(200_000) end) || flunk("no list was cut short")
+  end
+
+  # Those that are written at once, 128, are written in the order of their locks.
+  defp cut_short?(size) do
+    buffer = start_buffer(processing_batch_size: 1_000)
+    list = for n <- 1..size, do: {n, {n}}
+
+    writer =
+      Task.async(fn ->
+        try do
+          Buffer.put_all(buffer, list)
+        rescue
+          error in RuntimeError -> error.message
+        end
+      end)
+
+    await_first(buffer)
+    Buffer.stop(buffer)
+    result = Task.await(writer)
+    entries = all_entries()
+    keys = Enum.sort(for {key, {key}, 0, 0} <- entries, do: key)
+    assert length(keys) == length(entries)
+    assert Enum.dedup(keys) == keys
+
+    if result == :ok do
+      assert length(keys) == size
+      false
+    else
+      assert result =~ "not running"
+      last = List.last(keys)
+      complete = max(last - 128, 0)
+      assert Enum.take(keys, complete) == Enum.to_list(1..complete//1)
+      last < size
+    end
+  end
+
+  defp await_first(buffer), do: if(Buffer.size(buffer) == 0, do: await_first(buffer))
+
+  defp all_entries(batches \\ []) do
+    receive do
+      {:batch, batch} -> all_entries([batch | batches])
+    after
+      0 -> Enum.concat(batches)
+    end
+  end
+end
