@@ -55,7 +55,7 @@ defmodule PartitionedBuffer.Conservation do
     |> Ledger.finish(histories, injected.puts)
     |> Map.merge(%{calls: calls, faults: injected.counts, seconds: seconds})
     |> check_reads()
-    |> check_reports(injected.unreported)
+    |> check_reports(injected)
   end
 
   @doc "The same writes to the documented ETS design, `design` of `bench/support`, where partition keys are left out."
@@ -173,13 +173,13 @@ defmodule PartitionedBuffer.Conservation do
     end
   end
 
-  # Each failure of a task is told by `processing_failed`, but for those that a death of another process has hidden.
-  defp check_reports(result, unreported) do
+  # Each failure of a task is told by `processing_failed`, but for what deaths of other processes have hidden.
+  defp check_reports(result, %{unreported: unreported, unseen: unseen}) do
     failed = Map.get(result.counts, :failed, 0)
     reported = Map.get(result.counts, :processing_failed, 0)
 
-    if abs(failed - reported) <= unreported,
+    if failed - reported <= unreported and reported - failed <= unseen,
       do: result,
-      else: put_in(result.violations[:unreported], {failed, reported, unreported})
+      else: put_in(result.violations[:reports], {failed, reported, unreported, unseen})
   end
 end

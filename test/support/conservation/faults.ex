@@ -28,8 +28,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   @list_size 5_000
 
-  # `unreported` is how many failures of tasks may have been told to nobody, or to nobody but the partition: those of
-  # processes that died at the same time.
+  # `unreported`: how many failures of tasks nobody may have told, because their partitions died at the same time.
+  # `unseen`: how many of them the ledger may not know, because the tasks were killed before they had said anything.
   defstruct [
     :options,
     :ledger,
@@ -41,6 +41,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     puts: [],
     counts: %{},
     unreported: 0,
+    unseen: 0,
     number: 0
   ]
 
@@ -61,7 +62,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end)
   end
 
-  @doc "Ends the faults, not the buffer: counts, what was put, how many failures may not have been reported."
+  @doc "Ends the faults, not the buffer: counts, what was put, how many failures may be unreported or unseen."
   def stop(faults) do
     send(faults, {:stop, self()})
 
@@ -76,13 +77,13 @@ defmodule PartitionedBuffer.Conservation.Faults do
     receive do
       {:stop, from} ->
         faults = faults |> ensure_running() |> await_lists()
-        send(from, {:stopped, self(), Map.take(faults, [:counts, :puts, :unreported, :owner])})
+        send(from, {:stopped, self(), Map.take(faults, [:counts, :puts, :unreported, :unseen])})
         Process.sleep(:infinity)
 
       # Later than it was waited for.
       {:hanging, pid} ->
         Process.exit(pid, :kill)
-        loop(unreported(faults, 1))
+        loop(faults)
 
       {:DOWN, ref, :process, _pid, reason} when is_map_key(faults.lists, ref) ->
         loop(list_ended(faults, ref, reason))
@@ -135,7 +136,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
       [pid | _] ->
         Process.exit(pid, :kill)
-        unreported(faults, 1)
+        unseen(faults, 1)
     end
   end
 
@@ -146,12 +147,12 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :kill_task_supervisor) do
     kill(Partition.task_supervisor(name(faults), any_partition(faults)))
-    unreported(faults, 1)
+    unseen(faults, 1)
   end
 
   defp inject(faults, :kill_supervisor) do
     kill(PartitionedBuffer.Supervisor.name(name(faults)))
-    start_again(faults)
+    faults |> start_again() |> unreported(faults.options[:partitions])
   end
 
   defp inject(faults, :kill_tree) do
@@ -168,7 +169,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
       kill(name)
     end
 
-    start_again(faults)
+    faults |> start_again() |> unreported(faults.options[:partitions])
   end
 
   defp inject(faults, :stop) do
@@ -300,7 +301,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp start_again(faults) do
-    unreported(%{faults | owner: start_owner(faults.options)}, faults.options[:partitions])
+    unseen(%{faults | owner: start_owner(faults.options)}, faults.options[:partitions])
   end
 
   # The names of the one before may still be taken.
@@ -325,6 +326,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
+  defp unseen(faults, more), do: %{faults | unseen: faults.unseen + more}
   defp unreported(faults, more), do: %{faults | unreported: faults.unreported + more}
 
   defp count(faults, kind, by \\ 1), do: %{faults | counts: Map.update(faults.counts, kind, by, &(&1 + by))}
