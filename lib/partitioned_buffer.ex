@@ -142,7 +142,7 @@ defmodule PartitionedBuffer do
       1
   """
   @spec buffer_size(buffer()) :: non_neg_integer()
-  def buffer_size(buffer) do
+  def buffer_size(buffer) when is_atom(buffer) do
     case Native.size(buffer) do
       :not_running -> Routing.not_running!(buffer)
       size -> size
@@ -159,7 +159,7 @@ defmodule PartitionedBuffer do
       :ok
   """
   @spec update_options(buffer(), keyword()) :: :ok
-  def update_options(buffer, opts) do
+  def update_options(buffer, opts) when is_atom(buffer) do
     changes = Options.update!(buffer, opts)
     buffer |> Routing.partition_names() |> Enum.each(&Partition.update_options(&1, changes))
   end
@@ -194,5 +194,6 @@ defmodule PartitionedBuffer do
       true
   """
   @spec get_partition(buffer(), any(), any()) :: atom()
-  def get_partition(buffer, partition_key, key), do: Routing.partition_name(buffer, partition_key, key)
+  def get_partition(buffer, partition_key, key) when is_atom(buffer),
+    do: Routing.partition_name(buffer, partition_key, key)
 end

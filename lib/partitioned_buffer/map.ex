@@ -103,11 +103,11 @@ defmodule PartitionedBuffer.Map do
   @spec put(buffer(), any(), any(), keyword()) :: :ok
   def put(buffer, key, value, opts \\ [])
 
-  def put(buffer, key, value, []) do
+  def put(buffer, key, value, []) when is_atom(buffer) do
     with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer)
   end
 
-  def put(buffer, key, value, opts),
+  def put(buffer, key, value, opts) when is_atom(buffer),
     do: buffer |> Native.put(route(buffer, key, opts), key, value) |> ok!(buffer)
 
   @doc """
@@ -128,7 +128,7 @@ defmodule PartitionedBuffer.Map do
   def put_all(buffer, entries, opts \\ [])
   def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
 
-  def put_all(buffer, entries, opts),
+  def put_all(buffer, entries, opts) when is_atom(buffer),
     do: write_all(&Native.put_all/4, &check_pairs!/2, buffer, entries, opts)
 
   @doc """
@@ -148,15 +148,15 @@ defmodule PartitionedBuffer.Map do
   @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok
   def put_newer(buffer, key, value, version, opts \\ [])
 
-  def put_newer(buffer, key, value, version, []) when is_integer(version) do
+  def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
     buffer |> Native.put_newer(nil, key, value, version) |> ok!(buffer)
   end
 
-  def put_newer(buffer, key, value, version, opts) when is_integer(version) do
+  def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
     buffer |> Native.put_newer(route(buffer, key, opts), key, value, version) |> ok!(buffer)
   end
 
-  def put_newer(buffer, key, value, version, _opts),
+  def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
     do: invalid_entry!(buffer, {key, value, version}, :versioned)
 
   @doc """
@@ -171,7 +171,7 @@ defmodule PartitionedBuffer.Map do
       "second"
   """
   @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
-  def put_all_newer(buffer, entries, opts \\ []),
+  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
     do: write_all(&Native.put_all_newer/4, &check_versioned!/2, buffer, entries, opts)
 
   @doc """
@@ -186,7 +186,7 @@ defmodule PartitionedBuffer.Map do
       :default
   """
   @spec get(buffer(), any(), any(), keyword()) :: any()
-  def get(buffer, key, default \\ nil, opts \\ []) do
+  def get(buffer, key, default \\ nil, opts \\ []) when is_atom(buffer) do
     case Native.get(buffer, route(buffer, key, opts), key) do
       {:ok, value} -> value
       :error -> default
@@ -206,7 +206,7 @@ defmodule PartitionedBuffer.Map do
       nil
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
-  def delete(buffer, key, opts \\ []),
+  def delete(buffer, key, opts \\ []) when is_atom(buffer),
     do: buffer |> Native.delete(route(buffer, key, opts), key) |> ok!(buffer)
 
   @doc """

@@ -18,11 +18,18 @@ defmodule PartitionedBuffer.ConservationTest do
         {"deaths, stops and starts lose nothing that no processor has in hand", Faults.all(), 800_000}
       ] do
     test title do
-      result = Conservation.package(writes: unquote(writes), seed: @seed, faults: unquote(faults))
-      assert result.violations == %{}, "CONSERVATION_SEED=#{@seed}: #{inspect(result, pretty: true)}"
-      # There were hand-overs to lose something at, and the faults happened.
-      assert result.counts.hand_overs > 50
-      assert Enum.sum(Map.values(result.faults)) >= if(unquote(faults) == [], do: 0, else: 20)
+      check(@seed, 0, 0, writes: unquote(writes), faults: unquote(faults))
     end
+  end
+
+  # On a busy machine there are few hand-overs to lose something at, and few faults: then again, with the next seed.
+  defp check(seed, hand_overs, faults, opts) do
+    result = Conservation.package([seed: seed] ++ opts)
+    assert result.violations == %{}, "CONSERVATION_SEED=#{seed}: #{inspect(result, pretty: true)}"
+    hand_overs = hand_overs + result.counts.hand_overs
+    faults = faults + Enum.sum(Map.values(result.faults))
+
+    if hand_overs < 50 or (opts[:faults] != [] and faults < 20),
+      do: check(seed + 1, hand_overs, faults, opts)
   end
 end

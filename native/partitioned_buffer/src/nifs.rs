@@ -1,8 +1,9 @@
 //! The NIFs: each decodes its arguments, makes one call, and encodes the result. `PartitionedBuffer.Native` documents
 //! them for their callers.
 //!
-//! Arguments are not trusted: what does not fit raises `badarg` and has changed nothing. Those that work on many
-//! entries stop after [`TIME_SLICE`] and say how far they came.
+//! Arguments are not trusted: what does not fit raises `badarg` and has changed nothing, but for what stands before it in
+//! a list that the caller says it has checked. Those that work on many entries stop after [`TIME_SLICE`] and say how far
+//! they came.
 
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
@@ -25,17 +26,17 @@ use crate::{memory, registry};
 /// After so long a NIF that could go on returns: half of the millisecond that a NIF may take.
 const TIME_SLICE: Duration = Duration::from_micros(500);
 
-/// Writes that are done with the locks of their partitions taken once, and between two looks at the clock.
-const WRITES_AT_ONCE: usize = 128;
+/// How long it should at most take from one look at the clock to the next.
+const STEP_TIME: Duration = Duration::from_micros(100);
 
-/// The same for the first writes of a call, of which it is not known how long one takes; done one by one.
-const FIRST_WRITES: usize = 16;
+/// Entries that are written or read between two looks at the clock, at most.
+const MAX_STEP: usize = 128;
+
+/// So many are written one by one; more are sorted by their locks, each of which is then taken once.
+const WRITTEN_ONE_BY_ONE: usize = 16;
 
 /// So many elements of a list are checked before the first is written.
 const CHECKED_AT_ONCE: usize = 2048;
-
-/// Entries, or places of deleted ones, that are read between two looks at the clock.
-const READS_AT_ONCE: usize = 32;
 
 /// `size` looks at all partitions, and a slice of a list may have writes for each: with so many it stays well below a
 /// millisecond.
@@ -110,42 +111,42 @@ fn open<'a>(env: Env<'a>, [name, partitions]: [Term<'a>; 2]) -> NifResult<Term<'
 nif!(reopen / 2);
 fn reopen<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let number = partition.decode()?;
-    Ok(done(env, find(name).and_then(|buffer| buffer.reopen(number))))
+    Ok(done(env, find(name)?.and_then(|buffer| buffer.reopen(number))))
 }
 
 nif!(close / 2);
 fn close<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let number = partition.decode()?;
-    Ok(done(env, find(name).and_then(|buffer| buffer.numbered(number)).map(Partition::close)))
+    Ok(done(env, find(name)?.and_then(|buffer| buffer.numbered(number)).map(Partition::close)))
 }
 
 nif!(partitions / 1);
 fn partitions<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    Ok(number(env, find(name).and_then(|buffer| buffer.partitions().map(u64::from))))
+    Ok(number(env, find(name)?.and_then(|buffer| buffer.partitions().map(u64::from))))
 }
 
 nif!(size / 1);
 fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    Ok(number(env, find(name).and_then(|buffer| buffer.size().map(|size| size as u64))))
+    Ok(number(env, find(name)?.and_then(|buffer| buffer.size().map(|size| size as u64))))
 }
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let route = route(to)?;
-    Ok(done(env, find(name).and_then(|buffer| put_one(buffer, route, key.into(), value.into()))))
+    Ok(done(env, find(name)?.and_then(|buffer| put_one(buffer, route, key.into(), value.into()))))
 }
 
 nif!(put_newer / 5);
 fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     let (route, version) = (route(to)?, version(number).ok_or(Error::BadArg)?);
-    let result = find(name).and_then(|buffer| put_newer_one(buffer, route, key.into(), value.into(), version));
+    let result = find(name)?.and_then(|buffer| put_newer_one(buffer, route, key.into(), value.into(), version));
     Ok(done(env, result))
 }
 
 nif!(get / 3);
 fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
-    let found = find(name).and_then(|buffer| {
+    let found = find(name)?.and_then(|buffer| {
         let hash = buffer.hash(key);
         buffer
             .with_partition(route, key, |partition, among| partition.get(among, hash, key, |value| copy_to(env, value)))
@@ -160,7 +161,7 @@ fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
 nif!(delete / 3);
 fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
-    let result = find(name).and_then(|buffer| {
+    let result = find(name)?.and_then(|buffer| {
         let hash = buffer.hash(key);
         buffer.with_partition(route, key, |partition, among| partition.delete(among, hash, key))
     });
@@ -186,7 +187,7 @@ fn put_all_newer<'a>(env: Env<'a>, arguments: [Term<'a>; 4]) -> NifResult<Term<'
 nif!(hand_over / 2);
 fn hand_over<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let number = partition.decode()?;
-    let handed_over = find(name).and_then(|buffer| Ok((buffer, buffer.numbered(number)?.hand_over())));
+    let handed_over = find(name)?.and_then(|buffer| Ok((buffer, buffer.numbered(number)?.hand_over())));
     let (buffer, kind, hand_over) = match handed_over {
         Ok((buffer, Some(HandedOver::Rest(hand_over)))) => (buffer, atoms::rest(), hand_over),
         Ok((buffer, Some(HandedOver::Fresh(hand_over)))) => (buffer, atoms::fresh(), hand_over),
@@ -206,24 +207,25 @@ nif!(read / 3);
 fn read<'a>(env: Env<'a>, [batch, position, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (batch, mut position, count): (ResourceArc<Batch>, usize, usize) =
         (batch.decode()?, position.decode()?, count.decode()?);
-    let started = Instant::now();
-    let mut entries = ListBuilder::with_capacity(env, count.min(READS_AT_ONCE));
+    let mut pace = Pace::start();
+    let mut entries = ListBuilder::with_capacity(env, count.min(MAX_STEP));
     if let Some(retired) = batch.hand_over.entries() {
         let end = batch.hand_over.end();
         while position < end && entries.len() < count {
-            let stop = position.saturating_add(READS_AT_ONCE).min(end);
+            // Places of deleted entries count as well.
+            let stop = position.saturating_add(pace.step).min(end);
             while position < stop && entries.len() < count {
                 if let Some(record) = retired.record(position) {
                     entries.push(record_to(env, record));
                 }
                 position += 1;
             }
-            if started.elapsed() >= TIME_SLICE {
+            if !pace.goes_on() {
                 break;
             }
         }
     }
-    consume_timeslice(env, started);
+    pace.consume_timeslice(env);
     Ok(tuple(env, [entries.build(), unsigned_to(env, position as u64)]))
 }
 
@@ -253,10 +255,14 @@ fn longest_calls<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
     Ok(calls.encode(env))
 }
 
-/// The buffer of this name, running or not.
+/// The buffer of this name, running or not. A name that is not an atom is an error.
 #[inline]
-fn find(name: Term<'_>) -> Result<&'static Buffer, NotRunning> {
-    registry::find(RawTerm::from(name).word()).map(|buffer| &**buffer).ok_or(NotRunning)
+fn find(name: Term<'_>) -> NifResult<Result<&'static Buffer, NotRunning>> {
+    match registry::find(RawTerm::from(name).word()) {
+        Some(buffer) => Ok(Ok(buffer)),
+        None if name.is_atom() => Ok(Err(NotRunning)),
+        None => Err(Error::BadArg),
+    }
 }
 
 /// `nil`, or the number of a partition.
@@ -323,36 +329,34 @@ fn write_all<'a>(
     [name, to, entries, checked]: [Term<'a>; 4],
     decode: impl Fn(Term<'a>) -> Option<Write<RawTerm>>,
 ) -> NifResult<Term<'a>> {
-    let started = Instant::now();
+    let mut pace = Pace::start();
     let (route, checked): (_, bool) = (route(to)?, checked.decode()?);
     if !checked && !is_short_list_of(entries, &decode) {
         return Ok(atoms::unchecked().to_term(env));
     }
-    let Ok(buffer) = find(name) else { return Ok(atoms::not_running().to_term(env)) };
+    let Ok(buffer) = find(name)? else { return Ok(atoms::not_running().to_term(env)) };
     let mut rest = entries;
     let mut slice = Slice::default();
-    let mut at_once = FIRST_WRITES;
     loop {
         slice.writes.clear();
-        while slice.writes.len() < at_once {
+        while slice.writes.len() < pace.step {
             let Some((entry, tail)) = cell(rest) else { break };
             slice.writes.push(decode(entry).ok_or(Error::BadArg)?);
             rest = tail;
         }
-        let written =
-            if at_once == FIRST_WRITES { slice.write_each(buffer, route) } else { slice.write_by_lock(buffer, route) };
-        if let Err(NotRunning) = written {
+        let is_last = slice.writes.len() < pace.step;
+        if let Err(NotRunning) = slice.write(buffer, route) {
             return Ok(atoms::not_running().to_term(env));
         }
-        if slice.writes.len() < at_once {
-            consume_timeslice(env, started);
+        let goes_on = pace.goes_on();
+        if is_last {
+            pace.consume_timeslice(env);
             return if rest.is_empty_list() { Ok(atoms::ok().to_term(env)) } else { Err(Error::BadArg) };
         }
-        if started.elapsed() >= TIME_SLICE {
-            consume_timeslice(env, started);
+        if !goes_on {
+            pace.consume_timeslice(env);
             return Ok(tuple(env, [atoms::more().to_term(env), rest]));
         }
-        at_once = WRITES_AT_ONCE;
     }
 }
 
@@ -385,36 +389,51 @@ struct Slice {
 }
 
 impl Slice {
-    /// Does the writes one by one, which is best for a few.
-    fn write_each(&self, buffer: &Buffer, route: Route) -> Result<(), NotRunning> {
+    /// Does the writes.
+    fn write(&mut self, buffer: &Buffer, route: Route) -> Result<(), NotRunning> {
+        if self.writes.len() > WRITTEN_ONE_BY_ONE {
+            return self.write_by_lock(buffer, route);
+        }
         self.writes.iter().try_for_each(|&write| match write {
             Write::Put(key, value) => put_one(buffer, route, key, value),
             Write::PutNewer(key, value, version) => put_newer_one(buffer, route, key, value, version),
         })
     }
 
-    /// Does the writes, each lock taken once.
+    /// Does the writes, each lock taken once; goes on with what is left where the buffer has started again with another
+    /// number of partitions.
     fn write_by_lock(&mut self, buffer: &Buffer, route: Route) -> Result<(), NotRunning> {
-        'again: loop {
+        loop {
             let among = buffer.partitions()?;
             self.sort(buffer, route, among)?;
-            let mut start = 0;
-            for (lock, &end) in self.places.iter().enumerate() {
-                let numbers = &self.sorted[start..end as usize];
-                start = end as usize;
-                if numbers.is_empty() {
-                    continue;
-                }
-                let writes = numbers.iter().map(|&number| (self.hashes[number as usize], self.writes[number as usize]));
-                match buffer.partition((lock / SHARDS) as u32).write_all(among, lock % SHARDS, writes) {
-                    Ok(()) => {}
-                    Err(Closed) if buffer.partitions()? == among => return Err(NotRunning),
-                    // Doing again what another partition has already taken in changes nothing.
-                    Err(Closed) => continue 'again,
-                }
+            let done = self.write_sorted(buffer, among);
+            if done == self.sorted.len() {
+                return Ok(());
             }
-            return Ok(());
+            if buffer.partitions()? == among {
+                return Err(NotRunning);
+            }
+            let mut left = self.sorted.split_off(done);
+            left.sort_unstable();
+            self.writes = left.iter().map(|&number| self.writes[number as usize]).collect();
         }
+    }
+
+    /// Does the sorted writes, as long as the partitions take them, and says how many.
+    fn write_sorted(&self, buffer: &Buffer, among: u32) -> usize {
+        let mut start = 0;
+        for (lock, &end) in self.places.iter().enumerate() {
+            let numbers = &self.sorted[start..end as usize];
+            if numbers.is_empty() {
+                continue;
+            }
+            let writes = numbers.iter().map(|&number| (self.hashes[number as usize], self.writes[number as usize]));
+            if let Err(Closed) = buffer.partition((lock / SHARDS) as u32).write_all(among, lock % SHARDS, writes) {
+                break;
+            }
+            start = end as usize;
+        }
+        start
     }
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
@@ -447,8 +466,35 @@ impl Slice {
     }
 }
 
-/// Tells the scheduler how much of its millisecond the caller has used.
-fn consume_timeslice(env: Env<'_>, started: Instant) {
-    let percent = started.elapsed().as_micros() / 10;
-    rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
+/// How a call with many entries keeps to its time: by steps that are as long as the one before lets expect.
+struct Pace {
+    /// When the call began.
+    started: Instant,
+    /// How long it had taken after the last step.
+    elapsed: Duration,
+    /// Entries of the next step.
+    step: usize,
+}
+
+impl Pace {
+    /// For a call that begins now. Of its entries nothing is known, so the first is a step.
+    fn start() -> Self {
+        Pace { started: Instant::now(), elapsed: Duration::ZERO, step: 1 }
+    }
+
+    /// After a step: whether there is time for another.
+    fn goes_on(&mut self) -> bool {
+        let elapsed = self.started.elapsed();
+        let took = (elapsed - self.elapsed).as_nanos().max(1);
+        let fitting = self.step as u128 * STEP_TIME.as_nanos() / took;
+        self.step = (fitting as usize).clamp(1, (self.step * 8).min(MAX_STEP));
+        self.elapsed = elapsed;
+        elapsed < TIME_SLICE
+    }
+
+    /// Tells the scheduler how much of its millisecond the call has used.
+    fn consume_timeslice(&self, env: Env<'_>) {
+        let percent = self.elapsed.as_micros() / 10;
+        rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
+    }
 }
