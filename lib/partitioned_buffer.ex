@@ -4,18 +4,18 @@ defmodule PartitionedBuffer do
 
   Processes put entries into a buffer; every partition of it hands over what it holds at an interval, and a processor
   function receives that in batches. `PartitionedBuffer.Map` is the buffer of key–value entries, in which writes to the
-  same key coalesce. This module has what does not depend on the kind of buffer: the options, the guarantees, the
-  telemetry events.
+  same key coalesce; `PartitionedBuffer.Queue` is that of items, which keep their order. This module has what does not
+  depend on the kind of buffer: the options, the guarantees, the telemetry events.
 
   ## Start options
 
-  For `PartitionedBuffer.Map.start_link/1` and child specifications. Other keys are ignored.
+  For `start_link/1` and child specifications. Other keys are ignored.
 
   | option | type | default | meaning |
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions the keys are spread over; with 0 every operation raises |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises |
   | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at the end: how long a batch in flight may take |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
@@ -27,13 +27,13 @@ defmodule PartitionedBuffer do
 
   Of single calls; another option raises.
 
-    * `:partition_key` – what the partition is chosen by, instead of the key. A function of arity 1 is called with the
-      key, `{module, function, args}` with the key before `args`, and any other term but `nil` is itself what all entries
-      of the call are routed by. Entries with the same partition key are in one partition, and its hand-overs come one
+    * `:partition_key` – what the partition is chosen by, instead of the key, or item of a queue. A function of arity 1 is
+      called with the key or item, `{module, function, args}` with it before `args`, and any other term but `nil` is itself
+      what all entries of the call are routed by. Entries with the same partition key are in one partition, and its hand-overs come one
       after the other. What was put with a partition key is found only with the same one.
 
-  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`; that of a key without one is
-  `:erlang.phash2(:erlang.phash2(key), partitions)`.
+  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`; that of a key or item without
+  one is `:erlang.phash2(:erlang.phash2(key), partitions)`.
 
   ## Guarantees
 
@@ -57,12 +57,13 @@ defmodule PartitionedBuffer do
       key or value takes as long as its size demands, as in sending it in a message.
 
   What is not promised: a bound to the memory used while the processor cannot keep up, the order of the entries of a
-  hand-over, and any order between partitions.
+  map's hand-over, and any order between partitions.
 
   ## Tables
 
   With `processing_batch_size: :table` the processor is called once per hand-over, with the name of an ETS table that its
-  process owns. It is a `:set` with `keypos: 2` of the records `{:entry, key, value, version, updates}`. When the processor
+  process owns. It is a `:set` with `keypos: 2` of the records `{:entry, key, value, version, updates}`; for that of a queue
+  see `PartitionedBuffer.Queue`. When the processor
   returns the table is deleted, unless it was renamed with `:ets.rename/2` and given away with `:ets.give_away/3`: then it
   is theirs, and the next table has the usual name again.
 
@@ -90,7 +91,8 @@ defmodule PartitionedBuffer do
   @type buffer() :: atom()
 
   @doc """
-  Starts a buffer of the kind given as `:module`. `PartitionedBuffer.Map.start_link/1` adds that option.
+  Starts a buffer of the kind given as `:module`: `PartitionedBuffer.Map` or `PartitionedBuffer.Queue`, whose `start_link/1`
+  add that option.
 
   Takes the [start options](#module-start-options).
 
@@ -184,6 +186,12 @@ defmodule PartitionedBuffer do
     {bytes, environments} = Native.memory()
     %{bytes: bytes, environments: environments}
   end
+
+  @doc false
+  # The options, as those of a buffer of this kind; what is no keyword list is told by the check of the options.
+  @spec put_module(any(), module()) :: any()
+  def put_module(opts, module),
+    do: if(Keyword.keyword?(opts), do: Keyword.put(opts, :module, module), else: opts)
 
   @doc """
   The name of the partition that a key is put into with this `:partition_key`, `nil` for none.

@@ -22,8 +22,9 @@ defmodule PartitionedBuffer.HandOver do
   end
 
   defp deliver(batch, %Options{processing_batch_size: :table} = options, partition) do
-    table = :ets.new(table_name(partition), [:set, :public, :named_table, keypos: 2])
-    fill(batch, table)
+    kind = Options.kind(options)
+    table = :ets.new(table_name(partition), [table_type(kind), :public, :named_table, keypos: 2])
+    fill(batch, table, kind)
     size = :ets.info(table, :size)
     call(options.processor, table)
     # Unless it has been renamed and is somebody else's now.
@@ -68,26 +69,44 @@ defmodule PartitionedBuffer.HandOver do
   end
 
   # All that nobody has claimed: read, then claimed as a whole.
-  defp fill(batch, table) do
+  defp fill(batch, table, kind) do
     from = Native.position(batch)
 
-    unless Native.claim(batch, from, insert_from(batch, from, table)) do
+    unless Native.claim(batch, from, insert_from(batch, from, table, kind)) do
       :ets.delete_all_objects(table)
-      fill(batch, table)
+      fill(batch, table, kind)
     end
   end
 
-  defp insert_from(batch, from, table) do
+  defp insert_from(batch, from, table, kind) do
     case read(batch, from, @table_slice) do
       {[], 0, to} ->
         to
 
       {entries, _count, to} ->
-        objects = for {key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}
-        :ets.insert(table, objects)
-        insert_from(batch, to, table)
+        :ets.insert(table, objects(kind, entries, table))
+        insert_from(batch, to, table, kind)
     end
   end
+
+  defp objects(:map, entries, _table) do
+    for {key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}
+  end
+
+  # No two items have the same time, so that their keys have their order.
+  defp objects(:queue, items, table) do
+    earliest = max(System.monotonic_time(), last_time(:ets.last(table)) + 1)
+
+    for {item, number} <- Enum.with_index(items),
+        do: {:entry, {:key, earliest + number, make_ref()}, item, 0, 0}
+  end
+
+  defp last_time({:key, time, _ref}), do: time
+  # Times may be below zero.
+  defp last_time(:"$end_of_table"), do: System.monotonic_time() - 1
+
+  defp table_type(:map), do: :set
+  defp table_type(:queue), do: :ordered_set
 
   defp call({module, function, args}, batch), do: apply(module, function, [batch | args])
   defp call(processor, batch), do: processor.(batch)

@@ -46,7 +46,7 @@ defmodule PartitionedBuffer.Map do
       end
   """
 
-  alias PartitionedBuffer.{Native, Options, Routing}
+  alias PartitionedBuffer.{Call, Native, Routing}
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -62,7 +62,7 @@ defmodule PartitionedBuffer.Map do
       {:error, {:already_started, pid}}
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: PartitionedBuffer.start_link(put_module(opts))
+  def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
   The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
@@ -74,7 +74,7 @@ defmodule PartitionedBuffer.Map do
       Supervisor.start_link(children, strategy: :one_for_one)
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: PartitionedBuffer.child_spec(put_module(opts))
+  def child_spec(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.child_spec()
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
@@ -108,7 +108,7 @@ defmodule PartitionedBuffer.Map do
   end
 
   def put(buffer, key, value, opts) when is_atom(buffer),
-    do: buffer |> Native.put(route(buffer, key, opts), key, value) |> ok!(buffer)
+    do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer)
 
   @doc """
   Puts the entries of a map, or of a list of `{key, value}` tuples in their order.
@@ -129,7 +129,7 @@ defmodule PartitionedBuffer.Map do
   def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
 
   def put_all(buffer, entries, opts) when is_atom(buffer),
-    do: write_all(&Native.put_all/4, &check_pairs!/2, buffer, entries, opts)
+    do: Call.write_list(buffer, entries, opts, &Native.put_all/4, &check_pairs!/2, &elem(&1, 0))
 
   @doc """
   Puts a value for a key, unless there is an entry for it whose version is as high.
@@ -149,11 +149,11 @@ defmodule PartitionedBuffer.Map do
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(nil, key, value, version) |> ok!(buffer)
+    buffer |> Native.put_newer(nil, key, value, version) |> Call.ok!(buffer)
   end
 
   def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(route(buffer, key, opts), key, value, version) |> ok!(buffer)
+    buffer |> Native.put_newer(Call.route(buffer, key, opts), key, value, version) |> Call.ok!(buffer)
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
@@ -172,7 +172,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
   def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
-    do: write_all(&Native.put_all_newer/4, &check_versioned!/2, buffer, entries, opts)
+    do: Call.write_list(buffer, entries, opts, &Native.put_all_newer/4, &check_versioned!/2, &elem(&1, 0))
 
   @doc """
   The value of a key among the entries that wait for the next hand-over, or `default`.
@@ -187,7 +187,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec get(buffer(), any(), any(), keyword()) :: any()
   def get(buffer, key, default \\ nil, opts \\ []) when is_atom(buffer) do
-    case Native.get(buffer, route(buffer, key, opts), key) do
+    case Native.get(buffer, Call.route(buffer, key, opts), key) do
       {:ok, value} -> value
       :error -> default
       :not_running -> Routing.not_running!(buffer)
@@ -207,7 +207,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
-    do: buffer |> Native.delete(route(buffer, key, opts), key) |> ok!(buffer)
+    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer)
 
   @doc """
   How many entries wait for the next hand-over, in all partitions.
@@ -229,50 +229,10 @@ defmodule PartitionedBuffer.Map do
 
   ## Private
 
-  defp put_module(opts),
-    do: if(Keyword.keyword?(opts), do: Keyword.put(opts, :module, __MODULE__), else: opts)
-
-  defp ok!(:ok, _buffer), do: :ok
-  defp ok!(:not_running, buffer), do: Routing.not_running!(buffer)
-
-  defp route(_buffer, _key, []), do: nil
-  defp route(buffer, key, opts), do: Routing.partition(buffer, Options.partition_key!(buffer, opts), key)
-
-  # A short list is checked by the NIF; all others are here, before anything is written.
-  defp write_all(native, check!, buffer, entries, []) do
-    with :unchecked <- native.(buffer, nil, entries, false) do
-      check!.(entries, buffer)
-      write(native, buffer, nil, entries)
-    else
-      result -> written(result, native, buffer, nil)
-    end
-  end
-
-  defp write_all(native, check!, buffer, entries, opts) do
-    check!.(entries, buffer)
-
-    case Options.partition_key!(buffer, opts) do
-      nil ->
-        write(native, buffer, nil, entries)
-
-      partition_key ->
-        # All are routed before any is written: the function may raise.
-        entries
-        |> Enum.group_by(&Routing.partition(buffer, partition_key, elem(&1, 0)))
-        |> Enum.each(fn {partition, entries} -> write(native, buffer, partition, entries) end)
-    end
-  end
-
-  defp write(native, buffer, to, entries),
-    do: buffer |> native.(to, entries, true) |> written(native, buffer, to)
-
-  defp written({:more, rest}, native, buffer, to), do: write(native, buffer, to, rest)
-  defp written(result, _native, buffer, _to), do: ok!(result, buffer)
-
   defp check_pairs!([{_key, _value} | rest], buffer), do: check_pairs!(rest, buffer)
   defp check_pairs!([], _buffer), do: :ok
   defp check_pairs!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, :pair)
-  defp check_pairs!(tail, buffer), do: invalid_list!(buffer, tail)
+  defp check_pairs!(tail, buffer), do: Call.improper_list!(tail, buffer)
 
   defp check_versioned!([{_key, _value, version} | rest], buffer) when is_integer(version) do
     check_versioned!(rest, buffer)
@@ -280,17 +240,12 @@ defmodule PartitionedBuffer.Map do
 
   defp check_versioned!([], _buffer), do: :ok
   defp check_versioned!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, :versioned)
-  defp check_versioned!(tail, buffer), do: invalid_list!(buffer, tail)
+  defp check_versioned!(tail, buffer), do: Call.improper_list!(tail, buffer)
 
   defp invalid_entry!(buffer, entry, kind) do
     expected = if kind == :pair, do: "{key, value}", else: "{key, value, version} with an integer version"
 
     raise ArgumentError,
           "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{expected}"
-  end
-
-  defp invalid_list!(buffer, tail) do
-    raise ArgumentError,
-          "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
   end
 end

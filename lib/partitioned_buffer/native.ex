@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.Native do
   # `:not_running` stands for a buffer that was never started, has ended, or has no partitions. Arguments of another
   # form raise an ArgumentError (badarg) and change nothing.
   #
-  # None takes longer than a millisecond, apart from what copying one key and one value takes. `open` is for starting
+  # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes. `open` is for starting
   # only: it runs on a dirty scheduler.
 
   # Loading this module again, in a VM that goes on:
@@ -32,9 +32,12 @@ defmodule PartitionedBuffer.Native do
   @typep position() :: non_neg_integer()
   @typep batch() :: reference()
 
-  @doc "Lets a buffer run until the calling process dies; the reference keeps it in memory."
-  @spec open(atom(), non_neg_integer()) :: reference()
-  def open(_buffer, _partitions), do: not_loaded()
+  @doc """
+  Lets a buffer of a kind run until the calling process dies; the reference keeps it in memory. What a buffer of the same
+  name and another kind has left stays there for the next of its kind.
+  """
+  @spec open(atom(), :map | :queue, non_neg_integer()) :: reference()
+  def open(_buffer, _kind, _partitions), do: not_loaded()
 
   @doc "Lets a partition that was closed take writes again."
   @spec reopen(atom(), partition()) :: :ok | :not_running
@@ -76,6 +79,14 @@ defmodule PartitionedBuffer.Native do
           :ok | {:more, [{term(), term(), integer()}]} | :unchecked | :not_running
   def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
 
+  @spec push(atom(), route(), term()) :: :ok | :not_running
+  def push(_buffer, _to, _item), do: not_loaded()
+
+  @doc "As `put_all/4`, items of a queue: only an improper list is not what it should be."
+  @spec push_all(atom(), route(), [term()], checked :: boolean()) ::
+          :ok | {:more, [term()]} | :unchecked | :not_running
+  def push_all(_buffer, _to, _items, _checked), do: not_loaded()
+
   @doc """
   Hands over what nobody has claimed of the last hand-over (`:rest`), else all that came in since (`:fresh`).
   """
@@ -87,11 +98,11 @@ defmodule PartitionedBuffer.Native do
   def position(_batch), do: not_loaded()
 
   @doc """
-  Entries from `position` on, at most `count`, and the position behind them. Fewer than that, even none, when its time is
+  Entries of a map, or items of a queue, from `position` on, at most `count`, and the position behind them. Fewer than that, even none, when its time is
   up; at the end the position is the one it was given.
   """
   @spec read(batch(), position(), pos_integer()) ::
-          {[{term(), term(), integer(), non_neg_integer()}], position()}
+          {[{term(), term(), integer(), non_neg_integer()} | term()], position()}
   def read(_batch, _position, _count), do: not_loaded()
 
   @doc """

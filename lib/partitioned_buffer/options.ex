@@ -26,6 +26,9 @@ defmodule PartitionedBuffer.Options do
   @updatable [:processing_interval_ms, :processing_timeout_ms, :processing_batch_size]
   @start [:name, :processor, :module, :partitions | @updatable]
 
+  # The modules of the buffers, and what the native library calls their kind.
+  @kinds %{PartitionedBuffer.Map => :map, PartitionedBuffer.Queue => :queue}
+
   # The largest time that Erlang's timers take.
   @max_ms 4_294_967_295
 
@@ -49,6 +52,12 @@ defmodule PartitionedBuffer.Options do
     Enum.each(given, &check!(&1, name))
     struct!(%Options{name: nil, processor: nil, module: nil, partitions: System.schedulers_online()}, given)
   end
+
+  @doc """
+  The kind of buffer, as the native library calls it.
+  """
+  @spec kind(t()) :: :map | :queue
+  def kind(%Options{module: module}), do: Map.fetch!(@kinds, module)
 
   @doc """
   The changes that `update_options/2` was given for a buffer.
@@ -97,7 +106,7 @@ defmodule PartitionedBuffer.Options do
   end
 
   defp valid?(:name, name), do: is_atom(name) and name != nil
-  defp valid?(:module, module), do: module in [PartitionedBuffer.Map]
+  defp valid?(:module, module), do: is_map_key(@kinds, module)
 
   defp valid?(:processor, {m, f, args}),
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
@@ -111,7 +120,7 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
 
   defp expected(:name), do: "an atom"
-  defp expected(:module), do: "PartitionedBuffer.Map"
+  defp expected(:module), do: "PartitionedBuffer.Map or PartitionedBuffer.Queue"
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
   defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"

@@ -53,7 +53,8 @@ defmodule PartitionedBuffer.Routing do
   """
   @spec not_running!(any()) :: no_return()
   def not_running!(buffer) do
-    raise "no partitions available for buffer #{inspect(buffer)}: it is not running, or was started with 0 partitions"
+    raise "no partitions available for buffer #{inspect(buffer)}: it is not running, or not as a buffer of this kind, " <>
+            "or was started with 0 partitions"
   end
 
   defp routing_key(nil, key), do: :erlang.phash2(key)

@@ -30,7 +30,7 @@ defmodule PartitionedBuffer.Supervisor do
   @impl Supervisor
   def init(%Options{name: buffer, partitions: partitions} = options) do
     Native.hold()
-    Native.open(buffer, partitions)
+    Native.open(buffer, Options.kind(options), partitions)
     # Here, not in the partitions, so that updated options outlive a partition.
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})

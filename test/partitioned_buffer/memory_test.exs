@@ -99,6 +99,22 @@ defmodule PartitionedBuffer.MemoryTest do
     assert_in_delta bytes, first, @own_bytes
   end
 
+  test "after every flush of a queue no item is held" do
+    queue = start_buffer(module: PartitionedBuffer.Queue, processor: fn _batch -> :ok end)
+    push = fn -> PartitionedBuffer.Queue.push(queue, for(n <- 1..200, do: {n, :binary.copy("x", 1_000)})) end
+    push.()
+    flush(queue)
+    %{bytes: first, environments: held} = reclaimed()
+
+    for _ <- 1..100 do
+      push.()
+      assert PartitionedBuffer.memory().environments > held
+      flush(queue)
+      assert %{bytes: bytes, environments: ^held} = reclaimed()
+      assert_in_delta bytes, first, @own_bytes
+    end
+  end
+
   test "a thousand starts and stops of a name leave no atoms, processes, tables or memory behind" do
     name = unique_name()
 

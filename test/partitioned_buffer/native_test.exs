@@ -54,11 +54,11 @@ defmodule PartitionedBuffer.NativeTest do
     end
 
     for name <- garbage(), not is_atom(name) do
-      assert_raise ArgumentError, fn -> Native.open(name, 1) end
+      assert_raise ArgumentError, fn -> Native.open(name, :map, 1) end
     end
 
     for partitions <- garbage(), not is_integer(partitions) or partitions < 0 or partitions > 4_096 do
-      assert_raise ArgumentError, fn -> Native.open(unique_name(), partitions) end
+      assert_raise ArgumentError, fn -> Native.open(unique_name(), :map, partitions) end
     end
 
     assert Buffer.get(buffer, :key) == :value
@@ -67,7 +67,7 @@ defmodule PartitionedBuffer.NativeTest do
   end
 
   test "a resource of another kind is no batch" do
-    resource = Native.open(unique_name(), 1)
+    resource = Native.open(unique_name(), :map, 1)
     assert_raise ArgumentError, fn -> Native.read(resource, 0, 1) end
     assert_raise ArgumentError, fn -> Native.claim(resource, 0, 1) end
     assert_raise ArgumentError, fn -> Native.position(resource) end

@@ -32,7 +32,8 @@ defmodule PartitionedBuffer.Case do
       )
 
     {restart, opts} = Keyword.pop(opts, :restart, :temporary)
-    start_supervised!(Supervisor.child_spec({PartitionedBuffer.Map, opts}, restart: restart))
+    {module, opts} = Keyword.pop(opts, :module, PartitionedBuffer.Map)
+    start_supervised!(Supervisor.child_spec({module, opts}, restart: restart))
     opts[:name]
   end
 

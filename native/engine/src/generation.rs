@@ -1,7 +1,6 @@
 //! A generation: what one partition has taken in since its last hand-over.
 //!
-//! A map from keys to values with their version and count of updates. It is written under the partition's lock; once
-//! retired it is frozen, and read from any thread without one.
+//! A map from keys to values with their version and count of updates.
 //!
 //! Invariant: `index` holds exactly the entries of `entries`, each under the hash of its key; the segments that an entry
 //! names count it as one live copy.
@@ -9,6 +8,7 @@
 use crate::arena::{Arena, Owners, SegmentId};
 use crate::entries::{Entries, Entry, EntryId, History, Record};
 use crate::index::{Hash, Hasher, Index};
+use crate::store::Store;
 use crate::term::{Heap, Term, Version};
 
 /// See the module's documentation.
@@ -24,39 +24,6 @@ pub struct Generation<H: Heap> {
 }
 
 impl<H: Heap> Generation<H> {
-    /// An empty generation for hashes made by `hasher`; allocates nothing.
-    pub fn new(hasher: Hasher) -> Self {
-        Generation { index: Index::new(hasher), entries: Entries::new(), keys: Arena::new(), values: Arena::new() }
-    }
-
-    /// An empty generation for the same hashes.
-    pub fn successor(&self) -> Self {
-        Generation::new(self.index.hasher().clone())
-    }
-
-    /// How many entries there are.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// The numbers of all entries are below this one.
-    pub fn end(&self) -> usize {
-        self.entries.places()
-    }
-
-    /// What is stored with this number, unless it was deleted.
-    #[inline]
-    pub fn record(&self, id: EntryId) -> Option<Record<H::Term>> {
-        let &Entry { key, value, .. } = self.entries.get(id)?;
-        let History { version, updates } = self.entries.history(id);
-        Some(Record { key, value, version, updates })
-    }
-
     /// The value of `key`.
     #[inline]
     pub fn get(&self, hash: Hash, key: H::Term) -> Option<H::Term> {
@@ -185,6 +152,34 @@ impl<H: Heap> Generation<H> {
             self.keys.release(segment);
         }
         self.keys.vacate(segment, owners);
+    }
+}
+
+impl<H: Heap> Store for Generation<H> {
+    type Record = Record<H::Term>;
+
+    fn new(hasher: &Hasher) -> Self {
+        let index = Index::new(hasher.clone());
+        Generation { index, entries: Entries::new(), keys: Arena::new(), values: Arena::new() }
+    }
+
+    fn successor(&self) -> Self {
+        Generation::new(self.index.hasher())
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn end(&self) -> usize {
+        self.entries.places()
+    }
+
+    #[inline]
+    fn record(&self, id: EntryId) -> Option<Record<H::Term>> {
+        let &Entry { key, value, .. } = self.entries.get(id)?;
+        let History { version, updates } = self.entries.history(id);
+        Some(Record { key, value, version, updates })
     }
 }
 

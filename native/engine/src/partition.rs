@@ -1,8 +1,9 @@
 //! A partition: what is written to it, and what it has handed over.
 //!
-//! The keys of a partition are spread over a few *shards* by their hash, each a generation behind a lock of its own, so
-//! that writers rarely meet. [`Partition::hand_over`] swaps each shard's generation for an empty one under its lock: a
-//! write comes before it, and is handed over, or after it, and waits for the next time. A [`HandOver`] is frozen and read
+//! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. The keys of a map are spread over
+//! several by their hash, so that writers rarely meet; a queue has one, for its order. [`Partition::hand_over`] swaps
+//! each shard's store for an empty one under its lock: a write comes before it, and is handed over, or after it, and waits
+//! for the next time. A [`HandOver`] is frozen and read
 //! without a lock. The partition keeps it until all of it has been [claimed], so what a crashed reader had not claimed
 //! is there for the next one.
 //!
@@ -11,7 +12,7 @@
 //! | closed | are refused | gives what is left |
 //! | open | are taken | gives what is left of the last hand-over, else what has come in |
 //!
-//! A lock is held for one operation on one generation, or its swap; nothing is freed and no foreign code runs inside it.
+//! A lock is held for one operation on one store, or its swap; nothing is freed and no foreign code runs inside it.
 //! The lock of what is pending is held while those of the shards are taken one after the other, never the other way
 //! round. What concurrent writers write is a shard's lock with the state beside it, on cache lines of its own.
 //!
@@ -20,10 +21,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::entries::{EntryId, Record};
+use crate::entries::EntryId;
 use crate::generation::Generation;
 use crate::index::{Hash, Hasher};
+use crate::log::Log;
 use crate::reclaim::reclaim;
+use crate::store::Store;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
 
@@ -44,35 +47,41 @@ pub enum Write<T> {
 /// How often a taken lock is looked at before the thread lets the system run others: some microseconds.
 const SPINS: usize = 400;
 
-/// Shards of a partition, a power of two: with as many partitions as schedulers, two writers that hold a lock most of the
+/// Shards of a map's partition, a power of two: with as many partitions as schedulers, two writers that hold a lock most of the
 /// time meet at one of sixteen.
-pub const SHARDS: usize = 8;
+pub const MAP_SHARDS: usize = 8;
+
+/// A partition of a map.
+pub type MapPartition<H> = Partition<Generation<H>, MAP_SHARDS>;
+
+/// A partition of a queue.
+pub type QueuePartition<H> = Partition<Log<H>, 1>;
 
 /// See the module's documentation.
-pub struct Partition<H: Heap> {
+pub struct Partition<S: Store, const SHARDS: usize> {
     /// What is written.
-    shards: [Shard<H>; SHARDS],
+    shards: [Shard<S>; SHARDS],
     /// Handed over and not yet claimed to the end, oldest first. At most one, but after a restart with another number
     /// of partitions.
-    pending: Mutex<VecDeque<Arc<HandOver<H>>>>,
+    pending: Mutex<VecDeque<Arc<HandOver<S>>>>,
 }
 
-/// A part of the keys. Aligned to two cache lines, which processors fetch together.
+/// A part of what is written. Aligned to two cache lines, which processors fetch together.
 #[repr(align(128))]
-struct Shard<H: Heap>(Mutex<State<H>>);
+struct Shard<S: Store>(Mutex<State<S>>);
 
 /// What the lock of a shard guards.
-struct State<H: Heap> {
-    /// Among how many partitions keys are routed when one of them comes here; 0 while closed.
+struct State<S: Store> {
+    /// Among how many partitions writes are routed when one of them comes here; 0 while closed.
     routed_among: u32,
     /// What has come in since the last hand-over.
-    active: Generation<H>,
+    active: S,
 }
 
-impl<H: Heap> Shard<H> {
-    /// The lock, if keys routed among so many partitions may come here.
+impl<S: Store> Shard<S> {
+    /// The lock, if writes routed among so many partitions may come here.
     #[inline]
-    fn lock_open(&self, routed_among: u32) -> Result<MutexGuard<'_, State<H>>, Closed> {
+    fn lock_open(&self, routed_among: u32) -> Result<MutexGuard<'_, State<S>>, Closed> {
         let state = self.lock();
         if state.routed_among == routed_among {
             Ok(state)
@@ -85,7 +94,7 @@ impl<H: Heap> Shard<H> {
     /// itself soon asks the system to run somebody else, which costs more. It does so here when the wait is long: the
     /// holder may have been interrupted.
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, State<H>> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
         match self.0.try_lock() {
             Some(state) => state,
             None => self.lock_contended(),
@@ -94,7 +103,7 @@ impl<H: Heap> Shard<H> {
 
     /// Waits for the lock.
     #[cold]
-    fn lock_contended(&self) -> MutexGuard<'_, State<H>> {
+    fn lock_contended(&self) -> MutexGuard<'_, State<S>> {
         for _ in 0..SPINS {
             std::hint::spin_loop();
             if !self.0.is_locked() {
@@ -106,8 +115,8 @@ impl<H: Heap> Shard<H> {
         self.0.lock()
     }
 
-    /// Replaces the generation by an empty one; `None` if nothing was ever written to it.
-    fn retire(&self) -> Option<Generation<H>> {
+    /// Replaces the store by an empty one; `None` if nothing was ever written to it.
+    fn retire(&self) -> Option<S> {
         let mut state = self.0.lock();
         if state.active.end() == 0 {
             return None;
@@ -118,14 +127,14 @@ impl<H: Heap> Shard<H> {
 }
 
 #[allow(clippy::len_without_is_empty)] // Only the size of all partitions together is asked for.
-impl<H: Heap> Partition<H> {
+impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// A closed, empty partition.
     pub fn new(hasher: &Hasher) -> Self {
-        let shard = |_| Shard(Mutex::new(State { routed_among: 0, active: Generation::new(hasher.clone()) }));
+        let shard = |_| Shard(Mutex::new(State { routed_among: 0, active: S::new(hasher) }));
         Partition { shards: std::array::from_fn(shard), pending: Mutex::default() }
     }
 
-    /// Lets keys in that were routed among `partitions`.
+    /// Lets writes in that were routed among `partitions`.
     pub fn open(&self, partitions: u32) {
         self.shards.iter().for_each(|shard| shard.0.lock().routed_among = partitions);
     }
@@ -135,15 +144,75 @@ impl<H: Heap> Partition<H> {
         self.open(0);
     }
 
+    /// How many entries wait for the next hand-over.
+    pub fn len(&self, routed_among: u32) -> Result<usize, Closed> {
+        self.shards.iter().map(|shard| Ok(shard.lock_open(routed_among)?.active.len())).sum()
+    }
+
+    /// What has not been claimed of the last hand-over; else what has come in since; `None` if there is nothing.
+    pub fn hand_over(&self) -> Option<HandedOver<S>> {
+        let mut pending = self.pending.lock();
+        if let Some(rest) = pending.front() {
+            return Some(HandedOver::Rest(rest.clone()));
+        }
+        let fresh = self.retire()?;
+        pending.push_back(fresh.clone());
+        Some(HandedOver::Fresh(fresh))
+    }
+
+    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
+    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
+    pub fn claim(&self, hand_over: &Arc<HandOver<S>>, from: usize, to: usize) -> bool {
+        let to = to.clamp(from, hand_over.end().max(from));
+        if hand_over.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        if to >= hand_over.end() {
+            drop(hand_over.retired.lock().take());
+            let mut pending = self.pending.lock();
+            let place = pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
+            let finished = place.and_then(|place| pending.remove(place));
+            drop(pending);
+            drop(finished);
+        }
+        true
+    }
+
+    /// Closes the partition and takes out all that it holds, oldest first.
+    pub fn evict(&self) -> VecDeque<Arc<HandOver<S>>> {
+        self.close();
+        // Its lock is held to the end: what a hand-over meanwhile took from the shards would stay behind.
+        let mut pending = self.pending.lock();
+        let mut evicted = std::mem::take(&mut *pending);
+        evicted.extend(self.retire());
+        evicted
+    }
+
+    /// Takes over what another partition held, to hand it over before anything of its own.
+    pub fn adopt(&self, evicted: VecDeque<Arc<HandOver<S>>>) {
+        self.pending.lock().extend(evicted);
+    }
+
+    /// All that the shards hold; they are empty then.
+    fn retire(&self) -> Option<Arc<HandOver<S>>> {
+        let stores: Vec<_> = self.shards.iter().filter_map(Shard::retire).collect();
+        // Stores of which all records were deleted again are only memory, freed with the others.
+        let is_empty = stores.iter().all(Store::is_empty);
+        let retired = Retired::new(stores);
+        (!is_empty).then(|| Arc::new(HandOver::new(retired)))
+    }
+}
+
+impl<H: Heap> MapPartition<H> {
     /// The number of the shard that keys of this hash belong to.
     #[inline]
     pub fn shard_of(hash: Hash) -> usize {
-        hash.shard_bits() & (SHARDS - 1)
+        hash.shard_bits() & (MAP_SHARDS - 1)
     }
 
     /// The shard that keys of this hash belong to, if they were routed among so many partitions.
     #[inline]
-    fn lock_open(&self, routed_among: u32, hash: Hash) -> Result<MutexGuard<'_, State<H>>, Closed> {
+    fn lock_open(&self, routed_among: u32, hash: Hash) -> Result<MutexGuard<'_, State<Generation<H>>>, Closed> {
         self.shards[Self::shard_of(hash)].lock_open(routed_among)
     }
 
@@ -206,90 +275,47 @@ impl<H: Heap> Partition<H> {
         self.lock_open(routed_among, hash)?.active.delete(hash, key);
         Ok(())
     }
+}
 
-    /// How many entries wait for the next hand-over.
-    pub fn len(&self, routed_among: u32) -> Result<usize, Closed> {
-        self.shards.iter().map(|shard| Ok(shard.lock_open(routed_among)?.active.len())).sum()
+impl<H: Heap> QueuePartition<H> {
+    /// Adds an item behind all others.
+    #[inline]
+    pub fn push(&self, routed_among: u32, item: H::Term) -> Result<(), Closed> {
+        self.push_all(routed_among, std::iter::once(item))
     }
 
-    /// What has not been claimed of the last hand-over; else what has come in since, of which every key has its entry;
-    /// `None` if there is nothing.
-    pub fn hand_over(&self) -> Option<HandedOver<H>> {
-        let mut pending = self.pending.lock();
-        if let Some(rest) = pending.front() {
-            return Some(HandedOver::Rest(rest.clone()));
-        }
-        let fresh = self.retire()?;
-        pending.push_back(fresh.clone());
-        Some(HandedOver::Fresh(fresh))
-    }
-
-    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
-    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
-    pub fn claim(&self, hand_over: &Arc<HandOver<H>>, from: usize, to: usize) -> bool {
-        let to = to.clamp(from, hand_over.end().max(from));
-        if hand_over.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
-        }
-        if to >= hand_over.end() {
-            drop(hand_over.retired.lock().take());
-            let mut pending = self.pending.lock();
-            let place = pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
-            let finished = place.and_then(|place| pending.remove(place));
-            drop(pending);
-            drop(finished);
-        }
-        true
-    }
-
-    /// Closes the partition and takes out all that it holds, oldest first.
-    pub fn evict(&self) -> VecDeque<Arc<HandOver<H>>> {
-        self.close();
-        // Its lock is held to the end: what a hand-over meanwhile took from the shards would stay behind.
-        let mut pending = self.pending.lock();
-        let mut evicted = std::mem::take(&mut *pending);
-        evicted.extend(self.retire());
-        evicted
-    }
-
-    /// Takes over what another partition held, to hand it over before anything of its own.
-    pub fn adopt(&self, evicted: VecDeque<Arc<HandOver<H>>>) {
-        self.pending.lock().extend(evicted);
-    }
-
-    /// All that the shards hold; they are empty then.
-    fn retire(&self) -> Option<Arc<HandOver<H>>> {
-        let generations: Vec<_> = self.shards.iter().filter_map(Shard::retire).collect();
-        // Generations of which all entries were deleted again are only memory, freed with the others.
-        let is_empty = generations.iter().all(Generation::is_empty);
-        let retired = Retired::new(generations);
-        (!is_empty).then(|| Arc::new(HandOver::new(retired)))
+    /// Adds items in their order, with the lock taken once. The caller keeps their number small.
+    #[inline]
+    pub fn push_all(&self, routed_among: u32, items: impl Iterator<Item = H::Term>) -> Result<(), Closed> {
+        let mut state = self.shards[0].lock_open(routed_among)?;
+        items.for_each(|item| state.active.append(item));
+        Ok(())
     }
 }
 
 /// What [`Partition::hand_over`] gives.
-pub enum HandedOver<H: Heap> {
+pub enum HandedOver<S: Store> {
     /// What has not been claimed of an earlier hand-over. There may be more behind it.
-    Rest(Arc<HandOver<H>>),
+    Rest(Arc<HandOver<S>>),
     /// All that came in since the last one.
-    Fresh(Arc<HandOver<H>>),
+    Fresh(Arc<HandOver<S>>),
 }
 
-/// Retired generations and how much of them has been handed to the processor.
+/// Retired stores and how much of them has been handed to the processor.
 ///
 /// Their memory goes with the claim of the last entry, however long the hand-over itself is referred to.
-pub struct HandOver<H: Heap> {
+pub struct HandOver<S: Store> {
     /// The frozen entries, until all have been claimed. Locked for taking a reference to them.
-    retired: Mutex<Option<Arc<Retired<H>>>>,
+    retired: Mutex<Option<Arc<Retired<S>>>>,
     /// Behind the last entry.
     end: usize,
     /// Entries below this number have been claimed.
     position: AtomicUsize,
 }
 
-impl<H: Heap> HandOver<H> {
+impl<S: Store> HandOver<S> {
     /// A hand-over of which nothing has been claimed.
-    fn new(retired: Retired<H>) -> Self {
+    fn new(retired: Retired<S>) -> Self {
         let end = retired.end();
         HandOver { retired: Mutex::new(Some(Arc::new(retired))), end, position: AtomicUsize::new(0) }
     }
@@ -305,28 +331,28 @@ impl<H: Heap> HandOver<H> {
     }
 
     /// The entries, to be read without a lock; `None` when all have been claimed.
-    pub fn entries(&self) -> Option<Arc<Retired<H>>> {
+    pub fn entries(&self) -> Option<Arc<Retired<S>>> {
         self.retired.lock().clone()
     }
 }
 
-/// The frozen generations of a partition's shards, one after the other. Freed on the reclaimer thread.
-pub struct Retired<H: Heap> {
-    /// The generations; taken out only to be freed.
-    generations: Vec<Generation<H>>,
-    /// The position behind each generation's last entry.
+/// The frozen stores of a partition's shards, one after the other. Freed on the reclaimer thread.
+pub struct Retired<S: Store> {
+    /// The stores; taken out only to be freed.
+    stores: Vec<S>,
+    /// The position behind each store's last record.
     ends: Vec<usize>,
 }
 
-impl<H: Heap> Retired<H> {
-    /// Puts generations one after the other.
-    fn new(generations: Vec<Generation<H>>) -> Self {
-        let sum = |end: &mut usize, generation: &Generation<H>| {
-            *end += generation.end();
+impl<S: Store> Retired<S> {
+    /// Puts stores one after the other.
+    fn new(stores: Vec<S>) -> Self {
+        let sum = |end: &mut usize, store: &S| {
+            *end += store.end();
             Some(*end)
         };
-        let ends = generations.iter().scan(0, sum).collect();
-        Retired { generations, ends }
+        let ends = stores.iter().scan(0, sum).collect();
+        Retired { stores, ends }
     }
 
     /// Behind the last entry.
@@ -336,15 +362,15 @@ impl<H: Heap> Retired<H> {
 
     /// What is stored at `position`, unless it was deleted or there are not so many.
     #[inline]
-    pub fn record(&self, position: usize) -> Option<Record<H::Term>> {
+    pub fn record(&self, position: usize) -> Option<S::Record> {
         let number = self.ends.iter().position(|&end| position < end)?;
         let start = if number == 0 { 0 } else { self.ends[number - 1] };
-        self.generations[number].record(EntryId::try_from(position - start).ok()?)
+        self.stores[number].record(EntryId::try_from(position - start).ok()?)
     }
 }
 
-impl<H: Heap> Drop for Retired<H> {
+impl<S: Store> Drop for Retired<S> {
     fn drop(&mut self) {
-        reclaim(std::mem::take(&mut self.generations));
+        reclaim(std::mem::take(&mut self.stores));
     }
 }

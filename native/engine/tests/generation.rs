@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{hash, Random, TestHeap, TestTerm};
-use partitioned_buffer_engine::{Generation, Hasher, Heap, Version};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, Store, Version};
 
 type Model = HashMap<(bool, i64), (i64, i64, u64)>;
 
@@ -36,7 +36,7 @@ fn contents(generation: &Generation<TestHeap>) -> Model {
 fn run(seed: u64, operations: usize, keys: u64) {
     let mut random = Random(seed);
     let hasher = Hasher::new();
-    let mut generation = Generation::<TestHeap>::new(hasher.clone());
+    let mut generation = Generation::<TestHeap>::new(&hasher);
     let mut model = Model::new();
     for step in 0..operations {
         let mut caller = TestHeap::new();
@@ -87,7 +87,7 @@ fn a_large_generation_agrees_with_a_map() {
 #[test]
 fn entries_come_in_the_order_of_their_insertion() {
     let hasher = Hasher::new();
-    let mut generation = Generation::<TestHeap>::new(hasher.clone());
+    let mut generation = Generation::<TestHeap>::new(&hasher);
     let mut caller = TestHeap::new();
     for number in (0..10_000).rev() {
         let key = caller.term(number);

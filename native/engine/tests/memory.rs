@@ -4,12 +4,12 @@
 mod common;
 
 use common::{hash, heaps, Random, TestHeap};
-use partitioned_buffer_engine::{Generation, Hasher, Heap};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, Store};
 
 #[test]
 fn segments_do_not_grow_in_number_whatever_is_overwritten_or_deleted() {
     let hasher = Hasher::new();
-    let mut generation = Generation::<TestHeap>::new(hasher.clone());
+    let mut generation = Generation::<TestHeap>::new(&hasher);
     let mut random = Random(1);
     let write = |generation: &mut Generation<TestHeap>, key: i64, value: i64| {
         let mut caller = TestHeap::new();

@@ -9,27 +9,27 @@ use std::sync::Arc;
 use std::thread;
 
 use common::{hash, Random, TestHeap};
-use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Heap, Partition, Version};
+use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hasher, Heap, MapPartition, Version};
 
-fn partition(hasher: &Hasher) -> Partition<TestHeap> {
-    let partition = Partition::new(hasher);
+fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
+    let partition = MapPartition::new(hasher);
     partition.open(1);
     partition
 }
 
-fn put(partition: &Partition<TestHeap>, hasher: &Hasher, key: i64, value: i64) -> Result<(), Closed> {
+fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
     let (key, value) = (caller.boxed(key), caller.boxed(value));
     partition.put(1, hash(hasher, key), key, value)
 }
 
-fn hand_over(partition: &Partition<TestHeap>) -> Option<Arc<HandOver<TestHeap>>> {
+fn hand_over(partition: &MapPartition<TestHeap>) -> Option<Arc<HandOver<Generation<TestHeap>>>> {
     partition.hand_over().map(|handed_over| match handed_over {
         HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over) => hand_over,
     })
 }
 
-fn keys(hand_over: &HandOver<TestHeap>) -> Vec<i64> {
+fn keys(hand_over: &HandOver<Generation<TestHeap>>) -> Vec<i64> {
     let retired = hand_over.entries().unwrap();
     (hand_over.position()..hand_over.end())
         .filter_map(|position| retired.record(position))

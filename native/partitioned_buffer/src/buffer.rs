@@ -1,7 +1,8 @@
 //! A buffer: the partitions of one name, and whether it is running.
 //!
-//! It runs from [`Buffer::open`] until the process that opened it, its supervisor, dies. What it holds outlives that: a
-//! supervisor that starts again finds it.
+//! A name has a [`Side`] for each kind of buffer, of which the one runs that the buffer was last started as. It runs from
+//! [`Side::open`] until the process that opened it, its supervisor, dies. What it holds outlives that: a supervisor that
+//! starts again finds it.
 //!
 //! Every operation reads `partitions`, which is written at start and stop only; what writers write is within the
 //! partition.
@@ -10,38 +11,64 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
-use partitioned_buffer_engine::{routing, Closed, Hash, Hasher};
+use partitioned_buffer_engine::{routing, Closed, Generation, Hash, Hasher, Log, Partition, Store};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::term::{Environment, RawTerm};
 
-/// A partition of terms.
-pub(crate) type Partition = partitioned_buffer_engine::Partition<Environment>;
+/// The side of a name for maps.
+pub(crate) type MapSide = Side<Generation<Environment>, { partitioned_buffer_engine::partition::MAP_SHARDS }>;
 
-/// A retired generation of terms.
-pub(crate) type HandOver = partitioned_buffer_engine::HandOver<Environment>;
+/// The side of a name for queues.
+pub(crate) type QueueSide = Side<Log<Environment>, 1>;
 
 /// The buffer was never started, has been stopped, has crashed, or has no partitions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
 
-/// How the partition of a key is found.
+/// How the partition of an entry is found.
 #[derive(Clone, Copy)]
 pub(crate) enum Route {
-    /// By the key itself.
-    ByKey,
+    /// By the key, or item, itself.
+    ByTerm,
     /// It is this one.
     To(u32),
 }
 
 /// See the module's documentation.
 pub(crate) struct Buffer {
+    /// What a `PartitionedBuffer.Map` writes to.
+    pub(crate) map: MapSide,
+    /// What a `PartitionedBuffer.Queue` writes to.
+    pub(crate) queue: QueueSide,
+}
+
+#[rustler::resource_impl]
+impl Resource for Buffer {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, monitor: Monitor) {
+        self.map.down(&monitor);
+        self.queue.down(&monitor);
+    }
+}
+
+impl Buffer {
+    /// A buffer that is not running.
+    pub(crate) fn new() -> Self {
+        let hasher = Hasher::new();
+        Buffer { map: Side::new(hasher.clone()), queue: Side::new(hasher) }
+    }
+}
+
+/// The partitions of one kind of buffer.
+pub(crate) struct Side<S: Store, const SHARDS: usize> {
     /// Hashes the keys of all partitions.
     hasher: Hasher,
     /// How many partitions there are; 0 while the buffer is not running.
     partitions: AtomicU32,
     /// Level `n` holds `2^n` partitions, so that more can be added while others are used.
-    levels: [OnceLock<Box<[Partition]>>; 32],
+    levels: [OnceLock<Box<[Partition<S, SHARDS>]>>; 32],
     /// Who opened it. Locked while it is opened or closed.
     owner: Mutex<Owner>,
 }
@@ -55,51 +82,49 @@ struct Owner {
     partitions: u32,
 }
 
-#[rustler::resource_impl]
-impl Resource for Buffer {
-    const IMPLEMENTS_DOWN: bool = true;
+impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
+    /// A side that is not running.
+    fn new(hasher: Hasher) -> Self {
+        let levels = [const { OnceLock::new() }; 32];
+        Side { hasher, partitions: AtomicU32::new(0), levels, owner: Mutex::default() }
+    }
 
-    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, monitor: Monitor) {
+    /// Lets this side of `buffer` run with so many partitions, until the calling process dies. What partitions of a former
+    /// run still hold is kept; if their number was another, the remaining ones hand it over first.
+    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) {
         let mut owner = self.owner.lock();
-        if owner.monitor.as_ref() == Some(&monitor) {
+        if let Some(monitor) = owner.monitor.take() {
+            env.demonitor(buffer, &monitor);
+        }
+        self.partitions.store(0, Ordering::Release);
+        if owner.partitions != partitions && partitions > 0 {
+            let held: Vec<_> = (0..owner.partitions).map(|number| self.partition(number).evict()).collect();
+            for (number, evicted) in (0..partitions).cycle().zip(held) {
+                self.partition(number).adopt(evicted);
+            }
+            owner.partitions = partitions;
+        }
+        (0..partitions).for_each(|number| self.partition(number).open(partitions));
+        owner.monitor = env.monitor(buffer, &env.pid());
+        self.partitions.store(partitions, Ordering::Release);
+    }
+
+    /// Ends the run, whoever opened it.
+    pub(crate) fn end(&self) {
+        self.partitions.store(0, Ordering::Release);
+    }
+
+    /// Ends the run if this is the monitor of the process that opened it.
+    fn down(&self, monitor: &Monitor) {
+        let mut owner = self.owner.lock();
+        if owner.monitor.as_ref() == Some(monitor) {
             owner.monitor = None;
             self.partitions.store(0, Ordering::Release);
         }
     }
-}
-
-impl Buffer {
-    /// A buffer that is not running.
-    pub(crate) fn new() -> Self {
-        Buffer {
-            hasher: Hasher::new(),
-            partitions: AtomicU32::new(0),
-            levels: [const { OnceLock::new() }; 32],
-            owner: Mutex::default(),
-        }
-    }
-
-    /// Lets the buffer run with so many partitions, until the calling process dies. What partitions of a former run
-    /// still hold is kept; if their number was another, the remaining ones hand it over first.
-    pub(crate) fn open(this: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) {
-        let mut owner = this.owner.lock();
-        if let Some(monitor) = owner.monitor.take() {
-            env.demonitor(this, &monitor);
-        }
-        this.partitions.store(0, Ordering::Release);
-        if owner.partitions != partitions && partitions > 0 {
-            let held: Vec<_> = (0..owner.partitions).map(|number| this.partition(number).evict()).collect();
-            for (number, evicted) in (0..partitions).cycle().zip(held) {
-                this.partition(number).adopt(evicted);
-            }
-            owner.partitions = partitions;
-        }
-        (0..partitions).for_each(|number| this.partition(number).open(partitions));
-        owner.monitor = env.monitor(this, &env.pid());
-        this.partitions.store(partitions, Ordering::Release);
-    }
 
     /// How many partitions there are.
+    #[inline]
     pub(crate) fn partitions(&self) -> Result<u32, NotRunning> {
         match self.partitions.load(Ordering::Acquire) {
             0 => Err(NotRunning),
@@ -115,7 +140,7 @@ impl Buffer {
     }
 
     /// The partition with this number, if there is one.
-    pub(crate) fn numbered(&self, number: u32) -> Result<&Partition, NotRunning> {
+    pub(crate) fn numbered(&self, number: u32) -> Result<&Partition<S, SHARDS>, NotRunning> {
         if number < self.partitions()? {
             Ok(self.partition(number))
         } else {
@@ -135,29 +160,29 @@ impl Buffer {
         self.hasher.hash(key.internal_hash(self.hasher.salt()))
     }
 
-    /// The number of the partition that a key belongs to among so many.
+    /// The number of the partition that a key or item belongs to among so many.
     #[inline]
-    pub(crate) fn route(route: Route, key: RawTerm, partitions: u32) -> Result<u32, NotRunning> {
+    pub(crate) fn route(route: Route, term: RawTerm, partitions: u32) -> Result<u32, NotRunning> {
         match route {
-            Route::ByKey if partitions == 1 => Ok(0),
-            Route::ByKey => Ok(routing::partition(key.phash2(), partitions)),
+            Route::ByTerm if partitions == 1 => Ok(0),
+            Route::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
             Route::To(number) if number < partitions => Ok(number),
             Route::To(_) => Err(NotRunning),
         }
     }
 
-    /// Does `operation` on the partition of a key. It is given the number of partitions that the key was routed among,
-    /// and tried again if that has changed on the way.
+    /// Does `operation` on the partition of a key or item. It is given the number of partitions that was routed among, and
+    /// tried again if that has changed on the way.
     #[inline]
     pub(crate) fn with_partition<R>(
         &self,
         route: Route,
-        key: RawTerm,
-        mut operation: impl FnMut(&Partition, u32) -> Result<R, Closed>,
+        term: RawTerm,
+        mut operation: impl FnMut(&Partition<S, SHARDS>, u32) -> Result<R, Closed>,
     ) -> Result<R, NotRunning> {
         loop {
             let partitions = self.partitions()?;
-            let number = Self::route(route, key, partitions)?;
+            let number = Self::route(route, term, partitions)?;
             match operation(self.partition(number), partitions) {
                 Ok(result) => return Ok(result),
                 Err(Closed) if self.partitions()? == partitions => return Err(NotRunning),
@@ -168,7 +193,7 @@ impl Buffer {
 
     /// The partition with this number, running or not.
     #[inline]
-    pub(crate) fn partition(&self, number: u32) -> &Partition {
+    pub(crate) fn partition(&self, number: u32) -> &Partition<S, SHARDS> {
         let position = u64::from(number) + 1;
         let level = position.ilog2();
         let partitions = self.levels[level as usize]

@@ -4,6 +4,9 @@
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
+//! | [`batches`] | reads and claims what was handed over |
+//! | [`lists`] | writes lists, in slices |
+//! | [`pace`] | keeps a call to its time |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
 //! | [`term`] | terms and environments for the engine |
 //! | [`memory`] | the allocator, which counts |
@@ -13,11 +16,14 @@
 //! What a partition is and does is in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
+mod batches;
 mod buffer;
 #[cfg(feature = "faults")]
 mod faults;
+mod lists;
 mod memory;
 mod nifs;
+mod pace;
 mod registry;
 mod term;
 #[cfg(feature = "timing")]

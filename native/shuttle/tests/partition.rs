@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
 use common::{hash, TestHeap, TestTerm};
-use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Heap, Partition, Version};
+use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hasher, Heap, MapPartition, Version};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
@@ -50,7 +50,7 @@ type Delivery = (i64, i64, i64, u64);
 /// A buffer as the NIF library has it: partitions, and among how many of them keys are routed.
 struct Buffer {
     hasher: Hasher,
-    partitions: [Partition<TestHeap>; 2],
+    partitions: [MapPartition<TestHeap>; 2],
     running: AtomicU32,
     delivered: Mutex<Vec<Delivery>>,
 }
@@ -58,12 +58,12 @@ struct Buffer {
 impl Buffer {
     fn start(running: u32) -> Arc<Self> {
         let hasher = Hasher::seeded(0);
-        let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
+        let partitions = [MapPartition::new(&hasher), MapPartition::new(&hasher)];
         partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
         Arc::new(Buffer { hasher, partitions, running: AtomicU32::new(running), delivered: Mutex::default() })
     }
 
-    fn first(&self) -> &Partition<TestHeap> {
+    fn first(&self) -> &MapPartition<TestHeap> {
         &self.partitions[0]
     }
 
@@ -71,7 +71,7 @@ impl Buffer {
     fn operate<R>(
         &self,
         (key, value): (i64, i64),
-        operation: impl Fn(&Partition<TestHeap>, u32, TestTerm, TestTerm) -> Result<R, Closed>,
+        operation: impl Fn(&MapPartition<TestHeap>, u32, TestTerm, TestTerm) -> Result<R, Closed>,
     ) -> Result<R, Closed> {
         let mut caller = TestHeap::new();
         let (key_term, value) = (caller.boxed(key), caller.boxed(value));
@@ -98,7 +98,7 @@ impl Buffer {
     }
 
     fn get(&self, key: i64) -> Option<i64> {
-        let get = |partition: &Partition<TestHeap>, among, key, _value| {
+        let get = |partition: &MapPartition<TestHeap>, among, key, _value| {
             partition.get(among, hash(&self.hasher, key), key, |value| value.content().1)
         };
         self.operate((key, 0), get).expect("the buffer runs")
@@ -106,13 +106,13 @@ impl Buffer {
 
     fn delete(&self, key: i64) {
         let delete =
-            |partition: &Partition<TestHeap>, among, key, _value| partition.delete(among, hash(&self.hasher, key), key);
+            |partition: &MapPartition<TestHeap>, among, key, _value| partition.delete(among, hash(&self.hasher, key), key);
         self.operate((key, 0), delete).expect("the buffer runs")
     }
 
     /// Reads and claims `count` places of what a partition hands over, as a reader that dies then. Says whether there was
     /// a hand-over.
-    fn deliver(&self, partition: &Partition<TestHeap>, count: usize) -> bool {
+    fn deliver(&self, partition: &MapPartition<TestHeap>, count: usize) -> bool {
         let Some(HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over)) = partition.hand_over() else {
             return false;
         };
@@ -144,7 +144,7 @@ impl Buffer {
     /// Starts with another number of partitions, as the NIF library does it.
     fn restart(&self, before: u32, running: u32) {
         self.running.store(0, Ordering::SeqCst);
-        let held: Vec<_> = self.partitions[..before as usize].iter().map(Partition::evict).collect();
+        let held: Vec<_> = self.partitions[..before as usize].iter().map(MapPartition::evict).collect();
         for (number, evicted) in (0..running as usize).cycle().zip(held) {
             self.partitions[number].adopt(evicted);
         }
@@ -162,7 +162,7 @@ impl Buffer {
     }
 }
 
-fn read(hand_over: &HandOver<TestHeap>, start: usize, end: usize) -> Vec<Delivery> {
+fn read(hand_over: &HandOver<Generation<TestHeap>>, start: usize, end: usize) -> Vec<Delivery> {
     let Some(retired) = hand_over.entries() else { return Vec::new() };
     let delivery = |position| {
         let record = retired.record(position)?;

@@ -94,6 +94,10 @@ defmodule PartitionedBuffer.Conservation.Faults do
         # The buffer may be restarting, or be gone because its supervisor has given up: then there is no fault.
         try do
           faults |> ensure_running() |> inject(kind)
+        rescue
+          error in RuntimeError ->
+            unless error.message =~ "no partitions available", do: reraise(error, __STACKTRACE__)
+            faults
         catch
           :exit, _reason -> faults
         else

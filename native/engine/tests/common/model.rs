@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Retired, Write};
-use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hash, Hasher, Heap, Partition, Version};
+use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hash, Hasher, Heap, MapPartition, Version};
+
+/// What a reader holds.
+type Frozen = Arc<Retired<Generation<TestHeap>>>;
 
 use super::{hash, TestHeap, TestTerm, HEAVY};
 
@@ -41,7 +44,7 @@ struct Model {
 /// See the module's documentation.
 struct Buffer {
     hasher: Hasher,
-    partitions: [Partition<TestHeap>; PARTITIONS],
+    partitions: [MapPartition<TestHeap>; PARTITIONS],
     models: [Model; PARTITIONS],
     running: usize,
     /// How many keys there are.
@@ -50,7 +53,7 @@ struct Buffer {
     writes: i64,
     operations: usize,
     /// A reader that goes on reading what has been claimed to the end, with what it read first.
-    reader: Option<(Arc<Retired<TestHeap>>, usize, Contents)>,
+    reader: Option<(Frozen, usize, Contents)>,
 }
 
 /// Does the operations that `bytes` stand for to a buffer and its model. Panics where they differ; gives the number of
@@ -59,7 +62,7 @@ pub fn run(bytes: &[u8]) -> usize {
     let (&[size, seed], bytes) = bytes.split_first_chunk().unwrap_or((&[0, 0], &[]));
     let hasher = Hasher::seeded(u64::from(seed));
     let mut buffer = Buffer {
-        partitions: std::array::from_fn(|_| Partition::new(&hasher)),
+        partitions: std::array::from_fn(|_| MapPartition::new(&hasher)),
         hasher,
         models: Default::default(),
         running: 0,
@@ -172,7 +175,7 @@ impl Buffer {
             let value = self.value(false);
             let (number, (hash, term), boxed) =
                 (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
-            let shard = shards.entry((number, Partition::<TestHeap>::shard_of(hash))).or_default();
+            let shard = shards.entry((number, MapPartition::<TestHeap>::shard_of(hash))).or_default();
             let is_open = self.expected(number, ()).is_ok();
             if key.1 % 2 == 0 {
                 shard.push((hash, Write::Put(term, boxed)));
@@ -242,7 +245,13 @@ impl Buffer {
         self.claim(number, &handed_over, start, position);
     }
 
-    fn claim(&mut self, number: usize, handed_over: &Arc<HandOver<TestHeap>>, start: usize, position: usize) {
+    fn claim(
+        &mut self,
+        number: usize,
+        handed_over: &Arc<HandOver<Generation<TestHeap>>>,
+        start: usize,
+        position: usize,
+    ) {
         assert!(self.partitions[number].claim(handed_over, start, position));
         // What is claimed cannot be claimed again, in whole or in part.
         if position > start {
@@ -348,7 +357,7 @@ fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
 }
 
 /// The entries between two positions; none may be there twice.
-fn contents(retired: &Retired<TestHeap>, start: usize, end: usize) -> Contents {
+fn contents(retired: &Retired<Generation<TestHeap>>, start: usize, end: usize) -> Contents {
     let mut contents = Contents::new();
     for Record { key, value, version, updates } in (start..end).filter_map(|position| retired.record(position)) {
         let version = match version {

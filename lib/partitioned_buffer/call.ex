@@ -1,0 +1,68 @@
+defmodule PartitionedBuffer.Call do
+  @moduledoc false
+  # What the calls on all kinds of buffers have in common: options, results, lists.
+
+  alias PartitionedBuffer.{Options, Routing}
+
+  @doc """
+  The number of the partition that the options choose for a key or item; nil where it is routed by itself.
+  """
+  @spec route(atom(), any(), keyword()) :: non_neg_integer() | nil
+  def route(_buffer, _term, []), do: nil
+  def route(buffer, term, opts), do: Routing.partition(buffer, Options.partition_key!(buffer, opts), term)
+
+  @doc """
+  Raises if the buffer is not running.
+  """
+  @spec ok!(:ok | :not_running, atom()) :: :ok
+  def ok!(:ok, _buffer), do: :ok
+  def ok!(:not_running, buffer), do: Routing.not_running!(buffer)
+
+  @doc """
+  Writes a list by the NIF `native`. `check!` raises if there is anything in it that cannot be written, and `routed_by` gives
+  what an element is routed by.
+  """
+  @spec write_list(atom(), list(), keyword(), fun(), fun(), fun()) :: :ok
+  def write_list(buffer, list, opts, native, check!, routed_by)
+
+  def write_list(buffer, list, [], native, check!, _routed_by) do
+    # A short list is checked by the NIF; all others are here, before anything is written.
+    case native.(buffer, nil, list, false) do
+      :unchecked ->
+        check!.(list, buffer)
+        write(native, buffer, nil, list)
+
+      result ->
+        written(result, native, buffer, nil)
+    end
+  end
+
+  def write_list(buffer, list, opts, native, check!, routed_by) do
+    check!.(list, buffer)
+
+    case Options.partition_key!(buffer, opts) do
+      nil ->
+        write(native, buffer, nil, list)
+
+      partition_key ->
+        # All are routed before any is written: the function may raise.
+        list
+        |> Enum.group_by(&Routing.partition(buffer, partition_key, routed_by.(&1)))
+        |> Enum.each(fn {partition, list} -> write(native, buffer, partition, list) end)
+    end
+  end
+
+  @doc """
+  Raises for a list that ends in something else than a list.
+  """
+  @spec improper_list!(any(), atom()) :: no_return()
+  def improper_list!(tail, buffer) do
+    raise ArgumentError,
+          "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
+  end
+
+  defp write(native, buffer, to, list), do: buffer |> native.(to, list, true) |> written(native, buffer, to)
+
+  defp written({:more, rest}, native, buffer, to), do: write(native, buffer, to, rest)
+  defp written(result, _native, buffer, _to), do: ok!(result, buffer)
+end

@@ -1,0 +1,126 @@
+defmodule PartitionedBuffer.Queue do
+  @moduledoc """
+  A buffer of items, handed over in the order in which they were pushed.
+
+  Any process pushes items at any rate. Every partition hands over what it holds at an interval, and the processor gets
+  it in batches: lists of items, each exactly as it was pushed. Equal items are all kept.
+
+      defmodule MyApp.Events do
+        def start_link(opts) do
+          PartitionedBuffer.Queue.start_link([name: :events, processor: &MyApp.Events.process/1] ++ opts)
+        end
+
+        def process(batch) do
+          MyApp.Broker.publish(batch)
+        end
+      end
+
+      PartitionedBuffer.Queue.push(:events, {:signed_up, 7})
+
+  Options, guarantees and telemetry events are those of all buffers: see `PartitionedBuffer`.
+
+  ## Order
+
+  The items of a partition come to the processor in the order in which they were pushed, from one hand-over to the next as
+  well: what a process pushes before is processed before, and so is what was pushed before another push began. Without a
+  partition key an item's partition is chosen by the item itself, so equal items are in one partition and others may be in
+  any. For an order among items give them the same `:partition_key`, or the buffer one partition.
+
+  ## Tables
+
+  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an `:ordered_set` of the records
+  `{:entry, {:key, monotonic_time, ref}, item, 0, 0}`, in the order of the items.
+  """
+
+  alias PartitionedBuffer.{Call, Native}
+
+  @typedoc "The name of a buffer."
+  @type buffer() :: PartitionedBuffer.buffer()
+
+  @typedoc "What the processor gets."
+  @type batch() :: [any()]
+
+  @doc """
+  Starts a buffer as a supervisor linked to the calling process.
+
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`).
+
+      iex> {:ok, _pid} = PartitionedBuffer.Queue.start_link(name: :start_link_events, processor: &Function.identity/1)
+      iex> PartitionedBuffer.Queue.push(:start_link_events, :event)
+      :ok
+  """
+  @spec start_link(keyword()) :: Supervisor.on_start()
+  def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
+
+  @doc """
+  The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
+
+      iex> PartitionedBuffer.Queue.child_spec(name: :events, processor: &Function.identity/1).id
+      :events
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.child_spec()
+
+  @doc """
+  Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
+
+  See `PartitionedBuffer.stop/3`.
+
+      iex> {:ok, _pid} = PartitionedBuffer.Queue.start_link(name: :stop_events, processor: &Function.identity/1)
+      iex> PartitionedBuffer.Queue.stop(:stop_events)
+      :ok
+  """
+  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
+    do: PartitionedBuffer.stop(buffer, reason, timeout)
+
+  @doc """
+  Pushes an item, or each item of a list in its order.
+
+  To push an item that is itself a list, wrap it: `push(buffer, [item])`. Raises an `ArgumentError`, and pushes nothing, if
+  the list is improper. Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as
+  `:partition_key` is called with each item, before the first is pushed.
+
+      iex> PartitionedBuffer.Queue.push(:doc_queue, :item)
+      :ok
+      iex> PartitionedBuffer.Queue.push(:doc_queue, [:item, {:user, 7}])
+      :ok
+      iex> PartitionedBuffer.Queue.push(:doc_queue, {:user, 7}, partition_key: fn {_kind, id} -> id end)
+      :ok
+      iex> PartitionedBuffer.Queue.size(:doc_queue)
+      4
+  """
+  @spec push(buffer(), any() | [any()], keyword()) :: :ok
+  def push(buffer, item_or_items, opts \\ [])
+
+  def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
+    do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, &Function.identity/1)
+
+  def push(buffer, item, opts) when is_atom(buffer),
+    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer)
+
+  @doc """
+  How many items wait for the next hand-over, in all partitions.
+
+      iex> PartitionedBuffer.Queue.size(:doc_queue)
+      0
+  """
+  @spec size(buffer()) :: non_neg_integer()
+  def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
+
+  @doc """
+  Changes options of a running buffer. See `PartitionedBuffer.update_options/2`.
+
+      iex> PartitionedBuffer.Queue.update_options(:doc_queue, processing_interval_ms: 100)
+      :ok
+  """
+  @spec update_options(buffer(), keyword()) :: :ok
+  def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
+
+  defp check_list!(items, buffer) do
+    if List.improper?(items), do: Call.improper_list!(tail(items), buffer), else: :ok
+  end
+
+  defp tail([_item | rest]), do: tail(rest)
+  defp tail(tail), do: tail
+end

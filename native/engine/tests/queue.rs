@@ -1,0 +1,100 @@
+//! A queue's partition: items come out once, in the order in which they went in.
+#![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+
+use common::TestHeap;
+use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Heap, Log, QueuePartition};
+
+fn partition() -> QueuePartition<TestHeap> {
+    let partition = QueuePartition::new(&Hasher::new());
+    partition.open(1);
+    partition
+}
+
+fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
+    let mut caller = TestHeap::new();
+    partition.push(1, caller.boxed(item))
+}
+
+fn hand_over(partition: &QueuePartition<TestHeap>) -> Option<Arc<HandOver<Log<TestHeap>>>> {
+    partition.hand_over().map(|handed_over| match handed_over {
+        HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over) => hand_over,
+    })
+}
+
+fn items(hand_over: &HandOver<Log<TestHeap>>) -> Vec<i64> {
+    let retired = hand_over.entries().expect("not all is claimed");
+    let positions = hand_over.position()..hand_over.end();
+    positions.map(|at| retired.record(at).expect("no item is ever deleted").content().1).collect()
+}
+
+#[test]
+fn items_come_out_in_their_order_over_many_chunks_and_segments() {
+    let partition = partition();
+    (0..10_000).for_each(|item| push(&partition, item).unwrap());
+    let mut caller = TestHeap::new();
+    let more: Vec<_> = (10_000..20_000).map(|item| caller.boxed(item)).collect();
+    partition.push_all(1, more.into_iter()).unwrap();
+    drop(caller);
+    assert_eq!(partition.len(1), Ok(20_000));
+    let first = hand_over(&partition).unwrap();
+    assert_eq!(items(&first), (0..20_000).collect::<Vec<_>>());
+    assert_eq!(partition.len(1), Ok(0));
+}
+
+#[test]
+fn what_is_not_claimed_comes_again_before_what_is_new() {
+    let partition = partition();
+    (0..5).for_each(|item| push(&partition, item).unwrap());
+    let first = hand_over(&partition).unwrap();
+    assert!(partition.claim(&first, 0, 2));
+    push(&partition, 5).unwrap();
+    let rest = hand_over(&partition).unwrap();
+    assert_eq!(items(&rest), [2, 3, 4]);
+    assert!(partition.claim(&rest, 2, 5));
+    assert_eq!(items(&hand_over(&partition).unwrap()), [5]);
+}
+
+#[test]
+fn a_closed_partition_refuses_items_and_hands_over_what_it_has() {
+    let partition = partition();
+    push(&partition, 1).unwrap();
+    partition.close();
+    assert_eq!(push(&partition, 2), Err(Closed));
+    assert_eq!(items(&hand_over(&partition).unwrap()), [1]);
+}
+
+#[test]
+fn items_of_several_threads_come_out_once_and_each_threads_in_their_order() {
+    const THREADS: i64 = 4;
+    const ITEMS: i64 = 20_000;
+    let partition = Arc::new(partition());
+    let writers: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let partition = partition.clone();
+            thread::spawn(move || (0..ITEMS).for_each(|item| push(&partition, thread * ITEMS + item).unwrap()))
+        })
+        .collect();
+    let mut next: HashMap<i64, i64> = HashMap::new();
+    let mut taken = 0;
+    while taken < THREADS * ITEMS {
+        let Some(hand_over) = hand_over(&partition) else {
+            thread::yield_now();
+            continue;
+        };
+        for item in items(&hand_over) {
+            let expected = next.entry(item / ITEMS).or_default();
+            assert_eq!(item % ITEMS, *expected, "of thread {}", item / ITEMS);
+            *expected += 1;
+            taken += 1;
+        }
+        assert!(partition.claim(&hand_over, 0, hand_over.end()));
+    }
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert!(hand_over(&partition).is_none());
+}

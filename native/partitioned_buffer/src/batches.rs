@@ -1,0 +1,144 @@
+//! What a partition has handed over, for the process that works on it, whatever kind of buffer it is.
+
+use std::sync::Arc;
+
+use partitioned_buffer_engine::entries::Record;
+use partitioned_buffer_engine::{HandOver, HandedOver, Partition, Store};
+use rustler::{Env, Resource, Term};
+
+use crate::buffer::{Buffer, NotRunning, Side};
+use crate::pace::{Pace, MAX_STEP};
+use crate::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
+
+/// A record as the processor gets it.
+pub(crate) trait ToTerm: Copy {
+    /// A copy in the environment of the caller.
+    fn to_term(self, env: Env<'_>) -> Term<'_>;
+}
+
+impl ToTerm for Record<RawTerm> {
+    #[inline]
+    fn to_term(self, env: Env<'_>) -> Term<'_> {
+        let (key, value) = (copy_to(env, self.key), copy_to(env, self.value));
+        tuple(env, [key, value, version_to(env, self.version), unsigned_to(env, self.updates)])
+    }
+}
+
+impl ToTerm for RawTerm {
+    #[inline]
+    fn to_term(self, env: Env<'_>) -> Term<'_> {
+        copy_to(env, self)
+    }
+}
+
+/// A hand-over, as a resource.
+pub(crate) struct Batch(pub(crate) Box<dyn Work>);
+
+#[rustler::resource_impl]
+impl Resource for Batch {}
+
+/// What can be done with a hand-over.
+pub(crate) trait Work: Send + Sync {
+    /// Where the next batch begins.
+    fn position(&self) -> usize;
+
+    /// At most `count` records from `position` on, and the position behind them. It may be fewer when the time is up.
+    fn read<'a>(&self, env: Env<'a>, position: usize, count: usize) -> (Term<'a>, usize);
+
+    /// Takes what is between two positions as handed to the processor; `false` if somebody else has.
+    fn claim(&self, from: usize, to: usize) -> bool;
+}
+
+/// A hand-over with the partition that it is of.
+struct Claimable<S: Store, const SHARDS: usize> {
+    /// The partition; buffers are never freed.
+    partition: &'static Partition<S, SHARDS>,
+    /// The records.
+    hand_over: Arc<HandOver<S>>,
+}
+
+impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS> {
+    fn position(&self) -> usize {
+        self.hand_over.position()
+    }
+
+    fn read<'a>(&self, env: Env<'a>, mut position: usize, count: usize) -> (Term<'a>, usize) {
+        let mut pace = Pace::start();
+        let mut records = ListBuilder::with_capacity(env, count.min(MAX_STEP));
+        if let Some(retired) = self.hand_over.entries() {
+            let end = self.hand_over.end();
+            while position < end && records.len() < count {
+                // Places of deleted entries count as well.
+                let stop = position.saturating_add(pace.step).min(end);
+                while position < stop && records.len() < count {
+                    if let Some(record) = retired.record(position) {
+                        records.push(record.to_term(env));
+                    }
+                    position += 1;
+                }
+                if !pace.goes_on() {
+                    break;
+                }
+            }
+        }
+        pace.consume_timeslice(env);
+        (records.build(), position)
+    }
+
+    fn claim(&self, from: usize, to: usize) -> bool {
+        self.partition.claim(&self.hand_over, from, to)
+    }
+}
+
+/// The side of a name, whatever kind of buffer it is for.
+pub(crate) trait AnySide {
+    /// See [`Side::partitions`].
+    fn partitions(&self) -> Result<u32, NotRunning>;
+    /// See [`Side::size`].
+    fn size(&self) -> Result<usize, NotRunning>;
+    /// See [`Side::reopen`].
+    fn reopen(&self, number: u32) -> Result<(), NotRunning>;
+    /// See [`Partition::close`].
+    fn close(&self, number: u32) -> Result<(), NotRunning>;
+    /// What a partition hands over, and whether it is the rest of an earlier hand-over; `None` if there is nothing.
+    fn hand_over(&'static self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning>;
+}
+
+impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> {
+    fn partitions(&self) -> Result<u32, NotRunning> {
+        self.partitions()
+    }
+
+    fn size(&self) -> Result<usize, NotRunning> {
+        self.size()
+    }
+
+    fn reopen(&self, number: u32) -> Result<(), NotRunning> {
+        self.reopen(number)
+    }
+
+    fn close(&self, number: u32) -> Result<(), NotRunning> {
+        self.numbered(number).map(Partition::close)
+    }
+
+    fn hand_over(&'static self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning> {
+        let partition = self.numbered(number)?;
+        Ok(partition.hand_over().map(|handed_over| {
+            let (is_rest, hand_over) = match handed_over {
+                HandedOver::Rest(hand_over) => (true, hand_over),
+                HandedOver::Fresh(hand_over) => (false, hand_over),
+            };
+            (is_rest, Batch(Box::new(Claimable { partition, hand_over })))
+        }))
+    }
+}
+
+impl Buffer {
+    /// The side that runs.
+    pub(crate) fn running(&'static self) -> Result<&'static dyn AnySide, NotRunning> {
+        if self.map.partitions().is_ok() {
+            return Ok(&self.map);
+        }
+        self.queue.partitions().map(|_| &self.queue as &dyn AnySide)
+    }
+}

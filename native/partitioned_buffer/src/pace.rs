@@ -1,0 +1,47 @@
+//! How a call that works on many entries keeps to its time.
+
+use std::time::{Duration, Instant};
+
+use rustler::Env;
+
+/// After so long a call that could go on returns: half of the millisecond that a NIF may take.
+const TIME_SLICE: Duration = Duration::from_micros(500);
+
+/// How long it should at most take from one look at the clock to the next.
+const STEP_TIME: Duration = Duration::from_micros(100);
+
+/// Entries between two looks at the clock, at most.
+pub(crate) const MAX_STEP: usize = 128;
+
+/// Steps that are as long as the one before lets expect.
+pub(crate) struct Pace {
+    /// When the call began.
+    started: Instant,
+    /// How long it had taken after the last step.
+    elapsed: Duration,
+    /// Entries of the next step.
+    pub(crate) step: usize,
+}
+
+impl Pace {
+    /// For a call that begins now. Of its entries nothing is known, so the first is a step.
+    pub(crate) fn start() -> Self {
+        Pace { started: Instant::now(), elapsed: Duration::ZERO, step: 1 }
+    }
+
+    /// After a step: whether there is time for another.
+    pub(crate) fn goes_on(&mut self) -> bool {
+        let elapsed = self.started.elapsed();
+        let took = (elapsed - self.elapsed).as_nanos().max(1);
+        let fitting = self.step as u128 * STEP_TIME.as_nanos() / took;
+        self.step = (fitting as usize).clamp(1, (self.step * 8).min(MAX_STEP));
+        self.elapsed = elapsed;
+        elapsed < TIME_SLICE
+    }
+
+    /// Tells the scheduler how much of its millisecond the call has used.
+    pub(crate) fn consume_timeslice(&self, env: Env<'_>) {
+        let percent = self.elapsed.as_micros() / 10;
+        rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
+    }
+}
