@@ -46,7 +46,7 @@ defmodule PartitionedBuffer.Map do
       end
   """
 
-  alias PartitionedBuffer.{Call, Native, Routing}
+  alias PartitionedBuffer.{Call, Definition, Native, Routing}
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -89,6 +89,77 @@ defmodule PartitionedBuffer.Map do
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity),
     do: PartitionedBuffer.stop(buffer, reason, timeout)
+
+  @doc """
+  Defines a buffer that is a module, and named after it.
+
+      defmodule MyApp.Users do
+        use PartitionedBuffer.Map, otp_app: :my_app, processor: &MyApp.Repo.upsert_users/1
+      end
+
+      children = [MyApp.Users]
+      MyApp.Users.put(7, %{name: "Ada"})
+
+  The [start options](`m:PartitionedBuffer#module-start-options`), all but `:name`, are taken from the `use` line, over them
+  from the application environment (`config :my_app, MyApp.Users, processing_interval_ms: 500`, read at the start, where
+  `:otp_app` is given), and over them from `start_link/1` or the child specification (`{MyApp.Users, partitions: 2}`).
+
+  The module has `child_spec/1`, `start_link/0` and `start_link/1`, which may be overridden, `stop/0` and `stop/2`, `size/0`,
+  `update_options/1`, and the functions of this module without the buffer: `put/2` and `put/3`, `put_all/1` and `put_all/2`,
+  `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `delete/1` and `delete/2`.
+  There is no `get/2`: its second argument could be meant as the default or as options.
+
+      iex> defmodule DocUsers do
+      ...>   use PartitionedBuffer.Map, processor: &Function.identity/1
+      ...> end
+      iex> {:ok, _pid} = DocUsers.start_link(partitions: 2)
+      iex> DocUsers.put(:ada, 1)
+      :ok
+      iex> DocUsers.get(:ada)
+      1
+      iex> PartitionedBuffer.Map.size(DocUsers)
+      1
+      iex> DocUsers.stop()
+      :ok
+  """
+  defmacro __using__(opts) do
+    quote location: :keep do
+      unquote(Definition.functions(__MODULE__, opts))
+
+      @doc "See `PartitionedBuffer.Map.put/4`."
+      @spec put(any(), any(), keyword()) :: :ok
+      def put(key, value, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
+
+      @doc "See `PartitionedBuffer.Map.put_all/3`."
+      @spec put_all(map() | [{any(), any()}], keyword()) :: :ok
+      def put_all(entries, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
+
+      @doc "See `PartitionedBuffer.Map.put_newer/5`."
+      @spec put_newer(any(), any(), integer(), keyword()) :: :ok
+      def put_newer(key, value, version, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
+
+      @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
+      @spec put_all_newer([{any(), any(), integer()}], keyword()) :: :ok
+      def put_all_newer(entries, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
+
+      @doc "The value of a key, or `nil`. See `PartitionedBuffer.Map.get/4`."
+      @spec get(any()) :: any()
+      def get(key), do: PartitionedBuffer.Map.get(__MODULE__, key)
+
+      @doc "The value of a key, or `default`. See `PartitionedBuffer.Map.get/4`."
+      @spec get(any(), any(), keyword()) :: any()
+      def get(key, default, opts) when is_list(opts),
+        do: PartitionedBuffer.Map.get(__MODULE__, key, default, opts)
+
+      @doc "See `PartitionedBuffer.Map.delete/3`."
+      @spec delete(any(), keyword()) :: :ok
+      def delete(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.delete(__MODULE__, key, opts)
+    end
+  end
 
   @doc """
   Puts a value for a key, whatever is there.

@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.Queue do
   `{:entry, {:key, monotonic_time, ref}, item, 0, 0}`, in the order of the items.
   """
 
-  alias PartitionedBuffer.{Call, Native}
+  alias PartitionedBuffer.{Call, Definition, Native}
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -73,6 +73,42 @@ defmodule PartitionedBuffer.Queue do
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity),
     do: PartitionedBuffer.stop(buffer, reason, timeout)
+
+  @doc """
+  Defines a buffer that is a module, and named after it.
+
+      defmodule MyApp.Events do
+        use PartitionedBuffer.Queue, otp_app: :my_app, processor: &MyApp.Broker.publish/1
+      end
+
+      children = [MyApp.Events]
+      MyApp.Events.push({:signed_up, 7})
+
+  The options come from where those of `PartitionedBuffer.Map.__using__/1` come from. The module has `child_spec/1`,
+  `start_link/0` and `start_link/1`, which may be overridden, `stop/0` and `stop/2`, `size/0`, `update_options/1`, `push/1` and
+  `push/2`.
+
+      iex> defmodule DocEvents do
+      ...>   use PartitionedBuffer.Queue, processor: &Function.identity/1
+      ...> end
+      iex> {:ok, _pid} = DocEvents.start_link()
+      iex> DocEvents.push([:first, :second])
+      :ok
+      iex> DocEvents.size()
+      2
+      iex> DocEvents.stop()
+      :ok
+  """
+  defmacro __using__(opts) do
+    quote location: :keep do
+      unquote(Definition.functions(__MODULE__, opts))
+
+      @doc "See `PartitionedBuffer.Queue.push/3`."
+      @spec push(any() | [any()], keyword()) :: :ok
+      def push(item_or_items, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Queue.push(__MODULE__, item_or_items, opts)
+    end
+  end
 
   @doc """
   Pushes an item, or each item of a list in its order.
