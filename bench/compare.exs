@@ -5,31 +5,24 @@
 # Prints a table and, without an argument, writes bench/results.json and bench/*.svg. Contents are checked after each
 # scenario. Latency, memory and the longest NIF call are measured by bench/limits.exs.
 
-for file <- ~w(candidates report), do: Code.require_file("support/#{file}.ex", __DIR__)
+for file <- ~w(candidates report runner), do: Code.require_file("support/#{file}.ex", __DIR__)
 
 defmodule Compare do
-  alias Bench.Report
+  alias Bench.{Report, Runner}
 
-  @rounds 9
   @keys 100_000
   @candidates [Bench.Ets, Bench.Lean, Bench.NativeOne, Bench.Native]
 
   def main(argv) do
-    release!()
-    IO.puts("#{Report.machine()}\n#{@rounds} rounds in alternation, medians, in brackets 10% to 90%\n")
+    Runner.release!()
+
+    IO.puts(
+      "#{Report.machine()}\n#{Runner.rounds()} rounds in alternation, medians, in brackets 10% to 90%\n"
+    )
+
     filter = List.first(argv) || ""
-    selected = for scenario <- scenarios(), scenario.name =~ filter, do: scenario
-    results = Enum.map(selected, &run/1)
+    results = for scenario <- scenarios(), scenario.name =~ filter, do: Runner.run(scenario, @candidates)
     if filter == "", do: write(results)
-  end
-
-  # A debug build of the NIF is ten times slower: it would measure nothing.
-  defp release! do
-    library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
-
-    if System.get_env("PARTITIONED_BUFFER_NIF_PATH", "") =~ "debug" or not File.exists?(library) do
-      raise "bench/compare.exs measures the release build only"
-    end
   end
 
   ## Scenarios: ops is how many operations `run` does; `prepare` is not measured.
@@ -216,11 +209,14 @@ defmodule Compare do
     entries = Enum.map(1..@keys, &{&1, small_map(&1)})
 
     %{
+      drained?: true,
       name: "hand-over in batches of #{batch_size}, per entry",
       ops: @keys,
       prepare: &{filled(&1, entries), :counters.new(1, [])},
       run: fn mod, {handle, counter} ->
-        mod.drain(handle, batch_size, fn batch -> :counters.add(counter, 1, length(batch)) end)
+        # On a process of its own, as a task does it.
+        count = fn batch -> :counters.add(counter, 1, length(batch)) end
+        fn -> mod.drain(handle, batch_size, count) end |> Task.async() |> Task.await(:infinity)
       end,
       finish: fn _mod, {handle, counter} ->
         Process.put(:handed_over, :counters.get(counter, 1))
@@ -234,6 +230,7 @@ defmodule Compare do
     entries = Enum.map(1..1_000_000, &{&1, &1})
 
     %{
+      drained?: true,
       name: "stop of a million entries in thousands",
       ops: 1,
       rounds: 3,
@@ -264,60 +261,6 @@ defmodule Compare do
       check: &(&1.size(&2) == 10_000)
     }
   end
-
-  ## Running
-
-  defp run(scenario) do
-    rounds = Map.get(scenario, :rounds, @rounds)
-    Enum.each(@candidates, &measure(&1, scenario))
-    times = for _ <- 1..rounds, do: Map.new(@candidates, &{&1, measure(&1, scenario)})
-
-    results =
-      for candidate <- @candidates do
-        ns = Enum.map(times, & &1[candidate])
-        ratios = Enum.map(times, &(&1[Bench.Ets] / &1[candidate]))
-        {low, high} = Report.spread(ratios)
-
-        %{
-          candidate: candidate.label(),
-          ns: Report.median(ns),
-          ratio: Report.median(ratios),
-          low: low,
-          high: high
-        }
-      end
-
-    IO.puts(String.pad_trailing(scenario.name, 44) <> Enum.map_join(results, &cell/1))
-    %{name: scenario.name, results: results}
-  end
-
-  defp cell(result) do
-    ratio =
-      "#{:erlang.float_to_binary(result.ratio, decimals: 2)}× [#{:erlang.float_to_binary(result.low, decimals: 2)}–#{:erlang.float_to_binary(result.high, decimals: 2)}]"
-
-    text = if result.candidate == Bench.Ets.label(), do: "", else: ratio
-    String.pad_leading(Report.format(result.ns), 11) <> " " <> String.pad_trailing(text, 20)
-  end
-
-  # Each measurement on a process of its own, which has collected its garbage before the clock runs.
-  defp measure(mod, scenario) do
-    task =
-      Task.async(fn ->
-        state = scenario.prepare.(mod)
-        :erlang.garbage_collect()
-        started = System.monotonic_time(:nanosecond)
-        scenario.run.(mod, state)
-        elapsed = System.monotonic_time(:nanosecond) - started
-        handle = if scenario[:finish], do: scenario.finish.(mod, state), else: state
-        scenario.check.(mod, handle) || raise "#{inspect(mod)} holds something else after #{scenario.name}"
-        if mod != Bench.Ets or not drained?(scenario), do: mod.free(handle)
-        elapsed / scenario.ops
-      end)
-
-    Task.await(task, :infinity)
-  end
-
-  defp drained?(scenario), do: scenario.name =~ ~r/hand-over|stop/
 
   defp filled(mod, entries) do
     handle = mod.new([])
@@ -367,7 +310,7 @@ defmodule Compare do
 
     File.write!(
       Path.join(dir, "results.json"),
-      Report.json(%{machine: Report.machine(), rounds: @rounds, scenarios: results}) <> "\n"
+      Report.json(%{machine: Report.machine(), rounds: Runner.rounds(), scenarios: results}) <> "\n"
     )
 
     label = Bench.NativeOne.label()
