@@ -15,15 +15,33 @@ defmodule PartitionedBuffer.DependencyTest do
     {:ok, dir: dir}
   end
 
-  test "a path dependency is built with cargo, and not again", %{dir: dir} do
+  test "the files of the package are enough: built with cargo, and not again", %{dir: dir} do
+    package = Path.join(dir, "partitioned_buffer")
+    for file <- package_files(), do: copy(file, package)
     app = copy_app(Path.join(dir, "shop"))
-    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
+    env = [{"SHOP_DEPENDENCY", inspect(path: package)}]
     output = mix!(["run", "run.exs"], app, env)
     assert output =~ "Compiling Rust crate"
     assert output =~ @expected
     output = mix!(["run", "run.exs"], app, env)
     refute output =~ "Compiling"
     assert output =~ @expected
+  end
+
+  test "the package has its sources, and nothing that was built or is for tests" do
+    files = package_files()
+    for file <- ~w(mix.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock), do: assert(file in files)
+    assert "native/engine/src/lib.rs" in files and "native/partitioned_buffer/src/lib.rs" in files
+
+    refute Enum.any?(
+             files,
+             &(&1 =~ ~r"(^|/)(target|_build|deps|test|tests|fuzz|shuttle|bench)/|\.(so|dll|beam)$")
+           )
+
+    # As it is on Hex, while the application keeps the name that others depend on.
+    config = Mix.Project.config()
+    assert {config[:app], config[:package][:name]} == {:partitioned_buffer, "partitioned_buffer_native"}
+    assert config[:package][:licenses] == ["MIT"]
   end
 
   test "a git dependency uses a library that is already built", %{dir: dir} do
@@ -98,6 +116,15 @@ defmodule PartitionedBuffer.DependencyTest do
     {output, status} = mix(["compile"], app, env)
     assert status != 0
     assert output =~ "/nowhere/library.so cannot be read: no such file or directory"
+  end
+
+  # Those that `mix hex.build` puts in.
+  defp package_files do
+    for pattern <- Mix.Project.config()[:package][:files],
+        path <- Path.wildcard(Path.join(@root, pattern), match_dot: true),
+        file <- if(File.dir?(path), do: Path.wildcard(path <> "/**"), else: [path]),
+        File.regular?(file),
+        do: Path.relative_to(file, @root)
   end
 
   defp copy(file, to) do
