@@ -8,7 +8,7 @@ use rustler::{Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Side};
 use crate::pace::{Pace, MAX_STEP};
-use crate::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
+use crate::vm::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
 
 /// A record as the processor gets it.
 pub(crate) trait ToTerm: Copy {

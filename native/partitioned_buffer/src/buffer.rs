@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use partitioned_buffer_engine::{routing, Closed, Generation, Hash, Hasher, Log, Partition, Store};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
-use crate::term::{Environment, RawTerm};
+use crate::vm::term::{Environment, RawTerm};
 
 /// The side of a name for maps.
 pub(crate) type MapSide = Side<Generation<Environment>, { partitioned_buffer_engine::partition::MAP_SHARDS }>;

@@ -8,26 +8,18 @@
 //! | [`lists`] | writes lists, in slices |
 //! | [`pace`] | keeps a call to its time |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
-//! | [`term`] | terms and environments for the engine |
-//! | [`memory`] | the allocator, which counts |
-//!
-//! All `unsafe` code is in the last two, but for the clock of `timing`, which is in no release.
+//! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
 //! What a partition is and does is in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
 mod batches;
 mod buffer;
-#[cfg(feature = "faults")]
-mod faults;
 mod lists;
-mod memory;
 mod nifs;
 mod pace;
 mod registry;
-mod term;
-#[cfg(feature = "timing")]
-mod timing;
+mod vm;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

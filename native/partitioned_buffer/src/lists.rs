@@ -6,7 +6,7 @@ use rustler::{Env, Error, NifResult, Term};
 
 use crate::buffer::{MapSide, NotRunning, QueueSide, Route};
 use crate::pace::Pace;
-use crate::term::{cell, Environment, RawTerm};
+use crate::vm::term::{cell, Environment, RawTerm};
 
 /// So many elements of a list are checked before the first is written.
 const CHECKED_AT_ONCE: usize = 2048;

@@ -16,8 +16,9 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term}
 use crate::batches::Batch;
 use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route};
 use crate::lists::{write_list, Target, ToMap, ToQueue, Written};
-use crate::term::{copy_to, elements, entry, tuple, unsigned_to, version, Function, RawTerm};
-use crate::{memory, registry};
+use crate::registry;
+use crate::vm::memory;
+use crate::vm::term::{copy_to, elements, entry, tuple, unsigned_to, version, Function, RawTerm};
 
 /// `size` looks at all partitions, and a slice of a list may have writes for each: with so many it stays well below a
 /// millisecond.
@@ -52,8 +53,8 @@ macro_rules! nif {
                 const NAME: &'static str = concat!(stringify!($function), "\0");
 
                 #[cfg(feature = "timing")]
-                fn timing() -> &'static crate::timing::Timing {
-                    static TIMING: crate::timing::Timing = crate::timing::Timing::new(stringify!($function));
+                fn timing() -> &'static crate::vm::timing::Timing {
+                    static TIMING: crate::vm::timing::Timing = crate::vm::timing::Timing::new(stringify!($function));
                     &TIMING
                 }
 
@@ -233,7 +234,7 @@ fn await_reclaimed<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
 nif!(longest_calls / 0);
 fn longest_calls<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
     #[cfg(feature = "timing")]
-    let calls = crate::timing::all();
+    let calls = crate::vm::timing::all();
     #[cfg(not(feature = "timing"))]
     let calls: [&str; 0] = [];
     Ok(calls.encode(env))

@@ -1,5 +1,4 @@
-//! Terms and environments for the engine, over the functions of `erl_nif`: all of the library's unsafe code but the
-//! allocator.
+//! Terms and environments for the engine, over the functions of `erl_nif`.
 //!
 //! What makes it sound, in one place:
 //!
@@ -11,7 +10,6 @@
 //!   of an environment while nobody writes it is safe from any thread: they are immutable, and binaries outside of it
 //!   are counted atomically.
 //! * Process-independent environments may be made, used and freed on any thread.
-#![allow(unsafe_code)]
 
 use std::cmp::Ordering;
 use std::mem::MaybeUninit;
@@ -30,7 +28,7 @@ pub(crate) trait Function<const N: usize> {
 
     /// Where its calls are counted.
     #[cfg(feature = "timing")]
-    fn timing() -> &'static crate::timing::Timing;
+    fn timing() -> &'static crate::vm::timing::Timing;
 
     /// The NIF; an error is `badarg`.
     fn call<'a>(env: Env<'a>, arguments: [Term<'a>; N]) -> NifResult<Term<'a>>;
@@ -135,7 +133,7 @@ impl Heap for Environment {
     type Term = RawTerm;
 
     fn new() -> Self {
-        crate::memory::count_environments(1);
+        super::memory::count_environments(1);
         // SAFETY: may be called on any thread; the VM does not return without memory.
         Environment { env: unsafe { enif_alloc_env() } }
     }
@@ -143,7 +141,7 @@ impl Heap for Environment {
     #[inline]
     fn copy(&mut self, term: RawTerm) -> RawTerm {
         #[cfg(feature = "faults")]
-        crate::faults::before_copy();
+        super::faults::before_copy();
         // SAFETY: `self.env` is ours and written by nobody else; `term` is valid.
         RawTerm(unsafe { enif_make_copy(self.env, term.0) })
     }
@@ -180,7 +178,7 @@ impl Drop for Environment {
     fn drop(&mut self) {
         // SAFETY: `self.env` is ours, and this is its last use.
         unsafe { enif_free_env(self.env) }
-        crate::memory::count_environments(-1);
+        super::memory::count_environments(-1);
     }
 }
 

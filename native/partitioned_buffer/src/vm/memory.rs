@@ -4,7 +4,6 @@
 //! A global allocator counts each allocation, in stripes, of which every thread has its own (more than [`STRIPES`] threads
 //! share some): nothing that other processors write is touched, and a `put` allocates only once in some hundred. What one
 //! thread allocates and another frees is above zero in one stripe and below in the other, so only the sum has a meaning.
-#![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;

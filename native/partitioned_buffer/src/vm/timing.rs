@@ -2,7 +2,6 @@
 //!
 //! Counted twice: on the clock, which goes on while the system runs somebody else or the host interrupts the machine, and
 //! in processor time of the thread, which is what the call itself has cost.
-#![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

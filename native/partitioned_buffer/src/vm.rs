@@ -1,0 +1,16 @@
+//! All of the library's unsafe code: what it asks of the VM. Each of the modules says why it is sound.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`term`] | terms and environments for the engine, entry points for the VM |
+//! | [`memory`] | the VM's allocators, counted |
+//! | `timing` | for benchmarks only: how long calls take |
+//! | `faults` | for tests only: panics where copies are made |
+#![allow(unsafe_code)]
+
+#[cfg(feature = "faults")]
+mod faults;
+pub(crate) mod memory;
+pub(crate) mod term;
+#[cfg(feature = "timing")]
+pub(crate) mod timing;
