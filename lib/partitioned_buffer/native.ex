@@ -69,6 +69,7 @@ defmodule PartitionedBuffer.Native do
   Puts entries until its time is up; what is left then is to be given to it again.
 
   Writes nothing if the caller has not `checked` the list and it is long, or not what it should be: `:unchecked`.
+  A list that is not what the caller says it has checked raises badarg, but what comes before may be written.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) ::
           :ok | {:more, [{term(), term()}]} | :unchecked | :not_running
