@@ -1,76 +1,184 @@
 defmodule PartitionedBuffer.NativeTest do
-  # The NIFs do not trust their callers: whatever they are given raises badarg or is answered, and changes nothing.
+  # The NIFs do not trust their callers: what does not fit raises badarg and changes nothing.
   use PartitionedBuffer.Case, async: true
 
   alias PartitionedBuffer.Native
 
   import Bitwise
 
+  # What each argument of each NIF is.
+  @nifs %{
+    open: [:name, :kind, :partitions],
+    reopen: [:name, :u32],
+    close: [:name, :u32],
+    partitions: [:name],
+    size: [:name],
+    put: [:name, :route, :any, :any],
+    put_newer: [:name, :route, :any, :any, :version],
+    get: [:name, :route, :any],
+    delete: [:name, :route, :any],
+    put_all: [:name, :route, :pairs, :boolean],
+    put_all_newer: [:name, :route, :versioned, :boolean],
+    push: [:queue, :route, :any],
+    push_all: [:queue, :route, :list, :boolean],
+    hand_over: [:name, :u32],
+    position: [:batch],
+    read: [:batch, :u64, :u64],
+    claim: [:batch, :u64, :u64],
+    memory: [],
+    await_reclaimed: [],
+    longest_calls: []
+  }
+
+  @no_nifs [hold: 0, load: 0]
+
+  defp fits?(:any, _term), do: true
+  defp fits?(kind, term) when kind in [:name, :queue], do: is_atom(term)
+  defp fits?(:kind, term), do: term in [:map, :queue]
+  defp fits?(:boolean, term), do: is_boolean(term)
+  defp fits?(:partitions, term), do: term in 0..4_096
+  defp fits?(:u32, term), do: term in 0..((1 <<< 32) - 1)
+  defp fits?(:u64, term), do: term in 0..((1 <<< 64) - 1)
+  defp fits?(:route, term), do: term == nil or fits?(:u32, term)
+  defp fits?(:version, term), do: is_integer(term)
+  defp fits?(:list, term), do: list_of?(term, fn _item -> true end)
+  defp fits?(:pairs, term), do: list_of?(term, &match?({_key, _value}, &1))
+
+  defp fits?(:versioned, term),
+    do: list_of?(term, &match?({_key, _value, version} when is_integer(version), &1))
+
+  defp fits?(:batch, {:batch, _batch}), do: true
+  defp fits?(:batch, _term), do: false
+
+  # Of a list that its caller says it has checked, what comes before the first that does not fit may be written.
+  defp begins_well?(kind, [head | _tail]) when kind in [:list, :pairs, :versioned], do: fits?(kind, [head])
+  defp begins_well?(_kind, _term), do: false
+
+  defp list_of?([head | tail], fits?), do: fits?.(head) and list_of?(tail, fits?)
+  defp list_of?(tail, _fits?), do: tail == []
+
   defp garbage do
-    [nil, :atom, -1, 0, 1 <<< 32, 1 <<< 63, 1 <<< 64, 1 <<< 70, -(1 <<< 70), 1.5, "binary", <<1::3>>] ++
-      [
-        [],
-        [1 | 2],
-        [1],
-        {},
-        {1},
-        {1, 2, 3},
-        %{},
-        %{a: 1},
-        self(),
-        make_ref(),
-        fn -> :ok end,
-        :atomics.new(1, [])
-      ]
+    numbers() ++ atoms_and_binaries() ++ lists() ++ tuples_and_maps() ++ opaque()
   end
 
-  test "garbage in any argument of any NIF raises badarg or is answered, and the buffer stays as it is" do
-    buffer = start_buffer()
-    Buffer.put(buffer, :key, :value)
+  defp numbers do
+    powers = for bits <- [12, 31, 32, 59, 60, 62, 63, 64, 70, 1_000], sign <- [1, -1], do: sign * (1 <<< bits)
+    floats = [-0.0, 0.0, 1.0, 1.5, 1.0e300, 4_294_967_296.0]
+    [-1, 0, 1, 2, 4_097, (1 <<< 64) - 1] ++ powers ++ floats
+  end
 
-    valid = %{
-      reopen: [buffer, 0],
-      partitions: [buffer],
-      size: [buffer],
-      get: [buffer, nil, :key],
-      put_newer: [buffer, nil, :key, :stale, -1],
-      put_all: [buffer, nil, [], true],
-      put_all_newer: [buffer, nil, [], false],
-      position: [:no_batch],
-      read: [:no_batch, 0, 1],
-      claim: [:no_batch, 0, 1]
-    }
+  defp atoms_and_binaries do
+    large = :binary.copy("0", 100)
 
-    for {name, args} <- valid, {_arg, index} <- Enum.with_index(args), garbage <- garbage() do
-      # A key or a value may be anything.
-      unless {name, index} in [{:get, 2}, {:put_newer, 2}, {:put_newer, 3}, {:put_newer, 4}] do
-        call(name, List.replace_at(args, index, garbage))
+    [nil, true, false, :ok, :infinity, :"", :"0", :undefined] ++
+      ["", "0", "name", large, binary_part(large, 1, 70), <<1::3>>, <<large::binary, 1::1>>]
+  end
+
+  defp lists do
+    [[], [1], [nil], [[]], 'name', [:name], Enum.to_list(1..10_000)] ++
+      [[1 | 2], [{1, 1} | {2, 2}], [{1, 1, 1} | {2, 2, 2}], [{1, 1} | %{}], [[{1, 1}]]] ++
+      [[{1, 1}, 2], [{1, 1}, {2, 2, 2}], [{1, 1, 1}, {2, 2}], [{1}], [{}], [{1, 1, 1, 1}], [[1, 1], [2, 2]]] ++
+      for(version <- [1.0, :version, nil, "1", [1], {1}], do: [{1, 1, version}])
+  end
+
+  defp tuples_and_maps do
+    [{}, {nil}, {0}, {:key, :value}, {:key, :value, 1}, List.to_tuple(Enum.to_list(1..1_000))] ++
+      [%{}, %{key: :value}, Map.new(1..100, &{&1, &1}), 1..2]
+  end
+
+  # Processes, ports, functions, and references of all kinds: here and of other nodes, of resources of others and our own.
+  defp opaque do
+    there = <<119, 3, "a@b">>
+    zlib = :zlib.open()
+    table = :ets.new(:table, [])
+
+    [self(), hd(Port.list()), :erlang.binary_to_term(<<131, 88, there::binary, 1::32, 0::32, 1::32>>)] ++
+      [fn -> :ok end, fn _ -> self() end, &Kernel.self/0, &Native.put/4] ++
+      [make_ref(), :erlang.binary_to_term(<<131, 90, 3::16, there::binary, 1::32, 1::32, 2::32, 3::32>>)] ++
+      [:atomics.new(1, []), :counters.new(1, []), table, :ets.whereis(:code), zlib] ++
+      [Native.open(unique_name(), :map, 1)]
+  end
+
+  test "what the table says of the NIFs is all there are" do
+    described = for {name, arguments} <- @nifs, do: {name, length(arguments)}
+    assert Enum.sort(described) == Native.__info__(:functions) -- @no_nifs
+  end
+
+  test "arguments that fit raise nothing" do
+    for {name, kinds} <- @nifs do
+      {buffer, batch} = opened()
+      apply(Native, name, Enum.map(kinds, &fitting(&1, buffer, batch)))
+    end
+  end
+
+  test "garbage in any argument of any NIF raises badarg, and the buffer stays as it is" do
+    {buffer, batch} = opened()
+    before = held(buffer, batch)
+    garbage = [buffer, {:batch, batch}] ++ garbage()
+
+    answers =
+      for {name, kinds} <- @nifs,
+          {kind, index} <- Enum.with_index(kinds),
+          term <- garbage,
+          not fits?(kind, term) and not begins_well?(kind, term) do
+        term = with {:batch, batch} <- term, do: batch
+        arguments = kinds |> Enum.map(&fitting(&1, buffer, batch)) |> List.replace_at(index, term)
+        result = call(name, arguments)
+        assert {name, arguments, held(buffer, batch)} == {name, arguments, before}
+        {{name, index}, term, result}
       end
-    end
 
-    for garbage <- garbage(), not is_integer(garbage) do
-      assert_raise ArgumentError, fn -> Native.put_newer(buffer, nil, :key, :value, garbage) end
-      assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, [{:a, 1}, garbage], true) end
-    end
+    assert length(answers) > 3_000
+    answered = Enum.reject(answers, &match?({_argument, _term, :badarg}, &1))
+    assert Enum.uniq_by(answered, fn {argument, _term, _answer} -> argument end) == []
 
-    for name <- garbage(), not is_atom(name) do
-      assert_raise ArgumentError, fn -> Native.open(name, :map, 1) end
-    end
-
-    for partitions <- garbage(), not is_integer(partitions) or partitions < 0 or partitions > 4_096 do
-      assert_raise ArgumentError, fn -> Native.open(unique_name(), :map, partitions) end
-    end
-
-    assert Buffer.get(buffer, :key) == :value
-    flush(buffer)
-    assert {:key, :value, 0, 0} in received_entries()
+    assert {:rest, rest} = Native.hand_over(buffer, 0)
+    assert Native.read(rest, 0, 10) == {[{:handed_over, 1, 0, 0}], 1}
+    assert Native.claim(rest, 0, 1)
+    assert {:fresh, fresh} = Native.hand_over(buffer, 0)
+    assert {entries, _position} = Native.read(fresh, 0, 10)
+    assert Enum.sort(entries) == [{:key, :value, 0, 0}, {:versioned, :newer, 7, 1}]
+    assert {:fresh, items} = Native.hand_over(queue(buffer), 0)
+    assert Native.read(items, 0, 10) == {[:first, :second], 2}
   end
 
-  test "a resource of another kind is no batch" do
-    resource = Native.open(unique_name(), :map, 1)
-    assert_raise ArgumentError, fn -> Native.read(resource, 0, 1) end
-    assert_raise ArgumentError, fn -> Native.claim(resource, 0, 1) end
-    assert_raise ArgumentError, fn -> Native.position(resource) end
+  test "a list that nobody has checked is not written if anything is wrong with it" do
+    {buffer, batch} = opened()
+    before = held(buffer, batch)
+    good = Enum.map(1..1_000, &{&1, &1})
+    versioned = Enum.map(1..1_000, &{&1, &1, 1})
+
+    for list <- lists() ++ [good ++ [:bad], good ++ :tail, [:bad | good]], not fits?(:pairs, list) do
+      assert Native.put_all(buffer, nil, list, false) == :unchecked
+      assert held(buffer, batch) == before
+    end
+
+    for list <- lists() ++ [good ++ :tail], not fits?(:list, list) do
+      assert Native.push_all(queue(buffer), nil, list, false) == :unchecked
+      assert held(buffer, batch) == before
+    end
+
+    for list <- lists() ++ [versioned ++ good, versioned ++ :tail], not fits?(:versioned, list) do
+      assert Native.put_all_newer(buffer, nil, list, false) == :unchecked
+      assert held(buffer, batch) == before
+    end
+  end
+
+  test "numbers of partitions that are not there are answered, and change nothing" do
+    {buffer, batch} = opened()
+    before = held(buffer, batch)
+
+    for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
+      for name <- [:reopen, :close, :hand_over], do: assert(call(name, [buffer, number]) == :not_running)
+      for name <- [:get, :delete], do: assert(call(name, [buffer, number, :key]) == :not_running)
+      assert Native.push(queue(buffer), number, :other) == :not_running
+      assert Native.push_all(queue(buffer), number, [:other], true) == :not_running
+      assert Native.put(buffer, number, :key, :other) == :not_running
+      assert Native.put_newer(buffer, number, :key, :other, 9) == :not_running
+      assert Native.put_all(buffer, number, [{:key, :other}], true) == :not_running
+      assert Native.put_all_newer(buffer, number, [{:key, :other, 9}], true) == :not_running
+      assert held(buffer, batch) == before
+    end
   end
 
   test "positions and counts beyond the end read nothing" do
@@ -98,13 +206,59 @@ defmodule PartitionedBuffer.NativeTest do
     assert Native.read(batch, 0, 1) == {[], 0}
   end
 
-  test "a lock is never left behind by a bad entry in the middle of a list" do
+  test "of a list that is not what its caller says it has checked nothing is written behind what does not fit" do
     buffer = start_buffer()
-    assert Native.put_all(buffer, nil, [{1, 1}, :bad, {2, 2}], false) == :unchecked
-    assert Buffer.size(buffer) == 0
-    assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, [{1, 1}, :bad, {2, 2}], true) end
-    assert Buffer.put(buffer, 1, 1) == :ok
+
+    for list <- [[{1, 1}, :bad, {2, 2}], [{1, 1}, {1}, {2, 2}], [{1, 1} | {2, 2}]] do
+      assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, list, true) end
+      assert Buffer.get(buffer, 2) == nil
+      # No lock is left behind.
+      assert Buffer.put(buffer, 1, 1) == :ok
+    end
   end
+
+  # A map without processes, and what it has handed over before what it holds; and a queue beside it.
+  defp opened do
+    buffer = unique_name()
+    Native.open(queue(buffer), :queue, 1)
+    Native.push_all(queue(buffer), nil, [:first, :second], true)
+    Native.open(buffer, :map, 1)
+    Native.put(buffer, nil, :handed_over, 1)
+    {:fresh, batch} = Native.hand_over(buffer, 0)
+    Native.put(buffer, nil, :key, :value)
+    Native.put_newer(buffer, nil, :versioned, :newest, 6)
+    Native.put_newer(buffer, nil, :versioned, :newer, 7)
+    {buffer, batch}
+  end
+
+  defp queue(buffer), do: :"#{buffer}_queue"
+
+  defp held(buffer, batch) do
+    %{
+      queue: {Native.partitions(queue(buffer)), Native.size(queue(buffer))},
+      partitions: Native.partitions(buffer),
+      size: Native.size(buffer),
+      entries: for(key <- [:key, :versioned, :other, 1, 2], do: Native.get(buffer, nil, key)),
+      position: Native.position(batch),
+      handed_over: Native.read(batch, 0, 10)
+    }
+  end
+
+  # None of these is what the buffer holds already.
+  defp fitting(:any, _buffer, _batch), do: :other
+  defp fitting(:queue, buffer, _batch), do: queue(buffer)
+  defp fitting(:kind, _buffer, _batch), do: :map
+  defp fitting(:list, _buffer, _batch), do: [:other]
+  defp fitting(:name, buffer, _batch), do: buffer
+  defp fitting(:boolean, _buffer, _batch), do: true
+  defp fitting(:partitions, _buffer, _batch), do: 2
+  defp fitting(:u32, _buffer, _batch), do: 0
+  defp fitting(:u64, _buffer, _batch), do: 1
+  defp fitting(:route, _buffer, _batch), do: nil
+  defp fitting(:version, _buffer, _batch), do: 1 <<< 70
+  defp fitting(:pairs, _buffer, _batch), do: [{:other, 1}]
+  defp fitting(:versioned, _buffer, _batch), do: [{:other, 1, 1}]
+  defp fitting(:batch, _buffer, batch), do: batch
 
   defp call(name, args) do
     apply(Native, name, args)
