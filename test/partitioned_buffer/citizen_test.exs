@@ -1,0 +1,15 @@
+defmodule PartitionedBuffer.CitizenTest do
+  # What is shared by all that runs in a VM is left alone while buffers are in use. In a VM of its own, where nobody else
+  # makes atoms.
+  use ExUnit.Case, async: true
+
+  import PartitionedBuffer.VM
+
+  setup :tmp_dir
+
+  test "no operation, flush, failure or restart makes an atom or writes a persistent term", %{dir: dir} do
+    seed = System.get_env("SEED", to_string(:rand.uniform(1_000_000)))
+    output = elixir!(copy_package(dir, library()), "citizen.exs", ["100", seed])
+    assert output =~ ~r/^\d+ operations, \d+ flushes, seed #{seed}: as it should be$/m
+  end
+end

@@ -1,0 +1,189 @@
+# Run by citizen_test.exs in a VM of its own: operations of every kind, flushes, failures, restarts, and what they leave of
+# atoms and persistent terms. Arguments: rounds, seed.
+alias PartitionedBuffer.Map, as: Buffer
+
+defmodule Citizen do
+  @moduledoc false
+
+  import PartitionedBuffer.Case, only: [flush: 1, kill_and_await_restart: 1]
+
+  @keys 200
+
+  def start(name, batch_size) do
+    {:ok, pid} =
+      Buffer.start_link(
+        name: name,
+        processor: {__MODULE__, :process, []},
+        partitions: 2,
+        processing_interval_ms: 86_400_000,
+        processing_batch_size: batch_size
+      )
+
+    pid
+  end
+
+  # A part of the batches fails, in all ways.
+  def process(batch) do
+    case :rand.uniform(20) do
+      1 -> raise "as it was told to"
+      2 -> exit(:as_it_was_told_to)
+      3 -> throw(batch)
+      4 -> Process.exit(self(), :kill)
+      _well -> :ok
+    end
+  end
+
+  # Every kind of operation ten times, and once those that raise; returns how many there were.
+  def operate(name) do
+    operations = [
+      fn -> Buffer.put(name, key(), value()) end,
+      fn -> Buffer.put(name, key(), value(), partition_key: key()) end,
+      fn -> Buffer.put(name, key(), value(), partition_key: &:erlang.phash2/1) end,
+      fn -> Buffer.put(name, key(), value(), partition_key: {:erlang, :phash2, []}) end,
+      fn -> Buffer.put_newer(name, key(), value(), version()) end,
+      fn -> Buffer.put_newer(name, key(), value(), version(), partition_key: key()) end,
+      fn -> Buffer.put_all(name, for(_ <- 1..10, do: {key(), value()})) end,
+      fn -> Buffer.put_all(name, %{key() => value()}) end,
+      fn -> Buffer.put_all(name, [{key(), value()}], partition_key: & &1) end,
+      fn -> Buffer.put_all_newer(name, for(_ <- 1..10, do: {key(), value(), version()})) end,
+      fn -> Buffer.put_all_newer(name, [{key(), value(), version()}], partition_key: & &1) end,
+      fn -> Buffer.get(name, key()) end,
+      fn -> Buffer.get(name, key(), :none, partition_key: key()) end,
+      fn -> Buffer.delete(name, key()) end,
+      fn -> Buffer.delete(name, key(), partition_key: key()) end,
+      fn -> Buffer.size(name) end,
+      fn -> Buffer.update_options(name, processing_timeout_ms: 60_000) end,
+      fn -> PartitionedBuffer.get_partition(name, nil, key()) end,
+      fn -> PartitionedBuffer.memory() end
+    ]
+
+    raising = [
+      fn -> Buffer.put_all(name, [:bad]) end,
+      fn -> Buffer.put_newer(name, 1, 1, 1.5) end,
+      fn -> Buffer.put(name, 1, 1, unknown: 1) end,
+      fn -> Buffer.update_options(name, processing_batch_size: 0) end,
+      fn -> Buffer.put(:never_started, 1, 1) end
+    ]
+
+    for _ <- 1..10, do: Enum.each(operations, & &1.())
+    Enum.each(raising, &raised/1)
+    10 * length(operations) + length(raising)
+  end
+
+  # What is done now and then: long lists come, processes of the buffer die, all of it stops.
+  def restart(name, supervisor) do
+    Buffer.put_all(name, for(n <- 1..5_000, do: {n, n}))
+    Buffer.put_all_newer(name, for(n <- 1..5_000, do: {n, n, n}))
+    kill_and_await_restart(:"Elixir.#{name}.0")
+    kill_and_await_restart(:"Elixir.#{name}.1.TaskSupervisor")
+    Buffer.stop(supervisor)
+  end
+
+  def run(rounds) do
+    for round <- 1..rounds, reduce: {0, 0} do
+      {operations, flushes} ->
+        names = [tens: 10, tables: :table]
+        # Two buffers, in batches and in tables; a new start in every twentieth round.
+        for {name, size} <- names, rem(round, 20) == 1, do: start(name, size)
+
+        operated =
+          for {name, _size} <- names, reduce: 0 do
+            count ->
+              count = count + operate(name)
+              flush(name)
+              count
+          end
+
+        for {name, _size} <- names,
+            rem(round, 20) == 0,
+            do: restart(name, Process.whereis(:"Elixir.#{name}.Supervisor"))
+
+        {operations + operated, flushes + 2}
+    end
+  end
+
+  defp raised(function) do
+    function.()
+  rescue
+    error in [ArgumentError, RuntimeError] -> Exception.message(error)
+  else
+    _result -> raise "it should have raised"
+  end
+
+  defp key do
+    n = :rand.uniform(@keys)
+    Enum.random([n, n / 1, {:user, n}, "user #{n}", [n], %{n => n}])
+  end
+
+  defp value,
+    do: Enum.random([1, nil, "text", {self(), make_ref()}, &self/0, :binary.copy("x", 100), [1, %{a: 1.5}]])
+
+  defp version, do: Enum.random([-1, 1, 2, Integer.pow(2, 70), -Integer.pow(2, 70)])
+
+  ## Persistent terms: who writes one is seen by a trace.
+
+  def trace do
+    me = self()
+    tracer = spawn_link(fn -> collect(me, []) end)
+    for function <- [:put, :erase], do: :erlang.trace_pattern({:persistent_term, function, :_}, true, [])
+    :erlang.trace(:all, true, [:call, {:tracer, tracer}])
+    tracer
+  end
+
+  # Since when it was asked last.
+  def traced(tracer) do
+    delivered = :erlang.trace_delivered(:all)
+    receive do: ({:trace_delivered, :all, ^delivered} -> :ok)
+    send(tracer, :tell)
+    receive do: ({^tracer, calls} -> calls)
+  end
+
+  defp collect(to, calls) do
+    receive do
+      {:trace, _pid, :call, {:persistent_term, function, arguments}} ->
+        collect(to, [{function, arguments} | calls])
+
+      :tell ->
+        send(to, {self(), calls}) && collect(to, [])
+    end
+  end
+end
+
+[rounds, seed] = Enum.map(System.argv(), &String.to_integer/1)
+:rand.seed(:exsss, seed)
+Logger.configure(level: :none)
+Process.flag(:trap_exit, true)
+
+# All modules and all names are there after one go.
+Citizen.run(20)
+tracer = Citizen.trace()
+
+before = {:persistent_term.info(), Map.new(:persistent_term.get())}
+atoms = :erlang.system_info(:atom_count)
+{operations, flushes} = Citizen.run(rounds)
+atoms_then = :erlang.system_info(:atom_count)
+{_info, terms} = before
+
+atoms_then == atoms ||
+  raise "#{atoms_then - atoms} atoms were made by #{operations} operations, #{flushes} flushes"
+
+# A buffer that starts says that there are buffers, as the one before it: writing what is there already does nothing.
+rewriting =
+  Enum.reject(Citizen.traced(tracer), fn
+    {:put, [key, value]} -> :erlang.map_get(key, terms) === value
+    _erase -> false
+  end)
+
+rewriting == [] || raise "persistent terms were written in use: #{inspect(rewriting)}"
+
+before == {:persistent_term.info(), Map.new(:persistent_term.get())} ||
+  raise "persistent terms are others than before"
+
+# What would have been seen.
+:persistent_term.put(:seen, 1)
+:persistent_term.erase(:seen)
+[erase: [:seen], put: [:seen, 1]] = Citizen.traced(tracer)
+_atom = :"#{System.unique_integer()}"
+^atoms_then = :erlang.system_info(:atom_count) - 1
+
+IO.puts("#{operations} operations, #{flushes} flushes, seed #{seed}: as it should be")
