@@ -5,10 +5,10 @@
 #
 # Prints its results. The library built with `timing` is for this script only: run `mix compile` without it afterwards.
 
-for file <- ~w(candidates report), do: Code.require_file("support/#{file}.ex", __DIR__)
+for file <- ~w(candidates report histogram), do: Code.require_file("support/#{file}.ex", __DIR__)
 
 defmodule Limits do
-  alias Bench.Report
+  alias Bench.{Histogram, Report}
 
   @mib 1024 * 1024
   @new_keys 4_000_000
@@ -31,14 +31,18 @@ defmodule Limits do
 
     for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
       histogram = in_process(fn -> run.(mod, opts) end)
-      values = for share <- [0.5, 0.99, 0.999, 0.9999, 1.0], do: Report.format(percentile(histogram, share))
+
+      values =
+        for share <- [0.5, 0.99, 0.999, 0.9999, 1.0],
+            do: Report.format(Histogram.percentile(histogram, share))
+
       IO.puts(row([mod.label() | values]))
     end
   end
 
   defp new_keys(mod, opts) do
     handle = mod.new(opts)
-    histogram = timed_puts(mod, handle, 1, @new_keys, :counters.new(64 * 16, []))
+    histogram = timed_puts(mod, handle, 1, @new_keys, Histogram.new())
     mod.size(handle) == @new_keys || raise "#{inspect(mod)} does not hold what was put"
     discard(mod, handle)
     histogram
@@ -50,7 +54,7 @@ defmodule Limits do
     # The table of raw ETS is not replaced: new keys go to another, as the design does it.
     target = if mod == Bench.Ets, do: mod.new(opts), else: handle
     drain = Task.async(fn -> mod.drain(handle, 10, fn _batch -> :ok end) end)
-    histogram = until_done(mod, target, drain, 1, :counters.new(64 * 16, []))
+    histogram = until_done(mod, target, drain, 1, Histogram.new())
     discard(mod, target)
     histogram
   end
@@ -65,34 +69,8 @@ defmodule Limits do
   defp timed_puts(mod, handle, from, to, histogram) do
     started = :erlang.monotonic_time(:nanosecond)
     mod.put(handle, from, from)
-    :counters.add(histogram, slot(:erlang.monotonic_time(:nanosecond) - started), 1)
+    Histogram.add(histogram, :erlang.monotonic_time(:nanosecond) - started)
     timed_puts(mod, handle, from + 1, to, histogram)
-  end
-
-  # Sixteen slots for each doubling.
-  defp slot(ns) when ns < 16, do: max(ns, 0) + 1
-
-  defp slot(ns) do
-    exponent = trunc(:math.log2(ns))
-    exponent * 16 + div(ns * 16, Integer.pow(2, exponent)) - 15
-  end
-
-  defp value(slot) when slot <= 16, do: slot - 1
-
-  defp value(slot) do
-    exponent = div(slot - 1, 16)
-    div((rem(slot - 1, 16) + 16) * Integer.pow(2, exponent), 16)
-  end
-
-  defp percentile(histogram, share) do
-    counts = for slot <- 1..(64 * 16), do: {slot, :counters.get(histogram, slot)}
-    wanted = ceil(share * Enum.sum(Enum.map(counts, &elem(&1, 1))))
-
-    counts
-    |> Enum.reduce_while(0, fn {slot, count}, seen ->
-      if seen + count >= wanted and count > 0, do: {:halt, {:slot, slot}}, else: {:cont, seen + count}
-    end)
-    |> then(fn {:slot, slot} -> value(slot) end)
   end
 
   ## The swap
