@@ -3,7 +3,8 @@
 #     mix run bench/limits.exs
 #     PARTITIONED_BUFFER_NIF_FEATURES=timing mix run bench/limits.exs    also the library's own count of its calls
 #
-# Prints its results. The library built with `timing` is for this script only: run `mix compile` without it afterwards.
+# Prints its results and writes them to bench/limits.txt; `mix run bench/readme.exs` brings them into the README. The
+# library built with `timing` is for this script only: run `mix compile` without it afterwards.
 
 for file <- ~w(candidates report histogram), do: Code.require_file("support/#{file}.ex", __DIR__)
 
@@ -14,8 +15,11 @@ defmodule Limits do
   @new_keys 4_000_000
   @million 1_000_000
 
+  @output Path.join(__DIR__, "limits.txt")
+
   def main do
-    IO.puts(Report.machine())
+    File.write!(@output, "")
+    say(Report.machine())
     latency("latency of a put, #{@new_keys} new keys int→int", [], &new_keys/2)
     latency("latency of a put while a million entries are handed over in tens", [], &while_handed_over/2)
     swap()
@@ -27,7 +31,7 @@ defmodule Limits do
   ## Latency: each put is timed; what lies between two puts is not.
 
   defp latency(title, opts, run) do
-    IO.puts("\n#{title}\n" <> row(["", "p50", "p99", "p99.9", "p99.99", "max"]))
+    say("\n#{title}\n" <> Report.row(["", "p50", "p99", "p99.9", "p99.99", "max"]))
 
     for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
       histogram = in_process(fn -> run.(mod, opts) end)
@@ -36,7 +40,7 @@ defmodule Limits do
         for share <- [0.5, 0.99, 0.999, 0.9999, 1.0],
             do: Report.format(Histogram.percentile(histogram, share))
 
-      IO.puts(row([mod.label() | values]))
+      say(Report.row([mod.label() | values]))
     end
   end
 
@@ -76,7 +80,7 @@ defmodule Limits do
   ## The swap
 
   defp swap do
-    IO.puts("\nswap of a partition, median and longest of 21")
+    say("\nswap of a partition, median and longest of 21")
 
     for size <- [1_000, @million] do
       times =
@@ -92,7 +96,9 @@ defmodule Limits do
           microseconds
         end
 
-      IO.puts(row(["#{size} entries", Report.format(Report.median(times)), Report.format(Enum.max(times))]))
+      say(
+        Report.row(["#{size} entries", Report.format(Report.median(times)), Report.format(Enum.max(times))])
+      )
     end
   end
 
@@ -105,7 +111,7 @@ defmodule Limits do
   ## Memory
 
   defp bytes_per_entry do
-    IO.puts("\nbytes an entry, a million of {atom, int}→map of 4\n" <> row(["", "bytes", "to raw ETS"]))
+    say("\nbytes an entry, a million of {atom, int}→map of 4\n" <> Report.row(["", "bytes", "to raw ETS"]))
 
     sizes =
       for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
@@ -124,7 +130,9 @@ defmodule Limits do
       end
 
     [{_label, ets} | _] = sizes
-    for {label, bytes} <- sizes, do: IO.puts(row([label, Float.round(bytes, 1), Float.round(bytes / ets, 2)]))
+
+    for {label, bytes} <- sizes,
+        do: say(Report.row([label, Float.round(bytes, 1), Float.round(bytes / ets, 2)]))
   end
 
   defp put_users(_mod, _handle, 0), do: :ok
@@ -135,7 +143,7 @@ defmodule Limits do
   end
 
   defp growth do
-    IO.puts("\nlargest growth while 10 keys are overwritten 200000 times with terms of 32 kB")
+    say("\nlargest growth while 10 keys are overwritten 200000 times with terms of 32 kB")
 
     for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
       growth =
@@ -156,7 +164,7 @@ defmodule Limits do
           largest
         end)
 
-      IO.puts(row([mod.label(), "#{Float.round(growth / @mib, 1)} MiB"]))
+      say(Report.row([mod.label(), "#{Float.round(growth / @mib, 1)} MiB"]))
     end
   end
 
@@ -182,29 +190,27 @@ defmodule Limits do
   defp nif_calls do
     case PartitionedBuffer.Native.longest_calls() do
       [] ->
-        IO.puts("\n(the library was built without the feature timing: no count of its calls)")
+        say("\n(the library was built without the feature timing: no count of its calls)")
 
       calls ->
-        IO.puts(
+        say(
           "\nlongest call of each NIF in this run, as counted in the library\n" <>
-            row(["", "processor", "over 1 ms", "clock", "over 1 ms"])
+            Report.row(["", "processor", "over 1 ms", "clock", "over 1 ms"])
         )
 
         for {name, {used, over}, {elapsed, later}} <- Enum.sort(calls),
-            do: IO.puts(row([name, Report.format(used), over, Report.format(elapsed), later]))
+            do: say(Report.row([name, Report.format(used), over, Report.format(elapsed), later]))
     end
   end
 
   ## Helpers
 
+  defp say(text), do: Report.say(text, @output)
+
   # Half a million entries or more are not processed at the end: the processor of these buffers does nothing.
   defp discard(mod, handle), do: mod.free(handle)
 
   defp in_process(function), do: function |> Task.async() |> Task.await(:infinity)
-
-  defp row([first | rest]) do
-    String.pad_trailing(to_string(first), 28) <> Enum.map_join(rest, &String.pad_leading(to_string(&1), 12))
-  end
 end
 
 Limits.main()

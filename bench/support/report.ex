@@ -29,6 +29,17 @@ defmodule Bench.Report do
   def format(ns) when ns >= 10_000, do: "#{Float.round(ns / 1_000, 1)} µs"
   def format(ns), do: "#{Float.round(ns / 1, 1)} ns"
 
+  @doc "A line of a table: what it is about, then the figures."
+  def row([first | rest]),
+    do:
+      String.pad_trailing(to_string(first), 28) <> Enum.map_join(rest, &String.pad_leading(to_string(&1), 12))
+
+  @doc "Prints lines and adds them to a file."
+  def say(text, file) do
+    IO.puts(text)
+    File.write!(file, [text, ?\n], [:append])
+  end
+
   def json(map) when is_map(map),
     do: "{" <> Enum.map_join(map, ",", fn {k, v} -> json(to_string(k)) <> ":" <> json(v) end) <> "}"
 
