@@ -33,18 +33,21 @@ defmodule Bench.Readme do
   defp figures(".json", contents) do
     %{"machine" => machine, "rounds" => rounds, "scenarios" => scenarios} = parse(contents)
 
+    [%{"results" => [base | others]} | _scenarios] = scenarios
+    heads = ["", base["candidate"]] ++ Enum.flat_map(others, &[&1["candidate"], "times"])
+
     """
     Medians of #{rounds} rounds; #{machine}.
 
-    | | raw ETS | ETS design | one partition | times | two partitions | times |
-    |---|---|---|---|---|---|---|
+    #{line(heads)}
+    #{String.duplicate("|---", length(heads))}|
     """ <> Enum.map_join(scenarios, "\n", &row/1)
   end
 
-  defp row(%{"name" => name, "results" => [ets, design, one, two]}) do
-    cells = [time(ets), time(design), time(one), ratio(one), time(two), ratio(two)]
-    "| #{Enum.join([name | cells], " | ")} |"
-  end
+  defp row(%{"name" => name, "results" => [base | others]}),
+    do: line([name, time(base)] ++ Enum.flat_map(others, &[time(&1), ratio(&1)]))
+
+  defp line(cells), do: "| #{Enum.join(cells, " | ")} |"
 
   defp time(%{"ns" => ns}) when ns < 10_000, do: "#{round(ns)} ns"
   defp time(%{"ns" => ns}), do: Report.format(ns)
