@@ -1,6 +1,7 @@
 # Run by citizen_test.exs in a VM of its own: operations of every kind, flushes, failures, restarts, and what they leave of
 # atoms and persistent terms. Arguments: rounds, seed.
 alias PartitionedBuffer.Map, as: Buffer
+alias PartitionedBuffer.Queue
 
 defmodule Citizen do
   @moduledoc false
@@ -9,18 +10,22 @@ defmodule Citizen do
 
   @keys 200
 
-  def start(name, batch_size) do
-    {:ok, pid} =
-      Buffer.start_link(
+  # Maps in batches and in tables, and the same of queues.
+  @buffers [map_tens: 10, map_tables: :table, queue_tens: 10, queue_tables: :table]
+
+  defp start(name, batch_size) do
+    {:ok, _pid} =
+      PartitionedBuffer.start_link(
+        module: if(queue?(name), do: Queue, else: Buffer),
         name: name,
         processor: {__MODULE__, :process, []},
         partitions: 2,
         processing_interval_ms: 86_400_000,
         processing_batch_size: batch_size
       )
-
-    pid
   end
+
+  defp queue?(name), do: name in [:queue_tens, :queue_tables]
 
   # A part of the batches fails, in all ways.
   def process(batch) do
@@ -34,8 +39,27 @@ defmodule Citizen do
   end
 
   # Every kind of operation ten times, and once those that raise; returns how many there were.
-  def operate(name) do
-    operations = [
+  defp operate(name) do
+    operations = if queue?(name), do: queue_operations(name), else: map_operations(name)
+    raising = if queue?(name), do: [fn -> Queue.push(:never_started, 1) end], else: raising(name)
+    for _ <- 1..10, do: Enum.each(operations, & &1.())
+    Enum.each(raising, &raised/1)
+    10 * length(operations) + length(raising)
+  end
+
+  defp queue_operations(name) do
+    [
+      fn -> Queue.push(name, value()) end,
+      fn -> Queue.push(name, {key(), value()}, partition_key: key()) end,
+      fn -> Queue.push(name, for(_ <- 1..10, do: value())) end,
+      fn -> Queue.push(name, for(_ <- 1..10, do: value()), partition_key: & &1) end,
+      fn -> Queue.size(name) end,
+      fn -> Queue.update_options(name, processing_timeout_ms: 60_000) end
+    ]
+  end
+
+  defp map_operations(name) do
+    [
       fn -> Buffer.put(name, key(), value()) end,
       fn -> Buffer.put(name, key(), value(), partition_key: key()) end,
       fn -> Buffer.put(name, key(), value(), partition_key: &:erlang.phash2/1) end,
@@ -56,49 +80,44 @@ defmodule Citizen do
       fn -> PartitionedBuffer.get_partition(name, nil, key()) end,
       fn -> PartitionedBuffer.memory() end
     ]
+  end
 
-    raising = [
+  defp raising(name) do
+    [
       fn -> Buffer.put_all(name, [:bad]) end,
       fn -> Buffer.put_newer(name, 1, 1, 1.5) end,
       fn -> Buffer.put(name, 1, 1, unknown: 1) end,
       fn -> Buffer.update_options(name, processing_batch_size: 0) end,
       fn -> Buffer.put(:never_started, 1, 1) end
     ]
-
-    for _ <- 1..10, do: Enum.each(operations, & &1.())
-    Enum.each(raising, &raised/1)
-    10 * length(operations) + length(raising)
   end
 
   # What is done now and then: long lists come, processes of the buffer die, all of it stops.
-  def restart(name, supervisor) do
-    Buffer.put_all(name, for(n <- 1..5_000, do: {n, n}))
-    Buffer.put_all_newer(name, for(n <- 1..5_000, do: {n, n, n}))
+  defp restart(name) do
+    write_long_lists(name)
     kill_and_await_restart(:"Elixir.#{name}.0")
     kill_and_await_restart(:"Elixir.#{name}.1.TaskSupervisor")
-    Buffer.stop(supervisor)
+    PartitionedBuffer.stop(name)
   end
 
+  defp write_long_lists(name) do
+    if queue?(name) do
+      Queue.push(name, Enum.to_list(1..5_000))
+    else
+      Buffer.put_all(name, for(n <- 1..5_000, do: {n, n}))
+      Buffer.put_all_newer(name, for(n <- 1..5_000, do: {n, n, n}))
+    end
+  end
+
+  # Returns how many operations and flushes there were. Each twentieth round is followed by a restart.
   def run(rounds) do
-    for round <- 1..rounds, reduce: {0, 0} do
+    for round <- 1..rounds, {name, size} <- @buffers, reduce: {0, 0} do
       {operations, flushes} ->
-        names = [tens: 10, tables: :table]
-        # Two buffers, in batches and in tables; a new start in every twentieth round.
-        for {name, size} <- names, rem(round, 20) == 1, do: start(name, size)
-
-        operated =
-          for {name, _size} <- names, reduce: 0 do
-            count ->
-              count = count + operate(name)
-              flush(name)
-              count
-          end
-
-        for {name, _size} <- names,
-            rem(round, 20) == 0,
-            do: restart(name, Process.whereis(:"Elixir.#{name}.Supervisor"))
-
-        {operations + operated, flushes + 2}
+        if rem(round, 20) == 1, do: start(name, size)
+        operated = operate(name)
+        flush(name)
+        if rem(round, 20) == 0, do: restart(name)
+        {operations + operated, flushes + 1}
     end
   end
 
