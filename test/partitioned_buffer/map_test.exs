@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.MapTest do
       <<5, 6, 7::5>>,
       [],
       [1, 2 | 3],
-      'charlist',
+      ~c"charlist",
       {},
       {:a, {:b, [c: 1]}},
       %{},

@@ -7,7 +7,7 @@ defmodule PartitionedBuffer.NativeTest do
   import Bitwise
 
   # What each argument of each NIF is.
-  @nifs %{
+  @arguments %{
     open: [:name, :kind, :partitions],
     reopen: [:name, :u32],
     close: [:name, :u32],
@@ -75,7 +75,7 @@ defmodule PartitionedBuffer.NativeTest do
   end
 
   defp lists do
-    [[], [1], [nil], [[]], 'name', [:name], Enum.to_list(1..10_000)] ++
+    [[], [1], [nil], [[]], ~c"name", [:name], Enum.to_list(1..10_000)] ++
       [[1 | 2], [{1, 1} | {2, 2}], [{1, 1, 1} | {2, 2, 2}], [{1, 1} | %{}], [[{1, 1}]]] ++
       [[{1, 1}, 2], [{1, 1}, {2, 2, 2}], [{1, 1, 1}, {2, 2}], [{1}], [{}], [{1, 1, 1, 1}], [[1, 1], [2, 2]]] ++
       for(version <- [1.0, :version, nil, "1", [1], {1}], do: [{1, 1, version}])
@@ -100,12 +100,12 @@ defmodule PartitionedBuffer.NativeTest do
   end
 
   test "what the table says of the NIFs is all there are" do
-    described = for {name, arguments} <- @nifs, do: {name, length(arguments)}
+    described = for {name, arguments} <- @arguments, do: {name, length(arguments)}
     assert Enum.sort(described) == Native.__info__(:functions) -- @no_nifs
   end
 
   test "arguments that fit raise nothing" do
-    for {name, kinds} <- @nifs do
+    for {name, kinds} <- @arguments do
       {buffer, batch} = opened()
       apply(Native, name, Enum.map(kinds, &fitting(&1, buffer, batch)))
     end
@@ -117,7 +117,7 @@ defmodule PartitionedBuffer.NativeTest do
     garbage = [buffer, {:batch, batch}] ++ garbage()
 
     answers =
-      for {name, kinds} <- @nifs,
+      for {name, kinds} <- @arguments,
           {kind, index} <- Enum.with_index(kinds),
           term <- garbage,
           not fits?(kind, term) and not begins_well?(kind, term) do
