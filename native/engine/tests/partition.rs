@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use common::{hash, Random, TestHeap};
+use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hasher, Heap, MapPartition, Version};
 
 fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
@@ -163,4 +164,64 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
     let (newest, handed_over) = reader.join().unwrap();
     assert_eq!(newest, expected);
     assert_eq!(handed_over, (WRITERS * WRITES) as u64, "every write is in the count of exactly one hand-over");
+}
+
+#[test]
+fn all_operations_at_once_give_each_key_only_its_own_values() {
+    const THREADS: u64 = 4;
+    const OPERATIONS: u64 = 20_000;
+    const KEYS: u64 = 200;
+    let hasher = Hasher::new();
+    let partition = Arc::new(partition(&hasher));
+    let done = Arc::new(AtomicBool::new(false));
+
+    let check = |key: i64, value: i64| assert_eq!(value / 1_000, key, "a value that was put for this key");
+    let writers: Vec<_> = (0..THREADS)
+        .map(|seed| {
+            let (partition, hasher) = (partition.clone(), hasher.clone());
+            thread::spawn(move || {
+                let mut random = Random(seed + 1);
+                for _ in 0..OPERATIONS {
+                    let mut caller = TestHeap::new();
+                    let (key, value) = (random.below(KEYS) as i64, random.below(1_000) as i64);
+                    let (key, value) = (caller.boxed(key), caller.boxed(key * 1_000 + value));
+                    let hash = hash(&hasher, key);
+                    match random.below(5) {
+                        0 => partition.put(1, hash, key, value).unwrap(),
+                        1 => partition.put_newer(1, hash, key, value, Version::Int(value.content().1)).unwrap(),
+                        2 => partition.delete(1, hash, key).unwrap(),
+                        3 => {
+                            let shard = MapPartition::<TestHeap>::shard_of(hash);
+                            let writes = [(hash, Write::Put(key, value)); 3];
+                            partition.write_all(1, shard, writes.into_iter()).unwrap();
+                        }
+                        _ => {
+                            let found = partition.get(1, hash, key, |value| value.content().1).unwrap();
+                            found.into_iter().for_each(|value| check(key.content().1, value));
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+
+    let reader = {
+        let (partition, done) = (partition.clone(), done.clone());
+        thread::spawn(move || {
+            let mut entries = 0;
+            while !done.load(Ordering::SeqCst) || partition.len(1).unwrap() > 0 {
+                let Some(hand_over) = hand_over(&partition) else { continue };
+                let retired = hand_over.entries().unwrap();
+                for entry in (0..hand_over.end()).filter_map(|at| retired.record(at)) {
+                    check(entry.key.content().1, entry.value.content().1);
+                    entries += 1;
+                }
+                assert!(partition.claim(&hand_over, 0, hand_over.end()));
+            }
+            entries
+        })
+    };
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    done.store(true, Ordering::SeqCst);
+    assert!(reader.join().unwrap() > 0);
 }
