@@ -130,6 +130,7 @@ defmodule PartitionedBuffer.MixProject do
       description:
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
       package: package(),
+      docs: docs(),
       name: "PartitionedBuffer"
     ]
   end
@@ -154,13 +155,28 @@ defmodule PartitionedBuffer.MixProject do
 
   defp deps, do: [{:telemetry, "~> 1.0"}]
 
+  # For ExDoc, where it is; nothing here needs it.
+  defp docs do
+    guides =
+      ~w(getting-started partition-keys processors operations coming-from-partitioned-buffer architecture)
+
+    [
+      main: "getting-started",
+      extras: Enum.map(guides, &"guides/#{&1}.md") ++ ~w(guides/tour.livemd README.md CHANGELOG.md),
+      groups_for_extras: [Guides: ~r"^guides/"],
+      groups_for_modules: [Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Queue]],
+      # The charts of the README.
+      assets: %{"bench" => "bench"}
+    ]
+  end
+
   defp package do
     [
       name: "partitioned_buffer_native",
       licenses: ["MIT"],
       links: %{},
       files:
-        ~w(lib mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
+        ~w(lib guides mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end

@@ -1,0 +1,68 @@
+defmodule PartitionedBuffer.GuidesTest do
+  # Runs the guides and the notebook. See `PartitionedBuffer.Guide` for how they are written.
+  use ExUnit.Case, async: true
+
+  alias PartitionedBuffer.Guide
+
+  @moduletag :capture_log
+
+  @guides Path.wildcard(Guide.path("guides/*.md")) |> Enum.map(&Path.relative_to(&1, Guide.path("")))
+  @notebook "guides/tour.livemd"
+
+  for guide <- @guides do
+    test "#{guide} shows what happens" do
+      assert Guide.run(Guide.blocks(unquote(guide)), unquote(guide)) > 0
+    end
+  end
+
+  test "#{@notebook} shows what happens, after the installation" do
+    [{_number, installation} | cells] = Guide.blocks(@notebook)
+    assert Enum.join(installation, "\n") =~ "Mix.install("
+    refute inspect(cells) =~ "Mix.install"
+    assert Guide.run(cells, @notebook) > 0
+  end
+
+  test "every file that a guide names, or links to, is there" do
+    for guide <- [@notebook | @guides] do
+      text = File.read!(Guide.path(guide))
+
+      for [_, file] <- Regex.scan(~r"`((?:lib|native|test|bench|guides|\.ci)/[^`\s]*)`", text),
+          do: assert(Path.wildcard(Guide.path(file)) != [], "#{guide} names #{file}")
+
+      for [_, link] <- Regex.scan(~r"\]\(([^)#:]+)[)#]", text),
+          do: assert(File.exists?(Path.expand(link, Guide.path("guides"))), "#{guide} links to #{link}")
+    end
+  end
+
+  test "the package and its documentation contain all guides" do
+    project = Mix.Project.config()
+    assert "guides" in project[:package][:files]
+    extras = project[:docs][:extras]
+    for file <- [@notebook, "README.md", "CHANGELOG.md" | @guides], do: assert(file in extras)
+    assert length(extras) == length(@guides) + 3
+    assert Enum.any?(extras, &(Path.basename(&1, ".md") == project[:docs][:main]))
+  end
+
+  describe "a guide" do
+    test "with another result than it shows does not pass" do
+      for {lines, message} <- [
+            {["1 + 1", "#=> 3"], ~r"guide.md:11 .*shown: 3.*is:    2"s},
+            {["1", "#=> 1.0"], ~r"guide.md:11 .*is:    1"s},
+            {["[1,", " 2]", "#=> [1,", "#    3]"], ~r"guide.md:12 .*\[1, 2\]"s},
+            {["x = 1", "x", "#=> 1", "x + 1", "#=> 1"], ~r"guide.md:14 .*is:    2"s},
+            {["1", "#=> ** (RuntimeError) no"], ~r"guide.md:11 .*:no_error"s},
+            {["raise \"yes\"", "#=> ** (RuntimeError) no"], ~r"guide.md:11 .*yes"s},
+            {["1 + 1 #=> 3"], ~r"not at the beginning"}
+          ] do
+        assert_raise Guide.Mismatch, message, fn -> Guide.run([{10, lines}], "guide.md") end
+      end
+    end
+
+    test "may use what was bound, aliased and defined before" do
+      blocks = [{1, ["alias String, as: S", "x = \"a\""]}, {9, ["S.upcase(x)", "#=> \"A\"", "x"]}]
+      assert Guide.run(blocks, "guide.md") == 1
+      error = {1, ["raise \"no\"", "#=> ** (RuntimeError) no", "[1, 2]", "#=> [1,", "#    2]"]}
+      assert Guide.run([error], "guide.md") == 2
+    end
+  end
+end
