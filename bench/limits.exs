@@ -3,8 +3,9 @@
 #     mix run bench/limits.exs
 #     PARTITIONED_BUFFER_NIF_FEATURES=timing mix run bench/limits.exs    also the library's own count of its calls
 #
-# Prints its results and writes them to bench/limits.txt; `mix run bench/readme.exs` brings them into the README. The
-# library built with `timing` is for this script only: run `mix compile` without it afterwards.
+# Prints its results and writes them to bench/limits.txt, or with `timing` what that has counted to bench/calls.txt: asking for
+# the processor time of each call takes longer than a put, so latencies are measured without. `mix run bench/readme.exs`
+# brings both into the README. The library built with `timing` is for this script only: run `mix compile` afterwards.
 
 for file <- ~w(candidates report histogram), do: Code.require_file("support/#{file}.ex", __DIR__)
 
@@ -15,10 +16,11 @@ defmodule Limits do
   @new_keys 4_000_000
   @million 1_000_000
 
-  @output Path.join(__DIR__, "limits.txt")
+  @limits Path.join(__DIR__, "limits.txt")
+  @calls Path.join(__DIR__, "calls.txt")
 
   def main do
-    File.write!(@output, "")
+    unless counts?(), do: File.write!(@limits, "")
     say(Report.machine())
     latency("latency of a put, #{@new_keys} new keys int→int", [], &new_keys/2)
     latency("latency of a put while a million entries are handed over in tens", [], &while_handed_over/2)
@@ -188,24 +190,22 @@ defmodule Limits do
   ## and the host are.
 
   defp nif_calls do
-    case PartitionedBuffer.Native.longest_calls() do
-      [] ->
-        say("\n(the library was built without the feature timing: no count of its calls)")
+    if counts?() do
+      File.write!(@calls, "")
+      Report.say("longest call of each NIF in a run of this script, as counted in the library", @calls)
+      Report.say(Report.row(["", "processor", "over 1 ms", "clock", "over 1 ms"]), @calls)
 
-      calls ->
-        say(
-          "\nlongest call of each NIF in this run, as counted in the library\n" <>
-            Report.row(["", "processor", "over 1 ms", "clock", "over 1 ms"])
-        )
-
-        for {name, {used, over}, {elapsed, later}} <- Enum.sort(calls),
-            do: say(Report.row([name, Report.format(used), over, Report.format(elapsed), later]))
+      for {name, {used, over}, {elapsed, later}} <- Enum.sort(PartitionedBuffer.Native.longest_calls()) do
+        Report.say(Report.row([name, Report.format(used), over, Report.format(elapsed), later]), @calls)
+      end
     end
   end
 
   ## Helpers
 
-  defp say(text), do: Report.say(text, @output)
+  defp counts?, do: PartitionedBuffer.Native.longest_calls() != []
+
+  defp say(text), do: if(counts?(), do: IO.puts(text), else: Report.say(text, @limits))
 
   # Half a million entries or more are not processed at the end: the processor of these buffers does nothing.
   defp discard(mod, handle), do: mod.free(handle)
