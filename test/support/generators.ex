@@ -19,6 +19,22 @@ defmodule PartitionedBuffer.Generators do
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
   end
 
+  @doc "A case for a queue: partitions, commands with the items themselves."
+  def queue do
+    {T.range(1, 3),
+     T.list(
+       T.frequency([
+         {8, {:push, terms(), route()}},
+         {4, {:push, few(terms()), route()}},
+         {1, {:push, T.bind(T.range(17, 3_000), &Enum.to_list(1..&1), false), route()}},
+         {1, {:improper, T.non_empty(few(terms())), route()}},
+         {2, :size},
+         {3, :flush},
+         {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}
+       ])
+     )}
+  end
+
   defp keys, do: T.resize(5, T.non_empty(T.list(key())))
 
   # Small numbers are frequent, and 1 beside 1.0, on their own and within other terms.
