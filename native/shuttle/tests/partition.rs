@@ -105,8 +105,9 @@ impl Buffer {
     }
 
     fn delete(&self, key: i64) {
-        let delete =
-            |partition: &MapPartition<TestHeap>, among, key, _value| partition.delete(among, hash(&self.hasher, key), key);
+        let delete = |partition: &MapPartition<TestHeap>, among, key, _value| {
+            partition.delete(among, hash(&self.hasher, key), key)
+        };
         self.operate((key, 0), delete).expect("the buffer runs")
     }
 
