@@ -1,8 +1,8 @@
 //! Copies of terms in segments: a log-structured store with a cleaner.
 //!
 //! A heap cannot free single terms. So copies go to the *open* segment, a heap for a bounded number of them. A full
-//! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left becomes *sparse*. Some
-//! of these may wait: keys that are written in turn let their last copies die soon. When there are more, the longest
+//! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left, or much is dead, becomes
+//! *sparse*. Some of these may wait: keys that are written in turn let their last copies die soon. When there are more, the longest
 //! waiting is *evacuated*: its owner moves the live copies to the open segment, and the heap is cleared and reused
 //! (*vacant*). The work of one step is bounded by one segment, and the memory by the live copies, whatever is overwritten.
 //!
@@ -32,25 +32,30 @@ const MIN_CAPACITY: usize = 64;
 /// Between the two bounds, how many segments hold what is live.
 const SEGMENTS: usize = 4;
 
-/// A sealed segment with less than one live copy in so many is sparse. A greater number makes overwriting cheaper
+/// A sealed segment with less than one live copy, or one live byte, in so many is sparse. A greater number makes overwriting cheaper
 /// (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
 const SPARSE_DIVISOR: usize = 5;
 
 /// One segment in so many may be sparse and wait, or a single one.
 const WAITING_DIVISOR: usize = 8;
 
-/// One copy in so many is weighed, and counts for all of them: weighing each would cost more than many copies do.
-const WEIGHED: usize = 16;
+/// One copy in so many is weighed, by chance, when it is made and when it dies, and counts for all of them: weighing each
+/// would cost more than many copies do.
+const WEIGHED: usize = 32;
 
 /// A segment of this weight in bytes is sealed, so that large terms are freed soon and moved in small numbers.
 const WEIGHT_LIMIT: usize = 256 * 1024;
 
-/// A segment whose copies have this weight in bytes on average has large terms in it.
-const HEAVY_COPY: usize = 8 * 1024;
+/// Up to so many dead bytes a segment is sparse by the number of its copies only: estimates of less mean nothing.
+const DEAD_WEIGHT_MIN: usize = 64 * 1024;
 
-/// Such a segment is sparse when more than one copy in so many is dead. Segments of large terms alone have so few copies
-/// that they are free before.
-const HEAVY_DEAD_DIVISOR: usize = 8;
+/// From this weight in bytes on a dead copy is a heavy one. Where one was found there will be more, hidden among the
+/// light: so all copies are weighed for a while.
+const HEAVY: usize = 8 * 1024;
+
+/// For so many bytes of a heavy copy this goes on for one more copy or release: heavy ones that come more rarely than that
+/// are few beside all that was written meanwhile.
+const VIGILANCE_DIVISOR: usize = 8;
 
 /// The number of a segment within its arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,21 +132,18 @@ struct Segment<H> {
     live: usize,
     /// The estimated bytes of all copies.
     weight: usize,
+    /// The estimated bytes of those that no entry names any more.
+    dead_weight: usize,
     /// Where in its life the segment is.
     state: State,
 }
 
 impl<H: Heap> Segment<H> {
-    /// Whether moving the live copies pays. Where large terms are among small ones, the dead may be the large: there it
-    /// does as soon as some are dead.
+    /// Whether moving the live copies pays.
     fn is_sparse(&self) -> bool {
-        let copies = self.owners.count;
-        let is_heavy = self.weight >= WEIGHT_LIMIT && self.weight / copies.max(1) >= HEAVY_COPY;
-        if is_heavy {
-            (copies - self.live) * HEAVY_DEAD_DIVISOR > copies
-        } else {
-            self.live * SPARSE_DIVISOR < copies
-        }
+        let live_weight = self.weight.saturating_sub(self.dead_weight);
+        self.live * SPARSE_DIVISOR < self.owners.count
+            || (self.dead_weight > DEAD_WEIGHT_MIN && live_weight * SPARSE_DIVISOR < self.weight)
     }
 }
 
@@ -157,12 +159,24 @@ pub struct Arena<H> {
     sparse: VecDeque<SegmentId>,
     /// Live copies in all segments.
     live: usize,
+    /// Chooses which copies are weighed.
+    chance: u32,
+    /// For how many more copies and releases all of them are.
+    vigilance: usize,
 }
 
 impl<H: Heap> Arena<H> {
     /// An arena without segments; allocates nothing.
     pub fn new() -> Self {
-        Arena { segments: Vec::new(), open: SegmentId::NONE, vacant: Vec::new(), sparse: VecDeque::new(), live: 0 }
+        Arena {
+            segments: Vec::new(),
+            open: SegmentId::NONE,
+            vacant: Vec::new(),
+            sparse: VecDeque::new(),
+            live: 0,
+            chance: 0,
+            vigilance: 0,
+        }
     }
 
     /// Copies `terms`, which live and die together. The segment is `NONE` if all are immediates; else the next call must
@@ -170,14 +184,17 @@ impl<H: Heap> Arena<H> {
     #[inline]
     pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
         let id = self.open_segment();
+        let weighed_for = self.weighed_for();
         let segment = &mut self.segments[id.index()];
+        // The first always is: a large one may be the only one for long.
+        let weighed_for = if segment.owners.count == 0 { weighed_for.max(1) } else { weighed_for };
         let copies = terms.map(|term| segment.heap.copy(term));
         if copies == terms {
             return (copies, SegmentId::NONE);
         }
-        if segment.owners.count.is_multiple_of(WEIGHED) {
+        if weighed_for > 0 {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
-            segment.weight = segment.weight.saturating_add(weight.saturating_mul(WEIGHED));
+            segment.weight = segment.weight.saturating_add(weight.saturating_mul(weighed_for));
         }
         (copies, id)
     }
@@ -198,15 +215,23 @@ impl<H: Heap> Arena<H> {
         }
     }
 
-    /// Tells that an entry no longer names `segment`. Nothing happens for `NONE`.
+    /// Tells that an entry no longer names `segment`, where `term` lives. Nothing happens for `NONE`.
     #[inline]
-    pub fn release(&mut self, id: SegmentId) {
+    pub fn release(&mut self, id: SegmentId, term: H::Term) {
         if id == SegmentId::NONE {
             return;
         }
+        let weighed_for = self.weighed_for();
         let segment = &mut self.segments[id.index()];
         segment.live -= 1;
         self.live -= 1;
+        if weighed_for > 0 && segment.state != State::Evacuated {
+            let weight = segment.heap.weigh(term);
+            segment.dead_weight = segment.dead_weight.saturating_add(weight.saturating_mul(weighed_for));
+            if weight >= HEAVY {
+                self.vigilance = self.vigilance.max(weight / VIGILANCE_DIVISOR);
+            }
+        }
         match segment.state {
             State::Sealed | State::Sparse if segment.live == 0 => self.die(id),
             State::Sealed if segment.is_sparse() => {
@@ -248,9 +273,25 @@ impl<H: Heap> Arena<H> {
         owners.clear();
         segment.heap.clear();
         segment.owners = owners;
-        segment.weight = 0;
+        (segment.weight, segment.dead_weight) = (0, 0);
         segment.state = State::Vacant;
         self.vacant.push(id);
+    }
+
+    /// For how many copies the next one is to be weighed: for itself where all are, else for [`WEIGHED`] or none, by
+    /// chance, in no rhythm that writes could have.
+    #[inline]
+    fn weighed_for(&mut self) -> usize {
+        if self.vigilance > 0 {
+            self.vigilance -= 1;
+            return 1;
+        }
+        self.chance = self.chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if ((self.chance >> 16) as usize).is_multiple_of(WEIGHED) {
+            WEIGHED
+        } else {
+            0
+        }
     }
 
     /// The open segment; makes one, from a vacant one where there is one.
@@ -270,7 +311,14 @@ impl<H: Heap> Arena<H> {
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
-        let segment = Segment { heap: H::new(), owners: Owners::default(), live: 0, weight: 0, state: State::Open };
+        let segment = Segment {
+            heap: H::new(),
+            owners: Owners::default(),
+            live: 0,
+            weight: 0,
+            dead_weight: 0,
+            state: State::Open,
+        };
         self.segments.push(segment);
         id
     }

@@ -73,8 +73,8 @@ impl<H: Heap> Generation<H> {
         let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
         if let Some(id) = found {
             let entry = self.entries.remove(id);
-            self.keys.release(entry.key_segment);
-            self.values.release(entry.value_segment);
+            self.keys.release(entry.key_segment, entry.key);
+            self.values.release(entry.value_segment, entry.value);
             self.clean_keys();
             self.clean_values();
         }
@@ -105,10 +105,10 @@ impl<H: Heap> Generation<H> {
     fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
         self.values.own(copy.segment, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
-        entry.value = copy.value;
+        let old_value = std::mem::replace(&mut entry.value, copy.value);
         let old_segment = std::mem::replace(&mut entry.value_segment, copy.segment);
         self.entries.set_history(id, History { version: copy.version, updates });
-        self.values.release(old_segment);
+        self.values.release(old_segment, old_value);
         self.clean_values();
     }
 
@@ -127,13 +127,14 @@ impl<H: Heap> Generation<H> {
                 continue;
             };
             let history = self.entries.history(owner);
-            let copy = copy_value(&mut self.values, entry.value, history.version);
+            let old_value = entry.value;
+            let copy = copy_value(&mut self.values, old_value, history.version);
             self.values.own(copy.segment, owner);
             if let Some(entry) = self.entries.get_mut(owner) {
                 (entry.value, entry.value_segment) = (copy.value, copy.segment);
             }
             self.entries.set_history(owner, History { version: copy.version, ..history });
-            self.values.release(segment);
+            self.values.release(segment, old_value);
         }
         self.values.vacate(segment, owners);
     }
@@ -148,8 +149,9 @@ impl<H: Heap> Generation<H> {
             };
             let ([key], key_segment) = self.keys.copy([entry.key]);
             self.keys.own(key_segment, owner);
-            (entry.key, entry.key_segment) = (key, key_segment);
-            self.keys.release(segment);
+            let old_key = std::mem::replace(&mut entry.key, key);
+            entry.key_segment = key_segment;
+            self.keys.release(segment, old_key);
         }
         self.keys.vacate(segment, owners);
     }
