@@ -147,7 +147,7 @@ impl Heap for Environment {
     }
 
     fn weigh(&self, term: RawTerm) -> usize {
-        weigh(self.env, term.0, &mut NODES_WEIGHED.clone())
+        weigh(self.env, term.0, &mut Budget::new())
     }
 
     fn clear(&mut self) {
@@ -182,21 +182,33 @@ impl Drop for Environment {
     }
 }
 
-/// Terms that are looked at for one weight.
-const NODES_WEIGHED: u32 = 24;
+/// What may be looked at for one weight.
+struct Budget {
+    /// Terms.
+    nodes: usize,
+    /// Cells of lists, which are only counted. A list of so many is heavy in any case.
+    cells: usize,
+}
+
+impl Budget {
+    /// The whole of it.
+    fn new() -> Self {
+        Budget { nodes: 24, cells: 16 * 1024 }
+    }
+}
 
 /// Elements that are looked at of one tuple, list or map; they stand for the others.
 const ELEMENTS_WEIGHED: usize = 4;
 
-/// An estimate of the bytes that `term` takes, its binaries included. Looks at `nodes` terms at most; only the length
-/// of a list is counted out, at a small part of what copying it has cost.
-fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, nodes: &mut u32) -> usize {
+/// An estimate of the bytes that `term` takes, its binaries included. Its own cost is within the budget,
+/// whatever the term.
+fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
     // The tag of an immediate. Were it wrong in some VM, so would be the estimate, and nothing else.
-    if *nodes == 0 || RawTerm(term).word() & 3 == 3 {
+    if budget.nodes == 0 || RawTerm(term).word() & 3 == 3 {
         return WORD;
     }
-    *nodes -= 1;
+    budget.nodes -= 1;
     // SAFETY: `term` is valid, and these functions only read it: `env` is not written. The pointers given are to
     // variables of the right type, which are read only when the function says that it has written them. (Not by
     // `enif_term_type`: a newer VM may know types that its Rust enum does not.)
@@ -205,7 +217,7 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, nodes: &mut u32) -> usize {
         if enif_get_tuple(env, term, &mut arity, &mut elements) != 0 {
             let arity = arity.max(0) as usize;
             let looked_at = arity.min(ELEMENTS_WEIGHED);
-            let seen: usize = (0..looked_at).map(|at| weigh(env, *elements.add(at), nodes)).sum();
+            let seen: usize = (0..looked_at).map(|at| weigh(env, *elements.add(at), budget)).sum();
             return WORD + (WORD + seen).saturating_mul(arity) / looked_at.max(1);
         }
         let mut size = 0;
@@ -220,7 +232,7 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, nodes: &mut u32) -> usize {
             while looked_at < ELEMENTS_WEIGHED
                 && enif_map_iterator_get_pair(env, iterator.as_mut_ptr(), &mut key, &mut value) != 0
             {
-                seen += weigh(env, key, nodes) + weigh(env, value, nodes);
+                seen += weigh(env, key, budget) + weigh(env, value, budget);
                 looked_at += 1;
                 enif_map_iterator_next(env, iterator.as_mut_ptr());
             }
@@ -229,15 +241,16 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, nodes: &mut u32) -> usize {
         }
         let (mut head, mut tail) = (term, term);
         if enif_get_list_cell(env, term, &mut head, &mut tail) != 0 {
-            let mut length = 0;
-            enif_get_list_length(env, term, &mut length);
-            let mut seen = WORD + weigh(env, head, nodes);
-            let mut looked_at = 1;
-            while looked_at < ELEMENTS_WEIGHED && enif_get_list_cell(env, tail, &mut head, &mut tail) != 0 {
-                seen += WORD + weigh(env, head, nodes);
-                looked_at += 1;
+            let mut seen = WORD + weigh(env, head, budget);
+            let mut length = 1;
+            while budget.cells > 0 && enif_get_list_cell(env, tail, &mut head, &mut tail) != 0 {
+                if length < ELEMENTS_WEIGHED {
+                    seen += WORD + weigh(env, head, budget);
+                }
+                length += 1;
+                budget.cells -= 1;
             }
-            return seen.saturating_mul((length as usize).max(looked_at)) / looked_at;
+            return seen.saturating_mul(length) / length.min(ELEMENTS_WEIGHED);
         }
         let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
         if enif_inspect_binary(env, term, binary.as_mut_ptr()) != 0 {
