@@ -27,6 +27,7 @@ defmodule Limits do
     swap()
     bytes_per_entry()
     growth()
+    growth_among_small()
     nif_calls()
   end
 
@@ -184,6 +185,31 @@ defmodule Limits do
     receive do: (:never -> :ok), after: (50 -> :ok)
     now = memory()
     if abs(now - last) < 100_000, do: settled_memory(last, same + 1), else: settled_memory(now, 0)
+  end
+
+  defp growth_among_small do
+    title = "growth by 200000 small entries, a value of 32 kB overwritten after each so many of them"
+    say("\n#{title}\n" <> Report.row(["", "2", "20", "200", "never"]))
+
+    for mod <- [Bench.Ets, Bench.NativeOne] do
+      growths = for every <- [2, 20, 200, 1_000_000], do: in_process(fn -> among_small(mod, every) end)
+      say(Report.row([mod.label() | Enum.map(growths, &"#{Float.round(&1 / @mib, 1)} MiB")]))
+    end
+  end
+
+  defp among_small(mod, every) do
+    handle = mod.new([])
+    list = Enum.to_list(1..2_000)
+    before = settled_memory()
+
+    for n <- 1..200_000 do
+      mod.put(handle, n, {n})
+      if rem(n, every) == 0, do: mod.put(handle, :large, [n | list])
+    end
+
+    growth = memory() - before
+    discard(mod, handle)
+    growth
   end
 
   ## The library's own count, in processor time of the thread and on the clock, in which the interruptions by the system
