@@ -6,12 +6,14 @@
 # options, and restarts with other numbers of partitions; each term that comes back is looked at.
 
 defmodule Workload do
-  alias PartitionedBuffer.Map, as: Buffer
+  alias PartitionedBuffer.{Map, Queue}
 
-  @buffer :workload
+  @map :workload_map
+  @queue :workload_queue
   @writers 4
   @terms 400
-  @kinds ~w(put put_newer put_all put_all_newer get delete size update_options restart processed)a
+  @operations_per_change 1_000
+  @kinds ~w(put put_newer put_all put_all_newer get delete size push push_all update_options restart processed)a
 
   def main do
     Process.flag(:trap_exit, true)
@@ -25,11 +27,11 @@ defmodule Workload do
 
     IO.puts("WORKLOAD_SEED=#{seed} WORKLOAD_OPERATIONS=#{wanted}")
     done = :counters.new(length(@kinds), [])
-    start(0, done)
+    for buffer <- [@map, @queue], do: start(buffer, 0, done)
     share = div(wanted, @writers) + 1
     writers = for number <- 1..@writers, do: Task.async(fn -> write(seed + number, share, done) end)
     restart_until_done(writers, 1, done)
-    :ok = Buffer.stop(@buffer)
+    for buffer <- [@map, @queue], do: :ok = PartitionedBuffer.stop(buffer)
     report(done, wanted)
   end
 
@@ -37,7 +39,7 @@ defmodule Workload do
 
   defp write(seed, share, done) do
     :rand.seed(:exsss, seed)
-    terms = List.to_tuple(for _ <- 1..@terms, do: term(3))
+    terms = List.to_tuple(for n <- 1..@terms, do: term(if(rem(n, 10) == 0, do: 3, else: 1 + rem(n, 2))))
     for _ <- 1..share, do: operate(terms, done)
   end
 
@@ -53,29 +55,36 @@ defmodule Workload do
       operate(terms, done)
   end
 
-  defp kind(n) when n <= 35, do: :put
-  defp kind(n) when n <= 55, do: :put_newer
-  defp kind(n) when n <= 60, do: :put_all
-  defp kind(n) when n <= 65, do: :put_all_newer
-  defp kind(n) when n <= 80, do: :get
-  defp kind(n) when n <= 98, do: :delete
+  defp kind(n) when n <= 30, do: :put
+  defp kind(n) when n <= 47, do: :put_newer
+  defp kind(n) when n <= 52, do: :put_all
+  defp kind(n) when n <= 57, do: :put_all_newer
+  defp kind(n) when n <= 69, do: :get
+  defp kind(n) when n <= 85, do: :delete
+  defp kind(n) when n <= 94, do: :push
+  defp kind(n) when n <= 98, do: :push_all
   defp kind(_n), do: :size
 
-  defp perform(:put, terms), do: Buffer.put(@buffer, pick(terms), pick(terms), options())
+  defp perform(:put, terms), do: Map.put(@map, pick(terms), pick(terms), options())
 
   defp perform(:put_newer, terms),
-    do: Buffer.put_newer(@buffer, pick(terms), pick(terms), version(), options())
+    do: Map.put_newer(@map, pick(terms), pick(terms), version(), options())
 
-  defp perform(:get, terms), do: :erlang.phash2(Buffer.get(@buffer, pick(terms), :none, options()))
-  defp perform(:delete, terms), do: Buffer.delete(@buffer, pick(terms), options())
-  defp perform(:size, _terms), do: true = Buffer.size(@buffer) >= 0
+  defp perform(:get, terms), do: :erlang.phash2(Map.get(@map, pick(terms), :none, options()))
+  defp perform(:delete, terms), do: Map.delete(@map, pick(terms), options())
+  defp perform(:size, _terms), do: true = Map.size(@map) >= 0
+
+  defp perform(:push, terms), do: Queue.push(@queue, {pick(terms)}, options())
+
+  defp perform(:push_all, terms),
+    do: Queue.push(@queue, for(_ <- 1..:rand.uniform(40), do: pick(terms)), options())
 
   defp perform(:put_all, terms),
-    do: Buffer.put_all(@buffer, for(_ <- 1..:rand.uniform(40), do: {pick(terms), pick(terms)}), options())
+    do: Map.put_all(@map, for(_ <- 1..:rand.uniform(40), do: {pick(terms), pick(terms)}), options())
 
   defp perform(:put_all_newer, terms) do
-    Buffer.put_all_newer(
-      @buffer,
+    Map.put_all_newer(
+      @map,
       for(_ <- 1..:rand.uniform(40), do: {pick(terms), pick(terms), version()}),
       options()
     )
@@ -108,8 +117,8 @@ defmodule Workload do
       7 -> :rand.bytes(64 + :rand.uniform(4_000))
       8 -> binary_part(:rand.bytes(2_000), 100, 65 + :rand.uniform(1_500))
       9 -> <<:rand.uniform(1_000)::size(13), 1::size(70)>>
-      10 -> Map.new(1..:rand.uniform(6), &{&1, term(depth - 1)})
-      11 -> Map.new(1..(32 + :rand.uniform(60)), &{{&1, term(0)}, term(depth - 1)})
+      10 -> Elixir.Map.new(1..:rand.uniform(6), &{&1, term(depth - 1)})
+      11 -> Elixir.Map.new(1..(32 + :rand.uniform(60)), &{{&1, term(0)}, term(depth - 1)})
       12 -> for _ <- 1..:rand.uniform(20), do: term(depth - 1)
       13 -> [term(depth - 1) | term(depth - 1)]
       14 -> List.to_tuple(for _ <- 0..:rand.uniform(6), do: term(depth - 1))
@@ -124,8 +133,9 @@ defmodule Workload do
 
   ## Restarts
 
+  # Not more often where a tool makes all of it slow.
   defp restart_until_done(writers, round, done) do
-    results = for {writer, result} <- Task.yield_many(writers, 100), do: {writer, result}
+    results = for {writer, result} <- Task.yield_many(writers, 20), do: {writer, result}
     for {_writer, {:exit, reason}} <- results, do: exit(reason)
 
     case for({writer, nil} <- results, do: writer) do
@@ -133,49 +143,54 @@ defmodule Workload do
         :ok
 
       running ->
-        change(rem(round, 4), round, done)
-        restart_until_done(running, round + 1, done)
+        if operations(done) < round * @operations_per_change do
+          restart_until_done(running, round, done)
+        else
+          change(Enum.at([@map, @queue], rem(div(round, 4), 2)), rem(round, 4), round, done)
+          restart_until_done(running, round + 1, done)
+        end
     end
   end
 
-  defp change(0, round, done) do
-    :ok = Buffer.stop(@buffer)
-    start(round, done)
+  defp change(buffer, 0, round, done) do
+    :ok = PartitionedBuffer.stop(buffer)
+    start(buffer, round, done)
     count(done, :restart)
   end
 
   # As a crash of the whole tree: the next one finds what this one held.
-  defp change(2, round, done) do
-    supervisor = :persistent_term.get(__MODULE__)
+  defp change(buffer, 2, round, done) do
+    supervisor = :persistent_term.get({__MODULE__, buffer})
     monitor = Process.monitor(supervisor)
     Process.exit(supervisor, :kill)
     receive do: ({:DOWN, ^monitor, :process, _pid, _reason} -> :ok)
-    start(round, done)
+    start(buffer, round, done)
     count(done, :restart)
   end
 
-  defp change(_odd, round, done) do
-    :ok = Buffer.update_options(@buffer, processing_batch_size: 1 + rem(round, 50))
+  defp change(buffer, _odd, round, done) do
+    :ok = PartitionedBuffer.update_options(buffer, processing_batch_size: 1 + rem(round, 50))
     count(done, :update_options)
   end
 
   # The names of a killed tree may be taken for a moment more.
-  defp start(round, done) do
+  defp start(buffer, round, done) do
     options = [
-      name: @buffer,
+      module: if(buffer == @map, do: Map, else: Queue),
+      name: buffer,
       processor: {__MODULE__, :process, [done]},
       partitions: 1 + rem(round, 3),
       processing_interval_ms: 5,
       processing_batch_size: if(rem(round, 3) == 0, do: :table, else: 7)
     ]
 
-    case Buffer.start_link(options) do
+    case PartitionedBuffer.start_link(options) do
       {:ok, supervisor} ->
-        :persistent_term.put(__MODULE__, supervisor)
+        :persistent_term.put({__MODULE__, buffer}, supervisor)
 
       {:error, _name_is_taken} ->
         Process.sleep(1)
-        start(round, done)
+        start(buffer, round, done)
     end
   end
 
@@ -191,16 +206,17 @@ defmodule Workload do
   defp count(done, kind), do: :counters.add(done, place(kind), 1)
   defp place(kind), do: Enum.find_index(@kinds, &(&1 == kind)) + 1
 
+  defp operations(done) do
+    Enum.sum(
+      for kind <- @kinds -- [:processed, :restart, :update_options], do: :counters.get(done, place(kind))
+    )
+  end
+
   defp report(done, wanted) do
     counts = for kind <- @kinds, do: {kind, :counters.get(done, place(kind))}
     for {kind, count} <- counts, do: IO.puts("#{String.pad_trailing(to_string(kind), 16)}#{count}")
 
-    operations =
-      for {kind, count} <- counts,
-          kind not in [:processed, :restart, :update_options],
-          reduce: 0,
-          do: (sum -> sum + count)
-
+    operations = operations(done)
     IO.puts("#{operations} operations of writers")
     if Enum.any?(counts, fn {_kind, count} -> count == 0 end), do: raise("an operation was never done")
     if operations < wanted, do: raise("too few operations were done")
