@@ -52,22 +52,29 @@ defmodule Reload do
     end
   end
 
-  # Writes until told to stop; returns what has been acknowledged.
-  def write(name, writer, n, acknowledged) do
-    acknowledged =
-      try do
-        :ok = Buffer.put(name, {writer, n}, [n])
-        [{writer, n} | acknowledged]
-      rescue
-        # The module is not there at the moment; nothing has been written.
-        UndefinedFunctionError -> acknowledged
-      end
-
+  # Writes, as many as it is asked for each time, until told to stop; returns what has been acknowledged.
+  def write(name, writer, from, acknowledged) do
     receive do
-      :stop -> acknowledged
-    after
-      0 -> write(name, writer, n + 1, acknowledged)
+      {:write, count, asker} ->
+        acknowledged =
+          for n <- from..(from + count - 1),
+              put(name, {writer, n}),
+              reduce: acknowledged,
+              do: (all -> [{writer, n} | all])
+
+        send(asker, {:written, writer})
+        write(name, writer, from + count, acknowledged)
+
+      :stop ->
+        acknowledged
     end
+  end
+
+  defp put(name, key) do
+    :ok == Buffer.put(name, key, [key])
+  rescue
+    # The module is not there at the moment; nothing has been written.
+    UndefinedFunctionError -> false
   end
 end
 
@@ -178,9 +185,10 @@ case what do
         processing_batch_size: 1_000
       )
 
-    writers = for writer <- 1..1, do: Task.async(fn -> Reload.write(:b, writer, 1, []) end)
+    writers = for writer <- 1..3, do: {writer, Task.async(fn -> Reload.write(:b, writer, 1, []) end)}
     # Each hand-over is released by its last claim while the module is being unloaded.
     for _ <- 1..50 do
+      for {_writer, task} <- writers, do: send(task.pid, {:write, 5_000, me})
       Reload.unload()
       Reload.load()
 
@@ -188,10 +196,12 @@ case what do
         options = %PartitionedBuffer.Options{name: :b, processor: &send(me, {:batch, &1}), module: Buffer}
         PartitionedBuffer.HandOver.process(batch, %{options | processing_batch_size: 1_000}, :storm)
       end
+
+      for {writer, _task} <- writers, do: receive(do: ({:written, ^writer} -> :ok))
     end
 
-    for writer <- writers, do: send(writer.pid, :stop)
-    acknowledged = Enum.flat_map(writers, &Task.await/1)
+    for {_writer, task} <- writers, do: send(task.pid, :stop)
+    acknowledged = Enum.flat_map(writers, fn {_writer, task} -> Task.await(task) end)
     Buffer.stop(:b)
 
     collect = fn collect, all ->
