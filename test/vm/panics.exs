@@ -2,7 +2,7 @@
 # what they leave is what a map says that follows them, where a key that a panic met may be as before or as after.
 defmodule Panics do
   alias PartitionedBuffer.Map, as: Buffer
-  alias PartitionedBuffer.Native
+  alias PartitionedBuffer.{Native, Queue}
 
   @keys 300
 
@@ -62,22 +62,48 @@ defmodule Panics do
   defp replaced(nil, value, version), do: {value, version, 0}
   defp replaced({_value, _version, updates}, value, version), do: {value, version, updates + 1}
 
-  # What both partitions hand over, by key.
-  def hand_over do
-    for partition <- 0..1, {_kind, batch} <- [Native.hand_over(:panics, partition)], reduce: %{} do
-      entries -> read(batch, 0, entries)
+  # Pushes items that go up, of lists and of one: those that were acknowledged, and how many panics there were.
+  def push(rounds) do
+    pushes =
+      for round <- 1..rounds do
+        items = for n <- 1..:rand.uniform(40), do: {round, n, :binary.copy(<<n>>, 70)}
+        if rem(round, 2) == 0, do: [items], else: items
+      end
+
+    Enum.reduce(Enum.concat(pushes), {[], 0}, fn item_or_items, {acknowledged, panics} ->
+      try do
+        :ok = Queue.push(:queue_panics, item_or_items)
+        {List.wrap(item_or_items) ++ acknowledged, panics}
+      rescue
+        error in ErlangError ->
+          %ErlangError{original: :nif_panicked} = error
+          {acknowledged, panics + 1}
+      end
+    end)
+  end
+
+  # What both partitions of the map hand over, by key.
+  def hand_over_map do
+    for partition <- 0..1, {key, value, version, updates} <- hand_over(:panics, partition), into: %{} do
+      {key, {value, version, updates}}
     end
   end
 
-  defp read(batch, position, entries) do
+  def hand_over(buffer, partition) do
+    case Native.hand_over(buffer, partition) do
+      :empty -> []
+      {_kind, batch} -> read(batch, 0, [])
+    end
+  end
+
+  defp read(batch, position, all) do
     case Native.read(batch, position, 100) do
       {[], ^position} ->
         Native.claim(batch, Native.position(batch), position)
-        entries
+        all
 
       {more, position} ->
-        more = for {key, value, version, updates} <- more, into: entries, do: {key, {value, version, updates}}
-        read(batch, position, more)
+        read(batch, position, all ++ more)
     end
   end
 
@@ -99,6 +125,14 @@ alias PartitionedBuffer.Map, as: Buffer
     processing_interval_ms: 86_400_000
   )
 
+{:ok, _pid} =
+  PartitionedBuffer.Queue.start_link(
+    name: :queue_panics,
+    processor: fn _ -> :ok end,
+    partitions: 1,
+    processing_interval_ms: 86_400_000
+  )
+
 none = Map.new(Panics.keys(), &{&1, [nil]})
 
 panics =
@@ -106,15 +140,22 @@ panics =
     panics ->
       {model, more} = Panics.run(div(steps, 10), none)
 
-      entries = Panics.hand_over()
+      entries = Panics.hand_over_map()
 
       for {key, states} <- model, entries[key] not in states do
         raise "#{inspect(key)} was handed over as #{inspect(entries[key])}, expected one of #{inspect(states)}"
       end
 
+      # A list that met a panic may have been pushed up to there; all is in order.
+      {acknowledged, more_of_queue} = Panics.push(div(steps, 100))
+      items = Panics.hand_over(:queue_panics, 0)
+      [] = acknowledged -- items
+      ^items = Enum.sort(items)
+      ^items = Enum.uniq(items)
+
       PartitionedBuffer.Native.await_reclaimed()
       %{environments: 0} = PartitionedBuffer.memory()
-      panics + more
+      panics + more + more_of_queue
   end
 
 IO.puts("#{steps} operations, #{panics} panics, seed #{seed}: all as it should be")
