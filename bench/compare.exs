@@ -165,24 +165,14 @@ defmodule Compare do
     %{
       name: "put int→map, #{count} writers" <> if(flush?, do: ", flushed each 10 ms", else: ""),
       ops: Enum.sum(Enum.map(parts, &length/1)),
-      # The writers have their entries before the clock runs.
       prepare: fn mod ->
         handle = if flush?, do: mod.new([]), else: filled(mod, entries)
 
-        pids =
-          for part <- parts do
-            spawn_link(fn ->
-              receive do: ({:go, from} -> send(from, {:done, each_put(mod, handle, part)}))
-            end)
-          end
-
+        pids = Runner.ready(for part <- parts, do: fn -> each_put(mod, handle, part) end)
         flusher = if flush? and mod != Bench.Ets, do: spawn_link(fn -> flush_each_10_ms(mod, handle) end)
         {handle, pids, flusher}
       end,
-      run: fn _mod, {_handle, pids, _flusher} ->
-        for pid <- pids, do: send(pid, {:go, self()})
-        for _pid <- pids, do: receive(do: ({:done, :ok} -> :ok))
-      end,
+      run: fn _mod, {_handle, pids, _flusher} -> Runner.release(pids) end,
       finish: fn _mod, {handle, _pids, flusher} ->
         if flusher do
           send(flusher, {:stop, self()})

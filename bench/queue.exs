@@ -145,20 +145,9 @@ defmodule QueueBench do
       ops: 2 * @items,
       prepare: fn mod ->
         handle = mod.new([])
-
-        pids =
-          for _ <- 1..2 do
-            spawn_link(fn ->
-              receive do: ({:go, from} -> send(from, {:done, each_push(mod, handle, items)}))
-            end)
-          end
-
-        {handle, pids}
+        {handle, Runner.ready(for _ <- 1..2, do: fn -> each_push(mod, handle, items) end)}
       end,
-      run: fn _mod, {_handle, pids} ->
-        for pid <- pids, do: send(pid, {:go, self()})
-        for _pid <- pids, do: receive(do: ({:done, :ok} -> :ok))
-      end,
+      run: fn _mod, {_handle, pids} -> Runner.release(pids) end,
       finish: fn _mod, {handle, _pids} -> handle end,
       check: &(&1.size(&2) == 2 * @items)
     }

@@ -23,6 +23,19 @@ defmodule Bench.Runner do
     end
   end
 
+  @doc "Processes that have what they need before the clock runs: each does its function when `release/1` says so."
+  def ready(functions) do
+    for function <- functions do
+      spawn_link(fn -> receive do: ({:go, from} -> send(from, {:done, function.()})) end)
+    end
+  end
+
+  @doc "Returns when all have done their function, which returns `:ok`."
+  def release(pids) do
+    for pid <- pids, do: send(pid, {:go, self()})
+    for _pid <- pids, do: receive(do: ({:done, :ok} -> :ok))
+  end
+
   @doc "Prints a line, and gives the times with the ratios to the first candidate."
   def run(scenario, [base | _] = candidates) do
     rounds = Map.get(scenario, :rounds, @rounds)
