@@ -7,6 +7,9 @@
 use crate::arena::SegmentId;
 use crate::term::{Term, Version};
 
+/// The number of no entry.
+const NONE: EntryId = EntryId::MAX;
+
 /// Entries of a chunk: 24 kB, which the allocator hands out without asking the system each time.
 const CHUNK: usize = 1024;
 
@@ -57,7 +60,8 @@ pub struct Record<T> {
 struct Chunk<T> {
     /// The entries, deleted ones marked.
     entries: Vec<Entry<T>>,
-    /// The seeds of their keys' hashes by the same place: read only when the index grows.
+    /// The seeds of their keys' hashes by the same place: read only when the index grows. For a deleted entry, the number of
+    /// the one that was deleted before it and is still vacant, or `NONE`.
     seeds: Vec<u32>,
     /// Their histories by the same place, or nothing while all are `UNVERSIONED`.
     histories: Vec<History<T>>,
@@ -67,8 +71,11 @@ struct Chunk<T> {
 pub struct Entries<T> {
     /// All chunks but the last are full.
     chunks: Vec<Chunk<T>>,
-    /// The places of deleted entries.
-    vacant: Vec<EntryId>,
+    /// The entry that was deleted last, of those whose places are vacant; or `NONE`. The others hang on it, so that however
+    /// many are deleted no list of them has to be moved when it grows.
+    vacant: EntryId,
+    /// How many are vacant.
+    vacancies: usize,
     /// Places in all chunks.
     places: usize,
 }
@@ -76,12 +83,12 @@ pub struct Entries<T> {
 impl<T: Term> Entries<T> {
     /// No entries; allocates nothing.
     pub fn new() -> Self {
-        Entries { chunks: Vec::new(), vacant: Vec::new(), places: 0 }
+        Entries { chunks: Vec::new(), vacant: NONE, vacancies: 0, places: 0 }
     }
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.places - self.vacant.len()
+        self.places - self.vacancies
     }
 
     /// Whether there are none.
@@ -97,19 +104,21 @@ impl<T: Term> Entries<T> {
     /// The number that the next inserted entry will have.
     #[inline]
     pub fn next_id(&self) -> EntryId {
-        match self.vacant.last() {
-            Some(&id) => id,
-            None => EntryId::try_from(self.places).expect("fewer than 2^32 entries"),
+        if self.vacant != NONE {
+            return self.vacant;
         }
+        EntryId::try_from(self.places).ok().filter(|&id| id != NONE).expect("fewer than 2^32 entries")
     }
 
     /// Adds an entry, at `next_id`, unversioned, with the seed of its key's hash.
     #[inline]
     pub fn insert(&mut self, entry: Entry<T>, seed: u32) {
-        if let Some(id) = self.vacant.pop() {
+        if self.vacant != NONE {
+            let id = self.vacant;
             let chunk = &mut self.chunks[id as usize / CHUNK];
             chunk.entries[id as usize % CHUNK] = entry;
-            chunk.seeds[id as usize % CHUNK] = seed;
+            self.vacant = std::mem::replace(&mut chunk.seeds[id as usize % CHUNK], seed);
+            self.vacancies -= 1;
             self.set_history(id, History::UNVERSIONED);
             return;
         }
@@ -130,12 +139,14 @@ impl<T: Term> Entries<T> {
 
     /// Takes out the entry `id`, which must be there.
     pub fn remove(&mut self, id: EntryId) -> Entry<T> {
-        let place = &mut self.chunks[id as usize / CHUNK].entries[id as usize % CHUNK];
+        let chunk = &mut self.chunks[id as usize / CHUNK];
+        let place = &mut chunk.entries[id as usize % CHUNK];
         let entry = *place;
         debug_assert!(entry.key_segment != SegmentId::VACANT, "a removed entry is there");
         place.key_segment = SegmentId::VACANT;
         place.value_segment = SegmentId::VACANT;
-        self.vacant.push(id);
+        chunk.seeds[id as usize % CHUNK] = std::mem::replace(&mut self.vacant, id);
+        self.vacancies += 1;
         entry
     }
 
@@ -153,7 +164,7 @@ impl<T: Term> Entries<T> {
         (entry.key_segment != SegmentId::VACANT).then_some(entry)
     }
 
-    /// The seed of the hash of the key of entry `id`.
+    /// The seed of the hash of the key of entry `id`, which must be there.
     #[inline]
     pub fn seed(&self, id: EntryId) -> u32 {
         self.chunks[id as usize / CHUNK].seeds[id as usize % CHUNK]
