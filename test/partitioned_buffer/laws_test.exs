@@ -5,17 +5,10 @@ defmodule PartitionedBuffer.LawsTest do
 
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.{Generators, Model}
-
-  @compile {:no_warn_undefined, [:proper]}
+  alias PartitionedBuffer.{Generators, Laws, Model}
 
   @moduletag :proper
   @moduletag timeout: :infinity
-
-  @sequential String.to_integer(System.get_env("LAWS_SEQUENTIAL", "10000"))
-  @parallel String.to_integer(System.get_env("LAWS_PARALLEL", "1000"))
-  @repeats String.to_integer(System.get_env("LAWS_REPEATS", "5"))
-  @seed String.to_integer(System.get_env("LAWS_SEED", "#{:erlang.phash2(make_ref())}"))
 
   @absent {:absent, __MODULE__}
 
@@ -24,57 +17,17 @@ defmodule PartitionedBuffer.LawsTest do
   end
 
   test "commands do to a buffer what they do to the model", %{buffers: buffers} do
-    holds(@sequential, [], Generators.sequential(), fn {partitions, keys, commands} ->
+    Laws.holds("maps", Laws.sequential(), Generators.sequential(), fn {partitions, keys, commands} ->
       context = context(buffers, partitions, keys)
       with {:ok, entries} <- run(commands ++ [:size, :flush], %{}, context), do: explained(entries == %{})
     end)
   end
 
   test "commands of several processes are linearizable for each key", %{buffers: buffers} do
-    # What fails by chance only cannot be shrunk.
-    holds(@parallel, [:noshrink], Generators.parallel(), fn {partitions, keys, before, suffixes} ->
-      context = context(buffers, partitions, keys)
-
-      Enum.reduce_while(1..@repeats, :ok, fn _, :ok ->
-        case run_parallel(before, Tuple.to_list(suffixes), context) do
-          :ok -> {:cont, :ok}
-          failure -> {:halt, failure}
-        end
-      end)
+    Laws.holds_repeatedly("parallel maps", Laws.parallel(), Generators.parallel(), fn case ->
+      {partitions, keys, before, suffixes} = case
+      run_parallel(before, Tuple.to_list(suffixes), context(buffers, partitions, keys))
     end)
-  end
-
-  ## PropEr
-
-  # Its exceptions are not those of this OTP, so a law tells what is wrong by its result.
-  defp holds(cases, options, type, law) do
-    holds? = fn instance ->
-      result = attempt(law, instance)
-      if result != :ok, do: Process.put(:failure, result)
-      result == :ok
-    end
-
-    seeded = fn ->
-      :rand.seed(:exsss, @seed)
-      fn -> :ok end
-    end
-
-    property = :proper.setup(seeded, :proper.forall(type, holds?))
-    IO.puts("\n#{cases} cases, LAWS_SEED=#{@seed}")
-
-    unless :proper.quickcheck(property, [:quiet, {:numtests, cases} | options]) == true do
-      flunk("""
-      LAWS_SEED=#{@seed} found:
-      #{inspect(:proper.counterexample(), limit: :infinity, pretty: true)}
-      #{inspect(Process.get(:failure), limit: :infinity, pretty: true)}
-      """)
-    end
-  end
-
-  defp attempt(law, instance) do
-    law.(instance)
-  catch
-    kind, reason -> Exception.format(kind, reason, __STACKTRACE__)
   end
 
   defp explained(true), do: :ok
@@ -122,41 +75,20 @@ defmodule PartitionedBuffer.LawsTest do
   # The first process is this one, and the only one that flushes and says by how many: it receives the batches.
   defp run_parallel(before, [own | others], context) do
     with {:ok, entries} <- run(before, %{}, context) do
-      start = :counters.new(1, [])
-      all = length(others) + 1
+      suffixes =
+        for commands <- [own | Enum.map(others, &writes_and_reads/1)], do: in_parallel(commands, context)
 
-      tasks =
-        for commands <- others,
-            do: Task.async(fn -> timed(writes_and_reads(commands), context, start, all) end)
-
-      histories = [timed(own, context, start, all) | Task.await_many(tasks)]
-      last = timed([:flush], context, start, 0)
-      linearizable(histories ++ [last], entries, context)
+      histories = Laws.at_once(suffixes, &call(&1, context)) ++ Laws.at_once([[:flush]], &call(&1, context))
+      linearizable(histories, entries, context)
     end
   end
 
   defp writes_and_reads(commands),
     do: Enum.reject(commands, &(&1 == :flush or match?({:batch_size, _size}, &1)))
 
-  # The commands with their results and the times between which they were done, when all processes are ready.
-  defp timed(commands, context, start, processes) do
-    commands = for command <- commands, command != :size, do: with_keys(command, context.keys)
-    :counters.add(start, 1, 1)
-    await_start(start, processes)
-
-    for command <- commands do
-      called = System.monotonic_time()
-      result = call(command, context)
-      {called, System.monotonic_time(), command, result}
-    end
-  end
-
-  defp await_start(start, processes) do
-    if :counters.get(start, 1) < processes do
-      :erlang.yield()
-      await_start(start, processes)
-    end
-  end
+  # The size is of all keys, and says nothing of any of them.
+  defp in_parallel(commands, context),
+    do: for(command <- commands, command != :size, do: with_keys(command, context.keys))
 
   ## Linearizability: the effects of each key, in some order that obeys the times, give the results.
 
@@ -275,8 +207,8 @@ defmodule PartitionedBuffer.LawsTest do
 
   defp call(:flush, %{buffer: buffer}) do
     for {partition, number} <- Enum.with_index(partitions(buffer)) do
-      size = flush_partition(partition)
-      {number, received_batches() |> whole(size)}
+      {batches, size} = Laws.hand_over(partition)
+      {number, whole(batches, size)}
     end
   end
 
@@ -302,21 +234,6 @@ defmodule PartitionedBuffer.LawsTest do
     ArgumentError -> :raised
   end
 
-  defp flush_partition(partition) do
-    %{settings: settings} = :sys.get_state(partition)
-    tick(partition)
-    wait_idle(partition)
-    :ets.lookup_element(settings, :options, 2).processing_batch_size
-  end
-
-  defp received_batches(batches \\ []) do
-    receive do
-      {:batch, batch} -> received_batches([batch | batches])
-    after
-      0 -> Enum.reverse(batches)
-    end
-  end
-
   # The entries of batches of which only the last is short, if no key is there twice.
   defp whole(batches, size) do
     entries = Enum.concat(batches)
@@ -327,17 +244,7 @@ defmodule PartitionedBuffer.LawsTest do
       else: {:malformed, batches}
   end
 
-  ## Routing, as documented
+  defp option(route), do: Laws.option(route)
 
-  defp option(nil), do: []
-  defp option(:term), do: [partition_key: {:some, "term"}]
-  defp option(:function), do: [partition_key: &{:of, &1}]
-  defp option(:mfa), do: [partition_key: {__MODULE__, :route, [:and]}]
-
-  def route(key, argument), do: {key, argument}
-
-  defp place(nil, key, n), do: {:erlang.phash2(:erlang.phash2(key), n), key}
-  defp place(:term, key, n), do: {:erlang.phash2({:some, "term"}, n), key}
-  defp place(:function, key, n), do: {:erlang.phash2({:of, key}, n), key}
-  defp place(:mfa, key, n), do: {:erlang.phash2({key, :and}, n), key}
+  defp place(route, key, n), do: {Laws.partition(route, key, n), key}
 end

@@ -5,26 +5,18 @@ defmodule PartitionedBuffer.QueueLawsTest do
 
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.{Generators, Queue}
-
-  @compile {:no_warn_undefined, [:proper]}
+  alias PartitionedBuffer.{Generators, Laws, Queue}
 
   @moduletag :proper
   @moduletag timeout: :infinity
-
-  @cases String.to_integer(System.get_env("LAWS_SEQUENTIAL", "10000"))
-  @seed String.to_integer(System.get_env("LAWS_SEED", "#{:erlang.phash2(make_ref())}"))
 
   setup do
     {:ok, queues: for(n <- 1..3, into: %{}, do: {n, start_buffer(module: Queue, partitions: n)})}
   end
 
   test "commands do to a queue what they do to lists", %{queues: queues} do
-    holds? = fn {partitions, commands} ->
-      queue = queues[partitions]
-      # What a failed case has left.
-      flush(queue)
-      received_entries()
+    Laws.holds("queues", Laws.sequential(), Generators.queue(), fn {partitions, commands} ->
+      queue = empty(queues, partitions)
       Queue.update_options(queue, processing_batch_size: 100)
 
       model = %{
@@ -35,25 +27,16 @@ defmodule PartitionedBuffer.QueueLawsTest do
       }
 
       result = Enum.reduce_while(commands ++ [:size, :flush, :size], model, &step/2)
-      if is_tuple(result), do: Process.put(:failure, result)
-      is_map(result)
-    end
+      if is_map(result), do: :ok, else: result
+    end)
+  end
 
-    seeded = fn ->
-      :rand.seed(:exsss, @seed)
-      fn -> :ok end
-    end
-
-    property = :proper.setup(seeded, :proper.forall(Generators.queue(), holds?))
-    IO.puts("\n#{@cases} cases of queues, LAWS_SEED=#{@seed}")
-
-    unless :proper.quickcheck(property, [:quiet, numtests: @cases]) == true do
-      flunk("""
-      LAWS_SEED=#{@seed} found, and shrank to:
-      #{inspect(:proper.counterexample(), limit: :infinity, pretty: true)}
-      #{inspect(Process.get(:failure), limit: :infinity, pretty: true)}
-      """)
-    end
+  # Without what a failed case has left.
+  defp empty(queues, partitions) do
+    queue = Map.fetch!(queues, partitions)
+    flush(queue)
+    received_batches()
+    queue
   end
 
   # The model after a command, or the command with what was wrong.
@@ -63,13 +46,13 @@ defmodule PartitionedBuffer.QueueLawsTest do
     if List.improper?(items) do
       step(put_elem(command, 0, :improper_item), model)
     else
-      got = Queue.push(model.queue, item_or_items, option(route))
+      got = Queue.push(model.queue, item_or_items, Laws.option(route))
 
       lists =
         Enum.reduce(
           items,
           model.lists,
-          &Map.update!(&2, place(route, &1, model.partitions), fn l -> [&1 | l] end)
+          &Map.update!(&2, Laws.partition(route, &1, model.partitions), fn l -> [&1 | l] end)
         )
 
       go_on(got == :ok, command, got, %{model | lists: lists})
@@ -92,9 +75,8 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp step(:flush, model) do
     got =
       for {partition, number} <- Enum.with_index(partitions(model.queue)), into: %{} do
-        tick(partition)
-        wait_idle(partition)
-        {number, batches([])}
+        {batches, _size} = Laws.hand_over(partition)
+        {number, batches}
       end
 
     expected =
@@ -109,7 +91,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   end
 
   defp refused(command, items, route, model) do
-    got = Queue.push(model.queue, items, option(route))
+    got = Queue.push(model.queue, items, Laws.option(route))
     {:halt, {command, got}}
   rescue
     error in ArgumentError -> go_on(error.message =~ "proper list", command, error, model)
@@ -117,26 +99,4 @@ defmodule PartitionedBuffer.QueueLawsTest do
 
   defp go_on(true, _command, _got, model), do: {:cont, model}
   defp go_on(false, command, got, model), do: {:halt, {command, got: got, lists: model.lists}}
-
-  defp batches(batches) do
-    receive do
-      {:batch, batch} -> batches([batch | batches])
-    after
-      0 -> Enum.reverse(batches)
-    end
-  end
-
-  ## Routing, as documented
-
-  defp option(nil), do: []
-  defp option(:term), do: [partition_key: {:some, "term"}]
-  defp option(:function), do: [partition_key: &{:of, &1}]
-  defp option(:mfa), do: [partition_key: {__MODULE__, :route, [:and]}]
-
-  def route(item, argument), do: {item, argument}
-
-  defp place(nil, item, n), do: :erlang.phash2(:erlang.phash2(item), n)
-  defp place(:term, _item, n), do: :erlang.phash2({:some, "term"}, n)
-  defp place(:function, item, n), do: :erlang.phash2({:of, item}, n)
-  defp place(:mfa, item, n), do: :erlang.phash2({item, :and}, n)
 end

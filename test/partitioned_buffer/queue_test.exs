@@ -14,14 +14,6 @@ defmodule PartitionedBuffer.QueueTest do
 
   defp start_queue(opts \\ []), do: start_buffer([module: Queue] ++ opts)
 
-  defp batches(batches \\ []) do
-    receive do
-      {:batch, batch} -> batches([batch | batches])
-    after
-      0 -> Enum.reverse(batches)
-    end
-  end
-
   defp terms do
     [:atom, 1, 1.0, -(2 ** 70), "binary", <<1::3>>, "", [], {}, %{}, %{a: [1]}, {:nested, [{1}]}] ++
       [:binary.copy("x", 1_000), make_ref(), self(), &String.length/1, fn -> :closure end]
@@ -35,7 +27,7 @@ defmodule PartitionedBuffer.QueueTest do
     expected = Enum.reject(items, &is_list/1) ++ items
     assert Queue.size(queue) == length(expected)
     flush(queue)
-    batches = batches()
+    batches = received_batches()
     assert Enum.concat(batches) === expected
     assert batches == Enum.chunk_every(expected, 10)
     assert Queue.size(queue) == 0
@@ -144,7 +136,7 @@ defmodule PartitionedBuffer.QueueTest do
     flush(queue)
     # The rest was processed, and then what had come in since, as after any rest.
     flush(queue)
-    assert batches() == [[1, 2], [3, 4], [5, 6], [7], [8]]
+    assert received_batches() == [[1, 2], [3, 4], [5, 6], [7], [8]]
   end
 
   test "a table is an ordered set of the items in their order" do
@@ -210,7 +202,7 @@ defmodule PartitionedBuffer.QueueTest do
     :ok = Buffer.stop(name)
     {:ok, _queue} = Queue.start_link(options)
     :ok = Queue.stop(name)
-    assert batches() == [[{:key, :value, 0, 0}], [:item]]
+    assert received_batches() == [[{:key, :value, 0, 0}], [:item]]
   end
 
   # With its children, whose names the next one needs.

@@ -94,14 +94,17 @@ defmodule PartitionedBuffer.Case do
 
   def partitions(buffer), do: PartitionedBuffer.Routing.partition_names(buffer)
 
-  @doc "All batches that have come in, as one list of entries."
-  def received_entries(entries \\ []) do
+  @doc "All batches that have come in, one after the other."
+  def received_batches(batches \\ []) do
     receive do
-      {:batch, batch} -> received_entries(entries ++ batch)
+      {:batch, batch} -> received_batches([batch | batches])
     after
-      0 -> entries
+      0 -> Enum.reverse(batches)
     end
   end
+
+  @doc "All batches that have come in, as one list of entries."
+  def received_entries, do: Enum.concat(received_batches())
 
   @doc "Sends the telemetry events of a buffer to the test as `{event, measurements, metadata}`, without their prefix."
   def attach_telemetry(buffer) do

@@ -1,0 +1,123 @@
+defmodule PartitionedBuffer.Laws do
+  @moduledoc false
+  # What the laws of all kinds of buffers share: PropEr under ExUnit, commands of several processes at once, hand-overs, and
+  # routing as it is documented.
+  #
+  # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, LAWS_REPEATS is how often a parallel one is done.
+
+  @compile {:no_warn_undefined, [:proper]}
+
+  import PartitionedBuffer.Case
+
+  def sequential, do: setting("LAWS_SEQUENTIAL", 10_000)
+  def parallel, do: setting("LAWS_PARALLEL", 1_000)
+  def repeats, do: setting("LAWS_REPEATS", 5)
+
+  ## PropEr
+
+  @doc """
+  Fails unless the law is `:ok` for so many instances of a type.
+
+  PropEr's exceptions are not those of this OTP, so a law tells what is wrong by its result.
+  """
+  def holds(what, cases, type, law, options \\ []) do
+    seed = setting("LAWS_SEED", :erlang.phash2(make_ref()))
+
+    holds? = fn instance ->
+      result = attempt(law, instance)
+      if result != :ok, do: Process.put(:failure, result)
+      result == :ok
+    end
+
+    seeded = fn ->
+      :rand.seed(:exsss, seed)
+      fn -> :ok end
+    end
+
+    property = :proper.setup(seeded, :proper.forall(type, holds?))
+    IO.puts("\n#{cases} cases of #{what}, LAWS_SEED=#{seed}")
+
+    unless :proper.quickcheck(property, [:quiet, {:numtests, cases} | options]) == true do
+      ExUnit.Assertions.flunk("""
+      LAWS_SEED=#{seed} found:
+      #{inspect(:proper.counterexample(), limit: :infinity, pretty: true)}
+      #{inspect(Process.get(:failure), limit: :infinity, pretty: true)}
+      """)
+    end
+  end
+
+  @doc "As `holds/5`, each instance several times. What fails by chance only cannot be shrunk."
+  def holds_repeatedly(what, cases, type, law) do
+    repeated = fn instance ->
+      Enum.find_value(1..repeats(), :ok, fn _ ->
+        result = law.(instance)
+        if result != :ok, do: result
+      end)
+    end
+
+    holds(what, cases, type, repeated, [:noshrink])
+  end
+
+  defp setting(name, default), do: name |> System.get_env("#{default}") |> String.to_integer()
+
+  defp attempt(law, instance) do
+    law.(instance)
+  catch
+    kind, reason -> Exception.format(kind, reason, __STACKTRACE__)
+  end
+
+  ## Calls
+
+  @doc """
+  Does the commands of each list in a process of its own, those of the first in this one, from when all are ready: lists of
+  `{called, returned, command, result}`.
+  """
+  def at_once([own | others], call) do
+    start = :counters.new(1, [])
+    processes = length(others) + 1
+    tasks = for commands <- others, do: Task.async(fn -> timed(commands, call, start, processes) end)
+    [timed(own, call, start, processes) | Task.await_many(tasks)]
+  end
+
+  defp timed(commands, call, start, processes) do
+    :counters.add(start, 1, 1)
+    await_start(start, processes)
+
+    for command <- commands do
+      called = System.monotonic_time()
+      result = call.(command)
+      {called, System.monotonic_time(), command, result}
+    end
+  end
+
+  defp await_start(start, processes) do
+    if :counters.get(start, 1) < processes do
+      :erlang.yield()
+      await_start(start, processes)
+    end
+  end
+
+  @doc "Lets a partition hand over: the batches that came, and of how many entries each but the last should be."
+  def hand_over(partition) do
+    %{settings: settings} = :sys.get_state(partition)
+    tick(partition)
+    wait_idle(partition)
+    {received_batches(), :ets.lookup_element(settings, :options, 2).processing_batch_size}
+  end
+
+  ## Routing, as documented
+
+  @doc "The options of a call, by the name of its way to choose the partition."
+  def option(nil), do: []
+  def option(:term), do: [partition_key: {:some, "term"}]
+  def option(:function), do: [partition_key: &{:of, &1}]
+  def option(:mfa), do: [partition_key: {__MODULE__, :route, [:and]}]
+
+  def route(term, argument), do: {term, argument}
+
+  @doc "The number of the partition, among `n`, that is chosen for a key or item."
+  def partition(nil, term, n), do: :erlang.phash2(:erlang.phash2(term), n)
+  def partition(:term, _term, n), do: :erlang.phash2({:some, "term"}, n)
+  def partition(:function, term, n), do: :erlang.phash2({:of, term}, n)
+  def partition(:mfa, term, n), do: :erlang.phash2({term, :and}, n)
+end
