@@ -1,7 +1,8 @@
 defmodule PartitionedBuffer.QueueLawsTest do
-  # Random commands on random items, against a list for each partition.
+  # Random commands on random items, against a list for each partition; and of several processes, against what the times
+  # of their calls allow.
   #
-  #     LAWS_SEQUENTIAL=100000 LAWS_SEED=1 mix test test/partitioned_buffer/queue_laws_test.exs
+  #     LAWS_SEQUENTIAL=100000 LAWS_PARALLEL=10000 LAWS_REPEATS=20 LAWS_SEED=1 mix test test/partitioned_buffer/queue_laws_test.exs
 
   use PartitionedBuffer.Case, async: true
 
@@ -28,6 +29,13 @@ defmodule PartitionedBuffer.QueueLawsTest do
 
       result = Enum.reduce_while(commands ++ [:size, :flush, :size], model, &step/2)
       if is_map(result), do: :ok, else: result
+    end)
+  end
+
+  test "pushes of several processes are linearizable in each partition", %{queues: queues} do
+    Laws.holds_repeatedly("parallel queues", Laws.parallel(), Generators.parallel_queue(), fn case ->
+      {partitions, before, suffixes} = case
+      run_parallel(before, Tuple.to_list(suffixes), empty(queues, partitions), partitions)
     end)
   end
 
@@ -99,4 +107,150 @@ defmodule PartitionedBuffer.QueueLawsTest do
 
   defp go_on(true, _command, _got, model), do: {:cont, model}
   defp go_on(false, command, got, model), do: {:halt, {command, got: got, lists: model.lists}}
+
+  ## Several processes
+
+  # Items of a process are numbered from a multiple of this.
+  @items_of_process 1_000_000
+
+  # Only this process, which receives the batches, lets the queue hand over, and says by how many.
+  defp run_parallel(before, [own | others], queue, partitions) do
+    others =
+      for commands <- others, do: Enum.reject(commands, &(&1 == :flush or match?({:batch_size, _}, &1)))
+
+    [before | suffixes] = [before, own | others] |> Enum.with_index() |> Enum.map(&numbered/1)
+    phases = for lists <- [[before], suffixes, [[:flush, :size]]], do: Laws.at_once(lists, &call(&1, queue))
+    histories = Enum.concat(phases)
+
+    case wrong(Enum.concat(histories), partitions) do
+      [] -> :ok
+      wrong -> {wrong, histories}
+    end
+  end
+
+  defp numbered({commands, process}) do
+    {commands, _next} = Enum.map_reduce(commands, process * @items_of_process, &distinct/2)
+    commands
+  end
+
+  defp distinct({:push, with_it, route}, next), do: {{:push, item(with_it, next), route}, next + 1}
+
+  defp distinct({push_all, list, route}, next) do
+    {items, next} = Enum.map_reduce(list, next, &{item(&1, &2), &2 + 1})
+    {{push_all, items, route}, next}
+  end
+
+  defp distinct(command, next), do: {command, next}
+
+  defp item(:nothing, number), do: number
+  defp item(term, number), do: {number, term}
+
+  defp number({number, _term}), do: number
+  defp number(number), do: number
+
+  defp call(:size, queue), do: Queue.size(queue)
+  defp call({:batch_size, size}, queue), do: Queue.update_options(queue, processing_batch_size: size)
+
+  defp call({:improper, items, route}, queue) do
+    Queue.push(queue, items ++ :tail, Laws.option(route))
+  rescue
+    ArgumentError -> :raised
+  end
+
+  defp call({_push, item_or_items, route}, queue), do: Queue.push(queue, item_or_items, Laws.option(route))
+
+  defp call(:flush, queue) do
+    for {partition, number} <- Enum.with_index(partitions(queue)) do
+      called = System.monotonic_time()
+      {batches, size} = Laws.hand_over(partition)
+      returned = System.monotonic_time()
+      items = Enum.concat(batches)
+      full? = batches == Enum.chunk_every(items, size)
+      %{partition: number, called: called, returned: returned, items: items, full?: full?}
+    end
+  end
+
+  # What was done, in the order of each process, contradicts a queue in this.
+  defp wrong(done, partitions) do
+    pushed =
+      for {called, returned, command, _result} <- done, {item, route} <- items(command), into: %{} do
+        {item, {Laws.partition(route, item, partitions), called, returned}}
+      end
+
+    hand_overs = for {_, _, :flush, hand_overs} <- done, hand_over <- hand_overs, do: hand_over
+    each = for number <- 0..(partitions - 1), do: Enum.filter(hand_overs, &(&1.partition == number))
+
+    Enum.reject(
+      [
+        results: for({_, _, command, result} <- done, not possible?(command, result), do: {command, result}),
+        not_full: Enum.reject(hand_overs, & &1.full?),
+        not_once: Enum.flat_map(each, &not_once(&1, pushed)),
+        out_of_order: Enum.flat_map(each, &out_of_order/1),
+        overtaken: Enum.flat_map(each, &overtaken(&1, pushed)),
+        sizes: sizes(done, hand_overs, pushed)
+      ],
+      fn {_law, exceptions} -> exceptions == [] end
+    )
+  end
+
+  defp items({:push, item, route}), do: [{item, route}]
+  defp items({:push_all, items, route}), do: Enum.map(items, &{&1, route})
+  defp items(_command), do: []
+
+  defp possible?(:size, size), do: is_integer(size)
+  defp possible?(:flush, hand_overs), do: is_list(hand_overs)
+  defp possible?({:improper, _items, _route}, result), do: result == :raised
+  defp possible?(_command, result), do: result == :ok
+
+  # A partition hands over each item that was pushed to it, as it was, and no other.
+  defp not_once([%{partition: partition} | _] = hand_overs, pushed) do
+    got = hand_overs |> Enum.flat_map(& &1.items) |> Enum.frequencies()
+    expected = for {item, {^partition, _, _}} <- pushed, into: %{}, do: {item, 1}
+
+    for item <- Map.keys(Map.merge(expected, got)), got[item] != expected[item] do
+      {item, partition: partition, times: Map.get(got, item, 0)}
+    end
+  end
+
+  # The items of a process, and those of a list, keep their order.
+  defp out_of_order(hand_overs) do
+    numbers = for %{items: items} <- hand_overs, item <- items, do: number(item)
+
+    for {process, numbers} <- Enum.group_by(numbers, &div(&1, @items_of_process)),
+        numbers != Enum.sort(numbers) do
+      {process, numbers}
+    end
+  end
+
+  # Pushes and hand-overs of a partition, in the order in which they took effect: none returned before one ahead of it was
+  # called. Then there is a moment for each, within its call, which gives this order.
+  defp overtaken(hand_overs, pushed) do
+    events =
+      for %{called: called, returned: returned} = hand_over <- hand_overs,
+          event <-
+            for(item <- hand_over.items, {_, c, r} <- List.wrap(pushed[item]), do: {item, c, r}) ++
+              [{:hand_over, called, returned}],
+          do: event
+
+    latest = events |> Enum.map(&elem(&1, 1)) |> Enum.scan(&max/2)
+    for {{_, _, returned} = event, latest} <- Enum.zip(events, latest), latest > returned, do: {event, latest}
+  end
+
+  # A size counts what was certainly pushed and not yet handed over while it was read, and nothing that was certainly not.
+  defp sizes(done, hand_overs, pushed) do
+    waits =
+      for %{items: items} = hand_over <- hand_overs,
+          item <- items,
+          push <- List.wrap(pushed[item]),
+          do: {push, hand_over}
+
+    for {called, returned, :size, size} <- done,
+        least =
+          Enum.count(waits, fn {{_, _, pushed}, taken} -> pushed < called and taken.called > returned end),
+        most =
+          Enum.count(waits, fn {{_, pushed, _}, taken} -> pushed <= returned and taken.returned >= called end),
+        size not in least..most//1 do
+      {size, least: least, most: most}
+    end
+  end
 end

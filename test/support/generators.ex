@@ -35,6 +35,28 @@ defmodule PartitionedBuffer.Generators do
      )}
   end
 
+  @doc """
+  The same for commands before, and lists of commands that are done at the same time. The items are made distinct later:
+  here is what goes with each, `:nothing` for one that is a number by itself.
+  """
+  def parallel_queue do
+    item = T.frequency([{1, :nothing}, {2, terms()}])
+
+    command =
+      T.frequency([
+        {8, {:push, item, route()}},
+        {4, {:push_all, few(item), route()}},
+        {1, {:push_all, T.bind(T.range(17, 3_000), &List.duplicate(:nothing, &1), false), route()}},
+        {1, {:improper, T.non_empty(few(item)), route()}},
+        {3, :size},
+        {4, :flush},
+        {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}
+      ])
+
+    several = T.resize(10, T.list(command))
+    {T.range(1, 3), T.resize(4, T.list(command)), T.oneof([{several, several}, {several, several, several}])}
+  end
+
   defp keys, do: T.resize(5, T.non_empty(T.list(key())))
 
   # Small numbers are frequent, and 1 beside 1.0, on their own and within other terms.
