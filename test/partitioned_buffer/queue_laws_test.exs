@@ -225,23 +225,24 @@ defmodule PartitionedBuffer.QueueLawsTest do
   # Pushes and hand-overs of a partition, in the order in which they took effect: none returned before one ahead of it was
   # called. Then there is a moment for each, within its call, which gives this order.
   defp overtaken(hand_overs, pushed) do
-    events =
-      for %{called: called, returned: returned} = hand_over <- hand_overs,
-          event <-
-            for(item <- hand_over.items, {_, c, r} <- List.wrap(pushed[item]), do: {item, c, r}) ++
-              [{:hand_over, called, returned}],
-          do: event
-
+    events = Enum.flat_map(hand_overs, &events(&1, pushed))
     latest = events |> Enum.map(&elem(&1, 1)) |> Enum.scan(&max/2)
     for {{_, _, returned} = event, latest} <- Enum.zip(events, latest), latest > returned, do: {event, latest}
+  end
+
+  defp events(hand_over, pushed) do
+    pushes =
+      for item <- hand_over.items, %{^item => {_, called, returned}} <- [pushed], do: {item, called, returned}
+
+    pushes ++ [{:hand_over, hand_over.called, hand_over.returned}]
   end
 
   # A size counts what was certainly pushed and not yet handed over while it was read, and nothing that was certainly not.
   defp sizes(done, hand_overs, pushed) do
     waits =
-      for %{items: items} = hand_over <- hand_overs,
-          item <- items,
-          push <- List.wrap(pushed[item]),
+      for hand_over <- hand_overs,
+          item <- hand_over.items,
+          %{^item => push} <- [pushed],
           do: {push, hand_over}
 
     for {called, returned, :size, size} <- done,
