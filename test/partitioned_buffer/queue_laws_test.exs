@@ -113,12 +113,9 @@ defmodule PartitionedBuffer.QueueLawsTest do
   # Items of a process are numbered from a multiple of this.
   @items_of_process 1_000_000
 
-  # Only this process, which receives the batches, lets the queue hand over, and says by how many.
-  defp run_parallel(before, [own | others], queue, partitions) do
-    others =
-      for commands <- others, do: Enum.reject(commands, &(&1 == :flush or match?({:batch_size, _}, &1)))
-
-    [before | suffixes] = [before, own | others] |> Enum.with_index() |> Enum.map(&numbered/1)
+  # Of the suffixes the first is done by this process, which receives the batches.
+  defp run_parallel(before, suffixes, queue, partitions) do
+    [before | suffixes] = [before | suffixes] |> Enum.with_index() |> Enum.map(&numbered/1)
     phases = for lists <- [[before], suffixes, [[:flush, :size]]], do: Laws.at_once(lists, &call(&1, queue))
     histories = Enum.concat(phases)
 

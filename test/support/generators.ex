@@ -36,25 +36,25 @@ defmodule PartitionedBuffer.Generators do
   end
 
   @doc """
-  The same for commands before, and lists of commands that are done at the same time. The items are made distinct later:
-  here is what goes with each, `:nothing` for one that is a number by itself.
+  A case for a queue of commands before, and of lists of commands that are done at the same time, of which the first alone
+  flushes. The items are made distinct later: here is what goes with each, `:nothing` for one that is a number by itself.
   """
   def parallel_queue do
     item = T.frequency([{1, :nothing}, {2, terms()}])
 
-    command =
-      T.frequency([
-        {8, {:push, item, route()}},
-        {4, {:push_all, few(item), route()}},
-        {1, {:push_all, T.bind(T.range(17, 3_000), &List.duplicate(:nothing, &1), false), route()}},
-        {1, {:improper, T.non_empty(few(item)), route()}},
-        {3, :size},
-        {4, :flush},
-        {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}
-      ])
+    pushes = [
+      {8, {:push, item, route()}},
+      {4, {:push_all, few(item), route()}},
+      {2, {:push_all, T.bind(T.range(17, 3_000), &List.duplicate(:nothing, &1), false), route()}},
+      {1, {:improper, T.non_empty(few(item)), route()}},
+      {3, :size}
+    ]
 
-    several = T.resize(10, T.list(command))
-    {T.range(1, 3), T.resize(4, T.list(command)), T.oneof([{several, several}, {several, several, several}])}
+    # Often, since a flush takes longer than most pushes and is to meet them.
+    flushes = [{10, :flush}, {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}]
+    own = T.resize(8, T.list(T.frequency(pushes ++ flushes)))
+    other = T.resize(12, T.list(T.frequency(pushes)))
+    {T.range(1, 3), T.resize(4, own), T.oneof([{own, other}, {own, other, other}])}
   end
 
   defp keys, do: T.resize(5, T.non_empty(T.list(key())))
