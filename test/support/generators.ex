@@ -45,7 +45,7 @@ defmodule PartitionedBuffer.Generators do
     pushes = [
       {8, {:push, item, route()}},
       {4, {:push_all, few(item), route()}},
-      {2, {:push_all, T.bind(T.range(17, 3_000), &List.duplicate(:nothing, &1), false), route()}},
+      {1, {:push_all, T.bind(T.range(17, 3_000), &List.duplicate(:nothing, &1), false), route()}},
       {1, {:improper, T.non_empty(few(item)), route()}},
       {3, :size}
     ]
