@@ -1,0 +1,215 @@
+//! A map's partitions beside maps.
+
+use std::collections::HashMap;
+
+use partitioned_buffer_engine::entries::Record;
+use partitioned_buffer_engine::partition::{Retired, Write, MAP_SHARDS};
+use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Version};
+
+use super::{Buffer, Model, PARTITIONS};
+use crate::common::{hash, TestHeap, TestTerm};
+
+/// Versions around the limits of what is held without a heap; those beyond are boxed, as integers beyond 64 bits are.
+const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
+
+/// The greatest distance from 0 of a version that is held without a heap.
+const SMALL_VERSION: i64 = 40;
+
+/// Whether the key is boxed, and its content.
+type Key = (bool, i64);
+
+/// What is stored for a key: value, version, updates.
+type Stored = (i64, i64, u64);
+
+type Contents = HashMap<Key, Stored>;
+
+/// See the module's documentation.
+struct Map {
+    buffer: Buffer<Generation<TestHeap>, MAP_SHARDS, Contents>,
+    hasher: Hasher,
+    /// How many keys there are.
+    keys: i64,
+}
+
+/// Does the operations that `bytes` stand for to a map and its model. Panics where they differ; gives the number of
+/// operations.
+pub fn run(bytes: &[u8]) -> usize {
+    let (&[size, seed], bytes) = bytes.split_first_chunk().unwrap_or((&[0, 0], &[]));
+    let hasher = Hasher::seeded(u64::from(seed));
+    let running = 1 + usize::from(size) / 14 % PARTITIONS;
+    super::run(|| {
+        let mut map = Map { buffer: Buffer::start(&hasher, running), hasher, keys: 1 << (size % 14) };
+        bytes.as_chunks().0.iter().for_each(|&[operation, a, b]| map.step(operation, a, b));
+        map.buffer.finish()
+    })
+}
+
+impl Map {
+    fn step(&mut self, operation: u8, a: u8, b: u8) {
+        let key = self.key(i64::from(a) | i64::from(b) << 8);
+        match operation % 32 {
+            0..=5 => self.put(key, false),
+            6..=7 => self.put(key, true),
+            8..=13 => self.put_newer(key, VERSIONS[(usize::from(operation / 32) + usize::from(b)) % VERSIONS.len()]),
+            14..=16 => self.delete(key),
+            17..=18 => self.get(key),
+            // Many at once, which a short sequence of bytes would not reach otherwise.
+            19 => self.neighbours(a, b).for_each(|key| self.put(key, operation / 32 == 0)),
+            20 => self.neighbours(a, b).for_each(|key| self.put_newer(key, i64::from(operation))),
+            21 => self.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
+            22 => (0..b).for_each(|_| self.put(key, false)),
+            23 => self.write_all(&self.neighbours(a, b).collect::<Vec<_>>()),
+            _ => self.buffer.step(operation, a, b),
+        }
+    }
+
+    /// Key number `number`; a few contents are there boxed and not boxed, as different keys.
+    fn key(&self, number: i64) -> Key {
+        let content = number % self.keys;
+        (content % 3 != 0 || number & 0x4000 != 0, content)
+    }
+
+    /// The keys from one on.
+    fn neighbours(&self, a: u8, b: u8) -> impl Iterator<Item = Key> {
+        let (first, count) = (i64::from(a) << 3, i64::from(b) * 2);
+        let keys: Vec<Key> = (first..first + count).map(|number| self.key(number)).collect();
+        keys.into_iter()
+    }
+
+    fn partition_of(&self, key: Key) -> usize {
+        key.1 as usize % self.buffer.running
+    }
+
+    fn term(&self, caller: &mut TestHeap, (is_boxed, content): Key) -> (Hash, TestTerm) {
+        let term = if is_boxed { caller.boxed(content) } else { TestTerm::Immediate(content) };
+        (hash(&self.hasher, term), term)
+    }
+
+    fn put(&mut self, key: Key, is_heavy: bool) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let value = self.buffer.value(is_heavy);
+        let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+        let result = self.buffer.partitions[number].put(self.buffer.running as u32, hash, term, boxed);
+        assert_eq!(result, self.buffer.expected(number, ()));
+        if result.is_ok() {
+            self.buffer.models[number].put(key, value);
+        }
+    }
+
+    fn put_newer(&mut self, key: Key, version: i64) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let value = self.buffer.value(false);
+        let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+        let of_term = version_of(&mut caller, version);
+        let result = self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, term, boxed, of_term);
+        assert_eq!(result, self.buffer.expected(number, ()));
+        if result.is_ok() {
+            self.buffer.models[number].put_newer(key, value, version);
+        }
+    }
+
+    /// Writes the keys, every other one with a version, with each lock taken once.
+    fn write_all(&mut self, keys: &[Key]) {
+        let mut caller = TestHeap::new();
+        let mut shards: HashMap<(usize, usize), Vec<_>> = HashMap::new();
+        for &key in keys {
+            self.buffer.operations += 1;
+            let value = self.buffer.value(false);
+            let (number, (hash, term), boxed) =
+                (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+            let shard = shards.entry((number, MapPartition::<TestHeap>::shard_of(hash))).or_default();
+            let is_open = self.buffer.expected(number, ()).is_ok();
+            if key.1 % 2 == 0 {
+                shard.push((hash, Write::Put(term, boxed)));
+                self.buffer.models[number].put_if(is_open, key, value);
+            } else {
+                let version = value % 100 - 50;
+                shard.push((hash, Write::PutNewer(term, boxed, version_of(&mut caller, version))));
+                if is_open {
+                    self.buffer.models[number].put_newer(key, value, version);
+                }
+            }
+        }
+        for ((number, shard), writes) in shards {
+            let result =
+                self.buffer.partitions[number].write_all(self.buffer.running as u32, shard, writes.into_iter());
+            assert_eq!(result, self.buffer.expected(number, ()));
+        }
+    }
+
+    fn delete(&mut self, key: Key) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
+        let result = self.buffer.partitions[number].delete(self.buffer.running as u32, hash, term);
+        assert_eq!(result, self.buffer.expected(number, ()));
+        if result.is_ok() {
+            self.buffer.models[number].active.remove(&key);
+        }
+    }
+
+    fn get(&mut self, key: Key) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
+        let found =
+            self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value| value.content().1);
+        let stored = self.buffer.models[number].active.get(&key).map(|stored| stored.0);
+        assert_eq!(found, self.buffer.expected(number, stored));
+    }
+}
+
+impl Model<Contents> {
+    fn put(&mut self, key: Key, value: i64) {
+        self.active.insert(key, (value, 0, 0));
+    }
+
+    fn put_if(&mut self, is_open: bool, key: Key, value: i64) {
+        if is_open {
+            self.put(key, value);
+        }
+    }
+
+    fn put_newer(&mut self, key: Key, value: i64, version: i64) {
+        let stored = self.active.entry(key).or_insert((value, version, 0));
+        if version > stored.1 {
+            *stored = (value, version, stored.2 + 1);
+        }
+    }
+}
+
+fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
+    if version < -SMALL_VERSION {
+        Version::Below(caller.boxed(version))
+    } else if version > SMALL_VERSION {
+        Version::Above(caller.boxed(version))
+    } else {
+        Version::Int(version)
+    }
+}
+
+impl super::Contents<Generation<TestHeap>> for Contents {
+    /// None may be there twice.
+    fn read(retired: &Retired<Generation<TestHeap>>, start: usize, end: usize) -> Self {
+        let mut contents = Contents::new();
+        for Record { key, value, version, updates } in (start..end).filter_map(|position| retired.record(position)) {
+            let version = match version {
+                Version::Int(version) => version,
+                Version::Below(version) | Version::Above(version) => version.content().1,
+            };
+            let before = contents.insert(key.content(), (value.content().1, version, updates));
+            assert_eq!(before, None, "a key comes once in a hand-over");
+        }
+        contents
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn remove(&mut self, claimed: &Self) {
+        self.retain(|key, _| !claimed.contains_key(key));
+    }
+}
