@@ -1,8 +1,8 @@
 //! Buffers of partitions beside models of them: of what waits and of what was handed over. Long sequences of operations,
 //! read from bytes, are done to both; what they answer and hold must be the same.
 //!
-//! The random test and the fuzz target share them: any bytes are a sequence of operations. Here is what does not depend on
-//! the kind of buffer.
+//! The random tests and the fuzz targets share them: any bytes are a sequence of operations. Here is what [`map`] and
+//! [`queue`] have in common.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -15,6 +15,7 @@ use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Partition,
 use super::{heaps, HEAVY};
 
 pub mod map;
+pub mod queue;
 
 /// Partitions there may be.
 const PARTITIONS: usize = 3;

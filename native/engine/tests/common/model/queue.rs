@@ -1,0 +1,92 @@
+//! A queue's partitions beside lists.
+
+use std::collections::VecDeque;
+
+use partitioned_buffer_engine::partition::Retired;
+use partitioned_buffer_engine::{Hasher, Heap, Log};
+
+use super::{Buffer, PARTITIONS};
+use crate::common::{TestHeap, TestTerm};
+
+/// Whether the item is boxed, and its content.
+type Item = (bool, i64);
+
+type Items = VecDeque<Item>;
+
+/// See the module's documentation.
+struct Queue {
+    buffer: Buffer<Log<TestHeap>, 1, Items>,
+}
+
+/// Does the operations that `bytes` stand for to a queue and its model. Panics where they differ; gives the number of
+/// operations.
+pub fn run(bytes: &[u8]) -> usize {
+    let (&[size], bytes) = bytes.split_first_chunk().unwrap_or((&[0], &[]));
+    let running = 1 + usize::from(size) % PARTITIONS;
+    super::run(|| {
+        let mut queue = Queue { buffer: Buffer::start(&Hasher::seeded(0), running) };
+        bytes.as_chunks().0.iter().for_each(|&[operation, a, b]| queue.step(operation, a, b));
+        queue.buffer.finish()
+    })
+}
+
+impl Queue {
+    fn step(&mut self, operation: u8, a: u8, b: u8) {
+        let (number, count) = (usize::from(a) % self.buffer.running, usize::from(b));
+        match operation % 32 {
+            0..=8 => self.push(number, false),
+            9..=10 => self.push(number, true),
+            // Many at once, which a short sequence of bytes would not reach otherwise: two of them fill a chunk and
+            // some segments.
+            11..=13 => (0..count).for_each(|_| self.push(number, false)),
+            14..=16 => self.push_all(number, count),
+            17..=18 => self.push_all(number, 4 * count),
+            // Batch by batch, like a reader that lives, or dies among them.
+            19..=23 => (0..a / 16).for_each(|_| self.buffer.hand_over(usize::from(a) % PARTITIONS, count)),
+            _ => self.buffer.step(operation, a, b),
+        }
+    }
+
+    /// The next item, on the caller's heap.
+    fn item(&mut self, caller: &mut TestHeap, is_heavy: bool) -> TestTerm {
+        let content = self.buffer.value(is_heavy);
+        caller.term(content)
+    }
+
+    fn push(&mut self, number: usize, is_heavy: bool) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let item = self.item(&mut caller, is_heavy);
+        let result = self.buffer.partitions[number].push(self.buffer.running as u32, item);
+        assert_eq!(result, self.buffer.expected(number, ()));
+        if result.is_ok() {
+            self.buffer.models[number].active.push_back(item.content());
+        }
+    }
+
+    /// Pushes items with the lock taken once, one of them a heavy one.
+    fn push_all(&mut self, number: usize, count: usize) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let items: Vec<TestTerm> = (0..count).map(|place| self.item(&mut caller, place == count / 2)).collect();
+        let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, items.iter().copied());
+        assert_eq!(result, self.buffer.expected(number, ()));
+        if result.is_ok() {
+            self.buffer.models[number].active.extend(items.into_iter().map(TestTerm::content));
+        }
+    }
+}
+
+impl super::Contents<Log<TestHeap>> for Items {
+    fn read(retired: &Retired<Log<TestHeap>>, start: usize, end: usize) -> Self {
+        (start..end).map(|position| retired.record(position).expect("no item is ever deleted").content()).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn remove(&mut self, claimed: &Self) {
+        self.drain(..claimed.len());
+    }
+}
