@@ -1,0 +1,192 @@
+//! What the tests of maps and queues have in common: the runs under shuttle, and a buffer as the NIF library has it.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use std::hash::{BuildHasher, RandomState};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Partition, Store};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
+use shuttle::sync::atomic::{AtomicU32, Ordering};
+use shuttle::thread::{self, JoinHandle};
+use shuttle::{Config, Runner};
+
+/// How often a thread may be overtaken by one of lower priority in the schedules that are made by priority.
+const PRIORITY_CHANGES: usize = 4;
+
+fn setting<T: FromStr>(name: &str) -> Option<T> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} cannot be read")))
+}
+
+/// Runs `body` under random schedules and under as many by random priorities.
+pub fn check(body: fn()) {
+    let mut config = Config::new();
+    config.stack_size = 128 * 1024;
+    config.silence_warnings = true;
+    if let Some(schedule) = setting::<String>("SHUTTLE_SCHEDULE") {
+        Runner::new(ReplayScheduler::new_from_encoded(&schedule), config).run(body);
+        return;
+    }
+    let seed = setting("SHUTTLE_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
+    let iterations = setting("SHUTTLE_ITERATIONS").unwrap_or(1_000);
+    println!("SHUTTLE_SEED={seed} SHUTTLE_ITERATIONS={iterations}");
+    Runner::new(RandomScheduler::new_from_seed(seed, iterations), config.clone()).run(body);
+    Runner::new(PctScheduler::new_from_seed(seed, PRIORITY_CHANGES, iterations), config).run(body);
+}
+
+/// What a reader has claimed, and of which hand-over.
+struct Batch<D> {
+    hand_over: usize,
+    start: usize,
+    end: usize,
+    deliveries: Vec<D>,
+}
+
+/// A buffer as the NIF library has it: partitions, and among how many of them writes are routed.
+pub struct Buffer<S: Store, const SHARDS: usize, D> {
+    pub hasher: Hasher,
+    pub partitions: [Partition<S, SHARDS>; 2],
+    pub running: AtomicU32,
+    /// What a reader keeps of a record.
+    delivery: fn(S::Record) -> D,
+    /// All that readers have got, to the end of the test: the memory has to go earlier.
+    hand_overs: Mutex<Vec<Arc<HandOver<S>>>>,
+    batches: Mutex<Vec<Batch<D>>>,
+}
+
+impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
+    pub fn start(running: u32, delivery: fn(S::Record) -> D) -> Arc<Self> {
+        let hasher = Hasher::seeded(0);
+        let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
+        partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
+        let running = AtomicU32::new(running);
+        Arc::new(Buffer {
+            hasher,
+            partitions,
+            running,
+            delivery,
+            hand_overs: Mutex::default(),
+            batches: Mutex::default(),
+        })
+    }
+
+    pub fn first(&self) -> &Partition<S, SHARDS> {
+        &self.partitions[0]
+    }
+
+    /// Does `operation` in the partition of `key`, again if the number of partitions changes meanwhile.
+    pub fn operate<R>(
+        &self,
+        key: i64,
+        operation: impl Fn(&Partition<S, SHARDS>, u32) -> Result<R, Closed>,
+    ) -> Result<R, Closed> {
+        loop {
+            let among = self.running.load(Ordering::SeqCst);
+            let number = key.checked_rem(i64::from(among)).ok_or(Closed)?;
+            let result = operation(&self.partitions[number as usize], among);
+            if result.is_ok() || self.running.load(Ordering::SeqCst) == among {
+                return result;
+            }
+        }
+    }
+
+    /// Reads and claims `count` places of what a partition hands over, as a reader that dies then. Says whether there was
+    /// a hand-over.
+    pub fn deliver(&self, partition: &Partition<S, SHARDS>, count: usize) -> bool {
+        let Some(HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over)) = partition.hand_over() else {
+            return false;
+        };
+        self.claim(partition, &hand_over, count);
+        true
+    }
+
+    /// Reads and claims `count` places of a hand-over, unless another reader does.
+    pub fn claim(&self, partition: &Partition<S, SHARDS>, hand_over: &Arc<HandOver<S>>, count: usize) {
+        let number = self.number(hand_over);
+        let start = hand_over.position();
+        let end = start.saturating_add(count).min(hand_over.end());
+        let retired = hand_over.entries();
+        let records = retired.iter().flat_map(|retired| (start..end).filter_map(|position| retired.record(position)));
+        let deliveries = records.map(self.delivery).collect();
+        drop(retired);
+        // Again at the end, as a reader does that finds nothing behind the last batch.
+        if partition.claim(hand_over, start, end) {
+            partition.claim(hand_over, end, end);
+            held(&self.batches).push(Batch { hand_over: number, start, end, deliveries });
+        }
+    }
+
+    /// The number of a hand-over. As each is numbered before any of it is claimed, and claimed before there is another
+    /// of its partition, the numbers are in the order of the hand-overs.
+    fn number(&self, hand_over: &Arc<HandOver<S>>) -> usize {
+        let mut hand_overs = held(&self.hand_overs);
+        let known = hand_overs.iter().position(|known| Arc::ptr_eq(known, hand_over));
+        known.unwrap_or_else(|| {
+            hand_overs.push(hand_over.clone());
+            hand_overs.len() - 1
+        })
+    }
+
+    /// Delivers several times from the first partition.
+    pub fn deliver_times(&self, times: usize, count: usize) {
+        for _ in 0..times {
+            self.deliver(self.first(), count);
+        }
+    }
+
+    /// Delivers all that the running partitions have.
+    pub fn drain(&self) {
+        let running = self.running.load(Ordering::SeqCst) as usize;
+        self.partitions[..running].iter().for_each(|partition| while self.deliver(partition, usize::MAX) {});
+    }
+
+    /// Starts with another number of partitions, as the NIF library does it.
+    pub fn restart(&self, before: u32, running: u32) {
+        self.running.store(0, Ordering::SeqCst);
+        let held: Vec<_> = self.partitions[..before as usize].iter().map(Partition::evict).collect();
+        for (number, evicted) in (0..running as usize).cycle().zip(held) {
+            self.partitions[number].adopt(evicted);
+        }
+        self.partitions[..running as usize].iter().for_each(|partition| partition.open(running));
+        self.running.store(running, Ordering::SeqCst);
+    }
+
+    /// What was delivered, in the order in which it was handed over. Of each hand-over all must have been claimed, each
+    /// place once.
+    pub fn delivered(&self) -> Vec<D> {
+        let mut batches = held(&self.batches);
+        batches.sort_by_key(|batch| (batch.hand_over, batch.start, batch.end));
+        for (number, hand_over) in held(&self.hand_overs).iter().enumerate() {
+            let own = batches.iter().filter(|batch| batch.hand_over == number);
+            let end = own.fold(0, |end, batch| {
+                assert_eq!(batch.start, end, "a batch begins where the one before it ends");
+                batch.end
+            });
+            assert_eq!(end, hand_over.end(), "all of a hand-over is claimed");
+        }
+        batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()
+    }
+
+    /// How many places there were in all hand-overs that readers have got.
+    pub fn handed_over(&self) -> usize {
+        held(&self.hand_overs).iter().map(|hand_over| hand_over.end()).sum()
+    }
+}
+
+/// The lock of what the test notes, which no thread gives up its turn with.
+fn held<T>(notes: &Mutex<T>) -> MutexGuard<'_, T> {
+    notes.lock().expect("nobody panics with it")
+}
+
+pub fn spawn<B: Send + Sync + 'static, R: Send + 'static>(
+    buffer: &Arc<B>,
+    body: impl FnOnce(&B) -> R + Send + 'static,
+) -> JoinHandle<R> {
+    let buffer = buffer.clone();
+    thread::spawn(move || body(&buffer))
+}
+
+pub fn join<R>(thread: JoinHandle<R>) -> R {
+    thread.join().expect("the thread has not panicked")
+}
