@@ -35,6 +35,14 @@ impl TestTerm {
             TestTerm::Boxed(id) => (true, *CONTENTS.read().unwrap().get(&id).expect("a term is used while it lives")),
         }
     }
+
+    /// Whether its heap has not been cleared.
+    pub fn is_live(self) -> bool {
+        match self {
+            TestTerm::Immediate(_) => true,
+            TestTerm::Boxed(id) => CONTENTS.read().unwrap().contains_key(&id),
+        }
+    }
 }
 
 impl Term for TestTerm {

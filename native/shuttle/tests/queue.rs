@@ -1,0 +1,229 @@
+//! A queue's partition under thousands of schedules. See `partition.rs` for how they are chosen and run again.
+#![allow(missing_docs)]
+
+#[path = "../../engine/tests/common/mod.rs"]
+mod common;
+
+mod buffer;
+
+use std::sync::Arc;
+
+use buffer::{check, join, spawn};
+use common::{TestHeap, TestTerm};
+use partitioned_buffer_engine::{Closed, Heap, Log};
+use shuttle::sync::atomic::{AtomicUsize, Ordering};
+
+/// What a reader has claimed: the content of an item, and the copy that the partition had.
+type Delivery = (i64, TestTerm);
+
+type Buffer = buffer::Buffer<Log<TestHeap>, 1, Delivery>;
+
+/// Items of a writer are numbered from this times its own number on.
+const WRITER: i64 = 100;
+
+fn start(running: u32) -> Arc<Buffer> {
+    Buffer::start(running, |copy: TestTerm| (copy.content().1, copy))
+}
+
+impl Buffer {
+    /// Pushes items of a writer, with the lock taken once.
+    fn push(&self, writer: i64, numbers: &[i64]) -> Result<(), Closed> {
+        let mut caller = TestHeap::new();
+        let items: Vec<_> = numbers.iter().map(|number| caller.boxed(writer * WRITER + number)).collect();
+        self.operate(writer, |partition, among| match items[..] {
+            [item] => partition.push(among, item),
+            _ => partition.push_all(among, items.iter().copied()),
+        })
+    }
+
+    /// Pushes items from 1 on, one by one. Gives those that were accepted.
+    fn push_each(&self, writer: i64, count: i64) -> Vec<i64> {
+        (1..=count).filter(|&number| self.push(writer, &[number]).is_ok()).collect()
+    }
+
+    /// The items that were delivered, in order.
+    fn items(&self) -> Vec<i64> {
+        self.delivered().into_iter().map(|(item, _)| item).collect()
+    }
+}
+
+/// The accepted items of each writer were delivered once and in their order, nothing else was, and the copies are gone,
+/// though the hand-overs are still referred to.
+fn assert_conserved(buffer: &Buffer, accepted: &[Vec<i64>]) {
+    let delivered = buffer.items();
+    for (writer, accepted) in (0..).zip(accepted) {
+        let own = delivered.iter().filter(|&item| item / WRITER == writer);
+        let numbers: Vec<i64> = own.map(|item| item % WRITER).collect();
+        assert_eq!(numbers, *accepted, "items of writer {writer}, of {delivered:?}");
+    }
+    assert_eq!(delivered.len(), accepted.iter().map(Vec::len).sum::<usize>(), "nothing else is delivered");
+    assert!(buffer.delivered().iter().all(|(_, copy)| !copy.is_live()), "the memory goes with the last claim");
+}
+
+#[test]
+fn items_are_delivered_once_and_those_of_a_writer_in_their_order() {
+    check(|| {
+        let buffer = start(1);
+        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 5))).collect();
+        let reader = spawn(&buffer, |buffer| buffer.deliver_times(3, usize::MAX));
+        let accepted: Vec<_> = writers.into_iter().map(join).collect();
+        join(reader);
+        buffer.drain();
+        assert_eq!(accepted, [[1, 2, 3, 4, 5]; 2], "nothing is refused");
+        assert_conserved(&buffer, &accepted);
+    });
+}
+
+#[test]
+fn items_pushed_together_stay_together() {
+    check(|| {
+        let buffer = start(1);
+        let lists: [&[i64]; 4] = [&[1, 2, 3], &[4], &[5, 6], &[7, 8, 9]];
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let push = move |buffer: &Buffer| lists.iter().try_for_each(|list| buffer.push(writer, list));
+                spawn(&buffer, push)
+            })
+            .collect();
+        let reader = spawn(&buffer, |buffer| buffer.deliver_times(3, usize::MAX));
+        writers.into_iter().for_each(|writer| join(writer).expect("the buffer runs"));
+        join(reader);
+        buffer.drain();
+        assert_conserved(&buffer, &[(1..=9).collect(), (1..=9).collect()]);
+        let delivered = buffer.items();
+        for first in lists.iter().flat_map(|list| [list[0], WRITER + list[0]]) {
+            let list = lists.iter().find(|list| list[0] == first % WRITER).expect("it is one of them");
+            let place = delivered.iter().position(|&item| item == first).expect("it is delivered");
+            let expected = first..first + list.len() as i64;
+            assert!(delivered[place..].iter().copied().take(list.len()).eq(expected), "{first} of {delivered:?}");
+        }
+    });
+}
+
+#[test]
+fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_before_what_is_new() {
+    check(|| {
+        let buffer = start(1);
+        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 4))).collect();
+        let reader = spawn(&buffer, |buffer| buffer.deliver_times(4, 2));
+        let accepted: Vec<_> = writers.into_iter().map(join).collect();
+        join(reader);
+        buffer.drain();
+        assert_conserved(&buffer, &accepted);
+    });
+}
+
+#[test]
+fn two_readers_at_once_never_claim_the_same_batch() {
+    check(|| {
+        let buffer = start(1);
+        let readers: Vec<_> =
+            (1..=2).map(|count| spawn(&buffer, move |buffer| buffer.deliver_times(4, count))).collect();
+        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 4))).collect();
+        let accepted: Vec<_> = writers.into_iter().map(join).collect();
+        readers.into_iter().for_each(join);
+        buffer.drain();
+        assert_conserved(&buffer, &accepted);
+    });
+}
+
+#[test]
+fn the_size_is_what_was_pushed_and_not_handed_over() {
+    check(|| {
+        let buffer = start(1);
+        let (begun, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let (begun, done) = (begun.clone(), done.clone());
+                spawn(&buffer, move |buffer: &Buffer| {
+                    for number in 1..=4 {
+                        begun.fetch_add(1, Ordering::SeqCst);
+                        buffer.push(writer, &[number]).expect("the buffer runs");
+                        done.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        // Nobody else hands over, so it knows how much was.
+        let reader = spawn(&buffer, move |buffer| {
+            for _ in 0..4 {
+                let handed_over = buffer.handed_over();
+                let least = done.load(Ordering::SeqCst).saturating_sub(handed_over);
+                let size = buffer.first().len(1).expect("the buffer runs");
+                let most = begun.load(Ordering::SeqCst) - handed_over;
+                assert!((least..=most).contains(&size), "{least} <= {size} <= {most}");
+                buffer.deliver(buffer.first(), usize::MAX);
+            }
+        });
+        writers.into_iter().for_each(join);
+        join(reader);
+        assert_eq!(buffer.first().len(1), Ok(8 - buffer.handed_over()));
+        buffer.drain();
+        assert_eq!(buffer.first().len(1), Ok(0));
+        assert_conserved(&buffer, &[vec![1, 2, 3, 4], vec![1, 2, 3, 4]]);
+    });
+}
+
+#[test]
+fn after_the_close_a_push_is_refused_or_in_what_is_evicted() {
+    check(|| {
+        let buffer = start(1);
+        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 6))).collect();
+        let reader = spawn(&buffer, |buffer| buffer.deliver(buffer.first(), 1));
+        let evicted = spawn(&buffer, |buffer| {
+            buffer.running.store(0, Ordering::SeqCst);
+            buffer.first().evict()
+        });
+        let accepted: Vec<_> = writers.into_iter().map(join).collect();
+        let evicted = join(evicted);
+        join(reader);
+        evicted.iter().for_each(|hand_over| buffer.claim(buffer.first(), hand_over, usize::MAX));
+        assert!(!buffer.deliver(buffer.first(), 1), "nothing stays behind");
+        assert_conserved(&buffer, &accepted);
+        assert_eq!(buffer.push(0, &[7]), Err(Closed));
+    });
+}
+
+#[test]
+fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
+    check(|| {
+        let buffer = start(1);
+        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 4))).collect();
+        let owner = spawn(&buffer, |buffer| {
+            buffer.first().close();
+            buffer.deliver(buffer.first(), 1);
+            buffer.first().open(1);
+        });
+        let accepted: Vec<_> = writers.into_iter().map(join).collect();
+        join(owner);
+        buffer.drain();
+        assert_conserved(&buffer, &accepted);
+    });
+}
+
+/// Pushes and delivers while the number of partitions changes. A push that comes between the two states is refused; the
+/// writers go on after it.
+fn restart<const BEFORE: u32, const AFTER: u32>() {
+    let buffer = start(BEFORE);
+    let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 6))).collect();
+    let reader = spawn(&buffer, |buffer| {
+        buffer.deliver(buffer.first(), 1);
+        buffer.deliver(&buffer.partitions[BEFORE as usize - 1], usize::MAX)
+    });
+    let owner = spawn(&buffer, |buffer| buffer.restart(BEFORE, AFTER));
+    let accepted: Vec<_> = writers.into_iter().map(join).collect();
+    join(owner);
+    join(reader);
+    buffer.drain();
+    assert_conserved(&buffer, &accepted);
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_out_of_order_when_partitions_are_added() {
+    check(restart::<1, 2>);
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_out_of_order_when_partitions_are_taken_away() {
+    check(restart::<2, 1>);
+}
