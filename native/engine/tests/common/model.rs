@@ -78,8 +78,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
     fn step(&mut self, operation: u8, a: u8, b: u8) {
         let partition = usize::from(a) % PARTITIONS;
         match operation % 32 {
-            24..=25 => self.hand_over(partition, usize::from(b)),
-            26..=27 => self.hand_over(partition, usize::MAX),
+            24 => self.hand_over(partition, |start, _end| start + usize::from(b)),
+            25 => self.hand_over(partition, |_start, end| end.saturating_sub(usize::from(b) % 4)),
+            26..=27 => self.hand_over(partition, |_start, end| end),
             28 => self.read_again(),
             29 => self.restart(1 + partition),
             30 => self.open_or_close(partition, b < 128),
@@ -102,8 +103,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// Compares what a partition hands over with the model, and claims `count` places of it.
-    fn hand_over(&mut self, number: usize, count: usize) {
+    /// Compares what a partition hands over with the model, and claims up to a position that may depend on where it starts
+    /// and ends.
+    fn hand_over(&mut self, number: usize, position: impl Fn(usize, usize) -> usize) {
         self.operations += 1;
         let model = &mut self.models[number];
         let handed_over = match self.partitions[number].hand_over() {
@@ -128,7 +130,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         assert!(retired.record(end).is_none(), "nothing is behind the end");
         self.reader = Some((retired.clone(), end, C::read(&retired, 0, end)));
 
-        let position = start.saturating_add(count).min(end);
+        let position = position(start, end).clamp(start, end);
         rest.remove(&C::read(&retired, start, position));
         self.claim(number, &handed_over, start, position);
     }
@@ -137,7 +139,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         let partition = &self.partitions[number];
         let end = handed_over.end();
         assert!(!partition.claim(handed_over, start + 1, end), "a claim leaves nothing out");
-        assert!(partition.claim(handed_over, start, position));
+        // Beyond the end is at the end.
+        let to = if position == end { usize::MAX } else { position };
+        assert!(partition.claim(handed_over, start, to));
         // What is claimed cannot be claimed again, in whole or in part.
         if position > start {
             assert!(!partition.claim(handed_over, start, position));
@@ -205,9 +209,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         self.read_again();
         for number in 0..PARTITIONS {
             while !self.models[number].pending.is_empty() || self.models[number].active.len() > 0 {
-                self.hand_over(number, usize::MAX);
+                self.hand_over(number, |_start, end| end);
             }
-            self.hand_over(number, usize::MAX);
+            self.hand_over(number, |_start, end| end);
         }
         self.read_again();
         self.reader = None;

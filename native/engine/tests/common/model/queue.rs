@@ -42,7 +42,10 @@ impl Queue {
             14..=16 => self.push_all(number, count),
             17..=18 => self.push_all(number, 4 * count),
             // Batch by batch, like a reader that lives, or dies among them.
-            19..=23 => (0..a / 16).for_each(|_| self.buffer.hand_over(usize::from(a) % PARTITIONS, count)),
+            19..=23 => {
+                let partition = usize::from(a) % PARTITIONS;
+                (0..a / 16).for_each(|_| self.buffer.hand_over(partition, |start, _end| start + count));
+            }
             _ => self.buffer.step(operation, a, b),
         }
     }
