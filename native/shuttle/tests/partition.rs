@@ -1,4 +1,4 @@
-//! The partition under thousands of schedules: threads change at every lock and atomic, in an order that a seed decides.
+//! A map's partition under thousands of schedules: threads change at every lock and atomic, in an order that a seed decides.
 //!
 //! `SHUTTLE_SEED` and `SHUTTLE_ITERATIONS` choose what is run. A failure prints its schedule: with that in
 //! `SHUTTLE_SCHEDULE`, and the test's name, just this one is run again. Atomics are sequentially consistent here, whatever
