@@ -152,20 +152,25 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         self.running.store(running, Ordering::SeqCst);
     }
 
-    /// What was delivered, in the order in which it was handed over. Of each hand-over all must have been claimed, each
-    /// place once.
+    /// What was delivered, in order. Of each hand-over all must have been claimed, each place once.
     pub fn delivered(&self) -> Vec<D> {
-        let mut batches = held(&self.batches);
-        batches.sort_by_key(|batch| (batch.hand_over, batch.start, batch.end));
+        let batches = held(&self.batches);
         for (number, hand_over) in held(&self.hand_overs).iter().enumerate() {
             let own = batches.iter().filter(|batch| batch.hand_over == number);
-            let end = own.fold(0, |end, batch| {
-                assert_eq!(batch.start, end, "a batch begins where the one before it ends");
-                batch.end
+            let mut places: Vec<_> = own.map(|batch| (batch.start, batch.end)).collect();
+            places.sort_unstable();
+            let end = places.into_iter().fold(0, |before, (start, end)| {
+                assert_eq!(start, before, "a batch begins where the one before it ends");
+                end
             });
             assert_eq!(end, hand_over.end(), "all of a hand-over is claimed");
         }
         batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()
+    }
+
+    /// Puts what was delivered into the order of the hand-overs: readers that run at once note their batches in any order.
+    pub fn sort(&self) {
+        held(&self.batches).sort_by_key(|batch| (batch.hand_over, batch.start, batch.end));
     }
 
     /// How many places there were in all hand-overs that readers have got.
