@@ -128,7 +128,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         let retired = handed_over.entries().expect("not all is claimed");
         assert_eq!(*rest, C::read(&retired, start, end), "what is not claimed of a hand-over");
         assert!(retired.record(end).is_none(), "nothing is behind the end");
-        self.reader = Some((retired.clone(), end, C::read(&retired, 0, end)));
+        if start == 0 {
+            self.reader = Some((retired.clone(), end, C::read(&retired, 0, end)));
+        }
 
         let position = position(start, end).clamp(start, end);
         rest.remove(&C::read(&retired, start, position));

@@ -44,7 +44,7 @@ impl Queue {
             // Batch by batch, like a reader that lives, or dies among them.
             19..=23 => {
                 let partition = usize::from(a) % PARTITIONS;
-                (0..a / 16).for_each(|_| self.buffer.hand_over(partition, |start, _end| start + count));
+                (0..a / 32).for_each(|_| self.buffer.hand_over(partition, |start, _end| start + count));
             }
             _ => self.buffer.step(operation, a, b),
         }
