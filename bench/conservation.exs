@@ -10,7 +10,7 @@ Code.require_file("support/candidates.ex", __DIR__)
 support = Path.expand("../test/support", __DIR__)
 
 files =
-  ~w(model conservation/code conservation/history conservation/ledger conservation/writer conservation/faults conservation)
+  ~w(model conservation/code conservation/ledger conservation/writer conservation/kind conservation/history conservation/maps conservation/faults conservation)
 
 unless Code.ensure_loaded?(PartitionedBuffer.Model),
   do: for(file <- files, do: Code.require_file("#{file}.ex", support))
@@ -33,10 +33,13 @@ defmodule Conserve do
 
     result =
       if options[:faults] do
-        report("this package, with faults", Conservation.package([faults: Conservation.Faults.all()] ++ opts))
+        report(
+          "this package, with faults",
+          Conservation.package(Conservation.Maps, [faults: Conservation.Faults.all()] ++ opts)
+        )
       else
-        result = report("this package", Conservation.package(opts))
-        report("the ETS design", Conservation.ets_design(Bench.Lean, opts))
+        result = report("this package", Conservation.package(Conservation.Maps, opts))
+        report("the ETS design", Conservation.ets_design(Conservation.Maps, Bench.Lean, opts))
         result
       end
 

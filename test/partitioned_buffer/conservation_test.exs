@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.ConservationTest do
 
   # On a busy machine there are few hand-overs to lose something at, and few faults: then again, with the next seed.
   defp check(seed, hand_overs, faults, opts) do
-    result = Conservation.package([seed: seed] ++ opts)
+    result = Conservation.package(Conservation.Maps, [seed: seed] ++ opts)
     assert result.violations == %{}, "CONSERVATION_SEED=#{seed}: #{inspect(result, pretty: true)}"
     hand_overs = hand_overs + result.counts.hand_overs
     faults = faults + Enum.sum(Map.values(result.faults))

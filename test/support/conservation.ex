@@ -1,15 +1,12 @@
 defmodule PartitionedBuffer.Conservation do
   @moduledoc false
   # Processes write to a buffer of which each partition hands over every millisecond. At the end each acknowledged write
-  # must have been processed once, or have been replaced or deleted by a later one before that; in the order of the writes
-  # to its key; in batches of which only the last of a hand-over is short.
+  # must have been processed once, in the order of the writes, in batches of which only the last of a hand-over is short.
   #
-  # `History` says how that is known, `Ledger` what is checked besides, `Faults` what may go wrong meanwhile.
+  # `Kind` is what maps and queues differ in, `Ledger` what is checked in both, `Faults` what may go wrong meanwhile.
 
   alias PartitionedBuffer.Conservation.{Faults, Ledger, Writer}
-  alias PartitionedBuffer.Map, as: Buffer
 
-  @absent {:absent, __MODULE__}
   @batch_sizes [1, 7, 100, 1_000]
 
   @type result() :: %{
@@ -21,16 +18,17 @@ defmodule PartitionedBuffer.Conservation do
         }
 
   @doc "So many writes to a buffer of this package, with faults of these kinds."
-  @spec package(keyword()) :: result()
-  def package(opts) do
+  @spec package(module(), keyword()) :: result()
+  def package(kind, opts) do
     buffer = :"conservation_#{System.unique_integer([:positive])}"
     faults = Keyword.get(opts, :faults, [])
     batch_sizes = if :update_options in faults, do: [:table | @batch_sizes], else: [100]
-    {:ok, ledger} = Ledger.start_link(buffer, batch_sizes)
+    {:ok, ledger} = Ledger.start_link(kind, buffer, batch_sizes)
 
     options = [
       name: buffer,
-      processor: Ledger.processor(ledger),
+      module: kind.buffer(),
+      processor: Ledger.processor(ledger, kind),
       partitions: 2,
       processing_interval_ms: 1,
       processing_batch_size: 100
@@ -38,56 +36,52 @@ defmodule PartitionedBuffer.Conservation do
 
     faults =
       Faults.start_link(opts[:seed],
+        kind: kind,
         options: options,
         ledger: ledger,
         batch_sizes: batch_sizes,
-        kinds: faults
+        faults: faults
       )
 
-    await_running(buffer)
-    {histories, calls, seconds} = write(%{write: &write(buffer, &1, &2), get: &get(buffer, &1, &2)}, opts)
+    {written, calls, seconds} = write(kind, &call(kind, buffer, &1, &2), opts)
     injected = Faults.stop(faults)
-    Buffer.stop(buffer)
-    Process.unlink(faults)
-    Process.exit(faults, :kill)
+    PartitionedBuffer.stop(buffer)
 
     ledger
-    |> Ledger.finish(histories, injected.puts)
+    |> Ledger.finish(written ++ injected.written)
     |> Map.merge(%{calls: calls, faults: injected.counts, seconds: seconds})
     |> check_reads()
     |> check_reports(injected)
   end
 
-  @doc "The same writes to the documented ETS design, `design` of `bench/support`, where partition keys are left out."
-  @spec ets_design(module(), keyword()) :: result()
-  def ets_design(design, opts) do
-    {:ok, ledger} = Ledger.start_link(nil, nil)
+  @doc "The same writes to the documented ETS design, `design` of `bench/support`."
+  @spec ets_design(module(), module(), keyword()) :: result()
+  def ets_design(kind, design, opts) do
+    {:ok, ledger} = Ledger.start_link(kind, nil, nil)
     handle = design.new(partitions: 2)
-    flusher = Task.async(fn -> flush_design(design, handle, ledger) end)
+    flusher = Task.async(fn -> flush_design(design, handle, &Ledger.process(&1, ledger, kind)) end)
 
-    target = %{
-      write: fn call, _opts -> write_design(design, handle, call) end,
-      get: fn key, _opts -> get_design(design, handle, key) end
-    }
+    {written, calls, seconds} =
+      write(kind, fn call, _opts -> call_design(kind, design, handle, call) end, opts)
 
-    {histories, calls, seconds} = write(target, opts)
     send(flusher.pid, :stop)
     Task.await(flusher, :infinity)
 
     ledger
-    |> Ledger.finish(histories, [])
+    |> Ledger.finish(written)
     |> Map.merge(%{calls: calls, faults: %{}, seconds: seconds})
     |> check_reads()
   end
 
   ## Writers
 
-  defp write(target, opts) do
+  defp write(kind, target, opts) do
     writers = Keyword.get(opts, :writers, 4)
     started = System.monotonic_time(:millisecond)
 
     for number <- 0..(writers - 1) do
       Writer.start_link(number,
+        kind: kind,
         writers: writers,
         target: target,
         left: div(opts[:writes], writers),
@@ -99,69 +93,37 @@ defmodule PartitionedBuffer.Conservation do
     results =
       for _ <- 1..writers do
         receive do
-          {:written, histories, calls} -> {histories, calls}
+          {:written, written, calls} -> {written, calls}
         end
       end
 
-    {histories, calls} = Enum.unzip(results)
+    {written, calls} = Enum.unzip(results)
     calls = Enum.reduce(calls, &Map.merge(&1, &2, fn _call, a, b -> a + b end))
-    {Enum.concat(histories), calls, (System.monotonic_time(:millisecond) - started) / 1_000}
+    {Enum.concat(written), calls, (System.monotonic_time(:millisecond) - started) / 1_000}
   end
 
   ## What is written to
 
-  defp write(buffer, call, opts) do
-    case call do
-      {:put, key, value} -> Buffer.put(buffer, key, value, opts)
-      {:put_newer, key, value, version} -> Buffer.put_newer(buffer, key, value, version, opts)
-      {:put_all, entries} -> Buffer.put_all(buffer, entries, opts)
-      {:put_all_newer, entries} -> Buffer.put_all_newer(buffer, entries, opts)
-      {:delete, key} -> Buffer.delete(buffer, key, opts)
-    end
+  defp call(kind, buffer, call, opts) do
+    kind.call(buffer, call, opts)
   rescue
     RuntimeError -> :refused
   end
 
-  defp get(buffer, key, opts) do
-    case Buffer.get(buffer, key, @absent, opts) do
-      @absent -> :absent
-      value -> {:ok, value}
-    end
-  rescue
-    RuntimeError -> :refused
-  end
-
-  defp write_design(design, handle, call) do
-    [function | arguments] = Tuple.to_list(call)
-    apply(design, function, [handle | arguments])
-    :ok
+  defp call_design(kind, design, handle, call) do
+    kind.call_design(design, handle, call)
   rescue
     ArgumentError -> :refused
   end
 
-  defp get_design(design, handle, key) do
-    case design.get(handle, key) do
-      nil -> :absent
-      value -> {:ok, value}
-    end
-  rescue
-    ArgumentError -> :refused
-  end
-
-  defp flush_design(design, handle, ledger) do
-    design.drain(handle, 100, &Ledger.process(&1, ledger))
+  defp flush_design(design, handle, processor) do
+    design.drain(handle, 100, processor)
 
     receive do
-      :stop -> design.drain(handle, 100, &Ledger.process(&1, ledger)) && design.free(handle)
+      :stop -> design.drain(handle, 100, processor) && design.free(handle)
     after
-      1 -> flush_design(design, handle, ledger)
+      1 -> flush_design(design, handle, processor)
     end
-  end
-
-  defp await_running(buffer) do
-    Buffer.size(buffer)
-  rescue
-    RuntimeError -> Process.sleep(1) && await_running(buffer)
   end
 
   ## What the counts have to be

@@ -4,7 +4,6 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   alias PartitionedBuffer.Conservation.{Code, Ledger}
   alias PartitionedBuffer.{Partition, Routing}
-  alias PartitionedBuffer.Map, as: Buffer
 
   # In the processor. Each is told exactly: by an event, and by the death of its task.
   @in_processor [:raise, :throw, :exit, :kill, :slow, :hang]
@@ -19,26 +18,25 @@ defmodule PartitionedBuffer.Conservation.Faults do
            :kill_tree,
            :stop,
            :owner_dies,
-           :put_list,
+           :write_list,
            :kill_writer,
            :update_options,
            :collect_garbage,
            :purge_code
          ]
 
-  @list_size 5_000
-
   # `unreported`: how many failures of tasks nobody may have told, because their partitions died at the same time.
   # `unseen`: how many of them the ledger may not know, because the tasks were killed before they had said anything.
   defstruct [
+    :kind,
     :options,
     :ledger,
     :batch_sizes,
-    :kinds,
+    :faults,
     :code,
     :owner,
     lists: %{},
-    puts: [],
+    written: [],
     counts: %{},
     unreported: 0,
     unseen: 0,
@@ -51,18 +49,21 @@ defmodule PartitionedBuffer.Conservation.Faults do
   @doc "Those of the processor."
   def in_processor, do: @in_processor
 
-  @doc "Starts the buffer, and faults of these kinds."
+  @doc "Starts the buffer, which runs when this returns, and these faults."
   def start_link(seed, fields) do
-    faults = struct!(__MODULE__, fields)
-
-    spawn_link(fn ->
-      :rand.seed(:exsss, {seed, 0, 1})
-      code = if :purge_code in faults.kinds, do: Code.compile()
-      loop(%{faults | code: code, owner: start_owner(faults.options)})
-    end)
+    :proc_lib.start_link(__MODULE__, :init, [seed, struct!(__MODULE__, fields)])
   end
 
-  @doc "Ends the faults, not the buffer: counts, what was put, how many failures may be unreported or unseen."
+  @doc false
+  def init(seed, state) do
+    :rand.seed(:exsss, {seed, 0, 1})
+    code = if :purge_code in state.faults, do: Code.compile()
+    state = %{state | code: code, owner: start_owner(state.options)}
+    :proc_lib.init_ack(self())
+    loop(state)
+  end
+
+  @doc "Ends the faults, not the buffer: counts, what was written, how many failures may be unreported or unseen."
   def stop(faults) do
     send(faults, {:stop, self()})
 
@@ -72,13 +73,12 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp loop(faults) do
-    pause = if faults.kinds == [], do: :infinity, else: :rand.uniform(8)
+    pause = if faults.faults == [], do: :infinity, else: :rand.uniform(8)
 
     receive do
       {:stop, from} ->
         faults = faults |> ensure_running() |> await_lists()
-        send(from, {:stopped, self(), Map.take(faults, [:counts, :puts, :unreported, :unseen])})
-        Process.sleep(:infinity)
+        send(from, {:stopped, self(), Map.take(faults, [:counts, :written, :unreported, :unseen])})
 
       # Later than it was waited for.
       {:hanging, pid} ->
@@ -89,7 +89,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
         loop(list_ended(faults, ref, reason))
     after
       pause ->
-        kind = Enum.random(faults.kinds)
+        kind = Enum.random(faults.faults)
 
         # The buffer may be restarting, or be gone because its supervisor has given up: then there is no fault.
         try do
@@ -127,7 +127,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :stop_while_hanging) do
     pid = hanging(faults)
-    Buffer.update_options(name(faults), processing_timeout_ms: 20)
+    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 20)
     faults = inject(faults, :stop)
     if Process.alive?(pid), do: raise("a stop has left a hanging processor")
     faults
@@ -177,7 +177,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp inject(faults, :stop) do
-    Buffer.stop(name(faults))
+    PartitionedBuffer.stop(name(faults))
     %{faults | owner: start_owner(faults.options)}
   end
 
@@ -186,15 +186,14 @@ defmodule PartitionedBuffer.Conservation.Faults do
     start_again(faults)
   end
 
-  defp inject(faults, :put_list) do
-    {number, buffer} = {faults.number, name(faults)}
+  defp inject(faults, :write_list) do
+    {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
+    list = kind.list(number)
 
     {pid, ref} =
       spawn_monitor(fn ->
-        list = for place <- 1..@list_size, do: {{:list, number, @list_size, place}, {number, place}}
-
         try do
-          Buffer.put_all(buffer, list)
+          kind.write_list(buffer, list)
         rescue
           RuntimeError -> exit(:refused)
         end
@@ -203,9 +202,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
     %{faults | number: number + 1, lists: Map.put(faults.lists, ref, {pid, number})}
   end
 
-  # Within `put_all` most of the time; before it, or when it has returned, otherwise.
+  # Within the write most of the time; before it, or when it has returned, otherwise.
   defp inject(faults, :kill_writer) do
-    faults = inject(faults, :put_list)
+    faults = inject(faults, :write_list)
     {pid, _number} = faults.lists |> Map.values() |> Enum.max_by(&elem(&1, 1))
     Process.sleep(:rand.uniform(6) - 1)
     Process.exit(pid, :kill)
@@ -220,7 +219,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
         processing_timeout_ms: 1_000
       )
 
-    Buffer.update_options(name(faults), [option])
+    PartitionedBuffer.update_options(name(faults), [option])
     faults
   end
 
@@ -239,18 +238,16 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   # With a long interval, so that the value is in the buffer, and in no process, when its module is purged.
   defp inject(faults, :purge_code) do
-    {number, buffer} = {faults.number, name(faults)}
-    Buffer.update_options(buffer, processing_interval_ms: 60_000)
-    put = in_process(fn -> Buffer.put(buffer, {:code, number}, Code.value(faults.code, number)) end)
+    {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
+    PartitionedBuffer.update_options(buffer, processing_interval_ms: 60_000)
+    written = in_process(fn -> kind.write_code(buffer, number, Code.value(faults.code, number)) end)
     purged = Code.purge()
+    waits = in_process(fn -> kind.code_waits?(buffer, number, faults.ledger) || exit(:handed_over) end)
+    PartitionedBuffer.update_options(buffer, processing_interval_ms: 1)
 
-    read =
-      in_process(fn -> buffer |> Buffer.get({:code, number}) |> Code.intact?(number) || exit(:handed_over) end)
-
-    Buffer.update_options(buffer, processing_interval_ms: 1)
-    faults = if put == :normal, do: %{faults | puts: [{:code, number} | faults.puts]}, else: faults
+    faults = if written == :normal, do: written(faults, {:code, number}), else: faults
     faults = %{faults | number: number + 1}
-    if put == :normal and purged and read == :normal, do: faults, else: count(faults, :purge_code, -1)
+    if written == :normal and purged and waits == :normal, do: faults, else: count(faults, :purge_code, -1)
   end
 
   ## Helpers
@@ -284,9 +281,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp list_ended(faults, ref, reason) do
     {{_pid, number}, lists} = Map.pop!(faults.lists, ref)
-    outcome = if reason == :normal, do: :put, else: :cut_short
-    %{faults | lists: lists, puts: [{:list, number, @list_size, outcome} | faults.puts]}
+    outcome = if reason == :normal, do: :done, else: :cut_short
+    written(%{faults | lists: lists}, faults.kind.written_list(number, outcome))
   end
+
+  defp written(faults, what), do: %{faults | written: [what | faults.written]}
 
   defp await_lists(%{lists: lists} = faults) when lists == %{}, do: faults
 
@@ -314,7 +313,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
     {owner, ref} =
       spawn_monitor(fn ->
-        {:ok, _supervisor} = Buffer.start_link(options)
+        {:ok, _supervisor} = PartitionedBuffer.start_link(options)
         send(me, {:started, self()})
         Process.sleep(:infinity)
       end)

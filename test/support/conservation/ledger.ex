@@ -6,14 +6,14 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   # What is counted under `violations` must not be. The rest are figures.
   #
   # A task that is killed while it is not in its processor may have claimed a batch: this is the only loss that nobody
-  # sees. Entries that are missing are put down to it (`unseen`) if there was such a death in their partition since their
-  # key was last handed over.
+  # sees. Entries that are missing are put down to it (`unseen`) if there was such a death in their partition since
+  # something of their kind, as the same key, was last handed over.
 
   use GenServer
 
   @compile {:no_warn_undefined, :telemetry}
 
-  alias PartitionedBuffer.Conservation.{Code, History}
+  alias PartitionedBuffer.Conservation.Code
 
   # `returned` is false while the processor has a batch; `sizes` are those of the batches, the last first.
   defmodule Task do
@@ -22,17 +22,19 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   end
 
   defstruct [
+    :kind,
     :buffer,
     :batch_sizes,
     :seen,
     tasks: %{},
     armed: [],
-    lists: %{},
     windows: %{},
     counts: %{},
     violations: %{},
     finish: nil
   ]
+
+  @type t() :: %__MODULE__{}
 
   @events for suffix <- [
                 [:processing, :start],
@@ -45,12 +47,12 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   ## What the processor does
 
   @doc "The processor, as an MFA."
-  def processor(ledger), do: {__MODULE__, :process, [ledger]}
+  def processor(ledger, kind), do: {__MODULE__, :process, [ledger, kind]}
 
-  def process(batch, ledger) do
+  def process(batch, ledger, kind) do
     # Before the writers, as the ledger: the more hand-overs the better.
     Process.flag(:priority, :high)
-    send(ledger, {:batch, self(), entries(batch)})
+    send(ledger, {:batch, self(), if(is_list(batch), do: batch, else: kind.entries(batch))})
 
     receive do
       {:verdict, verdict} -> obey(verdict)
@@ -58,9 +60,6 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
     send(ledger, {:returned, self()})
   end
-
-  defp entries(batch) when is_list(batch), do: batch
-  defp entries(table), do: for({:entry, k, v, n, u} <- :ets.tab2list(table), do: {k, v, n, u})
 
   defp obey(:ok), do: :ok
   defp obey(:raise), do: raise("as told")
@@ -78,9 +77,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   ## API
 
-  @doc "Starts it for a buffer of this name; its batches may have these sizes. `nil` for a table with no events."
-  def start_link(buffer, batch_sizes) do
-    {:ok, ledger} = GenServer.start_link(__MODULE__, {buffer, batch_sizes})
+  @doc "Starts it for a buffer of this kind and name; its batches may have these sizes. `nil` for a table with no events."
+  def start_link(kind, buffer, batch_sizes) do
+    {:ok, ledger} = GenServer.start_link(__MODULE__, {kind, buffer, batch_sizes})
     if buffer, do: :telemetry.attach_many(buffer, @events, &__MODULE__.event/4, {ledger, buffer})
     {:ok, ledger}
   end
@@ -96,8 +95,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   def disarm(ledger), do: send(ledger, :disarm)
 
   @doc "The counts, when all tasks have ended."
-  def finish(ledger, histories, puts) do
-    result = GenServer.call(ledger, {:finish, histories, puts}, :infinity)
+  def finish(ledger, written) do
+    result = GenServer.call(ledger, {:finish, written}, :infinity)
     GenServer.stop(ledger)
     result
   end
@@ -105,14 +104,14 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   ## Callbacks
 
   @impl GenServer
-  def init({buffer, batch_sizes}) do
+  def init({kind, buffer, batch_sizes}) do
     Process.flag(:priority, :high)
-    {:ok, %__MODULE__{buffer: buffer, batch_sizes: batch_sizes, seen: :ets.new(:seen, [:set])}}
+    {:ok, %__MODULE__{kind: kind, buffer: buffer, batch_sizes: batch_sizes, seen: :ets.new(:seen, [:set])}}
   end
 
   @impl GenServer
-  def handle_call({:finish, histories, puts}, from, state) do
-    {:noreply, finish_if_idle(%{state | finish: {from, histories, puts}, armed: []})}
+  def handle_call({:finish, written}, from, state) do
+    {:noreply, finish_if_idle(%{state | finish: {from, written}, armed: []})}
   end
 
   @impl GenServer
@@ -131,7 +130,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       |> count(:entries, size)
 
     state = if size == 0, do: violation(state, :empty_batch, pid), else: state
-    {:noreply, Enum.reduce(entries, state, &entry(&1, task.partition, &2))}
+    {:noreply, Enum.reduce(entries, state, &state.kind.entry(&1, task.partition, &2))}
   end
 
   def handle_info({:returned, pid}, state) do
@@ -255,60 +254,34 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   ## Entries
 
-  # Of a list that was put by a process that may have been killed: each comes once.
-  defp entry({{:list, list, size, place}, value, 0, 0}, _partition, state) do
-    state = update_in(state.lists[list], &(&1 || :counters.new(size, [])))
-    come = state.lists[list]
-    :counters.add(come, place, 1)
+  @doc "What was seen of something, and after how many windows of its partition."
+  def seen(ledger, what, nothing) do
+    case :ets.lookup(ledger.seen, what) do
+      [{^what, seen, windows}] -> {seen, windows}
+      [] -> {nothing, 0}
+    end
+  end
 
+  @doc "Notes what is seen of something now."
+  def see(ledger, what, seen, partition),
+    do: :ets.insert(ledger.seen, {what, seen, windows(ledger, partition)})
+
+  @doc "How many tasks of a partition may have claimed a batch and died."
+  def windows(ledger, partition), do: Map.get(ledger.windows, partition, 0)
+
+  @doc "A value that refers to code, with its number, has come."
+  def code(ledger, number, value) do
     cond do
-      value != {list, place} -> violation(state, :wrong, {list, place, value})
-      :counters.get(come, place) > 1 -> violation(state, :again, {list, place})
-      true -> state
-    end
-  end
-
-  defp entry({{:code, number}, value, 0, 0}, _partition, state) do
-    cond do
-      not Code.intact?(value, number) -> violation(state, :wrong, {:code, number})
-      :ets.insert_new(state.seen, {{:code, number}}) -> count(state, :functions)
-      true -> violation(state, :again, {:code, number})
-    end
-  end
-
-  defp entry({key, value, version, updates}, partition, state) do
-    id = History.id(key)
-    {seen, windows} = seen(state, id)
-
-    {outcome, now_seen} = History.hand_over(id, seen, {value, version, updates})
-    :ets.insert(state.seen, {id, now_seen, Map.get(state.windows, partition, 0)})
-
-    case outcome do
-      :ok ->
-        state
-
-      :lost ->
-        if Map.get(state.windows, partition, 0) > windows,
-          do: count(state, :unseen),
-          else: violation(state, :lost, {id, seen, value, version, updates})
-
-      outcome ->
-        violation(state, outcome, {id, seen, value, version, updates})
-    end
-  end
-
-  defp seen(state, id) do
-    case :ets.lookup(state.seen, id) do
-      [{^id, seen, windows}] -> {seen, windows}
-      [] -> {0, 0}
+      not Code.intact?(value, number) -> violation(ledger, :wrong, {:code, number})
+      :ets.insert_new(ledger.seen, {{:code, number}}) -> count(ledger, :functions)
+      true -> violation(ledger, :again, {:code, number})
     end
   end
 
   ## The end
 
-  defp finish_if_idle(%{finish: {from, histories, puts}, tasks: tasks} = state) when tasks == %{} do
-    state = Enum.reduce(histories, state, &check_history/2)
-    state = Enum.reduce(puts, state, &check_put/2)
+  defp finish_if_idle(%{finish: {from, written}, tasks: tasks} = state) when tasks == %{} do
+    state = Enum.reduce(written, state, &check/2)
     GenServer.reply(from, Map.take(state, [:counts, :violations]))
     if state.buffer, do: :telemetry.detach(state.buffer)
     %{state | finish: nil}
@@ -316,42 +289,25 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   defp finish_if_idle(state), do: state
 
-  # How often a key was written: a range, because of a call that failed an unknown part was done, the first writes of it.
-  defp check_history({id, written}, state) do
-    {seen, windows} = seen(state, id)
-
-    cond do
-      Enum.any?(written, &History.finished?(id, seen, &1)) -> state
-      Enum.any?(Map.values(state.windows), &(&1 > windows)) -> count(state, :unseen)
-      true -> violation(state, :lost, {id, seen, written})
-    end
-  end
-
-  defp check_put({:code, number}, state) do
+  defp check({:code, number}, state) do
     if :ets.member(state.seen, {:code, number}), do: state, else: missing(state, 1, {:code, number})
   end
 
-  # What is missing of a list: nothing if it was put, and otherwise what is behind the writes that were done. Those that
-  # are done at once, 128, are done lock by lock: among the last that came some may be missing.
-  defp check_put({:list, list, size, outcome}, state) do
-    come = for place <- 1..size, state.lists[list], :counters.get(state.lists[list], place) > 0, do: place
-    complete = if outcome == :put, do: size, else: max(List.last(come, 0) - 128, 0)
+  defp check(written, state), do: state.kind.check(written, state)
 
-    case complete - Enum.count(come, &(&1 <= complete)) do
-      0 -> count(state, if(outcome == :put, do: :lists_put, else: :lists_cut_short))
-      missing -> missing(state, missing, {:list, list, outcome, missing})
-    end
-  end
-
-  # Something may have been claimed by a task that was killed before it called its processor.
-  defp missing(%{windows: windows} = state, missing, what) do
+  @doc "So much is missing: something may have been claimed by a task that was killed before it called its processor."
+  def missing(%{windows: windows} = state, missing, what) do
     if windows == %{}, do: violation(state, :lost, what), else: count(state, :unseen, missing)
   end
 
-  defp count(state, what, by \\ 1), do: %{state | counts: Map.update(state.counts, what, by, &(&1 + by))}
+  @doc "Counts."
+  def count(state, what, by \\ 1), do: %{state | counts: Map.update(state.counts, what, by, &(&1 + by))}
 
-  # How many of a kind, and the first of them.
-  defp violation(state, kind, what) do
-    %{state | violations: Map.update(state.violations, kind, {1, what}, fn {n, first} -> {n + 1, first} end)}
+  @doc "Counts what must not be, and keeps the first of a sort."
+  def violation(state, sort, what, by \\ 1) do
+    %{
+      state
+      | violations: Map.update(state.violations, sort, {by, what}, fn {n, first} -> {n + by, first} end)
+    }
   end
 end
