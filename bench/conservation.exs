@@ -2,6 +2,7 @@
 #
 #     mix run bench/conservation.exs                 10 million writes, and the same to the ETS design
 #     mix run bench/conservation.exs --faults        10 million writes, while all kinds of faults are injected
+#     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults
 #
 # Options: --writes N, --writers N, --seed N. Prints what was counted. Ends with 1 if anything is violated by this package;
 # what the ETS design violates is printed only.
@@ -10,7 +11,7 @@ Code.require_file("support/candidates.ex", __DIR__)
 support = Path.expand("../test/support", __DIR__)
 
 files =
-  ~w(model conservation/code conservation/ledger conservation/writer conservation/kind conservation/history conservation/maps conservation/faults conservation)
+  ~w(model conservation/code conservation/ledger conservation/writer conservation/kind conservation/history conservation/maps conservation/item conservation/queues conservation/faults conservation)
 
 unless Code.ensure_loaded?(PartitionedBuffer.Model),
   do: for(file <- files, do: Code.require_file("#{file}.ex", support))
@@ -23,7 +24,9 @@ defmodule Conserve do
 
   def main(argv) do
     {options, [], []} =
-      OptionParser.parse(argv, strict: [faults: :boolean, writes: :integer, writers: :integer, seed: :integer])
+      OptionParser.parse(argv,
+        strict: [queue: :boolean, faults: :boolean, writes: :integer, writers: :integer, seed: :integer]
+      )
 
     seed = options[:seed] || :erlang.phash2(make_ref())
     # The faults would fill the terminal.
@@ -31,15 +34,18 @@ defmodule Conserve do
     opts = [writes: options[:writes] || 10_000_000, writers: options[:writers] || 4, seed: seed]
     IO.puts("--seed #{seed} --writes #{opts[:writes]} --writers #{opts[:writers]}")
 
+    {kind, design} =
+      if options[:queue],
+        do: {Conservation.Queues, Bench.LeanQueue},
+        else: {Conservation.Maps, Bench.Lean}
+
     result =
       if options[:faults] do
-        report(
-          "this package, with faults",
-          Conservation.package(Conservation.Maps, [faults: Conservation.Faults.all()] ++ opts)
-        )
+        faults = Conservation.Faults.all()
+        report("this package, with faults", Conservation.package(kind, [faults: faults] ++ opts))
       else
-        result = report("this package", Conservation.package(Conservation.Maps, opts))
-        report("the ETS design", Conservation.ets_design(Conservation.Maps, Bench.Lean, opts))
+        result = report("this package", Conservation.package(kind, opts))
+        report("the ETS design", Conservation.ets_design(kind, design, opts))
         result
       end
 

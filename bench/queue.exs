@@ -7,27 +7,6 @@
 
 for file <- ~w(candidates report runner), do: Code.require_file("support/#{file}.ex", __DIR__)
 
-defmodule Bench.OrderedSet do
-  @moduledoc "An ordered set of `{{monotonic_time, ref}, item}`."
-
-  def label, do: "ordered_set"
-
-  def new(_opts),
-    do: :ets.new(:bench, [:ordered_set, :public, write_concurrency: true, decentralized_counters: true])
-
-  def push(table, item), do: :ets.insert(table, {key(), item})
-  def push_all(table, items), do: :ets.insert(table, for(item <- items, do: {key(), item}))
-  def size(table), do: :ets.info(table, :size)
-  def free(table), do: if(:ets.info(table) != :undefined, do: :ets.delete(table))
-
-  def drain(table, batch_size, processor) do
-    Bench.Ets.each_batch(:ets.select(table, [{{:_, :"$1"}, [], [:"$1"]}], batch_size), processor)
-    :ets.delete(table)
-  end
-
-  defp key, do: {System.monotonic_time(), make_ref()}
-end
-
 defmodule Bench.Bag do
   @moduledoc "A duplicate bag, which has no order."
 

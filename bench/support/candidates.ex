@@ -111,6 +111,66 @@ defmodule Bench.Lean do
   defp table(name, n, key), do: :persistent_term.get({name, :erlang.phash2(key, n)})
 end
 
+defmodule Bench.OrderedSet do
+  @moduledoc "An ordered set of `{{monotonic_time, ref}, item}`."
+
+  def label, do: "ordered_set"
+
+  def new(_opts),
+    do: :ets.new(:bench, [:ordered_set, :public, write_concurrency: true, decentralized_counters: true])
+
+  def push(table, item), do: :ets.insert(table, {key(), item})
+  def push_all(table, items), do: :ets.insert(table, for(item <- items, do: {key(), item}))
+  def size(table), do: :ets.info(table, :size)
+  def free(table), do: if(:ets.info(table) != :undefined, do: :ets.delete(table))
+
+  def drain(table, batch_size, processor) do
+    Bench.Ets.each_batch(:ets.select(table, [{{:_, :"$1"}, [], [:"$1"]}], batch_size), processor)
+    :ets.delete(table)
+  end
+
+  defp key, do: {System.monotonic_time(), make_ref()}
+end
+
+defmodule Bench.LeanQueue do
+  @moduledoc "The documented ETS design for items: that of `Bench.Lean`, with the tables of `Bench.OrderedSet`."
+
+  alias Bench.OrderedSet
+
+  def label, do: "ETS design"
+
+  def new(opts) do
+    name = make_ref()
+    for n <- 0..(opts[:partitions] - 1), do: :persistent_term.put({name, n}, OrderedSet.new(opts))
+    {name, opts[:partitions]}
+  end
+
+  # Raises if the table was replaced and deleted meanwhile.
+  def push({name, n}, routing_key, item),
+    do: OrderedSet.push(:persistent_term.get({name, :erlang.phash2(routing_key, n)}), item)
+
+  def size({name, n}),
+    do: Enum.sum(for i <- 0..(n - 1), do: OrderedSet.size(:persistent_term.get({name, i})))
+
+  def drain({name, n}, batch_size, processor) do
+    for i <- 0..(n - 1) do
+      table = :persistent_term.get({name, i})
+      :persistent_term.put({name, i}, OrderedSet.new([]))
+      OrderedSet.drain(table, batch_size, processor)
+    end
+
+    :ok
+  end
+
+  def free({name, n}) do
+    for i <- 0..(n - 1) do
+      # A table dies with the process that flushed last.
+      OrderedSet.free(:persistent_term.get({name, i}))
+      :persistent_term.erase({name, i})
+    end
+  end
+end
+
 defmodule Bench.Native do
   @moduledoc "This package's Map, by its public functions."
 

@@ -11,25 +11,33 @@ defmodule PartitionedBuffer.ConservationTest do
 
   @seed String.to_integer(System.get_env("CONSERVATION_SEED", "#{:erlang.phash2(make_ref())}"))
 
-  for {title, faults, writes} <- [
-        {"each write is processed once, or replaced or deleted by a later one", [], 600_000},
-        {"only what a failing processor has in hand is lost, and every failure is reported",
-         Faults.in_processor(), 400_000},
-        {"deaths, stops and starts lose nothing that no processor has in hand", Faults.all(), 800_000}
+  for {title, kind, faults, writes} <- [
+        {"each write to a map is processed once, or replaced or deleted by a later one", Conservation.Maps,
+         [], 600_000},
+        {"only what a failing processor has in hand is lost of a map, and every failure is reported",
+         Conservation.Maps, Faults.in_processor(), 400_000},
+        {"deaths, stops and starts lose nothing of a map that no processor has in hand", Conservation.Maps,
+         Faults.all(), 800_000},
+        {"each item of a queue is processed once, in the order of the pushes", Conservation.Queues, [],
+         200_000},
+        {"only what a failing processor has in hand is lost of a queue, and every failure is reported",
+         Conservation.Queues, Faults.in_processor(), 100_000},
+        {"deaths, stops and starts neither lose nor reorder items that no processor has in hand",
+         Conservation.Queues, Faults.all(), 250_000}
       ] do
     test title do
-      check(@seed, 0, 0, writes: unquote(writes), faults: unquote(faults))
+      check(unquote(kind), @seed, 0, 0, writes: unquote(writes), faults: unquote(faults))
     end
   end
 
   # On a busy machine there are few hand-overs to lose something at, and few faults: then again, with the next seed.
-  defp check(seed, hand_overs, faults, opts) do
-    result = Conservation.package(Conservation.Maps, [seed: seed] ++ opts)
+  defp check(kind, seed, hand_overs, faults, opts) do
+    result = Conservation.package(kind, [seed: seed] ++ opts)
     assert result.violations == %{}, "CONSERVATION_SEED=#{seed}: #{inspect(result, pretty: true)}"
     hand_overs = hand_overs + result.counts.hand_overs
     faults = faults + Enum.sum(Map.values(result.faults))
 
     if hand_overs < 50 or (opts[:faults] != [] and faults < 20),
-      do: check(seed + 1, hand_overs, faults, opts)
+      do: check(kind, seed + 1, hand_overs, faults, opts)
   end
 end

@@ -113,7 +113,8 @@ defmodule PartitionedBuffer.Conservation do
   defp call_design(kind, design, handle, call) do
     kind.call_design(design, handle, call)
   rescue
-    ArgumentError -> :refused
+    # There is no table, or it has no size.
+    _gone in [ArgumentError, ArithmeticError] -> :refused
   end
 
   defp flush_design(design, handle, processor) do

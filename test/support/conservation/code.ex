@@ -14,6 +14,7 @@ defmodule PartitionedBuffer.Conservation.Code do
 
   @doc "The module's object code."
   def compile do
+    purge()
     [{@module, code}] = Elixir.Code.compile_string(@source)
     code
   end

@@ -189,9 +189,12 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp inject(faults, :write_list) do
     {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
     list = kind.list(number)
+    me = self()
 
     {pid, ref} =
       spawn_monitor(fn ->
+        send(me, {:writing, self()})
+
         try do
           kind.write_list(buffer, list)
         rescue
@@ -199,14 +202,15 @@ defmodule PartitionedBuffer.Conservation.Faults do
         end
       end)
 
+    receive(do: ({:writing, ^pid} -> :ok))
     %{faults | number: number + 1, lists: Map.put(faults.lists, ref, {pid, number})}
   end
 
-  # Within the write most of the time; before it, or when it has returned, otherwise.
+  # Within the write, or when it has returned.
   defp inject(faults, :kill_writer) do
     faults = inject(faults, :write_list)
     {pid, _number} = faults.lists |> Map.values() |> Enum.max_by(&elem(&1, 1))
-    Process.sleep(:rand.uniform(6) - 1)
+    Process.sleep(:rand.uniform(4) - 1)
     Process.exit(pid, :kill)
     faults
   end

@@ -94,6 +94,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   @doc "No verdicts but those that have been given."
   def disarm(ledger), do: send(ledger, :disarm)
 
+  @doc "Whether the value with this number that refers to code has come."
+  def code_came?(ledger, number), do: GenServer.call(ledger, {:code_came?, number}, :infinity)
+
   @doc "The counts, when all tasks have ended."
   def finish(ledger, written) do
     result = GenServer.call(ledger, {:finish, written}, :infinity)
@@ -110,6 +113,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   end
 
   @impl GenServer
+  def handle_call({:code_came?, number}, _from, state),
+    do: {:reply, :ets.member(state.seen, {:code, number}), state}
+
   def handle_call({:finish, written}, from, state) do
     {:noreply, finish_if_idle(%{state | finish: {from, written}, armed: []})}
   end
@@ -142,7 +148,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
   def handle_info({:event, [:processing, :start], _measurements, metadata, pid}, state) do
-    {:noreply, state |> known(pid, metadata.partition) |> count(:hand_overs)}
+    {:noreply, state |> known(pid, number(metadata.partition)) |> count(:hand_overs)}
   end
 
   def handle_info({:event, [:processing, :stop], measurements, _metadata, pid}, state) do
@@ -186,6 +192,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     Process.monitor(pid)
     put_in(state.tasks[pid], %Task{partition: partition})
   end
+
+  defp number(partition), do: partition |> Module.split() |> List.last() |> String.to_integer()
 
   # Of a task that was killed meanwhile the death may not have been told yet.
   defp check_alone(state, pid) do
@@ -290,14 +298,16 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   defp finish_if_idle(state), do: state
 
   defp check({:code, number}, state) do
-    if :ets.member(state.seen, {:code, number}), do: state, else: missing(state, 1, {:code, number})
+    if :ets.member(state.seen, {:code, number}),
+      do: state,
+      else: missing(state, 1, {:code, number}, state.windows != %{})
   end
 
   defp check(written, state), do: state.kind.check(written, state)
 
-  @doc "So much is missing: something may have been claimed by a task that was killed before it called its processor."
-  def missing(%{windows: windows} = state, missing, what) do
-    if windows == %{}, do: violation(state, :lost, what), else: count(state, :unseen, missing)
+  @doc "So much is missing; `excused?` if a task may have claimed it, and was killed before it called its processor."
+  def missing(state, missing, what, excused?) do
+    if excused?, do: count(state, :unseen, missing), else: violation(state, :lost, what, missing)
   end
 
   @doc "Counts."

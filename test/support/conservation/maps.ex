@@ -263,7 +263,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
     case complete - Enum.count(come, &(&1 <= complete)) do
       0 -> Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
-      missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing})
+      missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing}, ledger.windows != %{})
     end
   end
 
