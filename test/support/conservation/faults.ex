@@ -90,10 +90,12 @@ defmodule PartitionedBuffer.Conservation.Faults do
     after
       pause ->
         kind = Enum.random(faults.faults)
+        # What it does is kept whatever comes of the fault.
+        faults = ensure_running(faults)
 
         # The buffer may be restarting, or be gone because its supervisor has given up: then there is no fault.
         try do
-          faults |> ensure_running() |> inject(kind)
+          inject(faults, kind)
         rescue
           error in RuntimeError ->
             unless error.message =~ "no partitions available", do: reraise(error, __STACKTRACE__)
@@ -162,16 +164,14 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp inject(faults, :kill_tree) do
     buffer = name(faults)
 
-    for name <- [
-          PartitionedBuffer.Supervisor.name(buffer)
-          | for(
-              n <- 0..(faults.options[:partitions] - 1),
-              name <- [Routing.partition_name(buffer, n), Partition.task_supervisor(buffer, n)],
-              do: name
-            )
-        ] do
-      kill(name)
-    end
+    names =
+      for n <- 0..(faults.options[:partitions] - 1),
+          name <- [Routing.partition_name(buffer, n), Partition.task_supervisor(buffer, n)],
+          do: name
+
+    # With the first of them the others begin to die.
+    pids = Enum.map([PartitionedBuffer.Supervisor.name(buffer) | names], &Process.whereis/1)
+    for pid <- pids, pid != nil, do: Process.exit(pid, :kill)
 
     faults |> start_again() |> unreported(faults.options[:partitions])
   end
