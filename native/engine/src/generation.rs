@@ -83,7 +83,9 @@ impl<H: Heap> Generation<H> {
     /// The number of the entry of `key`.
     #[inline]
     fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
-        self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))
+        let id = self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
+        self.entries.prefetch_behind::<H>(id);
+        Some(id)
     }
 
     /// Adds an entry for a key that has none.

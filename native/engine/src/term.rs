@@ -39,6 +39,10 @@ pub trait Heap: Send + Sync + 'static {
     /// Asks the processor to load `place` into its cache, where that can be done. It changes nothing else.
     #[inline]
     fn prefetch<T>(_place: &T) {}
+
+    /// The same for the memory of a term.
+    #[inline]
+    fn prefetch_term(_term: Self::Term) {}
 }
 
 /// The version of an entry: an integer of any size, held without a heap where 64 bits suffice.

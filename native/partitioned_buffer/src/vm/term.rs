@@ -156,6 +156,11 @@ impl Heap for Environment {
     }
 
     #[inline]
+    fn prefetch_term(term: RawTerm) {
+        term.prefetch();
+    }
+
+    #[inline]
     fn prefetch<T>(place: &T) {
         prefetch_address(std::ptr::from_ref(place).cast());
     }
