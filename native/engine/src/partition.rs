@@ -1,20 +1,19 @@
 //! A partition: what is written to it, and what it has handed over.
 //!
 //! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. The keys of a map are spread over
-//! several by their hash, so that writers rarely meet; a queue has one, for its order. [`Partition::hand_over`] swaps
-//! each shard's store for an empty one under its lock: a write comes before it, and is handed over, or after it, and waits
-//! for the next time. A [`HandOver`] is frozen and read
-//! without a lock. The partition keeps it until all of it has been [claimed], so what a crashed reader had not claimed
-//! is there for the next one.
+//! several by their hash, so that writers rarely meet; a queue has one, for its order. [`Partition::hand_over`] takes all
+//! their locks and swaps each store for an empty one: a write comes before it, and is handed over, or after it, and waits
+//! for the next time, with all that is written after it. A [`HandOver`] is frozen and read without a lock. The partition
+//! keeps it until all of it has been [claimed], so what a crashed reader had not claimed is there for the next one.
 //!
 //! | state | writes | hand-over |
 //! |---|---|---|
 //! | closed | are refused | gives what is left |
 //! | open | are taken | gives what is left of the last hand-over, else what has come in |
 //!
-//! A lock is held for one operation on one store, or its swap; nothing is freed and no foreign code runs inside it.
-//! The lock of what is pending is held while those of the shards are taken one after the other, never the other way
-//! round. What concurrent writers write is a shard's lock with the state beside it, on cache lines of its own.
+//! A lock is held for one operation on one store, or the swap; nothing is freed and no foreign code runs inside it.
+//! The lock of what is pending is taken before those of the shards, and those in their order. What concurrent writers
+//! write is a shard's lock with the state beside it, on cache lines of its own.
 //!
 //! [claimed]: Partition::claim
 
@@ -114,15 +113,16 @@ impl<S: Store> Shard<S> {
         }
         self.0.lock()
     }
+}
 
+impl<S: Store> State<S> {
     /// Replaces the store by an empty one; `None` if nothing was ever written to it.
-    fn retire(&self) -> Option<S> {
-        let mut state = self.0.lock();
-        if state.active.end() == 0 {
+    fn retire(&mut self) -> Option<S> {
+        if self.active.end() == 0 {
             return None;
         }
-        let successor = state.active.successor();
-        Some(std::mem::replace(&mut state.active, successor))
+        let successor = self.active.successor();
+        Some(std::mem::replace(&mut self.active, successor))
     }
 }
 
@@ -195,7 +195,10 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// All that the shards hold; they are empty then.
     fn retire(&self) -> Option<Arc<HandOver<S>>> {
-        let stores: Vec<_> = self.shards.iter().filter_map(Shard::retire).collect();
+        let mut stores = Vec::with_capacity(SHARDS);
+        let mut states = self.shards.each_ref().map(Shard::lock);
+        stores.extend(states.iter_mut().filter_map(|state| state.retire()));
+        drop(states);
         // Stores of which all records were deleted again are only memory, freed with the others.
         let is_empty = stores.iter().all(Store::is_empty);
         let retired = Retired::new(stores);

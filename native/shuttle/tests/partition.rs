@@ -121,6 +121,29 @@ fn every_write_is_in_one_hand_over_or_superseded_by_a_newer_one() {
 }
 
 #[test]
+fn no_hand_over_has_a_write_whose_forerunner_comes_in_a_later_one() {
+    const KEYS: i64 = 4;
+    check(|| {
+        let buffer = start(1);
+        // Round after round, in the order of the keys.
+        let write = |buffer: &Buffer| {
+            (1..=3).for_each(|round| (0..KEYS).for_each(|key| buffer.put(key, round).expect("the buffer runs")))
+        };
+        let writer = spawn(&buffer, write);
+        let reader = spawn(&buffer, |buffer| buffer.deliver_times(3, usize::MAX));
+        join(writer);
+        join(reader);
+        buffer.drain();
+        let mut rounds = [0; KEYS as usize];
+        for hand_over in buffer.batches() {
+            hand_over.into_iter().for_each(|(key, round, ..)| rounds[key as usize] = round);
+            assert!(rounds.is_sorted_by(|earlier, later| earlier >= later), "a later write comes first: {rounds:?}");
+        }
+        assert_eq!(rounds, [3; KEYS as usize]);
+    });
+}
+
+#[test]
 fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_and_nothing_twice() {
     check(|| {
         let buffer = start(1);

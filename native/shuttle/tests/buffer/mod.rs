@@ -168,6 +168,11 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()
     }
 
+    /// What was delivered, batch by batch.
+    pub fn batches(&self) -> Vec<Vec<D>> {
+        held(&self.batches).iter().map(|batch| batch.deliveries.clone()).collect()
+    }
+
     /// Puts what was delivered into the order of the hand-overs: readers that run at once note their batches in any order.
     pub fn sort(&self) {
         held(&self.batches).sort_by_key(|batch| (batch.hand_over, batch.start, batch.end));
