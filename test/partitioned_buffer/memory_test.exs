@@ -9,6 +9,11 @@ defmodule PartitionedBuffer.MemoryTest do
   @own_bytes 16_384
 
   # By how much the VM's memory, the library's included, is larger at its largest of some looks while `function` works.
+  defp captured(term), do: fn -> term end
+
+  # Begins behind the first bit of a byte.
+  defp unaligned(<<_::1, binary::binary-size(1_000_004), _::bits>>), do: binary
+
   defp growth(rounds, function) do
     function.(0)
     before = memory()
@@ -79,6 +84,30 @@ defmodule PartitionedBuffer.MemoryTest do
     growth = memory() - before
     assert Buffer.size(buffer) == 240_002
     assert growth < 64 * @mib, "grew by #{div(growth, @mib)} MiB"
+  end
+
+  test "few dead values are kept of which nobody can tell the size" do
+    buffer = start_buffer(partitions: 1)
+
+    large = [
+      bits: fn n -> <<n::32, 0::size(8_000_000), 1::1>> end,
+      function: fn n -> captured(:binary.copy(<<n::32>>, 250_000)) end,
+      unaligned: fn n -> unaligned(<<1::1, n::32, 0::size(8_000_000), 1::7>>) end
+    ]
+
+    for {key, large} <- large do
+      :erlang.garbage_collect()
+      before = :erlang.memory(:binary)
+
+      growths =
+        for n <- 1..200 do
+          Buffer.put(buffer, key, large.(n))
+          :erlang.garbage_collect()
+          :erlang.memory(:binary) - before
+        end
+
+      assert Enum.max(growths) < 24 * @mib, "#{key}: grew by #{div(Enum.max(growths), @mib)} MiB"
+    end
   end
 
   test "memory stays flat while keys come and go" do

@@ -202,11 +202,15 @@ impl Budget {
     }
 }
 
+/// What a term weighs whose size the VM does not tell: a function with all that it holds, bits that are no whole bytes. Of
+/// such terms few share a segment.
+const OPAQUE: usize = 32 * 1024;
+
 /// Elements that are looked at of one tuple, list or map; they stand for the others.
 const ELEMENTS_WEIGHED: usize = 4;
 
-/// An estimate of the bytes that `term` takes, its binaries included. Its own cost is within the budget,
-/// whatever the term.
+/// An estimate of the bytes that `term` takes, its binaries included; of a part of a binary, the part. Its own cost is within
+/// the budget, but for a binary that begins within a byte: the VM makes a copy to show it.
 fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
     // The tag of an immediate. Were it wrong in some VM, so would be the estimate, and nothing else.
@@ -257,12 +261,51 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
             }
             return seen.saturating_mul(length) / length.min(ELEMENTS_WEIGHED);
         }
-        let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
-        if enif_inspect_binary(env, term, binary.as_mut_ptr()) != 0 {
-            return 4 * WORD + binary.assume_init().size;
+        if enif_is_binary(env, term) != 0 {
+            return 4 * WORD + binary_size(term);
         }
-        WORD
+        let is_small = enif_is_number(env, term) != 0
+            || enif_is_ref(env, term) != 0
+            || enif_is_pid(env, term) != 0
+            || enif_is_port(env, term) != 0;
+        if is_small {
+            4 * WORD
+        } else {
+            OPAQUE
+        }
     }
+}
+
+/// An environment for what is looked at for a moment. It is not counted: it never holds anything for longer.
+struct Scratch(*mut ErlNifEnv);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: the environment is ours, and this is its last use.
+        unsafe { enif_free_env(self.0) }
+    }
+}
+
+thread_local! {
+    // SAFETY: may be called on any thread; the VM does not return without memory.
+    static SCRATCH: Scratch = Scratch(unsafe { enif_alloc_env() });
+}
+
+/// The bytes of a binary.
+fn binary_size(term: ErlNifTerm) -> usize {
+    SCRATCH.with(|scratch| {
+        let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
+        // SAFETY: `term` is valid; the environment is this thread's, and nothing of it is used after it is cleared. What is
+        // read was written, as the function says.
+        unsafe {
+            let size = match enif_inspect_binary(scratch.0, term, binary.as_mut_ptr()) {
+                0 => 0,
+                _ => binary.assume_init().size,
+            };
+            enif_clear_env(scratch.0);
+            size
+        }
+    })
 }
 
 /// The version in `term`, if that is an integer.
