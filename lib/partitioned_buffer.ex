@@ -54,7 +54,9 @@ defmodule PartitionedBuffer do
       until a buffer of the same name starts.
     * Terms come back exactly as they were put.
     * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only copying a single
-      key or value takes as long as its size demands, as in sending it in a message.
+      key or value takes as long as its size demands, as in sending it in a message; in a list or batch it may be up to 32
+      large ones that come behind small ones. Of a binary that begins within a byte, which is rare, the VM makes a copy
+      each time its size is asked for.
 
   What is not promised: a bound to the memory used while the processor cannot keep up, the order of the entries of a
   map's hand-over, and any order between partitions.
