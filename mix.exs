@@ -12,13 +12,14 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
 
   @impl Mix.Task.Compiler
   def run(args) do
-    built_from = {System.get_env("PARTITIONED_BUFFER_NIF_PATH"), features(), fingerprint()}
+    prebuilt = System.get_env("PARTITIONED_BUFFER_NIF_PATH")
+    built_from = {prebuilt, features(), fingerprint(List.wrap(prebuilt))}
 
     if "--force" not in args and File.exists?(library()) and
          File.read(manifest()) == {:ok, encode(built_from)} do
       {:noop, []}
     else
-      install(elem(built_from, 0) || build())
+      install(prebuilt || build())
       File.mkdir_p!(Path.dirname(manifest()))
       File.write!(manifest(), encode(built_from))
       {:ok, []}
@@ -98,9 +99,10 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   defp feature_args([]), do: []
   defp feature_args(features), do: ["--features", Enum.join(features, ",")]
 
-  defp fingerprint do
+  # Of the sources and of a library that is already built. One that cannot be read is complained of when it is installed.
+  defp fingerprint(prebuilt) do
     files = @sources |> Enum.flat_map(&Path.wildcard(&1, match_dot: true)) |> Enum.sort()
-    for file <- files, do: {file, :erlang.md5(File.read!(file))}
+    for file <- files ++ prebuilt, {:ok, contents} <- [File.read(file)], do: {file, :erlang.md5(contents)}
   end
 
   defp encode(built_from), do: :erlang.term_to_binary(built_from)
