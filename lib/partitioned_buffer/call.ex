@@ -25,6 +25,10 @@ defmodule PartitionedBuffer.Call do
   @spec write_list(atom(), list(), keyword(), fun(), fun(), fun()) :: :ok
   def write_list(buffer, list, opts, native, check!, routed_by)
 
+  def write_list(buffer, no_list, _opts, _native, _check!, _routed_by) when not is_list(no_list) do
+    raise ArgumentError, "expected a list of entries for buffer #{inspect(buffer)}, got: #{inspect(no_list)}"
+  end
+
   def write_list(buffer, list, [], native, check!, _routed_by) do
     # A short list is checked by the NIF; all others are here, before anything is written.
     case native.(buffer, nil, list, false) do
@@ -41,7 +45,7 @@ defmodule PartitionedBuffer.Call do
     check!.(list, buffer)
 
     case Options.partition_key!(buffer, opts) do
-      nil ->
+      partition_key when partition_key == nil or list == [] ->
         write(native, buffer, nil, list)
 
       partition_key ->

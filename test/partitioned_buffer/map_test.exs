@@ -226,8 +226,14 @@ defmodule PartitionedBuffer.MapTest do
 
       assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all(buffer, good ++ {:a, 1}) end
       assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all_newer(buffer, good_newer ++ :tail) end
-      assert_raise ArgumentError, ~r/list/, fn -> Buffer.put_all(buffer, :no_list) end
-      assert_raise ArgumentError, ~r/list/, fn -> Buffer.put_all_newer(buffer, %{a: 1}) end
+      no_list = ~r/expected a list of entries for buffer #{inspect(buffer)}, got: /
+      assert_raise ArgumentError, ~r/#{no_list.source}:no_list/, fn -> Buffer.put_all(buffer, :no_list) end
+
+      assert_raise ArgumentError, ~r/#{no_list.source}%{a: 1}/, fn ->
+        Buffer.put_all_newer(buffer, %{a: 1})
+      end
+
+      assert_raise ArgumentError, no_list, fn -> Buffer.put_all(buffer, :no_list, partition_key: 1) end
       assert Buffer.size(buffer) == 0
     end
   end
@@ -245,6 +251,8 @@ defmodule PartitionedBuffer.MapTest do
               fn -> Buffer.put_newer(buffer, 1, 1, 1, partition_key: 1) end,
               fn -> Buffer.put_all(buffer, [{1, 1}]) end,
               fn -> Buffer.put_all(buffer, %{1 => 1}, partition_key: 1) end,
+              fn -> Buffer.put_all(buffer, []) end,
+              fn -> Buffer.put_all(buffer, [], partition_key: 1) end,
               fn -> Buffer.put_all_newer(buffer, [{1, 1, 1}]) end,
               fn -> Buffer.get(buffer, 1) end,
               fn -> Buffer.delete(buffer, 1) end,

@@ -68,6 +68,10 @@ pub(crate) fn write_list<'a, T: Target>(
     if !checked && !is_short(list, target) {
         return Ok(Ok(Written::Unchecked));
     }
+    // The list may be empty.
+    if let Err(NotRunning) = target.partitions() {
+        return Ok(Err(NotRunning));
+    }
     let mut rest = list;
     let mut slice = Slice::new();
     loop {
