@@ -8,6 +8,9 @@ defmodule PartitionedBuffer.HandOver do
 
   alias PartitionedBuffer.{Native, Options, Telemetry}
 
+  # More than a hand-over can have.
+  @max_batch_size 4_294_967_296
+
   # How many entries are read at once to fill a table.
   @table_slice 500
 
@@ -32,8 +35,10 @@ defmodule PartitionedBuffer.HandOver do
     size
   end
 
-  defp deliver(batch, %Options{} = options, _partition),
-    do: deliver_batches(batch, Native.position(batch), options.processing_batch_size, options.processor, 0)
+  defp deliver(batch, %Options{} = options, _partition) do
+    size = min(options.processing_batch_size, @max_batch_size)
+    deliver_batches(batch, Native.position(batch), size, options.processor, 0)
+  end
 
   defp deliver_batches(batch, from, size, processor, delivered) do
     {entries, count, to} = read(batch, from, size)

@@ -39,7 +39,7 @@ defmodule PartitionedBuffer.Options do
   def start!(options) do
     check_keyword!(options, "the options of buffer", options_name(options))
     name = Keyword.get(options, :name)
-    given = Keyword.take(options, @start)
+    given = options |> Keyword.take(@start) |> first_of_each()
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
       raise!(
@@ -66,6 +66,7 @@ defmodule PartitionedBuffer.Options do
   def update!(name, changes) do
     check_keyword!(changes, "the options to update of buffer", name)
     check_known!(changes, @updatable, "update_options/2 does not take option", name)
+    changes = first_of_each(changes)
     Enum.each(changes, &check!(&1, name))
     changes
   end
@@ -82,6 +83,9 @@ defmodule PartitionedBuffer.Options do
     check_known!(options, [:partition_key], "a call does not take option", name)
     Keyword.get(options, :partition_key)
   end
+
+  # As `Keyword.get/2` reads them.
+  defp first_of_each(options), do: Enum.uniq_by(options, &elem(&1, 0))
 
   defp check_keyword!(options, what, name) do
     Keyword.keyword?(options) ||

@@ -57,6 +57,14 @@ defmodule PartitionedBuffer.OptionsTest do
     assert options.processing_batch_size == 10
   end
 
+  test "of options that are given twice the first counts" do
+    name = unique_name()
+    {:ok, _pid} = start(name: name, processing_batch_size: 7, name: :other, processing_batch_size: 8)
+    assert options(name).processing_batch_size == 7
+    Buffer.update_options(name, processing_batch_size: 9, processing_batch_size: 10)
+    assert options(name).processing_batch_size == 9
+  end
+
   test "update_options/2 changes only what it is given" do
     name = start_buffer(processing_batch_size: 7, processing_timeout_ms: 1_234)
     assert Buffer.update_options(name, processing_interval_ms: 77_777) == :ok
