@@ -38,8 +38,8 @@ defmodule PartitionedBuffer do
   ## Guarantees
 
     * A write that has returned `:ok` is in exactly one hand-over, unless a later write has replaced it, a newer version
-      was there, or it was deleted. The hand-over is a swap under the lock of the partition: a write comes before it or
-      after it.
+      was there, or it was deleted. The hand-over is a swap under the locks of the partition: a write comes before it, or
+      after it with all that is written after it.
     * Each entry of a hand-over is given to the processor at most once. What a processor was called with when it
       raised, exited or was killed is not given to another; what lies behind it in the same hand-over is, at the next
       interval.
@@ -48,7 +48,7 @@ defmodule PartitionedBuffer do
       VM, as everything is that is only in memory.
     * One batch of a partition is processed at a time, and hand-overs come to the processor in their order: a key that is
       written in the order of its versions is processed in that order. Partitions are independent of each other.
-    * `stop/3`, or the end of the supervision tree, waits for the batch in flight and then processes the rest, in all
+    * `stop/3`, or the end of the supervision tree, waits for the hand-over in flight and then processes the rest, in all
       partitions at the same time. A batch may take `:processing_timeout_ms`; what lies behind may take as long for each
       batch, at least 5 seconds. A processor that takes longer is killed. What could not be processed is logged, and kept
       until a buffer of the same name starts.

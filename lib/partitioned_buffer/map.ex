@@ -79,7 +79,7 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
 
-  New writes are refused as soon as the batch in flight is done. Exits as `Supervisor.stop/3` does if there is no such
+  New writes are refused as soon as the hand-over in flight is done. Exits as `Supervisor.stop/3` does if there is no such
   buffer, or if it takes longer than `timeout` milliseconds.
 
       iex> {:ok, _pid} = PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)

@@ -17,7 +17,8 @@ defmodule PartitionedBuffer.Partition do
 
   defmodule Running do
     @moduledoc false
-    # The task at work. Of one that an earlier process of this partition started, only the process is known.
+    # The task at work, and what it works on; where an earlier process of this partition has started it, what is handed over
+    # next, by which its progress is seen to its last batch.
     @enforce_keys [:pid, :ref]
     defstruct [:pid, :ref, :kind, :batch]
   end
@@ -142,8 +143,18 @@ defmodule PartitionedBuffer.Partition do
 
   defp find_running(%State{} = state) do
     case Task.Supervisor.children(task_supervisor(state.buffer, state.number)) do
-      [pid | _none] -> %State{state | running: %Running{pid: pid, ref: Process.monitor(pid)}}
-      [] -> state
+      [pid | _none] ->
+        %State{state | running: %Running{pid: pid, ref: Process.monitor(pid), batch: pending(state)}}
+
+      [] ->
+        state
+    end
+  end
+
+  defp pending(%State{} = state) do
+    case Native.hand_over(state.buffer, state.number) do
+      {_kind, batch} -> batch
+      nothing when nothing in [:empty, :not_running] -> nil
     end
   end
 
@@ -164,7 +175,7 @@ defmodule PartitionedBuffer.Partition do
 
   ## The end
 
-  # First the batch in flight, then the rest, in that order. Writes are taken until the batch in flight is done.
+  # First the hand-over in flight, then the rest, in that order. Writes are taken until the hand-over in flight is done.
   defp drain(%State{} = state) do
     options = options(state)
     state = await(state, options.processing_timeout_ms)

@@ -71,6 +71,13 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert_received {:tag, [{1, 2, 0, 0}]}
   end
 
+  test "a batch size may be any positive integer" do
+    buffer = start_buffer(processing_batch_size: Integer.pow(10, 30))
+    Buffer.put(buffer, 1, 1)
+    flush(buffer)
+    assert_received {:batch, [{1, 1, 0, 0}]}
+  end
+
   test "batches larger than a time slice of the reading NIF are whole" do
     buffer = start_buffer(partitions: 1, processing_batch_size: 100_000)
     Buffer.put_all(buffer, for(n <- 1..150_000, do: {n, {n, "value", [n]}}))
@@ -291,6 +298,32 @@ defmodule PartitionedBuffer.ProcessingTest do
       assert log =~ inspect(buffer)
       assert log =~ "longer than 10 ms"
       assert_received {:batch, [{:rest, 2, 0, 0}]}
+    end
+
+    test "gives each batch its time, also of a task that has outlived its partition" do
+      test = self()
+
+      processor = fn batch ->
+        send(test, {:batch, self(), batch})
+        # Slow: all of them together take longer than one may.
+        Process.sleep(100)
+      end
+
+      buffer =
+        start_buffer(
+          partitions: 1,
+          processor: processor,
+          processing_timeout_ms: 1_000,
+          processing_batch_size: 1
+        )
+
+      Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
+      [partition] = partitions(buffer)
+      tick(partition)
+      assert_receive {:batch, task, _first}
+      kill_and_await_restart(partition)
+      assert Buffer.stop(buffer) == :ok
+      for _ <- 2..15, do: assert_received({:batch, ^task, _batch})
     end
 
     test "takes a pid as well" do
