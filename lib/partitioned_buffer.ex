@@ -83,7 +83,7 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `kind`, `reason`, `stacktrace` |
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time` | `buffer`, `partition`, `reason` |
 
-  The `processing` events enclose one hand-over, of `size` entries. `processing_failed` tells the exit reason of the task
+  The `processing` events enclose one hand-over, of `size` entries, and have a `telemetry_span_context` in their metadata. `processing_failed` tells the exit reason of the task
   that the processor was called in. There is no event for an interval in which nothing came in.
   """
 
