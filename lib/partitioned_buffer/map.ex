@@ -257,13 +257,17 @@ defmodule PartitionedBuffer.Map do
       :default
   """
   @spec get(buffer(), any(), any(), keyword()) :: any()
-  def get(buffer, key, default \\ nil, opts \\ []) when is_atom(buffer) do
-    case Native.get(buffer, Call.route(buffer, key, opts), key) do
-      {:ok, value} -> value
-      :error -> default
-      :not_running -> Routing.not_running!(buffer)
-    end
-  end
+  def get(buffer, key, default \\ nil, opts \\ [])
+
+  def get(buffer, key, default, []) when is_atom(buffer),
+    do: buffer |> Native.get(nil, key) |> found(buffer, default)
+
+  def get(buffer, key, default, opts) when is_atom(buffer),
+    do: buffer |> Native.get(Call.route(buffer, key, opts), key) |> found(buffer, default)
+
+  defp found({:ok, value}, _buffer, _default), do: value
+  defp found(:error, _buffer, default), do: default
+  defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer)
 
   @doc """
   Deletes the entry of a key, if it waits for the next hand-over. What has been handed over is not affected.
