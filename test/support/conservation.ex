@@ -45,7 +45,6 @@ defmodule PartitionedBuffer.Conservation do
 
     {written, calls, seconds} = write(kind, &call(kind, buffer, &1, &2), opts)
     injected = Faults.stop(faults)
-    PartitionedBuffer.stop(buffer)
 
     ledger
     |> Ledger.finish(written ++ injected.written)

@@ -63,7 +63,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     loop(state)
   end
 
-  @doc "Ends the faults, not the buffer: counts, what was written, how many failures may be unreported or unseen."
+  @doc "Ends the faults and the buffer: counts, what was written, how many failures may be unreported or unseen."
   def stop(faults) do
     send(faults, {:stop, self()})
 
@@ -77,7 +77,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
     receive do
       {:stop, from} ->
-        faults = faults |> ensure_running() |> await_lists()
+        faults = faults |> ensure_running() |> await_lists() |> stop_buffer()
         send(from, {:stopped, self(), Map.take(faults, [:counts, :written, :unreported, :unseen])})
 
       # Later than it was waited for.
@@ -305,6 +305,15 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # A supervisor gives up when its children die too often.
   defp ensure_running(faults) do
     if Process.alive?(faults.owner), do: faults, else: faults |> count(:gave_up) |> start_again()
+  end
+
+  # Its supervisor may be about to give up: what it leaves is the next one's.
+  defp stop_buffer(faults) do
+    faults = ensure_running(faults)
+    PartitionedBuffer.stop(name(faults))
+    faults
+  catch
+    :exit, _given_up -> stop_buffer(faults)
   end
 
   defp start_again(faults) do
