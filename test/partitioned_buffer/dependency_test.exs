@@ -61,6 +61,19 @@ defmodule PartitionedBuffer.DependencyTest do
     assert output =~ @expected
   end
 
+  test "a library that is already built is installed again when it has changed", %{dir: dir} do
+    app = copy_app(Path.join(dir, "shop"))
+    library = Path.join(dir, "built.so")
+    File.cp!(Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so"), library)
+    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
+    mix!(["compile"], app, env)
+    # A byte that nobody reads makes it another file.
+    File.write!(library, <<0>>, [:append])
+    assert mix!(["run", "run.exs"], app, env) =~ @expected
+    assert [installed] = Path.wildcard(Path.join(app, "_build/*/lib/partitioned_buffer/priv/native/*.so"))
+    assert File.read!(installed) == File.read!(library)
+  end
+
   test "an umbrella has it as a dependency of two of its apps", %{dir: dir} do
     File.write!(Path.join(dir, "mix.exs"), """
     defmodule Umbrella.MixProject do

@@ -110,6 +110,23 @@ defmodule PartitionedBuffer.MemoryTest do
     end
   end
 
+  test "how long a dead list was does not matter to the write that replaces it" do
+    buffer = start_buffer(partitions: 1)
+    # After a heavy value all are weighed.
+    for _ <- 1..100, do: Buffer.put(buffer, :key, Enum.to_list(1..2_000))
+    list = Enum.to_list(1..3_000_000)
+
+    times =
+      for _ <- 1..10 do
+        Buffer.put(buffer, :key, list)
+        {microseconds, :ok} = :timer.tc(fn -> Buffer.put(buffer, :key, 1) end)
+        microseconds
+      end
+
+    # The shortest is of a call that was not interrupted: counting out the list takes some milliseconds.
+    assert Enum.min(times) < 1_000
+  end
+
   test "memory stays flat while keys come and go" do
     buffer = start_buffer()
 

@@ -217,6 +217,48 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
+  test "behind small entries a call copies at most 32 large ones that take longer than its time" do
+    {buffer, _batch} = opened()
+    large = Enum.to_list(1..100_000)
+    entries = Enum.map(1..500, &{&1, &1}) ++ Enum.map(501..550, &{&1, large})
+
+    written = entries |> rests(&Native.put_all(buffer, nil, &1, true)) |> Enum.map(&length/1)
+    assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 32
+
+    # What was handed over before is read first.
+    assert {:rest, first} = Native.hand_over(buffer, 0)
+    assert Native.claim(first, Native.position(first), 10)
+    {:fresh, batch} = Native.hand_over(buffer, 0)
+
+    read = Enum.map(reads(batch, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
+    assert Enum.sum(read) == 50
+    assert Enum.max(read) <= 32
+  end
+
+  # What is left after each call of `write`, from the whole list on.
+  defp rests(list, write) do
+    case write.(list) do
+      {:more, rest} -> [list | rests(rest, write)]
+      :ok -> [list, []]
+    end
+  end
+
+  # What each call has read, from a position on.
+  defp reads(batch, position) do
+    case Native.read(batch, position, 1_000) do
+      {[], ^position} -> []
+      {read, position} -> [read | reads(batch, position)]
+    end
+  end
+
+  # How many of the entries behind this number the longest step has written.
+  defp longest_step_behind(number, positions) do
+    positions
+    |> Enum.chunk_every(2, 1, :discard)
+    |> Enum.map(fn [from, to] -> max(to, number) - max(from, number) end)
+    |> Enum.max()
+  end
+
   # A map without processes, and what it has handed over before what it holds; and a queue beside it.
   defp opened do
     buffer = unique_name()

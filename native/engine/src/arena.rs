@@ -2,8 +2,8 @@
 //!
 //! A heap cannot free single terms. So copies go to the *open* segment, a heap for a bounded number of them. A full
 //! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left, or much is dead, becomes
-//! *sparse*. Some of these may wait: keys that are written in turn let their last copies die soon. When there are more, the longest
-//! waiting is *evacuated*: its owner moves the live copies to the open segment, and the heap is cleared and reused
+//! *sparse*. Some of these may wait: keys that are written in turn let their last copies die soon. When there are more, the
+//! longest waiting is *evacuated*: its owner moves the live copies to the open segment, and the heap is cleared and reused
 //! (*vacant*). The work of one step is bounded by one segment, and the memory by the live copies, whatever is overwritten.
 //!
 //! | state | leaves it when |
@@ -32,8 +32,8 @@ const MIN_CAPACITY: usize = 64;
 /// Between the two bounds, how many segments hold what is live.
 const SEGMENTS: usize = 4;
 
-/// A sealed segment with less than one live copy, or one live byte, in so many is sparse. A greater number makes overwriting cheaper
-/// (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
+/// A sealed segment with less than one live copy, or one live byte, in so many is sparse. A greater number makes
+/// overwriting cheaper (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
 const SPARSE_DIVISOR: usize = 5;
 
 /// One segment in so many may be sparse and wait, or a single one.

@@ -7,7 +7,7 @@ use partitioned_buffer_engine::{HandOver, HandedOver, Partition, Store};
 use rustler::{Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Side};
-use crate::pace::{Pace, MAX_STEP};
+use crate::pace::Pace;
 use crate::vm::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
 
 /// A record as the processor gets it.
@@ -37,6 +37,9 @@ pub(crate) struct Batch(pub(crate) Box<dyn Work>);
 #[rustler::resource_impl]
 impl Resource for Batch {}
 
+/// Records that a read has room for from the beginning: more than most batches, and than it often has time for.
+const ROOM: usize = 1024;
+
 /// What can be done with a hand-over.
 pub(crate) trait Work: Send + Sync {
     /// Where the next batch begins.
@@ -64,7 +67,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS
 
     fn read<'a>(&self, env: Env<'a>, mut position: usize, count: usize) -> (Term<'a>, usize) {
         let mut pace = Pace::start();
-        let mut records = ListBuilder::with_capacity(env, count.min(MAX_STEP));
+        let mut records = ListBuilder::with_capacity(env, count.min(ROOM));
         if let Some(retired) = self.hand_over.entries() {
             let end = self.hand_over.end();
             while position < end && records.len() < count {

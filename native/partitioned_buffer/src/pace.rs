@@ -12,7 +12,7 @@ const STEP_TIME: Duration = Duration::from_micros(100);
 
 /// Entries between two looks at the clock, at most: if all of them are large, and those before were small, the call takes
 /// as long as copying so many. (Steps of 128 made a list of a thousand small entries a twentieth faster.)
-pub(crate) const MAX_STEP: usize = 32;
+const MAX_STEP: usize = 32;
 
 /// Steps that are as long as the one before lets expect.
 pub(crate) struct Pace {
