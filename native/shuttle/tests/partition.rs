@@ -13,7 +13,7 @@ mod buffer;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use buffer::{check, join, spawn};
+use buffer::{check, join, race, spawn};
 use common::{hash, TestHeap, TestTerm};
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::MAP_SHARDS;
@@ -110,10 +110,8 @@ fn assert_conserved(buffer: &Buffer, accepted: &[HashMap<i64, i64>]) {
 fn every_write_is_in_one_hand_over_or_superseded_by_a_newer_one() {
     check(|| {
         let buffer = start(1);
-        let writers: Vec<_> = (0..2).map(|n| spawn(&buffer, move |buffer| write_versions(buffer, n, 5))).collect();
-        let reader = spawn(&buffer, |buffer| buffer.deliver_times(3, usize::MAX));
-        let accepted: Vec<_> = writers.into_iter().map(join).collect();
-        join(reader);
+        let accepted =
+            race(&buffer, |buffer, n| write_versions(buffer, n, 5), |buffer| buffer.deliver_times(3, usize::MAX));
         buffer.drain();
         assert!(accepted.iter().all(|newest| newest.values().max() == Some(&5)), "nothing is refused");
         assert_conserved(&buffer, &accepted);
@@ -147,10 +145,7 @@ fn no_hand_over_has_a_write_whose_forerunner_comes_in_a_later_one() {
 fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_and_nothing_twice() {
     check(|| {
         let buffer = start(1);
-        let writers: Vec<_> = (0..2).map(|n| spawn(&buffer, move |buffer| write_versions(buffer, n, 4))).collect();
-        let reader = spawn(&buffer, |buffer| buffer.deliver_times(4, 2));
-        let accepted: Vec<_> = writers.into_iter().map(join).collect();
-        join(reader);
+        let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), |buffer| buffer.deliver_times(4, 2));
         buffer.drain();
         assert_conserved(&buffer, &accepted);
     });
@@ -246,14 +241,7 @@ fn after_the_close_a_write_is_refused_or_in_what_is_evicted() {
 fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
     check(|| {
         let buffer = start(1);
-        let writers: Vec<_> = (0..2).map(|n| spawn(&buffer, move |buffer| write_versions(buffer, n, 4))).collect();
-        let owner = spawn(&buffer, |buffer| {
-            buffer.first().close();
-            buffer.deliver(buffer.first(), 1);
-            buffer.first().open(1);
-        });
-        let accepted: Vec<_> = writers.into_iter().map(join).collect();
-        join(owner);
+        let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), Buffer::close_and_open);
         buffer.drain();
         assert_conserved(&buffer, &accepted);
     });

@@ -8,7 +8,7 @@ mod buffer;
 
 use std::sync::Arc;
 
-use buffer::{check, join, spawn};
+use buffer::{check, join, race, spawn};
 use common::{TestHeap, TestTerm};
 use partitioned_buffer_engine::{Closed, Heap, Log};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
@@ -64,10 +64,8 @@ fn assert_conserved(buffer: &Buffer, accepted: &[Vec<i64>]) {
 fn items_are_delivered_once_and_those_of_a_writer_in_their_order() {
     check(|| {
         let buffer = start(1);
-        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 5))).collect();
-        let reader = spawn(&buffer, |buffer| buffer.deliver_times(3, usize::MAX));
-        let accepted: Vec<_> = writers.into_iter().map(join).collect();
-        join(reader);
+        let accepted =
+            race(&buffer, |buffer, writer| buffer.push_each(writer, 5), |buffer| buffer.deliver_times(3, usize::MAX));
         buffer.drain();
         assert_eq!(accepted, [[1, 2, 3, 4, 5]; 2], "nothing is refused");
         assert_conserved(&buffer, &accepted);
@@ -104,10 +102,7 @@ fn items_pushed_together_stay_together() {
 fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_before_what_is_new() {
     check(|| {
         let buffer = start(1);
-        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 4))).collect();
-        let reader = spawn(&buffer, |buffer| buffer.deliver_times(4, 2));
-        let accepted: Vec<_> = writers.into_iter().map(join).collect();
-        join(reader);
+        let accepted = race(&buffer, |buffer, writer| buffer.push_each(writer, 4), |buffer| buffer.deliver_times(4, 2));
         buffer.drain();
         assert_conserved(&buffer, &accepted);
     });
@@ -189,14 +184,7 @@ fn after_the_close_a_push_is_refused_or_in_what_is_evicted() {
 fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
     check(|| {
         let buffer = start(1);
-        let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 4))).collect();
-        let owner = spawn(&buffer, |buffer| {
-            buffer.first().close();
-            buffer.deliver(buffer.first(), 1);
-            buffer.first().open(1);
-        });
-        let accepted: Vec<_> = writers.into_iter().map(join).collect();
-        join(owner);
+        let accepted = race(&buffer, |buffer, writer| buffer.push_each(writer, 4), Buffer::close_and_open);
         buffer.drain();
         assert_conserved(&buffer, &accepted);
     });

@@ -135,6 +135,13 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         }
     }
 
+    /// Closes the first partition, delivers a place of it, and opens it again.
+    pub fn close_and_open(&self) {
+        self.first().close();
+        self.deliver(self.first(), 1);
+        self.first().open(1);
+    }
+
     /// Delivers all that the running partitions have.
     pub fn drain(&self) {
         let running = self.running.load(Ordering::SeqCst) as usize;
@@ -195,6 +202,19 @@ pub fn spawn<B: Send + Sync + 'static, R: Send + 'static>(
 ) -> JoinHandle<R> {
     let buffer = buffer.clone();
     thread::spawn(move || body(&buffer))
+}
+
+/// What two writers, 0 and 1, and somebody else do at once; gives what the writers return.
+pub fn race<B: Send + Sync + 'static, R: Send + 'static>(
+    buffer: &Arc<B>,
+    write: impl Fn(&B, i64) -> R + Copy + Send + 'static,
+    meanwhile: impl FnOnce(&B) + Send + 'static,
+) -> Vec<R> {
+    let writers = [0, 1].map(|writer| spawn(buffer, move |buffer| write(buffer, writer)));
+    let other = spawn(buffer, meanwhile);
+    let results = writers.into_iter().map(join).collect();
+    join(other);
+    results
 }
 
 pub fn join<R>(thread: JoinHandle<R>) -> R {
