@@ -14,8 +14,13 @@
 //! | evacuated | its owner has moved what was live: vacant |
 //! | vacant | an open segment is needed: open |
 //!
-//! Invariants: `live` of a segment is the number of entries that name it; a term is used only while an entry names its
-//! segment, so a vacant segment holds nothing that anyone refers to.
+//! Threads that write in turn each have a *lane*, an open segment of their own, and what is counted of the copies that die
+//! stands on a cache line of its own: a write changes no line that another thread's writes have just changed, but for the
+//! old value's count. It is only a matter of speed, since whoever is here has the store's lock: more threads than lanes share
+//! them.
+//!
+//! Invariants: the copies of a segment less its deaths are the entries that name it; a term is used only while an entry
+//! names its segment, so a vacant segment holds nothing that anyone refers to.
 
 use std::collections::VecDeque;
 
@@ -25,12 +30,15 @@ use crate::term::Heap;
 /// Copies a segment takes at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.
 const CAPACITY: usize = 1024;
 
-/// Copies a segment takes at least. Between the two bounds it takes a part of what is live in the whole arena: dead copies
-/// of a few hot keys then amount to a few dozen and not to hundreds.
+/// Copies a segment takes at least. Between the two bounds it takes a part of what the full ones hold: dead copies of a few
+/// hot keys then amount to a few dozen and not to hundreds.
 const MIN_CAPACITY: usize = 64;
 
-/// Between the two bounds, how many segments hold what is live.
+/// Between the two bounds, in how many segments of the same size the full ones would fit.
 const SEGMENTS: usize = 4;
+
+/// How many segments may be open at the same time, for as many threads.
+const LANES: usize = 4;
 
 /// A sealed segment with less than one live copy, or one live byte, in so many is sparse. A greater number makes
 /// overwriting cheaper (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
@@ -77,7 +85,7 @@ impl SegmentId {
 /// See the table in the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Takes copies.
+    /// Takes copies, of the threads of one lane.
     Open,
     /// Full.
     Sealed,
@@ -122,28 +130,74 @@ impl Owners {
     }
 }
 
-/// A heap and what lives in it.
+/// Chooses one in [`WEIGHED`], in no rhythm that writes could have.
+struct Chance(u32);
+
+impl Chance {
+    /// Choices that differ from one segment to the next. The copies and the deaths of one are chosen alike: if they die in the
+    /// order in which they were made, the same are weighed.
+    fn new(id: SegmentId) -> Self {
+        Chance(id.0.wrapping_mul(0x9e37_79b9))
+    }
+
+    /// For how many copies the next one is to be weighed: for itself while there is `vigilance`, else for [`WEIGHED`] or
+    /// none.
+    #[inline]
+    fn weighed_for(&mut self, vigilance: &mut usize) -> usize {
+        if *vigilance > 0 {
+            *vigilance -= 1;
+            return 1;
+        }
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if ((self.0 >> 16) as usize).is_multiple_of(WEIGHED) {
+            WEIGHED
+        } else {
+            0
+        }
+    }
+}
+
+/// A heap and what lives in it. Two cache lines: while the segment is open its lane writes the first.
+#[repr(C)]
 struct Segment<H> {
     /// The memory of the copies.
     heap: H,
     /// The entry that each copy was made for, in the order of the copies.
     owners: Owners,
-    /// How many of the copies are still named by their entry.
-    live: usize,
     /// The estimated bytes of all copies.
     weight: usize,
-    /// The estimated bytes of those that no entry names any more.
+    /// Chooses the copies that are weighed.
+    chance: Chance,
+    /// What has become of the copies.
+    fate: Fate,
+}
+
+/// What whoever overwrites the copies of a segment writes.
+#[repr(align(64))]
+struct Fate {
+    /// How many of the copies no entry names any more.
+    deaths: usize,
+    /// The estimated bytes of these.
     dead_weight: usize,
+    /// Chooses those of them that are weighed.
+    chance: Chance,
     /// Where in its life the segment is.
     state: State,
 }
 
 impl<H: Heap> Segment<H> {
+    /// How many of the copies are still named by their entry.
+    #[inline]
+    fn live(&self) -> usize {
+        self.owners.count - self.fate.deaths
+    }
+
     /// Whether moving the live copies pays.
     fn is_sparse(&self) -> bool {
-        let live_weight = self.weight.saturating_sub(self.dead_weight);
-        self.live * SPARSE_DIVISOR < self.owners.count
-            || (self.dead_weight > DEAD_WEIGHT_MIN && live_weight * SPARSE_DIVISOR < self.weight)
+        let Fate { dead_weight, .. } = self.fate;
+        let live_weight = self.weight.saturating_sub(dead_weight);
+        self.live() * SPARSE_DIVISOR < self.owners.count
+            || (dead_weight > DEAD_WEIGHT_MIN && live_weight * SPARSE_DIVISOR < self.weight)
     }
 }
 
@@ -151,16 +205,14 @@ impl<H: Heap> Segment<H> {
 pub struct Arena<H> {
     /// All segments there are, by their number.
     segments: Vec<Segment<H>>,
-    /// The segment that takes copies, or `NONE`.
-    open: SegmentId,
+    /// The segment that takes copies, of each lane, or `NONE`.
+    open: [SegmentId; LANES],
     /// Cleared segments, to be opened again before a new one is made.
     vacant: Vec<SegmentId>,
     /// Segments to be evacuated, the longest waiting first.
     sparse: VecDeque<SegmentId>,
-    /// Live copies in all segments.
-    live: usize,
-    /// Chooses which copies are weighed.
-    chance: u32,
+    /// Copies, live or dead, in all segments that are full.
+    full: usize,
     /// For how many more copies and releases all of them are.
     vigilance: usize,
 }
@@ -170,11 +222,10 @@ impl<H: Heap> Arena<H> {
     pub fn new() -> Self {
         Arena {
             segments: Vec::new(),
-            open: SegmentId::NONE,
+            open: [SegmentId::NONE; LANES],
             vacant: Vec::new(),
             sparse: VecDeque::new(),
-            live: 0,
-            chance: 0,
+            full: 0,
             vigilance: 0,
         }
     }
@@ -184,8 +235,8 @@ impl<H: Heap> Arena<H> {
     #[inline]
     pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
         let id = self.open_segment();
-        let weighed_for = self.weighed_for();
         let segment = &mut self.segments[id.index()];
+        let weighed_for = segment.chance.weighed_for(&mut self.vigilance);
         // The first always is: a large one may be the only one for long.
         let weighed_for = if segment.owners.count == 0 { weighed_for.max(1) } else { weighed_for };
         let copies = terms.map(|term| segment.heap.copy(term));
@@ -207,9 +258,7 @@ impl<H: Heap> Arena<H> {
         }
         let segment = &mut self.segments[id.index()];
         segment.owners.push(owner);
-        segment.live += 1;
-        self.live += 1;
-        let capacity = (self.live / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
+        let capacity = (self.full / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
         if segment.owners.count >= capacity || segment.weight >= WEIGHT_LIMIT {
             self.seal(id);
         }
@@ -221,21 +270,24 @@ impl<H: Heap> Arena<H> {
         if id == SegmentId::NONE {
             return;
         }
-        let weighed_for = self.weighed_for();
         let segment = &mut self.segments[id.index()];
-        segment.live -= 1;
-        self.live -= 1;
-        if weighed_for > 0 && segment.state != State::Evacuated {
+        let fate = &mut segment.fate;
+        let weighed_for = fate.chance.weighed_for(&mut self.vigilance);
+        // As of the copies, the first always is.
+        let weighed_for = if fate.deaths == 0 { weighed_for.max(1) } else { weighed_for };
+        fate.deaths += 1;
+        if weighed_for > 0 && fate.state != State::Evacuated {
             let weight = segment.heap.weigh(term);
-            segment.dead_weight = segment.dead_weight.saturating_add(weight.saturating_mul(weighed_for));
+            fate.dead_weight = fate.dead_weight.saturating_add(weight.saturating_mul(weighed_for));
             if weight >= HEAVY {
                 self.vigilance = self.vigilance.max(weight / VIGILANCE_DIVISOR);
             }
         }
-        match segment.state {
-            State::Sealed | State::Sparse if segment.live == 0 => self.die(id),
+        let state = fate.state;
+        match state {
+            State::Sealed | State::Sparse if segment.live() == 0 => self.die(id),
             State::Sealed if segment.is_sparse() => {
-                segment.state = State::Sparse;
+                segment.fate.state = State::Sparse;
                 self.sparse.push_back(id);
             }
             _ => {}
@@ -251,7 +303,7 @@ impl<H: Heap> Arena<H> {
         }
         let id = self.sparse.pop_front()?;
         let segment = &mut self.segments[id.index()];
-        segment.state = State::Evacuated;
+        segment.fate.state = State::Evacuated;
         Some((id, std::mem::take(&mut segment.owners)))
     }
 
@@ -259,7 +311,7 @@ impl<H: Heap> Arena<H> {
     #[cold]
     fn die(&mut self, id: SegmentId) {
         let segment = &mut self.segments[id.index()];
-        if segment.state == State::Sparse {
+        if segment.fate.state == State::Sparse {
             self.sparse.retain(|&waiting| waiting != id);
         }
         let owners = std::mem::take(&mut segment.owners);
@@ -269,69 +321,56 @@ impl<H: Heap> Arena<H> {
     /// Frees the copies of a segment that no entry names, and keeps it for reuse.
     pub fn vacate(&mut self, id: SegmentId, mut owners: Owners) {
         let segment = &mut self.segments[id.index()];
-        debug_assert_eq!(segment.live, 0, "a vacated segment has no live copies");
+        let fate = &mut segment.fate;
+        debug_assert_eq!(fate.deaths, owners.count, "a vacated segment has no live copies");
+        self.full -= owners.count;
         owners.clear();
         segment.heap.clear();
         segment.owners = owners;
-        (segment.weight, segment.dead_weight) = (0, 0);
-        segment.state = State::Vacant;
+        segment.weight = 0;
+        (fate.deaths, fate.dead_weight, fate.state) = (0, 0, State::Vacant);
         self.vacant.push(id);
     }
 
-    /// For how many copies the next one is to be weighed: for itself where all are, else for [`WEIGHED`] or none, by
-    /// chance, in no rhythm that writes could have.
-    #[inline]
-    fn weighed_for(&mut self) -> usize {
-        if self.vigilance > 0 {
-            self.vigilance -= 1;
-            return 1;
-        }
-        self.chance = self.chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        if ((self.chance >> 16) as usize).is_multiple_of(WEIGHED) {
-            WEIGHED
-        } else {
-            0
-        }
-    }
-
-    /// The open segment; makes one, from a vacant one where there is one.
+    /// The open segment of the thread's lane; makes one, from a vacant one where there is one.
     #[inline]
     fn open_segment(&mut self) -> SegmentId {
-        if self.open == SegmentId::NONE {
-            self.open = self.next_segment();
+        let lane = H::lane() % LANES;
+        if self.open[lane] == SegmentId::NONE {
+            self.open[lane] = self.next_segment();
         }
-        self.open
+        self.open[lane]
     }
 
     /// A vacant or new segment, as an open one.
     #[cold]
     fn next_segment(&mut self) -> SegmentId {
         if let Some(id) = self.vacant.pop() {
-            self.segments[id.index()].state = State::Open;
+            self.segments[id.index()].fate.state = State::Open;
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
         let segment = Segment {
             heap: H::new(),
             owners: Owners::default(),
-            live: 0,
             weight: 0,
-            dead_weight: 0,
-            state: State::Open,
+            chance: Chance::new(id),
+            fate: Fate { deaths: 0, dead_weight: 0, chance: Chance::new(id), state: State::Open },
         };
         self.segments.push(segment);
         id
     }
 
-    /// Ends the time in which the open segment takes copies.
+    /// Ends the time in which an open segment takes copies.
     fn seal(&mut self, id: SegmentId) {
+        self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
-        self.open = SegmentId::NONE;
+        self.full += segment.owners.count;
         if segment.is_sparse() {
-            segment.state = State::Sparse;
+            segment.fate.state = State::Sparse;
             self.sparse.push_back(id);
         } else {
-            segment.state = State::Sealed;
+            segment.fate.state = State::Sealed;
         }
     }
 }
@@ -339,5 +378,16 @@ impl<H: Heap> Arena<H> {
 impl<H: Heap> Default for Arena<H> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_lane_writes_and_what_others_write_are_two_cache_lines() {
+        assert_eq!(size_of::<Segment<usize>>(), 128);
+        assert_eq!(std::mem::offset_of!(Segment<usize>, fate), 64);
     }
 }

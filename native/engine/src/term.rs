@@ -36,6 +36,10 @@ pub trait Heap: Send + Sync + 'static {
     /// Frees every copy, and keeps the heap for reuse.
     fn clear(&mut self);
 
+    /// A number of the calling thread. Copies that are made under the same number share their memory; threads with different
+    /// numbers do not wait for each other's caches.
+    fn lane() -> usize;
+
     /// Asks the processor to load `place` into its cache, where that can be done. It changes nothing else.
     #[inline]
     fn prefetch<T>(_place: &T) {}

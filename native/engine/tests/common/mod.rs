@@ -3,6 +3,7 @@
 
 pub mod model;
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Memory};
@@ -16,6 +17,15 @@ static HEAPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Terms whose content is as high are large.
 pub const HEAVY: i64 = 1 << 40;
+
+thread_local! {
+    static LANES: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// With a seed each copy that this thread makes from now on comes as if from some other thread.
+pub fn set_lanes(seed: Option<u64>) {
+    LANES.set(seed);
+}
 
 /// Heaps that exist in this process.
 pub fn heaps() -> usize {
@@ -103,6 +113,14 @@ impl Heap for TestHeap {
             TestTerm::Boxed(_) if term.content().1 >= HEAVY => 32 * 1024,
             TestTerm::Boxed(_) => 64,
         }
+    }
+
+    fn lane() -> usize {
+        let Some(seed) = LANES.get() else { return 0 };
+        let mut random = Random(seed);
+        let lane = random.below(1 << 32);
+        LANES.set(Some(random.0));
+        lane as usize
     }
 
     fn clear(&mut self) {

@@ -12,7 +12,7 @@ use partitioned_buffer_engine::partition::Retired;
 use partitioned_buffer_engine::reclaim::settle;
 use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Partition, Store};
 
-use super::{heaps, HEAVY};
+use super::{heaps, set_lanes, HEAVY};
 
 pub mod map;
 pub mod queue;
@@ -53,10 +53,11 @@ struct Buffer<S: Store, const SHARDS: usize, C> {
     reader: Option<(Arc<Retired<S>>, usize, C)>,
 }
 
-/// Runs `operations` while no other sequence is run, as all heaps of the process are counted.
-fn run(operations: impl FnOnce() -> usize) -> usize {
+/// Runs `operations`, with these lanes, while no other sequence is run, as all heaps of the process are counted.
+fn run(lanes: Option<u64>, operations: impl FnOnce() -> usize) -> usize {
     static RUNNING: Mutex<()> = Mutex::new(());
     let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    set_lanes(lanes);
     operations()
 }
 

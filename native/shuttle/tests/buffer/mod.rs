@@ -11,6 +11,8 @@ use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
+use crate::common::set_lanes;
+
 /// How often a thread may be overtaken by one of lower priority in the schedules that are made by priority.
 const PRIORITY_CHANGES: usize = 4;
 
@@ -58,6 +60,8 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
 impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
     pub fn start(running: u32, delivery: fn(S::Record) -> D) -> Arc<Self> {
         let hasher = Hasher::seeded(0);
+        // The same in each run: shuttle's threads are all run by one.
+        set_lanes(Some(0));
         let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
         partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
         let running = AtomicU32::new(running);
