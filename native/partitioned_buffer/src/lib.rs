@@ -5,7 +5,7 @@
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
 //! | [`batches`] | reads and claims what was handed over |
-//! | [`lists`] | writes lists, in slices |
+//! | [`lists`] | writes lists, step by step |
 //! | [`pace`] | keeps a call to its time |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |

@@ -1,4 +1,4 @@
-//! Writing the elements of a list: in slices, each lock of a slice taken once.
+//! Writing the elements of a list. They are read in chunks and written in steps, each lock of a step taken once.
 
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
 use partitioned_buffer_engine::{Closed, Hash, MapPartition};
@@ -8,8 +8,14 @@ use crate::buffer::{MapSide, NotRunning, QueueSide, Route};
 use crate::pace::Pace;
 use crate::vm::term::{cell, Environment, RawTerm};
 
-/// So many elements of a list are checked before the first is written.
-const CHECKED_AT_ONCE: usize = 2048;
+/// So many elements of a list are read before the first of them is written.
+const CHUNK: usize = 2048;
+
+/// There is room for so many elements of a chunk from the start.
+const SHORT: usize = 16;
+
+/// For so many more where it is full: with room made little by little a long list took a sixth longer.
+const LONG: usize = 1024;
 
 /// So many are written one by one; more are sorted by their locks.
 const WRITTEN_ONE_BY_ONE: usize = 16;
@@ -19,9 +25,6 @@ pub(crate) trait Target {
     /// What an element is to the target.
     type Write: Copy;
 
-    /// Whether an element is what is expected.
-    fn accepts(&self, element: Term<'_>) -> bool;
-
     /// Reads an element; `None` if it is not what is expected.
     fn decode(&self, element: Term<'_>) -> Option<Self::Write>;
 
@@ -30,6 +33,9 @@ pub(crate) trait Target {
 
     /// How many locks so many partitions have.
     fn locks(partitions: u32) -> usize;
+
+    /// Lets what will be copied come into the cache meanwhile.
+    fn prefetch(write: Self::Write);
 
     /// The number of the lock that a write needs among so many partitions.
     fn lock(&self, write: Self::Write, partitions: u32) -> Result<usize, NotRunning>;
@@ -56,8 +62,8 @@ pub(crate) enum Written<'a> {
     Unchecked,
 }
 
-/// Writes the elements of a list until the time is up. One that the caller has not `checked` is checked here before
-/// anything is written, if it is short.
+/// Writes the elements of a list until the time is up. One that the caller has not `checked` is written only if all of it is
+/// what it should be and fits into one chunk.
 pub(crate) fn write_list<'a, T: Target>(
     env: Env<'a>,
     target: &T,
@@ -65,56 +71,67 @@ pub(crate) fn write_list<'a, T: Target>(
     checked: bool,
 ) -> NifResult<Result<Written<'a>, NotRunning>> {
     let mut pace = Pace::start();
-    if !checked && !is_short(list, target) {
-        return Ok(Ok(Written::Unchecked));
-    }
-    // The list may be empty.
-    if let Err(NotRunning) = target.partitions() {
-        return Ok(Err(NotRunning));
-    }
-    let mut rest = list;
-    let mut slice = Slice::new();
+    let mut chunk = Vec::with_capacity(SHORT);
+    let mut step = Step::new();
+    let mut start = list;
     loop {
-        slice.writes.clear();
-        while slice.writes.len() < pace.step {
-            let Some((element, tail)) = cell(rest) else { break };
-            slice.writes.push(target.decode(element).ok_or(Error::BadArg)?);
-            rest = tail;
+        let end = read(target, start, &mut chunk);
+        let is_whole = end.is_empty_list();
+        if !is_whole && !checked {
+            return Ok(Ok(Written::Unchecked));
         }
-        let is_last = slice.writes.len() < pace.step;
-        if let Err(NotRunning) = slice.write(target) {
+        // There may be nothing to write.
+        if let Err(NotRunning) = target.partitions() {
             return Ok(Err(NotRunning));
         }
-        let goes_on = pace.goes_on();
-        if is_last {
-            pace.consume_timeslice(env);
-            return if rest.is_empty_list() { Ok(Ok(Written::All)) } else { Err(Error::BadArg) };
+        let mut written = 0;
+        while written < chunk.len() {
+            let next = chunk.len().min(written + pace.step);
+            if let Err(NotRunning) = step.write(target, &chunk[written..next]) {
+                return Ok(Err(NotRunning));
+            }
+            written = next;
+            let is_done = is_whole && written == chunk.len();
+            if !pace.goes_on() && !is_done {
+                pace.consume_timeslice(env);
+                return Ok(Ok(Written::More(tail(start, written))));
+            }
         }
-        if !goes_on {
+        if is_whole {
             pace.consume_timeslice(env);
-            return Ok(Ok(Written::More(rest)));
+            return Ok(Ok(Written::All));
         }
+        if chunk.len() < CHUNK {
+            return Err(Error::BadArg);
+        }
+        start = end;
     }
 }
 
-/// Whether all elements of a list are what the target expects, and it is no longer than can be told at once.
-fn is_short(list: Term<'_>, target: &impl Target) -> bool {
+/// Reads elements of a list until there are enough for a chunk, or one is not what is expected; gives the rest.
+fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Write>) -> Term<'a> {
     let mut rest = list;
-    for _ in 0..CHECKED_AT_ONCE {
-        match cell(rest) {
-            Some((element, tail)) if target.accepts(element) => rest = tail,
-            Some(_) => return false,
-            None => return rest.is_empty_list(),
+    chunk.clear();
+    while chunk.len() < CHUNK {
+        let Some((element, tail)) = cell(rest) else { break };
+        let Some(write) = target.decode(element) else { break };
+        if chunk.len() == chunk.capacity() {
+            chunk.reserve(LONG);
         }
+        chunk.push(write);
+        rest = tail;
     }
-    false
+    rest
 }
 
-/// Some writes, and room to order them by their locks.
-struct Slice<W> {
-    /// The writes, in the order of the caller.
-    writes: Vec<W>,
-    /// The number of each one's lock.
+/// What is behind the first `count` elements of a list that has as many.
+fn tail(list: Term<'_>, count: usize) -> Term<'_> {
+    (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
+}
+
+/// Room to order writes by their locks.
+struct Step {
+    /// The number of each write's lock.
     locks: Vec<u32>,
     /// For each lock, where its writes begin in `sorted`, and later where they end.
     places: Vec<u32>,
@@ -122,50 +139,50 @@ struct Slice<W> {
     sorted: Vec<u32>,
 }
 
-impl<W: Copy> Slice<W> {
-    /// No writes.
+impl Step {
+    /// No room yet.
     fn new() -> Self {
-        Slice { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step { locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
-    /// Does the writes.
-    fn write<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
-        if self.writes.len() > WRITTEN_ONE_BY_ONE {
-            self.write_by_lock(target)
+    /// Does some writes.
+    fn write<T: Target>(&mut self, target: &T, writes: &[T::Write]) -> Result<(), NotRunning> {
+        if writes.len() > WRITTEN_ONE_BY_ONE {
+            self.write_by_lock(target, writes)
         } else {
-            self.writes.iter().try_for_each(|&write| target.write(write))
+            writes.iter().try_for_each(|&write| target.write(write))
         }
     }
 
     /// Does the writes, each lock taken once; goes on with what is left where the buffer has started again with another
     /// number of partitions.
-    fn write_by_lock<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
-        loop {
-            let partitions = target.partitions()?;
-            self.sort(target, partitions)?;
-            let done = self.write_sorted(target, partitions);
-            if done == self.sorted.len() {
-                return Ok(());
-            }
-            if target.partitions()? == partitions {
-                return Err(NotRunning);
-            }
-            let mut left = self.sorted.split_off(done);
-            left.sort_unstable();
-            self.writes = left.iter().map(|&number| self.writes[number as usize]).collect();
+    fn write_by_lock<T: Target>(&mut self, target: &T, writes: &[T::Write]) -> Result<(), NotRunning> {
+        writes.iter().for_each(|&write| T::prefetch(write));
+        let partitions = target.partitions()?;
+        self.sort(target, writes, partitions)?;
+        let done = self.write_sorted(target, writes, partitions);
+        if done == writes.len() {
+            return Ok(());
         }
+        if target.partitions()? == partitions {
+            return Err(NotRunning);
+        }
+        let mut left = self.sorted.split_off(done);
+        left.sort_unstable();
+        let left: Vec<_> = left.iter().map(|&number| writes[number as usize]).collect();
+        self.write(target, &left)
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.
-    fn write_sorted<T: Target<Write = W>>(&self, target: &T, partitions: u32) -> usize {
+    fn write_sorted<T: Target>(&self, target: &T, writes: &[T::Write], partitions: u32) -> usize {
         let mut start = 0;
         for (lock, &end) in self.places.iter().enumerate() {
             let numbers = &self.sorted[start..end as usize];
             if numbers.is_empty() {
                 continue;
             }
-            let writes = numbers.iter().map(|&number| self.writes[number as usize]);
-            if let Err(Closed) = target.write_all(partitions, lock, writes) {
+            let of_lock = numbers.iter().map(|&number| writes[number as usize]);
+            if let Err(Closed) = target.write_all(partitions, lock, of_lock) {
                 break;
             }
             start = end as usize;
@@ -174,12 +191,12 @@ impl<W: Copy> Slice<W> {
     }
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
-    fn sort<T: Target<Write = W>>(&mut self, target: &T, partitions: u32) -> Result<(), NotRunning> {
-        let Slice { writes, locks, places, sorted } = self;
+    fn sort<T: Target>(&mut self, target: &T, writes: &[T::Write], partitions: u32) -> Result<(), NotRunning> {
+        let Step { locks, places, sorted } = self;
         locks.clear();
         places.clear();
         places.resize(T::locks(partitions), 0);
-        for &write in &*writes {
+        for &write in writes {
             let lock = target.lock(write, partitions)?;
             places[lock] += 1;
             locks.push(lock as u32);
@@ -212,15 +229,15 @@ pub(crate) struct ToMap<'b, D> {
 impl<D: Fn(Term<'_>) -> Option<Write<RawTerm>>> Target for ToMap<'_, D> {
     type Write = (Hash, Write<RawTerm>);
 
-    fn accepts(&self, element: Term<'_>) -> bool {
-        (self.decode)(element).is_some()
-    }
-
     fn decode(&self, element: Term<'_>) -> Option<Self::Write> {
         let write = (self.decode)(element)?;
-        let (Write::Put(key, value) | Write::PutNewer(key, value, _)) = write;
-        value.prefetch();
+        let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
         Some((self.map.hash(key), write))
+    }
+
+    fn prefetch((_, write): Self::Write) {
+        let (Write::Put(_, value) | Write::PutNewer(_, value, _)) = write;
+        value.prefetch();
     }
 
     fn partitions(&self) -> Result<u32, NotRunning> {
@@ -269,12 +286,12 @@ pub(crate) struct ToQueue<'b> {
 impl Target for ToQueue<'_> {
     type Write = RawTerm;
 
-    fn accepts(&self, _element: Term<'_>) -> bool {
-        true
-    }
-
     fn decode(&self, element: Term<'_>) -> Option<RawTerm> {
         Some(element.into())
+    }
+
+    fn prefetch(item: RawTerm) {
+        item.prefetch();
     }
 
     fn partitions(&self) -> Result<u32, NotRunning> {

@@ -20,7 +20,7 @@ use crate::registry;
 use crate::vm::memory;
 use crate::vm::term::{copy_to, elements, entry, tuple, unsigned_to, version, Function, RawTerm};
 
-/// `size` looks at all partitions, and a slice of a list may have writes for each: with so many it stays well below a
+/// `size` looks at all partitions, and a step of a list may have writes for each: with so many it stays well below a
 /// millisecond.
 const MAX_PARTITIONS: u32 = 1 << 12;
 

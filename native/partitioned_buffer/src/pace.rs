@@ -35,7 +35,7 @@ impl Pace {
         let elapsed = self.started.elapsed();
         let took = (elapsed - self.elapsed).as_nanos().max(1);
         let fitting = self.step as u128 * STEP_TIME.as_nanos() / took;
-        self.step = (fitting as usize).clamp(1, (self.step * 8).min(MAX_STEP));
+        self.step = (fitting as usize).clamp(1, (self.step * 16).min(MAX_STEP));
         self.elapsed = elapsed;
         elapsed < TIME_SLICE
     }
