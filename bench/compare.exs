@@ -21,7 +21,7 @@ defmodule Compare do
     )
 
     filter = List.first(argv) || ""
-    results = for scenario <- scenarios(), scenario.name =~ filter, do: Runner.run(scenario, @candidates)
+    results = scenarios() |> Enum.filter(&(&1.name =~ filter)) |> Runner.run(@candidates)
     if filter == "", do: write(results)
   end
 
@@ -223,7 +223,7 @@ defmodule Compare do
       drained?: true,
       name: "stop of a million entries in thousands",
       ops: 1,
-      rounds: 3,
+      rounds: 1,
       prepare: fn mod ->
         handle =
           if mod in [Bench.Native, Bench.NativeOne],

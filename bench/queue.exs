@@ -75,7 +75,7 @@ defmodule QueueBench do
       String.duplicate(" ", 44) <> Enum.map_join(@candidates, &String.pad_trailing("  " <> &1.label(), 32))
     )
 
-    results = for scenario <- scenarios(), do: Runner.run(scenario, @candidates)
+    results = Runner.run(scenarios(), @candidates)
 
     File.write!(
       Path.join(__DIR__, "queue.json"),

@@ -4,15 +4,19 @@ defmodule Bench.Runner do
 
   A scenario is a map: `name`; `ops`, how many operations `run` does; `prepare`, which gets a candidate and gives a state,
   and is not measured; `run`, of candidate and state; `finish`, which makes the handle of the state (where it is another
-  one); `check` of what is there then; `rounds`, where they are not the usual number; and `drained?` if the first
+  one); `check` of what is there then; `rounds` of a pass, where they are not the usual number; and `drained?` if the first
   candidate's table is gone afterwards.
+
+  All scenarios are run in several passes: what else the machine does goes on for minutes, and would be in all rounds of
+  one scenario and in none of the others.
   """
 
   alias Bench.Report
 
-  @rounds 9
+  @passes 3
+  @rounds 5
 
-  def rounds, do: @rounds
+  def rounds, do: @passes * @rounds
 
   @doc "A debug build of the NIF is ten times slower: it would measure nothing."
   def release! do
@@ -36,12 +40,29 @@ defmodule Bench.Runner do
     for _pid <- pids, do: receive(do: ({:done, :ok} -> :ok))
   end
 
-  @doc "Prints a line, and gives the times with the ratios to the first candidate."
-  def run(scenario, [base | _] = candidates) do
-    rounds = Map.get(scenario, :rounds, @rounds)
-    Enum.each(candidates, &measure(&1, scenario, base))
-    times = for _ <- 1..rounds, do: Map.new(candidates, &{&1, measure(&1, scenario, base)})
+  @doc "Prints a table, a line for each scenario, and gives the times with the ratios to the first candidate."
+  def run(scenarios, candidates) do
+    times =
+      for pass <- 1..@passes, scenario <- scenarios do
+        IO.write(:stderr, "\r\e[Kpass #{pass} of #{@passes}: #{scenario.name}")
+        {scenario.name, rounds(scenario, candidates)}
+      end
 
+    IO.write(:stderr, "\r\e[K")
+    times = Enum.group_by(times, &elem(&1, 0), &elem(&1, 1))
+    for %{name: name} <- scenarios, do: result(name, Enum.concat(times[name]), candidates)
+  end
+
+  # The first round only warms up.
+  defp rounds(scenario, [base | _] = candidates) do
+    [_ | rounds] =
+      for _ <- 0..Map.get(scenario, :rounds, @rounds),
+          do: Map.new(candidates, &{&1, measure(&1, scenario, base)})
+
+    rounds
+  end
+
+  defp result(name, times, [base | _] = candidates) do
     results =
       for candidate <- candidates do
         ns = Enum.map(times, & &1[candidate])
@@ -57,8 +78,8 @@ defmodule Bench.Runner do
         }
       end
 
-    IO.puts(String.pad_trailing(scenario.name, 44) <> Enum.map_join(results, &cell(&1, base)))
-    %{name: scenario.name, results: results}
+    IO.puts(String.pad_trailing(name, 44) <> Enum.map_join(results, &cell(&1, base)))
+    %{name: name, results: results}
   end
 
   defp cell(result, base) do
