@@ -64,6 +64,32 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert keys(one ++ two ++ three ++ four) == Enum.to_list(1..8)
   end
 
+  test "of two tasks that read the same entries at the same time one gives them to the processor" do
+    buffer = start_buffer(partitions: 1)
+    Buffer.put_all(buffer, for(n <- 1..20_000, do: {n, n}))
+    {:fresh, batch} = Native.hand_over(buffer, 0)
+    given = :counters.new(20_000, [])
+    processor = fn [{n, n, 0, 0}] -> :counters.add(given, n, 1) end
+    options = %Options{name: buffer, module: Buffer, processing_batch_size: 1, processor: processor}
+    task = fn _ -> Task.async(fn -> HandOver.process(batch, options, :partition) end) end
+    1..2 |> Enum.map(task) |> Task.await_many()
+    assert Enum.frequencies_by(1..20_000, &:counters.get(given, &1)) == %{1 => 20_000}
+  end
+
+  test "of two tasks that fill a table at the same time one has all entries in it" do
+    buffer = start_buffer(partitions: 1)
+    Buffer.put_all(buffer, for(n <- 1..20_000, do: {n, n}))
+    {:fresh, batch} = Native.hand_over(buffer, 0)
+    test = self()
+    processor = fn table -> send(test, {:size, :ets.info(table, :size)}) end
+    options = %Options{name: buffer, module: Buffer, processing_batch_size: :table, processor: processor}
+    task = fn n -> Task.async(fn -> HandOver.process(batch, options, :"#{buffer}.#{n}") end) end
+    1..2 |> Enum.map(task) |> Task.await_many()
+    assert_received {:size, one}
+    assert_received {:size, other}
+    assert Enum.sort([one, other]) == [0, 20_000]
+  end
+
   test "an MFA processor gets the batch before its arguments" do
     buffer = start_buffer(processor: {__MODULE__, :process, [self(), :tag]})
     Buffer.put(buffer, 1, 2)

@@ -152,6 +152,20 @@ fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_and_nothing_twice
 }
 
 #[test]
+fn two_readers_at_once_never_claim_the_same_batch() {
+    check(|| {
+        let buffer = start(1);
+        let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 4));
+        let readers = [1, 2].map(|count| spawn(&buffer, move |buffer| buffer.deliver_times(3, count)));
+        let accepted = join(writer);
+        readers.into_iter().for_each(join);
+        buffer.drain();
+        buffer.sort();
+        assert_conserved(&buffer, &[accepted]);
+    });
+}
+
+#[test]
 fn a_read_sees_the_last_write_that_returned_or_nothing_once_that_is_handed_over() {
     check(|| {
         let buffer = start(1);
