@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{hash, heaps, Random, TestHeap};
+use common::{hash, heaps, set_lanes, terms, Random, TestHeap};
 use partitioned_buffer_engine::{Generation, Hasher, Heap, Store};
 
 /// The most segments of an arena in which so many copies are live and each sealed segment took `capacity` or more. At least
@@ -26,6 +26,7 @@ fn segments_do_not_grow_in_number_whatever_is_overwritten_or_deleted() {
     // One key.
     (0..20_000).for_each(|step| write(&mut generation, 0, step));
     assert!(heaps() <= 4, "{} heaps hold one entry", heaps());
+    assert!(terms() <= 3 * 64, "{} copies are kept of one entry", terms());
 
     // A thousand keys in random order. A segment takes a quarter of what is live, at least 64 and at most 1,024 copies. So
     // the keys, none of which dies, are in four segments of 64, in five more of which each takes a third of all before it,
@@ -49,4 +50,11 @@ fn segments_do_not_grow_in_number_whatever_is_overwritten_or_deleted() {
 
     drop(generation);
     assert_eq!(heaps(), 0);
+
+    // One key, written by many threads: three more segments are open.
+    let mut generation = Generation::<TestHeap>::new(&hasher);
+    set_lanes(Some(1));
+    (0..20_000).for_each(|step| write(&mut generation, 0, step));
+    assert!((5..=4 + 3).contains(&heaps()), "{} heaps hold one entry of several threads", heaps());
+    assert!(terms() <= (3 + 3) * 64, "{} copies are kept of one entry of several threads", terms());
 }

@@ -32,6 +32,11 @@ pub fn heaps() -> usize {
     HEAPS.load(Memory::SeqCst)
 }
 
+/// Terms that live on heaps in this process.
+pub fn terms() -> usize {
+    CONTENTS.read().unwrap().len()
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestTerm {
     Immediate(i64),
