@@ -181,8 +181,8 @@ impl<T: Term> Entries<T> {
 
     /// The seed of the hash of the key of entry `id`, which must be there.
     #[inline]
-    pub fn seed(&self, id: EntryId) -> u32 {
-        self.chunks[id as usize / CHUNK].seeds[id as usize % CHUNK]
+    pub fn seed(&self, id: EntryId) -> &u32 {
+        &self.chunks[id as usize / CHUNK].seeds[id as usize % CHUNK]
     }
 
     /// The history of entry `id`.

@@ -7,7 +7,7 @@
 
 use crate::arena::{Arena, Owners, SegmentId};
 use crate::entries::{Entries, Entry, EntryId, History, Record};
-use crate::index::{Hash, Hasher, Index};
+use crate::index::{Hash, Hasher, Index, Seeds};
 use crate::store::Store;
 use crate::term::{Heap, Term, Version};
 
@@ -98,8 +98,7 @@ impl<H: Heap> Generation<H> {
         let entry = Entry { key, value: copy.value, key_segment, value_segment: copy.segment };
         self.entries.insert(entry, hash.seed());
         self.entries.set_history(id, History { version: copy.version, updates: 0 });
-        let entries = &self.entries;
-        self.index.insert(hash, id, |other| entries.seed(other));
+        self.index.insert(hash, id, &EntrySeeds::<H>(&self.entries));
     }
 
     /// Replaces value and history of an entry.
@@ -184,6 +183,21 @@ impl<H: Heap> Store for Generation<H> {
         let &Entry { key, value, .. } = self.entries.get(id)?;
         let History { version, updates } = self.entries.history(id);
         Some(Record { key, value, version, updates })
+    }
+}
+
+/// The seeds that are kept with the entries.
+struct EntrySeeds<'e, H: Heap>(&'e Entries<H::Term>);
+
+impl<H: Heap> Seeds for EntrySeeds<'_, H> {
+    #[inline]
+    fn seed(&self, entry: EntryId) -> u32 {
+        *self.0.seed(entry)
+    }
+
+    #[inline]
+    fn prefetch(&self, entry: EntryId) {
+        H::prefetch(self.0.seed(entry));
     }
 }
 
