@@ -1,9 +1,9 @@
 //! Copies of terms in segments: a log-structured store with a cleaner.
 //!
-//! A heap cannot free single terms. So copies go to the *open* segment, a heap for a bounded number of them. A full
-//! segment is *sealed*. Each segment counts its live copies; a sealed one in which few are left, or much is dead, becomes
+//! A heap cannot free single terms. So copies go to an *open* segment, a heap for a bounded number of them. A full
+//! segment is *sealed*. Each segment counts its copies and their deaths; a sealed one in which few are left, or much is dead, becomes
 //! *sparse*. Some of these may wait: keys that are written in turn let their last copies die soon. When there are more, the
-//! longest waiting is *evacuated*: its owner moves the live copies to the open segment, and the heap is cleared and reused
+//! longest waiting is *evacuated*: its owner moves the live copies to an open segment, and the heap is cleared and reused
 //! (*vacant*). The work of one step is bounded by one segment, and the memory by the live copies, whatever is overwritten.
 //!
 //! | state | leaves it when |
@@ -14,10 +14,10 @@
 //! | evacuated | its owner has moved what was live: vacant |
 //! | vacant | an open segment is needed: open |
 //!
-//! Threads that write in turn each have a *lane*, an open segment of their own, and what is counted of the copies that die
-//! stands on a cache line of its own: a write changes no line that another thread's writes have just changed, but for the
-//! old value's count. It is only a matter of speed, since whoever is here has the store's lock: more threads than lanes share
-//! them.
+//! Threads that write in turn each have a *lane*, an open segment of their own, and the deaths are counted on a cache line
+//! of their own. So a write changes no line of the arena that another thread's write has just changed, but where that
+//! counts deaths in the same segment. It is only a matter of speed, since whoever is here has the store's lock: more threads
+//! than lanes share them.
 //!
 //! Invariants: the copies of a segment less its deaths are the entries that name it; a term is used only while an entry
 //! names its segment, so a vacant segment holds nothing that anyone refers to.
