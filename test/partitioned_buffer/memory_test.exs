@@ -8,12 +8,12 @@ defmodule PartitionedBuffer.MemoryTest do
   # table of waiting threads, which is made when a thread waits for the first time.
   @own_bytes 16_384
 
-  # By how much the VM's memory, the library's included, is larger at its largest of some looks while `function` works.
   defp captured(term), do: fn -> term end
 
   # Begins behind the first bit of a byte.
   defp unaligned(<<_::1, binary::binary-size(1_000_004), _::bits>>), do: binary
 
+  # By how much the VM's memory, the library's included, is larger at its largest of some looks while `function` works.
   defp growth(rounds, function) do
     function.(0)
     before = memory()

@@ -235,6 +235,24 @@ defmodule PartitionedBuffer.NativeTest do
     assert Enum.max(read) <= 32
   end
 
+  test "of a list with large keys a call hashes no more than it has time for" do
+    {buffer, _batch} = opened()
+    large = :binary.copy("x", 100_000)
+    newer = for n <- 1..1_000, do: {<<n::32, large::binary>>, n, 1}
+    pairs = for {key, value, _version} <- newer, do: {key, value}
+
+    for {nif, list} <- [put_all: pairs, put_all_newer: newer], checked <- [false, true] do
+      times =
+        for _ <- 1..10 do
+          {microseconds, {:more, _rest}} = :timer.tc(Native, nif, [buffer, nil, list, checked])
+          microseconds
+        end
+
+      # The shortest is of a call that was not interrupted: hashing all keys takes some 50 ms.
+      assert Enum.min(times) < 5_000
+    end
+  end
+
   # What is left after each call of `write`, from the whole list on.
   defp rests(list, write) do
     case write.(list) do

@@ -16,7 +16,7 @@ use crate::term::Heap;
 /// Entries in a line.
 const LINE_ENTRIES: usize = 12;
 
-/// Lines of a stripe at the most: 4 kB. It splits when three quarters of their places are taken, in some 10 µs.
+/// Lines of a stripe at the most: 4 kB. It splits when three quarters of their places are taken: of a put that takes longest.
 const STRIPE_LINES: usize = 64;
 
 /// The hash bits from this one on, and below those of the directory, choose the shard.

@@ -11,7 +11,7 @@
 //! | closed | are refused | gives what is left |
 //! | open | are taken | gives what is left of the last hand-over, else what has come in |
 //!
-//! A lock is held for one operation on one store, or the swap; nothing is freed and no foreign code runs inside it.
+//! A lock is held for one operation on one store, or the swap; no store is freed and no foreign code runs inside it.
 //! The lock of what is pending is taken before those of the shards, and those in their order. A write
 //! changes its shard's lock, the line of its entry, and the one that counts the deaths in the old value's segment: these
 //! pass from processor to processor. The copy goes to memory of the thread's own; see [`crate::arena`].

@@ -14,7 +14,7 @@ const CHUNK: usize = 2048;
 /// There is room for so many elements of a chunk from the start.
 const SHORT: usize = 16;
 
-/// For so many more where it is full: with room made little by little a long list took a sixth longer.
+/// For so many more where it is full: room that is made little by little costs more than it saves.
 const LONG: usize = 1024;
 
 /// So many are written one by one; more are sorted by their locks.
@@ -22,20 +22,24 @@ const WRITTEN_ONE_BY_ONE: usize = 16;
 
 /// Where the elements of a list are written to.
 pub(crate) trait Target {
-    /// What an element is to the target.
+    /// An element that is what is expected.
+    type Element: Copy;
+
+    /// What is needed to write it.
     type Write: Copy;
 
-    /// Reads an element; `None` if it is not what is expected.
-    fn decode(&self, element: Term<'_>) -> Option<Self::Write>;
+    /// Reads an element; `None` if it is not what is expected. It takes no longer for a large one: many are read without a
+    /// look at the clock.
+    fn decode(&self, element: Term<'_>) -> Option<Self::Element>;
+
+    /// Prepares a write, by looking at all of the key, and lets what will be copied come into the cache meanwhile.
+    fn prepare(&self, element: Self::Element) -> Self::Write;
 
     /// How many partitions there are.
     fn partitions(&self) -> Result<u32, NotRunning>;
 
     /// How many locks so many partitions have.
     fn locks(partitions: u32) -> usize;
-
-    /// Lets what will be copied come into the cache meanwhile.
-    fn prefetch(write: Self::Write);
 
     /// The number of the lock that a write needs among so many partitions.
     fn lock(&self, write: Self::Write, partitions: u32) -> Result<usize, NotRunning>;
@@ -109,16 +113,16 @@ pub(crate) fn write_list<'a, T: Target>(
 }
 
 /// Reads elements of a list until there are enough for a chunk, or one is not what is expected; gives the rest.
-fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Write>) -> Term<'a> {
+fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Element>) -> Term<'a> {
     let mut rest = list;
     chunk.clear();
     while chunk.len() < CHUNK {
         let Some((element, tail)) = cell(rest) else { break };
-        let Some(write) = target.decode(element) else { break };
+        let Some(decoded) = target.decode(element) else { break };
         if chunk.len() == chunk.capacity() {
             chunk.reserve(LONG);
         }
-        chunk.push(write);
+        chunk.push(decoded);
         rest = tail;
     }
     rest
@@ -129,8 +133,10 @@ fn tail(list: Term<'_>, count: usize) -> Term<'_> {
     (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
 }
 
-/// Room to order writes by their locks.
-struct Step {
+/// Some writes, and room to order them by their locks.
+struct Step<W> {
+    /// The writes, in the order of the caller.
+    writes: Vec<W>,
     /// The number of each write's lock.
     locks: Vec<u32>,
     /// For each lock, where its writes begin in `sorted`, and later where they end.
@@ -139,50 +145,52 @@ struct Step {
     sorted: Vec<u32>,
 }
 
-impl Step {
-    /// No room yet.
+impl<W: Copy> Step<W> {
+    /// No writes.
     fn new() -> Self {
-        Step { locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
-    /// Does some writes.
-    fn write<T: Target>(&mut self, target: &T, writes: &[T::Write]) -> Result<(), NotRunning> {
-        if writes.len() > WRITTEN_ONE_BY_ONE {
-            self.write_by_lock(target, writes)
-        } else {
-            writes.iter().try_for_each(|&write| target.write(write))
+    /// Writes some elements.
+    fn write<T: Target<Write = W>>(&mut self, target: &T, elements: &[T::Element]) -> Result<(), NotRunning> {
+        let mut writes = elements.iter().map(|&element| target.prepare(element));
+        if elements.len() <= WRITTEN_ONE_BY_ONE {
+            return writes.try_for_each(|write| target.write(write));
         }
+        self.writes.clear();
+        self.writes.extend(writes);
+        self.write_by_lock(target)
     }
 
     /// Does the writes, each lock taken once; goes on with what is left where the buffer has started again with another
     /// number of partitions.
-    fn write_by_lock<T: Target>(&mut self, target: &T, writes: &[T::Write]) -> Result<(), NotRunning> {
-        writes.iter().for_each(|&write| T::prefetch(write));
-        let partitions = target.partitions()?;
-        self.sort(target, writes, partitions)?;
-        let done = self.write_sorted(target, writes, partitions);
-        if done == writes.len() {
-            return Ok(());
+    fn write_by_lock<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
+        loop {
+            let partitions = target.partitions()?;
+            self.sort(target, partitions)?;
+            let done = self.write_sorted(target, partitions);
+            if done == self.writes.len() {
+                return Ok(());
+            }
+            if target.partitions()? == partitions {
+                return Err(NotRunning);
+            }
+            let mut left = self.sorted.split_off(done);
+            left.sort_unstable();
+            self.writes = left.iter().map(|&number| self.writes[number as usize]).collect();
         }
-        if target.partitions()? == partitions {
-            return Err(NotRunning);
-        }
-        let mut left = self.sorted.split_off(done);
-        left.sort_unstable();
-        let left: Vec<_> = left.iter().map(|&number| writes[number as usize]).collect();
-        self.write(target, &left)
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.
-    fn write_sorted<T: Target>(&self, target: &T, writes: &[T::Write], partitions: u32) -> usize {
+    fn write_sorted<T: Target<Write = W>>(&self, target: &T, partitions: u32) -> usize {
         let mut start = 0;
         for (lock, &end) in self.places.iter().enumerate() {
             let numbers = &self.sorted[start..end as usize];
             if numbers.is_empty() {
                 continue;
             }
-            let of_lock = numbers.iter().map(|&number| writes[number as usize]);
-            if let Err(Closed) = target.write_all(partitions, lock, of_lock) {
+            let writes = numbers.iter().map(|&number| self.writes[number as usize]);
+            if let Err(Closed) = target.write_all(partitions, lock, writes) {
                 break;
             }
             start = end as usize;
@@ -191,12 +199,12 @@ impl Step {
     }
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
-    fn sort<T: Target>(&mut self, target: &T, writes: &[T::Write], partitions: u32) -> Result<(), NotRunning> {
-        let Step { locks, places, sorted } = self;
+    fn sort<T: Target<Write = W>>(&mut self, target: &T, partitions: u32) -> Result<(), NotRunning> {
+        let Step { writes, locks, places, sorted } = self;
         locks.clear();
         places.clear();
         places.resize(T::locks(partitions), 0);
-        for &write in writes {
+        for &write in &*writes {
             let lock = target.lock(write, partitions)?;
             places[lock] += 1;
             locks.push(lock as u32);
@@ -227,17 +235,18 @@ pub(crate) struct ToMap<'b, D> {
 }
 
 impl<D: Fn(Term<'_>) -> Option<Write<RawTerm>>> Target for ToMap<'_, D> {
+    type Element = Write<RawTerm>;
+
     type Write = (Hash, Write<RawTerm>);
 
-    fn decode(&self, element: Term<'_>) -> Option<Self::Write> {
-        let write = (self.decode)(element)?;
-        let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        Some((self.map.hash(key), write))
+    fn decode(&self, element: Term<'_>) -> Option<Self::Element> {
+        (self.decode)(element)
     }
 
-    fn prefetch((_, write): Self::Write) {
-        let (Write::Put(_, value) | Write::PutNewer(_, value, _)) = write;
+    fn prepare(&self, write: Self::Element) -> Self::Write {
+        let (Write::Put(key, value) | Write::PutNewer(key, value, _)) = write;
         value.prefetch();
+        (self.map.hash(key), write)
     }
 
     fn partitions(&self) -> Result<u32, NotRunning> {
@@ -284,14 +293,17 @@ pub(crate) struct ToQueue<'b> {
 }
 
 impl Target for ToQueue<'_> {
+    type Element = RawTerm;
+
     type Write = RawTerm;
 
     fn decode(&self, element: Term<'_>) -> Option<RawTerm> {
         Some(element.into())
     }
 
-    fn prefetch(item: RawTerm) {
+    fn prepare(&self, item: RawTerm) -> RawTerm {
         item.prefetch();
+        item
     }
 
     fn partitions(&self) -> Result<u32, NotRunning> {
