@@ -84,7 +84,8 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time` | `buffer`, `partition`, `reason` |
 
   The `processing` events enclose one hand-over, of `size` entries, and have a `telemetry_span_context` in their metadata.
-  `processing_failed` tells the exit reason of the task that the processor was called in. There is no event for an interval in which nothing came in.
+  `processing_failed` tells the exit reason of the task that the processor was called in. There is no event for an interval
+  in which nothing came in.
   """
 
   alias PartitionedBuffer.{Native, Options, Partition, Routing}
