@@ -1,30 +1,41 @@
 //! Copies of terms in segments: a log-structured store with a cleaner.
 //!
 //! A heap cannot free single terms. So copies go to an *open* segment, a heap for a bounded number of them. A full
-//! segment is *sealed*. Each segment counts its copies and their deaths; a sealed one in which few are left, or much is dead, becomes
-//! *sparse*. Some of these may wait: keys that are written in turn let their last copies die soon. When there are more, the
-//! longest waiting is *evacuated*: its owner moves the live copies to an open segment, and the heap is cleared and reused
-//! (*vacant*). The work of one step is bounded by one segment, and the memory by the live copies, whatever is overwritten.
+//! segment is *sealed*. Each segment counts its copies and their deaths. A sealed segment with few live copies, or with much
+//! dead memory, becomes *sparse*. Some sparse segments may wait: keys that are written in turn let their last copies die
+//! soon. When there are more, the one that has waited longest is *evacuated*: its owner moves the live copies to an open
+//! segment, a bounded number of them with each operation. Then its heap is replaced by an empty one (*vacant*). So the memory is
+//! bounded by the live copies, whatever is overwritten.
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | open | it holds its capacity, or weighs too much: sealed |
+//! | open | it holds its capacity, weighs too much, or has got a large copy: sealed |
 //! | sealed | a copy dies and few are live: sparse; none: vacant |
 //! | sparse | none is live: vacant; too many wait: evacuated |
-//! | evacuated | its owner has moved what was live: vacant |
+//! | evacuated | its owner has moved what was live: vacant; but a large copy, which is not moved, is left: kept |
+//! | kept | its large copy dies: vacant |
 //! | vacant | an open segment is needed: open |
 //!
+//! A large copy comes in a [`Parcel`], with a heap of its own that is freed when the copy dies. Only large terms that look
+//! small come to a segment, each as the last copy of one.
+//!
+//! Nothing is freed here: freeing runs code of the VM and of other libraries. Heaps that hold nothing live are added to a
+//! list of [`Garbage`], which the partition drops when it has released its lock.
+//!
 //! Threads that write in turn each have a *lane*, an open segment of their own, and the deaths are counted on a cache line
-//! of their own. So a write changes no line of the arena that another thread's write has just changed, but where that
-//! counts deaths in the same segment. It is only a matter of speed, since whoever is here has the store's lock: more threads
+//! of their own. So a write changes no cache line of the arena that another thread has just changed, unless that thread
+//! counted a death in the same segment. Lanes only serve speed: the store's lock protects all of them, and more threads
 //! than lanes share them.
 //!
 //! Invariants: the copies of a segment less its deaths are the entries that name it; a term is used only while an entry
 //! names its segment, so a vacant segment holds nothing that anyone refers to.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::entries::EntryId;
+use crate::own_heaps::OwnHeaps;
+use crate::parcel::Parcel;
 use crate::term::Heap;
 
 /// Copies a segment takes at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.
@@ -57,6 +68,9 @@ const WEIGHT_LIMIT: usize = 256 * 1024;
 /// Up to so many dead bytes a segment is sparse by the number of its copies only: estimates of less mean nothing.
 const DEAD_WEIGHT_MIN: usize = 64 * 1024;
 
+/// A segment may weigh one part in so many of what the full ones weigh, if that is more: then there are not too many of them.
+const WEIGHT_DIVISOR: usize = 8;
+
 /// From this weight in bytes on a dead copy is a heavy one. Where one was found there will be more, hidden among the
 /// light: so all copies are weighed for a while.
 const HEAVY: usize = 8 * 1024;
@@ -65,9 +79,18 @@ const HEAVY: usize = 8 * 1024;
 /// are few beside all that was written meanwhile.
 const VIGILANCE_DIVISOR: usize = 8;
 
-/// The number of a segment within its arena.
+/// Dead copies of an evacuated segment that one operation looks at.
+const EVACUATED_AT_ONCE: usize = 128;
+
+/// A copy that is moved counts for so many dead ones. Each takes 8 kB at the most, but for some that are not noticed.
+const MOVED: usize = 4;
+
+/// Where a copy lives: the number of a segment within its arena, or of a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentId(u32);
+
+/// The first of the numbers that are not of segments.
+const FIRST_OWN: u32 = 1 << 31;
 
 impl SegmentId {
     /// Of a term that lives in no segment, because it is an immediate.
@@ -75,6 +98,23 @@ impl SegmentId {
 
     /// Of no term: where an entry was deleted.
     pub const VACANT: Self = SegmentId(u32::MAX - 1);
+
+    /// Of the heap with this number in `Arena::own_heaps`.
+    fn of_own_heap(number: u32) -> Self {
+        SegmentId(FIRST_OWN | number)
+    }
+
+    /// Whether it is the number of a segment.
+    #[inline]
+    fn is_segment(self) -> bool {
+        self.0 < FIRST_OWN
+    }
+
+    /// The number in `Arena::own_heaps`, for a copy with a heap of its own.
+    #[inline]
+    fn own_heap(self) -> Option<u32> {
+        (!self.is_segment() && self.0 < Self::VACANT.0).then_some(self.0 & !FIRST_OWN)
+    }
 
     /// The place in `Arena::segments`.
     fn index(self) -> usize {
@@ -93,6 +133,8 @@ enum State {
     Sparse,
     /// Its live copies are being moved.
     Evacuated,
+    /// Evacuated, but for its large copy.
+    Kept,
     /// Empty.
     Vacant,
 }
@@ -100,7 +142,7 @@ enum State {
 /// The entries that the copies of a segment were made for: most often one run, as new entries are numbered in the order
 /// of their copies.
 #[derive(Default)]
-pub struct Owners {
+struct Owners {
     /// The first number of each run, and how many there are.
     runs: Vec<(EntryId, u32)>,
     /// How many there are in all runs.
@@ -118,16 +160,59 @@ impl Owners {
         }
     }
 
-    /// All of them, in the order of the copies.
-    pub fn iter(&self) -> impl Iterator<Item = EntryId> + '_ {
-        self.runs.iter().flat_map(|&(first, length)| first..first + length)
+    /// Takes out the last one.
+    fn pop(&mut self) {
+        self.count = self.count.saturating_sub(1);
+        if let Some((_first, length)) = self.runs.last_mut() {
+            *length -= 1;
+            if *length == 0 {
+                self.runs.pop();
+            }
+        }
+    }
+}
+
+/// A segment that is being evacuated. The caller asks for the owners of its copies, moves those that are live with
+/// [`Arena::copy`], [`Arena::own`] and [`Arena::release`], and gives it back with [`Arena::evacuated`].
+pub struct Evacuation {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The owners of all copies that may be moved.
+    owners: Owners,
+    /// The run of the next owner.
+    run: usize,
+    /// How many of that run have been asked for.
+    passed: u32,
+    /// How many more may be asked for now.
+    step: usize,
+}
+
+impl Evacuation {
+    /// The next owner; `None` if there are no more, or it has been enough for one operation.
+    pub fn next_owner(&mut self) -> Option<EntryId> {
+        let &(first, length) = self.owners.runs.get(self.run)?;
+        self.step = self.step.checked_sub(1)?;
+        let owner = first + self.passed;
+        self.passed += 1;
+        if self.passed == length {
+            (self.run, self.passed) = (self.run + 1, 0);
+        }
+        Some(owner)
     }
 
-    /// Forgets all, and keeps the memory.
-    fn clear(&mut self) {
-        self.runs.clear();
-        self.count = 0;
+    /// Tells that the copy of the last owner has been moved.
+    pub fn moved(&mut self) {
+        self.step = self.step.saturating_sub(MOVED - 1);
     }
+}
+
+/// A heap that nothing refers to any more, to be dropped where it may take its time.
+#[allow(dead_code)] // It is there to be dropped.
+pub enum Garbage<H> {
+    /// Of a segment.
+    Segment(H),
+    /// Of a large copy; a reader may still have it.
+    Own(Arc<H>),
 }
 
 /// Chooses one in [`WEIGHED`], in no rhythm that writes could have.
@@ -165,7 +250,7 @@ struct Segment<H> {
     /// The entry that each copy was made for, in the order of the copies.
     owners: Owners,
     /// The estimated bytes of all copies.
-    weight: usize,
+    weight: u32,
     /// Chooses the copies that are weighed.
     chance: Chance,
     /// What has become of the copies.
@@ -178,7 +263,7 @@ struct Fate {
     /// How many of the copies no entry names any more.
     deaths: usize,
     /// The estimated bytes of these.
-    dead_weight: usize,
+    dead_weight: u32,
     /// Chooses those of them that are weighed.
     chance: Chance,
     /// Where in its life the segment is.
@@ -197,7 +282,7 @@ impl<H: Heap> Segment<H> {
         let Fate { dead_weight, .. } = self.fate;
         let live_weight = self.weight.saturating_sub(dead_weight);
         self.live() * SPARSE_DIVISOR < self.owners.count
-            || (dead_weight > DEAD_WEIGHT_MIN && live_weight * SPARSE_DIVISOR < self.weight)
+            || (dead_weight as usize > DEAD_WEIGHT_MIN && live_weight as usize * SPARSE_DIVISOR < self.weight as usize)
     }
 }
 
@@ -211,9 +296,15 @@ pub struct Arena<H> {
     vacant: Vec<SegmentId>,
     /// Segments to be evacuated, the longest waiting first.
     sparse: VecDeque<SegmentId>,
+    /// The segment of which some copies have been moved.
+    evacuation: Option<Evacuation>,
+    /// The heaps of the large copies.
+    own_heaps: OwnHeaps<H>,
     /// Copies, live or dead, in all segments that are full.
     full: usize,
-    /// For how many more copies and releases all of them are.
+    /// The estimated bytes of these.
+    full_weight: usize,
+    /// For how many more copies and releases all of them are weighed.
     vigilance: usize,
 }
 
@@ -225,7 +316,10 @@ impl<H: Heap> Arena<H> {
             open: [SegmentId::NONE; LANES],
             vacant: Vec::new(),
             sparse: VecDeque::new(),
+            evacuation: None,
+            own_heaps: OwnHeaps::new(),
             full: 0,
+            full_weight: 0,
             vigilance: 0,
         }
     }
@@ -245,29 +339,57 @@ impl<H: Heap> Arena<H> {
         }
         if weighed_for > 0 {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
-            segment.weight = segment.weight.saturating_add(weight.saturating_mul(weighed_for));
+            segment.weight = add_weight(segment.weight, weight, weighed_for);
         }
         (copies, id)
+    }
+
+    /// Keeps a copy that has a heap of its own.
+    pub fn keep(&mut self, heap: &Arc<H>) -> SegmentId {
+        SegmentId::of_own_heap(self.own_heaps.add(heap.clone()))
+    }
+
+    /// Copies the term of a parcel, or keeps its heap. If `segment` of the result is that of a segment, the next call must
+    /// be [`Arena::own`].
+    #[inline]
+    pub fn store(&mut self, parcel: &Parcel<H>) -> (H::Term, SegmentId) {
+        match &parcel.heap {
+            None => {
+                let ([copy], segment) = self.copy([parcel.term]);
+                (copy, segment)
+            }
+            Some(heap) => (parcel.term, self.keep(heap)),
+        }
+    }
+
+    /// The heap of a large copy.
+    #[inline]
+    pub fn own_heap(&self, id: SegmentId) -> Option<&Arc<H>> {
+        self.own_heaps.get(id.own_heap()?)
     }
 
     /// Tells which entry names the copies just made, by the segment that [`Arena::copy`] gave.
     #[inline]
     pub fn own(&mut self, id: SegmentId, owner: EntryId) {
-        if id == SegmentId::NONE {
+        if !id.is_segment() {
             return;
         }
         let segment = &mut self.segments[id.index()];
         segment.owners.push(owner);
         let capacity = (self.full / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
-        if segment.owners.count >= capacity || segment.weight >= WEIGHT_LIMIT {
+        let is_heavy = || segment.weight as usize >= (self.full_weight / WEIGHT_DIVISOR).max(WEIGHT_LIMIT);
+        if segment.owners.count >= capacity || is_heavy() || segment.heap.holds_large() {
             self.seal(id);
         }
     }
 
-    /// Tells that an entry no longer names `segment`, where `term` lives. Nothing happens for `NONE`.
+    /// Tells that an entry no longer names `id`, where `term` lives. Nothing happens for `NONE`.
     #[inline]
-    pub fn release(&mut self, id: SegmentId, term: H::Term) {
-        if id == SegmentId::NONE {
+    pub fn release(&mut self, id: SegmentId, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
+        if !id.is_segment() {
+            if let Some(number) = id.own_heap() {
+                garbage.extend(self.own_heaps.remove(number).map(Garbage::Own));
+            }
             return;
         }
         let segment = &mut self.segments[id.index()];
@@ -278,14 +400,14 @@ impl<H: Heap> Arena<H> {
         fate.deaths += 1;
         if weighed_for > 0 && fate.state != State::Evacuated {
             let weight = segment.heap.weigh(term);
-            fate.dead_weight = fate.dead_weight.saturating_add(weight.saturating_mul(weighed_for));
+            fate.dead_weight = add_weight(fate.dead_weight, weight, weighed_for);
             if weight >= HEAVY {
                 self.vigilance = self.vigilance.max(weight / VIGILANCE_DIVISOR);
             }
         }
         let state = fate.state;
         match state {
-            State::Sealed | State::Sparse if segment.live() == 0 => self.die(id),
+            State::Sealed | State::Sparse | State::Kept if segment.live() == 0 => self.die(id, garbage),
             State::Sealed if segment.is_sparse() => {
                 segment.fate.state = State::Sparse;
                 self.sparse.push_back(id);
@@ -294,41 +416,69 @@ impl<H: Heap> Arena<H> {
         }
     }
 
-    /// The next segment to be evacuated with the owners of its copies, dead and live. The caller moves what is live
-    /// with [`Arena::copy`], [`Arena::own`] and [`Arena::release`], then calls [`Arena::vacate`].
+    /// The segment that is being evacuated, or the next one, if there are too many that are sparse.
     #[inline]
-    pub fn take_sparse(&mut self) -> Option<(SegmentId, Owners)> {
-        if self.sparse.len() <= (self.segments.len() / WAITING_DIVISOR).max(1) {
+    pub fn take_sparse(&mut self) -> Option<Evacuation> {
+        if self.evacuation.is_none() && self.sparse.len() <= (self.segments.len() / WAITING_DIVISOR).max(1) {
             return None;
+        }
+        self.next_evacuation()
+    }
+
+    /// What [`Arena::take_sparse`] gives when there is something.
+    #[cold]
+    fn next_evacuation(&mut self) -> Option<Evacuation> {
+        if let Some(evacuation) = self.evacuation.take() {
+            return Some(Evacuation { step: EVACUATED_AT_ONCE, ..evacuation });
         }
         let id = self.sparse.pop_front()?;
         let segment = &mut self.segments[id.index()];
         segment.fate.state = State::Evacuated;
-        Some((id, std::mem::take(&mut segment.owners)))
+        let mut owners = std::mem::take(&mut segment.owners);
+        segment.owners.count = owners.count;
+        if segment.heap.holds_large() {
+            // The large copy stays.
+            owners.pop();
+        }
+        Some(Evacuation { segment: id, owners, run: 0, passed: 0, step: EVACUATED_AT_ONCE })
     }
 
-    /// Clears a full segment in which nothing is live.
+    /// After a step of an evacuation. A segment whose live copies have all been moved is vacant.
+    pub fn evacuated(&mut self, evacuation: Evacuation, garbage: &mut Vec<Garbage<H>>) {
+        if evacuation.run < evacuation.owners.runs.len() {
+            self.evacuation = Some(evacuation);
+            return;
+        }
+        let segment = &mut self.segments[evacuation.segment.index()];
+        if segment.live() == 0 {
+            segment.owners.runs = evacuation.owners.runs;
+            self.vacate(evacuation.segment, garbage);
+        } else {
+            segment.fate.state = State::Kept;
+        }
+    }
+
+    /// Vacates a full segment in which nothing is live.
     #[cold]
-    fn die(&mut self, id: SegmentId) {
-        let segment = &mut self.segments[id.index()];
-        if segment.fate.state == State::Sparse {
+    fn die(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
+        if self.segments[id.index()].fate.state == State::Sparse {
             self.sparse.retain(|&waiting| waiting != id);
         }
-        let owners = std::mem::take(&mut segment.owners);
-        self.vacate(id, owners);
+        self.vacate(id, garbage);
     }
 
-    /// Frees the copies of a segment that no entry names, and keeps it for reuse.
-    pub fn vacate(&mut self, id: SegmentId, mut owners: Owners) {
+    /// Makes a segment that no entry names as new.
+    fn vacate(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
         let segment = &mut self.segments[id.index()];
         let fate = &mut segment.fate;
-        debug_assert_eq!(fate.deaths, owners.count, "a vacated segment has no live copies");
-        self.full -= owners.count;
-        owners.clear();
-        segment.heap.clear();
-        segment.owners = owners;
+        debug_assert_eq!(fate.deaths, segment.owners.count, "a vacated segment has no live copies");
+        self.full -= segment.owners.count;
+        self.full_weight -= segment.weight as usize;
+        segment.owners.runs.clear();
+        segment.owners.count = 0;
         segment.weight = 0;
         (fate.deaths, fate.dead_weight, fate.state) = (0, 0, State::Vacant);
+        garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, H::new())));
         self.vacant.push(id);
     }
 
@@ -366,6 +516,7 @@ impl<H: Heap> Arena<H> {
         self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
         self.full += segment.owners.count;
+        self.full_weight += segment.weight as usize;
         if segment.is_sparse() {
             segment.fate.state = State::Sparse;
             self.sparse.push_back(id);
@@ -381,13 +532,19 @@ impl<H: Heap> Default for Arena<H> {
     }
 }
 
+/// A sum of weights after one that counts for `times` as many. It says no more than that a segment is heavy when it is more
+/// than it can hold.
+fn add_weight(sum: u32, weight: usize, times: usize) -> u32 {
+    sum.saturating_add(u32::try_from(weight.saturating_mul(times)).unwrap_or(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_a_lane_writes_and_what_others_write_are_two_cache_lines() {
-        assert_eq!(size_of::<Segment<usize>>(), 128);
-        assert_eq!(std::mem::offset_of!(Segment<usize>, fate), 64);
+        assert_eq!(size_of::<Segment<[usize; 3]>>(), 128);
+        assert_eq!(std::mem::offset_of!(Segment<[usize; 3]>, fate), 64);
     }
 }

@@ -5,9 +5,12 @@
 //! Invariant: `index` holds exactly the entries of `entries`, each under the hash of its key; the segments that an entry
 //! names count it as one live copy.
 
-use crate::arena::{Arena, Owners, SegmentId};
+use std::sync::Arc;
+
+use crate::arena::{Arena, Evacuation, Garbage, SegmentId};
 use crate::entries::{Entries, Entry, EntryId, History, Record};
 use crate::index::{Hash, Hasher, Index, Seeds};
+use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::term::{Heap, Term, Version};
 
@@ -21,14 +24,36 @@ pub struct Generation<H: Heap> {
     keys: Arena<H>,
     /// The copies of values and of versions beyond 64 bits.
     values: Arena<H>,
+    /// What the operations have given up since the last [`Generation::take_garbage`].
+    garbage: Vec<Garbage<H>>,
+}
+
+/// A value that was found.
+pub struct Found<H: Heap> {
+    /// The value.
+    pub value: H::Term,
+    /// Its heap, if it has one of its own: the value may be used as long as this is held.
+    pub heap: Option<Arc<H>>,
 }
 
 impl<H: Heap> Generation<H> {
     /// The value of `key`.
     #[inline]
-    pub fn get(&self, hash: Hash, key: H::Term) -> Option<H::Term> {
-        let id = self.find(hash, key)?;
-        self.entries.get(id).map(|entry| entry.value)
+    pub fn get(&self, hash: Hash, key: H::Term) -> Option<Found<H>> {
+        let entry = self.entries.get(self.find(hash, key)?)?;
+        Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
+    }
+
+    /// Whether the operations have given up heaps.
+    #[inline]
+    pub fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty()
+    }
+
+    /// Heaps that the operations have given up, for the caller to drop when nobody waits for it.
+    #[cold]
+    pub fn take_garbage(&mut self) -> Vec<Garbage<H>> {
+        std::mem::take(&mut self.garbage)
     }
 
     /// Lets what an operation with this hash needs come into the cache meanwhile.
@@ -39,28 +64,29 @@ impl<H: Heap> Generation<H> {
 
     /// Stores `value` for `key`, whatever is there.
     #[inline]
-    pub fn put(&mut self, hash: Hash, key: H::Term, value: H::Term) {
+    pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) {
         // The value will be stored in any case: it is copied while the index is being loaded.
         self.prefetch(hash);
-        let copy = copy_value(&mut self.values, value, Version::Int(0));
-        match self.find(hash, key) {
+        let copy = store_value(&mut self.values, value, Version::Int(0));
+        match self.find(hash, key.term) {
             Some(id) => self.replace(id, copy, 0),
             None => self.insert(hash, key, copy),
         }
     }
 
-    /// Stores `value` for `key`, unless there is an entry whose version is as high.
+    /// Stores `value` for `key`, unless there is an entry whose version is as high. If `value` is packed, a version beyond 64
+    /// bits lives in the same heap.
     #[inline]
-    pub fn put_newer(&mut self, hash: Hash, key: H::Term, value: H::Term, version: Version<H::Term>) {
-        match self.find(hash, key) {
+    pub fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) {
+        match self.find(hash, key.term) {
             None => {
-                let copy = copy_value(&mut self.values, value, version);
+                let copy = store_value(&mut self.values, value, version);
                 self.insert(hash, key, copy);
             }
             Some(id) => {
                 let old = self.entries.history(id);
                 if version.is_newer_than(old.version) {
-                    let copy = copy_value(&mut self.values, value, version);
+                    let copy = store_value(&mut self.values, value, version);
                     self.replace(id, copy, old.updates + 1);
                 }
             }
@@ -73,8 +99,8 @@ impl<H: Heap> Generation<H> {
         let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
         if let Some(id) = found {
             let entry = self.entries.remove(id);
-            self.keys.release(entry.key_segment, entry.key);
-            self.values.release(entry.value_segment, entry.value);
+            self.keys.release(entry.key_segment, entry.key, &mut self.garbage);
+            self.values.release(entry.value_segment, entry.value, &mut self.garbage);
             self.clean_keys();
             self.clean_values();
         }
@@ -90,9 +116,9 @@ impl<H: Heap> Generation<H> {
 
     /// Adds an entry for a key that has none.
     #[inline]
-    fn insert(&mut self, hash: Hash, key: H::Term, copy: ValueCopy<H::Term>) {
+    fn insert(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>) {
         let id = self.entries.next_id();
-        let ([key], key_segment) = self.keys.copy([key]);
+        let (key, key_segment) = self.keys.store(key);
         self.keys.own(key_segment, id);
         self.values.own(copy.segment, id);
         let entry = Entry { key, value: copy.value, key_segment, value_segment: copy.segment };
@@ -109,21 +135,22 @@ impl<H: Heap> Generation<H> {
         let old_value = std::mem::replace(&mut entry.value, copy.value);
         let old_segment = std::mem::replace(&mut entry.value_segment, copy.segment);
         self.entries.set_history(id, History { version: copy.version, updates });
-        self.values.release(old_segment, old_value);
+        self.values.release(old_segment, old_value, &mut self.garbage);
         self.clean_values();
     }
 
-    /// Evacuates one sparse segment of values, where there is one.
+    /// Goes on with the evacuation of a segment of values, if one is due.
     #[inline]
     fn clean_values(&mut self) {
-        if let Some((segment, owners)) = self.values.take_sparse() {
-            self.evacuate_values(segment, owners);
+        if let Some(evacuation) = self.values.take_sparse() {
+            self.evacuate_values(evacuation);
         }
     }
 
-    /// Moves the live values of a segment to the open one.
-    fn evacuate_values(&mut self, segment: SegmentId, owners: Owners) {
-        for owner in owners.iter() {
+    /// Moves live values of a segment to the open one.
+    fn evacuate_values(&mut self, mut evacuation: Evacuation) {
+        let segment = evacuation.segment;
+        while let Some(owner) = evacuation.next_owner() {
             let Some(entry) = self.entries.get(owner).filter(|entry| entry.value_segment == segment) else {
                 continue;
             };
@@ -135,16 +162,18 @@ impl<H: Heap> Generation<H> {
                 (entry.value, entry.value_segment) = (copy.value, copy.segment);
             }
             self.entries.set_history(owner, History { version: copy.version, ..history });
-            self.values.release(segment, old_value);
+            self.values.release(segment, old_value, &mut self.garbage);
+            evacuation.moved();
         }
-        self.values.vacate(segment, owners);
+        self.values.evacuated(evacuation, &mut self.garbage);
     }
 
-    /// Evacuates one sparse segment of keys, where there is one.
+    /// Goes on with the evacuation of a segment of keys, if one is due.
     #[inline]
     fn clean_keys(&mut self) {
-        let Some((segment, owners)) = self.keys.take_sparse() else { return };
-        for owner in owners.iter() {
+        let Some(mut evacuation) = self.keys.take_sparse() else { return };
+        let segment = evacuation.segment;
+        while let Some(owner) = evacuation.next_owner() {
             let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
                 continue;
             };
@@ -152,9 +181,10 @@ impl<H: Heap> Generation<H> {
             self.keys.own(key_segment, owner);
             let old_key = std::mem::replace(&mut entry.key, key);
             entry.key_segment = key_segment;
-            self.keys.release(segment, old_key);
+            self.keys.release(segment, old_key, &mut self.garbage);
+            evacuation.moved();
         }
-        self.keys.vacate(segment, owners);
+        self.keys.evacuated(evacuation, &mut self.garbage);
     }
 }
 
@@ -163,7 +193,7 @@ impl<H: Heap> Store for Generation<H> {
 
     fn new(hasher: &Hasher) -> Self {
         let index = Index::new(hasher.clone());
-        Generation { index, entries: Entries::new(), keys: Arena::new(), values: Arena::new() }
+        Generation { index, entries: Entries::new(), keys: Arena::new(), values: Arena::new(), garbage: Vec::new() }
     }
 
     fn successor(&self) -> Self {
@@ -201,7 +231,7 @@ impl<H: Heap> Seeds for EntrySeeds<'_, H> {
     }
 }
 
-/// A value and its version, copied together and not yet owned.
+/// A value and its version, stored together and not yet owned.
 struct ValueCopy<T> {
     /// The value.
     value: T,
@@ -211,7 +241,16 @@ struct ValueCopy<T> {
     segment: SegmentId,
 }
 
-/// Copies a value and its version, which live and die together.
+/// Stores a value and its version, which live and die together.
+#[inline]
+fn store_value<H: Heap>(arena: &mut Arena<H>, value: &Parcel<H>, version: Version<H::Term>) -> ValueCopy<H::Term> {
+    match &value.heap {
+        None => copy_value(arena, value.term, version),
+        Some(heap) => ValueCopy { value: value.term, version, segment: arena.keep(heap) },
+    }
+}
+
+/// Copies a value and its version to a segment.
 #[inline]
 fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H::Term>) -> ValueCopy<H::Term> {
     match version {

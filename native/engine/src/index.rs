@@ -190,7 +190,8 @@ impl Stripe {
     fn find(&self, hash: Hash, mut is_it: impl FnMut(EntryId) -> bool) -> Option<(usize, usize)> {
         let mask = self.lines.len() - 1;
         let mut number = hash.line_bits() & mask;
-        loop {
+        // A line that has spilled 255 times says so for ever, and so may all of them.
+        for _ in 0..self.lines.len() {
             let line = &self.lines[number];
             if let Some(place) = line.find(hash.tag(), &mut is_it) {
                 return Some((number, place));
@@ -200,6 +201,7 @@ impl Stripe {
             }
             number = (number + 1) & mask;
         }
+        None
     }
 
     /// Adds an entry; the stripe must not be full.
@@ -237,6 +239,10 @@ impl Stripe {
         line.tags[place] = line.tags[last];
         line.entries[place] = line.entries[last];
         self.taken -= 1;
+        if self.taken == 0 && mask > 0 {
+            // As new: without the marks of what had spilled.
+            *self = Stripe::new(1, self.depth);
+        }
         entry
     }
 
@@ -409,6 +415,22 @@ mod tests {
         }
         let lines = || index.stripes.iter().flat_map(|stripe| &stripe.lines);
         assert!(lines().all(|line| line.taken == 0 && line.spilled == 0));
+    }
+
+    #[test]
+    fn a_search_ends_where_every_line_has_spilled_and_an_empty_stripe_is_as_new() {
+        let mut index = Index::new(Hasher::new());
+        let hash = index.hasher().hash(7);
+        let hashes = vec![hash; 3_000];
+        for _ in 0..2 {
+            (0..3_000).for_each(|id| index.insert(hash, id, &hashes));
+            let stripe = index.stripe(hash);
+            index.stripes[stripe].lines.iter_mut().for_each(|line| line.spilled = u8::MAX);
+            assert_eq!(index.find(hash, |_| false), None);
+            (0..3_000).for_each(|id| assert_eq!(index.remove(hash, |entry| entry == id), Some(id)));
+            let lines = &index.stripes[stripe].lines;
+            assert!(lines.len() == 1 && lines[0].spilled == 0);
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! | [`index`] | from a hash to entry numbers, growing in small steps |
 //! | [`entries`] | the entries themselves, in chunks of fixed size |
 //! | [`arena`] | copies of terms in segments, cleaned with bounded work |
+//! | `own_heaps` | the heaps that hold one large copy each |
+//! | [`parcel`] | terms on their way into a store, large ones already copied |
 //! | [`term`] | what a term and a heap must be able to do |
 #![forbid(unsafe_code)]
 
@@ -22,6 +24,8 @@ pub mod entries;
 pub mod generation;
 pub mod index;
 pub mod log;
+mod own_heaps;
+pub mod parcel;
 pub mod partition;
 pub mod reclaim;
 pub mod routing;
@@ -32,6 +36,7 @@ pub mod term;
 pub use generation::Generation;
 pub use index::{Hash, Hasher};
 pub use log::Log;
+pub use parcel::Parcel;
 pub use partition::{Closed, HandOver, HandedOver, MapPartition, Partition, QueuePartition};
 pub use store::Store;
 pub use term::{Heap, Term, Version};

@@ -7,6 +7,7 @@
 use crate::arena::Arena;
 use crate::entries::EntryId;
 use crate::index::Hasher;
+use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::term::Heap;
 
@@ -26,9 +27,9 @@ pub struct Log<H: Heap> {
 impl<H: Heap> Log<H> {
     /// Adds an item behind all others.
     #[inline]
-    pub fn append(&mut self, item: H::Term) {
+    pub fn append(&mut self, item: &Parcel<H>) {
         let id = EntryId::try_from(self.length).expect("fewer than 2^32 items");
-        let ([copy], segment) = self.copies.copy([item]);
+        let (copy, segment) = self.copies.store(item);
         self.copies.own(segment, id);
         if self.length.is_multiple_of(CHUNK) {
             // The first chunk grows with a small log, the others are known to fill.

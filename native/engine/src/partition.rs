@@ -22,9 +22,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::entries::EntryId;
-use crate::generation::Generation;
+use crate::generation::{Found, Generation};
 use crate::index::{Hash, Hasher};
 use crate::log::Log;
+use crate::parcel::Parcel;
 use crate::reclaim::reclaim;
 use crate::store::Store;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
@@ -36,12 +37,11 @@ use crate::term::{Heap, Version};
 pub struct Closed;
 
 /// One operation of a call with many of them.
-#[derive(Clone, Copy, Debug)]
-pub enum Write<T> {
+pub enum Write<H: Heap> {
     /// Unconditional: key and value.
-    Put(T, T),
+    Put(Parcel<H>, Parcel<H>),
     /// Newer version wins: key, value and version.
-    PutNewer(T, T, Version<T>),
+    PutNewer(Parcel<H>, Parcel<H>, Version<H::Term>),
 }
 
 /// How often a taken lock is looked at before the thread lets the system run others: some microseconds.
@@ -220,10 +220,22 @@ impl<H: Heap> MapPartition<H> {
         self.shards[Self::shard_of(hash)].lock_open(routed_among)
     }
 
+    /// Releases the lock, then frees what the operation has given up.
+    #[inline]
+    fn unlock(mut state: MutexGuard<'_, State<Generation<H>>>) {
+        if state.active.has_garbage() {
+            let garbage = state.active.take_garbage();
+            drop(state);
+            drop(garbage);
+        }
+    }
+
     /// Stores `value` for `key`, whatever is there.
     #[inline]
-    pub fn put(&self, routed_among: u32, hash: Hash, key: H::Term, value: H::Term) -> Result<(), Closed> {
-        self.lock_open(routed_among, hash)?.active.put(hash, key, value);
+    pub fn put(&self, routed_among: u32, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<(), Closed> {
+        let mut state = self.lock_open(routed_among, hash)?;
+        state.active.put(hash, key, value);
+        Self::unlock(state);
         Ok(())
     }
 
@@ -233,50 +245,59 @@ impl<H: Heap> MapPartition<H> {
         &self,
         routed_among: u32,
         hash: Hash,
-        key: H::Term,
-        value: H::Term,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
         version: Version<H::Term>,
     ) -> Result<(), Closed> {
-        self.lock_open(routed_among, hash)?.active.put_newer(hash, key, value, version);
+        let mut state = self.lock_open(routed_among, hash)?;
+        state.active.put_newer(hash, key, value, version);
+        Self::unlock(state);
         Ok(())
     }
 
     /// Does all `writes`, which belong to one shard, in order, with its lock taken once. The caller keeps their number
     /// small.
-    pub fn write_all(
+    pub fn write_all<'w>(
         &self,
         routed_among: u32,
         shard: usize,
-        writes: impl Iterator<Item = (Hash, Write<H::Term>)> + Clone,
+        writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
     ) -> Result<(), Closed> {
         let mut state = self.shards[shard].lock_open(routed_among)?;
-        writes.clone().for_each(|(hash, _)| state.active.prefetch(hash));
+        writes.clone().for_each(|(hash, _)| state.active.prefetch(*hash));
         for (hash, write) in writes {
-            debug_assert_eq!(Self::shard_of(hash), shard, "all writes belong to the shard");
+            debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
             match write {
-                Write::Put(key, value) => state.active.put(hash, key, value),
-                Write::PutNewer(key, value, version) => state.active.put_newer(hash, key, value, version),
+                Write::Put(key, value) => state.active.put(*hash, key, value),
+                Write::PutNewer(key, value, version) => state.active.put_newer(*hash, key, value, *version),
             }
         }
+        Self::unlock(state);
         Ok(())
     }
 
-    /// The value of `key` as `copy` takes it along; `None` if there is none.
+    /// The value of `key` as `copy` takes it along, given the value's heap if it has one of its own; `None` if there is no
+    /// such key. A value with a heap of its own is copied without the lock.
     #[inline]
     pub fn get<R>(
         &self,
         routed_among: u32,
         hash: Hash,
         key: H::Term,
-        copy: impl FnOnce(H::Term) -> R,
+        copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Result<Option<R>, Closed> {
         let state = self.lock_open(routed_among, hash)?;
-        Ok(state.active.get(hash, key).map(copy))
+        let Some(Found { value, heap }) = state.active.get(hash, key) else { return Ok(None) };
+        let Some(heap) = heap else { return Ok(Some(copy(value, None))) };
+        drop(state);
+        Ok(Some(copy(value, Some(&heap))))
     }
 
     /// Takes out the entry of `key`, if there is one.
     pub fn delete(&self, routed_among: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
-        self.lock_open(routed_among, hash)?.active.delete(hash, key);
+        let mut state = self.lock_open(routed_among, hash)?;
+        state.active.delete(hash, key);
+        Self::unlock(state);
         Ok(())
     }
 }
@@ -284,13 +305,13 @@ impl<H: Heap> MapPartition<H> {
 impl<H: Heap> QueuePartition<H> {
     /// Adds an item behind all others.
     #[inline]
-    pub fn push(&self, routed_among: u32, item: H::Term) -> Result<(), Closed> {
+    pub fn push(&self, routed_among: u32, item: &Parcel<H>) -> Result<(), Closed> {
         self.push_all(routed_among, std::iter::once(item))
     }
 
     /// Adds items in their order, with the lock taken once. The caller keeps their number small.
     #[inline]
-    pub fn push_all(&self, routed_among: u32, items: impl Iterator<Item = H::Term>) -> Result<(), Closed> {
+    pub fn push_all<'i>(&self, routed_among: u32, items: impl Iterator<Item = &'i Parcel<H>>) -> Result<(), Closed> {
         let mut state = self.shards[0].lock_open(routed_among)?;
         items.for_each(|item| state.active.append(item));
         Ok(())

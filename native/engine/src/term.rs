@@ -18,7 +18,7 @@ pub trait Term: Copy + PartialEq + Send + Sync + 'static {
     fn compare_integers(self, other: Self) -> Ordering;
 }
 
-/// Memory that terms are copied to and that can only be given back as a whole.
+/// Memory that terms are copied to and that can only be given back as a whole, by dropping the heap.
 pub trait Heap: Send + Sync + 'static {
     /// The terms that live here.
     type Term: Term;
@@ -33,8 +33,9 @@ pub trait Heap: Send + Sync + 'static {
     /// own cost does not grow with the term.
     fn weigh(&self, term: Self::Term) -> usize;
 
-    /// Frees every copy, and keeps the heap for reuse.
-    fn clear(&mut self);
+    /// Whether a large term was copied here: one that should have had a [heap of its own](crate::Parcel), but looked small
+    /// from outside. It is the last copy then.
+    fn holds_large(&self) -> bool;
 
     /// A number of the calling thread. Copies that are made under the same number share their memory; threads with different
     /// numbers do not wait for each other's caches.

@@ -45,13 +45,14 @@ fn run(seed: u64, operations: usize, keys: u64) {
         let hash = hash(&hasher, key);
         match random.below(10) {
             0..=3 => {
-                generation.put(hash, key, value);
+                generation.put(hash, &key.parcel(), &value.parcel());
                 model.insert(key.content(), (step as i64, 0, 0));
             }
             4..=7 => {
                 let new = random.below(100) as i64 - 50;
                 let version = version(&mut caller, new);
-                generation.put_newer(hash, key, value, version);
+                let (value, version) = value.parcel_with(version);
+                generation.put_newer(hash, &key.parcel(), &value, version);
                 let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
                 if new > entry.1 {
                     *entry = (step as i64, new, entry.2 + 1);
@@ -63,10 +64,11 @@ fn run(seed: u64, operations: usize, keys: u64) {
             }
             _ => {
                 let expected = model.get(&key.content()).map(|entry| entry.0);
-                assert_eq!(generation.get(hash, key).map(|value| value.content().1), expected, "seed {seed}");
+                assert_eq!(generation.get(hash, key).map(|found| found.value.content().1), expected, "seed {seed}");
             }
         }
         drop(caller);
+        drop(generation.take_garbage());
         assert_eq!(generation.len(), model.len(), "seed {seed}, step {step}");
     }
     assert_eq!(contents(&generation), model, "seed {seed}");
@@ -91,7 +93,7 @@ fn entries_come_in_the_order_of_their_insertion() {
     let mut caller = TestHeap::new();
     for number in (0..10_000).rev() {
         let key = caller.term(number);
-        generation.put(hash(&hasher, key), key, key);
+        generation.put(hash(&hasher, key), &key.parcel(), &key.parcel());
     }
     let keys: Vec<i64> = (0..generation.end())
         .filter_map(|id| generation.record(id as u32))

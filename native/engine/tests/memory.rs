@@ -4,7 +4,7 @@
 mod common;
 
 use common::{hash, heaps, set_lanes, terms, Random, TestHeap};
-use partitioned_buffer_engine::{Generation, Hasher, Heap, Store};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, Parcel, Store};
 
 /// The most segments of an arena in which so many copies are live and each sealed segment took `capacity` or more. At least
 /// one copy in five of a sealed segment is live; one segment in eight may wait to be cleaned; one is open, one vacant.
@@ -20,7 +20,8 @@ fn segments_do_not_grow_in_number_whatever_is_overwritten_or_deleted() {
     let write = |generation: &mut Generation<TestHeap>, key: i64, value: i64| {
         let mut caller = TestHeap::new();
         let (key, value) = (caller.boxed(key), caller.boxed(value));
-        generation.put(hash(&hasher, key), key, value);
+        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value));
+        drop(generation.take_garbage());
     };
 
     // One key.
@@ -42,6 +43,7 @@ fn segments_do_not_grow_in_number_whatever_is_overwritten_or_deleted() {
             let mut caller = TestHeap::new();
             let key = caller.boxed(step);
             generation.delete(hash(&hasher, key), key);
+            drop(generation.take_garbage());
         }
     }
     assert_eq!(generation.len(), 1_000 + 990);

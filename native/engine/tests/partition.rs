@@ -21,7 +21,7 @@ fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
 fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
     let (key, value) = (caller.boxed(key), caller.boxed(value));
-    partition.put(1, hash(hasher, key), key, value)
+    partition.put(1, hash(hasher, key), &key.parcel(), &value.parcel())
 }
 
 fn hand_over(partition: &MapPartition<TestHeap>) -> Option<Arc<HandOver<Generation<TestHeap>>>> {
@@ -152,7 +152,8 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
                     let key = random.below(KEYS) as i64 * WRITERS + writer;
                     let mut caller = TestHeap::new();
                     let (term, value) = (caller.boxed(key), caller.boxed(version));
-                    partition.put_newer(1, hash(&hasher, term), term, value, Version::Int(version)).unwrap();
+                    let (parcel, value) = (term.parcel(), value.parcel());
+                    partition.put_newer(1, hash(&hasher, term), &parcel, &value, Version::Int(version)).unwrap();
                     last.insert(key, version);
                 }
                 last
@@ -187,16 +188,19 @@ fn all_operations_at_once_give_each_key_only_its_own_values() {
                     let (key, value) = (caller.boxed(key), caller.boxed(key * 1_000 + value));
                     let hash = hash(&hasher, key);
                     match random.below(5) {
-                        0 => partition.put(1, hash, key, value).unwrap(),
-                        1 => partition.put_newer(1, hash, key, value, Version::Int(value.content().1)).unwrap(),
+                        0 => partition.put(1, hash, &key.parcel(), &value.parcel()).unwrap(),
+                        1 => {
+                            let version = Version::Int(value.content().1);
+                            partition.put_newer(1, hash, &key.parcel(), &value.parcel(), version).unwrap();
+                        }
                         2 => partition.delete(1, hash, key).unwrap(),
                         3 => {
                             let shard = MapPartition::<TestHeap>::shard_of(hash);
-                            let writes = [(hash, Write::Put(key, value)); 3];
-                            partition.write_all(1, shard, writes.into_iter()).unwrap();
+                            let writes = [(); 3].map(|()| (hash, Write::Put(key.parcel(), value.parcel())));
+                            partition.write_all(1, shard, writes.iter()).unwrap();
                         }
                         _ => {
-                            let found = partition.get(1, hash, key, |value| value.content().1).unwrap();
+                            let found = partition.get(1, hash, key, |value, _heap| value.content().1).unwrap();
                             found.into_iter().for_each(|value| check(key.content().1, value));
                         }
                     }

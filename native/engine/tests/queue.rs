@@ -18,7 +18,7 @@ fn partition() -> QueuePartition<TestHeap> {
 
 fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
-    partition.push(1, caller.boxed(item))
+    partition.push(1, &caller.boxed(item).parcel())
 }
 
 fn hand_over(partition: &QueuePartition<TestHeap>) -> Option<Arc<HandOver<Log<TestHeap>>>> {
@@ -38,8 +38,8 @@ fn items_come_out_in_their_order_over_many_chunks_and_segments() {
     let partition = partition();
     (0..10_000).for_each(|item| push(&partition, item).unwrap());
     let mut caller = TestHeap::new();
-    let more: Vec<_> = (10_000..20_000).map(|item| caller.boxed(item)).collect();
-    partition.push_all(1, more.into_iter()).unwrap();
+    let more: Vec<_> = (10_000..20_000).map(|item| caller.boxed(item).parcel()).collect();
+    partition.push_all(1, more.iter()).unwrap();
     drop(caller);
     assert_eq!(partition.len(1), Ok(20_000));
     let first = hand_over(&partition).unwrap();

@@ -72,6 +72,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS
             let end = self.hand_over.end();
             while position < end && records.len() < count {
                 // Places of deleted entries count as well.
+                let start = position;
                 let stop = position.saturating_add(pace.step).min(end);
                 while position < stop && records.len() < count {
                     if let Some(record) = retired.record(position) {
@@ -79,7 +80,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS
                     }
                     position += 1;
                 }
-                if !pace.goes_on() {
+                if !pace.goes_on(position - start) {
                     break;
                 }
             }

@@ -1,12 +1,12 @@
 //! Writing the elements of a list. They are read in chunks and written in steps, each lock of a step taken once.
 
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Closed, Hash, MapPartition};
+use partitioned_buffer_engine::{Closed, Hash, MapPartition, Parcel, Version};
 use rustler::{Env, Error, NifResult, Term};
 
 use crate::buffer::{MapSide, NotRunning, QueueSide, Route};
 use crate::pace::Pace;
-use crate::vm::term::{cell, Environment, RawTerm};
+use crate::vm::term::{cell, parcel, parcel_with, Environment, RawTerm};
 
 /// So many elements of a list are read before the first of them is written.
 const CHUNK: usize = 2048;
@@ -20,20 +20,27 @@ const LONG: usize = 1024;
 /// So many are written one by one; more are sorted by their locks.
 const WRITTEN_ONE_BY_ONE: usize = 16;
 
+/// Large copies are made until they take so many bytes; then there is a look at the clock.
+const LARGE_BYTES: usize = 256 * 1024;
+
 /// Where the elements of a list are written to.
 pub(crate) trait Target {
     /// An element that is what is expected.
     type Element: Copy;
 
     /// What is needed to write it.
-    type Write: Copy;
+    type Write;
 
     /// Reads an element; `None` if it is not what is expected. It takes no longer for a large one: many are read without a
     /// look at the clock.
     fn decode(&self, element: Term<'_>) -> Option<Self::Element>;
 
-    /// Prepares a write, by looking at all of the key, and lets what will be copied come into the cache meanwhile.
-    fn prepare(&self, element: Self::Element) -> Self::Write;
+    /// Prepares a write, by looking at all of the key and copying what is large, and lets the processor load what will be
+    /// copied.
+    fn prepare(&self, env: Env<'_>, element: Self::Element) -> Self::Write;
+
+    /// Bytes of the large copies of a write.
+    fn large_bytes(write: &Self::Write) -> usize;
 
     /// How many partitions there are.
     fn partitions(&self) -> Result<u32, NotRunning>;
@@ -42,18 +49,20 @@ pub(crate) trait Target {
     fn locks(partitions: u32) -> usize;
 
     /// The number of the lock that a write needs among so many partitions.
-    fn lock(&self, write: Self::Write, partitions: u32) -> Result<usize, NotRunning>;
+    fn lock(&self, write: &Self::Write, partitions: u32) -> Result<usize, NotRunning>;
 
     /// Does one write.
-    fn write(&self, write: Self::Write) -> Result<(), NotRunning>;
+    fn write(&self, write: &Self::Write) -> Result<(), NotRunning>;
 
     /// Does all writes of one lock, in order.
-    fn write_all(
+    fn write_all<'w>(
         &self,
         partitions: u32,
         lock: usize,
-        writes: impl Iterator<Item = Self::Write> + Clone,
-    ) -> Result<(), Closed>;
+        writes: impl Iterator<Item = &'w Self::Write> + Clone,
+    ) -> Result<(), Closed>
+    where
+        Self::Write: 'w;
 }
 
 /// How far the writing of a list came.
@@ -91,12 +100,10 @@ pub(crate) fn write_list<'a, T: Target>(
         let mut written = 0;
         while written < chunk.len() {
             let next = chunk.len().min(written + pace.step);
-            if let Err(NotRunning) = step.write(target, &chunk[written..next]) {
-                return Ok(Err(NotRunning));
-            }
-            written = next;
+            let Ok(done) = step.write(env, target, &chunk[written..next]) else { return Ok(Err(NotRunning)) };
+            written += done;
             let is_done = is_whole && written == chunk.len();
-            if !pace.goes_on() && !is_done {
+            if !pace.goes_on(done) && !is_done {
                 pace.consume_timeslice(env);
                 return Ok(Ok(Written::More(tail(start, written))));
             }
@@ -145,21 +152,37 @@ struct Step<W> {
     sorted: Vec<u32>,
 }
 
-impl<W: Copy> Step<W> {
+impl<W> Step<W> {
     /// No writes.
     fn new() -> Self {
         Step { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
-    /// Writes some elements.
-    fn write<T: Target<Write = W>>(&mut self, target: &T, elements: &[T::Element]) -> Result<(), NotRunning> {
-        let mut writes = elements.iter().map(|&element| target.prepare(element));
-        if elements.len() <= WRITTEN_ONE_BY_ONE {
-            return writes.try_for_each(|write| target.write(write));
+    /// Writes some elements, fewer than all if they are large, and says how many.
+    fn write<T: Target<Write = W>>(
+        &mut self,
+        env: Env<'_>,
+        target: &T,
+        elements: &[T::Element],
+    ) -> Result<usize, NotRunning> {
+        let mut large_bytes = 0;
+        self.writes.clear();
+        for &element in elements {
+            let write = target.prepare(env, element);
+            large_bytes += T::large_bytes(&write);
+            self.writes.push(write);
+            if large_bytes >= LARGE_BYTES {
+                break;
+            }
+        }
+        let count = self.writes.len();
+        if count <= WRITTEN_ONE_BY_ONE {
+            self.writes.iter().try_for_each(|write| target.write(write))?;
+        } else {
+            self.write_by_lock(target)?;
         }
         self.writes.clear();
-        self.writes.extend(writes);
-        self.write_by_lock(target)
+        Ok(count)
     }
 
     /// Does the writes, each lock taken once; goes on with what is left where the buffer has started again with another
@@ -175,9 +198,10 @@ impl<W: Copy> Step<W> {
             if target.partitions()? == partitions {
                 return Err(NotRunning);
             }
-            let mut left = self.sorted.split_off(done);
-            left.sort_unstable();
-            self.writes = left.iter().map(|&number| self.writes[number as usize]).collect();
+            let mut is_done = vec![false; self.writes.len()];
+            self.sorted[..done].iter().for_each(|&number| is_done[number as usize] = true);
+            let mut is_done = is_done.into_iter();
+            self.writes.retain(|_| is_done.next() == Some(false));
         }
     }
 
@@ -189,7 +213,7 @@ impl<W: Copy> Step<W> {
             if numbers.is_empty() {
                 continue;
             }
-            let writes = numbers.iter().map(|&number| self.writes[number as usize]);
+            let writes = numbers.iter().map(|&number| &self.writes[number as usize]);
             if let Err(Closed) = target.write_all(partitions, lock, writes) {
                 break;
             }
@@ -204,7 +228,7 @@ impl<W: Copy> Step<W> {
         locks.clear();
         places.clear();
         places.resize(T::locks(partitions), 0);
-        for &write in &*writes {
+        for write in &*writes {
             let lock = target.lock(write, partitions)?;
             places[lock] += 1;
             locks.push(lock as u32);
@@ -224,29 +248,52 @@ impl<W: Copy> Step<W> {
     }
 }
 
+/// An entry of a list, as the caller has it.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// To be put: key and value.
+    Put(RawTerm, RawTerm),
+    /// To be put if it is newer: key, value and version.
+    PutNewer(RawTerm, RawTerm, Version<RawTerm>),
+}
+
 /// A map, to which elements are written that `decode` understands.
 pub(crate) struct ToMap<'b, D> {
     /// The map.
     pub(crate) map: &'b MapSide,
     /// How the partition of an entry is found.
     pub(crate) route: Route,
-    /// From an element to a write.
+    /// From an element to an entry.
     pub(crate) decode: D,
 }
 
-impl<D: Fn(Term<'_>) -> Option<Write<RawTerm>>> Target for ToMap<'_, D> {
-    type Element = Write<RawTerm>;
+impl<D: Fn(Term<'_>) -> Option<Entry>> Target for ToMap<'_, D> {
+    type Element = Entry;
 
-    type Write = (Hash, Write<RawTerm>);
+    type Write = (Hash, Write<Environment>);
 
-    fn decode(&self, element: Term<'_>) -> Option<Self::Element> {
+    fn decode(&self, element: Term<'_>) -> Option<Entry> {
         (self.decode)(element)
     }
 
-    fn prepare(&self, write: Self::Element) -> Self::Write {
-        let (Write::Put(key, value) | Write::PutNewer(key, value, _)) = write;
+    #[inline]
+    fn prepare(&self, env: Env<'_>, entry: Entry) -> Self::Write {
+        let (Entry::Put(key, value) | Entry::PutNewer(key, value, _)) = entry;
         value.prefetch();
-        (self.map.hash(key), write)
+        let hash = self.map.hash(key);
+        match entry {
+            Entry::Put(key, value) => (hash, Write::Put(parcel(env, key), parcel(env, value))),
+            Entry::PutNewer(key, value, version) => {
+                let (value, version) = parcel_with(env, value, version);
+                (hash, Write::PutNewer(parcel(env, key), value, version))
+            }
+        }
+    }
+
+    #[inline]
+    fn large_bytes((_hash, write): &Self::Write) -> usize {
+        let (Write::Put(key, value) | Write::PutNewer(key, value, _)) = write;
+        [key, value].into_iter().filter_map(Parcel::heap).map(Environment::large_bytes).sum()
     }
 
     fn partitions(&self) -> Result<u32, NotRunning> {
@@ -257,28 +304,25 @@ impl<D: Fn(Term<'_>) -> Option<Write<RawTerm>>> Target for ToMap<'_, D> {
         partitions as usize * MAP_SHARDS
     }
 
-    fn lock(&self, (hash, write): Self::Write, partitions: u32) -> Result<usize, NotRunning> {
+    fn lock(&self, (hash, write): &Self::Write, partitions: u32) -> Result<usize, NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        let partition = MapSide::route(self.route, key, partitions)?;
-        Ok(partition as usize * MAP_SHARDS + MapPartition::<Environment>::shard_of(hash))
+        let partition = MapSide::route(self.route, key.term(), partitions)?;
+        Ok(partition as usize * MAP_SHARDS + MapPartition::<Environment>::shard_of(*hash))
     }
 
-    fn write(&self, (hash, write): Self::Write) -> Result<(), NotRunning> {
-        match write {
-            Write::Put(key, value) => {
-                self.map.with_partition(self.route, key, |partition, among| partition.put(among, hash, key, value))
-            }
-            Write::PutNewer(key, value, version) => self.map.with_partition(self.route, key, |partition, among| {
-                partition.put_newer(among, hash, key, value, version)
-            }),
-        }
+    fn write(&self, (hash, write): &Self::Write) -> Result<(), NotRunning> {
+        let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
+        self.map.with_partition(self.route, key.term(), |partition, among| match write {
+            Write::Put(key, value) => partition.put(among, *hash, key, value),
+            Write::PutNewer(key, value, version) => partition.put_newer(among, *hash, key, value, *version),
+        })
     }
 
-    fn write_all(
+    fn write_all<'w>(
         &self,
         partitions: u32,
         lock: usize,
-        writes: impl Iterator<Item = Self::Write> + Clone,
+        writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed> {
         self.map.partition((lock / MAP_SHARDS) as u32).write_all(partitions, lock % MAP_SHARDS, writes)
     }
@@ -295,15 +339,19 @@ pub(crate) struct ToQueue<'b> {
 impl Target for ToQueue<'_> {
     type Element = RawTerm;
 
-    type Write = RawTerm;
+    type Write = Parcel<Environment>;
 
     fn decode(&self, element: Term<'_>) -> Option<RawTerm> {
         Some(element.into())
     }
 
-    fn prepare(&self, item: RawTerm) -> RawTerm {
+    fn prepare(&self, env: Env<'_>, item: RawTerm) -> Self::Write {
         item.prefetch();
-        item
+        parcel(env, item)
+    }
+
+    fn large_bytes(item: &Self::Write) -> usize {
+        item.heap().map_or(0, Environment::large_bytes)
     }
 
     fn partitions(&self) -> Result<u32, NotRunning> {
@@ -314,19 +362,19 @@ impl Target for ToQueue<'_> {
         partitions as usize
     }
 
-    fn lock(&self, item: RawTerm, partitions: u32) -> Result<usize, NotRunning> {
-        QueueSide::route(self.route, item, partitions).map(|number| number as usize)
+    fn lock(&self, item: &Self::Write, partitions: u32) -> Result<usize, NotRunning> {
+        QueueSide::route(self.route, item.term(), partitions).map(|number| number as usize)
     }
 
-    fn write(&self, item: RawTerm) -> Result<(), NotRunning> {
-        self.queue.with_partition(self.route, item, |partition, among| partition.push(among, item))
+    fn write(&self, item: &Self::Write) -> Result<(), NotRunning> {
+        self.queue.with_partition(self.route, item.term(), |partition, among| partition.push(among, item))
     }
 
-    fn write_all(
+    fn write_all<'w>(
         &self,
         partitions: u32,
         lock: usize,
-        writes: impl Iterator<Item = RawTerm> + Clone,
+        writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed> {
         self.queue.partition(lock as u32).push_all(partitions, writes)
     }

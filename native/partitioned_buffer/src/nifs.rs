@@ -8,17 +8,18 @@
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::reclaim;
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
 use crate::batches::Batch;
 use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route};
-use crate::lists::{write_list, Target, ToMap, ToQueue, Written};
+use crate::lists::{write_list, Entry, Target, ToMap, ToQueue, Written};
 use crate::registry;
 use crate::vm::memory;
-use crate::vm::term::{copy_to, elements, entry, tuple, unsigned_to, version, Function, RawTerm};
+use crate::vm::term::{
+    charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function, RawTerm,
+};
 
 /// `size` looks at all partitions, and a step of a list may have writes for each: with so many it stays well below a
 /// millisecond.
@@ -114,7 +115,9 @@ fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Ter
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
-        map.with_partition(route, key, |partition, among| partition.put(among, hash, key, value))
+        let (key_parcel, value) = (parcel(env, key), parcel(env, value));
+        charge(env, value.heap());
+        map.with_partition(route, key, |partition, among| partition.put(among, hash, &key_parcel, &value))
     });
     Ok(done(env, result))
 }
@@ -125,7 +128,11 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
     let version = version(number).ok_or(Error::BadArg)?;
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
-        map.with_partition(route, key, |partition, among| partition.put_newer(among, hash, key, value, version))
+        let (key_parcel, (value, version)) = (parcel(env, key), parcel_with(env, value, version));
+        charge(env, value.heap());
+        map.with_partition(route, key, |partition, among| {
+            partition.put_newer(among, hash, &key_parcel, &value, version)
+        })
     });
     Ok(done(env, result))
 }
@@ -133,9 +140,13 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
 nif!(get / 3);
 fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
+    let copy = |value, heap: Option<&Environment>| {
+        charge(env, heap);
+        copy_to(env, value)
+    };
     let found = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
-        map.with_partition(route, key, |partition, among| partition.get(among, hash, key, |value| copy_to(env, value)))
+        map.with_partition(route, key, |partition, among| partition.get(among, hash, key, copy))
     });
     Ok(match found {
         Ok(Some(value)) => tuple(env, [atoms::ok().to_term(env), value]),
@@ -159,7 +170,7 @@ fn put_all<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> Nif
     let (route, map) = (route(to)?, find_map(name)?);
     let decode = |entry: Term<'_>| {
         let [key, value] = elements(entry)?;
-        Some(Write::Put(key.into(), value.into()))
+        Some(Entry::Put(key.into(), value.into()))
     };
     write_all(env, map.map(|map| ToMap { map, route, decode }), entries, checked)
 }
@@ -169,7 +180,7 @@ fn put_all_newer<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) 
     let (route, map) = (route(to)?, find_map(name)?);
     let decode = |entry: Term<'_>| {
         let [key, value, number] = elements(entry)?;
-        Some(Write::PutNewer(key.into(), value.into(), version(number)?))
+        Some(Entry::PutNewer(key.into(), value.into(), version(number)?))
     };
     write_all(env, map.map(|map| ToMap { map, route, decode }), entries, checked)
 }
@@ -177,8 +188,11 @@ fn put_all_newer<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) 
 nif!(push / 3);
 fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, item) = (route(to)?, RawTerm::from(item));
-    let result = find_queue(name)?
-        .and_then(|queue| queue.with_partition(route, item, |partition, among| partition.push(among, item)));
+    let result = find_queue(name)?.and_then(|queue| {
+        let parcel = parcel(env, item);
+        charge(env, parcel.heap());
+        queue.with_partition(route, item, |partition, among| partition.push(among, &parcel))
+    });
     Ok(done(env, result))
 }
 

@@ -30,11 +30,11 @@ impl Pace {
         Pace { started: Instant::now(), elapsed: Duration::ZERO, step: 1 }
     }
 
-    /// After a step: whether there is time for another.
-    pub(crate) fn goes_on(&mut self) -> bool {
+    /// After a step in which so many entries were done: whether there is time for another.
+    pub(crate) fn goes_on(&mut self, done: usize) -> bool {
         let elapsed = self.started.elapsed();
         let took = (elapsed - self.elapsed).as_nanos().max(1);
-        let fitting = self.step as u128 * STEP_TIME.as_nanos() / took;
+        let fitting = done as u128 * STEP_TIME.as_nanos() / took;
         self.step = (fitting as usize).clamp(1, (self.step * 16).min(MAX_STEP));
         self.elapsed = elapsed;
         elapsed < TIME_SLICE

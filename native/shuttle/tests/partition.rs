@@ -46,19 +46,20 @@ impl Buffer {
 
     fn put(&self, key: i64, value: i64) -> Result<(), Closed> {
         self.operate_on((key, value), |partition, among, key, value| {
-            partition.put(among, hash(&self.hasher, key), key, value)
+            partition.put(among, hash(&self.hasher, key), &key.parcel(), &value.parcel())
         })
     }
 
     fn put_newer(&self, key: i64, version: i64) -> Result<(), Closed> {
         self.operate_on((key, version), |partition, among, key, value| {
-            partition.put_newer(among, hash(&self.hasher, key), key, value, Version::Int(version))
+            let (key_parcel, value) = (key.parcel(), value.parcel());
+            partition.put_newer(among, hash(&self.hasher, key), &key_parcel, &value, Version::Int(version))
         })
     }
 
     fn get(&self, key: i64) -> Option<i64> {
         let get = |partition: &MapPartition<TestHeap>, among, key, _value| {
-            partition.get(among, hash(&self.hasher, key), key, |value| value.content().1)
+            partition.get(among, hash(&self.hasher, key), key, |value, _heap| value.content().1)
         };
         self.operate_on((key, 0), get).expect("the buffer runs")
     }

@@ -29,10 +29,10 @@ impl Buffer {
     /// Pushes items of a writer, with the lock taken once.
     fn push(&self, writer: i64, numbers: &[i64]) -> Result<(), Closed> {
         let mut caller = TestHeap::new();
-        let items: Vec<_> = numbers.iter().map(|number| caller.boxed(writer * WRITER + number)).collect();
-        self.operate(writer, |partition, among| match items[..] {
+        let items: Vec<_> = numbers.iter().map(|number| caller.boxed(writer * WRITER + number).parcel()).collect();
+        self.operate(writer, |partition, among| match &items[..] {
             [item] => partition.push(among, item),
-            _ => partition.push_all(among, items.iter().copied()),
+            _ => partition.push_all(among, items.iter()),
         })
     }
 

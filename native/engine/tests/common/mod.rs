@@ -1,4 +1,4 @@
-//! A heap for tests: using a term after its heap was cleared or dropped panics, as it would crash a BEAM.
+//! A heap for tests: using a term after its heap was dropped panics, as it would crash a BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 pub mod model;
@@ -9,14 +9,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Memory};
 use std::sync::{LazyLock, RwLock};
 
-use partitioned_buffer_engine::{Hash, Hasher, Heap, Term};
+use partitioned_buffer_engine::{Hash, Hasher, Heap, Parcel, Term, Version};
 
 static CONTENTS: LazyLock<RwLock<HashMap<u64, i64>>> = LazyLock::new(Default::default);
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 static HEAPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Terms whose content is as high are large.
-pub const HEAVY: i64 = 1 << 40;
+pub const LARGE: i64 = 1 << 40;
+
+/// Terms whose content is as high are large and look small: only a copy shows it.
+pub const HIDDEN: i64 = 1 << 41;
 
 thread_local! {
     static LANES: Cell<Option<u64>> = const { Cell::new(None) };
@@ -51,7 +54,28 @@ impl TestTerm {
         }
     }
 
-    /// Whether its heap has not been cleared.
+    /// The term to be stored: packed if it is large, and so are some small ones.
+    pub fn parcel(self) -> Parcel<TestHeap> {
+        self.parcel_with(Version::Int(0)).0
+    }
+
+    /// The same with the version that it is to be stored with.
+    pub fn parcel_with(self, version: Version<TestTerm>) -> (Parcel<TestHeap>, Version<TestTerm>) {
+        let is_packed = |content| (LARGE..HIDDEN).contains(&content) || content % 7 == 5;
+        if !matches!(self, TestTerm::Boxed(_)) || !is_packed(self.content().1) {
+            return (Parcel::loose(self), version);
+        }
+        let mut heap = TestHeap::new();
+        let copy = heap.copy(self);
+        let version = match version {
+            Version::Int(_) => version,
+            Version::Below(big) => Version::Below(heap.copy(big)),
+            Version::Above(big) => Version::Above(heap.copy(big)),
+        };
+        (Parcel::packed(heap, copy), version)
+    }
+
+    /// Whether its heap has not been dropped.
     pub fn is_live(self) -> bool {
         match self {
             TestTerm::Immediate(_) => true,
@@ -72,6 +96,7 @@ impl Term for TestTerm {
 
 pub struct TestHeap {
     ids: Vec<u64>,
+    holds_large: bool,
 }
 
 impl TestHeap {
@@ -102,20 +127,27 @@ impl Heap for TestHeap {
 
     fn new() -> Self {
         HEAPS.fetch_add(1, Memory::SeqCst);
-        TestHeap { ids: Vec::new() }
+        TestHeap { ids: Vec::new(), holds_large: false }
     }
 
     fn copy(&mut self, term: TestTerm) -> TestTerm {
         match term {
             TestTerm::Immediate(_) => term,
-            TestTerm::Boxed(_) => self.boxed(term.content().1),
+            TestTerm::Boxed(_) => {
+                self.holds_large |= term.content().1 >= HIDDEN;
+                self.boxed(term.content().1)
+            }
         }
+    }
+
+    fn holds_large(&self) -> bool {
+        self.holds_large
     }
 
     fn weigh(&self, term: TestTerm) -> usize {
         match term {
             TestTerm::Immediate(_) => 0,
-            TestTerm::Boxed(_) if term.content().1 >= HEAVY => 32 * 1024,
+            TestTerm::Boxed(_) if term.content().1 >= LARGE => 32 * 1024,
             TestTerm::Boxed(_) => 64,
         }
     }
@@ -127,18 +159,14 @@ impl Heap for TestHeap {
         LANES.set(Some(random.0));
         lane as usize
     }
-
-    fn clear(&mut self) {
-        let mut contents = CONTENTS.write().unwrap();
-        for id in self.ids.drain(..) {
-            contents.remove(&id);
-        }
-    }
 }
 
 impl Drop for TestHeap {
     fn drop(&mut self) {
-        self.clear();
+        let mut contents = CONTENTS.write().unwrap();
+        for id in self.ids.drain(..) {
+            contents.remove(&id);
+        }
         HEAPS.fetch_sub(1, Memory::SeqCst);
     }
 }

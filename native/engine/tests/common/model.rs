@@ -12,7 +12,7 @@ use partitioned_buffer_engine::partition::Retired;
 use partitioned_buffer_engine::reclaim::settle;
 use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Partition, Store};
 
-use super::{heaps, set_lanes, HEAVY};
+use super::{heaps, set_lanes, HIDDEN, LARGE};
 
 pub mod map;
 pub mod queue;
@@ -89,10 +89,14 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// The next value; heavy ones weigh as much as a large binary.
-    fn value(&mut self, is_heavy: bool) -> i64 {
+    /// The next value; some large ones look small.
+    fn value(&mut self, is_large: bool) -> i64 {
         self.writes += 1;
-        self.writes + if is_heavy { HEAVY } else { 0 }
+        match is_large {
+            false => self.writes,
+            true if self.writes % 2 == 0 => LARGE + self.writes,
+            true => HIDDEN + self.writes,
+        }
     }
 
     /// What must come of an operation that partition `number` is open for, or not.

@@ -11,12 +11,14 @@
 //!   are counted atomically.
 //! * Process-independent environments may be made, used and freed on any thread.
 
+use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::mem::MaybeUninit;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use partitioned_buffer_engine::{Heap, Term as EngineTerm, Version};
+use partitioned_buffer_engine::reclaim::reclaim;
+use partitioned_buffer_engine::{Heap, Parcel, Term as EngineTerm, Version};
 use rustler::codegen_runtime::{c_char, c_int};
 use rustler::sys::*;
 use rustler::types::atom;
@@ -77,6 +79,23 @@ impl RawTerm {
         unsafe { std::mem::transmute::<ErlNifTerm, usize>(self.0) }
     }
 
+    /// Whether it is an immediate, by its tag. It is only asked where another answer would do no harm.
+    #[inline]
+    fn is_immediate(self) -> bool {
+        self.word() & 3 == 3
+    }
+
+    /// Whether it is a list that is not empty, by its tag. It is only asked where another answer would do no harm.
+    fn is_list(self) -> bool {
+        self.word() & 3 == 1
+    }
+
+    /// Where the term is, if it is no immediate.
+    #[inline]
+    fn address(self) -> usize {
+        self.word() & !7
+    }
+
     /// Lets the memory of the term come into the cache meanwhile. Where a term is a pointer, its low bits are its tag;
     /// what is loaded of any other changes nothing.
     #[inline]
@@ -121,8 +140,12 @@ impl EngineTerm for RawTerm {
 
 /// A process-independent environment: a heap that no process owns and no garbage collector sees.
 pub(crate) struct Environment {
-    /// From `enif_alloc_env`; freed when this is dropped.
+    /// From `enif_alloc_env`; given back when this is dropped.
     env: *mut ErlNifEnv,
+    /// The address of the last copy.
+    last: usize,
+    /// About how many bytes a large copy takes that lives here; 0 without one.
+    large: usize,
 }
 
 // SAFETY: such an environment is bound to no thread, and all that writes it takes `&mut self`.
@@ -130,30 +153,90 @@ unsafe impl Send for Environment {}
 // SAFETY: through `&self` the environment is not changed.
 unsafe impl Sync for Environment {}
 
-impl Heap for Environment {
-    type Term = RawTerm;
+/// From this number of bytes on a term is large: it gets an environment of its own, which takes some 2.5 kB beside the copy.
+const LARGE: usize = 8 * 1024;
 
-    fn new() -> Self {
-        super::memory::count_environments(1);
-        // SAFETY: may be called on any thread; the VM does not return without memory.
-        Environment { env: unsafe { enif_alloc_env() } }
+/// The VM enlarges an environment by pieces of at least so many bytes. A copy that begins nearer to the one before it is in the
+/// same piece. (If a VM did otherwise, copies would be measured too often, or large ones not be noticed.)
+const PIECE: usize = 200 * size_of::<ErlNifTerm>();
+
+/// Cells of a list among which there is one with something behind it, or else most likely none.
+const CELLS_LOOKED_AT: u32 = 8;
+
+impl Environment {
+    /// About how many bytes `copy`, the last one, takes here. The VM makes terms one behind the other: so making something small
+    /// shows where the copy ends. It begins with its root, but for lists.
+    #[cold]
+    fn measure(&mut self, copy: RawTerm) -> usize {
+        // SAFETY: `self.env` is ours and written by nobody else, and `copy` lives there. What is read was written, as the
+        // functions say.
+        unsafe {
+            let end = RawTerm(enif_make_list_cell(self.env, copy.0, copy.0)).address();
+            // A list begins with the first cell that has something behind it; one of immediates is as long as it is.
+            let (mut start, mut head, mut tail, mut length) = (copy, copy.0, copy.0, 0);
+            while start.is_list() && enif_get_list_cell(self.env, start.0, &mut head, &mut tail) != 0 {
+                if !RawTerm(head).is_immediate() {
+                    break;
+                }
+                length += 1;
+                if length == CELLS_LOOKED_AT {
+                    enif_get_list_length(self.env, copy.0, &mut length);
+                    return length as usize * 2 * size_of::<ErlNifTerm>();
+                }
+                start = RawTerm(tail);
+            }
+            end.saturating_sub(start.address())
+        }
     }
 
+    /// Bytes of the large copy that lives here.
+    pub(crate) fn large_bytes(&self) -> usize {
+        self.large
+    }
+
+    /// Copies a term.
     #[inline]
-    fn copy(&mut self, term: RawTerm) -> RawTerm {
+    fn make_copy(&mut self, term: RawTerm) -> RawTerm {
         #[cfg(feature = "faults")]
         super::faults::before_copy();
         // SAFETY: `self.env` is ours and written by nobody else; `term` is valid.
         RawTerm(unsafe { enif_make_copy(self.env, term.0) })
     }
+}
+
+impl Heap for Environment {
+    type Term = RawTerm;
+
+    fn new() -> Self {
+        super::memory::count_environments(1);
+        let spare = SPARE.with_borrow_mut(|spare| spare.0.pop());
+        // SAFETY: may be called on any thread; the VM does not return without memory.
+        Environment { env: spare.unwrap_or_else(|| unsafe { enif_alloc_env() }), last: 0, large: 0 }
+    }
+
+    #[inline]
+    fn copy(&mut self, term: RawTerm) -> RawTerm {
+        let copy = self.make_copy(term);
+        if copy != term {
+            if copy.address().abs_diff(self.last) > PIECE {
+                let bytes = self.measure(copy);
+                if bytes >= LARGE {
+                    self.large = bytes;
+                    watch_for_large(bytes);
+                }
+            }
+            self.last = copy.address();
+        }
+        copy
+    }
+
+    #[inline]
+    fn holds_large(&self) -> bool {
+        self.large > 0
+    }
 
     fn weigh(&self, term: RawTerm) -> usize {
         weigh(self.env, term.0, &mut Budget::new())
-    }
-
-    fn clear(&mut self) {
-        // SAFETY: `self.env` is ours and written by nobody else. Its terms are no longer used.
-        unsafe { enif_clear_env(self.env) }
     }
 
     /// Numbers only those that copy: of four schedulers no two share a lane.
@@ -190,11 +273,159 @@ fn prefetch_address(address: *const u8) {
     let _ = address;
 }
 
+/// From this number of bytes on a copy is freed on the reclaimer's thread.
+const FREED_ELSEWHERE: usize = 512 * 1024;
+
+/// So many cleared environments a scheduler keeps for its next ones: to make one takes longer than most copies.
+const SPARES: usize = 8;
+
+/// The environments that a scheduler keeps.
+struct Spare(Vec<*mut ErlNifEnv>);
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        // SAFETY: they are ours, and this is their last use.
+        self.0.drain(..).for_each(|env| unsafe { enif_free_env(env) });
+    }
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare(Vec::new())) };
+}
+
+/// Whether the calling thread is one of the VM's schedulers.
+fn is_scheduler() -> bool {
+    // SAFETY: may be called on any thread.
+    unsafe { enif_thread_type() != 0 }
+}
+
 impl Drop for Environment {
     fn drop(&mut self) {
-        // SAFETY: `self.env` is ours, and this is its last use.
-        unsafe { enif_free_env(self.env) }
+        if self.env.is_null() {
+            return;
+        }
+        let is_scheduler = is_scheduler();
+        if is_scheduler && self.large >= FREED_ELSEWHERE {
+            let env = std::mem::replace(&mut self.env, std::ptr::null_mut());
+            reclaim(Environment { env, ..*self });
+            return;
+        }
         super::memory::count_environments(-1);
+        // SAFETY: `self.env` is ours, and its terms are no longer used.
+        unsafe {
+            if is_scheduler {
+                enif_clear_env(self.env);
+                let is_kept = SPARE.with_borrow_mut(|spare| {
+                    let is_room = spare.0.len() < SPARES;
+                    is_room.then(|| spare.0.push(self.env)).is_some()
+                });
+                if is_kept {
+                    return;
+                }
+            }
+            enif_free_env(self.env);
+        }
+    }
+}
+
+thread_local! {
+    /// Bytes that were copied and not yet charged.
+    static UNCHARGED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many more terms are weighed before they are written, since there was a large one. It is not counted exactly.
+static WATCHED: AtomicUsize = AtomicUsize::new(0);
+
+/// So many bytes of a large term let one more term be weighed: all of these take about as long as copying it did.
+const WATCH_DIVISOR: usize = 32;
+
+/// After a large term the next ones are weighed.
+#[cold]
+fn watch_for_large(bytes: usize) {
+    WATCHED.fetch_max(bytes / WATCH_DIVISOR, Relaxed);
+}
+
+/// A term of the call on its way into a store: a large one is copied to an environment of its own.
+#[inline]
+pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
+    if looks_large(env, term) {
+        let (heap, [copy]) = pack(env, [term]);
+        Parcel::packed(heap, copy)
+    } else {
+        Parcel::loose(term)
+    }
+}
+
+/// The same of a value with its version, which lives where the value does.
+#[inline]
+pub(crate) fn parcel_with(
+    env: Env<'_>,
+    value: RawTerm,
+    version: Version<RawTerm>,
+) -> (Parcel<Environment>, Version<RawTerm>) {
+    match version {
+        Version::Below(big) | Version::Above(big) if looks_large(env, value) => {
+            let (heap, [copy, big]) = pack(env, [value, big]);
+            let version = if matches!(version, Version::Below(_)) { Version::Below(big) } else { Version::Above(big) };
+            (Parcel::packed(heap, copy), version)
+        }
+        _ => (parcel(env, value), version),
+    }
+}
+
+/// Whether a term should have an environment of its own. To know the size of a term takes as long as to copy it. So while there
+/// are no large ones all are taken for small; the first that is not is noticed when it has been copied.
+#[inline]
+fn looks_large(env: Env<'_>, term: RawTerm) -> bool {
+    !term.is_immediate() && WATCHED.load(Relaxed) > 0 && is_large(env, term)
+}
+
+/// Whether a term is large, by an estimate.
+#[cold]
+fn is_large(env: Env<'_>, term: RawTerm) -> bool {
+    let watched = WATCHED.load(Relaxed);
+    WATCHED.store(watched.saturating_sub(1), Relaxed);
+    // SAFETY: `term` is valid, and `env` that of the running call.
+    let is_binary = unsafe { enif_is_binary(env.as_c_arg(), term.0) != 0 };
+    // The copy of a binary is small.
+    let bytes = if is_binary { 0 } else { weigh(env.as_c_arg(), term.0, &mut Budget::new()) };
+    if bytes >= LARGE {
+        watch_for_large(bytes);
+    }
+    bytes >= LARGE
+}
+
+/// Copies terms to an environment of their own.
+#[cold]
+fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [RawTerm; N]) {
+    let mut heap = Environment::new();
+    let words = terms.map(|term| term.0);
+    // SAFETY: the terms belong to `env`, which is the running call's. The copy is a tuple of `N` elements, and they live in `heap`.
+    let copies = unsafe {
+        // As a tuple, of which the VM puts nothing before the root: so the copy is measured as a whole.
+        let tuple = enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32);
+        let copy = heap.make_copy(RawTerm(tuple));
+        let (mut arity, mut elements) = (0, std::ptr::null());
+        enif_get_tuple(heap.env, copy.0, &mut arity, &mut elements);
+        debug_assert_eq!(arity as usize, N);
+        heap.large = heap.measure(copy).max(1);
+        std::array::from_fn(|at| RawTerm(*elements.add(at)))
+    };
+    (heap, copies)
+}
+
+/// Bytes that are copied in a hundredth of a process's turn.
+const CHARGED: usize = 40 * 1024;
+
+/// Charges the process for what the call has copied besides small terms.
+#[inline]
+pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>) {
+    if let Some(heap) = heap {
+        let bytes = UNCHARGED.get() + heap.large;
+        UNCHARGED.set(bytes % CHARGED);
+        if bytes >= CHARGED {
+            rustler::schedule::consume_timeslice(env, (bytes / CHARGED).min(100) as i32);
+        }
     }
 }
 
@@ -224,8 +455,7 @@ const ELEMENTS_WEIGHED: usize = 4;
 /// the budget, but for a binary that begins within a byte: the VM makes a copy to show it.
 fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
-    // The tag of an immediate. Were it wrong in some VM, so would be the estimate, and nothing else.
-    if budget.nodes == 0 || RawTerm(term).word() & 3 == 3 {
+    if budget.nodes == 0 || RawTerm(term).is_immediate() {
         return WORD;
     }
     budget.nodes -= 1;

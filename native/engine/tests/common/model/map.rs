@@ -85,12 +85,13 @@ impl Map {
         (hash(&self.hasher, term), term)
     }
 
-    fn put(&mut self, key: Key, is_heavy: bool) {
+    fn put(&mut self, key: Key, is_large: bool) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
-        let value = self.buffer.value(is_heavy);
+        let value = self.buffer.value(is_large);
         let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
-        let result = self.buffer.partitions[number].put(self.buffer.running as u32, hash, term, boxed);
+        let result =
+            self.buffer.partitions[number].put(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].put(key, value);
@@ -102,8 +103,10 @@ impl Map {
         let mut caller = TestHeap::new();
         let value = self.buffer.value(false);
         let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
-        let of_term = version_of(&mut caller, version);
-        let result = self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, term, boxed, of_term);
+        let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+        let key_parcel = term.parcel();
+        let result =
+            self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, &key_parcel, &parcel, of_term);
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].put_newer(key, value, version);
@@ -116,25 +119,25 @@ impl Map {
         let mut shards: HashMap<(usize, usize), Vec<_>> = HashMap::new();
         for &key in keys {
             self.buffer.operations += 1;
-            let value = self.buffer.value(false);
+            let value = self.buffer.value(key.1 % 11 == 0);
             let (number, (hash, term), boxed) =
                 (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
             let shard = shards.entry((number, MapPartition::<TestHeap>::shard_of(hash))).or_default();
             let is_open = self.buffer.expected(number, ()).is_ok();
             if key.1 % 2 == 0 {
-                shard.push((hash, Write::Put(term, boxed)));
+                shard.push((hash, Write::Put(term.parcel(), boxed.parcel())));
                 self.buffer.models[number].put_if(is_open, key, value);
             } else {
                 let version = value % 100 - 50;
-                shard.push((hash, Write::PutNewer(term, boxed, version_of(&mut caller, version))));
+                let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+                shard.push((hash, Write::PutNewer(term.parcel(), parcel, of_term)));
                 if is_open {
                     self.buffer.models[number].put_newer(key, value, version);
                 }
             }
         }
         for ((number, shard), writes) in shards {
-            let result =
-                self.buffer.partitions[number].write_all(self.buffer.running as u32, shard, writes.into_iter());
+            let result = self.buffer.partitions[number].write_all(self.buffer.running as u32, shard, writes.iter());
             assert_eq!(result, self.buffer.expected(number, ()));
         }
     }
@@ -155,7 +158,7 @@ impl Map {
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
         let found =
-            self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value| value.content().1);
+            self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value, _| value.content().1);
         let stored = self.buffer.models[number].active.get(&key).map(|stored| stored.0);
         assert_eq!(found, self.buffer.expected(number, stored));
     }

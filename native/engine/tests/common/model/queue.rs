@@ -51,28 +51,29 @@ impl Queue {
     }
 
     /// The next item, on the caller's heap.
-    fn item(&mut self, caller: &mut TestHeap, is_heavy: bool) -> TestTerm {
-        let content = self.buffer.value(is_heavy);
+    fn item(&mut self, caller: &mut TestHeap, is_large: bool) -> TestTerm {
+        let content = self.buffer.value(is_large);
         caller.term(content)
     }
 
-    fn push(&mut self, number: usize, is_heavy: bool) {
+    fn push(&mut self, number: usize, is_large: bool) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
-        let item = self.item(&mut caller, is_heavy);
-        let result = self.buffer.partitions[number].push(self.buffer.running as u32, item);
+        let item = self.item(&mut caller, is_large);
+        let result = self.buffer.partitions[number].push(self.buffer.running as u32, &item.parcel());
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].active.push_back(item.content());
         }
     }
 
-    /// Pushes items with the lock taken once, one of them a heavy one.
+    /// Pushes items with the lock taken once, one of them a large one.
     fn push_all(&mut self, number: usize, count: usize) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let items: Vec<TestTerm> = (0..count).map(|place| self.item(&mut caller, place == count / 2)).collect();
-        let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, items.iter().copied());
+        let parcels: Vec<_> = items.iter().map(|item| item.parcel()).collect();
+        let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, parcels.iter());
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].active.extend(items.into_iter().map(TestTerm::content));
