@@ -15,7 +15,7 @@ defmodule PartitionedBuffer do
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at the end: how long a batch in flight may take |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |

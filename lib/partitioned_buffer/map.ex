@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.Map do
       users.version < excluded.version`.
     * `get/4`, `delete/3` and `size/1` see the entries that wait for the next hand-over, not those already handed over.
     * A call that raises because of its arguments has written nothing.
-    * On a buffer that is not running every operation raises a `RuntimeError`.
+    * On a buffer that is not running every operation raises an `ArgumentError`, on one with 0 partitions a `RuntimeError`.
 
   ## Processor
 
@@ -175,11 +175,11 @@ defmodule PartitionedBuffer.Map do
   def put(buffer, key, value, opts \\ [])
 
   def put(buffer, key, value, []) when is_atom(buffer) do
-    with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer)
+    with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer, :map)
   end
 
   def put(buffer, key, value, opts) when is_atom(buffer),
-    do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer)
+    do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer, :map)
 
   @doc """
   Puts the entries of a map, or of a list of `{key, value}` tuples in their order.
@@ -200,7 +200,7 @@ defmodule PartitionedBuffer.Map do
   def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
 
   def put_all(buffer, entries, opts) when is_atom(buffer),
-    do: Call.write_list(buffer, entries, opts, &Native.put_all/4, &check_pairs!/2, &elem(&1, 0))
+    do: Call.write_list(buffer, entries, opts, &Native.put_all/4, &check_pairs!/2, :map)
 
   @doc """
   Puts a value for a key, unless there is an entry for it whose version is as high.
@@ -220,11 +220,11 @@ defmodule PartitionedBuffer.Map do
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(nil, key, value, version) |> Call.ok!(buffer)
+    buffer |> Native.put_newer(nil, key, value, version) |> Call.ok!(buffer, :map)
   end
 
   def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(Call.route(buffer, key, opts), key, value, version) |> Call.ok!(buffer)
+    buffer |> Native.put_newer(Call.route(buffer, key, opts), key, value, version) |> Call.ok!(buffer, :map)
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
@@ -243,7 +243,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
   def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
-    do: Call.write_list(buffer, entries, opts, &Native.put_all_newer/4, &check_versioned!/2, &elem(&1, 0))
+    do: Call.write_list(buffer, entries, opts, &Native.put_all_newer/4, &check_versioned!/2, :map)
 
   @doc """
   The value of a key among the entries that wait for the next hand-over, or `default`.
@@ -267,7 +267,7 @@ defmodule PartitionedBuffer.Map do
 
   defp found({:ok, value}, _buffer, _default), do: value
   defp found(:error, _buffer, default), do: default
-  defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer)
+  defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
   Deletes the entry of a key, if it waits for the next hand-over. What has been handed over is not affected.
@@ -282,7 +282,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
-    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer)
+    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer, :map)
 
   @doc """
   How many entries wait for the next hand-over, in all partitions.

@@ -130,10 +130,10 @@ defmodule PartitionedBuffer.Queue do
   def push(buffer, item_or_items, opts \\ [])
 
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
-    do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, &Function.identity/1)
+    do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, :queue)
 
   def push(buffer, item, opts) when is_atom(buffer),
-    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer)
+    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer, :queue)
 
   @doc """
   How many items wait for the next hand-over, in all partitions.

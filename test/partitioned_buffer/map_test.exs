@@ -238,33 +238,71 @@ defmodule PartitionedBuffer.MapTest do
     end
   end
 
-  describe "a buffer that is not running" do
-    test "raises on every operation: never started, stopped, with 0 partitions" do
+  describe "a buffer without partitions to write to" do
+    defp operations(buffer) do
+      [
+        fn -> Buffer.put(buffer, 1, 1) end,
+        fn -> Buffer.put(buffer, 1, 1, partition_key: 1) end,
+        fn -> Buffer.put_newer(buffer, 1, 1, 1) end,
+        fn -> Buffer.put_newer(buffer, 1, 1, 1, partition_key: 1) end,
+        fn -> Buffer.put_all(buffer, [{1, 1}]) end,
+        fn -> Buffer.put_all(buffer, %{1 => 1}, partition_key: 1) end,
+        fn -> Buffer.put_all(buffer, []) end,
+        fn -> Buffer.put_all(buffer, [], partition_key: 1) end,
+        fn -> Buffer.put_all_newer(buffer, [{1, 1, 1}]) end,
+        fn -> Buffer.get(buffer, 1) end,
+        fn -> Buffer.delete(buffer, 1) end,
+        fn -> Buffer.size(buffer) end,
+        fn -> Buffer.update_options(buffer, processing_interval_ms: 1) end,
+        fn -> PartitionedBuffer.get_partition(buffer, nil, 1) end
+      ]
+    end
+
+    defp assert_all_raise(operations, error, buffer, reason) do
+      message = "no partitions available for buffer #{inspect(buffer)}: #{reason}"
+      for operation <- operations, do: assert_raise(error, message, operation)
+    end
+
+    test "raises an ArgumentError on every operation if it is not running: never started, stopped" do
       stopped = start_buffer()
       Buffer.stop(stopped)
+      without_partitions = start_buffer(partitions: 0)
+      Buffer.stop(without_partitions)
 
-      for buffer <- [unique_name(), stopped, start_buffer(partitions: 0)] do
-        for operation <- [
-              fn -> Buffer.put(buffer, 1, 1) end,
-              fn -> Buffer.put(buffer, 1, 1, partition_key: 1) end,
-              fn -> Buffer.put_newer(buffer, 1, 1, 1) end,
-              fn -> Buffer.put_newer(buffer, 1, 1, 1, partition_key: 1) end,
-              fn -> Buffer.put_all(buffer, [{1, 1}]) end,
-              fn -> Buffer.put_all(buffer, %{1 => 1}, partition_key: 1) end,
-              fn -> Buffer.put_all(buffer, []) end,
-              fn -> Buffer.put_all(buffer, [], partition_key: 1) end,
-              fn -> Buffer.put_all_newer(buffer, [{1, 1, 1}]) end,
-              fn -> Buffer.get(buffer, 1) end,
-              fn -> Buffer.delete(buffer, 1) end,
-              fn -> Buffer.size(buffer) end,
-              fn -> Buffer.update_options(buffer, processing_interval_ms: 1) end,
-              fn -> PartitionedBuffer.get_partition(buffer, nil, 1) end
-            ] do
-          error = assert_raise RuntimeError, operation
-          assert error.message =~ "no partitions available for buffer #{inspect(buffer)}"
-          assert error.message =~ "not running"
-        end
-      end
+      for buffer <- [unique_name(), stopped, without_partitions],
+          do: assert_all_raise(operations(buffer), ArgumentError, buffer, "it is not running")
+    end
+
+    test "raises a RuntimeError on every operation if it was started with 0 partitions" do
+      buffer = start_buffer(partitions: 0)
+      assert_all_raise(operations(buffer), RuntimeError, buffer, "it was started with 0 partitions")
+    end
+
+    test "raises an ArgumentError if it is a queue" do
+      queue = start_buffer(module: PartitionedBuffer.Queue)
+      reason = "it is running as a queue, and this call is for a map"
+      # Behind them are those that any buffer takes.
+      assert_all_raise(Enum.take(operations(queue), 11), ArgumentError, queue, reason)
+      assert Buffer.size(queue) == 0
+    end
+
+    test "raises an ArgumentError while it is stopping" do
+      test = self()
+
+      buffer =
+        start_buffer(
+          partitions: 1,
+          processor: fn _batch -> send(test, {:processing, self()}) && receive(do: (:go_on -> :ok)) end
+        )
+
+      Buffer.put(buffer, :key, 1)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # What was left at the end is processed when writes are refused already.
+      assert_receive {:processing, processor}
+      assert_all_raise(Enum.take(operations(buffer), 6), ArgumentError, buffer, "it is stopping")
+      assert_all_raise([fn -> Buffer.size(buffer) end], ArgumentError, buffer, "it is stopping")
+      send(processor, :go_on)
+      assert Task.await(stop) == :ok
     end
   end
 end

@@ -259,7 +259,7 @@ defmodule PartitionedBuffer.ProcessingTest do
       send(first, :return)
       assert {[{:key, :new, 2, 0}], _ref} = answer(:return)
       assert Task.await(stop) == :ok
-      assert_raise RuntimeError, fn -> Buffer.put(buffer, :key, 1) end
+      assert_raise ArgumentError, fn -> Buffer.put(buffer, :key, 1) end
     end
 
     test "ends all partitions at the same time" do
