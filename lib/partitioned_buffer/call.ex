@@ -24,10 +24,6 @@ defmodule PartitionedBuffer.Call do
   @spec write_list(atom(), list(), keyword(), fun(), fun(), :map | :queue) :: :ok
   def write_list(buffer, list, opts, native, check!, kind)
 
-  def write_list(buffer, no_list, _opts, _native, _check!, _kind) when not is_list(no_list) do
-    raise ArgumentError, "expected a list of entries for buffer #{inspect(buffer)}, got: #{inspect(no_list)}"
-  end
-
   def write_list(buffer, list, [], native, check!, kind) do
     # A short list is checked by the NIF; all others are here, before anything is written.
     case native.(buffer, nil, list, false) do

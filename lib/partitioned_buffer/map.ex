@@ -48,6 +48,12 @@ defmodule PartitionedBuffer.Map do
 
   alias PartitionedBuffer.{Call, Definition, Native, Routing}
 
+  # What entries have to be, for messages.
+  @pair "{key, value}"
+  @pairs "a map, or another enumerable of #{@pair}"
+  @versioned "{key, value, version} with an integer version"
+  @all_versioned "an enumerable of #{@versioned}"
+
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
 
@@ -132,7 +138,7 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all/3`."
-      @spec put_all(map() | [{any(), any()}], keyword()) :: :ok
+      @spec put_all(Enumerable.t(), keyword()) :: :ok
       def put_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
@@ -142,7 +148,7 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
-      @spec put_all_newer([{any(), any(), integer()}], keyword()) :: :ok
+      @spec put_all_newer(Enumerable.t(), keyword()) :: :ok
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
@@ -182,9 +188,10 @@ defmodule PartitionedBuffer.Map do
     do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer, :map)
 
   @doc """
-  Puts the entries of a map, or of a list of `{key, value}` tuples in their order.
+  Puts the entries of a map, or of a list or another enumerable of `{key, value}` tuples in their order.
 
-  Raises an `ArgumentError`, and writes nothing, if there is anything else in the list. Takes the
+  An enumerable is read to its end before the first entry is written. Raises an `ArgumentError`, and writes nothing, if there
+  is anything else in it; if it raises itself, nothing is written either. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as `:partition_key` is called for all
   entries before the first is written.
 
@@ -194,13 +201,14 @@ defmodule PartitionedBuffer.Map do
       :ok
       iex> PartitionedBuffer.Map.get(:doc, :a)
       2
+      iex> PartitionedBuffer.Map.put_all(:doc, Stream.map(1..3, &{&1, &1 * &1}))
+      :ok
   """
-  @spec put_all(buffer(), map() | [{any(), any()}], keyword()) :: :ok
-  def put_all(buffer, entries, opts \\ [])
-  def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
-
-  def put_all(buffer, entries, opts) when is_atom(buffer),
-    do: Call.write_list(buffer, entries, opts, &Native.put_all/4, &check_pairs!/2, :map)
+  @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok
+  def put_all(buffer, entries, opts \\ []) when is_atom(buffer) do
+    list = to_list!(entries, buffer, @pairs)
+    Call.write_list(buffer, list, opts, &Native.put_all/4, &check_pairs!/2, :map)
+  end
 
   @doc """
   Puts a value for a key, unless there is an entry for it whose version is as high.
@@ -228,12 +236,13 @@ defmodule PartitionedBuffer.Map do
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
-    do: invalid_entry!(buffer, {key, value, version}, :versioned)
+    do: invalid_entry!(buffer, {key, value, version}, @versioned)
 
   @doc """
-  Puts a list of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
+  Puts the entries of a list or another enumerable of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
 
-  Raises an `ArgumentError`, and writes nothing, if there is anything else in the list. Takes the
+  An enumerable is read to its end before the first entry is written. Raises an `ArgumentError`, and writes nothing, if there
+  is anything else in it; if it raises itself, nothing is written either. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put_all_newer(:doc, [{:x, "second", 2}, {:x, "first", 1}])
@@ -241,9 +250,11 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :x)
       "second"
   """
-  @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
-  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
-    do: Call.write_list(buffer, entries, opts, &Native.put_all_newer/4, &check_versioned!/2, :map)
+  @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok
+  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer) do
+    list = to_list!(entries, buffer, @all_versioned)
+    Call.write_list(buffer, list, opts, &Native.put_all_newer/4, &check_versioned!/2, :map)
+  end
 
   @doc """
   The value of a key among the entries that wait for the next hand-over, or `default`.
@@ -304,9 +315,25 @@ defmodule PartitionedBuffer.Map do
 
   ## Private
 
+  # All of it, before anything is written: an enumerable may raise.
+  defp to_list!(list, _buffer, _expected) when is_list(list), do: list
+  defp to_list!(map, _buffer, _expected) when is_map(map) and not is_struct(map), do: Map.to_list(map)
+
+  defp to_list!(entries, buffer, expected) do
+    enumerable?(entries) ||
+      raise ArgumentError,
+            "invalid entries: #{inspect(entries)} for buffer #{inspect(buffer)}, expected #{expected}"
+
+    Enum.to_list(entries)
+  end
+
+  # The protocol is implemented for all functions, but takes those of arity 2 only.
+  defp enumerable?(function) when is_function(function), do: is_function(function, 2)
+  defp enumerable?(term), do: Enumerable.impl_for(term) != nil
+
   defp check_pairs!([{_key, _value} | rest], buffer), do: check_pairs!(rest, buffer)
   defp check_pairs!([], _buffer), do: :ok
-  defp check_pairs!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, :pair)
+  defp check_pairs!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, @pair)
   defp check_pairs!(tail, buffer), do: Call.improper_list!(tail, buffer)
 
   defp check_versioned!([{_key, _value, version} | rest], buffer) when is_integer(version) do
@@ -314,12 +341,10 @@ defmodule PartitionedBuffer.Map do
   end
 
   defp check_versioned!([], _buffer), do: :ok
-  defp check_versioned!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, :versioned)
+  defp check_versioned!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, @versioned)
   defp check_versioned!(tail, buffer), do: Call.improper_list!(tail, buffer)
 
-  defp invalid_entry!(buffer, entry, kind) do
-    expected = if kind == :pair, do: "{key, value}", else: "{key, value, version} with an integer version"
-
+  defp invalid_entry!(buffer, entry, expected) do
     raise ArgumentError,
           "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{expected}"
   end

@@ -209,7 +209,67 @@ defmodule PartitionedBuffer.MapTest do
       assert Enum.sum(updates) == 199_000
     end
 
-    test "raise on a bad element at the end, an improper list and no list, and write nothing" do
+    test "take any enumerable of their tuples" do
+      buffer = start_buffer()
+
+      for opts <- [[], [partition_key: :one]] do
+        assert Buffer.put_all(buffer, MapSet.new([{1, :a}, {2, :b}]), opts) == :ok
+        assert Buffer.put_all(buffer, Stream.map(3..4, &{&1, :c}), opts) == :ok
+        assert Buffer.put_all(buffer, Stream.map([], & &1), opts) == :ok
+        assert Buffer.put_all_newer(buffer, Stream.map(4..5, &{&1, :d, 1}), opts) == :ok
+        assert Buffer.put_all_newer(buffer, MapSet.new([{5, :e, 2}]), opts) == :ok
+        assert Buffer.put_all_newer(buffer, %{}, opts) == :ok
+
+        assert for(key <- 1..6, do: Buffer.get(buffer, key, nil, opts)) ==
+                 [:a, :b, :c, :d, :e, nil]
+      end
+    end
+
+    test "write nothing of an enumerable that raises, or has an element that is none of their tuples" do
+      buffer = start_buffer()
+      raising = Stream.map(1..1_000, &if(&1 == 1_000, do: raise("no"), else: {&1, &1}))
+      assert_raise RuntimeError, "no", fn -> Buffer.put_all(buffer, raising) end
+
+      for {write, entries, element} <- [
+            {&Buffer.put_all/2, 1..3, "1"},
+            {&Buffer.put_all/2, MapSet.new([{1, 1, 1}]), "{1, 1, 1}"},
+            {&Buffer.put_all_newer/2, %{a: 1}, "{:a, 1}"},
+            {&Buffer.put_all_newer/2, Stream.map(1..3, &{&1, &1, nil}), "{1, 1, nil}"}
+          ] do
+        message = ~r/^invalid entry: #{Regex.escape(element)} for buffer #{inspect(buffer)}, expected/
+        assert_raise ArgumentError, message, fn -> write.(buffer, entries) end
+      end
+
+      assert Buffer.size(buffer) == 0
+    end
+
+    test "raise on what is not enumerable, and write nothing" do
+      buffer = start_buffer()
+
+      for value <- [
+            1,
+            :atom,
+            "binary",
+            {1, 2},
+            nil,
+            URI.parse("/"),
+            self(),
+            fn -> 1 end,
+            &Function.identity/1
+          ],
+          opts <- [[], [partition_key: 1]],
+          {write, expected} <- [
+            {&Buffer.put_all/3, "a map, or another enumerable of {key, value}"},
+            {&Buffer.put_all_newer/3, "an enumerable of {key, value, version} with an integer version"}
+          ] do
+        message = "invalid entries: #{inspect(value)} for buffer #{inspect(buffer)}, expected #{expected}"
+        assert_raise ArgumentError, message, fn -> write.(buffer, value, opts) end
+      end
+
+      assert Buffer.size(buffer) == 0
+    end
+
+    test "raise on a bad element at the end and on an improper list, and write nothing" do
       buffer = start_buffer()
       good = for n <- 1..1_000, do: {n, n}
       good_newer = for n <- 1..1_000, do: {n, n, n}
@@ -226,14 +286,6 @@ defmodule PartitionedBuffer.MapTest do
 
       assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all(buffer, good ++ {:a, 1}) end
       assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all_newer(buffer, good_newer ++ :tail) end
-      no_list = ~r/expected a list of entries for buffer #{inspect(buffer)}, got: /
-      assert_raise ArgumentError, ~r/#{no_list.source}:no_list/, fn -> Buffer.put_all(buffer, :no_list) end
-
-      assert_raise ArgumentError, ~r/#{no_list.source}%{a: 1}/, fn ->
-        Buffer.put_all_newer(buffer, %{a: 1})
-      end
-
-      assert_raise ArgumentError, no_list, fn -> Buffer.put_all(buffer, :no_list, partition_key: 1) end
       assert Buffer.size(buffer) == 0
     end
   end
