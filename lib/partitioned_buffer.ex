@@ -112,20 +112,19 @@ defmodule PartitionedBuffer do
   def start_link(opts), do: opts |> Options.start!() |> PartitionedBuffer.Supervisor.start_link()
 
   @doc """
-  The child specification of a buffer of the kind given as `:module`. Its id is the buffer's name.
+  The child specification of a buffer of the kind given as `:module`.
+
+  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
 
       iex> PartitionedBuffer.child_spec(module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1)
       %{
         id: :users,
-        start: {PartitionedBuffer.Map, :start_link, [[module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1]]},
+        start: {PartitionedBuffer, :start_link, [[module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1]]},
         type: :supervisor
       }
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts) do
-    options = Options.start!(opts)
-    %{id: options.name, start: {options.module, :start_link, [opts]}, type: :supervisor}
-  end
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.

@@ -71,7 +71,9 @@ defmodule PartitionedBuffer.Map do
   def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
-  The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
+  The child specification of a buffer, for a supervision tree.
+
+  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
 
       iex> PartitionedBuffer.Map.child_spec(name: :users, processor: &Function.identity/1).id
       :users
@@ -80,7 +82,7 @@ defmodule PartitionedBuffer.Map do
       Supervisor.start_link(children, strategy: :one_for_one)
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.child_spec()
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.

@@ -37,8 +37,8 @@ defmodule PartitionedBuffer.Options do
   """
   @spec start!(keyword()) :: t()
   def start!(options) do
-    check_keyword!(options, "the options of buffer", options_name(options))
-    name = Keyword.get(options, :name)
+    name = name(options)
+    check_keyword!(options, "the options of buffer", name)
     given = options |> Keyword.take(@start) |> first_of_each()
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
@@ -52,6 +52,12 @@ defmodule PartitionedBuffer.Options do
     Enum.each(given, &check!(&1, name))
     struct!(%Options{name: nil, processor: nil, module: nil, partitions: System.schedulers_online()}, given)
   end
+
+  @doc """
+  The name among options that are not checked; nil if there is none.
+  """
+  @spec name(any()) :: any()
+  def name(options), do: if(Keyword.keyword?(options), do: options[:name])
 
   @doc """
   The kind of buffer, as the native library calls it.
@@ -130,8 +136,6 @@ defmodule PartitionedBuffer.Options do
   defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"
   defp expected(:processing_timeout_ms), do: "a non-negative integer (milliseconds) or :infinity"
   defp expected(:processing_batch_size), do: "a positive integer or :table"
-
-  defp options_name(options), do: if(Keyword.keyword?(options), do: options[:name])
 
   # An app that has NimbleOptions may rescue its error, as the package did that this one takes the place of.
   @compile {:no_warn_undefined, NimbleOptions.ValidationError}

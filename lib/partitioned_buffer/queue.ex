@@ -53,13 +53,15 @@ defmodule PartitionedBuffer.Queue do
   def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
-  The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
+  The child specification of a buffer, for a supervision tree.
+
+  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
 
       iex> PartitionedBuffer.Queue.child_spec(name: :events, processor: &Function.identity/1).id
       :events
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.child_spec()
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.

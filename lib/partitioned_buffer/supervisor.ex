@@ -16,6 +16,13 @@ defmodule PartitionedBuffer.Supervisor do
 
   alias PartitionedBuffer.{Drainer, Native, Options, Partition}
 
+  @doc """
+  The child specification of a buffer that `module.start_link/1` starts with these options, which are not looked at before.
+  """
+  @spec child_spec(module(), any()) :: Supervisor.child_spec()
+  def child_spec(module, opts),
+    do: %{id: Options.name(opts) || module, start: {module, :start_link, [opts]}, type: :supervisor}
+
   @spec start_link(Options.t()) :: Supervisor.on_start()
   def start_link(%Options{} = options) do
     Supervisor.start_link(__MODULE__, options, name: name(options.name))

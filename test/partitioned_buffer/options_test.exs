@@ -47,6 +47,52 @@ defmodule PartitionedBuffer.OptionsTest do
     assert_raise ArgumentError, ~r/keyword list/, fn -> Buffer.start_link(%{name: :a}) end
   end
 
+  describe "child_spec/1" do
+    @modules [PartitionedBuffer, PartitionedBuffer.Map, PartitionedBuffer.Queue]
+
+    test "has the name given as its id, else the module, and does not look at the options" do
+      for module <- @modules, name <- [:users, MyApp.Users] do
+        opts = [name: name, processor: :none]
+        spec = %{id: name, start: {module, :start_link, [opts]}, type: :supervisor}
+        assert module.child_spec(opts) == spec
+      end
+
+      for module <- @modules, opts <- [[], [partitions: -1], [name: nil], :users, %{name: :users}, nil] do
+        spec = %{id: module, start: {module, :start_link, [opts]}, type: :supervisor}
+        assert module.child_spec(opts) == spec
+      end
+    end
+
+    test "with options that are no good is an error of the supervisor that starts it" do
+      supervisor = start_supervised!({DynamicSupervisor, strategy: :one_for_one})
+
+      for module <- @modules,
+          {opts, message} <- [
+            {[], ~r/required option :name of buffer nil is missing/},
+            {[name: :no_good], ~r/required option :processor of buffer :no_good is missing/},
+            {:no_good, ~r/the options of buffer nil must be a keyword list, got: :no_good/}
+          ] do
+        assert {:error, {%ArgumentError{message: raised}, [_ | _]}} =
+                 DynamicSupervisor.start_child(supervisor, {module, opts})
+
+        assert raised =~ message
+      end
+
+      Process.flag(:trap_exit, true)
+
+      assert {:error, {:shutdown, {:failed_to_start_child, :no_good, {:EXIT, {%ArgumentError{}, _}}}}} =
+               Supervisor.start_link([{Buffer, name: :no_good}], strategy: :one_for_one)
+    end
+
+    test "may be completed before it is started" do
+      name = unique_name()
+      %{start: {module, function, [opts]}} = spec = Buffer.child_spec(name: name)
+      opts = [processor: &Function.identity/1] ++ opts
+      start_supervised!(%{spec | start: {module, function, [opts]}})
+      assert Buffer.size(name) == 0
+    end
+  end
+
   test "unknown start options are ignored, the defaults are as documented" do
     name = unique_name()
     {:ok, _pid} = start(name: name, unknown: 1)
