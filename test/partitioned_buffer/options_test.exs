@@ -17,8 +17,9 @@ defmodule PartitionedBuffer.OptionsTest do
           {:partitions, 4_097, "non-negative integer up to 4096"},
           {:processing_interval_ms, 0, "positive integer"},
           {:processing_interval_ms, :infinity, "positive integer"},
-          {:processing_interval_ms, 4_294_967_296, "positive integer"},
+          {:processing_interval_ms, longest_interval() + 1, "positive integer up to #{longest_interval()}"},
           {:processing_timeout_ms, -1, "non-negative integer"},
+          {:processing_timeout_ms, 4_294_967_296, "non-negative integer up to 4294967295"},
           {:processing_batch_size, 0, "positive integer or :table"},
           {:processing_batch_size, :all, "positive integer or :table"}
         ] do
@@ -29,6 +30,17 @@ defmodule PartitionedBuffer.OptionsTest do
           do: assert(error.message =~ part)
 
       assert Process.whereis(PartitionedBuffer.Supervisor.name(name)) == nil
+    end
+  end
+
+  test "an interval may be as long as a timer can be, also where a partition starts again" do
+    name = start_buffer(partitions: 1, processing_interval_ms: 4_294_967_296)
+    assert Buffer.update_options(name, processing_interval_ms: longest_interval()) == :ok
+    kill_and_await_restart(hd(partitions(name)))
+    assert options(name).processing_interval_ms == longest_interval()
+
+    assert_raise ArgumentError, fn ->
+      Buffer.update_options(name, processing_interval_ms: longest_interval() + 1)
     end
   end
 
@@ -171,6 +183,8 @@ defmodule PartitionedBuffer.OptionsTest do
 
     assert Buffer.size(name) == 0
   end
+
+  defp longest_interval, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
   defp options(name), do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).settings, :options, 2)
 end
