@@ -132,11 +132,8 @@ defmodule PartitionedBuffer do
   Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds.
   """
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity)
-  def stop(pid, reason, timeout) when is_pid(pid), do: Supervisor.stop(pid, reason, timeout)
-
-  def stop(buffer, reason, timeout),
-    do: buffer |> PartitionedBuffer.Supervisor.name() |> Supervisor.stop(reason, timeout)
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
+    do: PartitionedBuffer.Supervisor.stop(buffer, reason, timeout)
 
   @doc """
   How many entries wait for the next hand-over, in all partitions.

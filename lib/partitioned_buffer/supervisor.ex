@@ -24,8 +24,33 @@ defmodule PartitionedBuffer.Supervisor do
     do: %{id: Options.name(opts) || module, start: {module, :start_link, [opts]}, type: :supervisor}
 
   @spec start_link(Options.t()) :: Supervisor.on_start()
-  def start_link(%Options{} = options) do
-    Supervisor.start_link(__MODULE__, options, name: name(options.name))
+  def start_link(%Options{name: buffer} = options) do
+    with {:error, {:already_started, pid}} = error <-
+           Supervisor.start_link(__MODULE__, options, name: name(buffer)) do
+      if kind(pid) == :foreign, do: {:error, {collision(buffer, pid), []}}, else: error
+    end
+  end
+
+  @doc """
+  Stops a buffer, given by its name or its supervisor's pid. Exits as `Supervisor.stop/3` does.
+  """
+  @spec stop(atom() | pid(), any(), timeout()) :: :ok
+  def stop(buffer, reason, timeout) when is_atom(buffer) do
+    case whereis(buffer) do
+      nil -> exit({:noproc, {GenServer, :stop, [name(buffer), reason, timeout]}})
+      pid -> stop(pid, reason, timeout)
+    end
+  end
+
+  def stop(pid, reason, timeout) when is_pid(pid), do: Supervisor.stop(pid, reason, timeout)
+
+  @doc """
+  The supervisor of a buffer; nil if there is none, or if its name is that of another process.
+  """
+  @spec whereis(atom()) :: pid() | nil
+  def whereis(buffer) do
+    pid = buffer |> name() |> Process.whereis()
+    if pid && kind(pid) == :own, do: pid
   end
 
   @doc """
@@ -49,6 +74,22 @@ defmodule PartitionedBuffer.Supervisor do
       end
 
     Supervisor.init(children ++ [{Drainer, {buffer, partitions}}], strategy: :one_for_one)
+  end
+
+  # A buffer `MyApp` has a supervisor of the name that an application's own supervisor often has.
+  defp kind(pid) do
+    with {:dictionary, dictionary} <- Process.info(pid, :dictionary) do
+      own? = {:"$initial_call", {:supervisor, __MODULE__, 1}} in dictionary
+      if own?, do: :own, else: :foreign
+    end
+  end
+
+  defp collision(buffer, pid) do
+    %ArgumentError{
+      message:
+        "buffer #{inspect(buffer)} cannot start: its supervisor would be named #{inspect(name(buffer))}, " <>
+          "which is the name of #{inspect(pid)}, and that is none of a buffer: another :name is needed"
+    }
   end
 
   defp task_supervisor(buffer, number) do

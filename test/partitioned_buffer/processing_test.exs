@@ -244,7 +244,50 @@ defmodule PartitionedBuffer.ProcessingTest do
     end
   end
 
+  describe "a buffer whose supervisor would have the name of another process" do
+    setup do
+      name = Module.concat(unique_name("App"), Buffer)
+      supervisor = Module.concat(name, Supervisor)
+      spec = %{id: :app, start: {Supervisor, :start_link, [[], [strategy: :one_for_one, name: supervisor]]}}
+      {:ok, name: name, supervisor: supervisor, app: start_supervised!(spec)}
+    end
+
+    test "does not start, and says why", %{name: name, supervisor: supervisor, app: app} do
+      message =
+        "buffer #{inspect(name)} cannot start: its supervisor would be named #{inspect(supervisor)}, " <>
+          "which is the name of #{inspect(app)}, and that is none of a buffer: another :name is needed"
+
+      assert Buffer.start_link(name: name, processor: &Function.identity/1) ==
+               {:error, {%ArgumentError{message: message}, []}}
+    end
+
+    test "cannot be stopped, and the other process goes on", %{name: name, supervisor: supervisor, app: app} do
+      for stop <- [&Buffer.stop/1, &PartitionedBuffer.stop/1, &PartitionedBuffer.Queue.stop/1] do
+        assert catch_exit(stop.(name)) == {:noproc, {GenServer, :stop, [supervisor, :normal, :infinity]}}
+      end
+
+      assert Process.whereis(supervisor) == app
+      assert Supervisor.which_children(app) == []
+    end
+  end
+
   describe "stop/3" do
+    test "exits as Supervisor.stop/3 does if the buffer is not running" do
+      stopped = start_buffer()
+      Buffer.stop(stopped)
+
+      for name <- [unique_name(), stopped] do
+        supervisor = Module.concat(name, Supervisor)
+
+        assert catch_exit(Buffer.stop(name, :normal, 9)) ==
+                 catch_exit(Supervisor.stop(supervisor, :normal, 9))
+      end
+
+      {dead, ref} = spawn_monitor(fn -> :ok end)
+      assert_receive {:DOWN, ^ref, :process, ^dead, :normal}
+      assert catch_exit(Buffer.stop(dead)) == catch_exit(Supervisor.stop(dead))
+    end
+
     test "waits for the batch in flight, then processes the rest, in that order" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_newer(buffer, :key, :old, 1)
