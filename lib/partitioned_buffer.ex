@@ -129,7 +129,8 @@ defmodule PartitionedBuffer do
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
 
-  Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds.
+  Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds. If the buffer
+  is stopping already, it waits for its end.
   """
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity),

@@ -32,7 +32,8 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   @doc """
-  Stops a buffer, given by its name or its supervisor's pid. Exits as `Supervisor.stop/3` does.
+  Stops a buffer, given by its name or its supervisor's pid. Exits as `Supervisor.stop/3` does, but not if somebody else stops
+  it meanwhile.
   """
   @spec stop(atom() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason, timeout) when is_atom(buffer) do
@@ -42,7 +43,23 @@ defmodule PartitionedBuffer.Supervisor do
     end
   end
 
-  def stop(pid, reason, timeout) when is_pid(pid), do: Supervisor.stop(pid, reason, timeout)
+  def stop(pid, reason, timeout) when is_pid(pid) do
+    ref = Process.monitor(pid)
+
+    try do
+      Supervisor.stop(pid, reason, timeout)
+    catch
+      # It has ended, by another call or by its own supervisor: that is no error if it was a stop.
+      :exit, {cause, _call} = caught when cause not in [:timeout, :calling_self] ->
+        receive do
+          {:DOWN, ^ref, :process, _pid, ended} when ended in [:normal, :shutdown] -> :ok
+          {:DOWN, ^ref, :process, _pid, {:shutdown, _why}} -> :ok
+          {:DOWN, ^ref, :process, _pid, _other} -> exit(caught)
+        end
+    after
+      Process.demonitor(ref, [:flush])
+    end
+  end
 
   @doc """
   The supervisor of a buffer; nil if there is none, or if its name is that of another process.

@@ -272,6 +272,53 @@ defmodule PartitionedBuffer.ProcessingTest do
   end
 
   describe "stop/3" do
+    test "returns from all calls that come while the buffer is stopping" do
+      {:ok, owner} = ExUnit.fetch_test_supervisor()
+
+      for first <- [&Buffer.stop/1, &Buffer.stop(&1, :shutdown), &Supervisor.terminate_child(owner, &1)] do
+        buffer = start_buffer(partitions: 1, processor: asking_processor())
+        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        Buffer.put(buffer, :key, 1)
+        first = Task.async(fn -> first.(buffer) end)
+        assert_receive {:asked, processor, _batch}
+        stops = for server <- [buffer, supervisor], do: Task.async(fn -> Buffer.stop(server) end)
+        await_messages(supervisor, 2)
+        send(processor, :return)
+        assert Task.await_many([first | stops]) == [:ok, :ok, :ok]
+      end
+    end
+
+    test "exits after its timeout, and if the buffer ends for another reason" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+      Buffer.put(buffer, :key, 1)
+      stop = fn timeout -> catch_exit(Buffer.stop(buffer, :normal, timeout)) end
+      stops = [Task.async(fn -> stop.(:infinity) end)]
+      assert_receive {:asked, _processor, _batch}
+      assert {:timeout, {GenServer, :stop, _}} = stop.(10)
+      {:message_queue_len, messages} = Process.info(supervisor, :message_queue_len)
+      stops = [Task.async(fn -> stop.(:infinity) end) | stops]
+      await_messages(supervisor, messages + 1)
+      children = [hd(partitions(buffer)), PartitionedBuffer.Partition.task_supervisor(buffer, 0)]
+      refs = for child <- children, do: Process.monitor(child)
+      Process.exit(supervisor, :kill)
+
+      assert [{{:killed, _}, {GenServer, :stop, _}}, {:killed, {GenServer, :stop, _}}] =
+               Task.await_many(stops)
+
+      # What they log of their end is this test's.
+      for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason}, 5_000)
+    end
+
+    test "exits in the process that it would stop" do
+      assert {:calling_self, _call} = catch_exit(Buffer.stop(self()))
+    end
+
+    # What a process is asked while it is busy.
+    defp await_messages(pid, number) do
+      Process.info(pid, :message_queue_len) == {:message_queue_len, number} || await_messages(pid, number)
+    end
+
     test "exits as Supervisor.stop/3 does if the buffer is not running" do
       stopped = start_buffer()
       Buffer.stop(stopped)

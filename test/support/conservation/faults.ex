@@ -174,7 +174,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp inject(faults, :stop) do
-    PartitionedBuffer.stop(name(faults))
+    stop_running(faults)
     %{faults | owner: start_owner(faults.options)}
   end
 
@@ -303,10 +303,21 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # Its supervisor may be about to give up: what it leaves is the next one's.
   defp stop_buffer(faults) do
     faults = ensure_running(faults)
-    PartitionedBuffer.stop(name(faults))
+    stop_running(faults)
     faults
   catch
     :exit, _given_up -> stop_buffer(faults)
+  end
+
+  # Exits if the supervisor gives up meanwhile, which a stop takes for one by another.
+  defp stop_running(faults) do
+    ref = faults |> name() |> PartitionedBuffer.Supervisor.name() |> Process.monitor()
+    PartitionedBuffer.stop(name(faults))
+
+    receive do
+      {:DOWN, ^ref, :process, _supervisor, :normal} -> :ok
+      {:DOWN, ^ref, :process, _supervisor, gave_up} -> exit(gave_up)
+    end
   end
 
   defp start_again(faults) do
