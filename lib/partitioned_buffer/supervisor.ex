@@ -9,6 +9,10 @@ defmodule PartitionedBuffer.Supervisor do
   #     ├── name.1
   #     └── PartitionedBuffer.Drainer
   #
+  # The number of restarts that it bears grows with the number of partitions. Each of them may fail by itself, and what makes
+  # one fail may make all fail at once, as where the module of the NIFs is loaded again. The usual three restarts would end a
+  # buffer of four partitions then.
+  #
   # The native buffer runs as long as this process lives. What a crash of all of it leaves unprocessed is found by the next
   # supervisor of the same name.
 
@@ -90,7 +94,11 @@ defmodule PartitionedBuffer.Supervisor do
         child
       end
 
-    Supervisor.init(children ++ [{Drainer, {buffer, partitions}}], strategy: :one_for_one)
+    Supervisor.init(children ++ [{Drainer, {buffer, partitions}}],
+      strategy: :one_for_one,
+      max_restarts: 3 + 3 * partitions,
+      max_seconds: 5
+    )
   end
 
   # A buffer `MyApp` has a supervisor of the name that an application's own supervisor often has.

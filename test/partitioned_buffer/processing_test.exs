@@ -244,6 +244,22 @@ defmodule PartitionedBuffer.ProcessingTest do
     end
   end
 
+  describe "a partition that is killed" do
+    test "ends the buffer at the fourth time, and at three times more for each partition" do
+      for {partitions, times} <- [{1, 6}, {4, 15}] do
+        buffer = start_buffer(partitions: partitions)
+        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        ref = Process.monitor(supervisor)
+        [partition | _] = partitions(buffer)
+        for _ <- 1..times, do: kill_and_await_restart(partition)
+        assert PartitionedBuffer.Supervisor.whereis(buffer) == supervisor
+
+        Process.exit(Process.whereis(partition), :kill)
+        assert_receive {:DOWN, ^ref, :process, ^supervisor, :shutdown}, 5_000
+      end
+    end
+  end
+
   describe "a buffer whose supervisor would have the name of another process" do
     setup do
       name = Module.concat(unique_name("App"), Buffer)
