@@ -48,7 +48,7 @@ defmodule Workload do
     perform(kind, terms)
     count(done, kind)
   rescue
-    error in RuntimeError ->
+    error in ArgumentError ->
       # The buffer is being restarted.
       error.message =~ "no partitions available" || reraise(error, __STACKTRACE__)
       Process.sleep(1)

@@ -15,7 +15,7 @@ defmodule PartitionedBuffer do
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at the end: how long a batch in flight may take |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
@@ -112,32 +112,29 @@ defmodule PartitionedBuffer do
   def start_link(opts), do: opts |> Options.start!() |> PartitionedBuffer.Supervisor.start_link()
 
   @doc """
-  The child specification of a buffer of the kind given as `:module`. Its id is the buffer's name.
+  The child specification of a buffer of the kind given as `:module`.
+
+  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
 
       iex> PartitionedBuffer.child_spec(module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1)
       %{
         id: :users,
-        start: {PartitionedBuffer.Map, :start_link, [[module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1]]},
+        start: {PartitionedBuffer, :start_link, [[module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1]]},
         type: :supervisor
       }
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts) do
-    options = Options.start!(opts)
-    %{id: options.name, start: {options.module, :start_link, [opts]}, type: :supervisor}
-  end
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
 
-  Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds.
+  Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds. If the buffer
+  is stopping already, it waits for its end.
   """
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity)
-  def stop(pid, reason, timeout) when is_pid(pid), do: Supervisor.stop(pid, reason, timeout)
-
-  def stop(buffer, reason, timeout),
-    do: buffer |> PartitionedBuffer.Supervisor.name() |> Supervisor.stop(reason, timeout)
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
+    do: PartitionedBuffer.Supervisor.stop(buffer, reason, timeout)
 
   @doc """
   How many entries wait for the next hand-over, in all partitions.

@@ -12,47 +12,42 @@ defmodule PartitionedBuffer.Call do
   def route(buffer, term, opts), do: Routing.partition(buffer, Options.partition_key!(buffer, opts), term)
 
   @doc """
-  Raises if the buffer is not running.
+  Raises if the buffer is not running, or not as one of this kind.
   """
-  @spec ok!(:ok | :not_running, atom()) :: :ok
-  def ok!(:ok, _buffer), do: :ok
-  def ok!(:not_running, buffer), do: Routing.not_running!(buffer)
+  @spec ok!(:ok | :not_running, atom(), :map | :queue) :: :ok
+  def ok!(:ok, _buffer, _kind), do: :ok
+  def ok!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
 
   @doc """
-  Writes a list by the NIF `native`. `check!` raises if there is anything in it that cannot be written, and `routed_by` gives
-  what an element is routed by.
+  Writes a list to a buffer of a kind by the NIF `native`. `check!` raises if there is anything in it that cannot be written.
   """
-  @spec write_list(atom(), list(), keyword(), fun(), fun(), fun()) :: :ok
-  def write_list(buffer, list, opts, native, check!, routed_by)
+  @spec write_list(atom(), list(), keyword(), fun(), fun(), :map | :queue) :: :ok
+  def write_list(buffer, list, opts, native, check!, kind)
 
-  def write_list(buffer, no_list, _opts, _native, _check!, _routed_by) when not is_list(no_list) do
-    raise ArgumentError, "expected a list of entries for buffer #{inspect(buffer)}, got: #{inspect(no_list)}"
-  end
-
-  def write_list(buffer, list, [], native, check!, _routed_by) do
+  def write_list(buffer, list, [], native, check!, kind) do
     # A short list is checked by the NIF; all others are here, before anything is written.
     case native.(buffer, nil, list, false) do
       :unchecked ->
         check!.(list, buffer)
-        write(native, buffer, nil, list)
+        write(native, buffer, nil, list, kind)
 
       result ->
-        written(result, native, buffer, nil)
+        written(result, native, buffer, nil, kind)
     end
   end
 
-  def write_list(buffer, list, opts, native, check!, routed_by) do
+  def write_list(buffer, list, opts, native, check!, kind) do
     check!.(list, buffer)
 
     case Options.partition_key!(buffer, opts) do
       partition_key when partition_key == nil or list == [] ->
-        write(native, buffer, nil, list)
+        write(native, buffer, nil, list, kind)
 
       partition_key ->
         # All are routed before any is written: the function may raise.
         list
-        |> Enum.group_by(&Routing.partition(buffer, partition_key, routed_by.(&1)))
-        |> Enum.each(fn {partition, list} -> write(native, buffer, partition, list) end)
+        |> Enum.group_by(&Routing.partition(buffer, partition_key, routed_by(kind, &1)))
+        |> Enum.each(fn {partition, list} -> write(native, buffer, partition, list, kind) end)
     end
   end
 
@@ -65,8 +60,12 @@ defmodule PartitionedBuffer.Call do
           "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
   end
 
-  defp write(native, buffer, to, list), do: buffer |> native.(to, list, true) |> written(native, buffer, to)
+  defp routed_by(:map, entry), do: elem(entry, 0)
+  defp routed_by(:queue, item), do: item
 
-  defp written({:more, rest}, native, buffer, to), do: write(native, buffer, to, rest)
-  defp written(result, _native, buffer, _to), do: ok!(result, buffer)
+  defp write(native, buffer, to, list, kind),
+    do: buffer |> native.(to, list, true) |> written(native, buffer, to, kind)
+
+  defp written({:more, rest}, native, buffer, to, kind), do: write(native, buffer, to, rest, kind)
+  defp written(result, _native, buffer, _to, kind), do: ok!(result, buffer, kind)
 end

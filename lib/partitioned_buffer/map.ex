@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.Map do
       users.version < excluded.version`.
     * `get/4`, `delete/3` and `size/1` see the entries that wait for the next hand-over, not those already handed over.
     * A call that raises because of its arguments has written nothing.
-    * On a buffer that is not running every operation raises a `RuntimeError`.
+    * On a buffer that is not running every operation raises an `ArgumentError`, on one with 0 partitions a `RuntimeError`.
 
   ## Processor
 
@@ -47,6 +47,12 @@ defmodule PartitionedBuffer.Map do
   """
 
   alias PartitionedBuffer.{Call, Definition, Native, Routing}
+
+  # What entries have to be, for messages.
+  @pair "{key, value}"
+  @pairs "a map, or another enumerable of #{@pair}"
+  @versioned "{key, value, version} with an integer version"
+  @all_versioned "an enumerable of #{@versioned}"
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -65,7 +71,9 @@ defmodule PartitionedBuffer.Map do
   def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
-  The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
+  The child specification of a buffer, for a supervision tree.
+
+  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
 
       iex> PartitionedBuffer.Map.child_spec(name: :users, processor: &Function.identity/1).id
       :users
@@ -74,7 +82,7 @@ defmodule PartitionedBuffer.Map do
       Supervisor.start_link(children, strategy: :one_for_one)
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.child_spec()
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
@@ -132,7 +140,7 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all/3`."
-      @spec put_all(map() | [{any(), any()}], keyword()) :: :ok
+      @spec put_all(Enumerable.t(), keyword()) :: :ok
       def put_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
@@ -142,7 +150,7 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
-      @spec put_all_newer([{any(), any(), integer()}], keyword()) :: :ok
+      @spec put_all_newer(Enumerable.t(), keyword()) :: :ok
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
@@ -175,16 +183,17 @@ defmodule PartitionedBuffer.Map do
   def put(buffer, key, value, opts \\ [])
 
   def put(buffer, key, value, []) when is_atom(buffer) do
-    with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer)
+    with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer, :map)
   end
 
   def put(buffer, key, value, opts) when is_atom(buffer),
-    do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer)
+    do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer, :map)
 
   @doc """
-  Puts the entries of a map, or of a list of `{key, value}` tuples in their order.
+  Puts the entries of a map, or of a list or another enumerable of `{key, value}` tuples in their order.
 
-  Raises an `ArgumentError`, and writes nothing, if there is anything else in the list. Takes the
+  An enumerable is read to its end before the first entry is written. Raises an `ArgumentError`, and writes nothing, if there
+  is anything else in it; if it raises itself, nothing is written either. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as `:partition_key` is called for all
   entries before the first is written.
 
@@ -194,13 +203,14 @@ defmodule PartitionedBuffer.Map do
       :ok
       iex> PartitionedBuffer.Map.get(:doc, :a)
       2
+      iex> PartitionedBuffer.Map.put_all(:doc, Stream.map(1..3, &{&1, &1 * &1}))
+      :ok
   """
-  @spec put_all(buffer(), map() | [{any(), any()}], keyword()) :: :ok
-  def put_all(buffer, entries, opts \\ [])
-  def put_all(buffer, entries, opts) when is_map(entries), do: put_all(buffer, Map.to_list(entries), opts)
-
-  def put_all(buffer, entries, opts) when is_atom(buffer),
-    do: Call.write_list(buffer, entries, opts, &Native.put_all/4, &check_pairs!/2, &elem(&1, 0))
+  @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok
+  def put_all(buffer, entries, opts \\ []) when is_atom(buffer) do
+    list = to_list!(entries, buffer, @pairs)
+    Call.write_list(buffer, list, opts, &Native.put_all/4, &check_pairs!/2, :map)
+  end
 
   @doc """
   Puts a value for a key, unless there is an entry for it whose version is as high.
@@ -220,20 +230,21 @@ defmodule PartitionedBuffer.Map do
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(nil, key, value, version) |> Call.ok!(buffer)
+    buffer |> Native.put_newer(nil, key, value, version) |> Call.ok!(buffer, :map)
   end
 
   def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(Call.route(buffer, key, opts), key, value, version) |> Call.ok!(buffer)
+    buffer |> Native.put_newer(Call.route(buffer, key, opts), key, value, version) |> Call.ok!(buffer, :map)
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
-    do: invalid_entry!(buffer, {key, value, version}, :versioned)
+    do: invalid_entry!(buffer, {key, value, version}, @versioned)
 
   @doc """
-  Puts a list of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
+  Puts the entries of a list or another enumerable of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
 
-  Raises an `ArgumentError`, and writes nothing, if there is anything else in the list. Takes the
+  An enumerable is read to its end before the first entry is written. Raises an `ArgumentError`, and writes nothing, if there
+  is anything else in it; if it raises itself, nothing is written either. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put_all_newer(:doc, [{:x, "second", 2}, {:x, "first", 1}])
@@ -241,9 +252,11 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :x)
       "second"
   """
-  @spec put_all_newer(buffer(), [{any(), any(), integer()}], keyword()) :: :ok
-  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
-    do: Call.write_list(buffer, entries, opts, &Native.put_all_newer/4, &check_versioned!/2, &elem(&1, 0))
+  @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok
+  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer) do
+    list = to_list!(entries, buffer, @all_versioned)
+    Call.write_list(buffer, list, opts, &Native.put_all_newer/4, &check_versioned!/2, :map)
+  end
 
   @doc """
   The value of a key among the entries that wait for the next hand-over, or `default`.
@@ -267,7 +280,7 @@ defmodule PartitionedBuffer.Map do
 
   defp found({:ok, value}, _buffer, _default), do: value
   defp found(:error, _buffer, default), do: default
-  defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer)
+  defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
   Deletes the entry of a key, if it waits for the next hand-over. What has been handed over is not affected.
@@ -282,7 +295,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
-    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer)
+    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer, :map)
 
   @doc """
   How many entries wait for the next hand-over, in all partitions.
@@ -304,9 +317,25 @@ defmodule PartitionedBuffer.Map do
 
   ## Private
 
+  # All of it, before anything is written: an enumerable may raise.
+  defp to_list!(list, _buffer, _expected) when is_list(list), do: list
+  defp to_list!(map, _buffer, _expected) when is_map(map) and not is_struct(map), do: Map.to_list(map)
+
+  defp to_list!(entries, buffer, expected) do
+    enumerable?(entries) ||
+      raise ArgumentError,
+            "invalid entries: #{inspect(entries)} for buffer #{inspect(buffer)}, expected #{expected}"
+
+    Enum.to_list(entries)
+  end
+
+  # The protocol is implemented for all functions, but takes those of arity 2 only.
+  defp enumerable?(function) when is_function(function), do: is_function(function, 2)
+  defp enumerable?(term), do: Enumerable.impl_for(term) != nil
+
   defp check_pairs!([{_key, _value} | rest], buffer), do: check_pairs!(rest, buffer)
   defp check_pairs!([], _buffer), do: :ok
-  defp check_pairs!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, :pair)
+  defp check_pairs!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, @pair)
   defp check_pairs!(tail, buffer), do: Call.improper_list!(tail, buffer)
 
   defp check_versioned!([{_key, _value, version} | rest], buffer) when is_integer(version) do
@@ -314,12 +343,10 @@ defmodule PartitionedBuffer.Map do
   end
 
   defp check_versioned!([], _buffer), do: :ok
-  defp check_versioned!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, :versioned)
+  defp check_versioned!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, @versioned)
   defp check_versioned!(tail, buffer), do: Call.improper_list!(tail, buffer)
 
-  defp invalid_entry!(buffer, entry, kind) do
-    expected = if kind == :pair, do: "{key, value}", else: "{key, value, version} with an integer version"
-
+  defp invalid_entry!(buffer, entry, expected) do
     raise ArgumentError,
           "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{expected}"
   end

@@ -51,6 +51,10 @@ defmodule PartitionedBuffer.Native do
   @spec partitions(atom()) :: pos_integer() | :not_running
   def partitions(_buffer), do: not_loaded()
 
+  @doc "What a buffer runs as, and its number of partitions, 0 as well, while the process that opened it lives."
+  @spec status(atom()) :: {:map | :queue, partitions :: non_neg_integer()} | :not_running
+  def status(_buffer), do: not_loaded()
+
   @spec size(atom()) :: non_neg_integer() | :not_running
   def size(_buffer), do: not_loaded()
 

@@ -29,16 +29,16 @@ defmodule PartitionedBuffer.Options do
   # The modules of the buffers, and what the native library calls their kind.
   @kinds %{PartitionedBuffer.Map => :map, PartitionedBuffer.Queue => :queue}
 
-  # The largest time that Erlang's timers take.
-  @max_ms 4_294_967_295
+  # The longest that `receive` waits.
+  @max_timeout_ms 4_294_967_295
 
   @doc """
   The options to start a buffer with. Other keys are ignored: a child specification may carry more.
   """
   @spec start!(keyword()) :: t()
   def start!(options) do
-    check_keyword!(options, "the options of buffer", options_name(options))
-    name = Keyword.get(options, :name)
+    name = name(options)
+    check_keyword!(options, "the options of buffer", name)
     given = options |> Keyword.take(@start) |> first_of_each()
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
@@ -52,6 +52,12 @@ defmodule PartitionedBuffer.Options do
     Enum.each(given, &check!(&1, name))
     struct!(%Options{name: nil, processor: nil, module: nil, partitions: System.schedulers_online()}, given)
   end
+
+  @doc """
+  The name among options that are not checked; nil if there is none.
+  """
+  @spec name(any()) :: any()
+  def name(options), do: if(Keyword.keyword?(options), do: options[:name])
 
   @doc """
   The kind of buffer, as the native library calls it.
@@ -117,9 +123,9 @@ defmodule PartitionedBuffer.Options do
 
   defp valid?(:processor, processor), do: is_function(processor, 1)
   defp valid?(:partitions, number), do: is_integer(number) and number in 0..4_096
-  defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= @max_ms
+  defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= max_interval_ms()
   defp valid?(:processing_timeout_ms, :infinity), do: true
-  defp valid?(:processing_timeout_ms, ms), do: is_integer(ms) and ms >= 0 and ms <= @max_ms
+  defp valid?(:processing_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_timeout_ms
   defp valid?(:processing_batch_size, :table), do: true
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
 
@@ -127,11 +133,16 @@ defmodule PartitionedBuffer.Options do
   defp expected(:module), do: "PartitionedBuffer.Map or PartitionedBuffer.Queue"
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
   defp expected(:partitions), do: "a non-negative integer up to 4096"
-  defp expected(:processing_interval_ms), do: "a positive integer (milliseconds)"
-  defp expected(:processing_timeout_ms), do: "a non-negative integer (milliseconds) or :infinity"
+  defp expected(:processing_interval_ms), do: "a positive integer up to #{max_interval_ms()} (milliseconds)"
+
+  defp expected(:processing_timeout_ms),
+    do: "a non-negative integer up to #{@max_timeout_ms} (milliseconds) or :infinity"
+
   defp expected(:processing_batch_size), do: "a positive integer or :table"
 
-  defp options_name(options), do: if(Keyword.keyword?(options), do: options[:name])
+  # A timer of `:erlang.start_timer/3` must end before the VM's clock does. That clock starts below 0 and takes years to get
+  # there, so this is never too long, whenever a timer starts.
+  defp max_interval_ms, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
   # An app that has NimbleOptions may rescue its error, as the package did that this one takes the place of.
   @compile {:no_warn_undefined, NimbleOptions.ValidationError}

@@ -53,13 +53,15 @@ defmodule PartitionedBuffer.Queue do
   def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
-  The child specification of a buffer, for a supervision tree. Its id is the buffer's name.
+  The child specification of a buffer, for a supervision tree.
+
+  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
 
       iex> PartitionedBuffer.Queue.child_spec(name: :events, processor: &Function.identity/1).id
       :events
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.child_spec()
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
@@ -130,10 +132,10 @@ defmodule PartitionedBuffer.Queue do
   def push(buffer, item_or_items, opts \\ [])
 
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
-    do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, &Function.identity/1)
+    do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, :queue)
 
   def push(buffer, item, opts) when is_atom(buffer),
-    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer)
+    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer, :queue)
 
   @doc """
   How many items wait for the next hand-over, in all partitions.

@@ -49,12 +49,27 @@ defmodule PartitionedBuffer.Routing do
   end
 
   @doc """
-  Raises what every operation raises on a buffer that is not running.
+  Raises what a call raises that a buffer did not take: of the kind `kind`, or of those that all kinds have.
   """
-  @spec not_running!(any()) :: no_return()
-  def not_running!(buffer) do
-    raise "no partitions available for buffer #{inspect(buffer)}: it is not running, or not as a buffer of this kind, " <>
-            "or was started with 0 partitions"
+  @spec not_running!(atom(), :map | :queue | :any) :: no_return()
+  def not_running!(buffer, kind \\ :any) do
+    message = "no partitions available for buffer #{inspect(buffer)}: "
+
+    case Native.status(buffer) do
+      :not_running ->
+        raise ArgumentError, message <> "it is not running"
+
+      {_running_as, 0} ->
+        raise message <> "it was started with 0 partitions"
+
+      {running_as, _partitions} when kind not in [:any, running_as] ->
+        raise ArgumentError,
+              message <> "it is running as a #{running_as}, and this call is for a #{kind}"
+
+      # Its partitions refuse what comes after the last flush.
+      _running ->
+        raise ArgumentError, message <> "it is stopping"
+    end
   end
 
   defp routing_key(nil, key), do: :erlang.phash2(key)

@@ -209,7 +209,67 @@ defmodule PartitionedBuffer.MapTest do
       assert Enum.sum(updates) == 199_000
     end
 
-    test "raise on a bad element at the end, an improper list and no list, and write nothing" do
+    test "take any enumerable of their tuples" do
+      buffer = start_buffer()
+
+      for opts <- [[], [partition_key: :one]] do
+        assert Buffer.put_all(buffer, MapSet.new([{1, :a}, {2, :b}]), opts) == :ok
+        assert Buffer.put_all(buffer, Stream.map(3..4, &{&1, :c}), opts) == :ok
+        assert Buffer.put_all(buffer, Stream.map([], & &1), opts) == :ok
+        assert Buffer.put_all_newer(buffer, Stream.map(4..5, &{&1, :d, 1}), opts) == :ok
+        assert Buffer.put_all_newer(buffer, MapSet.new([{5, :e, 2}]), opts) == :ok
+        assert Buffer.put_all_newer(buffer, %{}, opts) == :ok
+
+        assert for(key <- 1..6, do: Buffer.get(buffer, key, nil, opts)) ==
+                 [:a, :b, :c, :d, :e, nil]
+      end
+    end
+
+    test "write nothing of an enumerable that raises, or has an element that is none of their tuples" do
+      buffer = start_buffer()
+      raising = Stream.map(1..1_000, &if(&1 == 1_000, do: raise("no"), else: {&1, &1}))
+      assert_raise RuntimeError, "no", fn -> Buffer.put_all(buffer, raising) end
+
+      for {write, entries, element} <- [
+            {&Buffer.put_all/2, 1..3, "1"},
+            {&Buffer.put_all/2, MapSet.new([{1, 1, 1}]), "{1, 1, 1}"},
+            {&Buffer.put_all_newer/2, %{a: 1}, "{:a, 1}"},
+            {&Buffer.put_all_newer/2, Stream.map(1..3, &{&1, &1, nil}), "{1, 1, nil}"}
+          ] do
+        message = ~r/^invalid entry: #{Regex.escape(element)} for buffer #{inspect(buffer)}, expected/
+        assert_raise ArgumentError, message, fn -> write.(buffer, entries) end
+      end
+
+      assert Buffer.size(buffer) == 0
+    end
+
+    test "raise on what is not enumerable, and write nothing" do
+      buffer = start_buffer()
+
+      for value <- [
+            1,
+            :atom,
+            "binary",
+            {1, 2},
+            nil,
+            URI.parse("/"),
+            self(),
+            fn -> 1 end,
+            &Function.identity/1
+          ],
+          opts <- [[], [partition_key: 1]],
+          {write, expected} <- [
+            {&Buffer.put_all/3, "a map, or another enumerable of {key, value}"},
+            {&Buffer.put_all_newer/3, "an enumerable of {key, value, version} with an integer version"}
+          ] do
+        message = "invalid entries: #{inspect(value)} for buffer #{inspect(buffer)}, expected #{expected}"
+        assert_raise ArgumentError, message, fn -> write.(buffer, value, opts) end
+      end
+
+      assert Buffer.size(buffer) == 0
+    end
+
+    test "raise on a bad element at the end and on an improper list, and write nothing" do
       buffer = start_buffer()
       good = for n <- 1..1_000, do: {n, n}
       good_newer = for n <- 1..1_000, do: {n, n, n}
@@ -226,45 +286,75 @@ defmodule PartitionedBuffer.MapTest do
 
       assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all(buffer, good ++ {:a, 1}) end
       assert_raise ArgumentError, ~r/proper list/, fn -> Buffer.put_all_newer(buffer, good_newer ++ :tail) end
-      no_list = ~r/expected a list of entries for buffer #{inspect(buffer)}, got: /
-      assert_raise ArgumentError, ~r/#{no_list.source}:no_list/, fn -> Buffer.put_all(buffer, :no_list) end
-
-      assert_raise ArgumentError, ~r/#{no_list.source}%{a: 1}/, fn ->
-        Buffer.put_all_newer(buffer, %{a: 1})
-      end
-
-      assert_raise ArgumentError, no_list, fn -> Buffer.put_all(buffer, :no_list, partition_key: 1) end
       assert Buffer.size(buffer) == 0
     end
   end
 
-  describe "a buffer that is not running" do
-    test "raises on every operation: never started, stopped, with 0 partitions" do
+  describe "a buffer without partitions to write to" do
+    defp operations(buffer) do
+      [
+        fn -> Buffer.put(buffer, 1, 1) end,
+        fn -> Buffer.put(buffer, 1, 1, partition_key: 1) end,
+        fn -> Buffer.put_newer(buffer, 1, 1, 1) end,
+        fn -> Buffer.put_newer(buffer, 1, 1, 1, partition_key: 1) end,
+        fn -> Buffer.put_all(buffer, [{1, 1}]) end,
+        fn -> Buffer.put_all(buffer, %{1 => 1}, partition_key: 1) end,
+        fn -> Buffer.put_all(buffer, []) end,
+        fn -> Buffer.put_all(buffer, [], partition_key: 1) end,
+        fn -> Buffer.put_all_newer(buffer, [{1, 1, 1}]) end,
+        fn -> Buffer.get(buffer, 1) end,
+        fn -> Buffer.delete(buffer, 1) end,
+        fn -> Buffer.size(buffer) end,
+        fn -> Buffer.update_options(buffer, processing_interval_ms: 1) end,
+        fn -> PartitionedBuffer.get_partition(buffer, nil, 1) end
+      ]
+    end
+
+    defp assert_all_raise(operations, error, buffer, reason) do
+      message = "no partitions available for buffer #{inspect(buffer)}: #{reason}"
+      for operation <- operations, do: assert_raise(error, message, operation)
+    end
+
+    test "raises an ArgumentError on every operation if it is not running: never started, stopped" do
       stopped = start_buffer()
       Buffer.stop(stopped)
+      without_partitions = start_buffer(partitions: 0)
+      Buffer.stop(without_partitions)
 
-      for buffer <- [unique_name(), stopped, start_buffer(partitions: 0)] do
-        for operation <- [
-              fn -> Buffer.put(buffer, 1, 1) end,
-              fn -> Buffer.put(buffer, 1, 1, partition_key: 1) end,
-              fn -> Buffer.put_newer(buffer, 1, 1, 1) end,
-              fn -> Buffer.put_newer(buffer, 1, 1, 1, partition_key: 1) end,
-              fn -> Buffer.put_all(buffer, [{1, 1}]) end,
-              fn -> Buffer.put_all(buffer, %{1 => 1}, partition_key: 1) end,
-              fn -> Buffer.put_all(buffer, []) end,
-              fn -> Buffer.put_all(buffer, [], partition_key: 1) end,
-              fn -> Buffer.put_all_newer(buffer, [{1, 1, 1}]) end,
-              fn -> Buffer.get(buffer, 1) end,
-              fn -> Buffer.delete(buffer, 1) end,
-              fn -> Buffer.size(buffer) end,
-              fn -> Buffer.update_options(buffer, processing_interval_ms: 1) end,
-              fn -> PartitionedBuffer.get_partition(buffer, nil, 1) end
-            ] do
-          error = assert_raise RuntimeError, operation
-          assert error.message =~ "no partitions available for buffer #{inspect(buffer)}"
-          assert error.message =~ "not running"
-        end
-      end
+      for buffer <- [unique_name(), stopped, without_partitions],
+          do: assert_all_raise(operations(buffer), ArgumentError, buffer, "it is not running")
+    end
+
+    test "raises a RuntimeError on every operation if it was started with 0 partitions" do
+      buffer = start_buffer(partitions: 0)
+      assert_all_raise(operations(buffer), RuntimeError, buffer, "it was started with 0 partitions")
+    end
+
+    test "raises an ArgumentError if it is a queue" do
+      queue = start_buffer(module: PartitionedBuffer.Queue)
+      reason = "it is running as a queue, and this call is for a map"
+      # Behind them are those that any buffer takes.
+      assert_all_raise(Enum.take(operations(queue), 11), ArgumentError, queue, reason)
+      assert Buffer.size(queue) == 0
+    end
+
+    test "raises an ArgumentError while it is stopping" do
+      test = self()
+
+      buffer =
+        start_buffer(
+          partitions: 1,
+          processor: fn _batch -> send(test, {:processing, self()}) && receive(do: (:go_on -> :ok)) end
+        )
+
+      Buffer.put(buffer, :key, 1)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # What was left at the end is processed when writes are refused already.
+      assert_receive {:processing, processor}
+      assert_all_raise(Enum.take(operations(buffer), 6), ArgumentError, buffer, "it is stopping")
+      assert_all_raise([fn -> Buffer.size(buffer) end], ArgumentError, buffer, "it is stopping")
+      send(processor, :go_on)
+      assert Task.await(stop) == :ok
     end
   end
 end

@@ -12,6 +12,7 @@ defmodule PartitionedBuffer.NativeTest do
     reopen: [:name, :u32],
     close: [:name, :u32],
     partitions: [:name],
+    status: [:name],
     size: [:name],
     put: [:name, :route, :any, :any],
     put_newer: [:name, :route, :any, :any, :version],
@@ -181,6 +182,21 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
+  test "a name has the status of the kind that was opened last, until its process dies" do
+    name = unique_name()
+    assert Native.status(name) == :not_running
+
+    for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
+      Native.open(name, kind, partitions)
+      assert Native.status(name) == {kind, partitions}
+    end
+
+    owner = spawn(fn -> Native.open(name, :queue, 0) && receive(do: (:never -> :ok)) end)
+    await_status(name, {:queue, 0})
+    Process.exit(owner, :kill)
+    await_status(name, :not_running)
+  end
+
   test "positions and counts beyond the end read nothing" do
     buffer = start_buffer(partitions: 1)
     Buffer.put(buffer, :key, 1)
@@ -303,6 +319,9 @@ defmodule PartitionedBuffer.NativeTest do
       handed_over: Native.read(batch, 0, 10)
     }
   end
+
+  # The library is told of the death of a process by nothing that is seen from here.
+  defp await_status(name, status), do: Native.status(name) == status || await_status(name, status)
 
   # None of these is what the buffer holds already.
   defp fitting(:any, _buffer, _batch), do: :other

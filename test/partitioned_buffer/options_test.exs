@@ -17,8 +17,9 @@ defmodule PartitionedBuffer.OptionsTest do
           {:partitions, 4_097, "non-negative integer up to 4096"},
           {:processing_interval_ms, 0, "positive integer"},
           {:processing_interval_ms, :infinity, "positive integer"},
-          {:processing_interval_ms, 4_294_967_296, "positive integer"},
+          {:processing_interval_ms, longest_interval() + 1, "positive integer up to #{longest_interval()}"},
           {:processing_timeout_ms, -1, "non-negative integer"},
+          {:processing_timeout_ms, 4_294_967_296, "non-negative integer up to 4294967295"},
           {:processing_batch_size, 0, "positive integer or :table"},
           {:processing_batch_size, :all, "positive integer or :table"}
         ] do
@@ -29,6 +30,17 @@ defmodule PartitionedBuffer.OptionsTest do
           do: assert(error.message =~ part)
 
       assert Process.whereis(PartitionedBuffer.Supervisor.name(name)) == nil
+    end
+  end
+
+  test "an interval may be as long as a timer can be, also where a partition starts again" do
+    name = start_buffer(partitions: 1, processing_interval_ms: 4_294_967_296)
+    assert Buffer.update_options(name, processing_interval_ms: longest_interval()) == :ok
+    kill_and_await_restart(hd(partitions(name)))
+    assert options(name).processing_interval_ms == longest_interval()
+
+    assert_raise ArgumentError, fn ->
+      Buffer.update_options(name, processing_interval_ms: longest_interval() + 1)
     end
   end
 
@@ -45,6 +57,52 @@ defmodule PartitionedBuffer.OptionsTest do
     assert_raise ArgumentError, ~r/:processor/, fn -> Buffer.start_link(name: unique_name()) end
     assert_raise ArgumentError, ~r/:module/, fn -> PartitionedBuffer.start_link(name: :a, processor: & &1) end
     assert_raise ArgumentError, ~r/keyword list/, fn -> Buffer.start_link(%{name: :a}) end
+  end
+
+  describe "child_spec/1" do
+    @modules [PartitionedBuffer, PartitionedBuffer.Map, PartitionedBuffer.Queue]
+
+    test "has the name given as its id, else the module, and does not look at the options" do
+      for module <- @modules, name <- [:users, MyApp.Users] do
+        opts = [name: name, processor: :none]
+        spec = %{id: name, start: {module, :start_link, [opts]}, type: :supervisor}
+        assert module.child_spec(opts) == spec
+      end
+
+      for module <- @modules, opts <- [[], [partitions: -1], [name: nil], :users, %{name: :users}, nil] do
+        spec = %{id: module, start: {module, :start_link, [opts]}, type: :supervisor}
+        assert module.child_spec(opts) == spec
+      end
+    end
+
+    test "with options that are no good is an error of the supervisor that starts it" do
+      supervisor = start_supervised!({DynamicSupervisor, strategy: :one_for_one})
+
+      for module <- @modules,
+          {opts, message} <- [
+            {[], ~r/required option :name of buffer nil is missing/},
+            {[name: :no_good], ~r/required option :processor of buffer :no_good is missing/},
+            {:no_good, ~r/the options of buffer nil must be a keyword list, got: :no_good/}
+          ] do
+        assert {:error, {%ArgumentError{message: raised}, [_ | _]}} =
+                 DynamicSupervisor.start_child(supervisor, {module, opts})
+
+        assert raised =~ message
+      end
+
+      Process.flag(:trap_exit, true)
+
+      assert {:error, {:shutdown, {:failed_to_start_child, :no_good, {:EXIT, {%ArgumentError{}, _}}}}} =
+               Supervisor.start_link([{Buffer, name: :no_good}], strategy: :one_for_one)
+    end
+
+    test "may be completed before it is started" do
+      name = unique_name()
+      %{start: {module, function, [opts]}} = spec = Buffer.child_spec(name: name)
+      opts = [processor: &Function.identity/1] ++ opts
+      start_supervised!(%{spec | start: {module, function, [opts]}})
+      assert Buffer.size(name) == 0
+    end
   end
 
   test "unknown start options are ignored, the defaults are as documented" do
@@ -125,6 +183,8 @@ defmodule PartitionedBuffer.OptionsTest do
 
     assert Buffer.size(name) == 0
   end
+
+  defp longest_interval, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
   defp options(name), do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).settings, :options, 2)
 end

@@ -244,7 +244,113 @@ defmodule PartitionedBuffer.ProcessingTest do
     end
   end
 
+  describe "a partition that is killed" do
+    test "ends the buffer at the fourth time, and at three times more for each partition" do
+      for {partitions, times} <- [{1, 6}, {4, 15}] do
+        buffer = start_buffer(partitions: partitions)
+        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        ref = Process.monitor(supervisor)
+        [partition | _] = partitions(buffer)
+        for _ <- 1..times, do: kill_and_await_restart(partition)
+        assert PartitionedBuffer.Supervisor.whereis(buffer) == supervisor
+
+        Process.exit(Process.whereis(partition), :kill)
+        assert_receive {:DOWN, ^ref, :process, ^supervisor, :shutdown}, 5_000
+      end
+    end
+  end
+
+  describe "a buffer whose supervisor would have the name of another process" do
+    setup do
+      name = Module.concat(unique_name("App"), Buffer)
+      supervisor = Module.concat(name, Supervisor)
+      spec = %{id: :app, start: {Supervisor, :start_link, [[], [strategy: :one_for_one, name: supervisor]]}}
+      {:ok, name: name, supervisor: supervisor, app: start_supervised!(spec)}
+    end
+
+    test "does not start, and says why", %{name: name, supervisor: supervisor, app: app} do
+      message =
+        "buffer #{inspect(name)} cannot start: its supervisor would be named #{inspect(supervisor)}, " <>
+          "which is the name of #{inspect(app)}, and that is none of a buffer: another :name is needed"
+
+      assert Buffer.start_link(name: name, processor: &Function.identity/1) ==
+               {:error, {%ArgumentError{message: message}, []}}
+    end
+
+    test "cannot be stopped, and the other process goes on", %{name: name, supervisor: supervisor, app: app} do
+      for stop <- [&Buffer.stop/1, &PartitionedBuffer.stop/1, &PartitionedBuffer.Queue.stop/1] do
+        assert catch_exit(stop.(name)) == {:noproc, {GenServer, :stop, [supervisor, :normal, :infinity]}}
+      end
+
+      assert Process.whereis(supervisor) == app
+      assert Supervisor.which_children(app) == []
+    end
+  end
+
   describe "stop/3" do
+    test "returns from all calls that come while the buffer is stopping" do
+      {:ok, owner} = ExUnit.fetch_test_supervisor()
+
+      for first <- [&Buffer.stop/1, &Buffer.stop(&1, :shutdown), &Supervisor.terminate_child(owner, &1)] do
+        buffer = start_buffer(partitions: 1, processor: asking_processor())
+        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        Buffer.put(buffer, :key, 1)
+        first = Task.async(fn -> first.(buffer) end)
+        assert_receive {:asked, processor, _batch}
+        stops = for server <- [buffer, supervisor], do: Task.async(fn -> Buffer.stop(server) end)
+        await_messages(supervisor, 2)
+        send(processor, :return)
+        assert Task.await_many([first | stops]) == [:ok, :ok, :ok]
+      end
+    end
+
+    test "exits after its timeout, and if the buffer ends for another reason" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+      Buffer.put(buffer, :key, 1)
+      stop = fn timeout -> catch_exit(Buffer.stop(buffer, :normal, timeout)) end
+      stops = [Task.async(fn -> stop.(:infinity) end)]
+      assert_receive {:asked, _processor, _batch}
+      assert {:timeout, {GenServer, :stop, _}} = stop.(10)
+      {:message_queue_len, messages} = Process.info(supervisor, :message_queue_len)
+      stops = [Task.async(fn -> stop.(:infinity) end) | stops]
+      await_messages(supervisor, messages + 1)
+      children = [hd(partitions(buffer)), PartitionedBuffer.Partition.task_supervisor(buffer, 0)]
+      refs = for child <- children, do: Process.monitor(child)
+      Process.exit(supervisor, :kill)
+
+      assert [{{:killed, _}, {GenServer, :stop, _}}, {:killed, {GenServer, :stop, _}}] =
+               Task.await_many(stops)
+
+      # What they log of their end is this test's.
+      for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason}, 5_000)
+    end
+
+    test "exits in the process that it would stop" do
+      assert {:calling_self, _call} = catch_exit(Buffer.stop(self()))
+    end
+
+    # What a process is asked while it is busy.
+    defp await_messages(pid, number) do
+      Process.info(pid, :message_queue_len) == {:message_queue_len, number} || await_messages(pid, number)
+    end
+
+    test "exits as Supervisor.stop/3 does if the buffer is not running" do
+      stopped = start_buffer()
+      Buffer.stop(stopped)
+
+      for name <- [unique_name(), stopped] do
+        supervisor = Module.concat(name, Supervisor)
+
+        assert catch_exit(Buffer.stop(name, :normal, 9)) ==
+                 catch_exit(Supervisor.stop(supervisor, :normal, 9))
+      end
+
+      {dead, ref} = spawn_monitor(fn -> :ok end)
+      assert_receive {:DOWN, ^ref, :process, ^dead, :normal}
+      assert catch_exit(Buffer.stop(dead)) == catch_exit(Supervisor.stop(dead))
+    end
+
     test "waits for the batch in flight, then processes the rest, in that order" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_newer(buffer, :key, :old, 1)
@@ -259,7 +365,7 @@ defmodule PartitionedBuffer.ProcessingTest do
       send(first, :return)
       assert {[{:key, :new, 2, 0}], _ref} = answer(:return)
       assert Task.await(stop) == :ok
-      assert_raise RuntimeError, fn -> Buffer.put(buffer, :key, 1) end
+      assert_raise ArgumentError, fn -> Buffer.put(buffer, :key, 1) end
     end
 
     test "ends all partitions at the same time" do

@@ -105,7 +105,7 @@ defmodule PartitionedBuffer.QueueTest do
 
   test "a queue that is not running refuses items, and says so; a name that is no atom matches nothing" do
     for item <- [1, [1], []] do
-      assert_raise RuntimeError, ~r/^no partitions available for buffer :no_queue.*not running/, fn ->
+      assert_raise ArgumentError, "no partitions available for buffer :no_queue: it is not running", fn ->
         Queue.push(:no_queue, item)
       end
     end
@@ -113,12 +113,17 @@ defmodule PartitionedBuffer.QueueTest do
     assert_raise FunctionClauseError, fn -> Queue.push("queue", 1) end
   end
 
-  test "a buffer of another kind refuses" do
-    queue = start_queue()
+  test "a map refuses items, and says that it is none" do
     map = start_buffer()
-    assert_raise RuntimeError, ~r/not as a buffer of this kind/, fn -> Buffer.put(queue, 1, 1) end
-    assert_raise RuntimeError, ~r/not as a buffer of this kind/, fn -> Queue.push(map, 1) end
-    assert Buffer.size(map) + Queue.size(queue) == 0
+
+    for item <- [1, [1]], opts <- [[], [partition_key: 1]] do
+      assert_raise ArgumentError,
+                   "no partitions available for buffer #{inspect(map)}: " <>
+                     "it is running as a map, and this call is for a queue",
+                   fn -> Queue.push(map, item, opts) end
+    end
+
+    assert Buffer.size(map) == 0
   end
 
   test "what a failing processor did not have comes again, in order, before what is new" do

@@ -103,10 +103,15 @@ defmodule PartitionedBuffer.Conservation do
 
   ## What is written to
 
-  defp call(kind, buffer, call, opts) do
-    kind.call(buffer, call, opts)
+  defp call(kind, buffer, call, opts), do: refusable(fn -> kind.call(buffer, call, opts) end)
+
+  @doc "The result of a call on a buffer, `:refused` if the buffer is not running."
+  def refusable(call) do
+    call.()
   rescue
-    RuntimeError -> :refused
+    error in ArgumentError ->
+      unless error.message =~ "no partitions available", do: reraise(error, __STACKTRACE__)
+      :refused
   end
 
   defp call_design(kind, design, handle, call) do

@@ -124,7 +124,7 @@ defmodule Citizen do
   defp raised(function) do
     function.()
   rescue
-    error in [ArgumentError, RuntimeError] -> Exception.message(error)
+    error in ArgumentError -> Exception.message(error)
   else
     _result -> raise "it should have raised"
   end

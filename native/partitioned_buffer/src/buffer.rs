@@ -22,6 +22,12 @@ pub(crate) type MapSide = Side<Generation<Environment>, { partitioned_buffer_eng
 /// The side of a name for queues.
 pub(crate) type QueueSide = Side<Log<Environment>, 1>;
 
+/// What [`Side::partitions`] is while no process has the side open.
+const CLOSED: u32 = 0;
+
+/// What [`Side::partitions`] is while the side is open with none.
+const NONE: u32 = u32::MAX;
+
 /// The buffer was never started, has been stopped, has crashed, or has no partitions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
@@ -65,7 +71,7 @@ impl Buffer {
 pub(crate) struct Side<S: Store, const SHARDS: usize> {
     /// Hashes the keys of all partitions.
     hasher: Hasher,
-    /// How many partitions there are; 0 while the buffer is not running.
+    /// How many partitions there are, or [`CLOSED`], or [`NONE`].
     partitions: AtomicU32,
     /// Level `n` holds `2^n` partitions, so that more can be added while others are used.
     levels: [OnceLock<Box<[Partition<S, SHARDS>]>>; 32],
@@ -86,7 +92,7 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
     /// A side that is not running.
     fn new(hasher: Hasher) -> Self {
         let levels = [const { OnceLock::new() }; 32];
-        Side { hasher, partitions: AtomicU32::new(0), levels, owner: Mutex::default() }
+        Side { hasher, partitions: AtomicU32::new(CLOSED), levels, owner: Mutex::default() }
     }
 
     /// Lets this side of `buffer` run with so many partitions, until the calling process dies. What partitions of a former
@@ -96,7 +102,7 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         if let Some(monitor) = owner.monitor.take() {
             env.demonitor(buffer, &monitor);
         }
-        self.partitions.store(0, Ordering::Release);
+        self.end();
         if owner.partitions != partitions && partitions > 0 {
             let held: Vec<_> = (0..owner.partitions).map(|number| self.partition(number).evict()).collect();
             for (number, evicted) in (0..partitions).cycle().zip(held) {
@@ -106,12 +112,15 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         }
         (0..partitions).for_each(|number| self.partition(number).open(partitions));
         owner.monitor = env.monitor(buffer, &env.pid());
-        self.partitions.store(partitions, Ordering::Release);
+        // Of a process that is about to die there may be none, and nothing would tell of its death.
+        if owner.monitor.is_some() {
+            self.partitions.store(if partitions == 0 { NONE } else { partitions }, Ordering::Release);
+        }
     }
 
     /// Ends the run, whoever opened it.
     pub(crate) fn end(&self) {
-        self.partitions.store(0, Ordering::Release);
+        self.partitions.store(CLOSED, Ordering::Release);
     }
 
     /// Ends the run if this is the monitor of the process that opened it.
@@ -119,7 +128,7 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         let mut owner = self.owner.lock();
         if owner.monitor.as_ref() == Some(monitor) {
             owner.monitor = None;
-            self.partitions.store(0, Ordering::Release);
+            self.end();
         }
     }
 
@@ -127,8 +136,17 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
     #[inline]
     pub(crate) fn partitions(&self) -> Result<u32, NotRunning> {
         match self.partitions.load(Ordering::Acquire) {
-            0 => Err(NotRunning),
+            CLOSED | NONE => Err(NotRunning),
             partitions => Ok(partitions),
+        }
+    }
+
+    /// With how many partitions this side is open, which may be none.
+    pub(crate) fn opened_with(&self) -> Option<u32> {
+        match self.partitions.load(Ordering::Acquire) {
+            CLOSED => None,
+            NONE => Some(0),
+            partitions => Some(partitions),
         }
     }
 

@@ -104,6 +104,18 @@ fn partitions<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(number(env, partitions.map(u64::from)))
 }
 
+nif!(status / 1);
+fn status<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let status = find(name)?.ok().and_then(|buffer| {
+        let map = buffer.map.opened_with().map(|partitions| (atoms::map(), partitions));
+        map.or_else(|| buffer.queue.opened_with().map(|partitions| (atoms::queue(), partitions)))
+    });
+    Ok(match status {
+        Some(status) => status.encode(env),
+        None => atoms::not_running().to_term(env),
+    })
+}
+
 nif!(size / 1);
 fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let size = find(name)?.and_then(Buffer::running).and_then(|side| side.size());

@@ -2,6 +2,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   @moduledoc false
   # A process that owns the buffer, by another process, and lets things go wrong, one every few milliseconds.
 
+  alias PartitionedBuffer.Conservation
   alias PartitionedBuffer.Conservation.{Code, Ledger}
   alias PartitionedBuffer.{Partition, Routing}
 
@@ -95,15 +96,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
         # The buffer may be restarting, or be gone because its supervisor has given up: then there is no fault.
         try do
-          inject(faults, kind)
-        rescue
-          error in RuntimeError ->
-            unless error.message =~ "no partitions available", do: reraise(error, __STACKTRACE__)
-            faults
+          Conservation.refusable(fn -> inject(faults, kind) end)
         catch
           :exit, _reason -> faults
         else
-          :nothing -> faults
+          nothing when nothing in [:nothing, :refused] -> faults
           faults -> count(faults, kind)
         end
         |> loop()
@@ -177,7 +174,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp inject(faults, :stop) do
-    PartitionedBuffer.stop(name(faults))
+    stop_running(faults)
     %{faults | owner: start_owner(faults.options)}
   end
 
@@ -195,11 +192,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
       spawn_monitor(fn ->
         send(me, {:writing, self()})
 
-        try do
-          kind.write_list(buffer, list)
-        rescue
-          RuntimeError -> exit(:refused)
-        end
+        if Conservation.refusable(fn -> kind.write_list(buffer, list) end) == :refused, do: exit(:refused)
       end)
 
     receive(do: ({:writing, ^pid} -> :ok))
@@ -310,10 +303,21 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # Its supervisor may be about to give up: what it leaves is the next one's.
   defp stop_buffer(faults) do
     faults = ensure_running(faults)
-    PartitionedBuffer.stop(name(faults))
+    stop_running(faults)
     faults
   catch
     :exit, _given_up -> stop_buffer(faults)
+  end
+
+  # Exits if the supervisor gives up meanwhile, which a stop takes for one by another.
+  defp stop_running(faults) do
+    ref = faults |> name() |> PartitionedBuffer.Supervisor.name() |> Process.monitor()
+    PartitionedBuffer.stop(name(faults))
+
+    receive do
+      {:DOWN, ^ref, :process, _supervisor, :normal} -> :ok
+      {:DOWN, ^ref, :process, _supervisor, gave_up} -> exit(gave_up)
+    end
   end
 
   defp start_again(faults) do
