@@ -288,7 +288,8 @@ impl<H: Heap> Segment<H> {
 
 /// Segments of copies; see the module's documentation.
 pub struct Arena<H> {
-    /// All segments there are, by their number.
+    /// All segments there are, by their number. When it grows it is moved: with the tens of millions of copies of a full shard
+    /// that takes less than a millisecond.
     segments: Vec<Segment<H>>,
     /// The segment that takes copies, of each lane, or `NONE`.
     open: [SegmentId; LANES],
@@ -300,6 +301,8 @@ pub struct Arena<H> {
     evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
     own_heaps: OwnHeaps<H>,
+    /// Whether there has ever been a large copy.
+    had_large: bool,
     /// Copies, live or dead, in all segments that are full.
     full: usize,
     /// The estimated bytes of these.
@@ -318,6 +321,7 @@ impl<H: Heap> Arena<H> {
             sparse: VecDeque::new(),
             evacuation: None,
             own_heaps: OwnHeaps::new(),
+            had_large: false,
             full: 0,
             full_weight: 0,
             vigilance: 0,
@@ -346,7 +350,13 @@ impl<H: Heap> Arena<H> {
 
     /// Keeps a copy that has a heap of its own.
     pub fn keep(&mut self, heap: &Arc<H>) -> SegmentId {
+        self.had_large = true;
         SegmentId::of_own_heap(self.own_heaps.add(heap.clone()))
+    }
+
+    /// Whether there has ever been a large copy.
+    pub fn had_large(&self) -> bool {
+        self.had_large
     }
 
     /// Copies the term of a parcel, or keeps its heap. If `segment` of the result is that of a segment, the next call must
@@ -515,6 +525,7 @@ impl<H: Heap> Arena<H> {
     fn seal(&mut self, id: SegmentId) {
         self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
+        self.had_large |= segment.heap.holds_large();
         self.full += segment.owners.count;
         self.full_weight += segment.weight as usize;
         if segment.is_sparse() {

@@ -208,6 +208,10 @@ impl<H: Heap> Store for Generation<H> {
         self.entries.places()
     }
 
+    fn has_large(&self) -> bool {
+        self.keys.had_large() || self.values.had_large()
+    }
+
     #[inline]
     fn record(&self, id: EntryId) -> Option<Record<H::Term>> {
         let &Entry { key, value, .. } = self.entries.get(id)?;

@@ -59,6 +59,10 @@ impl<H: Heap> Store for Log<H> {
         self.length
     }
 
+    fn has_large(&self) -> bool {
+        self.copies.had_large()
+    }
+
     #[inline]
     fn record(&self, position: EntryId) -> Option<H::Term> {
         self.chunks.get(position as usize / CHUNK)?.get(position as usize % CHUNK).copied()

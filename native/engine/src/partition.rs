@@ -385,6 +385,11 @@ impl<S: Store> Retired<S> {
         self.ends.last().copied().unwrap_or(0)
     }
 
+    /// Whether some terms may be large, so that copying a few records may take long.
+    pub fn has_large(&self) -> bool {
+        self.stores.iter().any(Store::has_large)
+    }
+
     /// What is stored at `position`, unless it was deleted or there are not so many.
     #[inline]
     pub fn record(&self, position: usize) -> Option<S::Record> {

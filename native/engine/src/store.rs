@@ -26,6 +26,9 @@ pub trait Store: Send + Sync + 'static {
     /// The positions of all records are below this one.
     fn end(&self) -> usize;
 
+    /// Whether some terms may be large, so that copying a few records may take long.
+    fn has_large(&self) -> bool;
+
     /// The record at a position, unless it was deleted.
     fn record(&self, position: EntryId) -> Option<Self::Record>;
 }

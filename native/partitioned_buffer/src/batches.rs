@@ -70,10 +70,13 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS
         let mut records = ListBuilder::with_capacity(env, count.min(ROOM));
         if let Some(retired) = self.hand_over.entries() {
             let end = self.hand_over.end();
+            let has_large = retired.has_large();
             while position < end && records.len() < count {
                 // Places of deleted entries count as well.
                 let start = position;
-                let stop = position.saturating_add(pace.step).min(end);
+                // A large record comes unannounced: there is a look at the clock after each.
+                let step = if has_large { 1 } else { pace.step };
+                let stop = position.saturating_add(step).min(end);
                 while position < stop && records.len() < count {
                     if let Some(record) = retired.record(position) {
                         records.push(record.to_term(env));

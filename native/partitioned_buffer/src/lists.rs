@@ -155,7 +155,7 @@ struct Step<W> {
 impl<W> Step<W> {
     /// No writes.
     fn new() -> Self {
-        Step { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step { writes: Vec::with_capacity(SHORT), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
     /// Writes some elements, fewer than all if they are large, and says how many.

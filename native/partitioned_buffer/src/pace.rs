@@ -40,9 +40,12 @@ impl Pace {
         elapsed < TIME_SLICE
     }
 
-    /// Tells the scheduler how much of its millisecond the call has used.
+    /// Tells the scheduler how much of its millisecond the call has used. A hundredth is the least that can be told; what is less
+    /// is covered by what every call is charged.
     pub(crate) fn consume_timeslice(&self, env: Env<'_>) {
         let percent = self.elapsed.as_micros() / 10;
-        rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
+        if percent > 0 {
+            rustler::schedule::consume_timeslice(env, percent.min(100) as i32);
+        }
     }
 }

@@ -23,6 +23,18 @@ pub const HIDDEN: i64 = 1 << 41;
 
 thread_local! {
     static LANES: Cell<Option<u64>> = const { Cell::new(None) };
+    static COPIES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static ON_DROP: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+/// How many small and how many large terms were copied on this thread since this was last asked.
+pub fn copies() -> (usize, usize) {
+    COPIES.take()
+}
+
+/// What is done from now on when a heap is dropped on this thread.
+pub fn on_drop(action: Option<fn()>) {
+    ON_DROP.set(action);
 }
 
 /// With a seed each copy that this thread makes from now on comes as if from some other thread.
@@ -134,6 +146,9 @@ impl Heap for TestHeap {
         match term {
             TestTerm::Immediate(_) => term,
             TestTerm::Boxed(_) => {
+                let is_large = term.content().1 >= LARGE;
+                let (small, large) = COPIES.get();
+                COPIES.set(if is_large { (small, large + 1) } else { (small + 1, large) });
                 self.holds_large |= term.content().1 >= HIDDEN;
                 self.boxed(term.content().1)
             }
@@ -163,6 +178,9 @@ impl Heap for TestHeap {
 
 impl Drop for TestHeap {
     fn drop(&mut self) {
+        if let Some(action) = ON_DROP.get() {
+            action();
+        }
         let mut contents = CONTENTS.write().unwrap();
         for id in self.ids.drain(..) {
             contents.remove(&id);

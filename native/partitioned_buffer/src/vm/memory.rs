@@ -9,7 +9,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
-use rustler::EnifAllocator;
+use rustler::sys::{enif_alloc, enif_free};
 
 /// More than the threads of most VMs.
 const STRIPES: usize = 64;
@@ -61,11 +61,14 @@ struct CountingAllocator;
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-// SAFETY: all memory comes from and goes back to `EnifAllocator`, with the layout it was given.
+/// What the VM's allocators align to.
+const ALIGNED: usize = 8;
+
+// SAFETY: memory is of the size and alignment that is asked for, and belongs to nobody else until it is given back; no
+// function unwinds.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps to the contract of this function, which is the same.
-        let memory = unsafe { EnifAllocator.alloc(layout) };
+        let memory = if layout.align() <= ALIGNED { allocate(layout.size()) } else { allocate_aligned(layout) };
         if !memory.is_null() {
             stripe().bytes.fetch_add(layout.size() as isize, Ordering::Relaxed);
         }
@@ -73,8 +76,35 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as in `alloc`.
-        unsafe { EnifAllocator.dealloc(memory, layout) };
+        // SAFETY: the caller gives what `alloc` returned for this layout. Where the alignment is larger than the VM's, the
+        // address of the block stands before it.
+        unsafe {
+            let block = if layout.align() <= ALIGNED { memory } else { memory.cast::<*mut u8>().sub(1).read() };
+            enif_free(block.cast());
+        }
         stripe().bytes.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+    }
+}
+
+/// A block of the VM's, or null without memory.
+fn allocate(size: usize) -> *mut u8 {
+    // SAFETY: may be called on any thread.
+    unsafe { enif_alloc(size).cast() }
+}
+
+/// Memory in a larger block, whose address stands before it; null without memory.
+fn allocate_aligned(layout: Layout) -> *mut u8 {
+    let Some(size) = layout.size().checked_add(layout.align()) else { return std::ptr::null_mut() };
+    let block = allocate(size);
+    if block.is_null() {
+        return block;
+    }
+    // At least `ALIGNED`, the size of an address, as both are aligned to that, and at most the alignment.
+    let before = layout.align() - block.addr() % layout.align();
+    // SAFETY: `before` and the size of the layout are within the block.
+    unsafe {
+        let memory = block.add(before);
+        memory.cast::<*mut u8>().sub(1).write(block);
+        memory
     }
 }

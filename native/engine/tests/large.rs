@@ -1,0 +1,86 @@
+//! What is done under the lock of a shard is bounded, whatever large terms are about.
+#![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::{mpsc, Arc, LazyLock};
+use std::thread;
+use std::time::Duration;
+
+use common::{copies, hash, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Parcel, Store};
+
+static HASHER: LazyLock<Hasher> = LazyLock::new(Hasher::new);
+
+static PARTITION: LazyLock<Arc<MapPartition<TestHeap>>> = LazyLock::new(|| {
+    let partition = MapPartition::new(&HASHER);
+    partition.open(1);
+    Arc::new(partition)
+});
+
+/// Panics if the lock of a shard is held by this thread: another one could not count the entries then.
+fn assert_no_lock_is_held() {
+    let (sender, receiver) = mpsc::channel();
+    let partition = PARTITION.clone();
+    thread::spawn(move || sender.send(partition.len(1)));
+    receiver.recv_timeout(Duration::from_secs(20)).expect("no lock is held").unwrap();
+}
+
+fn packed(term: TestTerm) -> Parcel<TestHeap> {
+    let mut heap = TestHeap::new();
+    let copy = heap.copy(term);
+    Parcel::packed(heap, copy)
+}
+
+fn put(key: i64, value: impl Fn(TestTerm) -> Parcel<TestHeap>, content: i64) {
+    let mut caller = TestHeap::new();
+    let key = caller.boxed(key);
+    let value = value(caller.boxed(content));
+    PARTITION.put(1, hash(&HASHER, key), &Parcel::loose(key), &value).unwrap();
+}
+
+#[test]
+fn heaps_are_dropped_and_large_values_read_without_a_lock() {
+    on_drop(Some(assert_no_lock_is_held));
+    for content in 0..200 {
+        // A segment that dies, and a heap of a large value.
+        put(1, Parcel::loose, content);
+        put(2, packed, LARGE + content);
+    }
+    on_drop(None);
+
+    let mut caller = TestHeap::new();
+    let key = caller.boxed(2);
+    let read = PARTITION.get(1, hash(&HASHER, key), key, |value, heap| {
+        assert!(heap.is_some());
+        assert_no_lock_is_held();
+        // Others may replace it, while it is read.
+        put(2, packed, LARGE);
+        value.content().1
+    });
+    assert_eq!(read, Ok(Some(LARGE + 199)));
+}
+
+#[test]
+fn an_operation_copies_few_small_terms_and_no_large_one_but_its_own() {
+    let hasher = Hasher::new();
+    let mut generation = Generation::<TestHeap>::new(&hasher);
+    let mut random = Random(1);
+    let mut put = |key: i64, content: i64| {
+        let mut caller = TestHeap::new();
+        let (key, value) = (caller.boxed(key), caller.boxed(content));
+        copies();
+        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value));
+        let (small, large) = copies();
+        drop(generation.take_garbage());
+        assert!(small <= 2 + 128 / 4 + 1, "{small} small terms were copied");
+        assert_eq!(large, usize::from(content >= LARGE), "a large term is copied once");
+    };
+    for step in 0..200_000 {
+        // Of the large ones, which look small, some stay and some are overwritten.
+        match step % 100 {
+            0 => put(random.below(500) as i64, HIDDEN + step),
+            _ => put(1_000 + random.below(4_000) as i64, step),
+        }
+    }
+}
