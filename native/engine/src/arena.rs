@@ -62,14 +62,12 @@ const WAITING_DIVISOR: usize = 8;
 /// would cost more than many copies do.
 const WEIGHED: usize = 32;
 
-/// A segment of this weight in bytes is sealed, so that large terms are freed soon and moved in small numbers.
+/// A segment of this weight in bytes is sealed, or of a part of what the full ones weigh, if that is more: so large binaries
+/// are freed soon.
 const WEIGHT_LIMIT: usize = 256 * 1024;
 
 /// Up to so many dead bytes a segment is sparse by the number of its copies only: estimates of less mean nothing.
 const DEAD_WEIGHT_MIN: usize = 64 * 1024;
-
-/// A segment may weigh one part in so many of what the full ones weigh, if that is more: then there are not too many of them.
-const WEIGHT_DIVISOR: usize = 8;
 
 /// From this weight in bytes on a dead copy is a heavy one. Where one was found there will be more, hidden among the
 /// light: so all copies are weighed for a while.
@@ -387,7 +385,7 @@ impl<H: Heap> Arena<H> {
         let segment = &mut self.segments[id.index()];
         segment.owners.push(owner);
         let capacity = (self.full / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
-        let is_heavy = || segment.weight as usize >= (self.full_weight / WEIGHT_DIVISOR).max(WEIGHT_LIMIT);
+        let is_heavy = || segment.weight as usize >= (self.full_weight / SEGMENTS).max(WEIGHT_LIMIT);
         if segment.owners.count >= capacity || is_heavy() || segment.heap.holds_large() {
             self.seal(id);
         }

@@ -155,7 +155,7 @@ struct Step<W> {
 impl<W> Step<W> {
     /// No writes.
     fn new() -> Self {
-        Step { writes: Vec::with_capacity(SHORT), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
     /// Writes some elements, fewer than all if they are large, and says how many.
@@ -165,35 +165,32 @@ impl<W> Step<W> {
         target: &T,
         elements: &[T::Element],
     ) -> Result<usize, NotRunning> {
-        let mut large_bytes = 0;
-        self.writes.clear();
-        for &element in elements {
-            let write = target.prepare(env, element);
+        let (mut count, mut large_bytes) = (0, 0);
+        let mut writes = elements.iter().map(|&element| target.prepare(env, element));
+        while large_bytes < LARGE_BYTES {
+            let Some(write) = writes.next() else { break };
+            count += 1;
             large_bytes += T::large_bytes(&write);
-            self.writes.push(write);
-            if large_bytes >= LARGE_BYTES {
-                break;
+            if elements.len() <= WRITTEN_ONE_BY_ONE {
+                target.write(&write)?;
+            } else {
+                self.writes.push(write);
             }
         }
-        let count = self.writes.len();
-        if count <= WRITTEN_ONE_BY_ONE {
-            self.writes.iter().try_for_each(|write| target.write(write))?;
-        } else {
-            self.write_by_lock(target)?;
-        }
-        self.writes.clear();
+        self.write_by_lock(target)?;
         Ok(count)
     }
 
-    /// Does the writes, each lock taken once; goes on with what is left where the buffer has started again with another
-    /// number of partitions.
+    /// Does the writes, if there are any, each lock taken once; goes on with what is left where the buffer has started again
+    /// with another number of partitions.
     fn write_by_lock<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
-        loop {
+        while !self.writes.is_empty() {
             let partitions = target.partitions()?;
             self.sort(target, partitions)?;
             let done = self.write_sorted(target, partitions);
             if done == self.writes.len() {
-                return Ok(());
+                self.writes.clear();
+                break;
             }
             if target.partitions()? == partitions {
                 return Err(NotRunning);
@@ -203,6 +200,7 @@ impl<W> Step<W> {
             let mut is_done = is_done.into_iter();
             self.writes.retain(|_| is_done.next() == Some(false));
         }
+        Ok(())
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.

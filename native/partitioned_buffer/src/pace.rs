@@ -33,9 +33,9 @@ impl Pace {
     /// After a step in which so many entries were done: whether there is time for another.
     pub(crate) fn goes_on(&mut self, done: usize) -> bool {
         let elapsed = self.started.elapsed();
-        let took = (elapsed - self.elapsed).as_nanos().max(1);
-        let fitting = done as u128 * STEP_TIME.as_nanos() / took;
-        self.step = (fitting as usize).clamp(1, (self.step * 16).min(MAX_STEP));
+        let took = nanoseconds(elapsed - self.elapsed).max(1);
+        let fitting = done * nanoseconds(STEP_TIME) / took;
+        self.step = fitting.clamp(1, (self.step * 16).min(MAX_STEP));
         self.elapsed = elapsed;
         elapsed < TIME_SLICE
     }
@@ -48,4 +48,9 @@ impl Pace {
             rustler::schedule::consume_timeslice(env, percent.min(100) as i32);
         }
     }
+}
+
+/// A time of a call, in nanoseconds.
+fn nanoseconds(time: Duration) -> usize {
+    time.as_nanos() as usize
 }

@@ -463,6 +463,9 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     // variables of the right type, which are read only when the function says that it has written them. (Not by
     // `enif_term_type`: a newer VM may know types that its Rust enum does not.)
     unsafe {
+        if enif_is_binary(env, term) != 0 {
+            return 4 * WORD + binary_size(term);
+        }
         let (mut arity, mut elements) = (0, std::ptr::null());
         if enif_get_tuple(env, term, &mut arity, &mut elements) != 0 {
             let arity = arity.max(0) as usize;
@@ -501,9 +504,6 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
                 budget.cells -= 1;
             }
             return seen.saturating_mul(length) / length.min(ELEMENTS_WEIGHED);
-        }
-        if enif_is_binary(env, term) != 0 {
-            return 4 * WORD + binary_size(term);
         }
         let is_small = enif_is_number(env, term) != 0
             || enif_is_ref(env, term) != 0
