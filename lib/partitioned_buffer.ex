@@ -53,10 +53,15 @@ defmodule PartitionedBuffer do
       batch, at least 5 seconds. A processor that takes longer is killed. What could not be processed is logged, and kept
       until a buffer of the same name starts.
     * Terms come back exactly as they were put.
-    * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only copying a single
-      key or value takes as long as its size demands, as in sending it in a message; in a list or batch it may be up to 32
-      large ones that come behind small ones. Of a binary that begins within a byte, which is rare, the VM makes a copy
-      each time its size is asked for.
+    * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only the copy of a single
+      key or value takes as long as its size demands, as in sending it in a message, and is charged to the process. In a list
+      up to 32 large ones may be copied at once if there was no large one for a while. Of a binary that begins within a byte,
+      which is rare, the VM makes a copy each time its size is asked for.
+    * Large terms are copied without a lock, so writes of other processes do not wait for them. Only the first after a while
+      is not known to be large before it is copied.
+    * Memory follows the entries, not the writes: of the values that were replaced or deleted a partition keeps at most four for
+      each that waits, and some hundreds beside. What an entry takes besides its key and value, some 50 bytes, is kept until
+      the next flush if the entry is deleted.
 
   What is not promised: a bound to the memory used while the processor cannot keep up, the order of the entries of a
   map's hand-over, and any order between partitions.

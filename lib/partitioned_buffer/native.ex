@@ -4,9 +4,8 @@ defmodule PartitionedBuffer.Native do
   # `:not_running` stands for a buffer that was never started, has ended, or has no partitions. Arguments of another
   # form raise an ArgumentError (badarg) and change nothing.
   #
-  # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes; of a list or a
-  # batch, where large entries come behind small ones, up to 32 of them (`pace.rs`). `open` is for starting only: it runs on
-  # a dirty scheduler.
+  # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes; of a list up to 32
+  # of them, if there was no large term for a while (`pace.rs`). `open` is for starting only: it runs on a dirty scheduler.
 
   # Loading this module again, in a VM that goes on:
   #

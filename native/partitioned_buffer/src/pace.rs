@@ -10,8 +10,8 @@ const TIME_SLICE: Duration = Duration::from_micros(500);
 /// How long it should at most take from one look at the clock to the next.
 const STEP_TIME: Duration = Duration::from_micros(100);
 
-/// Entries between two looks at the clock, at most: if all of them are large, and those before were small, the call takes
-/// as long as copying so many. (Steps of 128 made a list of a thousand small entries a twentieth faster.)
+/// Entries between two looks at the clock, at most: if all of them are large, and none before was, the call takes as long as
+/// copying so many. (Steps of 128 made a list of a thousand small entries a twentieth faster.)
 const MAX_STEP: usize = 32;
 
 /// Steps that are as long as the one before lets expect.
