@@ -5,33 +5,31 @@ defmodule PartitionedBuffer.Drainer do
 
   use GenServer, shutdown: :infinity
 
-  alias PartitionedBuffer.{Native, Partition, Routing}
+  alias PartitionedBuffer.{Identity, Native, Partition}
 
   @doc """
-  Starts the drainer of a buffer with so many partitions.
+  Starts the drainer of these partitions, which are all of a buffer.
   """
-  @spec start_link({atom(), non_neg_integer()}) :: GenServer.on_start()
-  def start_link(init), do: GenServer.start_link(__MODULE__, init)
+  @spec start_link([Identity.t()]) :: GenServer.on_start()
+  def start_link(partitions), do: GenServer.start_link(__MODULE__, partitions)
 
   @impl GenServer
-  def init({buffer, partitions}) do
+  def init(partitions) do
     Process.flag(:trap_exit, true)
     # The partitions are closed if this is not the first drainer of this supervisor.
-    for number <- 0..(partitions - 1)//1, do: Native.reopen(buffer, number)
-    {:ok, {buffer, partitions}}
+    for partition <- partitions, do: Native.reopen(partition.buffer, partition.number)
+    {:ok, partitions}
   end
 
   @impl GenServer
-  def terminate(reason, {buffer, partitions}) do
+  def terminate(reason, partitions) do
     if reason == :shutdown do
-      requests =
-        for n <- 0..(partitions - 1)//1, do: buffer |> Routing.partition_name(n) |> Partition.drain_request()
-
+      requests = Enum.map(partitions, &Partition.drain_request/1)
       # One that is dead has nothing more to say.
       Enum.each(requests, &:gen_server.wait_response(&1, :infinity))
     end
   end
 
   @impl GenServer
-  def handle_info(_message, state), do: {:noreply, state}
+  def handle_info(_message, partitions), do: {:noreply, partitions}
 end

@@ -14,7 +14,7 @@ defmodule PartitionedBuffer.Supervisor do
 
   use Supervisor
 
-  alias PartitionedBuffer.{Drainer, Native, Options, Partition}
+  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition}
 
   @spec start_link(Options.t()) :: Supervisor.on_start()
   def start_link(%Options{} = options) do
@@ -35,16 +35,15 @@ defmodule PartitionedBuffer.Supervisor do
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})
 
-    children =
-      for number <- 0..(partitions - 1)//1,
-          child <- [task_supervisor(buffer, number), {Partition, {buffer, number, settings}}] do
-        child
-      end
+    partitions = for number <- 0..(partitions - 1)//1, do: Identity.new(buffer, number, settings)
 
-    Supervisor.init(children ++ [{Drainer, {buffer, partitions}}], strategy: :one_for_one)
+    children =
+      for partition <- partitions, child <- [task_supervisor(partition), {Partition, partition}], do: child
+
+    Supervisor.init(children ++ [{Drainer, partitions}], strategy: :one_for_one)
   end
 
-  defp task_supervisor(buffer, number) do
+  defp task_supervisor(%Identity{buffer: buffer, number: number}) do
     Supervisor.child_spec({Task.Supervisor, name: Partition.task_supervisor(buffer, number)},
       id: {Task.Supervisor, number}
     )

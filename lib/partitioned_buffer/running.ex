@@ -1,0 +1,65 @@
+defmodule PartitionedBuffer.Running do
+  @moduledoc false
+  # The task that works on what a partition has handed over. There is one at a time, under the partition's own task
+  # supervisor. It is not linked: it goes on when the partition's process dies, and is found there by the next one.
+
+  alias PartitionedBuffer.{HandOver, Identity, Native, Partition, Telemetry}
+
+  # `kind` is that of the hand-over; `:found` if an earlier process of the partition has started the task. `batch` is nil
+  # where nothing is left to be seen of what a found task works on.
+  @enforce_keys [:pid, :ref, :kind, :batch]
+  defstruct @enforce_keys
+
+  @type t() :: %__MODULE__{
+          pid: pid(),
+          ref: reference(),
+          kind: :rest | :fresh | :found,
+          batch: reference() | nil
+        }
+
+  @doc """
+  Starts the task. It fails while the task supervisor is gone.
+  """
+  @spec start(Identity.t(), :rest | :fresh, reference()) :: {:ok, t()} | {:error, term()}
+  def start(%Identity{} = identity, kind, batch) do
+    options = Identity.options(identity)
+    supervisor = Partition.task_supervisor(identity.buffer, identity.number)
+    task = Task.Supervisor.async_nolink(supervisor, fn -> HandOver.process(batch, options, identity.name) end)
+    {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, batch: batch}}
+  catch
+    :exit, reason -> {:error, reason}
+  end
+
+  @doc """
+  The task that an earlier process of the partition has started, if it is still at work.
+  """
+  @spec find(Identity.t()) :: t() | nil
+  def find(%Identity{} = identity) do
+    case Task.Supervisor.children(Partition.task_supervisor(identity.buffer, identity.number)) do
+      [pid | _none] ->
+        %__MODULE__{pid: pid, ref: Process.monitor(pid), kind: :found, batch: pending(identity)}
+
+      [] ->
+        nil
+    end
+  end
+
+  defp pending(%Identity{} = identity) do
+    case Native.hand_over(identity.buffer, identity.number) do
+      {_kind, batch} -> batch
+      nothing when nothing in [:empty, :not_running] -> nil
+    end
+  end
+
+  @doc """
+  Tells of a task that has ended for this reason, if it has failed. Of one that was dead before it was monitored nothing is
+  known.
+  """
+  @spec report(Identity.t(), term()) :: :ok
+  def report(_identity, reason) when reason in [:normal, :noproc], do: :ok
+
+  def report(%Identity{} = identity, reason) do
+    metadata = identity |> Identity.metadata() |> Map.put(:reason, reason)
+    Telemetry.execute([:processing_failed], %{system_time: System.system_time()}, metadata)
+  end
+end
