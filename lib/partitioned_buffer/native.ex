@@ -95,6 +95,12 @@ defmodule PartitionedBuffer.Native do
   @spec hand_over(atom(), partition()) :: {:rest | :fresh, batch()} | :empty | :not_running
   def hand_over(_buffer, _partition), do: not_loaded()
 
+  @doc """
+  What a partition has handed over last, while it is worked on, and for a while longer: all of it may have been claimed.
+  """
+  @spec pending(atom(), partition()) :: batch() | :empty | :not_running
+  def pending(_buffer, _partition), do: not_loaded()
+
   @doc "Up to which position entries have been claimed."
   @spec position(batch()) :: position()
   def position(_batch), do: not_loaded()

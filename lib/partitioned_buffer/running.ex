@@ -45,8 +45,8 @@ defmodule PartitionedBuffer.Running do
   end
 
   defp pending(%Identity{} = identity) do
-    case Native.hand_over(identity.buffer, identity.number) do
-      {_kind, batch} -> batch
+    case Native.pending(identity.buffer, identity.number) do
+      batch when is_reference(batch) -> batch
       nothing when nothing in [:empty, :not_running] -> nil
     end
   end

@@ -48,6 +48,38 @@ defmodule PartitionedBuffer.InterruptedTest do
 
   def undefined_lambda(module, function, args), do: :error_handler.undefined_lambda(module, function, args)
 
+  test "what old tasks finish after a restart with fewer partitions does not hold up what is new" do
+    test = self()
+
+    processor = fn batch ->
+      Process.flag(:trap_exit, true)
+      send(test, {:asked, self(), batch})
+      receive(do: (:return -> :ok))
+    end
+
+    buffer = start_buffer(partitions: 4, processor: processor, processing_batch_size: 1)
+
+    # Two batches in each.
+    for n <- 0..3,
+        do: Buffer.put_all(buffer, [{n, 1}, {-n - 1, 2}], partition_key: partition_key_of(n, 4))
+
+    partitions = partitions(buffer)
+    Enum.each(partitions, &tick/1)
+    tasks = for _ <- 1..4, do: assert_receive({:asked, _pid, _batch}) |> elem(1)
+
+    supervisor = Process.whereis(Module.concat(buffer, Supervisor))
+    children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
+    kill_processes([supervisor | children])
+    start_buffer(name: buffer, partitions: 1)
+    refs = Enum.map(tasks, &Process.monitor/1)
+    for _batch <- 1..2, task <- tasks, do: send(task, :return)
+    for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, :normal})
+
+    Buffer.put(buffer, :new, 1)
+    assert Buffer.stop(buffer) == :ok
+    assert received_entries() == [{:new, 1, 0, 0}]
+  end
+
   test "of a list that a stop cuts short, what was written is handed over, in the list's order" do
     # The stop may come when all has been written.
     Enum.find(1..20, fn _attempt -> cut_short?(200_000) end) || flunk("no list was cut short")
@@ -86,6 +118,10 @@ defmodule PartitionedBuffer.InterruptedTest do
       last < size
     end
   end
+
+  # A term that routes to the partition `number` of so many.
+  defp partition_key_of(number, partitions),
+    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
 
   defp await_first(buffer), do: if(Buffer.size(buffer) == 0, do: await_first(buffer))
 

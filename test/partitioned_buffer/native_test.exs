@@ -22,6 +22,7 @@ defmodule PartitionedBuffer.NativeTest do
     push: [:queue, :route, :any],
     push_all: [:queue, :route, :list, :boolean],
     hand_over: [:name, :u32],
+    pending: [:name, :u32],
     position: [:batch],
     read: [:batch, :u64, :u64],
     claim: [:batch, :u64, :u64],
@@ -169,7 +170,9 @@ defmodule PartitionedBuffer.NativeTest do
     before = held(buffer, batch)
 
     for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
-      for name <- [:reopen, :close, :hand_over], do: assert(call(name, [buffer, number]) == :not_running)
+      for name <- [:reopen, :close, :hand_over, :pending],
+          do: assert(call(name, [buffer, number]) == :not_running)
+
       for name <- [:get, :delete], do: assert(call(name, [buffer, number, :key]) == :not_running)
       assert Native.push(queue(buffer), number, :other) == :not_running
       assert Native.push_all(queue(buffer), number, [:other], true) == :not_running

@@ -4,7 +4,9 @@
 //! several by their hash, so that writers rarely meet; a queue has one, for its order. [`Partition::hand_over`] takes all
 //! their locks and swaps each store for an empty one: a write comes before it, and is handed over, or after it, and waits
 //! for the next time, with all that is written after it. A [`HandOver`] is frozen and read without a lock. The partition
-//! keeps it until all of it has been [claimed], so what a crashed reader had not claimed is there for the next one.
+//! keeps it until all of it has been [claimed], so what a crashed reader had not claimed is there for the next one. It looks
+//! at that itself when it is to hand over again: who claims may have got the hand-over from another partition, before
+//! the number of partitions changed.
 //!
 //! | state | writes | hand-over |
 //! |---|---|---|
@@ -16,7 +18,7 @@
 //! changes its shard's lock, the line of its entry, and the one that counts the deaths in the old value's segment: these
 //! pass from processor to processor. The copy goes to memory of the thread's own; see [`crate::arena`].
 //!
-//! [claimed]: Partition::claim
+//! [claimed]: HandOver::claim
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -61,8 +63,8 @@ pub type QueuePartition<H> = Partition<Log<H>, 1>;
 pub struct Partition<S: Store, const SHARDS: usize> {
     /// What is written.
     shards: [Shard<S>; SHARDS],
-    /// Handed over and not yet claimed to the end, oldest first. At most one, but after a restart with another number
-    /// of partitions.
+    /// Handed over, oldest first; those that have been claimed to the end are taken out by the next hand-over. At most one
+    /// is not finished, but after a restart with another number of partitions.
     pending: Mutex<VecDeque<Arc<HandOver<S>>>>,
 }
 
@@ -153,6 +155,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// What has not been claimed of the last hand-over; else what has come in since; `None` if there is nothing.
     pub fn hand_over(&self) -> Option<HandedOver<S>> {
         let mut pending = self.pending.lock();
+        while pending.front().is_some_and(|oldest| oldest.is_finished()) {
+            pending.pop_front();
+        }
         if let Some(rest) = pending.front() {
             return Some(HandedOver::Rest(rest.clone()));
         }
@@ -161,22 +166,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         Some(HandedOver::Fresh(fresh))
     }
 
-    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
-    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
-    pub fn claim(&self, hand_over: &Arc<HandOver<S>>, from: usize, to: usize) -> bool {
-        let to = to.clamp(from, hand_over.end().max(from));
-        if hand_over.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
-        }
-        if to >= hand_over.end() {
-            drop(hand_over.retired.lock().take());
-            let mut pending = self.pending.lock();
-            let place = pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
-            let finished = place.and_then(|place| pending.remove(place));
-            drop(pending);
-            drop(finished);
-        }
-        true
+    /// The hand-over that a reader is at, if there is one: the oldest, of which all may have been claimed by now.
+    pub fn pending(&self) -> Option<Arc<HandOver<S>>> {
+        self.pending.lock().front().cloned()
     }
 
     /// Closes the partition and takes out all that it holds, oldest first.
@@ -185,6 +177,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         // Its lock is held to the end: what a hand-over meanwhile took from the shards would stay behind.
         let mut pending = self.pending.lock();
         let mut evicted = std::mem::take(&mut *pending);
+        evicted.retain(|hand_over| !hand_over.is_finished());
         evicted.extend(self.retire());
         evicted
     }
@@ -322,6 +315,24 @@ impl<S: Store> HandOver<S> {
     fn new(retired: Retired<S>) -> Self {
         let end = retired.end();
         HandOver { retired: Mutex::new(Some(Arc::new(retired))), end, position: AtomicUsize::new(0) }
+    }
+
+    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
+    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
+    pub fn claim(&self, from: usize, to: usize) -> bool {
+        let to = to.clamp(from, self.end.max(from));
+        if self.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        if to >= self.end {
+            drop(self.retired.lock().take());
+        }
+        true
+    }
+
+    /// Whether all entries have been claimed.
+    fn is_finished(&self) -> bool {
+        self.position() >= self.end
     }
 
     /// Where the next batch begins.

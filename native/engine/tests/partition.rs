@@ -63,17 +63,17 @@ fn what_is_not_claimed_is_handed_over_again() {
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
     let first = hand_over(&partition).unwrap();
     let all = keys(&first);
-    assert!(partition.claim(&first, 0, 2));
-    assert!(!partition.claim(&first, 0, 3), "another reader was first");
+    assert!(first.claim(0, 2));
+    assert!(!first.claim(0, 3), "another reader was first");
     put(&partition, &hasher, 9, 9).unwrap();
     let Some(HandedOver::Rest(rest)) = partition.hand_over() else { panic!("a rest is handed over") };
     let unclaimed = keys(&rest);
     assert_eq!(unclaimed.len(), 3);
     assert!(unclaimed.iter().all(|key| all[2..].contains(key)));
-    assert!(partition.claim(&rest, 2, 5));
+    assert!(rest.claim(2, 5));
     let next = hand_over(&partition).unwrap();
     assert_eq!(keys(&next), [9]);
-    assert!(partition.claim(&next, 0, 1));
+    assert!(next.claim(0, 1));
     assert!(hand_over(&partition).is_none());
 }
 
@@ -103,9 +103,21 @@ fn an_adopted_hand_over_comes_before_own_entries() {
     for expected in 1..=3 {
         let next = hand_over(&new).unwrap();
         assert_eq!(keys(&next), [expected]);
-        assert!(new.claim(&next, 0, next.end()));
+        assert!(next.claim(0, next.end()));
     }
     assert!(hand_over(&new).is_none());
+}
+
+#[test]
+fn what_an_old_reader_claims_to_its_end_is_not_handed_over_by_who_adopted_it() {
+    let hasher = Hasher::new();
+    let (old, new) = (partition(&hasher), partition(&hasher));
+    put(&old, &hasher, 1, 1).unwrap();
+    let first = hand_over(&old).unwrap();
+    new.adopt(old.evict());
+    put(&new, &hasher, 2, 2).unwrap();
+    assert!(first.claim(0, 1));
+    assert_eq!(keys(&hand_over(&new).unwrap()), [2]);
 }
 
 #[test]
@@ -134,7 +146,7 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
                         handed_over += 1 + entry.updates;
                     }
-                    assert!(partition.claim(&hand_over, 0, hand_over.end()));
+                    assert!(hand_over.claim(0, hand_over.end()));
                 }
                 if last {
                     return (newest, handed_over);
@@ -216,7 +228,7 @@ fn all_operations_at_once_give_each_key_only_its_own_values() {
                     check(entry.key.content().1, entry.value.content().1);
                     entries += 1;
                 }
-                assert!(partition.claim(&hand_over, 0, hand_over.end()));
+                assert!(hand_over.claim(0, hand_over.end()));
             }
             entries
         })

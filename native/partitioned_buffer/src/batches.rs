@@ -32,7 +32,7 @@ impl ToTerm for RawTerm {
 }
 
 /// A hand-over, as a resource.
-pub(crate) struct Batch(pub(crate) Box<dyn Work>);
+pub(crate) struct Batch(pub(crate) Arc<dyn Work>);
 
 #[rustler::resource_impl]
 impl Resource for Batch {}
@@ -52,24 +52,16 @@ pub(crate) trait Work: Send + Sync {
     fn claim(&self, from: usize, to: usize) -> bool;
 }
 
-/// A hand-over with the partition that it is of.
-struct Claimable<S: Store, const SHARDS: usize> {
-    /// The partition; buffers are never freed.
-    partition: &'static Partition<S, SHARDS>,
-    /// The records.
-    hand_over: Arc<HandOver<S>>,
-}
-
-impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS> {
+impl<S: Store<Record: ToTerm>> Work for HandOver<S> {
     fn position(&self) -> usize {
-        self.hand_over.position()
+        self.position()
     }
 
     fn read<'a>(&self, env: Env<'a>, mut position: usize, count: usize) -> (Term<'a>, usize) {
         let mut pace = Pace::start();
         let mut records = ListBuilder::with_capacity(env, count.min(ROOM));
-        if let Some(retired) = self.hand_over.entries() {
-            let end = self.hand_over.end();
+        if let Some(retired) = self.entries() {
+            let end = self.end();
             while position < end && records.len() < count {
                 // Places of deleted entries count as well.
                 let stop = position.saturating_add(pace.step).min(end);
@@ -89,7 +81,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS
     }
 
     fn claim(&self, from: usize, to: usize) -> bool {
-        self.partition.claim(&self.hand_over, from, to)
+        self.claim(from, to)
     }
 }
 
@@ -104,7 +96,9 @@ pub(crate) trait AnySide {
     /// See [`Partition::close`].
     fn close(&self, number: u32) -> Result<(), NotRunning>;
     /// What a partition hands over, and whether it is the rest of an earlier hand-over; `None` if there is nothing.
-    fn hand_over(&'static self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning>;
+    fn hand_over(&self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning>;
+    /// See [`Partition::pending`].
+    fn pending(&self, number: u32) -> Result<Option<Batch>, NotRunning>;
 }
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> {
@@ -124,15 +118,15 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> 
         self.numbered(number).map(Partition::close)
     }
 
-    fn hand_over(&'static self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning> {
-        let partition = self.numbered(number)?;
-        Ok(partition.hand_over().map(|handed_over| {
-            let (is_rest, hand_over) = match handed_over {
-                HandedOver::Rest(hand_over) => (true, hand_over),
-                HandedOver::Fresh(hand_over) => (false, hand_over),
-            };
-            (is_rest, Batch(Box::new(Claimable { partition, hand_over })))
+    fn hand_over(&self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning> {
+        Ok(self.numbered(number)?.hand_over().map(|handed_over| match handed_over {
+            HandedOver::Rest(hand_over) => (true, Batch(hand_over)),
+            HandedOver::Fresh(hand_over) => (false, Batch(hand_over)),
         }))
+    }
+
+    fn pending(&self, number: u32) -> Result<Option<Batch>, NotRunning> {
+        Ok(self.numbered(number)?.pending().map(|hand_over| Batch(hand_over)))
     }
 }
 

@@ -201,6 +201,16 @@ fn hand_over<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Te
     })
 }
 
+nif!(pending / 2);
+fn pending<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.pending(number)) {
+        Ok(Some(batch)) => ResourceArc::new(batch).encode(env),
+        Ok(None) => atoms::empty().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
 nif!(position / 1);
 fn position<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let batch: ResourceArc<Batch> = batch.decode()?;

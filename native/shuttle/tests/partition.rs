@@ -245,7 +245,7 @@ fn after_the_close_a_write_is_refused_or_in_what_is_evicted() {
         let accepted: Vec<_> = writers.into_iter().map(join).collect();
         let evicted = join(evicted);
         join(reader);
-        evicted.iter().for_each(|hand_over| buffer.claim(buffer.first(), hand_over, usize::MAX));
+        evicted.iter().for_each(|hand_over| buffer.claim(hand_over, usize::MAX));
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.put(1, 1), Err(Closed));
     });
