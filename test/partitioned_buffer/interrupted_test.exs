@@ -80,6 +80,20 @@ defmodule PartitionedBuffer.InterruptedTest do
     assert received_entries() == [{:new, 1, 0, 0}]
   end
 
+  test "a process that is killed while it opens a buffer leaves none running" do
+    buffer = unique_name()
+
+    for round <- 1..1_000 do
+      # So many that it takes a while.
+      {pid, ref} = spawn_monitor(fn -> PartitionedBuffer.Native.open(buffer, :map, 4_096) end)
+      # Another moment each time.
+      for _ <- 1..(round * 13), do: :erlang.phash2(round)
+      Process.exit(pid, :kill)
+      assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
+      assert eventually(fn -> PartitionedBuffer.Native.partitions(buffer) == :not_running end)
+    end
+  end
+
   test "of a list that a stop cuts short, what was written is handed over, in the list's order" do
     # The stop may come when all has been written.
     Enum.find(1..20, fn _attempt -> cut_short?(200_000) end) || flunk("no list was cut short")
@@ -116,6 +130,15 @@ defmodule PartitionedBuffer.InterruptedTest do
       complete = max(last - 128, 0)
       assert Enum.take(keys, complete) == Enum.to_list(1..complete//1)
       last < size
+    end
+  end
+
+  # What a NIF and the VM do for a process that has died is done soon after its death is told.
+  defp eventually(fun, tries \\ 1_000) do
+    cond do
+      fun.() -> true
+      tries == 0 -> false
+      true -> Process.sleep(1) && eventually(fun, tries - 1)
     end
   end
 

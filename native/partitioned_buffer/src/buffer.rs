@@ -90,11 +90,13 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
     }
 
     /// Lets this side of `buffer` run with so many partitions, until the calling process dies. What partitions of a former
-    /// run still hold is kept; if their number was another, the remaining ones hand it over first.
-    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) {
+    /// run still hold is kept; if their number was another, the remaining ones hand it over first. `false`, and without
+    /// effect, if the process has been killed already: nobody would tell of its death.
+    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) -> bool {
         let mut owner = self.owner.lock();
-        if let Some(monitor) = owner.monitor.take() {
-            env.demonitor(buffer, &monitor);
+        let Some(monitor) = env.monitor(buffer, &env.pid()) else { return false };
+        if let Some(former) = owner.monitor.replace(monitor) {
+            env.demonitor(buffer, &former);
         }
         self.partitions.store(0, Ordering::Release);
         if owner.partitions != partitions && partitions > 0 {
@@ -105,8 +107,8 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
             owner.partitions = partitions;
         }
         (0..partitions).for_each(|number| self.partition(number).open(partitions));
-        owner.monitor = env.monitor(buffer, &env.pid());
         self.partitions.store(partitions, Ordering::Release);
+        true
     }
 
     /// Ends the run, whoever opened it.

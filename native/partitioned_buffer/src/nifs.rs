@@ -76,11 +76,11 @@ fn open<'a>(env: Env<'a>, [name, kind, partitions]: [Term<'a>; 3]) -> NifResult<
     }
     let buffer = registry::find_or_add(RawTerm::from(name).word());
     if kind == atoms::map() {
-        buffer.queue.end();
-        buffer.map.open(buffer, env, partitions);
-    } else {
+        if buffer.map.open(buffer, env, partitions) {
+            buffer.queue.end();
+        }
+    } else if buffer.queue.open(buffer, env, partitions) {
         buffer.map.end();
-        buffer.queue.open(buffer, env, partitions);
     }
     Ok(buffer.encode(env))
 }
