@@ -5,11 +5,17 @@ defmodule PartitionedBuffer.Call do
   alias PartitionedBuffer.{Options, Routing}
 
   @doc """
-  The number of the partition that the options choose for a key or item; nil where it is routed by itself.
+  The partition that the options choose for a key or item; nil where it is routed by itself.
   """
-  @spec route(atom(), any(), keyword()) :: non_neg_integer() | nil
+  @spec route(atom(), any(), keyword()) :: Routing.route()
   def route(_buffer, _term, []), do: nil
-  def route(buffer, term, opts), do: Routing.partition(buffer, Options.partition_key!(buffer, opts), term)
+
+  def route(buffer, term, opts) do
+    case Options.partition_key!(buffer, opts) do
+      nil -> nil
+      partition_key -> Routing.route(partition_key, term, Routing.partitions!(buffer))
+    end
+  end
 
   @doc """
   Raises if the buffer is not running.
@@ -49,10 +55,12 @@ defmodule PartitionedBuffer.Call do
         write(native, buffer, nil, list)
 
       partition_key ->
-        # All are routed before any is written: the function may raise.
+        # All are routed, among one number of partitions, before any is written: the function may raise.
+        partitions = Routing.partitions!(buffer)
+
         list
-        |> Enum.group_by(&Routing.partition(buffer, partition_key, routed_by.(&1)))
-        |> Enum.each(fn {partition, list} -> write(native, buffer, partition, list) end)
+        |> Enum.group_by(&Routing.route(partition_key, routed_by.(&1), partitions))
+        |> Enum.each(fn {route, list} -> write(native, buffer, route, list) end)
     end
   end
 

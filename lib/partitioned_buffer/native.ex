@@ -1,7 +1,8 @@
 defmodule PartitionedBuffer.Native do
   @moduledoc false
-  # The NIFs. A buffer is named by its atom; `to` is the number of a partition, or nil to route by the key itself.
-  # `:not_running` stands for a buffer that was never started, has ended, or has no partitions. Arguments of another
+  # The NIFs. A buffer is named by its atom; `to` is the number of a partition with that of all that it was chosen among, or
+  # nil to route by the key itself. Where there is another number of partitions now, nothing is written or found.
+  # `:not_running` stands for this, and for a buffer that was never started, has ended, or has no partitions. Arguments of another
   # form raise an ArgumentError (badarg) and change nothing.
   #
   # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes; of a list or a
@@ -29,7 +30,7 @@ defmodule PartitionedBuffer.Native do
   @version Mix.Project.config()[:version]
 
   @typep partition() :: non_neg_integer()
-  @typep route() :: partition() | nil
+  @typep route() :: PartitionedBuffer.Routing.route()
   @typep position() :: non_neg_integer()
   @typep batch() :: reference()
 

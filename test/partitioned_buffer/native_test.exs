@@ -173,13 +173,18 @@ defmodule PartitionedBuffer.NativeTest do
       for name <- [:reopen, :close, :hand_over, :pending],
           do: assert(call(name, [buffer, number]) == :not_running)
 
-      for name <- [:get, :delete], do: assert(call(name, [buffer, number, :key]) == :not_running)
-      assert Native.push(queue(buffer), number, :other) == :not_running
-      assert Native.push_all(queue(buffer), number, [:other], true) == :not_running
-      assert Native.put(buffer, number, :key, :other) == :not_running
-      assert Native.put_newer(buffer, number, :key, :other, 9) == :not_running
-      assert Native.put_all(buffer, number, [{:key, :other}], true) == :not_running
-      assert Native.put_all_newer(buffer, number, [{:key, :other, 9}], true) == :not_running
+      assert held(buffer, batch) == before
+    end
+
+    # The number of partitions, 1, or the partition's own is another.
+    for route <- [{1, 1}, {4_096, 1}, {(1 <<< 32) - 1, 1}, {0, 0}, {0, 2}, {1, 2}, {0, 1 <<< 31}] do
+      for name <- [:get, :delete], do: assert(call(name, [buffer, route, :key]) == :not_running)
+      assert Native.push(queue(buffer), route, :other) == :not_running
+      assert Native.push_all(queue(buffer), route, [:other], true) == :not_running
+      assert Native.put(buffer, route, :key, :other) == :not_running
+      assert Native.put_newer(buffer, route, :key, :other, 9) == :not_running
+      assert Native.put_all(buffer, route, [{:key, :other}], true) == :not_running
+      assert Native.put_all_newer(buffer, route, [{:key, :other, 9}], true) == :not_running
       assert held(buffer, batch) == before
     end
   end

@@ -31,8 +31,13 @@ pub(crate) struct NotRunning;
 pub(crate) enum Route {
     /// By the key, or item, itself.
     ByTerm,
-    /// It is this one.
-    To(u32),
+    /// It is this one, if there are as many as it was chosen among.
+    To {
+        /// Its number.
+        number: u32,
+        /// How many there were.
+        among: u32,
+    },
 }
 
 /// See the module's documentation.
@@ -168,8 +173,8 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         match route {
             Route::ByTerm if partitions == 1 => Ok(0),
             Route::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
-            Route::To(number) if number < partitions => Ok(number),
-            Route::To(_) => Err(NotRunning),
+            Route::To { number, among } if among == partitions && number < partitions => Ok(number),
+            Route::To { .. } => Err(NotRunning),
         }
     }
 

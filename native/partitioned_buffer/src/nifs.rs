@@ -272,13 +272,14 @@ fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueueSide, NotRunning
     Ok(find(name)?.map(|buffer| &buffer.queue))
 }
 
-/// `nil`, or the number of a partition.
+/// `nil`, or the number of a partition and that of all.
 #[inline]
 fn route(to: Term<'_>) -> NifResult<Route> {
     if to.as_c_arg() == atoms::nil().as_c_arg() {
         Ok(Route::ByTerm)
     } else {
-        Ok(Route::To(to.decode()?))
+        let (number, among) = to.decode()?;
+        Ok(Route::To { number, among })
     }
 }
 
