@@ -6,8 +6,8 @@ defmodule PartitionedBuffer.Native do
   # form raise an ArgumentError (badarg) and change nothing.
   #
   # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes; of a list or a
-  # batch, where large entries come behind small ones, up to 32 of them (`pace.rs`). `open` is for starting only: it runs on
-  # a dirty scheduler.
+  # batch, where large entries come behind small ones, up to 32 of them (`pace.rs`). `open`, for starting, and `held`,
+  # for stopping, run on dirty schedulers.
 
   # Loading this module again, in a VM that goes on:
   #
@@ -54,6 +54,10 @@ defmodule PartitionedBuffer.Native do
 
   @spec size(atom()) :: non_neg_integer() | :not_running
   def size(_buffer), do: not_loaded()
+
+  @doc "How many entries a partition holds, those handed over and not claimed as well. It looks at each of these."
+  @spec held(atom(), partition()) :: non_neg_integer() | :not_running
+  def held(_buffer, _partition), do: not_loaded()
 
   @spec put(atom(), route(), term(), term()) :: :ok | :not_running
   def put(_buffer, _to, _key, _value), do: not_loaded()
@@ -105,6 +109,13 @@ defmodule PartitionedBuffer.Native do
   @doc "Up to which position entries have been claimed."
   @spec position(batch()) :: position()
   def position(_batch), do: not_loaded()
+
+  @doc """
+  Up to which position entries have been claimed, that of the last one's end, and when the last batch was claimed, in nanoseconds
+  of `System.monotonic_time/1`; nil before the first.
+  """
+  @spec progress(batch()) :: {position(), position(), integer() | nil}
+  def progress(_batch), do: not_loaded()
 
   @doc """
   Entries of a map, or items of a queue, from `position` on, at most `count`, and the position behind them. Fewer than that, even none, when its time is

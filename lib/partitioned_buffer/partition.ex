@@ -12,7 +12,7 @@ defmodule PartitionedBuffer.Partition do
   defmodule State do
     @moduledoc false
     @enforce_keys [:identity, :started]
-    defstruct [:identity, :started, :timer, :running]
+    defstruct [:identity, :started, :timer, :running, :drained]
   end
 
   ## API
@@ -130,9 +130,12 @@ defmodule PartitionedBuffer.Partition do
 
   ## The end
 
+  # What a stop has given up is not tried again at its end.
+  defp drain(%State{drained: :given_up} = state), do: state
+
   defp drain(%State{} = state) do
-    Drain.run(state.identity, state.running)
-    %State{state | running: nil}
+    outcome = Drain.run(state.identity, state.running, System.monotonic_time(:nanosecond))
+    %State{state | running: nil, drained: outcome}
   end
 
   ## Helpers

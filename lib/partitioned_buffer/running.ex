@@ -6,15 +6,17 @@ defmodule PartitionedBuffer.Running do
   alias PartitionedBuffer.{HandOver, Identity, Native, Partition, Telemetry}
 
   # `kind` is that of the hand-over; `:found` if an earlier process of the partition has started the task. `batch` is nil
-  # where nothing is left to be seen of what a found task works on.
-  @enforce_keys [:pid, :ref, :kind, :batch]
+  # where nothing is left to be seen of what a found task works on. `from` is where a task has begun to claim, nil for one
+  # that may have been found in the middle of it.
+  @enforce_keys [:pid, :ref, :kind, :batch, :from]
   defstruct @enforce_keys
 
   @type t() :: %__MODULE__{
           pid: pid(),
           ref: reference(),
           kind: :rest | :fresh | :found,
-          batch: reference() | nil
+          batch: reference() | nil,
+          from: non_neg_integer() | nil
         }
 
   @doc """
@@ -23,9 +25,10 @@ defmodule PartitionedBuffer.Running do
   @spec start(Identity.t(), :rest | :fresh, reference()) :: {:ok, t()} | {:error, term()}
   def start(%Identity{} = identity, kind, batch) do
     options = Identity.options(identity)
+    from = Native.position(batch)
     supervisor = Partition.task_supervisor(identity.buffer, identity.number)
     task = Task.Supervisor.async_nolink(supervisor, fn -> HandOver.process(batch, options, identity.name) end)
-    {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, batch: batch}}
+    {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, batch: batch, from: from}}
   catch
     :exit, reason -> {:error, reason}
   end
@@ -37,7 +40,7 @@ defmodule PartitionedBuffer.Running do
   def find(%Identity{} = identity) do
     case Task.Supervisor.children(Partition.task_supervisor(identity.buffer, identity.number)) do
       [pid | _none] ->
-        %__MODULE__{pid: pid, ref: Process.monitor(pid), kind: :found, batch: pending(identity)}
+        %__MODULE__{pid: pid, ref: Process.monitor(pid), kind: :found, batch: pending(identity), from: nil}
 
       [] ->
         nil
@@ -48,6 +51,20 @@ defmodule PartitionedBuffer.Running do
     case Native.pending(identity.buffer, identity.number) do
       batch when is_reference(batch) -> batch
       nothing when nothing in [:empty, :not_running] -> nil
+    end
+  end
+
+  @doc """
+  When the task has last claimed a batch, which it calls the processor with, by `System.monotonic_time(:nanosecond)`; nil
+  where it has claimed none yet.
+  """
+  @spec called_at(t()) :: integer() | nil
+  def called_at(%__MODULE__{batch: nil}), do: nil
+
+  def called_at(%__MODULE__{batch: batch, from: from}) do
+    case Native.progress(batch) do
+      {^from, _end, _claimed_before} -> nil
+      {_position, _end, claimed_at} -> claimed_at
     end
   end
 

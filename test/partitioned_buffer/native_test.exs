@@ -23,7 +23,9 @@ defmodule PartitionedBuffer.NativeTest do
     push_all: [:queue, :route, :list, :boolean],
     hand_over: [:name, :u32],
     pending: [:name, :u32],
+    held: [:name, :u32],
     position: [:batch],
+    progress: [:batch],
     read: [:batch, :u64, :u64],
     claim: [:batch, :u64, :u64],
     memory: [],
@@ -170,7 +172,7 @@ defmodule PartitionedBuffer.NativeTest do
     before = held(buffer, batch)
 
     for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
-      for name <- [:reopen, :close, :hand_over, :pending],
+      for name <- [:reopen, :close, :hand_over, :pending, :held],
           do: assert(call(name, [buffer, number]) == :not_running)
 
       assert held(buffer, batch) == before

@@ -29,7 +29,7 @@ use crate::index::{Hash, Hasher};
 use crate::log::Log;
 use crate::reclaim::reclaim;
 use crate::store::Store;
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicI64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
 
 /// What a write or read is refused with when the partition is not open for the number of partitions that the caller
@@ -150,6 +150,16 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// How many entries wait for the next hand-over.
     pub fn len(&self, routed_among: u32) -> Result<usize, Closed> {
         self.shards.iter().map(|shard| Ok(shard.lock_open(routed_among)?.active.len())).sum()
+    }
+
+    /// How many entries it holds: those that wait for the next hand-over, and those handed over and not claimed. It looks at
+    /// each of the latter.
+    pub fn held(&self) -> usize {
+        let pending = self.pending.lock();
+        let waiting: usize = self.shards.iter().map(|shard| shard.lock().active.len()).sum();
+        let handed_over = pending.clone();
+        drop(pending);
+        waiting + handed_over.iter().map(|hand_over| hand_over.unclaimed()).sum::<usize>()
     }
 
     /// What has not been claimed of the last hand-over; else what has come in since; `None` if there is nothing.
@@ -308,19 +318,31 @@ pub struct HandOver<S: Store> {
     end: usize,
     /// Entries below this number have been claimed.
     position: AtomicUsize,
+    /// The time of the last claim; [`NEVER`] before the first.
+    claimed_at: AtomicI64,
 }
+
+/// No time: nothing has been claimed.
+const NEVER: i64 = i64::MIN;
 
 impl<S: Store> HandOver<S> {
     /// A hand-over of which nothing has been claimed.
     fn new(retired: Retired<S>) -> Self {
         let end = retired.end();
-        HandOver { retired: Mutex::new(Some(Arc::new(retired))), end, position: AtomicUsize::new(0) }
+        HandOver {
+            retired: Mutex::new(Some(Arc::new(retired))),
+            end,
+            position: AtomicUsize::new(0),
+            claimed_at: AtomicI64::new(NEVER),
+        }
     }
 
     /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
-    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
-    pub fn claim(&self, from: usize, to: usize) -> bool {
+    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there. `now` is the time.
+    pub fn claim(&self, from: usize, to: usize, now: i64) -> bool {
         let to = to.clamp(from, self.end.max(from));
+        // First, so that who sees the new position does not see the old time with it.
+        self.claimed_at.store(now, Ordering::Relaxed);
         if self.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
@@ -337,7 +359,20 @@ impl<S: Store> HandOver<S> {
 
     /// Where the next batch begins.
     pub fn position(&self) -> usize {
-        self.position.load(Ordering::Relaxed)
+        self.position.load(Ordering::Acquire)
+    }
+
+    /// When the batch before that was claimed, `None` if there was none. Asked for after [`position`](Self::position) it is the
+    /// time of that claim, or of a later attempt.
+    pub fn claimed_at(&self) -> Option<i64> {
+        Some(self.claimed_at.load(Ordering::Relaxed)).filter(|&time| time != NEVER)
+    }
+
+    /// How many entries have not been claimed. Looks at each of them.
+    fn unclaimed(&self) -> usize {
+        let position = self.position();
+        let count = |retired: Arc<Retired<S>>| (position..self.end).filter_map(|at| retired.record(at)).count();
+        self.entries().map_or(0, count)
     }
 
     /// Behind the last entry.

@@ -8,6 +8,7 @@ use rustler::{Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Side};
 use crate::pace::Pace;
+use crate::vm::clock::monotonic_time;
 use crate::vm::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
 
 /// A record as the processor gets it.
@@ -45,6 +46,9 @@ pub(crate) trait Work: Send + Sync {
     /// Where the next batch begins.
     fn position(&self) -> usize;
 
+    /// Where the next batch begins, where the last one ends, and when the one before was claimed.
+    fn progress(&self) -> (usize, usize, Option<i64>);
+
     /// At most `count` records from `position` on, and the position behind them. It may be fewer when the time is up.
     fn read<'a>(&self, env: Env<'a>, position: usize, count: usize) -> (Term<'a>, usize);
 
@@ -55,6 +59,10 @@ pub(crate) trait Work: Send + Sync {
 impl<S: Store<Record: ToTerm>> Work for HandOver<S> {
     fn position(&self) -> usize {
         self.position()
+    }
+
+    fn progress(&self) -> (usize, usize, Option<i64>) {
+        (self.position(), self.end(), self.claimed_at())
     }
 
     fn read<'a>(&self, env: Env<'a>, mut position: usize, count: usize) -> (Term<'a>, usize) {
@@ -81,7 +89,7 @@ impl<S: Store<Record: ToTerm>> Work for HandOver<S> {
     }
 
     fn claim(&self, from: usize, to: usize) -> bool {
-        self.claim(from, to)
+        self.claim(from, to, monotonic_time())
     }
 }
 
@@ -95,6 +103,8 @@ pub(crate) trait AnySide {
     fn reopen(&self, number: u32) -> Result<(), NotRunning>;
     /// See [`Partition::close`].
     fn close(&self, number: u32) -> Result<(), NotRunning>;
+    /// See [`Partition::held`].
+    fn held(&self, number: u32) -> Result<usize, NotRunning>;
     /// What a partition hands over, and whether it is the rest of an earlier hand-over; `None` if there is nothing.
     fn hand_over(&self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning>;
     /// See [`Partition::pending`].
@@ -116,6 +126,10 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> 
 
     fn close(&self, number: u32) -> Result<(), NotRunning> {
         self.numbered(number).map(Partition::close)
+    }
+
+    fn held(&self, number: u32) -> Result<usize, NotRunning> {
+        self.numbered(number).map(Partition::held)
     }
 
     fn hand_over(&self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning> {

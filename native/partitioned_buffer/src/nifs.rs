@@ -109,6 +109,13 @@ fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(number(env, size.map(|size| size as u64)))
 }
 
+nif!(held / 2, DirtyCpu);
+fn held<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partition = partition.decode()?;
+    let held = find(name)?.and_then(Buffer::running).and_then(|side| side.held(partition));
+    Ok(number(env, held.map(|held| held as u64)))
+}
+
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
@@ -215,6 +222,12 @@ nif!(position / 1);
 fn position<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let batch: ResourceArc<Batch> = batch.decode()?;
     Ok(unsigned_to(env, batch.0.position() as u64))
+}
+
+nif!(progress / 1);
+fn progress<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let batch: ResourceArc<Batch> = batch.decode()?;
+    Ok(batch.0.progress().encode(env))
 }
 
 nif!(read / 3);

@@ -115,8 +115,8 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         let deliveries = records.map(self.delivery).collect();
         drop(retired);
         // Again at the end, as a reader does that finds nothing behind the last batch.
-        if hand_over.claim(start, end) {
-            hand_over.claim(end, end);
+        if hand_over.claim(start, end, 0) {
+            hand_over.claim(end, end, 0);
             held(&self.batches).push(Batch { hand_over: number, start, end, deliveries });
         }
     }
