@@ -53,6 +53,10 @@ defmodule PartitionedBuffer do
       `:processing_timeout_ms` from then on; each later one may take as long from its own beginning, at least 5 seconds. A
       call that takes longer is killed, and its partition makes no other. What it has left is kept until a buffer of the
       same name starts, and logged with its count.
+    * During a stop, reads and deletes work to its end. Writes of a partition are refused when what was in flight there is
+      done. Only a processor of the same buffer, or a task that it has started, can still write: that is processed by the
+      same stop, in at most ten passes over all partitions, since a processor could go on writing for ever. What is left
+      after these is kept and logged as well.
     * Terms come back exactly as they were put.
     * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only copying a single
       key or value takes as long as its size demands, as in sending it in a message; in a list or batch it may be up to 32

@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Call do
   @moduledoc false
   # What the calls on all kinds of buffers have in common: options, results, lists.
 
-  alias PartitionedBuffer.{Options, Routing}
+  alias PartitionedBuffer.{HandOver, Options, Routing}
 
   @doc """
   The partition that the options choose for a key or item; nil where it is routed by itself.
@@ -25,6 +25,19 @@ defmodule PartitionedBuffer.Call do
   def ok!(:not_running, buffer), do: Routing.not_running!(buffer)
 
   @doc """
+  What becomes of a write that was refused: that of a processor of this buffer is done by `write`, which gets a route that
+  says so, until the buffer's stop has ended; any other raises.
+  """
+  @spec refused(atom(), Routing.route() | {:processor, Routing.route()}, (any() -> any())) :: :ok
+  def refused(buffer, {:processor, _route}, _write), do: Routing.not_running!(buffer)
+
+  def refused(buffer, route, write) do
+    if HandOver.in_processor?(buffer),
+      do: {:processor, route} |> write.() |> ok!(buffer),
+      else: Routing.not_running!(buffer)
+  end
+
+  @doc """
   Writes a list by the NIF `native`. `check!` raises if there is anything in it that cannot be written, and `routed_by` gives
   what an element is routed by.
   """
@@ -43,7 +56,7 @@ defmodule PartitionedBuffer.Call do
         write(native, buffer, nil, list)
 
       result ->
-        written(result, native, buffer, nil)
+        written(result, native, buffer, nil, list)
     end
   end
 
@@ -73,8 +86,15 @@ defmodule PartitionedBuffer.Call do
           "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
   end
 
-  defp write(native, buffer, to, list), do: buffer |> native.(to, list, true) |> written(native, buffer, to)
+  defp write(native, buffer, to, list),
+    do: buffer |> native.(to, list, true) |> written(native, buffer, to, list)
 
-  defp written({:more, rest}, native, buffer, to), do: write(native, buffer, to, rest)
-  defp written(result, _native, buffer, _to), do: ok!(result, buffer)
+  defp written(:ok, _native, _buffer, _to, _list), do: :ok
+  defp written({:more, rest}, native, buffer, to, _list), do: write(native, buffer, to, rest)
+
+  defp written({:refused, rest}, native, buffer, to, _list),
+    do: refused(buffer, to, &write(native, buffer, &1, rest))
+
+  defp written(:not_running, native, buffer, to, list),
+    do: refused(buffer, to, &write(native, buffer, &1, list))
 end

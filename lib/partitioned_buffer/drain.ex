@@ -1,7 +1,9 @@
 defmodule PartitionedBuffer.Drain do
   @moduledoc false
   # The end of a partition: the hand-over in flight is waited for, then the rest is processed, in that order. Writes are
-  # taken until the hand-over in flight is done.
+  # taken until the hand-over in flight is done; then only those of processors are, which may write to their own buffer.
+  # So it goes in passes, of which each processes what is there when it begins; `PartitionedBuffer.Drainer` decides whether
+  # there is another.
   #
   # A call of the processor that takes too long is killed, and no other is made: it would most likely take too long as well,
   # and the stop as many times its limit as there are batches.
@@ -13,15 +15,29 @@ defmodule PartitionedBuffer.Drain do
   # What a call may take at the least that begins at the end: OTP's usual time for a worker's shutdown.
   @min_timeout 5_000
 
+  @typedoc "`:again` if something may be left that another pass can process; `:given_up` if nothing more is to be tried."
+  @type outcome() :: :done | :again | :given_up
+
   @doc """
-  Processes all that a partition has, unless a call is killed. `running` is the task at work, which the calling process
-  monitors, and `began` when the stop has begun, by `System.monotonic_time(:nanosecond)`.
+  Processes what a partition has. `running` is the task at work, which the calling process monitors, and `began` when the
+  stop has begun, by `System.monotonic_time(:nanosecond)`.
   """
-  @spec run(Identity.t(), Running.t() | nil, integer()) :: :done | :given_up
-  def run(%Identity{} = identity, running, began) do
+  @spec pass(Identity.t(), Running.t() | nil, integer()) :: outcome()
+  def pass(%Identity{} = identity, running, began) do
     ended = if running, do: await(identity, running, began), else: :ended
+
+    case {ended, Native.drain(identity.buffer, identity.number)} do
+      {:ended, :ok} -> process_all(identity, began)
+      _killed_or_closed -> :given_up
+    end
+  end
+
+  @doc """
+  Refuses reads and writes from now on, and tells of what is left.
+  """
+  @spec finish(Identity.t()) :: :ok
+  def finish(%Identity{} = identity) do
     Native.close(identity.buffer, identity.number)
-    outcome = if ended == :ended, do: rest(identity, began), else: :given_up
 
     with left when left > 0 <- Native.held(identity.buffer, identity.number) do
       Logger.error(
@@ -30,18 +46,37 @@ defmodule PartitionedBuffer.Drain do
       )
     end
 
-    outcome
+    :ok
   end
 
-  defp rest(%Identity{} = identity, began) do
-    with {kind, batch} <- Native.hand_over(identity.buffer, identity.number),
-         before = Native.position(batch),
-         {:ok, running} <- Running.start(identity, kind, batch),
+  # What is left of earlier hand-overs, then what has come in since.
+  defp process_all(identity, began) do
+    case Native.hand_over(identity.buffer, identity.number) do
+      {:rest, batch} ->
+        with :done <- process(identity, :rest, batch, began), do: process_all(identity, began)
+
+      {:fresh, batch} ->
+        process(identity, :fresh, batch, began)
+
+      nothing when nothing in [:empty, :not_running] ->
+        :done
+    end
+  end
+
+  # To its end, whatever calls fail.
+  defp process(identity, kind, batch, began) do
+    before = Native.position(batch)
+
+    with {:ok, running} <- Running.start(identity, kind, batch),
          :ended <- await(identity, running, began) do
-      if Native.position(batch) > before, do: rest(identity, began), else: :done
+      case Native.progress(batch) do
+        {position, position, _claimed_at} -> :done
+        {^before, _end, _claimed_at} -> :again
+        _some_claimed -> process(identity, kind, batch, began)
+      end
     else
+      {:error, _no_task_supervisor} -> :again
       :killed -> :given_up
-      _nothing_or_error -> :done
     end
   end
 

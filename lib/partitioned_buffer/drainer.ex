@@ -2,10 +2,16 @@ defmodule PartitionedBuffer.Drainer do
   @moduledoc false
   # The last child of a buffer's supervisor, so the first that it ends: lets all partitions process what they have at the
   # same time, while a supervisor ends its children one after the other.
+  #
+  # Processors may write to any partition of their own buffer meanwhile. So there is another pass as long as something is
+  # left, and all partitions are closed together, when nothing is.
 
   use GenServer, shutdown: :infinity
 
-  alias PartitionedBuffer.{Identity, Native, Partition}
+  alias PartitionedBuffer.{Drain, Identity, Native, Partition}
+
+  # A processor that writes an entry for each that it gets would never end.
+  @passes 10
 
   @doc """
   Starts the drainer of these partitions, which are all of a buffer.
@@ -16,20 +22,36 @@ defmodule PartitionedBuffer.Drainer do
   @impl GenServer
   def init(partitions) do
     Process.flag(:trap_exit, true)
-    # The partitions are closed if this is not the first drainer of this supervisor.
-    for partition <- partitions, do: Native.reopen(partition.buffer, partition.number)
+    # They have been drained if this is not the first drainer of this supervisor.
+    Enum.each(partitions, &Partition.resume/1)
     {:ok, partitions}
   end
 
   @impl GenServer
   def terminate(reason, partitions) do
     if reason == :shutdown do
-      requests = Enum.map(partitions, &Partition.drain_request/1)
-      # One that is dead has nothing more to say.
-      Enum.each(requests, &:gen_server.wait_response(&1, :infinity))
+      drain(partitions, System.monotonic_time(:nanosecond), @passes)
+      Enum.each(partitions, &Drain.finish/1)
     end
   end
 
   @impl GenServer
   def handle_info(_message, partitions), do: {:noreply, partitions}
+
+  defp drain(_partitions, _began, 0), do: :ok
+
+  defp drain(partitions, began, passes) do
+    requests = for partition <- partitions, do: {partition, Partition.drain_request(partition, began)}
+
+    # One that is dead has nothing more to say.
+    partitions =
+      for {partition, request} <- requests,
+          :gen_server.wait_response(request, :infinity) != {:reply, :given_up},
+          do: partition
+
+    if Enum.any?(partitions, &holds_something?/1), do: drain(partitions, began, passes - 1), else: :ok
+  end
+
+  defp holds_something?(partition),
+    do: Native.held(partition.buffer, partition.number) not in [0, :not_running]
 end

@@ -1,9 +1,9 @@
 defmodule PartitionedBuffer.Native do
   @moduledoc false
-  # The NIFs. A buffer is named by its atom; `to` is the number of a partition with that of all that it was chosen among, or
-  # nil to route by the key itself. Where there is another number of partitions now, nothing is written or found.
-  # `:not_running` stands for this, and for a buffer that was never started, has ended, or has no partitions. Arguments of another
-  # form raise an ArgumentError (badarg) and change nothing.
+  # The NIFs. A buffer is named by its atom; `to` is the number of a partition with that of all that it was chosen among,
+  # or nil to route by the key itself, and `{:processor, to}` marks the write of a processor. `:not_running` stands for a
+  # buffer that was never started, has ended, has no partitions, or another number of them than that of `to`. Arguments
+  # of another form raise an ArgumentError (badarg) and change nothing.
   #
   # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes; of a list or a
   # batch, where large entries come behind small ones, up to 32 of them (`pace.rs`). `open`, for starting, and `held`,
@@ -30,7 +30,8 @@ defmodule PartitionedBuffer.Native do
   @version Mix.Project.config()[:version]
 
   @typep partition() :: non_neg_integer()
-  @typep route() :: PartitionedBuffer.Routing.route()
+  @typep to() :: PartitionedBuffer.Routing.route()
+  @typep route() :: to() | {:processor, to()}
   @typep position() :: non_neg_integer()
   @typep batch() :: reference()
 
@@ -44,6 +45,13 @@ defmodule PartitionedBuffer.Native do
   @doc "Lets a partition that was closed take writes again."
   @spec reopen(atom(), partition()) :: :ok | :not_running
   def reopen(_buffer, _partition), do: not_loaded()
+
+  @doc """
+  Refuses writes of a partition from now on, as those of a buffer that is not running, but for those that are marked as a
+  processor's. What is closed stays closed.
+  """
+  @spec drain(atom(), partition()) :: :ok | :closed | :not_running
+  def drain(_buffer, _partition), do: not_loaded()
 
   @doc "Refuses reads and writes of a partition from now on: they are answered `:not_running`."
   @spec close(atom(), partition()) :: :ok | :not_running
@@ -72,18 +80,21 @@ defmodule PartitionedBuffer.Native do
   def delete(_buffer, _to, _key), do: not_loaded()
 
   @doc """
-  Puts entries until its time is up; what is left then is to be given to it again.
+  Puts entries until its time is up; what is left then is to be given to it again. Where a partition has refused one it says
+  what has not been written.
 
   Writes nothing if the caller has not `checked` the list and it is long, or not what it should be: `:unchecked`.
   A list that is not what the caller says it has checked raises badarg, but what comes before may be written.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) ::
-          :ok | {:more, [{term(), term()}]} | :unchecked | :not_running
+          :ok | {:more, entries} | {:refused, entries} | :unchecked | :not_running
+        when entries: [{term(), term()}]
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @doc "As `put_all/4`, with versions."
   @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean()) ::
-          :ok | {:more, [{term(), term(), integer()}]} | :unchecked | :not_running
+          :ok | {:more, entries} | {:refused, entries} | :unchecked | :not_running
+        when entries: [{term(), term(), integer()}]
   def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @spec push(atom(), route(), term()) :: :ok | :not_running
@@ -91,7 +102,7 @@ defmodule PartitionedBuffer.Native do
 
   @doc "As `put_all/4`, items of a queue: only an improper list is not what it should be."
   @spec push_all(atom(), route(), [term()], checked :: boolean()) ::
-          :ok | {:more, [term()]} | :unchecked | :not_running
+          :ok | {:more, [term()]} | {:refused, [term()]} | :unchecked | :not_running
   def push_all(_buffer, _to, _items, _checked), do: not_loaded()
 
   @doc """

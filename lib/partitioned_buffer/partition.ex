@@ -41,10 +41,18 @@ defmodule PartitionedBuffer.Partition do
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
 
   @doc """
-  Asks the partition to process all that it has and to refuse writes from then on.
+  Asks the partition for a pass of the stop that began at this time; the reply is its outcome. From then on it hands over
+  only when it is asked to.
   """
-  @spec drain_request(Identity.t()) :: :gen_server.request_id()
-  def drain_request(%Identity{} = identity), do: :gen_server.send_request(identity.name, :drain)
+  @spec drain_request(Identity.t(), integer()) :: :gen_server.request_id()
+  def drain_request(%Identity{} = identity, began),
+    do: :gen_server.send_request(identity.name, {:drain, began})
+
+  @doc """
+  Lets a partition go on that has been drained.
+  """
+  @spec resume(Identity.t()) :: :ok
+  def resume(%Identity{} = identity), do: GenServer.cast(identity.name, :resume)
 
   ## Callbacks
 
@@ -65,7 +73,18 @@ defmodule PartitionedBuffer.Partition do
     {:reply, :ok, state}
   end
 
-  def handle_call(:drain, _from, %State{} = state), do: {:reply, :ok, drain(state)}
+  def handle_call({:drain, began}, _from, %State{} = state) do
+    state = drain(state, began)
+    {:reply, state.drained, state}
+  end
+
+  @impl GenServer
+  def handle_cast(:resume, %State{drained: nil} = state), do: {:noreply, state}
+
+  def handle_cast(:resume, %State{identity: identity} = state) do
+    Native.reopen(identity.buffer, identity.number)
+    {:noreply, schedule(%State{state | drained: nil})}
+  end
 
   @impl GenServer
   def handle_info({:timeout, timer, :tick}, %State{timer: timer, running: nil} = state) do
@@ -88,7 +107,7 @@ defmodule PartitionedBuffer.Partition do
 
   @impl GenServer
   def terminate(reason, %State{} = state) do
-    if graceful?(reason), do: drain(state)
+    if graceful?(reason), do: drain(state, System.monotonic_time(:nanosecond))
     duration = System.monotonic_time() - state.started
     metadata = state.identity |> Identity.metadata() |> Map.put(:reason, reason)
     Telemetry.execute([:stop], %{duration: duration}, metadata)
@@ -131,20 +150,24 @@ defmodule PartitionedBuffer.Partition do
   ## The end
 
   # What a stop has given up is not tried again at its end.
-  defp drain(%State{drained: :given_up} = state), do: state
+  defp drain(%State{drained: :given_up} = state, _began), do: state
 
-  defp drain(%State{} = state) do
-    outcome = Drain.run(state.identity, state.running, System.monotonic_time(:nanosecond))
-    %State{state | running: nil, drained: outcome}
+  defp drain(%State{} = state, began) do
+    cancel_timer(state)
+    outcome = Drain.pass(state.identity, state.running, began)
+    %State{state | running: nil, timer: nil, drained: outcome}
   end
 
   ## Helpers
 
   defp schedule(%State{} = state) do
-    if state.timer, do: :erlang.cancel_timer(state.timer)
+    cancel_timer(state)
     interval = Identity.options(state.identity).processing_interval_ms
     %State{state | timer: :erlang.start_timer(interval, self(), :tick)}
   end
+
+  defp cancel_timer(%State{timer: nil}), do: :ok
+  defp cancel_timer(%State{timer: timer}), do: :erlang.cancel_timer(timer)
 
   defp graceful?(:normal), do: true
   defp graceful?(:shutdown), do: true

@@ -132,8 +132,12 @@ defmodule PartitionedBuffer.Queue do
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
     do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, &Function.identity/1)
 
-  def push(buffer, item, opts) when is_atom(buffer),
-    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer)
+  def push(buffer, item, opts) when is_atom(buffer) do
+    route = Call.route(buffer, item, opts)
+
+    with :not_running <- Native.push(buffer, route, item),
+         do: Call.refused(buffer, route, &Native.push(buffer, &1, item))
+  end
 
   @doc """
   How many items wait for the next hand-over, in all partitions.

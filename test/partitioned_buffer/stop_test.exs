@@ -3,6 +3,8 @@ defmodule PartitionedBuffer.StopTest do
 
   import ExUnit.CaptureLog
 
+  alias PartitionedBuffer.Queue
+
   @moduletag :capture_log
 
   defp keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
@@ -10,6 +12,182 @@ defmodule PartitionedBuffer.StopTest do
   defp never_returns(batch, test) do
     send(test, {:batch, batch})
     receive(do: (:never -> :ok))
+  end
+
+  # A term that routes to the partition `number` of so many.
+  defp partition_key_of(number, partitions),
+    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
+
+  defp refused?(write) do
+    error = catch_error(write.())
+    Exception.message(error) =~ "no partitions available"
+  end
+
+  # Calls the test's function once, with the first batch, and tells the test of all.
+  defp processor_that(function) do
+    test = self()
+    calls = :counters.new(1, [])
+
+    fn batch ->
+      :counters.add(calls, 1, 1)
+      send(test, {:batch, batch})
+      if :counters.get(calls, 1) == 1, do: function.()
+    end
+  end
+
+  describe "the processor of a buffer that stops" do
+    for {how, call} <- [
+          itself: quote(do: & &1.()),
+          "in a task of its own": quote(do: &Task.await(Task.async(&1)))
+        ] do
+      test "writes to its buffer by every call, #{how}, and all of it is processed" do
+        call = unquote(call)
+
+        for {partitions, opts} <- [{1, []}, {3, []}, {3, [partition_key: :all]}, {3, [partition_key: & &1]}] do
+          buffer = unique_name()
+          # In one chunk of the NIF, and in several.
+          pairs = for n <- 1..5_000, do: {{:listed, n}, n}
+
+          writes = fn ->
+            :ok = Buffer.put(buffer, :put, 1, opts)
+            :ok = Buffer.put_newer(buffer, :newer, 1, 1, opts)
+            :ok = Buffer.put_newer(buffer, :newer, 2, 2, opts)
+            :ok = Buffer.put_all(buffer, %{in_map: 1}, opts)
+            :ok = Buffer.put_all(buffer, [{:in_list, 1}], opts)
+            :ok = Buffer.put_all(buffer, pairs, opts)
+            :ok = Buffer.put_all_newer(buffer, [{:in_newer, 1, 1}], opts)
+          end
+
+          processor = processor_that(fn -> call.(writes) end)
+
+          start_buffer(
+            name: buffer,
+            partitions: partitions,
+            processor: processor,
+            processing_batch_size: 10_000
+          )
+
+          Buffer.put(buffer, :first, 1)
+          assert Buffer.stop(buffer) == :ok
+          entries = received_entries()
+          assert {:newer, 2, 2, 1} in entries
+          others = [:first, :put, :newer, :in_map, :in_list, :in_newer]
+          assert keys(entries) == Enum.sort(others ++ for({key, _value} <- pairs, do: key))
+        end
+      end
+
+      test "pushes to its queue, #{how}, and all of it is processed, in order" do
+        call = unquote(call)
+
+        for {partitions, opts} <- [{1, []}, {3, []}, {3, [partition_key: :all]}, {3, [partition_key: & &1]}] do
+          queue = unique_name()
+
+          writes = fn ->
+            :ok = Queue.push(queue, 1, opts)
+            :ok = Queue.push(queue, [2, 3], opts)
+            :ok = Queue.push(queue, Enum.to_list(4..5_000), opts)
+          end
+
+          processor = processor_that(fn -> call.(writes) end)
+
+          start_buffer(
+            module: Queue,
+            name: queue,
+            partitions: partitions,
+            processor: processor,
+            processing_batch_size: 10_000
+          )
+
+          Queue.push(queue, 0)
+          assert Queue.stop(queue) == :ok
+          [[0] | batches] = received_batches()
+          assert Enum.sort(Enum.concat(batches)) == Enum.to_list(1..5_000)
+          assert Enum.all?(batches, &(&1 == Enum.sort(&1)))
+        end
+      end
+    end
+
+    test "writes each entry of a list once while some partitions are in flight and others not any more" do
+      test = self()
+      queue = unique_name()
+
+      processor = fn
+        [:held] ->
+          send(test, {:held, self()})
+          receive(do: (:write -> Queue.push(queue, Enum.to_list(1..3_000))))
+
+        batch ->
+          send(test, {:batch, batch})
+      end
+
+      start_buffer(module: Queue, name: queue, processor: processor, processing_batch_size: 10_000)
+      Queue.push(queue, :held, partition_key: partition_key_of(0, 2))
+      [held | _] = partitions(queue)
+      tick(held)
+      assert_receive {:held, task}
+      Queue.push(queue, :rest, partition_key: partition_key_of(1, 2))
+      stop = Task.async(fn -> Queue.stop(queue) end)
+      # From now on this partition refuses what is not a processor's, and the other does not.
+      assert_receive {:batch, [:rest]}
+      assert refused?(fn -> Queue.push(queue, :other, partition_key: partition_key_of(1, 2)) end)
+      assert Queue.push(queue, :other, partition_key: partition_key_of(0, 2)) == :ok
+      send(task, :write)
+      assert Task.await(stop) == :ok
+      items = Enum.sort(received_entries())
+      assert items == Enum.to_list(1..3_000) ++ [:other]
+    end
+
+    test "reads and deletes to the end of the stop, as all others do; only their writes are refused" do
+      test = self()
+
+      processor = fn batch ->
+        send(test, {:called, self(), batch})
+        receive(do: (:return -> :ok))
+      end
+
+      buffer = start_buffer(partitions: 2, processor: processor)
+      for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      assert_receive {:called, one, [{n, n, 0, 0}]}
+      assert_receive {:called, other, _batch}
+      # The partition of the first has nothing left to do.
+      send(one, :return)
+      ref = Process.monitor(one)
+      assert_receive {:DOWN, ^ref, :process, ^one, :normal}
+
+      opts = [partition_key: partition_key_of(n, 2)]
+      assert Buffer.get(buffer, n, :none, opts) == :none
+      assert Buffer.size(buffer) == 0
+      assert Buffer.delete(buffer, n, opts) == :ok
+      assert refused?(fn -> Buffer.put(buffer, n, n, opts) end)
+      assert refused?(fn -> Buffer.put_all(buffer, [{n, n}], opts) end)
+      send(other, :return)
+      assert Task.await(stop) == :ok
+      assert refused?(fn -> Buffer.get(buffer, n) end)
+    end
+
+    test "is called in ten passes if it always writes; what is left is kept, and logged with its count" do
+      test = self()
+      buffer = unique_name()
+
+      writes_again = fn batch ->
+        send(test, {:batch, batch})
+        Buffer.put_all(buffer, for({n, n, 0, 0} <- batch, do: {n + 2, n + 2}))
+      end
+
+      start_buffer(name: buffer, partitions: 1, processor: writes_again)
+      Buffer.put_all(buffer, [{1, 1}, {2, 2}])
+      log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
+
+      assert log =~
+               "partition 0 of buffer #{inspect(buffer)} could not process all it had: 2 entries are kept"
+
+      assert keys(received_entries()) == Enum.to_list(1..20)
+
+      start_buffer(name: buffer, partitions: 1)
+      assert Buffer.stop(buffer) == :ok
+      assert keys(received_entries()) == [21, 22]
+    end
   end
 
   describe "a processor that hangs at a stop" do

@@ -8,10 +8,13 @@
 //! at that itself when it is to hand over again: who claims may have got the hand-over from another partition, before
 //! the number of partitions changed.
 //!
-//! | state | writes | hand-over |
-//! |---|---|---|
-//! | closed | are refused | gives what is left |
-//! | open | are taken | gives what is left of the last hand-over, else what has come in |
+//! | state | reads, deletes | writes | writes of a processor | hand-over |
+//! |---|---|---|---|---|
+//! | open | are taken | are taken | are taken | gives what is left of the last hand-over, else what has come in |
+//! | draining | are taken | are refused | are taken | the same |
+//! | closed | are refused | are refused | are refused | the same |
+//!
+//! A partition drains while a stop processes what it holds: a processor may write to the buffer that it is called by.
 //!
 //! A lock is held for one operation on one store, or the swap; no store is freed and no foreign code runs inside it.
 //! The lock of what is pending is taken before those of the shards, and those in their order. A write
@@ -31,6 +34,10 @@ use crate::reclaim::reclaim;
 use crate::store::Store;
 use crate::sync::{AtomicI64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
+
+/// In the number of partitions that a write is routed among: it comes from a processor of the buffer, and is taken until
+/// the partition is closed. No buffer has as many partitions.
+pub const DRAINING: u32 = 1 << 31;
 
 /// What a write or read is refused with when the partition is not open for the number of partitions that the caller
 /// routed by.
@@ -74,7 +81,8 @@ struct Shard<S: Store>(Mutex<State<S>>);
 
 /// What the lock of a shard guards.
 struct State<S: Store> {
-    /// Among how many partitions writes are routed when one of them comes here; 0 while closed.
+    /// Among how many partitions writes are routed when one of them comes here, with [`DRAINING`] only those of processors;
+    /// 0 while closed.
     routed_among: u32,
     /// What has come in since the last hand-over.
     active: S,
@@ -85,7 +93,19 @@ impl<S: Store> Shard<S> {
     #[inline]
     fn lock_open(&self, routed_among: u32) -> Result<MutexGuard<'_, State<S>>, Closed> {
         let state = self.lock();
-        if state.routed_among == routed_among {
+        // The second is for the writes of processors to an open partition.
+        if state.routed_among == routed_among || state.routed_among | DRAINING == routed_among {
+            Ok(state)
+        } else {
+            Err(Closed)
+        }
+    }
+
+    /// The lock, if reads and deletes routed among so many partitions may come here.
+    #[inline]
+    fn lock_readable(&self, routed_among: u32) -> Result<MutexGuard<'_, State<S>>, Closed> {
+        let state = self.lock();
+        if state.routed_among & !DRAINING == routed_among & !DRAINING {
             Ok(state)
         } else {
             Err(Closed)
@@ -142,6 +162,18 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().for_each(|shard| shard.0.lock().routed_among = partitions);
     }
 
+    /// Refuses writes from now on, but those of processors, unless it is closed.
+    pub fn drain(&self) -> Result<(), Closed> {
+        for shard in &self.shards {
+            let mut state = shard.lock();
+            if state.routed_among == 0 {
+                return Err(Closed);
+            }
+            state.routed_among |= DRAINING;
+        }
+        Ok(())
+    }
+
     /// Refuses reads and writes from now on. What was written before is still handed over.
     pub fn close(&self) {
         self.open(0);
@@ -149,7 +181,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// How many entries wait for the next hand-over.
     pub fn len(&self, routed_among: u32) -> Result<usize, Closed> {
-        self.shards.iter().map(|shard| Ok(shard.lock_open(routed_among)?.active.len())).sum()
+        self.shards.iter().map(|shard| Ok(shard.lock_readable(routed_among)?.active.len())).sum()
     }
 
     /// How many entries it holds: those that wait for the next hand-over, and those handed over and not claimed. It looks at
@@ -273,13 +305,13 @@ impl<H: Heap> MapPartition<H> {
         key: H::Term,
         copy: impl FnOnce(H::Term) -> R,
     ) -> Result<Option<R>, Closed> {
-        let state = self.lock_open(routed_among, hash)?;
+        let state = self.shards[Self::shard_of(hash)].lock_readable(routed_among)?;
         Ok(state.active.get(hash, key).map(copy))
     }
 
     /// Takes out the entry of `key`, if there is one.
     pub fn delete(&self, routed_among: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
-        self.lock_open(routed_among, hash)?.active.delete(hash, key);
+        self.shards[Self::shard_of(hash)].lock_readable(routed_among)?.active.delete(hash, key);
         Ok(())
     }
 }

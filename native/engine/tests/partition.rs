@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use common::{hash, Random, TestHeap};
-use partitioned_buffer_engine::partition::Write;
+use partitioned_buffer_engine::partition::{Write, DRAINING};
 use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hasher, Heap, MapPartition, Version};
 
 fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
@@ -46,6 +46,44 @@ fn a_closed_partition_refuses_and_hands_over_what_it_has() {
     partition.close();
     assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
     assert_eq!(keys(&hand_over(&partition).unwrap()), [1]);
+}
+
+#[test]
+fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    let mut caller = TestHeap::new();
+    let (one, two) = (caller.boxed(1), caller.boxed(2));
+    let processor = 1 | DRAINING;
+    let put_by_processor = |key| partition.put(processor, hash(&hasher, key), key, key);
+    let get = |key| partition.get(1, hash(&hasher, key), key, |value| value.content().1);
+
+    assert_eq!(put_by_processor(one), Ok(()), "it may write before the stop as well");
+    partition.drain().unwrap();
+    assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
+    assert_eq!(put_by_processor(two), Ok(()));
+    let writes = [(hash(&hasher, two), Write::Put(two, one))];
+    let shard = MapPartition::<TestHeap>::shard_of(hash(&hasher, two));
+    assert_eq!(partition.write_all(1, shard, writes.into_iter()), Err(Closed));
+    assert_eq!(partition.write_all(processor, shard, writes.into_iter()), Ok(()));
+    assert_eq!((get(one), get(two), partition.len(1)), (Ok(Some(1)), Ok(Some(1)), Ok(2)));
+    assert_eq!(partition.delete(1, hash(&hasher, one), one), Ok(()));
+    assert_eq!(keys(&hand_over(&partition).unwrap()), [2]);
+
+    for among in [2, 2 | DRAINING, 0, DRAINING] {
+        assert_eq!(partition.put(among, hash(&hasher, one), one, one), Err(Closed));
+        assert_eq!(partition.get(among, hash(&hasher, one), one, |_| ()), Err(Closed));
+    }
+
+    partition.close();
+    assert_eq!(put_by_processor(one), Err(Closed));
+    assert_eq!((get(two), partition.len(1)), (Err(Closed), Err(Closed)));
+    assert_eq!(partition.delete(1, hash(&hasher, two), two), Err(Closed));
+    assert_eq!(partition.drain(), Err(Closed), "what is closed stays closed");
+    assert_eq!(put_by_processor(one), Err(Closed));
+
+    partition.open(1);
+    assert_eq!(put(&partition, &hasher, 3, 3), Ok(()));
 }
 
 #[test]

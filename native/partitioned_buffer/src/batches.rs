@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::{HandOver, HandedOver, Partition, Store};
+use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Partition, Store};
 use rustler::{Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Side};
@@ -101,6 +101,8 @@ pub(crate) trait AnySide {
     fn size(&self) -> Result<usize, NotRunning>;
     /// See [`Side::reopen`].
     fn reopen(&self, number: u32) -> Result<(), NotRunning>;
+    /// See [`Partition::drain`].
+    fn drain(&self, number: u32) -> Result<Result<(), Closed>, NotRunning>;
     /// See [`Partition::close`].
     fn close(&self, number: u32) -> Result<(), NotRunning>;
     /// See [`Partition::held`].
@@ -122,6 +124,10 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> 
 
     fn reopen(&self, number: u32) -> Result<(), NotRunning> {
         self.reopen(number)
+    }
+
+    fn drain(&self, number: u32) -> Result<Result<(), Closed>, NotRunning> {
+        self.numbered(number).map(Partition::drain)
     }
 
     fn close(&self, number: u32) -> Result<(), NotRunning> {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
+use partitioned_buffer_engine::partition::DRAINING;
 use partitioned_buffer_engine::{routing, Closed, Generation, Hash, Hasher, Log, Partition, Store};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
@@ -26,18 +27,47 @@ pub(crate) type QueueSide = Side<Log<Environment>, 1>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
 
+/// Where an entry is written to or looked for, and by whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Route {
+    /// How its partition is found.
+    pub(crate) to: To,
+    /// Who writes it.
+    pub(crate) writer: Writer,
+}
+
 /// How the partition of an entry is found.
 #[derive(Clone, Copy)]
-pub(crate) enum Route {
+pub(crate) enum To {
     /// By the key, or item, itself.
     ByTerm,
     /// It is this one, if there are as many as it was chosen among.
-    To {
+    Partition {
         /// Its number.
         number: u32,
         /// How many there were.
         among: u32,
     },
+}
+
+/// Who writes.
+#[derive(Clone, Copy)]
+pub(crate) enum Writer {
+    /// Anybody: while a partition drains, nothing is taken.
+    Any,
+    /// A processor of the buffer.
+    Processor,
+}
+
+impl Route {
+    /// Among how many partitions this is routed, of so many, as a partition takes it.
+    #[inline]
+    pub(crate) fn among(self, partitions: u32) -> u32 {
+        match self.writer {
+            Writer::Any => partitions,
+            Writer::Processor => partitions | DRAINING,
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -170,11 +200,11 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
     /// The number of the partition that a key or item belongs to among so many.
     #[inline]
     pub(crate) fn route(route: Route, term: RawTerm, partitions: u32) -> Result<u32, NotRunning> {
-        match route {
-            Route::ByTerm if partitions == 1 => Ok(0),
-            Route::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
-            Route::To { number, among } if among == partitions && number < partitions => Ok(number),
-            Route::To { .. } => Err(NotRunning),
+        match route.to {
+            To::ByTerm if partitions == 1 => Ok(0),
+            To::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
+            To::Partition { number, among } if among == partitions && number < partitions => Ok(number),
+            To::Partition { .. } => Err(NotRunning),
         }
     }
 
@@ -190,7 +220,7 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         loop {
             let partitions = self.partitions()?;
             let number = Self::route(route, term, partitions)?;
-            match operation(self.partition(number), partitions) {
+            match operation(self.partition(number), route.among(partitions)) {
                 Ok(result) => return Ok(result),
                 Err(Closed) if self.partitions()? == partitions => return Err(NotRunning),
                 Err(Closed) => {}

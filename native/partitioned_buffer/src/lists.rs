@@ -62,6 +62,8 @@ pub(crate) enum Written<'a> {
     All,
     /// The time was up: to this rest.
     More(Term<'a>),
+    /// To where a partition refused a write. This is what has not been written, in order.
+    Refused(Term<'a>),
     /// The list has not been checked and is long, or not what it should be: nothing has been written.
     Unchecked,
 }
@@ -92,7 +94,7 @@ pub(crate) fn write_list<'a, T: Target>(
         while written < chunk.len() {
             let next = chunk.len().min(written + pace.step);
             if let Err(NotRunning) = step.write(target, &chunk[written..next]) {
-                return Ok(Err(NotRunning));
+                return Ok(Ok(Written::Refused(step.rest(tail(start, written), next - written))));
             }
             written = next;
             let is_done = is_whole && written == chunk.len();
@@ -137,7 +139,9 @@ fn tail(list: Term<'_>, count: usize) -> Term<'_> {
 struct Step<W> {
     /// The writes, in the order of the caller.
     writes: Vec<W>,
-    /// The number of each write's lock.
+    /// The numbers of those that are not done, in the same order.
+    left: Vec<u32>,
+    /// The number of the lock of each of these.
     locks: Vec<u32>,
     /// For each lock, where its writes begin in `sorted`, and later where they end.
     places: Vec<u32>,
@@ -148,17 +152,21 @@ struct Step<W> {
 impl<W: Copy> Step<W> {
     /// No writes.
     fn new() -> Self {
-        Step { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step { writes: Vec::new(), left: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
     /// Writes some elements.
     fn write<T: Target<Write = W>>(&mut self, target: &T, elements: &[T::Element]) -> Result<(), NotRunning> {
+        self.writes.clear();
+        self.left.clear();
         let mut writes = elements.iter().map(|&element| target.prepare(element));
         if elements.len() <= WRITTEN_ONE_BY_ONE {
-            return writes.try_for_each(|write| target.write(write));
+            let refused = writes.position(|write| target.write(write).is_err());
+            self.left.extend(refused.into_iter().flat_map(|first| first as u32..elements.len() as u32));
+            return if refused.is_none() { Ok(()) } else { Err(NotRunning) };
         }
-        self.writes.clear();
         self.writes.extend(writes);
+        self.left.extend(0..elements.len() as u32);
         self.write_by_lock(target)
     }
 
@@ -169,16 +177,25 @@ impl<W: Copy> Step<W> {
             let partitions = target.partitions()?;
             self.sort(target, partitions)?;
             let done = self.write_sorted(target, partitions);
-            if done == self.writes.len() {
+            self.left = self.sorted.split_off(done);
+            self.left.sort_unstable();
+            if self.left.is_empty() {
                 return Ok(());
             }
             if target.partitions()? == partitions {
                 return Err(NotRunning);
             }
-            let mut left = self.sorted.split_off(done);
-            left.sort_unstable();
-            self.writes = left.iter().map(|&number| self.writes[number as usize]).collect();
         }
+    }
+
+    /// What is not done of the `count` elements that a list begins with, and all behind them.
+    fn rest<'a>(&self, mut list: Term<'a>, count: usize) -> Term<'a> {
+        let mut elements = Vec::with_capacity(count);
+        while let Some((element, tail)) = cell(list).filter(|_| elements.len() < count) {
+            elements.push(element);
+            list = tail;
+        }
+        self.left.iter().rev().fold(list, |rest, &number| rest.list_prepend(elements[number as usize]))
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.
@@ -200,12 +217,12 @@ impl<W: Copy> Step<W> {
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
     fn sort<T: Target<Write = W>>(&mut self, target: &T, partitions: u32) -> Result<(), NotRunning> {
-        let Step { writes, locks, places, sorted } = self;
+        let Step { writes, left, locks, places, sorted } = self;
         locks.clear();
         places.clear();
         places.resize(T::locks(partitions), 0);
-        for &write in &*writes {
-            let lock = target.lock(write, partitions)?;
+        for &number in &*left {
+            let lock = target.lock(writes[number as usize], partitions)?;
             places[lock] += 1;
             locks.push(lock as u32);
         }
@@ -214,10 +231,10 @@ impl<W: Copy> Step<W> {
             start += std::mem::replace(place, start);
         }
         sorted.clear();
-        sorted.resize(writes.len(), 0);
-        for (number, &lock) in locks.iter().enumerate() {
+        sorted.resize(left.len(), 0);
+        for (&number, &lock) in left.iter().zip(&*locks) {
             let place = &mut places[lock as usize];
-            sorted[*place as usize] = number as u32;
+            sorted[*place as usize] = number;
             *place += 1;
         }
         Ok(())
@@ -280,7 +297,11 @@ impl<D: Fn(Term<'_>) -> Option<Write<RawTerm>>> Target for ToMap<'_, D> {
         lock: usize,
         writes: impl Iterator<Item = Self::Write> + Clone,
     ) -> Result<(), Closed> {
-        self.map.partition((lock / MAP_SHARDS) as u32).write_all(partitions, lock % MAP_SHARDS, writes)
+        self.map.partition((lock / MAP_SHARDS) as u32).write_all(
+            self.route.among(partitions),
+            lock % MAP_SHARDS,
+            writes,
+        )
     }
 }
 
@@ -328,6 +349,6 @@ impl Target for ToQueue<'_> {
         lock: usize,
         writes: impl Iterator<Item = RawTerm> + Clone,
     ) -> Result<(), Closed> {
-        self.queue.partition(lock as u32).push_all(partitions, writes)
+        self.queue.partition(lock as u32).push_all(self.route.among(partitions), writes)
     }
 }

@@ -9,12 +9,12 @@
 #![allow(clippy::missing_docs_in_private_items)]
 
 use partitioned_buffer_engine::partition::Write;
-use partitioned_buffer_engine::reclaim;
+use partitioned_buffer_engine::{reclaim, Closed};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
 use crate::batches::Batch;
-use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route};
+use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route, To, Writer};
 use crate::lists::{write_list, Target, ToMap, ToQueue, Written};
 use crate::registry;
 use crate::vm::memory;
@@ -33,6 +33,9 @@ mod atoms {
         map,
         queue,
         more,
+        refused,
+        processor,
+        closed,
         not_running,
         unchecked,
         empty,
@@ -95,6 +98,16 @@ nif!(close / 2);
 fn close<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let number = partition.decode()?;
     Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|side| side.close(number))))
+}
+
+nif!(drain / 2);
+fn drain<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.drain(number)) {
+        Ok(Err(Closed)) => atoms::closed().to_term(env),
+        Ok(Ok(())) => atoms::ok().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
 }
 
 nif!(partitions / 1);
@@ -285,15 +298,27 @@ fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueueSide, NotRunning
     Ok(find(name)?.map(|buffer| &buffer.queue))
 }
 
-/// `nil`, or the number of a partition and that of all.
+/// Where to, or `{:processor, to}` for a write of a processor.
 #[inline]
-fn route(to: Term<'_>) -> NifResult<Route> {
-    if to.as_c_arg() == atoms::nil().as_c_arg() {
-        Ok(Route::ByTerm)
-    } else {
-        let (number, among) = to.decode()?;
-        Ok(Route::To { number, among })
+fn route(term: Term<'_>) -> NifResult<Route> {
+    if term.as_c_arg() == atoms::nil().as_c_arg() {
+        return Ok(Route { to: To::ByTerm, writer: Writer::Any });
     }
+    match elements(term) {
+        Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
+            Ok(Route { to: partition_or_nil(to)?, writer: Writer::Processor })
+        }
+        _ => Ok(Route { to: partition_or_nil(term)?, writer: Writer::Any }),
+    }
+}
+
+/// `nil`, or the number of a partition and that of all.
+fn partition_or_nil(term: Term<'_>) -> NifResult<To> {
+    if term.as_c_arg() == atoms::nil().as_c_arg() {
+        return Ok(To::ByTerm);
+    }
+    let (number, among) = term.decode()?;
+    Ok(To::Partition { number, among })
 }
 
 /// `:ok` or `:not_running`.
@@ -330,6 +355,7 @@ fn write_all<'a>(
     Ok(match written {
         Ok(Written::All) => atoms::ok().to_term(env),
         Ok(Written::More(rest)) => tuple(env, [atoms::more().to_term(env), rest]),
+        Ok(Written::Refused(rest)) => tuple(env, [atoms::refused().to_term(env), rest]),
         Ok(Written::Unchecked) => atoms::unchecked().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
