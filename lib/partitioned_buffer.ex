@@ -52,7 +52,8 @@ defmodule PartitionedBuffer do
       partitions at the same time. A call of the processor that is at work when the stop begins may take
       `:processing_timeout_ms` from then on; each later one may take as long from its own beginning, at least 5 seconds. A
       call that takes longer is killed, and its partition makes no other. What it has left is kept until a buffer of the
-      same name starts, and logged with its count.
+      same name starts, and logged with its count. All of this holds as well when the process of a partition, its task
+      supervisor or who takes their place has just died, or dies meanwhile.
     * During a stop, reads and deletes work to its end. Writes of a partition are refused when what was in flight there is
       done. Only a processor of the same buffer, or a task that it has started, can still write: that is processed by the
       same stop, in at most ten passes over all partitions, since a processor could go on writing for ever. What is left

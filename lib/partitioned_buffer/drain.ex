@@ -15,8 +15,11 @@ defmodule PartitionedBuffer.Drain do
   # What a call may take at the least that begins at the end: OTP's usual time for a worker's shutdown.
   @min_timeout 5_000
 
-  @typedoc "`:again` if something may be left that another pass can process; `:given_up` if nothing more is to be tried."
-  @type outcome() :: :done | :again | :given_up
+  @typedoc """
+  `:again` if something may be left that another pass can process; `:given_up` if nothing more is to be tried, because of a
+  call that was killed; `:closed` if the stop has finished with the partition before.
+  """
+  @type outcome() :: :done | :again | :given_up | :closed
 
   @doc """
   Processes what a partition has. `running` is the task at work, which the calling process monitors, and `began` when the
@@ -26,9 +29,10 @@ defmodule PartitionedBuffer.Drain do
   def pass(%Identity{} = identity, running, began) do
     ended = if running, do: await(identity, running, began), else: :ended
 
-    case {ended, Native.drain(identity.buffer, identity.number)} do
-      {:ended, :ok} -> process_all(identity, began)
-      _killed_or_closed -> :given_up
+    case Native.drain(identity.buffer, identity.number) do
+      :ok when ended == :ended -> process_all(identity, began)
+      :ok -> :given_up
+      closed when closed in [:closed, :not_running] -> :closed
     end
   end
 
@@ -67,16 +71,23 @@ defmodule PartitionedBuffer.Drain do
   defp process(identity, kind, batch, began) do
     before = Native.position(batch)
 
-    with {:ok, running} <- Running.start(identity, kind, batch),
-         :ended <- await(identity, running, began) do
-      case Native.progress(batch) do
-        {position, position, _claimed_at} -> :done
-        {^before, _end, _claimed_at} -> :again
-        _some_claimed -> process(identity, kind, batch, began)
-      end
-    else
-      {:error, _no_task_supervisor} -> :again
-      :killed -> :given_up
+    case await(identity, start(identity, kind, batch), began) do
+      :killed ->
+        :given_up
+
+      :ended ->
+        case Native.progress(batch) do
+          {position, position, _claimed_at} -> :done
+          {^before, _end, _claimed_at} -> :again
+          _some_claimed -> process(identity, kind, batch, began)
+        end
+    end
+  end
+
+  defp start(identity, kind, batch) do
+    case Running.start(identity, kind, batch) do
+      {:ok, running} -> running
+      {:error, _no_task_supervisor} -> Running.start_alone(identity, kind, batch)
     end
   end
 

@@ -41,12 +41,10 @@ defmodule PartitionedBuffer.Partition do
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
 
   @doc """
-  Asks the partition for a pass of the stop that began at this time; the reply is its outcome. From then on it hands over
-  only when it is asked to.
+  A pass of the stop that began at this time. From then on the partition hands over only when it is asked to.
   """
-  @spec drain_request(Identity.t(), integer()) :: :gen_server.request_id()
-  def drain_request(%Identity{} = identity, began),
-    do: :gen_server.send_request(identity.name, {:drain, began})
+  @spec drain(Identity.t(), integer()) :: Drain.outcome()
+  def drain(%Identity{} = identity, began), do: GenServer.call(identity.name, {:drain, began}, :infinity)
 
   @doc """
   Lets a partition go on that has been drained.
@@ -74,7 +72,7 @@ defmodule PartitionedBuffer.Partition do
   end
 
   def handle_call({:drain, began}, _from, %State{} = state) do
-    state = drain(state, began)
+    state = pass(state, began)
     {:reply, state.drained, state}
   end
 
@@ -107,7 +105,7 @@ defmodule PartitionedBuffer.Partition do
 
   @impl GenServer
   def terminate(reason, %State{} = state) do
-    if graceful?(reason), do: drain(state, System.monotonic_time(:nanosecond))
+    if graceful?(reason), do: pass(state, System.monotonic_time(:nanosecond))
     duration = System.monotonic_time() - state.started
     metadata = state.identity |> Identity.metadata() |> Map.put(:reason, reason)
     Telemetry.execute([:stop], %{duration: duration}, metadata)
@@ -150,9 +148,9 @@ defmodule PartitionedBuffer.Partition do
   ## The end
 
   # What a stop has given up is not tried again at its end.
-  defp drain(%State{drained: :given_up} = state, _began), do: state
+  defp pass(%State{drained: :given_up} = state, _began), do: state
 
-  defp drain(%State{} = state, began) do
+  defp pass(%State{} = state, began) do
     cancel_timer(state)
     outcome = Drain.pass(state.identity, state.running, began)
     %State{state | running: nil, timer: nil, drained: outcome}

@@ -1,7 +1,8 @@
 defmodule PartitionedBuffer.Running do
   @moduledoc false
   # The task that works on what a partition has handed over. There is one at a time, under the partition's own task
-  # supervisor. It is not linked: it goes on when the partition's process dies, and is found there by the next one.
+  # supervisor. It is not linked: it goes on when the partition's process dies, and is found there by the next one. At a
+  # stop, when no task supervisor is started any more, it may be a process on its own, found by its name.
 
   alias PartitionedBuffer.{HandOver, Identity, Native, Partition, Telemetry}
 
@@ -24,27 +25,54 @@ defmodule PartitionedBuffer.Running do
   """
   @spec start(Identity.t(), :rest | :fresh, reference()) :: {:ok, t()} | {:error, term()}
   def start(%Identity{} = identity, kind, batch) do
-    options = Identity.options(identity)
     from = Native.position(batch)
     supervisor = Partition.task_supervisor(identity.buffer, identity.number)
-    task = Task.Supervisor.async_nolink(supervisor, fn -> HandOver.process(batch, options, identity.name) end)
+    task = Task.Supervisor.async_nolink(supervisor, work(identity, batch))
     {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, batch: batch, from: from}}
   catch
     :exit, reason -> {:error, reason}
   end
 
   @doc """
+  Starts a process that does the same without a task supervisor.
+  """
+  @spec start_alone(Identity.t(), :rest | :fresh, reference()) :: t()
+  def start_alone(%Identity{} = identity, kind, batch) do
+    from = Native.position(batch)
+    work = work(identity, batch)
+
+    # It registers itself: whoever has started it may be dead by then.
+    {pid, ref} =
+      spawn_monitor(fn ->
+        Process.register(self(), name_alone(identity))
+        work.()
+      end)
+
+    %__MODULE__{pid: pid, ref: ref, kind: kind, batch: batch, from: from}
+  end
+
+  defp work(%Identity{} = identity, batch) do
+    options = Identity.options(identity)
+    fn -> HandOver.process(batch, options, identity.name) end
+  end
+
+  defp name_alone(%Identity{name: name}), do: Module.concat(name, Rest)
+
+  @doc """
   The task that an earlier process of the partition has started, if it is still at work.
   """
   @spec find(Identity.t()) :: t() | nil
   def find(%Identity{} = identity) do
-    case Task.Supervisor.children(Partition.task_supervisor(identity.buffer, identity.number)) do
-      [pid | _none] ->
-        %__MODULE__{pid: pid, ref: Process.monitor(pid), kind: :found, batch: pending(identity), from: nil}
-
-      [] ->
-        nil
+    if pid = Process.whereis(name_alone(identity)) || List.first(tasks(identity)) do
+      %__MODULE__{pid: pid, ref: Process.monitor(pid), kind: :found, batch: pending(identity), from: nil}
     end
+  end
+
+  defp tasks(%Identity{} = identity) do
+    Task.Supervisor.children(Partition.task_supervisor(identity.buffer, identity.number))
+  catch
+    # It is gone.
+    :exit, _reason -> []
   end
 
   defp pending(%Identity{} = identity) do

@@ -1,8 +1,10 @@
 defmodule PartitionedBuffer.Supervisor do
   @moduledoc false
-  # The processes of one buffer. For each partition a task supervisor and the partition itself, and last the drainer:
+  # The processes of one buffer. For each partition a task supervisor and the partition itself, and a drainer as the first
+  # and as the last:
   #
   #     name.Supervisor
+  #     ├── PartitionedBuffer.Drainer
   #     ├── name.0.TaskSupervisor   the processor is called here
   #     ├── name.0                  PartitionedBuffer.Partition
   #     ├── name.1.TaskSupervisor
@@ -40,7 +42,8 @@ defmodule PartitionedBuffer.Supervisor do
     children =
       for partition <- partitions, child <- [task_supervisor(partition), {Partition, partition}], do: child
 
-    Supervisor.init(children ++ [{Drainer, partitions}], strategy: :one_for_one)
+    first = Supervisor.child_spec({Drainer, partitions}, id: {Drainer, :first})
+    Supervisor.init([first] ++ children ++ [{Drainer, partitions}], strategy: :one_for_one)
   end
 
   defp task_supervisor(%Identity{buffer: buffer, number: number}) do

@@ -35,6 +35,113 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
+  # The supervisor learns of deaths only when it stops, so it starts none of the dead again.
+  defp suspend_supervisor(buffer), do: :sys.suspend(Module.concat(buffer, Supervisor))
+
+  defp task_supervisor(buffer), do: Process.whereis(PartitionedBuffer.Partition.task_supervisor(buffer, 0))
+
+  # The first to be ended.
+  defp drainer(buffer) do
+    children = Supervisor.which_children(Module.concat(buffer, Supervisor))
+
+    Enum.find_value(children, fn {id, pid, _type, _modules} -> if id == PartitionedBuffer.Drainer, do: pid end)
+  end
+
+  defp asking_processor do
+    test = self()
+
+    fn batch ->
+      send(test, {:asked, self(), batch})
+      receive(do: (:return -> send(test, {:batch, batch})))
+    end
+  end
+
+  defp await_batch do
+    assert_receive {:asked, pid, batch}
+    {pid, batch}
+  end
+
+  describe "a stop processes everything" do
+    for {what, victims} <- [
+          partition: [:partition],
+          "task supervisor": [:task_supervisor],
+          "partition and its task supervisor": [:partition, :task_supervisor],
+          drainer: [:drainer],
+          "drainer and partition": [:drainer, :partition],
+          "drainer, partition and its task supervisor": [:drainer, :partition, :task_supervisor]
+        ] do
+      test "where the #{what} died just before" do
+        for partitions <- [1, 3] do
+          buffer = start_buffer(partitions: partitions)
+          attach_telemetry(buffer)
+          Buffer.put_all(buffer, for(n <- 1..100, do: {n, n}))
+
+          victims = %{
+            partition: Process.whereis(hd(partitions(buffer))),
+            task_supervisor: task_supervisor(buffer),
+            drainer: drainer(buffer)
+          }
+
+          suspend_supervisor(buffer)
+          kill_processes(for victim <- unquote(victims), do: victims[victim])
+          log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
+          refute log =~ "could not process"
+          assert keys(received_entries()) == Enum.to_list(1..100)
+          refute_received {[:processing_failed], _measurements, _metadata}
+        end
+      end
+    end
+
+    test "when what a dead partition had in flight is done" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
+      [partition] = partitions(buffer)
+      tick(partition)
+      {task, first} = await_batch()
+      Buffer.put(buffer, :later, 1)
+      suspend_supervisor(buffer)
+      kill_processes([Process.whereis(partition)])
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+
+      refute_receive {:asked, _pid, _batch}, 100
+      send(task, :return)
+      {^task, second} = await_batch()
+      send(task, :return)
+      {last, [{:later, 1, 0, 0}]} = await_batch()
+      send(last, :return)
+      assert Task.await(stop) == :ok
+      assert keys(first ++ second) == Enum.to_list(1..15)
+    end
+
+    test "where the partition, its task supervisor and who drains in their place die meanwhile" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor(), processing_batch_size: 1)
+      Buffer.put_all(buffer, for(n <- 1..4, do: {n, n}))
+      {partition, drainer} = {Process.whereis(hd(partitions(buffer))), drainer(buffer)}
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+
+      {task, _batch} = await_batch()
+      kill_processes([partition])
+      assert Process.alive?(task)
+      # With its supervisor the task ends, which has lost the batch in its hand.
+      kill_processes([task_supervisor(buffer)])
+
+      {alone, _batch} = await_batch()
+      {:monitors, [process: in_its_place]} = Process.info(drainer, :monitors)
+      kill_processes([in_its_place])
+      # The next waits for what is at work.
+      refute_receive {:asked, _pid, _batch}, 100
+      send(alone, :return)
+
+      for _ <- 1..2 do
+        {pid, _batch} = await_batch()
+        send(pid, :return)
+      end
+
+      assert Task.await(stop) == :ok
+      assert length(received_batches()) == 3
+    end
+  end
+
   describe "the processor of a buffer that stops" do
     for {how, call} <- [
           itself: quote(do: & &1.()),
