@@ -105,7 +105,7 @@ defmodule PartitionedBuffer.Drain do
         :ended
 
       {:DOWN, ^ref, :process, _pid, reason} ->
-        Running.report(identity, reason)
+        Running.report(identity, running, reason)
         :ended
     after
       time_left ->
@@ -116,7 +116,7 @@ defmodule PartitionedBuffer.Drain do
     end
   end
 
-  defp kill(identity, %Running{pid: pid, ref: ref}, limit) do
+  defp kill(identity, %Running{pid: pid, ref: ref} = running, limit) do
     Logger.error(
       "#{Identity.describe(identity)} kills its processor: a batch has taken longer than #{limit} ms at the end"
     )
@@ -124,7 +124,7 @@ defmodule PartitionedBuffer.Drain do
     Process.exit(pid, :kill)
 
     receive do
-      {:DOWN, ^ref, :process, _pid, reason} -> Running.report(identity, reason)
+      {:DOWN, ^ref, :process, _pid, reason} -> Running.report(identity, running, reason)
     end
 
     :killed

@@ -40,14 +40,18 @@ defmodule PartitionedBuffer.HandOver do
     Process.get(@processing) == buffer or Enum.any?(Process.get(:"$callers", []), &processing?(&1, buffer))
   end
 
-  defp processing?(pid, buffer) when node(pid) == node() do
+  @doc """
+  Whether a process works on a hand-over of this buffer.
+  """
+  @spec processing?(pid(), atom()) :: boolean()
+  def processing?(pid, buffer) when node(pid) == node() do
     case Process.info(pid, :dictionary) do
       {:dictionary, dictionary} -> List.keyfind(dictionary, @processing, 0) == {@processing, buffer}
       nil -> false
     end
   end
 
-  defp processing?(_on_another_node, _buffer), do: false
+  def processing?(_on_another_node, _buffer), do: false
 
   defp deliver(batch, %Options{processing_batch_size: :table} = options, partition) do
     kind = Options.kind(options)

@@ -93,7 +93,7 @@ defmodule PartitionedBuffer.Partition do
 
   def handle_info({ref, :ok}, %State{running: %Running{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
-    {:noreply, succeeded(state)}
+    {:noreply, ended(state, :normal)}
   end
 
   def handle_info({:DOWN, ref, :process, _pid, reason}, %State{running: %Running{ref: ref}} = state) do
@@ -132,17 +132,13 @@ defmodule PartitionedBuffer.Partition do
   end
 
   # After what an earlier failure had left, what has come in since is due.
-  defp succeeded(%State{running: %Running{kind: :rest}} = state),
+  defp ended(%State{running: %Running{kind: :rest}} = state, :normal),
     do: start_processing(%State{state | running: nil})
 
-  defp succeeded(%State{} = state), do: %State{state | running: nil}
-
-  # A task found at the start may have ended before it was monitored: nothing is known of it then.
-  defp ended(%State{} = state, reason) when reason in [:normal, :noproc], do: succeeded(state)
-
-  defp ended(%State{} = state, reason) do
-    Running.report(state.identity, reason)
-    %State{state | running: nil}
+  defp ended(%State{running: running} = state, reason) do
+    Running.report(state.identity, running, reason)
+    state = %State{state | running: nil}
+    if Running.idle?(running), do: start_processing(state), else: state
   end
 
   ## The end

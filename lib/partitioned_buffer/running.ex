@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Running do
 
   # `kind` is that of the hand-over; `:found` if an earlier process of the partition has started the task. `batch` is nil
   # where nothing is left to be seen of what a found task works on. `from` is where a task has begun to claim, nil for one
-  # that may have been found in the middle of it.
+  # that was found in the middle of it.
   @enforce_keys [:pid, :ref, :kind, :batch, :from]
   defstruct @enforce_keys
 
@@ -64,7 +64,12 @@ defmodule PartitionedBuffer.Running do
   @spec find(Identity.t()) :: t() | nil
   def find(%Identity{} = identity) do
     if pid = Process.whereis(name_alone(identity)) || List.first(tasks(identity)) do
-      %__MODULE__{pid: pid, ref: Process.monitor(pid), kind: :found, batch: pending(identity), from: nil}
+      ref = Process.monitor(pid)
+      batch = pending(identity)
+      # In this order: a task that has not begun then has claimed nothing before this position.
+      position = if batch, do: Native.position(batch)
+      from = if HandOver.processing?(pid, identity.buffer), do: nil, else: position
+      %__MODULE__{pid: pid, ref: ref, kind: :found, batch: batch, from: from}
     end
   end
 
@@ -97,14 +102,30 @@ defmodule PartitionedBuffer.Running do
   end
 
   @doc """
+  Whether this is a task that was found and has not begun to work, though there is something to do. Its partition has died
+  before it could tell the task to.
+  """
+  @spec idle?(t()) :: boolean()
+  def idle?(%__MODULE__{kind: :found, batch: batch, from: from}) when from != nil do
+    {position, last, _claimed_at} = Native.progress(batch)
+    position == from and position < last
+  end
+
+  def idle?(%__MODULE__{}), do: false
+
+  @doc """
   Tells of a task that has ended for this reason, if it has failed. Of one that was dead before it was monitored nothing is
   known.
   """
-  @spec report(Identity.t(), term()) :: :ok
-  def report(_identity, reason) when reason in [:normal, :noproc], do: :ok
+  @spec report(Identity.t(), t(), term()) :: :ok
+  def report(_identity, _running, reason) when reason in [:normal, :noproc], do: :ok
 
-  def report(%Identity{} = identity, reason) do
+  def report(%Identity{} = identity, %__MODULE__{} = running, reason) do
     metadata = identity |> Identity.metadata() |> Map.put(:reason, reason)
-    Telemetry.execute([:processing_failed], %{system_time: System.system_time()}, metadata)
+
+    unless idle?(running),
+      do: Telemetry.execute([:processing_failed], %{system_time: System.system_time()}, metadata)
+
+    :ok
   end
 end

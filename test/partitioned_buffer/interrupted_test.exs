@@ -80,6 +80,48 @@ defmodule PartitionedBuffer.InterruptedTest do
     assert received_entries() == [{:new, 1, 0, 0}]
   end
 
+  test "a flush whose partition dies before its task has begun starts anew at once, and nothing has failed" do
+    buffer = start_buffer(partitions: 1)
+    attach_telemetry(buffer)
+    Buffer.put(buffer, :key, 1)
+    [partition] = partitions(buffer)
+    task_supervisor = PartitionedBuffer.Partition.task_supervisor(buffer, 0)
+    :sys.suspend(task_supervisor)
+    tick(partition)
+    assert eventually(fn -> waiting_calls(task_supervisor) == 1 end)
+    kill_processes([Process.whereis(partition)])
+    # The next process of the partition looks for a task.
+    assert eventually(fn -> waiting_calls(task_supervisor) == 2 end)
+    :sys.resume(task_supervisor)
+
+    assert_receive {:batch, [{:key, 1, 0, 0}]}
+    assert_receive {[:processing, :stop], %{size: 1}, _metadata}
+    wait_idle(partition)
+    refute_received {[:processing_failed], _measurements, _metadata}
+  end
+
+  test "a task that has outlived its partition and fails in the call that it was in is told of" do
+    test = self()
+
+    processor = fn batch ->
+      send(test, {:asked, self(), batch})
+      if length(batch) == 10, do: receive(do: (:return -> exit({:shutdown, :noproc})))
+    end
+
+    buffer = start_buffer(partitions: 1, processor: processor)
+    attach_telemetry(buffer)
+    Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
+    [partition] = partitions(buffer)
+    tick(partition)
+    assert_receive {:asked, task, _batch}
+    kill_and_await_restart(partition)
+    send(task, :return)
+    assert_receive {[:processing_failed], _measurements, %{reason: {:shutdown, :noproc}}}
+    # What lies behind waits for the next interval.
+    wait_idle(partition)
+    refute_received {:asked, _pid, _batch}
+  end
+
   test "a process that is killed while it opens a buffer leaves none running" do
     buffer = unique_name()
 
@@ -131,6 +173,11 @@ defmodule PartitionedBuffer.InterruptedTest do
       assert Enum.take(keys, complete) == Enum.to_list(1..complete//1)
       last < size
     end
+  end
+
+  defp waiting_calls(name) do
+    {:messages, messages} = name |> Process.whereis() |> Process.info(:messages)
+    Enum.count(messages, &match?({:"$gen_call", _from, _call}, &1))
   end
 
   # What a NIF and the VM do for a process that has died is done soon after its death is told.
