@@ -17,7 +17,7 @@ defmodule PartitionedBuffer do
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
   | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
-  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at the end: how long a batch in flight may take |
+  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at a stop: how long a call of the processor may take; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
 
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades; an anonymous function is gone
@@ -49,9 +49,15 @@ defmodule PartitionedBuffer do
     * One batch of a partition is processed at a time, and hand-overs come to the processor in their order: a key that is
       written in the order of its versions is processed in that order. Partitions are independent of each other.
     * `stop/3`, or the end of the supervision tree, waits for the hand-over in flight and then processes the rest, in all
-      partitions at the same time. A batch may take `:processing_timeout_ms`; what lies behind may take as long for each
-      batch, at least 5 seconds. A processor that takes longer is killed. What could not be processed is logged, and kept
-      until a buffer of the same name starts.
+      partitions at the same time. A call of the processor that is at work when the stop begins may take
+      `:processing_timeout_ms` from then on; each later one may take as long from its own beginning, at least 5 seconds. A
+      call that takes longer is killed, and its partition makes no other. What it has left is kept until a buffer of the
+      same name starts, and logged with its count. All of this holds as well when the process of a partition, its task
+      supervisor or who takes their place has just died, or dies meanwhile.
+    * During a stop, reads and deletes work to its end. Writes of a partition are refused when what was in flight there is
+      done. Only a processor of the same buffer, or a task that it has started, can still write: that is processed by the
+      same stop, in at most ten passes over all partitions, since a processor could go on writing for ever. What is left
+      after these is kept and logged as well.
     * Terms come back exactly as they were put.
     * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only the copy of a single
       key or value takes as long as its size demands, as in sending it in a message, and is charged to the process. In a list

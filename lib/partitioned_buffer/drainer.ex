@@ -1,37 +1,77 @@
 defmodule PartitionedBuffer.Drainer do
   @moduledoc false
   # The last child of a buffer's supervisor, so the first that it ends: lets all partitions process what they have at the
-  # same time, while a supervisor ends its children one after the other.
+  # same time, while a supervisor ends its children one after the other. Processors may write to any partition of their own
+  # buffer meanwhile. So there is another pass as long as something is left, and all partitions are closed together.
+  #
+  # A process that has just died is not started again by a supervisor that stops. So the pass of a partition is done by a
+  # process of the drainer's where that of the partition is dead, or dies meanwhile, and by another where that dies too. The
+  # first child is a drainer as well, which finds something to do only if the last is dead.
 
   use GenServer, shutdown: :infinity
 
-  alias PartitionedBuffer.{Native, Partition, Routing}
+  alias PartitionedBuffer.{Drain, Identity, Native, Partition, Running}
+
+  # A processor that writes an entry for each that it gets would never end.
+  @passes 10
 
   @doc """
-  Starts the drainer of a buffer with so many partitions.
+  Starts a drainer of these partitions, which are all of a buffer.
   """
-  @spec start_link({atom(), non_neg_integer()}) :: GenServer.on_start()
-  def start_link(init), do: GenServer.start_link(__MODULE__, init)
+  @spec start_link([Identity.t()]) :: GenServer.on_start()
+  def start_link(partitions), do: GenServer.start_link(__MODULE__, partitions)
 
   @impl GenServer
-  def init({buffer, partitions}) do
+  def init(partitions) do
     Process.flag(:trap_exit, true)
-    # The partitions are closed if this is not the first drainer of this supervisor.
-    for number <- 0..(partitions - 1)//1, do: Native.reopen(buffer, number)
-    {:ok, {buffer, partitions}}
+    # They have been drained if this is not the first drainer of this supervisor.
+    Enum.each(partitions, &Partition.resume/1)
+    {:ok, partitions}
   end
 
   @impl GenServer
-  def terminate(reason, {buffer, partitions}) do
+  def terminate(reason, partitions) do
     if reason == :shutdown do
-      requests =
-        for n <- 0..(partitions - 1)//1, do: buffer |> Routing.partition_name(n) |> Partition.drain_request()
-
-      # One that is dead has nothing more to say.
-      Enum.each(requests, &:gen_server.wait_response(&1, :infinity))
+      partitions |> drain(System.monotonic_time(:nanosecond), @passes) |> Enum.each(&Drain.finish/1)
     end
   end
 
   @impl GenServer
-  def handle_info(_message, state), do: {:noreply, state}
+  def handle_info(_message, partitions), do: {:noreply, partitions}
+
+  # Those that are to be closed then.
+  defp drain(partitions, _began, 0), do: partitions
+
+  defp drain(partitions, began, passes) do
+    passed = partitions |> Enum.map(&start_pass(&1, began)) |> Enum.map(&await_pass/1)
+    given_up = for {partition, :given_up} <- passed, do: partition
+    others = for {partition, outcome} <- passed, outcome not in [:given_up, :closed], do: partition
+
+    if Enum.any?(passed, &match?({_partition, :died}, &1)) or Enum.any?(others, &holds_something?/1),
+      do: given_up ++ drain(others, began, passes - 1),
+      else: given_up ++ others
+  end
+
+  # Linked, so that none is left behind by a drainer that is killed.
+  defp start_pass(partition, began) do
+    pass = fn -> exit({:passed, pass(partition, began)}) end
+    {partition, :erlang.spawn_opt(pass, [:link, :monitor])}
+  end
+
+  defp await_pass({partition, {pid, ref}}) do
+    receive do
+      {:DOWN, ^ref, :process, ^pid, {:passed, outcome}} -> {partition, outcome}
+      {:DOWN, ^ref, :process, ^pid, _reason} -> {partition, :died}
+    end
+  end
+
+  defp pass(partition, began) do
+    Partition.drain(partition, began)
+  catch
+    # It is dead. Its task may still be at work.
+    :exit, _reason -> Drain.pass(partition, Running.find(partition), began)
+  end
+
+  defp holds_something?(partition),
+    do: Native.held(partition.buffer, partition.number) not in [0, :not_running]
 end

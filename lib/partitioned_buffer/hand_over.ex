@@ -11,6 +11,9 @@ defmodule PartitionedBuffer.HandOver do
   # More than a hand-over can have.
   @max_batch_size 4_294_967_296
 
+  # In the dictionary of a process that works on a hand-over: the name of the buffer.
+  @processing :"$partitioned_buffer"
+
   # How many entries are read at once to fill a table.
   @table_slice 500
 
@@ -19,10 +22,36 @@ defmodule PartitionedBuffer.HandOver do
   """
   @spec process(reference(), Options.t(), atom()) :: :ok
   def process(batch, %Options{} = options, partition) do
+    Process.put(@processing, options.name)
+
     Telemetry.span([:processing], %{buffer: options.name, partition: partition}, fn ->
       %{size: deliver(batch, options, partition)}
     end)
+
+    Process.delete(@processing)
+    :ok
   end
+
+  @doc """
+  Whether the calling process is in a processor of this buffer, or was started by one as a task, which its `$callers` tell.
+  """
+  @spec in_processor?(atom()) :: boolean()
+  def in_processor?(buffer) do
+    Process.get(@processing) == buffer or Enum.any?(Process.get(:"$callers", []), &processing?(&1, buffer))
+  end
+
+  @doc """
+  Whether a process works on a hand-over of this buffer.
+  """
+  @spec processing?(pid(), atom()) :: boolean()
+  def processing?(pid, buffer) when node(pid) == node() do
+    case Process.info(pid, :dictionary) do
+      {:dictionary, dictionary} -> List.keyfind(dictionary, @processing, 0) == {@processing, buffer}
+      nil -> false
+    end
+  end
+
+  def processing?(_on_another_node, _buffer), do: false
 
   defp deliver(batch, %Options{processing_batch_size: :table} = options, partition) do
     kind = Options.kind(options)

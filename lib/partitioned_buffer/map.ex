@@ -183,11 +183,16 @@ defmodule PartitionedBuffer.Map do
   def put(buffer, key, value, opts \\ [])
 
   def put(buffer, key, value, []) when is_atom(buffer) do
-    with :not_running <- Native.put(buffer, nil, key, value), do: Routing.not_running!(buffer, :map)
+    with :not_running <- Native.put(buffer, nil, key, value),
+         do: Call.refused(buffer, :map, nil, &Native.put(buffer, &1, key, value))
   end
 
-  def put(buffer, key, value, opts) when is_atom(buffer),
-    do: buffer |> Native.put(Call.route(buffer, key, opts), key, value) |> Call.ok!(buffer, :map)
+  def put(buffer, key, value, opts) when is_atom(buffer) do
+    route = Call.route(buffer, key, opts)
+
+    with :not_running <- Native.put(buffer, route, key, value),
+         do: Call.refused(buffer, :map, route, &Native.put(buffer, &1, key, value))
+  end
 
   @doc """
   Puts the entries of a map, or of a list or another enumerable of `{key, value}` tuples in their order.
@@ -230,11 +235,15 @@ defmodule PartitionedBuffer.Map do
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(nil, key, value, version) |> Call.ok!(buffer, :map)
+    with :not_running <- Native.put_newer(buffer, nil, key, value, version),
+         do: Call.refused(buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version))
   end
 
   def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
-    buffer |> Native.put_newer(Call.route(buffer, key, opts), key, value, version) |> Call.ok!(buffer, :map)
+    route = Call.route(buffer, key, opts)
+
+    with :not_running <- Native.put_newer(buffer, route, key, value, version),
+         do: Call.refused(buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),

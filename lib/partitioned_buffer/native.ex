@@ -1,11 +1,13 @@
 defmodule PartitionedBuffer.Native do
   @moduledoc false
-  # The NIFs. A buffer is named by its atom; `to` is the number of a partition, or nil to route by the key itself.
-  # `:not_running` stands for a buffer that was never started, has ended, or has no partitions. Arguments of another
-  # form raise an ArgumentError (badarg) and change nothing.
+  # The NIFs. A buffer is named by its atom; `to` is the number of a partition with that of all that it was chosen among,
+  # or nil to route by the key itself, and `{:processor, to}` marks the write of a processor. `:not_running` stands for a
+  # buffer that was never started, has ended, has no partitions, or another number of them than that of `to`. Arguments
+  # of another form raise an ArgumentError (badarg) and change nothing.
   #
   # None takes longer than a millisecond, apart from what copying one key and one value, or one item, takes; of a list up to 32
-  # of them, if there was no large term for a while (`pace.rs`). `open` is for starting only: it runs on a dirty scheduler.
+  # of them, if there was no large term for a while (`pace.rs`). `open`, for starting, and `held`, for stopping, run on dirty
+  # schedulers.
 
   # Loading this module again, in a VM that goes on:
   #
@@ -28,7 +30,8 @@ defmodule PartitionedBuffer.Native do
   @version Mix.Project.config()[:version]
 
   @typep partition() :: non_neg_integer()
-  @typep route() :: partition() | nil
+  @typep to() :: PartitionedBuffer.Routing.route()
+  @typep route() :: to() | {:processor, to()}
   @typep position() :: non_neg_integer()
   @typep batch() :: reference()
 
@@ -42,6 +45,13 @@ defmodule PartitionedBuffer.Native do
   @doc "Lets a partition that was closed take writes again."
   @spec reopen(atom(), partition()) :: :ok | :not_running
   def reopen(_buffer, _partition), do: not_loaded()
+
+  @doc """
+  Refuses writes of a partition from now on, as those of a buffer that is not running, but for those that are marked as a
+  processor's. What is closed stays closed.
+  """
+  @spec drain(atom(), partition()) :: :ok | :closed | :not_running
+  def drain(_buffer, _partition), do: not_loaded()
 
   @doc "Refuses reads and writes of a partition from now on: they are answered `:not_running`."
   @spec close(atom(), partition()) :: :ok | :not_running
@@ -57,6 +67,10 @@ defmodule PartitionedBuffer.Native do
   @spec size(atom()) :: non_neg_integer() | :not_running
   def size(_buffer), do: not_loaded()
 
+  @doc "How many entries a partition holds, those handed over and not claimed as well. It looks at each of these."
+  @spec held(atom(), partition()) :: non_neg_integer() | :not_running
+  def held(_buffer, _partition), do: not_loaded()
+
   @spec put(atom(), route(), term(), term()) :: :ok | :not_running
   def put(_buffer, _to, _key, _value), do: not_loaded()
 
@@ -70,18 +84,21 @@ defmodule PartitionedBuffer.Native do
   def delete(_buffer, _to, _key), do: not_loaded()
 
   @doc """
-  Puts entries until its time is up; what is left then is to be given to it again.
+  Puts entries until its time is up; what is left then is to be given to it again. Where a partition has refused one it says
+  what has not been written.
 
   Writes nothing if the caller has not `checked` the list and it is long, or not what it should be: `:unchecked`.
   A list that is not what the caller says it has checked raises badarg, but what comes before may be written.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) ::
-          :ok | {:more, [{term(), term()}]} | :unchecked | :not_running
+          :ok | {:more, entries} | {:refused, entries} | :unchecked | :not_running
+        when entries: [{term(), term()}]
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @doc "As `put_all/4`, with versions."
   @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean()) ::
-          :ok | {:more, [{term(), term(), integer()}]} | :unchecked | :not_running
+          :ok | {:more, entries} | {:refused, entries} | :unchecked | :not_running
+        when entries: [{term(), term(), integer()}]
   def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @spec push(atom(), route(), term()) :: :ok | :not_running
@@ -89,7 +106,7 @@ defmodule PartitionedBuffer.Native do
 
   @doc "As `put_all/4`, items of a queue: only an improper list is not what it should be."
   @spec push_all(atom(), route(), [term()], checked :: boolean()) ::
-          :ok | {:more, [term()]} | :unchecked | :not_running
+          :ok | {:more, [term()]} | {:refused, [term()]} | :unchecked | :not_running
   def push_all(_buffer, _to, _items, _checked), do: not_loaded()
 
   @doc """
@@ -98,9 +115,22 @@ defmodule PartitionedBuffer.Native do
   @spec hand_over(atom(), partition()) :: {:rest | :fresh, batch()} | :empty | :not_running
   def hand_over(_buffer, _partition), do: not_loaded()
 
+  @doc """
+  What a partition has handed over last, while it is worked on, and for a while longer: all of it may have been claimed.
+  """
+  @spec pending(atom(), partition()) :: batch() | :empty | :not_running
+  def pending(_buffer, _partition), do: not_loaded()
+
   @doc "Up to which position entries have been claimed."
   @spec position(batch()) :: position()
   def position(_batch), do: not_loaded()
+
+  @doc """
+  Up to which position entries have been claimed, that of the last one's end, and when the last batch was claimed, in nanoseconds
+  of `System.monotonic_time/1`; nil before the first.
+  """
+  @spec progress(batch()) :: {position(), position(), integer() | nil}
+  def progress(_batch), do: not_loaded()
 
   @doc """
   Entries of a map, or items of a queue, from `position` on, at most `count`, and the position behind them. Fewer than that, even none, when its time is

@@ -1,47 +1,31 @@
 defmodule PartitionedBuffer.Partition do
   @moduledoc false
-  # When a partition hands over: at every interval, and at the end. Writers never talk to this process; what they have
-  # written is in the native partition and outlives it.
-  #
-  # One task at a time works on what was handed over, under the partition's own task supervisor. It is not linked: it goes
-  # on when this process dies, and the next one finds it there.
+  # When a partition hands over: at every interval. Writers never talk to this process; what they have written is in the
+  # native partition and outlives it. `Running` is what works on what was handed over, `Drain` the end.
 
   use GenServer, shutdown: :infinity
 
   require Logger
 
-  alias PartitionedBuffer.{HandOver, Native, Routing, Telemetry}
-
-  # What a batch may take at the least while the rest is processed at the end: OTP's usual time for a worker's shutdown.
-  @min_drain_timeout 5_000
-
-  defmodule Running do
-    @moduledoc false
-    # The task at work, and what it works on; where an earlier process of this partition has started it, what is handed over
-    # next, by which its progress is seen to its last batch.
-    @enforce_keys [:pid, :ref]
-    defstruct [:pid, :ref, :kind, :batch]
-  end
+  alias PartitionedBuffer.{Drain, Identity, Native, Routing, Running, Telemetry}
 
   defmodule State do
     @moduledoc false
-    @enforce_keys [:buffer, :number, :name, :settings, :started]
-    defstruct [:buffer, :number, :name, :settings, :started, :timer, :running]
+    @enforce_keys [:identity, :started]
+    defstruct [:identity, :started, :timer, :running, :drained]
   end
 
   ## API
 
   @doc """
-  Starts the partition with this number. `settings` is the ETS table with the buffer's options.
+  Starts the process of a partition.
   """
-  @spec start_link({atom(), non_neg_integer(), :ets.tid()}) :: GenServer.on_start()
-  def start_link({buffer, number, _settings} = init) do
-    GenServer.start_link(__MODULE__, init, name: Routing.partition_name(buffer, number))
-  end
+  @spec start_link(Identity.t()) :: GenServer.on_start()
+  def start_link(%Identity{} = identity), do: GenServer.start_link(__MODULE__, identity, name: identity.name)
 
-  @spec child_spec({atom(), non_neg_integer(), :ets.tid()}) :: Supervisor.child_spec()
-  def child_spec({_buffer, number, _settings} = init),
-    do: Supervisor.child_spec(super(init), id: {__MODULE__, number})
+  @spec child_spec(Identity.t()) :: Supervisor.child_spec()
+  def child_spec(%Identity{} = identity),
+    do: Supervisor.child_spec(super(identity), id: {__MODULE__, identity.number})
 
   @doc """
   The name of the task supervisor of a partition.
@@ -57,39 +41,48 @@ defmodule PartitionedBuffer.Partition do
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
 
   @doc """
-  Asks the partition to process all that it has and to refuse writes from then on.
+  A pass of the stop that began at this time. From then on the partition hands over only when it is asked to.
   """
-  @spec drain_request(atom()) :: :gen_server.request_id()
-  def drain_request(partition), do: :gen_server.send_request(partition, :drain)
+  @spec drain(Identity.t(), integer()) :: Drain.outcome()
+  def drain(%Identity{} = identity, began), do: GenServer.call(identity.name, {:drain, began}, :infinity)
+
+  @doc """
+  Lets a partition go on that has been drained.
+  """
+  @spec resume(Identity.t()) :: :ok
+  def resume(%Identity{} = identity), do: GenServer.cast(identity.name, :resume)
 
   ## Callbacks
 
   @impl GenServer
-  def init({buffer, number, settings}) do
+  def init(%Identity{} = identity) do
     Process.flag(:trap_exit, true)
-    name = Routing.partition_name(buffer, number)
-
-    state = %State{
-      buffer: buffer,
-      number: number,
-      name: name,
-      settings: settings,
-      started: System.monotonic_time()
-    }
-
-    Native.reopen(buffer, number)
-    Telemetry.execute([:start], %{system_time: System.system_time()}, metadata(state))
-    {:ok, state |> find_running() |> schedule()}
+    state = %State{identity: identity, started: System.monotonic_time()}
+    Native.reopen(identity.buffer, identity.number)
+    Telemetry.execute([:start], %{system_time: System.system_time()}, Identity.metadata(identity))
+    {:ok, schedule(%State{state | running: Running.find(identity)})}
   end
 
   @impl GenServer
   def handle_call({:update_options, changes}, _from, %State{} = state) do
-    :ets.insert(state.settings, {:options, struct!(options(state), changes)})
+    options = struct!(Identity.options(state.identity), changes)
+    :ets.insert(state.identity.settings, {:options, options})
     state = if Keyword.has_key?(changes, :processing_interval_ms), do: schedule(state), else: state
     {:reply, :ok, state}
   end
 
-  def handle_call(:drain, _from, %State{} = state), do: {:reply, :ok, drain(state)}
+  def handle_call({:drain, began}, _from, %State{} = state) do
+    state = pass(state, began)
+    {:reply, state.drained, state}
+  end
+
+  @impl GenServer
+  def handle_cast(:resume, %State{drained: nil} = state), do: {:noreply, state}
+
+  def handle_cast(:resume, %State{identity: identity} = state) do
+    Native.reopen(identity.buffer, identity.number)
+    {:noreply, schedule(%State{state | drained: nil})}
+  end
 
   @impl GenServer
   def handle_info({:timeout, timer, :tick}, %State{timer: timer, running: nil} = state) do
@@ -100,7 +93,7 @@ defmodule PartitionedBuffer.Partition do
 
   def handle_info({ref, :ok}, %State{running: %Running{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
-    {:noreply, succeeded(state)}
+    {:noreply, ended(state, :normal)}
   end
 
   def handle_info({:DOWN, ref, :process, _pid, reason}, %State{running: %Running{ref: ref}} = state) do
@@ -112,140 +105,63 @@ defmodule PartitionedBuffer.Partition do
 
   @impl GenServer
   def terminate(reason, %State{} = state) do
-    if graceful?(reason), do: drain(state)
+    if graceful?(reason), do: pass(state, System.monotonic_time(:nanosecond))
     duration = System.monotonic_time() - state.started
-    Telemetry.execute([:stop], %{duration: duration}, Map.put(metadata(state), :reason, reason))
+    metadata = state.identity |> Identity.metadata() |> Map.put(:reason, reason)
+    Telemetry.execute([:stop], %{duration: duration}, metadata)
   end
 
   ## Processing
 
-  defp start_processing(%State{} = state) do
-    case Native.hand_over(state.buffer, state.number) do
-      {kind, batch} -> start_task(state, kind, batch)
-      nothing when nothing in [:empty, :not_running] -> state
-    end
-  end
-
-  defp start_task(%State{name: name} = state, kind, batch) do
-    options = options(state)
-    supervisor = task_supervisor(state.buffer, state.number)
-    task = Task.Supervisor.async_nolink(supervisor, fn -> HandOver.process(batch, options, name) end)
-    %State{state | running: %Running{pid: task.pid, ref: task.ref, kind: kind, batch: batch}}
-  catch
-    # The task supervisor has crashed and is about to be back. What was handed over will be a rest.
-    :exit, reason ->
-      Logger.warning(
-        "#{describe(state)} could not start a task, it tries again: #{Exception.format_exit(reason)}"
-      )
-
-      state
-  end
-
-  defp find_running(%State{} = state) do
-    case Task.Supervisor.children(task_supervisor(state.buffer, state.number)) do
-      [pid | _none] ->
-        %State{state | running: %Running{pid: pid, ref: Process.monitor(pid), batch: pending(state)}}
-
-      [] ->
+  defp start_processing(%State{identity: identity} = state) do
+    with {kind, batch} <- Native.hand_over(identity.buffer, identity.number),
+         {:ok, running} <- Running.start(identity, kind, batch) do
+      %State{state | running: running}
+    else
+      nothing when nothing in [:empty, :not_running] ->
         state
-    end
-  end
 
-  defp pending(%State{} = state) do
-    case Native.hand_over(state.buffer, state.number) do
-      {_kind, batch} -> batch
-      nothing when nothing in [:empty, :not_running] -> nil
+      # The task supervisor has crashed and is about to be back. What was handed over will be a rest.
+      {:error, reason} ->
+        Logger.warning(
+          "#{Identity.describe(identity)} could not start a task, it tries again: #{Exception.format_exit(reason)}"
+        )
+
+        state
     end
   end
 
   # After what an earlier failure had left, what has come in since is due.
-  defp succeeded(%State{running: %Running{kind: :rest}} = state),
+  defp ended(%State{running: %Running{kind: :rest}} = state, :normal),
     do: start_processing(%State{state | running: nil})
 
-  defp succeeded(%State{} = state), do: %State{state | running: nil}
-
-  # A task found at the start may have ended before it was monitored: nothing is known of it then.
-  defp ended(%State{} = state, reason) when reason in [:normal, :noproc], do: succeeded(state)
-
-  defp ended(%State{} = state, reason) do
-    metadata = Map.put(metadata(state), :reason, reason)
-    Telemetry.execute([:processing_failed], %{system_time: System.system_time()}, metadata)
-    %State{state | running: nil}
+  defp ended(%State{running: running} = state, reason) do
+    Running.report(state.identity, running, reason)
+    state = %State{state | running: nil}
+    if Running.idle?(running), do: start_processing(state), else: state
   end
 
   ## The end
 
-  # First the hand-over in flight, then the rest, in that order. Writes are taken until the hand-over in flight is done.
-  defp drain(%State{} = state) do
-    options = options(state)
-    state = await(state, options.processing_timeout_ms)
-    Native.close(state.buffer, state.number)
-    drain_rest(state, max(options.processing_timeout_ms, @min_drain_timeout))
+  # What a stop has given up is not tried again at its end.
+  defp pass(%State{drained: :given_up} = state, _began), do: state
+
+  defp pass(%State{} = state, began) do
+    cancel_timer(state)
+    outcome = Drain.pass(state.identity, state.running, began)
+    %State{state | running: nil, timer: nil, drained: outcome}
   end
-
-  defp drain_rest(%State{} = state, timeout) do
-    case Native.hand_over(state.buffer, state.number) do
-      {kind, batch} ->
-        position = Native.position(batch)
-        state = %State{} = state |> start_task(kind, batch) |> await(timeout)
-
-        if Native.position(batch) > position do
-          drain_rest(state, timeout)
-        else
-          Logger.error(
-            "#{describe(state)} could not process all it had: the rest is kept until the buffer starts again"
-          )
-
-          state
-        end
-
-      nothing when nothing in [:empty, :not_running] ->
-        state
-    end
-  end
-
-  # Waits until no task is running. A batch may take `timeout` ms, then the task is killed.
-  defp await(%State{running: nil} = state, _timeout), do: state
-
-  defp await(%State{running: %Running{ref: ref} = running} = state, timeout) do
-    position = progress(running)
-
-    receive do
-      {^ref, :ok} ->
-        Process.demonitor(ref, [:flush])
-        %State{state | running: nil}
-
-      {:DOWN, ^ref, :process, _pid, reason} ->
-        %State{ended(%State{state | running: %Running{running | kind: :fresh}}, reason) | running: nil}
-    after
-      timeout ->
-        if progress(running) == position do
-          Logger.error(
-            "#{describe(state)} kills its processor: a batch has taken longer than #{timeout} ms at the end"
-          )
-
-          Process.exit(running.pid, :kill)
-        end
-
-        await(state, if(progress(running) == position, do: :infinity, else: timeout))
-    end
-  end
-
-  defp progress(%Running{batch: nil}), do: :unknown
-  defp progress(%Running{batch: batch}), do: Native.position(batch)
 
   ## Helpers
 
   defp schedule(%State{} = state) do
-    if state.timer, do: :erlang.cancel_timer(state.timer)
-    %State{state | timer: :erlang.start_timer(options(state).processing_interval_ms, self(), :tick)}
+    cancel_timer(state)
+    interval = Identity.options(state.identity).processing_interval_ms
+    %State{state | timer: :erlang.start_timer(interval, self(), :tick)}
   end
 
-  defp options(%State{settings: settings}), do: :ets.lookup_element(settings, :options, 2)
-
-  defp metadata(%State{} = state), do: %{buffer: state.buffer, partition: state.name}
-
-  defp describe(%State{} = state), do: "partition #{state.number} of buffer #{inspect(state.buffer)}"
+  defp cancel_timer(%State{timer: nil}), do: :ok
+  defp cancel_timer(%State{timer: timer}), do: :erlang.cancel_timer(timer)
 
   defp graceful?(:normal), do: true
   defp graceful?(:shutdown), do: true

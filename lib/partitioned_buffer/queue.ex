@@ -134,8 +134,12 @@ defmodule PartitionedBuffer.Queue do
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
     do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, :queue)
 
-  def push(buffer, item, opts) when is_atom(buffer),
-    do: buffer |> Native.push(Call.route(buffer, item, opts), item) |> Call.ok!(buffer, :queue)
+  def push(buffer, item, opts) when is_atom(buffer) do
+    route = Call.route(buffer, item, opts)
+
+    with :not_running <- Native.push(buffer, route, item),
+         do: Call.refused(buffer, :queue, route, &Native.push(buffer, &1, item))
+  end
 
   @doc """
   How many items wait for the next hand-over, in all partitions.

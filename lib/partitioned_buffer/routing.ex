@@ -4,23 +4,22 @@ defmodule PartitionedBuffer.Routing do
 
   alias PartitionedBuffer.Native
 
-  @doc """
-  The number of the partition that `partition_key` chooses for a key; nil where the key itself decides.
-  """
-  @spec partition(atom(), any(), any()) :: non_neg_integer() | nil
-  def partition(_buffer, nil, _key), do: nil
+  @typedoc "The number of a partition, and among how many it was chosen; nil where the key itself decides."
+  @type route() :: {partition :: non_neg_integer(), partitions :: pos_integer()} | nil
 
-  def partition(buffer, partition_key, key) do
-    :erlang.phash2(routing_key(partition_key, key), partitions!(buffer))
-  end
+  @doc """
+  The partition that `partition_key` chooses for a key among so many.
+  """
+  @spec route(any(), any(), pos_integer()) :: route()
+  def route(partition_key, key, partitions),
+    do: {:erlang.phash2(routing_key(partition_key, key), partitions), partitions}
 
   @doc """
   The name of the partition of a key.
   """
   @spec partition_name(atom(), any(), any()) :: atom()
   def partition_name(buffer, partition_key, key) do
-    number = :erlang.phash2(routing_key(partition_key, key), partitions!(buffer))
-    partition_name(buffer, number)
+    partition_name(buffer, :erlang.phash2(routing_key(partition_key, key), partitions!(buffer)))
   end
 
   @doc """

@@ -1,8 +1,10 @@
 defmodule PartitionedBuffer.Supervisor do
   @moduledoc false
-  # The processes of one buffer. For each partition a task supervisor and the partition itself, and last the drainer:
+  # The processes of one buffer. For each partition a task supervisor and the partition itself, and a drainer as the first
+  # and as the last:
   #
   #     name.Supervisor
+  #     ├── PartitionedBuffer.Drainer
   #     ├── name.0.TaskSupervisor   the processor is called here
   #     ├── name.0                  PartitionedBuffer.Partition
   #     ├── name.1.TaskSupervisor
@@ -18,7 +20,7 @@ defmodule PartitionedBuffer.Supervisor do
 
   use Supervisor
 
-  alias PartitionedBuffer.{Drainer, Native, Options, Partition}
+  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition}
 
   @doc """
   The child specification of a buffer that `module.start_link/1` starts with these options, which are not looked at before.
@@ -88,15 +90,16 @@ defmodule PartitionedBuffer.Supervisor do
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})
 
-    children =
-      for number <- 0..(partitions - 1)//1,
-          child <- [task_supervisor(buffer, number), {Partition, {buffer, number, settings}}] do
-        child
-      end
+    partitions = for number <- 0..(partitions - 1)//1, do: Identity.new(buffer, number, settings)
 
-    Supervisor.init(children ++ [{Drainer, {buffer, partitions}}],
+    children =
+      for partition <- partitions, child <- [task_supervisor(partition), {Partition, partition}], do: child
+
+    first = Supervisor.child_spec({Drainer, partitions}, id: {Drainer, :first})
+
+    Supervisor.init([first] ++ children ++ [{Drainer, partitions}],
       strategy: :one_for_one,
-      max_restarts: 3 + 3 * partitions,
+      max_restarts: 3 + 3 * length(partitions),
       max_seconds: 5
     )
   end
@@ -117,7 +120,7 @@ defmodule PartitionedBuffer.Supervisor do
     }
   end
 
-  defp task_supervisor(buffer, number) do
+  defp task_supervisor(%Identity{buffer: buffer, number: number}) do
     Supervisor.child_spec({Task.Supervisor, name: Partition.task_supervisor(buffer, number)},
       id: {Task.Supervisor, number}
     )

@@ -10,6 +10,7 @@ defmodule PartitionedBuffer.NativeTest do
   @arguments %{
     open: [:name, :kind, :partitions],
     reopen: [:name, :u32],
+    drain: [:name, :u32],
     close: [:name, :u32],
     partitions: [:name],
     status: [:name],
@@ -23,7 +24,10 @@ defmodule PartitionedBuffer.NativeTest do
     push: [:queue, :route, :any],
     push_all: [:queue, :route, :list, :boolean],
     hand_over: [:name, :u32],
+    pending: [:name, :u32],
+    held: [:name, :u32],
     position: [:batch],
+    progress: [:batch],
     read: [:batch, :u64, :u64],
     claim: [:batch, :u64, :u64],
     memory: [],
@@ -40,7 +44,10 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(:partitions, term), do: term in 0..4_096
   defp fits?(:u32, term), do: term in 0..((1 <<< 32) - 1)
   defp fits?(:u64, term), do: term in 0..((1 <<< 64) - 1)
-  defp fits?(:route, term), do: term == nil or fits?(:u32, term)
+  defp fits?(:route, {:processor, to}), do: fits?(:to, to)
+  defp fits?(:route, to), do: fits?(:to, to)
+  defp fits?(:to, {number, among}), do: fits?(:u32, number) and fits?(:u32, among)
+  defp fits?(:to, term), do: term == nil
   defp fits?(:version, term), do: is_integer(term)
   defp fits?(:list, term), do: list_of?(term, fn _item -> true end)
   defp fits?(:pairs, term), do: list_of?(term, &match?({_key, _value}, &1))
@@ -84,6 +91,7 @@ defmodule PartitionedBuffer.NativeTest do
 
   defp tuples_and_maps do
     [{}, {nil}, {0}, {:key, :value}, {:key, :value, 1}, List.to_tuple(Enum.to_list(1..1_000))] ++
+      [{:processor, {0, -1}}, {:processor, {:processor, nil}}, {:processor, 0}, {0, 1, 2}, {0, :infinity}] ++
       [%{}, %{key: :value}, Map.new(1..100, &{&1, &1}), 1..2]
   end
 
@@ -170,15 +178,51 @@ defmodule PartitionedBuffer.NativeTest do
     before = held(buffer, batch)
 
     for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
-      for name <- [:reopen, :close, :hand_over], do: assert(call(name, [buffer, number]) == :not_running)
-      for name <- [:get, :delete], do: assert(call(name, [buffer, number, :key]) == :not_running)
-      assert Native.push(queue(buffer), number, :other) == :not_running
-      assert Native.push_all(queue(buffer), number, [:other], true) == :not_running
-      assert Native.put(buffer, number, :key, :other) == :not_running
-      assert Native.put_newer(buffer, number, :key, :other, 9) == :not_running
-      assert Native.put_all(buffer, number, [{:key, :other}], true) == :not_running
-      assert Native.put_all_newer(buffer, number, [{:key, :other, 9}], true) == :not_running
+      for name <- [:reopen, :drain, :close, :hand_over, :pending, :held],
+          do: assert(call(name, [buffer, number]) == :not_running)
+
       assert held(buffer, batch) == before
+    end
+
+    # The number of partitions, 1, or the partition's own is another.
+    for route <- [{1, 1}, {4_096, 1}, {(1 <<< 32) - 1, 1}, {0, 0}, {0, 2}, {1, 2}, {0, 1 <<< 31}] do
+      for name <- [:get, :delete], do: assert(call(name, [buffer, route, :key]) == :not_running)
+      assert Native.push(queue(buffer), route, :other) == :not_running
+      assert Native.push_all(queue(buffer), route, [:other], true) == {:refused, [:other]}
+      assert Native.put(buffer, route, :key, :other) == :not_running
+      assert Native.put_newer(buffer, route, :key, :other, 9) == :not_running
+      assert Native.put_all(buffer, route, [{:key, :other}], true) == {:refused, [{:key, :other}]}
+      newer = [{:key, :other, 9}]
+      assert Native.put_all_newer(buffer, route, newer, true) == {:refused, newer}
+      assert held(buffer, batch) == before
+    end
+  end
+
+  test "of a list that a draining partition refuses in part, what has not been written is answered, in order" do
+    buffer = unique_name()
+    Native.open(queue(buffer), :queue, 3)
+    Native.drain(queue(buffer), 1)
+    in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
+
+    # Written one by one, and by locks.
+    for size <- [10, 100], checked <- [false, true] do
+      items = Enum.to_list(1..size)
+      assert {:refused, rest} = Native.push_all(queue(buffer), nil, items, checked)
+      written = items -- rest
+      assert rest == Enum.sort(rest)
+      assert Enum.filter(items, in_draining) -- rest == []
+      assert Native.push_all(queue(buffer), {:processor, nil}, rest, true) == :ok
+
+      handed_over =
+        for n <- 0..2, {:fresh, batch} <- [Native.hand_over(queue(buffer), n)] do
+          {items, position} = Native.read(batch, 0, size)
+          assert Native.claim(batch, 0, position)
+          assert items == Enum.sort(items)
+          items
+        end
+
+      assert Enum.sort(Enum.concat(handed_over)) == items
+      if size == 10, do: assert(written == Enum.take_while(items, &(not in_draining.(&1))))
     end
   end
 
@@ -333,7 +377,7 @@ defmodule PartitionedBuffer.NativeTest do
   defp fitting(:partitions, _buffer, _batch), do: 2
   defp fitting(:u32, _buffer, _batch), do: 0
   defp fitting(:u64, _buffer, _batch), do: 1
-  defp fitting(:route, _buffer, _batch), do: nil
+  defp fitting(:route, _buffer, _batch), do: {:processor, nil}
   defp fitting(:version, _buffer, _batch), do: 1 <<< 70
   defp fitting(:pairs, _buffer, _batch), do: [{:other, 1}]
   defp fitting(:versioned, _buffer, _batch), do: [{:other, 1, 1}]

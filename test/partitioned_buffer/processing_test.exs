@@ -1,8 +1,6 @@
 defmodule PartitionedBuffer.ProcessingTest do
   use PartitionedBuffer.Case, async: true
 
-  import ExUnit.CaptureLog
-
   alias PartitionedBuffer.{HandOver, Native, Options}
 
   @moduletag :capture_log
@@ -411,25 +409,6 @@ defmodule PartitionedBuffer.ProcessingTest do
       send(pid, :go)
       assert_receive {:DOWN, ^ref, :process, ^pid, :normal}
       assert Task.await(stop) == :ok
-    end
-
-    test "kills a hanging processor after processing_timeout_ms, then processes the rest" do
-      test = self()
-
-      processor = fn [{key, _, _, _} | _] = batch ->
-        send(test, {:batch, batch})
-        if key == :hang, do: receive(do: (:never -> :ok))
-      end
-
-      buffer = start_buffer(partitions: 1, processor: processor, processing_timeout_ms: 10)
-      Buffer.put(buffer, :hang, 1)
-      tick(hd(partitions(buffer)))
-      assert_receive {:batch, [{:hang, 1, 0, 0}]}
-      Buffer.put(buffer, :rest, 2)
-      log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
-      assert log =~ inspect(buffer)
-      assert log =~ "longer than 10 ms"
-      assert_received {:batch, [{:rest, 2, 0, 0}]}
     end
 
     test "gives each batch its time, also of a task that has outlived its partition" do

@@ -111,4 +111,30 @@ defmodule PartitionedBuffer.RoutingTest do
     Buffer.put(buffer, :key, 1)
     assert holders(buffer) == [partition]
   end
+
+  describe "a restart with another number of partitions" do
+    test "between the routing of a call and its writes makes it raise, and nothing has been written" do
+      for {entries, write} <- [
+            {[{1, 1}, {2, 2}], &Buffer.put_all/3},
+            {%{1 => 1, 2 => 2}, &Buffer.put_all/3},
+            {[{1, 1, 1}, {2, 2, 2}], &Buffer.put_all_newer/3}
+          ] do
+        buffer = start_buffer(partitions: 2)
+
+        partition_key = fn
+          1 ->
+            1
+
+          2 ->
+            stop_supervised!(buffer)
+            start_buffer(name: buffer, partitions: 5)
+            2
+        end
+
+        error = catch_error(write.(buffer, entries, partition_key: partition_key))
+        assert Exception.message(error) =~ "no partitions available"
+        assert Buffer.size(buffer) == 0
+      end
+    end
+  end
 end

@@ -71,6 +71,20 @@ defmodule PartitionedBuffer.Case do
     end
   end
 
+  @doc "Kills processes, and waits until they are dead."
+  def kill_processes(pids) do
+    refs = Enum.map(pids, &Process.monitor/1)
+    Enum.each(pids, &Process.exit(&1, :kill))
+
+    for ref <- refs do
+      receive do
+        {:DOWN, ^ref, :process, _pid, _reason} -> :ok
+      after
+        5_000 -> raise "a process was not killed"
+      end
+    end
+  end
+
   @doc "Kills a registered process and waits until its supervisor has started the next one."
   def kill_and_await_restart(name) do
     pid = Process.whereis(name)

@@ -99,7 +99,7 @@ defmodule PartitionedBuffer.Laws do
 
   @doc "Lets a partition hand over: the batches that came, and of how many entries each but the last should be."
   def hand_over(partition) do
-    %{settings: settings} = :sys.get_state(partition)
+    %{identity: %{settings: settings}} = :sys.get_state(partition)
     tick(partition)
     wait_idle(partition)
     {received_batches(), :ets.lookup_element(settings, :options, 2).processing_batch_size}

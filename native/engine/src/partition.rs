@@ -4,19 +4,24 @@
 //! several by their hash, so that writers rarely meet; a queue has one, for its order. [`Partition::hand_over`] takes all
 //! their locks and swaps each store for an empty one: a write comes before it, and is handed over, or after it, and waits
 //! for the next time, with all that is written after it. A [`HandOver`] is frozen and read without a lock. The partition
-//! keeps it until all of it has been [claimed], so what a crashed reader had not claimed is there for the next one.
+//! keeps it until all of it has been [claimed], so what a crashed reader had not claimed is there for the next one. It looks
+//! at that itself when it is to hand over again: who claims may have got the hand-over from another partition, before
+//! the number of partitions changed.
 //!
-//! | state | writes | hand-over |
-//! |---|---|---|
-//! | closed | are refused | gives what is left |
-//! | open | are taken | gives what is left of the last hand-over, else what has come in |
+//! | state | reads, deletes | writes | writes of a processor | hand-over |
+//! |---|---|---|---|---|
+//! | open | are taken | are taken | are taken | gives what is left of the last hand-over, else what has come in |
+//! | draining | are taken | are refused | are taken | the same |
+//! | closed | are refused | are refused | are refused | the same |
+//!
+//! A partition drains while a stop processes what it holds: a processor may write to the buffer that it is called by.
 //!
 //! A lock is held for one operation on one store, or the swap; no store is freed and no foreign code runs inside it.
 //! The lock of what is pending is taken before those of the shards, and those in their order. A write
 //! changes its shard's lock, the line of its entry, and the one that counts the deaths in the old value's segment: these
 //! pass from processor to processor. The copy goes to memory of the thread's own; see [`crate::arena`].
 //!
-//! [claimed]: Partition::claim
+//! [claimed]: HandOver::claim
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,8 +33,12 @@ use crate::log::Log;
 use crate::parcel::Parcel;
 use crate::reclaim::reclaim;
 use crate::store::Store;
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicI64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
+
+/// In the number of partitions that a write is routed among: it comes from a processor of the buffer, and is taken until
+/// the partition is closed. No buffer has as many partitions.
+pub const DRAINING: u32 = 1 << 31;
 
 /// What a write or read is refused with when the partition is not open for the number of partitions that the caller
 /// routed by.
@@ -61,8 +70,8 @@ pub type QueuePartition<H> = Partition<Log<H>, 1>;
 pub struct Partition<S: Store, const SHARDS: usize> {
     /// What is written.
     shards: [Shard<S>; SHARDS],
-    /// Handed over and not yet claimed to the end, oldest first. At most one, but after a restart with another number
-    /// of partitions.
+    /// Handed over, oldest first; those that have been claimed to the end are taken out by the next hand-over. At most one
+    /// is not finished, but after a restart with another number of partitions.
     pending: Mutex<VecDeque<Arc<HandOver<S>>>>,
 }
 
@@ -72,7 +81,8 @@ struct Shard<S: Store>(Mutex<State<S>>);
 
 /// What the lock of a shard guards.
 struct State<S: Store> {
-    /// Among how many partitions writes are routed when one of them comes here; 0 while closed.
+    /// Among how many partitions writes are routed when one of them comes here, with [`DRAINING`] only those of processors;
+    /// 0 while closed.
     routed_among: u32,
     /// What has come in since the last hand-over.
     active: S,
@@ -83,7 +93,19 @@ impl<S: Store> Shard<S> {
     #[inline]
     fn lock_open(&self, routed_among: u32) -> Result<MutexGuard<'_, State<S>>, Closed> {
         let state = self.lock();
-        if state.routed_among == routed_among {
+        // The second is for the writes of processors to an open partition.
+        if state.routed_among == routed_among || state.routed_among | DRAINING == routed_among {
+            Ok(state)
+        } else {
+            Err(Closed)
+        }
+    }
+
+    /// The lock, if reads and deletes routed among so many partitions may come here.
+    #[inline]
+    fn lock_readable(&self, routed_among: u32) -> Result<MutexGuard<'_, State<S>>, Closed> {
+        let state = self.lock();
+        if state.routed_among & !DRAINING == routed_among & !DRAINING {
             Ok(state)
         } else {
             Err(Closed)
@@ -140,6 +162,18 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().for_each(|shard| shard.0.lock().routed_among = partitions);
     }
 
+    /// Refuses writes from now on, but those of processors, unless it is closed.
+    pub fn drain(&self) -> Result<(), Closed> {
+        for shard in &self.shards {
+            let mut state = shard.lock();
+            if state.routed_among == 0 {
+                return Err(Closed);
+            }
+            state.routed_among |= DRAINING;
+        }
+        Ok(())
+    }
+
     /// Refuses reads and writes from now on. What was written before is still handed over.
     pub fn close(&self) {
         self.open(0);
@@ -147,12 +181,25 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// How many entries wait for the next hand-over.
     pub fn len(&self, routed_among: u32) -> Result<usize, Closed> {
-        self.shards.iter().map(|shard| Ok(shard.lock_open(routed_among)?.active.len())).sum()
+        self.shards.iter().map(|shard| Ok(shard.lock_readable(routed_among)?.active.len())).sum()
+    }
+
+    /// How many entries it holds: those that wait for the next hand-over, and those handed over and not claimed. It looks at
+    /// each of the latter.
+    pub fn held(&self) -> usize {
+        let pending = self.pending.lock();
+        let waiting: usize = self.shards.iter().map(|shard| shard.lock().active.len()).sum();
+        let handed_over = pending.clone();
+        drop(pending);
+        waiting + handed_over.iter().map(|hand_over| hand_over.unclaimed()).sum::<usize>()
     }
 
     /// What has not been claimed of the last hand-over; else what has come in since; `None` if there is nothing.
     pub fn hand_over(&self) -> Option<HandedOver<S>> {
         let mut pending = self.pending.lock();
+        while pending.front().is_some_and(|oldest| oldest.is_finished()) {
+            pending.pop_front();
+        }
         if let Some(rest) = pending.front() {
             return Some(HandedOver::Rest(rest.clone()));
         }
@@ -161,22 +208,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         Some(HandedOver::Fresh(fresh))
     }
 
-    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
-    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there.
-    pub fn claim(&self, hand_over: &Arc<HandOver<S>>, from: usize, to: usize) -> bool {
-        let to = to.clamp(from, hand_over.end().max(from));
-        if hand_over.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
-        }
-        if to >= hand_over.end() {
-            drop(hand_over.retired.lock().take());
-            let mut pending = self.pending.lock();
-            let place = pending.iter().position(|pending| Arc::ptr_eq(pending, hand_over));
-            let finished = place.and_then(|place| pending.remove(place));
-            drop(pending);
-            drop(finished);
-        }
-        true
+    /// The hand-over that a reader is at, if there is one: the oldest, of which all may have been claimed by now.
+    pub fn pending(&self) -> Option<Arc<HandOver<S>>> {
+        self.pending.lock().front().cloned()
     }
 
     /// Closes the partition and takes out all that it holds, oldest first.
@@ -185,6 +219,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         // Its lock is held to the end: what a hand-over meanwhile took from the shards would stay behind.
         let mut pending = self.pending.lock();
         let mut evicted = std::mem::take(&mut *pending);
+        evicted.retain(|hand_over| !hand_over.is_finished());
         evicted.extend(self.retire());
         evicted
     }
@@ -286,7 +321,7 @@ impl<H: Heap> MapPartition<H> {
         key: H::Term,
         copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Result<Option<R>, Closed> {
-        let state = self.lock_open(routed_among, hash)?;
+        let state = self.shards[Self::shard_of(hash)].lock_readable(routed_among)?;
         let Some(Found { value, heap }) = state.active.get(hash, key) else { return Ok(None) };
         let Some(heap) = heap else { return Ok(Some(copy(value, None))) };
         drop(state);
@@ -295,7 +330,7 @@ impl<H: Heap> MapPartition<H> {
 
     /// Takes out the entry of `key`, if there is one.
     pub fn delete(&self, routed_among: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
-        let mut state = self.lock_open(routed_among, hash)?;
+        let mut state = self.shards[Self::shard_of(hash)].lock_readable(routed_among)?;
         state.active.delete(hash, key);
         Self::unlock(state);
         Ok(())
@@ -336,18 +371,61 @@ pub struct HandOver<S: Store> {
     end: usize,
     /// Entries below this number have been claimed.
     position: AtomicUsize,
+    /// The time of the last claim; [`NEVER`] before the first.
+    claimed_at: AtomicI64,
 }
+
+/// No time: nothing has been claimed.
+const NEVER: i64 = i64::MIN;
 
 impl<S: Store> HandOver<S> {
     /// A hand-over of which nothing has been claimed.
     fn new(retired: Retired<S>) -> Self {
         let end = retired.end();
-        HandOver { retired: Mutex::new(Some(Arc::new(retired))), end, position: AtomicUsize::new(0) }
+        HandOver {
+            retired: Mutex::new(Some(Arc::new(retired))),
+            end,
+            position: AtomicUsize::new(0),
+            claimed_at: AtomicI64::new(NEVER),
+        }
+    }
+
+    /// Takes the entries from one position to another as handed to the processor: no later hand-over gives them again.
+    /// `false` if `from` is not where the next batch begins: another reader has claimed what is there. `now` is the time.
+    pub fn claim(&self, from: usize, to: usize, now: i64) -> bool {
+        let to = to.clamp(from, self.end.max(from));
+        // First, so that who sees the new position does not see the old time with it.
+        self.claimed_at.store(now, Ordering::Relaxed);
+        if self.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        if to >= self.end {
+            drop(self.retired.lock().take());
+        }
+        true
+    }
+
+    /// Whether all entries have been claimed.
+    fn is_finished(&self) -> bool {
+        self.position() >= self.end
     }
 
     /// Where the next batch begins.
     pub fn position(&self) -> usize {
-        self.position.load(Ordering::Relaxed)
+        self.position.load(Ordering::Acquire)
+    }
+
+    /// When the batch before that was claimed, `None` if there was none. Asked for after [`position`](Self::position) it is the
+    /// time of that claim, or of a later attempt.
+    pub fn claimed_at(&self) -> Option<i64> {
+        Some(self.claimed_at.load(Ordering::Relaxed)).filter(|&time| time != NEVER)
+    }
+
+    /// How many entries have not been claimed. Looks at each of them.
+    fn unclaimed(&self) -> usize {
+        let position = self.position();
+        let count = |retired: Arc<Retired<S>>| (position..self.end).filter_map(|at| retired.record(at)).count();
+        self.entries().map_or(0, count)
     }
 
     /// Behind the last entry.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use common::{hash, Random, TestHeap};
-use partitioned_buffer_engine::partition::Write;
+use partitioned_buffer_engine::partition::{Write, DRAINING};
 use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hasher, Heap, MapPartition, Version};
 
 fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
@@ -49,6 +49,44 @@ fn a_closed_partition_refuses_and_hands_over_what_it_has() {
 }
 
 #[test]
+fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    let mut caller = TestHeap::new();
+    let (one, two) = (caller.boxed(1), caller.boxed(2));
+    let processor = 1 | DRAINING;
+    let put_by_processor = |key| partition.put(processor, hash(&hasher, key), &key.parcel(), &key.parcel());
+    let get = |key| partition.get(1, hash(&hasher, key), key, |value, _heap| value.content().1);
+
+    assert_eq!(put_by_processor(one), Ok(()), "it may write before the stop as well");
+    partition.drain().unwrap();
+    assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
+    assert_eq!(put_by_processor(two), Ok(()));
+    let writes = [(hash(&hasher, two), Write::Put(two.parcel(), one.parcel()))];
+    let shard = MapPartition::<TestHeap>::shard_of(hash(&hasher, two));
+    assert_eq!(partition.write_all(1, shard, writes.iter()), Err(Closed));
+    assert_eq!(partition.write_all(processor, shard, writes.iter()), Ok(()));
+    assert_eq!((get(one), get(two), partition.len(1)), (Ok(Some(1)), Ok(Some(1)), Ok(2)));
+    assert_eq!(partition.delete(1, hash(&hasher, one), one), Ok(()));
+    assert_eq!(keys(&hand_over(&partition).unwrap()), [2]);
+
+    for among in [2, 2 | DRAINING, 0, DRAINING] {
+        assert_eq!(partition.put(among, hash(&hasher, one), &one.parcel(), &one.parcel()), Err(Closed));
+        assert_eq!(partition.get(among, hash(&hasher, one), one, |_, _| ()), Err(Closed));
+    }
+
+    partition.close();
+    assert_eq!(put_by_processor(one), Err(Closed));
+    assert_eq!((get(two), partition.len(1)), (Err(Closed), Err(Closed)));
+    assert_eq!(partition.delete(1, hash(&hasher, two), two), Err(Closed));
+    assert_eq!(partition.drain(), Err(Closed), "what is closed stays closed");
+    assert_eq!(put_by_processor(one), Err(Closed));
+
+    partition.open(1);
+    assert_eq!(put(&partition, &hasher, 3, 3), Ok(()));
+}
+
+#[test]
 fn keys_routed_among_another_number_of_partitions_are_refused() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
@@ -63,18 +101,54 @@ fn what_is_not_claimed_is_handed_over_again() {
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
     let first = hand_over(&partition).unwrap();
     let all = keys(&first);
-    assert!(partition.claim(&first, 0, 2));
-    assert!(!partition.claim(&first, 0, 3), "another reader was first");
+    assert!(first.claim(0, 2, 0));
+    assert!(!first.claim(0, 3, 0), "another reader was first");
     put(&partition, &hasher, 9, 9).unwrap();
     let Some(HandedOver::Rest(rest)) = partition.hand_over() else { panic!("a rest is handed over") };
     let unclaimed = keys(&rest);
     assert_eq!(unclaimed.len(), 3);
     assert!(unclaimed.iter().all(|key| all[2..].contains(key)));
-    assert!(partition.claim(&rest, 2, 5));
+    assert!(rest.claim(2, 5, 0));
     let next = hand_over(&partition).unwrap();
     assert_eq!(keys(&next), [9]);
-    assert!(partition.claim(&next, 0, 1));
+    assert!(next.claim(0, 1, 0));
     assert!(hand_over(&partition).is_none());
+}
+
+#[test]
+fn a_hand_over_knows_when_its_last_batch_was_claimed() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
+    let first = hand_over(&partition).unwrap();
+    assert_eq!(first.claimed_at(), None);
+    assert!(first.claim(0, 2, -7));
+    assert_eq!(first.claimed_at(), Some(-7));
+    assert!(first.claim(2, 4, -3));
+    assert_eq!(first.claimed_at(), Some(-3));
+    assert_eq!(partition.pending().unwrap().claimed_at(), Some(-3));
+}
+
+#[test]
+fn a_partition_holds_what_is_not_claimed_and_what_came_in_since_without_what_was_deleted() {
+    let hasher = Hasher::new();
+    let partition = partition(&hasher);
+    assert_eq!(partition.held(), 0);
+    (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
+    let mut caller = TestHeap::new();
+    let key = caller.boxed(3);
+    partition.delete(1, hash(&hasher, key), key).unwrap();
+    assert_eq!(partition.held(), 4);
+    let first = hand_over(&partition).unwrap();
+    let batch = (1..=first.end())
+        .find(|&end| (0..end).filter_map(|at| first.entries().unwrap().record(at)).count() == 2)
+        .unwrap();
+    assert!(first.claim(0, batch, 0));
+    put(&partition, &hasher, 9, 9).unwrap();
+    partition.close();
+    assert_eq!(partition.held(), 3);
+    assert!(first.claim(batch, first.end(), 0));
+    assert_eq!(partition.held(), 1);
 }
 
 #[test]
@@ -103,9 +177,21 @@ fn an_adopted_hand_over_comes_before_own_entries() {
     for expected in 1..=3 {
         let next = hand_over(&new).unwrap();
         assert_eq!(keys(&next), [expected]);
-        assert!(new.claim(&next, 0, next.end()));
+        assert!(next.claim(0, next.end(), 0));
     }
     assert!(hand_over(&new).is_none());
+}
+
+#[test]
+fn what_an_old_reader_claims_to_its_end_is_not_handed_over_by_who_adopted_it() {
+    let hasher = Hasher::new();
+    let (old, new) = (partition(&hasher), partition(&hasher));
+    put(&old, &hasher, 1, 1).unwrap();
+    let first = hand_over(&old).unwrap();
+    new.adopt(old.evict());
+    put(&new, &hasher, 2, 2).unwrap();
+    assert!(first.claim(0, 1, 0));
+    assert_eq!(keys(&hand_over(&new).unwrap()), [2]);
 }
 
 #[test]
@@ -134,7 +220,7 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
                         handed_over += 1 + entry.updates;
                     }
-                    assert!(partition.claim(&hand_over, 0, hand_over.end()));
+                    assert!(hand_over.claim(0, hand_over.end(), 0));
                 }
                 if last {
                     return (newest, handed_over);
@@ -220,7 +306,7 @@ fn all_operations_at_once_give_each_key_only_its_own_values() {
                     check(entry.key.content().1, entry.value.content().1);
                     entries += 1;
                 }
-                assert!(partition.claim(&hand_over, 0, hand_over.end()));
+                assert!(hand_over.claim(0, hand_over.end(), 0));
             }
             entries
         })

@@ -52,11 +52,11 @@ fn what_is_not_claimed_comes_again_before_what_is_new() {
     let partition = partition();
     (0..5).for_each(|item| push(&partition, item).unwrap());
     let first = hand_over(&partition).unwrap();
-    assert!(partition.claim(&first, 0, 2));
+    assert!(first.claim(0, 2, 0));
     push(&partition, 5).unwrap();
     let rest = hand_over(&partition).unwrap();
     assert_eq!(items(&rest), [2, 3, 4]);
-    assert!(partition.claim(&rest, 2, 5));
+    assert!(rest.claim(2, 5, 0));
     assert_eq!(items(&hand_over(&partition).unwrap()), [5]);
 }
 
@@ -93,7 +93,7 @@ fn items_of_several_threads_come_out_once_and_each_threads_in_their_order() {
             *expected += 1;
             taken += 1;
         }
-        assert!(partition.claim(&hand_over, 0, hand_over.end()));
+        assert!(hand_over.claim(0, hand_over.end(), 0));
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
     assert!(hand_over(&partition).is_none());

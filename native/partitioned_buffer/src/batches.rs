@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::{HandOver, HandedOver, Partition, Store};
+use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Partition, Store};
 use rustler::{Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Side};
 use crate::pace::Pace;
+use crate::vm::clock::monotonic_time;
 use crate::vm::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
 
 /// A record as the processor gets it.
@@ -32,7 +33,7 @@ impl ToTerm for RawTerm {
 }
 
 /// A hand-over, as a resource.
-pub(crate) struct Batch(pub(crate) Box<dyn Work>);
+pub(crate) struct Batch(pub(crate) Arc<dyn Work>);
 
 #[rustler::resource_impl]
 impl Resource for Batch {}
@@ -45,6 +46,9 @@ pub(crate) trait Work: Send + Sync {
     /// Where the next batch begins.
     fn position(&self) -> usize;
 
+    /// Where the next batch begins, where the last one ends, and when the one before was claimed.
+    fn progress(&self) -> (usize, usize, Option<i64>);
+
     /// At most `count` records from `position` on, and the position behind them. It may be fewer when the time is up.
     fn read<'a>(&self, env: Env<'a>, position: usize, count: usize) -> (Term<'a>, usize);
 
@@ -52,24 +56,20 @@ pub(crate) trait Work: Send + Sync {
     fn claim(&self, from: usize, to: usize) -> bool;
 }
 
-/// A hand-over with the partition that it is of.
-struct Claimable<S: Store, const SHARDS: usize> {
-    /// The partition; buffers are never freed.
-    partition: &'static Partition<S, SHARDS>,
-    /// The records.
-    hand_over: Arc<HandOver<S>>,
-}
-
-impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS> {
+impl<S: Store<Record: ToTerm>> Work for HandOver<S> {
     fn position(&self) -> usize {
-        self.hand_over.position()
+        self.position()
+    }
+
+    fn progress(&self) -> (usize, usize, Option<i64>) {
+        (self.position(), self.end(), self.claimed_at())
     }
 
     fn read<'a>(&self, env: Env<'a>, mut position: usize, count: usize) -> (Term<'a>, usize) {
         let mut pace = Pace::start();
         let mut records = ListBuilder::with_capacity(env, count.min(ROOM));
-        if let Some(retired) = self.hand_over.entries() {
-            let end = self.hand_over.end();
+        if let Some(retired) = self.entries() {
+            let end = self.end();
             let has_large = retired.has_large();
             while position < end && records.len() < count {
                 // Places of deleted entries count as well.
@@ -93,7 +93,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> Work for Claimable<S, SHARDS
     }
 
     fn claim(&self, from: usize, to: usize) -> bool {
-        self.partition.claim(&self.hand_over, from, to)
+        self.claim(from, to, monotonic_time())
     }
 }
 
@@ -105,10 +105,16 @@ pub(crate) trait AnySide {
     fn size(&self) -> Result<usize, NotRunning>;
     /// See [`Side::reopen`].
     fn reopen(&self, number: u32) -> Result<(), NotRunning>;
+    /// See [`Partition::drain`].
+    fn drain(&self, number: u32) -> Result<Result<(), Closed>, NotRunning>;
     /// See [`Partition::close`].
     fn close(&self, number: u32) -> Result<(), NotRunning>;
+    /// See [`Partition::held`].
+    fn held(&self, number: u32) -> Result<usize, NotRunning>;
     /// What a partition hands over, and whether it is the rest of an earlier hand-over; `None` if there is nothing.
-    fn hand_over(&'static self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning>;
+    fn hand_over(&self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning>;
+    /// See [`Partition::pending`].
+    fn pending(&self, number: u32) -> Result<Option<Batch>, NotRunning>;
 }
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> {
@@ -124,19 +130,27 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnySide for Side<S, SHARDS> 
         self.reopen(number)
     }
 
+    fn drain(&self, number: u32) -> Result<Result<(), Closed>, NotRunning> {
+        self.numbered(number).map(Partition::drain)
+    }
+
     fn close(&self, number: u32) -> Result<(), NotRunning> {
         self.numbered(number).map(Partition::close)
     }
 
-    fn hand_over(&'static self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning> {
-        let partition = self.numbered(number)?;
-        Ok(partition.hand_over().map(|handed_over| {
-            let (is_rest, hand_over) = match handed_over {
-                HandedOver::Rest(hand_over) => (true, hand_over),
-                HandedOver::Fresh(hand_over) => (false, hand_over),
-            };
-            (is_rest, Batch(Box::new(Claimable { partition, hand_over })))
+    fn held(&self, number: u32) -> Result<usize, NotRunning> {
+        self.numbered(number).map(Partition::held)
+    }
+
+    fn hand_over(&self, number: u32) -> Result<Option<(bool, Batch)>, NotRunning> {
+        Ok(self.numbered(number)?.hand_over().map(|handed_over| match handed_over {
+            HandedOver::Rest(hand_over) => (true, Batch(hand_over)),
+            HandedOver::Fresh(hand_over) => (false, Batch(hand_over)),
         }))
+    }
+
+    fn pending(&self, number: u32) -> Result<Option<Batch>, NotRunning> {
+        Ok(self.numbered(number)?.pending().map(|hand_over| Batch(hand_over)))
     }
 }
 

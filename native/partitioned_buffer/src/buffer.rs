@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
+use partitioned_buffer_engine::partition::DRAINING;
 use partitioned_buffer_engine::{routing, Closed, Generation, Hash, Hasher, Log, Partition, Store};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
@@ -32,13 +33,47 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
 
+/// Where an entry is written to or looked for, and by whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Route {
+    /// How its partition is found.
+    pub(crate) to: To,
+    /// Who writes it.
+    pub(crate) writer: Writer,
+}
+
 /// How the partition of an entry is found.
 #[derive(Clone, Copy)]
-pub(crate) enum Route {
+pub(crate) enum To {
     /// By the key, or item, itself.
     ByTerm,
-    /// It is this one.
-    To(u32),
+    /// It is this one, if there are as many as it was chosen among.
+    Partition {
+        /// Its number.
+        number: u32,
+        /// How many there were.
+        among: u32,
+    },
+}
+
+/// Who writes.
+#[derive(Clone, Copy)]
+pub(crate) enum Writer {
+    /// Anybody: while a partition drains, nothing is taken.
+    Any,
+    /// A processor of the buffer.
+    Processor,
+}
+
+impl Route {
+    /// Among how many partitions this is routed, of so many, as a partition takes it.
+    #[inline]
+    pub(crate) fn among(self, partitions: u32) -> u32 {
+        match self.writer {
+            Writer::Any => partitions,
+            Writer::Processor => partitions | DRAINING,
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -96,11 +131,13 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
     }
 
     /// Lets this side of `buffer` run with so many partitions, until the calling process dies. What partitions of a former
-    /// run still hold is kept; if their number was another, the remaining ones hand it over first.
-    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) {
+    /// run still hold is kept; if their number was another, the remaining ones hand it over first. `false`, and without
+    /// effect, if the process has been killed already: nobody would tell of its death.
+    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) -> bool {
         let mut owner = self.owner.lock();
-        if let Some(monitor) = owner.monitor.take() {
-            env.demonitor(buffer, &monitor);
+        let Some(monitor) = env.monitor(buffer, &env.pid()) else { return false };
+        if let Some(former) = owner.monitor.replace(monitor) {
+            env.demonitor(buffer, &former);
         }
         self.end();
         if owner.partitions != partitions && partitions > 0 {
@@ -111,11 +148,8 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
             owner.partitions = partitions;
         }
         (0..partitions).for_each(|number| self.partition(number).open(partitions));
-        owner.monitor = env.monitor(buffer, &env.pid());
-        // Of a process that is about to die there may be none, and nothing would tell of its death.
-        if owner.monitor.is_some() {
-            self.partitions.store(if partitions == 0 { NONE } else { partitions }, Ordering::Release);
-        }
+        self.partitions.store(if partitions == 0 { NONE } else { partitions }, Ordering::Release);
+        true
     }
 
     /// Ends the run, whoever opened it.
@@ -181,11 +215,11 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
     /// The number of the partition that a key or item belongs to among so many.
     #[inline]
     pub(crate) fn route(route: Route, term: RawTerm, partitions: u32) -> Result<u32, NotRunning> {
-        match route {
-            Route::ByTerm if partitions == 1 => Ok(0),
-            Route::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
-            Route::To(number) if number < partitions => Ok(number),
-            Route::To(_) => Err(NotRunning),
+        match route.to {
+            To::ByTerm if partitions == 1 => Ok(0),
+            To::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
+            To::Partition { number, among } if among == partitions && number < partitions => Ok(number),
+            To::Partition { .. } => Err(NotRunning),
         }
     }
 
@@ -201,7 +235,7 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         loop {
             let partitions = self.partitions()?;
             let number = Self::route(route, term, partitions)?;
-            match operation(self.partition(number), partitions) {
+            match operation(self.partition(number), route.among(partitions)) {
                 Ok(result) => return Ok(result),
                 Err(Closed) if self.partitions()? == partitions => return Err(NotRunning),
                 Err(Closed) => {}

@@ -71,6 +71,8 @@ pub(crate) enum Written<'a> {
     All,
     /// The time was up: to this rest.
     More(Term<'a>),
+    /// To where a partition refused a write. This is what has not been written, in order.
+    Refused(Term<'a>),
     /// The list has not been checked and is long, or not what it should be: nothing has been written.
     Unchecked,
 }
@@ -100,7 +102,9 @@ pub(crate) fn write_list<'a, T: Target>(
         let mut written = 0;
         while written < chunk.len() {
             let next = chunk.len().min(written + pace.step);
-            let Ok(done) = step.write(env, target, &chunk[written..next]) else { return Ok(Err(NotRunning)) };
+            let Ok(done) = step.write(env, target, &chunk[written..next]) else {
+                return Ok(Ok(Written::Refused(step.rest(tail(start, written), next - written))));
+            };
             written += done;
             let is_done = is_whole && written == chunk.len();
             if !pace.goes_on(done) && !is_done {
@@ -144,7 +148,9 @@ fn tail(list: Term<'_>, count: usize) -> Term<'_> {
 struct Step<W> {
     /// The writes, in the order of the caller.
     writes: Vec<W>,
-    /// The number of each write's lock.
+    /// The numbers of those that are not done, in the same order.
+    left: Vec<u32>,
+    /// The number of the lock of each of these.
     locks: Vec<u32>,
     /// For each lock, where its writes begin in `sorted`, and later where they end.
     places: Vec<u32>,
@@ -155,7 +161,7 @@ struct Step<W> {
 impl<W> Step<W> {
     /// No writes.
     fn new() -> Self {
-        Step { writes: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step { writes: Vec::new(), left: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
     }
 
     /// Writes some elements, fewer than all if they are large, and says how many.
@@ -166,41 +172,49 @@ impl<W> Step<W> {
         elements: &[T::Element],
     ) -> Result<usize, NotRunning> {
         let (mut count, mut large_bytes) = (0, 0);
-        let mut writes = elements.iter().map(|&element| target.prepare(env, element));
-        while large_bytes < LARGE_BYTES {
-            let Some(write) = writes.next() else { break };
-            count += 1;
+        let mut result = Ok(());
+        self.writes.clear();
+        self.left.clear();
+        while count < elements.len() && large_bytes < LARGE_BYTES && result.is_ok() {
+            let write = target.prepare(env, elements[count]);
             large_bytes += T::large_bytes(&write);
             if elements.len() <= WRITTEN_ONE_BY_ONE {
-                target.write(&write)?;
+                result = target.write(&write);
             } else {
+                self.left.push(count as u32);
                 self.writes.push(write);
             }
+            count += usize::from(result.is_ok());
         }
-        self.write_by_lock(target)?;
-        Ok(count)
+        result.and_then(|()| self.write_by_lock(target)).map(|()| count).inspect_err(|NotRunning| {
+            self.left.extend(count as u32..elements.len() as u32);
+        })
     }
 
     /// Does the writes, if there are any, each lock taken once; goes on with what is left where the buffer has started again
     /// with another number of partitions.
     fn write_by_lock<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
-        while !self.writes.is_empty() {
+        while !self.left.is_empty() {
             let partitions = target.partitions()?;
             self.sort(target, partitions)?;
             let done = self.write_sorted(target, partitions);
-            if done == self.writes.len() {
-                self.writes.clear();
-                break;
-            }
-            if target.partitions()? == partitions {
+            self.left = self.sorted.split_off(done);
+            self.left.sort_unstable();
+            if !self.left.is_empty() && target.partitions()? == partitions {
                 return Err(NotRunning);
             }
-            let mut is_done = vec![false; self.writes.len()];
-            self.sorted[..done].iter().for_each(|&number| is_done[number as usize] = true);
-            let mut is_done = is_done.into_iter();
-            self.writes.retain(|_| is_done.next() == Some(false));
         }
         Ok(())
+    }
+
+    /// What is not done of the `count` elements that a list begins with, and all behind them.
+    fn rest<'a>(&self, mut list: Term<'a>, count: usize) -> Term<'a> {
+        let mut elements = Vec::with_capacity(count);
+        while let Some((element, tail)) = cell(list).filter(|_| elements.len() < count) {
+            elements.push(element);
+            list = tail;
+        }
+        self.left.iter().rev().fold(list, |rest, &number| rest.list_prepend(elements[number as usize]))
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.
@@ -222,12 +236,12 @@ impl<W> Step<W> {
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
     fn sort<T: Target<Write = W>>(&mut self, target: &T, partitions: u32) -> Result<(), NotRunning> {
-        let Step { writes, locks, places, sorted } = self;
+        let Step { writes, left, locks, places, sorted } = self;
         locks.clear();
         places.clear();
         places.resize(T::locks(partitions), 0);
-        for write in &*writes {
-            let lock = target.lock(write, partitions)?;
+        for &number in &*left {
+            let lock = target.lock(&writes[number as usize], partitions)?;
             places[lock] += 1;
             locks.push(lock as u32);
         }
@@ -236,10 +250,10 @@ impl<W> Step<W> {
             start += std::mem::replace(place, start);
         }
         sorted.clear();
-        sorted.resize(writes.len(), 0);
-        for (number, &lock) in locks.iter().enumerate() {
+        sorted.resize(left.len(), 0);
+        for (&number, &lock) in left.iter().zip(&*locks) {
             let place = &mut places[lock as usize];
-            sorted[*place as usize] = number as u32;
+            sorted[*place as usize] = number;
             *place += 1;
         }
         Ok(())
@@ -322,7 +336,11 @@ impl<D: Fn(Term<'_>) -> Option<Entry>> Target for ToMap<'_, D> {
         lock: usize,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed> {
-        self.map.partition((lock / MAP_SHARDS) as u32).write_all(partitions, lock % MAP_SHARDS, writes)
+        self.map.partition((lock / MAP_SHARDS) as u32).write_all(
+            self.route.among(partitions),
+            lock % MAP_SHARDS,
+            writes,
+        )
     }
 }
 
@@ -374,6 +392,6 @@ impl Target for ToQueue<'_> {
         lock: usize,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed> {
-        self.queue.partition(lock as u32).push_all(partitions, writes)
+        self.queue.partition(lock as u32).push_all(self.route.among(partitions), writes)
     }
 }

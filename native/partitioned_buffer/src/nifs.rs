@@ -8,12 +8,12 @@
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::reclaim;
+use partitioned_buffer_engine::{reclaim, Closed};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
 use crate::batches::Batch;
-use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route};
+use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route, To, Writer};
 use crate::lists::{write_list, Entry, Target, ToMap, ToQueue, Written};
 use crate::registry;
 use crate::vm::memory;
@@ -34,6 +34,9 @@ mod atoms {
         map,
         queue,
         more,
+        refused,
+        processor,
+        closed,
         not_running,
         unchecked,
         empty,
@@ -77,11 +80,11 @@ fn open<'a>(env: Env<'a>, [name, kind, partitions]: [Term<'a>; 3]) -> NifResult<
     }
     let buffer = registry::find_or_add(RawTerm::from(name).word());
     if kind == atoms::map() {
-        buffer.queue.end();
-        buffer.map.open(buffer, env, partitions);
-    } else {
+        if buffer.map.open(buffer, env, partitions) {
+            buffer.queue.end();
+        }
+    } else if buffer.queue.open(buffer, env, partitions) {
         buffer.map.end();
-        buffer.queue.open(buffer, env, partitions);
     }
     Ok(buffer.encode(env))
 }
@@ -96,6 +99,16 @@ nif!(close / 2);
 fn close<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let number = partition.decode()?;
     Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|side| side.close(number))))
+}
+
+nif!(drain / 2);
+fn drain<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.drain(number)) {
+        Ok(Err(Closed)) => atoms::closed().to_term(env),
+        Ok(Ok(())) => atoms::ok().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
 }
 
 nif!(partitions / 1);
@@ -120,6 +133,13 @@ nif!(size / 1);
 fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let size = find(name)?.and_then(Buffer::running).and_then(|side| side.size());
     Ok(number(env, size.map(|size| size as u64)))
+}
+
+nif!(held / 2, DirtyCpu);
+fn held<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partition = partition.decode()?;
+    let held = find(name)?.and_then(Buffer::running).and_then(|side| side.held(partition));
+    Ok(number(env, held.map(|held| held as u64)))
 }
 
 nif!(put / 4);
@@ -227,10 +247,26 @@ fn hand_over<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Te
     })
 }
 
+nif!(pending / 2);
+fn pending<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let number = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.pending(number)) {
+        Ok(Some(batch)) => ResourceArc::new(batch).encode(env),
+        Ok(None) => atoms::empty().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
 nif!(position / 1);
 fn position<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let batch: ResourceArc<Batch> = batch.decode()?;
     Ok(unsigned_to(env, batch.0.position() as u64))
+}
+
+nif!(progress / 1);
+fn progress<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let batch: ResourceArc<Batch> = batch.decode()?;
+    Ok(batch.0.progress().encode(env))
 }
 
 nif!(read / 3);
@@ -288,14 +324,27 @@ fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueueSide, NotRunning
     Ok(find(name)?.map(|buffer| &buffer.queue))
 }
 
-/// `nil`, or the number of a partition.
+/// Where to, or `{:processor, to}` for a write of a processor.
 #[inline]
-fn route(to: Term<'_>) -> NifResult<Route> {
-    if to.as_c_arg() == atoms::nil().as_c_arg() {
-        Ok(Route::ByTerm)
-    } else {
-        Ok(Route::To(to.decode()?))
+fn route(term: Term<'_>) -> NifResult<Route> {
+    if term.as_c_arg() == atoms::nil().as_c_arg() {
+        return Ok(Route { to: To::ByTerm, writer: Writer::Any });
     }
+    match elements(term) {
+        Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
+            Ok(Route { to: partition_or_nil(to)?, writer: Writer::Processor })
+        }
+        _ => Ok(Route { to: partition_or_nil(term)?, writer: Writer::Any }),
+    }
+}
+
+/// `nil`, or the number of a partition and that of all.
+fn partition_or_nil(term: Term<'_>) -> NifResult<To> {
+    if term.as_c_arg() == atoms::nil().as_c_arg() {
+        return Ok(To::ByTerm);
+    }
+    let (number, among) = term.decode()?;
+    Ok(To::Partition { number, among })
 }
 
 /// `:ok` or `:not_running`.
@@ -332,6 +381,7 @@ fn write_all<'a>(
     Ok(match written {
         Ok(Written::All) => atoms::ok().to_term(env),
         Ok(Written::More(rest)) => tuple(env, [atoms::more().to_term(env), rest]),
+        Ok(Written::Refused(rest)) => tuple(env, [atoms::refused().to_term(env), rest]),
         Ok(Written::Unchecked) => atoms::unchecked().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })

@@ -3,11 +3,13 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`term`] | terms and environments for the engine, entry points for the VM |
+//! | [`clock`] | the VM's time |
 //! | [`memory`] | the VM's allocators, counted |
 //! | `timing` | for benchmarks only: how long calls take |
 //! | `faults` | for tests only: panics where copies are made |
 #![allow(unsafe_code)]
 
+pub(crate) mod clock;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod memory;

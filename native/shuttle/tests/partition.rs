@@ -16,7 +16,7 @@ use std::sync::Arc;
 use buffer::{check, join, race, spawn};
 use common::{hash, TestHeap, TestTerm};
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::partition::MAP_SHARDS;
+use partitioned_buffer_engine::partition::{DRAINING, MAP_SHARDS};
 use partitioned_buffer_engine::{Closed, Generation, Heap, MapPartition, Version};
 use shuttle::sync::atomic::Ordering;
 
@@ -51,9 +51,15 @@ impl Buffer {
     }
 
     fn put_newer(&self, key: i64, version: i64) -> Result<(), Closed> {
+        self.put_newer_as(0, key, version)
+    }
+
+    /// With a mark in the number of partitions that it is routed among.
+    fn put_newer_as(&self, mark: u32, key: i64, version: i64) -> Result<(), Closed> {
         self.operate_on((key, version), |partition, among, key, value| {
             let (key_parcel, value) = (key.parcel(), value.parcel());
-            partition.put_newer(among, hash(&self.hasher, key), &key_parcel, &value, Version::Int(version))
+            let hash = hash(&self.hasher, key);
+            partition.put_newer(among | mark, hash, &key_parcel, &value, Version::Int(version))
         })
     }
 
@@ -83,10 +89,15 @@ fn is_increasing(values: &[i64]) -> bool {
 
 /// Writes versions 1, 2… to two keys in turn until one is refused; gives the last accepted by key.
 fn write_versions(buffer: &Buffer, writer: i64, writes: i64) -> HashMap<i64, i64> {
+    write_versions_as(buffer, 0, writer, writes)
+}
+
+/// With a mark in the number of partitions that they are routed among.
+fn write_versions_as(buffer: &Buffer, mark: u32, writer: i64, writes: i64) -> HashMap<i64, i64> {
     let keys = [writer * 10, writer * 10 + 1];
     (1..=writes)
         .map(|version| (keys[version as usize % 2], version))
-        .take_while(|&(key, version)| buffer.put_newer(key, version).is_ok())
+        .take_while(|&(key, version)| buffer.put_newer_as(mark, key, version).is_ok())
         .collect()
 }
 
@@ -246,9 +257,29 @@ fn after_the_close_a_write_is_refused_or_in_what_is_evicted() {
         let accepted: Vec<_> = writers.into_iter().map(join).collect();
         let evicted = join(evicted);
         join(reader);
-        evicted.iter().for_each(|hand_over| buffer.claim(buffer.first(), hand_over, usize::MAX));
+        evicted.iter().for_each(|hand_over| buffer.claim(hand_over, usize::MAX));
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.put(1, 1), Err(Closed));
+    });
+}
+
+#[test]
+fn a_draining_partition_takes_writes_of_processors_only_and_delivers_all_it_took() {
+    check(|| {
+        let buffer = start(1);
+        let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 6));
+        let processor = spawn(&buffer, |buffer| write_versions_as(buffer, DRAINING, 1, 6));
+        let stop = spawn(&buffer, |buffer| {
+            buffer.first().drain().expect("it is open");
+            assert_eq!(buffer.put(100, 1), Err(Closed), "a write that comes then is refused");
+            assert_eq!(buffer.get(100), None, "a read is not");
+            buffer.deliver(buffer.first(), usize::MAX);
+            buffer.first().close();
+        });
+        let accepted = [join(writer), join(processor)];
+        join(stop);
+        buffer.drain();
+        assert_conserved(&buffer, &accepted);
     });
 }
 

@@ -173,7 +173,7 @@ fn after_the_close_a_push_is_refused_or_in_what_is_evicted() {
         let accepted: Vec<_> = writers.into_iter().map(join).collect();
         let evicted = join(evicted);
         join(reader);
-        evicted.iter().for_each(|hand_over| buffer.claim(buffer.first(), hand_over, usize::MAX));
+        evicted.iter().for_each(|hand_over| buffer.claim(hand_over, usize::MAX));
         assert!(!buffer.deliver(buffer.first(), 1), "nothing stays behind");
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.push(0, &[7]), Err(Closed));

@@ -143,17 +143,16 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
     }
 
     fn claim(&mut self, number: usize, handed_over: &Arc<HandOver<S>>, start: usize, position: usize) {
-        let partition = &self.partitions[number];
         let end = handed_over.end();
-        assert!(!partition.claim(handed_over, start + 1, end), "a claim leaves nothing out");
+        assert!(!handed_over.claim(start + 1, end, 0), "a claim leaves nothing out");
         // Beyond the end is at the end.
         let to = if position == end { usize::MAX } else { position };
-        assert!(partition.claim(handed_over, start, to));
+        assert!(handed_over.claim(start, to, 0));
         // What is claimed cannot be claimed again, in whole or in part.
         if position > start {
-            assert!(!partition.claim(handed_over, start, position));
-            assert!(!partition.claim(handed_over, start, end));
-            assert!(!partition.claim(handed_over, position - 1, end));
+            assert!(!handed_over.claim(start, position, 0));
+            assert!(!handed_over.claim(start, end, 0));
+            assert!(!handed_over.claim(position - 1, end, 0));
         }
         assert_eq!(handed_over.position(), position);
         assert_eq!(handed_over.entries().is_none(), position == end);

@@ -101,12 +101,12 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         let Some(HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over)) = partition.hand_over() else {
             return false;
         };
-        self.claim(partition, &hand_over, count);
+        self.claim(&hand_over, count);
         true
     }
 
     /// Reads and claims `count` places of a hand-over, unless another reader does.
-    pub fn claim(&self, partition: &Partition<S, SHARDS>, hand_over: &Arc<HandOver<S>>, count: usize) {
+    pub fn claim(&self, hand_over: &Arc<HandOver<S>>, count: usize) {
         let number = self.number(hand_over);
         let start = hand_over.position();
         let end = start.saturating_add(count).min(hand_over.end());
@@ -115,8 +115,8 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         let deliveries = records.map(self.delivery).collect();
         drop(retired);
         // Again at the end, as a reader does that finds nothing behind the last batch.
-        if partition.claim(hand_over, start, end) {
-            partition.claim(hand_over, end, end);
+        if hand_over.claim(start, end, 0) {
+            hand_over.claim(end, end, 0);
             held(&self.batches).push(Batch { hand_over: number, start, end, deliveries });
         }
     }
@@ -146,10 +146,15 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         self.first().open(1);
     }
 
-    /// Delivers all that the running partitions have.
+    /// Delivers all that the running partitions have, of which no reader is at work any more.
     pub fn drain(&self) {
         let running = self.running.load(Ordering::SeqCst) as usize;
-        self.partitions[..running].iter().for_each(|partition| while self.deliver(partition, usize::MAX) {});
+        for partition in &self.partitions[..running] {
+            while let Some(HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over)) = partition.hand_over() {
+                assert!(hand_over.position() < hand_over.end(), "what is finished is not handed over");
+                self.claim(&hand_over, usize::MAX);
+            }
+        }
     }
 
     /// Starts with another number of partitions, as the NIF library does it.
