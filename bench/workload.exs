@@ -107,7 +107,7 @@ defmodule Workload do
   defp term(0), do: :rand.uniform(1_000)
 
   defp term(depth) do
-    case :rand.uniform(18) do
+    case :rand.uniform(19) do
       1 -> Enum.random([:atom, nil, true, :"with space"])
       2 -> :rand.uniform(1_000_000) - 500_000
       3 -> Integer.pow(3, 30 + :rand.uniform(200))
@@ -126,8 +126,13 @@ defmodule Workload do
       16 -> make_ref()
       17 -> self()
       18 -> Enum.random([&String.length/1, {}, [], %{}, ""])
+      19 -> large(Enum.to_list(1..(500 + :rand.uniform(1_500))))
     end
   end
+
+  # Some look large from outside, some do not.
+  defp large(list),
+    do: Enum.random([list, List.to_tuple(list), %{rows: [term(0), term(1) | list]}, {:rows, list}])
 
   defp captured(term), do: fn -> term end
 

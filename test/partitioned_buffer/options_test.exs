@@ -186,5 +186,6 @@ defmodule PartitionedBuffer.OptionsTest do
 
   defp longest_interval, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
-  defp options(name), do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).identity.settings, :options, 2)
+  defp options(name),
+    do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).identity.settings, :options, 2)
 end

@@ -327,7 +327,7 @@ impl<H: Heap> Arena<H> {
     }
 
     /// Copies `terms`, which live and die together. The segment is `NONE` if all are immediates; else the next call must
-    /// be [`Arena::own`].
+    /// be [`Arena::own`]. A copy that a panic leaves without an owner is only memory, until the store is freed.
     #[inline]
     pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
         let id = self.open_segment();

@@ -229,7 +229,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.pending.lock().extend(evicted);
     }
 
-    /// All that the shards hold; they are empty then.
+    /// All that the shards hold; they are empty then. All locks are held at once, so that it is one point in time; each waits
+    /// for one operation of another thread at most.
     fn retire(&self) -> Option<Arc<HandOver<S>>> {
         let mut stores = Vec::with_capacity(SHARDS);
         let mut states = self.shards.each_ref().map(Shard::lock);
