@@ -163,7 +163,8 @@ defmodule PartitionedBuffer do
   @doc """
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_timeout_ms`, `:processing_batch_size`.
 
-  The others keep their values. A new interval begins at once; a new batch size counts from the next hand-over on.
+  The others keep their values. A shorter interval takes effect at once, a longer one after the tick that is due; a new batch
+  size counts from the next hand-over on.
   Raises, and changes nothing, if an option is unknown or invalid.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)

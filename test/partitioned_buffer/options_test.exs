@@ -126,5 +126,6 @@ defmodule PartitionedBuffer.OptionsTest do
     assert Buffer.size(name) == 0
   end
 
-  defp options(name), do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).settings, :options, 2)
+  defp options(name),
+    do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).identity.settings, :options, 2)
 end
