@@ -70,7 +70,7 @@ defmodule PartitionedBuffer.Partition do
   def handle_call({:update_options, changes}, _from, %State{} = state) do
     options = struct!(Identity.options(state.identity), changes)
     :ets.insert(state.identity.settings, {:options, options})
-    cadence? = Keyword.has_key?(changes, :processing_interval_ms)
+    cadence? = Enum.any?([:processing_interval_ms, :processing_jitter_ms], &Keyword.has_key?(changes, &1))
     state = if cadence? and state.timer, do: schedule(state, min(state.due, next_tick(state))), else: state
     {:reply, :ok, state}
   end
@@ -162,8 +162,11 @@ defmodule PartitionedBuffer.Partition do
     %State{state | timer: :erlang.start_timer(due, self(), :tick, abs: true), due: due}
   end
 
-  defp next_tick(%State{} = state),
-    do: System.monotonic_time(:millisecond) + Identity.options(state.identity).processing_interval_ms
+  defp next_tick(%State{identity: identity}) do
+    options = Identity.options(identity)
+    jitter = :rand.uniform(options.processing_jitter_ms + 1) - 1
+    System.monotonic_time(:millisecond) + options.processing_interval_ms + jitter
+  end
 
   defp cancel_timer(%State{timer: nil}), do: :ok
   defp cancel_timer(%State{timer: timer}), do: :erlang.cancel_timer(timer)

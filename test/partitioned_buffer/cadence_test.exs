@@ -77,4 +77,41 @@ defmodule PartitionedBuffer.CadenceTest do
       end
     end
   end
+
+  describe "processing_jitter_ms" do
+    # All at the same time without it.
+    test "makes each interval longer by a random time, so that partitions are out of step" do
+      test = self()
+      partitions = 16
+
+      buffer =
+        start_buffer(
+          partitions: partitions,
+          processing_interval_ms: 50,
+          processing_jitter_ms: 1_000,
+          processor: fn batch -> send(test, {:batch, System.monotonic_time(:millisecond), batch}) end
+        )
+
+      started = System.monotonic_time(:millisecond)
+
+      for n <- 0..(partitions - 1),
+          do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, partitions))
+
+      times = for _ <- 1..partitions, do: assert_receive({:batch, _time, _batch}) |> elem(1)
+      assert Enum.max(times) - Enum.min(times) > 100
+      assert Enum.max(times) - started < 2_000
+    end
+
+    test "may be changed, and takes effect at once if that makes the interval shorter" do
+      buffer = start_buffer(partitions: 1, processing_interval_ms: 1, processing_jitter_ms: @never)
+      Buffer.put(buffer, :key, 1)
+      refute_receive {:batch, _batch}, 100
+      Buffer.update_options(buffer, processing_jitter_ms: 0)
+      assert_receive {:batch, [{:key, 1, 0, 0}]}
+    end
+  end
+
+  # A term that routes to the partition `number` of so many.
+  defp partition_key_of(number, partitions),
+    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
 end
