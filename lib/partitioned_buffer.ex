@@ -17,6 +17,7 @@ defmodule PartitionedBuffer do
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
   | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
+  | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this: takes partitions, and nodes, out of step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at a stop: how long a call of the processor may take; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
 
@@ -163,9 +164,11 @@ defmodule PartitionedBuffer do
   end
 
   @doc """
-  Changes options of a running buffer: `:processing_interval_ms`, `:processing_timeout_ms`, `:processing_batch_size`.
+  Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`, `:processing_timeout_ms`,
+  `:processing_batch_size`.
 
-  The others keep their values. A new interval begins at once; a new batch size counts from the next hand-over on.
+  The others keep their values. A shorter interval or jitter takes effect at once, a longer one after the tick that is due; a
+  new batch size counts from the next hand-over on.
   Raises, and changes nothing, if an option is unknown or invalid.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)

@@ -9,6 +9,7 @@ defmodule PartitionedBuffer.Options do
               [
                 :partitions,
                 processing_interval_ms: 5_000,
+                processing_jitter_ms: 0,
                 processing_timeout_ms: 60_000,
                 processing_batch_size: 10
               ]
@@ -19,18 +20,24 @@ defmodule PartitionedBuffer.Options do
           module: module(),
           partitions: non_neg_integer(),
           processing_interval_ms: pos_integer(),
+          processing_jitter_ms: non_neg_integer(),
           processing_timeout_ms: timeout(),
           processing_batch_size: pos_integer() | :table
         }
 
-  @updatable [:processing_interval_ms, :processing_timeout_ms, :processing_batch_size]
+  @updatable [
+    :processing_interval_ms,
+    :processing_jitter_ms,
+    :processing_timeout_ms,
+    :processing_batch_size
+  ]
   @start [:name, :processor, :module, :partitions | @updatable]
 
   # The modules of the buffers, and what the native library calls their kind.
   @kinds %{PartitionedBuffer.Map => :map, PartitionedBuffer.Queue => :queue}
 
   # The longest that `receive` waits.
-  @max_timeout_ms 4_294_967_295
+  @max_ms 4_294_967_295
 
   @doc """
   The options to start a buffer with. Other keys are ignored: a child specification may carry more.
@@ -124,8 +131,9 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:processor, processor), do: is_function(processor, 1)
   defp valid?(:partitions, number), do: is_integer(number) and number in 0..4_096
   defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= max_interval_ms()
+  defp valid?(:processing_jitter_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
   defp valid?(:processing_timeout_ms, :infinity), do: true
-  defp valid?(:processing_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_timeout_ms
+  defp valid?(:processing_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
   defp valid?(:processing_batch_size, :table), do: true
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
 
@@ -135,8 +143,11 @@ defmodule PartitionedBuffer.Options do
   defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:processing_interval_ms), do: "a positive integer up to #{max_interval_ms()} (milliseconds)"
 
+  defp expected(:processing_jitter_ms),
+    do: "a non-negative integer up to #{@max_ms} (milliseconds)"
+
   defp expected(:processing_timeout_ms),
-    do: "a non-negative integer up to #{@max_timeout_ms} (milliseconds) or :infinity"
+    do: "a non-negative integer up to #{@max_ms} (milliseconds) or :infinity"
 
   defp expected(:processing_batch_size), do: "a positive integer or :table"
 

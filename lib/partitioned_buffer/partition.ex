@@ -11,8 +11,10 @@ defmodule PartitionedBuffer.Partition do
 
   defmodule State do
     @moduledoc false
+    # `timer` is that of the next tick, `due` its time in milliseconds, and `missed?` whether one came during a flush.
+    # `drained` is the outcome of the last pass of a stop.
     @enforce_keys [:identity, :started]
-    defstruct [:identity, :started, :timer, :running, :drained]
+    defstruct [:identity, :started, :timer, :due, :running, :drained, missed?: false]
   end
 
   ## API
@@ -35,7 +37,7 @@ defmodule PartitionedBuffer.Partition do
     do: Module.concat(Routing.partition_name(buffer, number), TaskSupervisor)
 
   @doc """
-  Changes options, which must be valid. A new interval begins now.
+  Changes options, which must be valid. A new interval begins now, but never postpones what is due.
   """
   @spec update_options(atom(), keyword()) :: :ok
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
@@ -60,14 +62,16 @@ defmodule PartitionedBuffer.Partition do
     state = %State{identity: identity, started: System.monotonic_time()}
     Native.reopen(identity.buffer, identity.number)
     Telemetry.execute([:start], %{system_time: System.system_time()}, Identity.metadata(identity))
-    {:ok, schedule(%State{state | running: Running.find(identity)})}
+    state = %State{state | running: Running.find(identity)}
+    {:ok, schedule(state, next_tick(state))}
   end
 
   @impl GenServer
   def handle_call({:update_options, changes}, _from, %State{} = state) do
     options = struct!(Identity.options(state.identity), changes)
     :ets.insert(state.identity.settings, {:options, options})
-    state = if Keyword.has_key?(changes, :processing_interval_ms), do: schedule(state), else: state
+    cadence? = Enum.any?([:processing_interval_ms, :processing_jitter_ms], &Keyword.has_key?(changes, &1))
+    state = if cadence? and state.timer, do: schedule(state, min(state.due, next_tick(state))), else: state
     {:reply, :ok, state}
   end
 
@@ -81,15 +85,16 @@ defmodule PartitionedBuffer.Partition do
 
   def handle_cast(:resume, %State{identity: identity} = state) do
     Native.reopen(identity.buffer, identity.number)
-    {:noreply, schedule(%State{state | drained: nil})}
+    {:noreply, schedule(%State{state | drained: nil}, next_tick(state))}
   end
 
   @impl GenServer
   def handle_info({:timeout, timer, :tick}, %State{timer: timer, running: nil} = state) do
-    {:noreply, state |> start_processing() |> schedule()}
+    {:noreply, state |> start_processing() |> schedule(next_tick(state))}
   end
 
-  def handle_info({:timeout, timer, :tick}, %State{timer: timer} = state), do: {:noreply, schedule(state)}
+  def handle_info({:timeout, timer, :tick}, %State{timer: timer} = state),
+    do: {:noreply, schedule(%State{state | missed?: true}, next_tick(state))}
 
   def handle_info({ref, :ok}, %State{running: %Running{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
@@ -131,14 +136,12 @@ defmodule PartitionedBuffer.Partition do
     end
   end
 
-  # After what an earlier failure had left, what has come in since is due.
-  defp ended(%State{running: %Running{kind: :rest}} = state, :normal),
-    do: start_processing(%State{state | running: nil})
-
   defp ended(%State{running: running} = state, reason) do
     Running.report(state.identity, running, reason)
-    state = %State{state | running: nil}
-    if Running.idle?(running), do: start_processing(state), else: state
+    # After what an earlier failure had left, what has come in since is due.
+    due? = state.missed? or (running.kind == :rest and reason == :normal) or Running.idle?(running)
+    state = %State{state | running: nil, missed?: false}
+    if due?, do: start_processing(state), else: state
   end
 
   ## The end
@@ -149,15 +152,20 @@ defmodule PartitionedBuffer.Partition do
   defp pass(%State{} = state, began) do
     cancel_timer(state)
     outcome = Drain.pass(state.identity, state.running, began)
-    %State{state | running: nil, timer: nil, drained: outcome}
+    %State{state | running: nil, missed?: false, timer: nil, drained: outcome}
   end
 
   ## Helpers
 
-  defp schedule(%State{} = state) do
+  defp schedule(%State{} = state, due) do
     cancel_timer(state)
-    interval = Identity.options(state.identity).processing_interval_ms
-    %State{state | timer: :erlang.start_timer(interval, self(), :tick)}
+    %State{state | timer: :erlang.start_timer(due, self(), :tick, abs: true), due: due}
+  end
+
+  defp next_tick(%State{identity: identity}) do
+    options = Identity.options(identity)
+    jitter = :rand.uniform(options.processing_jitter_ms + 1) - 1
+    System.monotonic_time(:millisecond) + options.processing_interval_ms + jitter
   end
 
   defp cancel_timer(%State{timer: nil}), do: :ok

@@ -18,6 +18,9 @@ defmodule PartitionedBuffer.OptionsTest do
           {:processing_interval_ms, 0, "positive integer"},
           {:processing_interval_ms, :infinity, "positive integer"},
           {:processing_interval_ms, longest_interval() + 1, "positive integer up to #{longest_interval()}"},
+          {:processing_jitter_ms, -1, "non-negative integer"},
+          {:processing_jitter_ms, :infinity, "non-negative integer"},
+          {:processing_jitter_ms, 4_294_967_296, "non-negative integer up to 4294967295"},
           {:processing_timeout_ms, -1, "non-negative integer"},
           {:processing_timeout_ms, 4_294_967_296, "non-negative integer up to 4294967295"},
           {:processing_batch_size, 0, "positive integer or :table"},
@@ -111,6 +114,7 @@ defmodule PartitionedBuffer.OptionsTest do
     assert length(partitions(name)) == System.schedulers_online()
     options = options(name)
     assert options.processing_interval_ms == 5_000
+    assert options.processing_jitter_ms == 0
     assert options.processing_timeout_ms == 60_000
     assert options.processing_batch_size == 10
   end
@@ -145,6 +149,7 @@ defmodule PartitionedBuffer.OptionsTest do
           [unknown: 1],
           [processing_batch_size: 0],
           [processing_interval_ms: nil],
+          [processing_jitter_ms: 1.5],
           :no
         ] do
       changes = if is_list(bad), do: [processing_timeout_ms: 1] ++ bad, else: bad

@@ -1,0 +1,117 @@
+defmodule PartitionedBuffer.CadenceTest do
+  use PartitionedBuffer.Case, async: true
+
+  @never 86_400_000
+
+  defp asking_processor do
+    test = self()
+
+    fn batch ->
+      send(test, {:asked, self(), batch})
+
+      receive do
+        :return -> :ok
+        :fail -> exit(:as_told)
+      end
+    end
+  end
+
+  describe "a new interval" do
+    test "begins at once if it is shorter" do
+      buffer = start_buffer()
+      Buffer.put(buffer, :key, 1)
+      Buffer.update_options(buffer, processing_interval_ms: 1)
+      assert_receive {:batch, [{:key, 1, 0, 0}]}
+    end
+
+    test "does not postpone what is due, however often it is set" do
+      buffer = start_buffer(partitions: 1, processing_interval_ms: 200)
+      Buffer.put(buffer, :key, 1)
+      started = System.monotonic_time(:millisecond)
+      assert [{:key, 1, 0, 0}] = set_until_called(buffer, started + 3_000)
+    end
+
+    test "comes after the tick that is due if it is longer" do
+      buffer = start_buffer(partitions: 1, processing_interval_ms: 100)
+      Buffer.put(buffer, :first, 1)
+      Buffer.update_options(buffer, processing_interval_ms: @never)
+      assert_receive {:batch, [{:first, 1, 0, 0}]}
+      Buffer.put(buffer, :second, 1)
+      refute_receive {:batch, _batch}, 300
+    end
+  end
+
+  defp set_until_called(buffer, deadline) do
+    Buffer.update_options(buffer, processing_interval_ms: 200)
+
+    receive do
+      {:batch, batch} -> batch
+    after
+      20 -> if System.monotonic_time(:millisecond) < deadline, do: set_until_called(buffer, deadline)
+    end
+  end
+
+  describe "a tick during a flush" do
+    for answer <- [:return, :fail] do
+      @tag :capture_log
+      test "is made good when that has ended (#{answer})" do
+        buffer = start_buffer(partitions: 1, processor: asking_processor())
+        [partition] = partitions(buffer)
+        Buffer.put(buffer, :first, 1)
+        tick(partition)
+        assert_receive {:asked, task, [{:first, 1, 0, 0}]}
+        Buffer.put(buffer, :second, 2)
+        for _ <- 1..3, do: tick(partition)
+        refute_receive {:asked, _pid, _batch}, 50
+        send(task, unquote(answer))
+
+        assert_receive {:asked, task, [{:second, 2, 0, 0}]}
+        # Several ticks make one flush.
+        Buffer.put(buffer, :third, 3)
+        send(task, :return)
+        wait_idle(partition)
+        refute_receive {:asked, _pid, _batch}, 50
+        tick(partition)
+        assert_receive {:asked, task, [{:third, 3, 0, 0}]}
+        send(task, :return)
+      end
+    end
+  end
+
+  describe "processing_jitter_ms" do
+    # All at the same time without it.
+    test "makes each interval longer by a random time, so that partitions are out of step" do
+      test = self()
+      partitions = 16
+
+      buffer =
+        start_buffer(
+          partitions: partitions,
+          processing_interval_ms: 50,
+          processing_jitter_ms: 1_000,
+          processor: fn batch -> send(test, {:batch, System.monotonic_time(:millisecond), batch}) end
+        )
+
+      started = System.monotonic_time(:millisecond)
+
+      for n <- 0..(partitions - 1),
+          do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, partitions))
+
+      times = for _ <- 1..partitions, do: assert_receive({:batch, _time, _batch}) |> elem(1)
+      assert Enum.max(times) - Enum.min(times) > 100
+      assert Enum.max(times) - started < 2_000
+    end
+
+    test "may be changed, and takes effect at once if that makes the interval shorter" do
+      buffer = start_buffer(partitions: 1, processing_interval_ms: 1, processing_jitter_ms: @never)
+      Buffer.put(buffer, :key, 1)
+      refute_receive {:batch, _batch}, 100
+      Buffer.update_options(buffer, processing_jitter_ms: 0)
+      assert_receive {:batch, [{:key, 1, 0, 0}]}
+    end
+  end
+
+  # A term that routes to the partition `number` of so many.
+  defp partition_key_of(number, partitions),
+    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
+end
