@@ -58,7 +58,7 @@ defmodule Compare do
       for(size <- [10, 1_000], do: put_all_newer(size)) ++
       [delete(ints)] ++
       for(flush <- [false, true], n <- [1, 2, 4], do: writers(n, flush)) ++
-      for(size <- [10, 1_000], do: hand_over(size)) ++
+      for(size <- [10, 1_000], do: flush(size)) ++
       [stop(), size()]
   end
 
@@ -195,12 +195,12 @@ defmodule Compare do
     end
   end
 
-  defp hand_over(batch_size) do
+  defp flush(batch_size) do
     entries = Enum.map(1..@keys, &{&1, small_map(&1)})
 
     %{
       drained?: true,
-      name: "hand-over in batches of #{batch_size}, per entry",
+      name: "flush in batches of #{batch_size}, per entry",
       ops: @keys,
       prepare: &{filled(&1, entries), :counters.new(1, [])},
       run: fn mod, {handle, counter} ->
@@ -209,10 +209,10 @@ defmodule Compare do
         fn -> mod.drain(handle, batch_size, count) end |> Task.async() |> Task.await(:infinity)
       end,
       finish: fn _mod, {handle, counter} ->
-        Process.put(:handed_over, :counters.get(counter, 1))
+        Process.put(:flushed, :counters.get(counter, 1))
         handle
       end,
-      check: fn _mod, _handle -> Process.get(:handed_over) == @keys end
+      check: fn _mod, _handle -> Process.get(:flushed) == @keys end
     }
   end
 
@@ -308,8 +308,7 @@ defmodule Compare do
     for {file, title, pattern} <- [
           {"single.svg", "One process: times as fast as raw ETS (one partition)",
            ~r/^(put |get|put_newer|delete|size)(?!.*writers)/},
-          {"bulk.svg", "Lists, hand-over, stop: times as fast as raw ETS (one partition)",
-           ~r/put_all|hand-over|stop/}
+          {"bulk.svg", "Lists, flush, stop: times as fast as raw ETS (one partition)", ~r/put_all|flush|stop/}
         ] do
       rows =
         for %{name: name, results: all} <- results,

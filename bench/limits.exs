@@ -23,7 +23,7 @@ defmodule Limits do
     unless counts?(), do: File.write!(@limits, "")
     say(Report.machine())
     latency("latency of a put, #{@new_keys} new keys int→int", [], &new_keys/2)
-    latency("latency of a put while a million entries are handed over in tens", [], &while_handed_over/2)
+    latency("latency of a put while a million entries are flushed in tens", [], &while_flushed/2)
     swap()
     bytes_per_entry()
     growth()
@@ -55,7 +55,7 @@ defmodule Limits do
     histogram
   end
 
-  defp while_handed_over(mod, opts) do
+  defp while_flushed(mod, opts) do
     handle = mod.new(opts)
     for chunk <- Enum.chunk_every(1..@million, 10_000), do: mod.put_all(handle, for(n <- chunk, do: {n, n}))
     # The table of raw ETS is not replaced: new keys go to another, as the design does it.
@@ -93,8 +93,8 @@ defmodule Limits do
           for chunk <- Enum.chunk_every(1..size, 10_000),
               do: Bench.Native.put_all(name, for(n <- chunk, do: {n, n}))
 
-          {microseconds, {:fresh, batch}} = timed_ns(fn -> PartitionedBuffer.Native.hand_over(name, 0) end)
-          PartitionedBuffer.Native.claim(batch, 0, size)
+          {microseconds, {:fresh, flush}} = timed_ns(fn -> PartitionedBuffer.Native.flush(name, 0) end)
+          PartitionedBuffer.Native.claim(flush, 0, size)
           Bench.Native.free(name)
           microseconds
         end

@@ -1,4 +1,4 @@
-# How late other processes are while a million entries are handed over, freed, or put in one call: beside ETS doing the
+# How late other processes are while a million entries are flushed, freed, or put in one call: beside ETS doing the
 # same, in one VM and in alternation.
 #
 #     mix run bench/neighbours.exs [PART OF A SCENARIO'S NAME]
@@ -59,14 +59,14 @@ defmodule Neighbours do
 
   defp scenarios do
     [
-      {"handed over in tens and freed", hand_over(10)},
-      {"handed over in thousands and freed", hand_over(1_000)},
+      {"flushed in tens and freed", flush(10)},
+      {"flushed in thousands and freed", flush(1_000)},
       {"freed", free()},
       {"put in one call", put_all()}
     ]
   end
 
-  defp hand_over(size) do
+  defp flush(size) do
     %{
       prepare: &{filled(&1), :counters.new(2, [])},
       run: fn mod, {handle, counter} ->
@@ -92,9 +92,9 @@ defmodule Neighbours do
           :ets.delete(table)
 
         mod, {name, nil} ->
-          for n <- 0..(Native.partitions(name) - 1) do
-            {:fresh, batch} = Native.hand_over(name, n)
-            true = Native.claim(batch, 0, @million)
+          for n <- 0..(Native.partition_count(name) - 1) do
+            {:fresh, flush} = Native.flush(name, n)
+            true = Native.claim(flush, 0, @million)
           end
 
           freed(mod)

@@ -25,7 +25,7 @@ end
 defmodule Bench.Queue do
   @moduledoc "This package's Queue with one partition."
 
-  alias PartitionedBuffer.{HandOver, Native, Options, Queue, Routing}
+  alias PartitionedBuffer.{Flush, Native, Options, Queue, Routing}
 
   def label, do: "this package, 1 partition"
 
@@ -51,8 +51,8 @@ defmodule Bench.Queue do
   def drain(name, batch_size, processor) do
     options = %Options{name: name, processor: processor, module: Queue, processing_batch_size: batch_size}
 
-    for {_kind, batch} <- [Native.hand_over(name, 0)],
-        do: HandOver.process(batch, options, Routing.partition_name(name, 0))
+    for {_kind, batch} <- [Native.flush(name, 0)],
+        do: Flush.process(batch, options, Routing.partition_name(name, 0))
 
     :ok
   end
@@ -93,7 +93,7 @@ defmodule QueueBench do
         size <- [10, 1_000],
         do: push_all(name, items, size)
       ) ++
-      [writers(maps)] ++ for(size <- [10, 1_000], do: hand_over(maps, size))
+      [writers(maps)] ++ for(size <- [10, 1_000], do: flush(maps, size))
   end
 
   defp push(name, items) do
@@ -132,9 +132,9 @@ defmodule QueueBench do
     }
   end
 
-  defp hand_over(items, batch_size) do
+  defp flush(items, batch_size) do
     %{
-      name: "hand-over in batches of #{batch_size}, per item",
+      name: "flush in batches of #{batch_size}, per item",
       ops: @items,
       drained?: true,
       prepare: fn mod ->
@@ -148,10 +148,10 @@ defmodule QueueBench do
         fn -> mod.drain(handle, batch_size, count) end |> Task.async() |> Task.await(:infinity)
       end,
       finish: fn _mod, {handle, counter} ->
-        Process.put(:handed_over, :counters.get(counter, 1))
+        Process.put(:flushed, :counters.get(counter, 1))
         handle
       end,
-      check: fn _mod, _handle -> Process.get(:handed_over) == @items end
+      check: fn _mod, _handle -> Process.get(:flushed) == @items end
     }
   end
 

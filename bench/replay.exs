@@ -5,7 +5,7 @@
 # Lines have the form of dpkg's log (the default is this machine's): date, time, an action, what it is about. Those of
 # the action `status` tell the state of a package from then on. Several processes replay them, so that they come out of
 # order; the newest version, made of time and line number, wins. The buffer sees to that among the entries it holds, the
-# store, as an upsert with a condition would, between one hand-over and the next. At the end the file must hold what a
+# store, as an upsert with a condition would, between one flush and the next. At the end the file must hold what a
 # fold over the log in its order gives.
 
 defmodule Replay do

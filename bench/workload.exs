@@ -2,7 +2,7 @@
 #
 #     mix run bench/workload.exs
 #
-# WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done. Writers meet hand-overs, deletions, changes of
+# WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done. Writers meet flushes, deletions, changes of
 # options, and restarts with other numbers of partitions; each term that comes back is looked at.
 
 defmodule Workload do

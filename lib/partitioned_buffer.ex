@@ -2,7 +2,7 @@ defmodule PartitionedBuffer do
   @moduledoc """
   Write buffers for systems that are written to faster than their database, broker or API can be.
 
-  Processes put entries into a buffer; every partition of it hands over what it holds at an interval, and a processor
+  Processes put entries into a buffer; every partition of it flushes what it holds at an interval, and a processor
   function receives that in batches. `PartitionedBuffer.Map` is the buffer of key–value entries, in which writes to the
   same key coalesce; `PartitionedBuffer.Queue` is that of items, which keep their order. This module has what does not
   depend on the kind of buffer: the options, the guarantees, the telemetry events.
@@ -16,7 +16,7 @@ defmodule PartitionedBuffer do
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
   | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises a `RuntimeError` |
-  | `:processing_interval_ms` | positive integer | 5000 | how often each partition hands over what it holds |
+  | `:processing_interval_ms` | positive integer | 5000 | how often each partition flushes what it holds |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this: takes partitions, and nodes, out of step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at a stop: how long a call of the processor may take; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
@@ -30,7 +30,7 @@ defmodule PartitionedBuffer do
 
     * `:partition_key` – what the partition is chosen by, instead of the key, or item of a queue. A function of arity 1 is
       called with the key or item, `{module, function, args}` with it before `args`, and any other term but `nil` is itself
-      what all entries of the call are routed by. Entries with the same partition key are in one partition, and its hand-overs come one
+      what all entries of the call are routed by. Entries with the same partition key are in one partition, and its flushes come one
       after the other. What was put with a partition key is found only with the same one.
 
   The partition of a partition key is `:erlang.phash2(partition_key, partitions)`; that of a key or item without
@@ -38,18 +38,18 @@ defmodule PartitionedBuffer do
 
   ## Guarantees
 
-    * A write that has returned `:ok` is in exactly one hand-over, unless a later write has replaced it, a newer version
-      was there, or it was deleted. The hand-over is a swap under the locks of the partition: a write comes before it, or
+    * A write that has returned `:ok` is in exactly one flush, unless a later write has replaced it, a newer version
+      was there, or it was deleted. The flush is a swap under the locks of the partition: a write comes before it, or
       after it with all that is written after it.
-    * Each entry of a hand-over is given to the processor at most once. What a processor was called with when it
-      raised, exited or was killed is not given to another; what lies behind it in the same hand-over is, at the next
+    * Each entry of a flush is given to the processor at most once. What a processor was called with when it
+      raised, exited or was killed is not given to another; what lies behind it in the same flush is, at the next
       interval.
     * Processes may die: partition, task, supervisor. What was not yet given to a processor is kept in native memory,
       and processed when the buffer runs again, also after a restart of its whole supervision tree. It is lost with the
       VM, as everything is that is only in memory.
-    * One batch of a partition is processed at a time, and hand-overs come to the processor in their order: a key that is
+    * One batch of a partition is processed at a time, and flushes come to the processor in their order: a key that is
       written in the order of its versions is processed in that order. Partitions are independent of each other.
-    * `stop/3`, or the end of the supervision tree, waits for the hand-over in flight and then processes the rest, in all
+    * `stop/3`, or the end of the supervision tree, waits for the flush in flight and then processes the rest, in all
       partitions at the same time. A call of the processor that is at work when the stop begins may take
       `:processing_timeout_ms` from then on; each later one may take as long from its own beginning, at least 5 seconds. A
       call that takes longer is killed, and its partition makes no other. What it has left is kept until a buffer of the
@@ -71,11 +71,11 @@ defmodule PartitionedBuffer do
       the next flush if the entry is deleted.
 
   What is not promised: a bound to the memory used while the processor cannot keep up, the order of the entries of a
-  map's hand-over, and any order between partitions.
+  map's flush, and any order between partitions.
 
   ## Tables
 
-  With `processing_batch_size: :table` the processor is called once per hand-over, with the name of an ETS table that its
+  With `processing_batch_size: :table` the processor is called once per flush, with the name of an ETS table that its
   process owns. It is a `:set` with `keypos: 2` of the records `{:entry, key, value, version, updates}`; for that of a queue
   see `PartitionedBuffer.Queue`. When the processor
   returns the table is deleted, unless it was renamed with `:ets.rename/2` and given away with `:ets.give_away/3`: then it
@@ -95,7 +95,7 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `kind`, `reason`, `stacktrace` |
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time` | `buffer`, `partition`, `reason` |
 
-  The `processing` events enclose one hand-over, of `size` entries, and have a `telemetry_span_context` in their metadata.
+  The `processing` events enclose one flush, of `size` entries, and have a `telemetry_span_context` in their metadata.
   `processing_failed` tells the exit reason of the task that the processor was called in. There is no event for an interval
   in which nothing came in.
   """
@@ -149,7 +149,7 @@ defmodule PartitionedBuffer do
     do: PartitionedBuffer.Supervisor.stop(buffer, reason, timeout)
 
   @doc """
-  How many entries wait for the next hand-over, in all partitions.
+  How many entries wait for the next flush, in all partitions.
 
       iex> PartitionedBuffer.Map.put(:doc, :key, 1)
       iex> PartitionedBuffer.buffer_size(:doc)
@@ -168,7 +168,7 @@ defmodule PartitionedBuffer do
   `:processing_batch_size`.
 
   The others keep their values. A shorter interval or jitter takes effect at once, a longer one after the tick that is due; a
-  new batch size counts from the next hand-over on.
+  new batch size counts from the next flush on.
   Raises, and changes nothing, if an option is unknown or invalid.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)

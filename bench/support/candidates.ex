@@ -56,7 +56,7 @@ end
 defmodule Bench.Lean do
   @moduledoc """
   The documented ETS design behind a shell as lean as can be: partitions by phash2, the current table of each through
-  persistent_term, hand-over by switching to another table.
+  persistent_term, flush by switching to another table.
   """
 
   def label, do: "ETS design"
@@ -174,7 +174,7 @@ end
 defmodule Bench.Native do
   @moduledoc "This package's Map, by its public functions."
 
-  alias PartitionedBuffer.{HandOver, Native, Options, Routing}
+  alias PartitionedBuffer.{Flush, Native, Options, Routing}
   alias PartitionedBuffer.Map, as: Buffer
 
   @never 86_400_000
@@ -200,8 +200,8 @@ defmodule Bench.Native do
   def drain(name, batch_size, processor) do
     options = %Options{name: name, processor: processor, module: Buffer, processing_batch_size: batch_size}
 
-    for n <- 0..(Routing.partitions!(name) - 1), {_kind, batch} <- [Native.hand_over(name, n)] do
-      HandOver.process(batch, options, Routing.partition_name(name, n))
+    for n <- 0..(Routing.partition_count!(name) - 1), {_kind, batch} <- [Native.flush(name, n)] do
+      Flush.process(batch, options, Routing.partition_name(name, n))
     end
 
     :ok

@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Call do
   @moduledoc false
   # What the calls on all kinds of buffers have in common: options, results, lists.
 
-  alias PartitionedBuffer.{HandOver, Options, Routing}
+  alias PartitionedBuffer.{Flush, Options, Routing}
 
   @doc """
   The partition that the options choose for a key or item; nil where it is routed by itself.
@@ -13,7 +13,7 @@ defmodule PartitionedBuffer.Call do
   def route(buffer, term, opts) do
     case Options.partition_key!(buffer, opts) do
       nil -> nil
-      partition_key -> Routing.route(partition_key, term, Routing.partitions!(buffer))
+      partition_key -> Routing.route(partition_key, term, Routing.partition_count!(buffer))
     end
   end
 
@@ -33,7 +33,7 @@ defmodule PartitionedBuffer.Call do
   def refused(buffer, kind, {:processor, _route}, _write), do: Routing.not_running!(buffer, kind)
 
   def refused(buffer, kind, route, write) do
-    if HandOver.in_processor?(buffer),
+    if Flush.in_processor?(buffer),
       do: {:processor, route} |> write.() |> ok!(buffer, kind),
       else: Routing.not_running!(buffer, kind)
   end
@@ -65,7 +65,7 @@ defmodule PartitionedBuffer.Call do
 
       partition_key ->
         # All are routed, among one number of partitions, before any is written: the function may raise.
-        partitions = Routing.partitions!(buffer)
+        partitions = Routing.partition_count!(buffer)
 
         list
         |> Enum.group_by(&Routing.route(partition_key, routed_by(kind, &1), partitions))

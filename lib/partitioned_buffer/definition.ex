@@ -35,7 +35,7 @@ defmodule PartitionedBuffer.Definition do
       @spec stop(any(), timeout()) :: :ok
       def stop(reason, timeout), do: PartitionedBuffer.stop(__MODULE__, reason, timeout)
 
-      @doc "How much waits for the next hand-over. See `PartitionedBuffer.buffer_size/1`."
+      @doc "How much waits for the next flush. See `PartitionedBuffer.buffer_size/1`."
       @spec size() :: non_neg_integer()
       def size, do: PartitionedBuffer.buffer_size(__MODULE__)
 

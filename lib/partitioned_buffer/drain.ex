@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Drain do
   @moduledoc false
-  # The end of a partition: the hand-over in flight is waited for, then the rest is processed, in that order. Writes are
-  # taken until the hand-over in flight is done; then only those of processors are, which may write to their own buffer.
+  # The end of a partition: the flush in flight is waited for, then the rest is processed, in that order. Writes are
+  # taken until the flush in flight is done; then only those of processors are, which may write to their own buffer.
   # So it goes in passes, of which each processes what is there when it begins; `PartitionedBuffer.Drainer` decides whether
   # there is another.
   #
@@ -53,14 +53,14 @@ defmodule PartitionedBuffer.Drain do
     :ok
   end
 
-  # What is left of earlier hand-overs, then what has come in since.
+  # What is left of earlier flushes, then what has come in since.
   defp process_all(identity, began) do
-    case Native.hand_over(identity.buffer, identity.number) do
-      {:rest, batch} ->
-        with :done <- process(identity, :rest, batch, began), do: process_all(identity, began)
+    case Native.flush(identity.buffer, identity.number) do
+      {:rest, flush} ->
+        with :done <- process(identity, :rest, flush, began), do: process_all(identity, began)
 
-      {:fresh, batch} ->
-        process(identity, :fresh, batch, began)
+      {:fresh, flush} ->
+        process(identity, :fresh, flush, began)
 
       nothing when nothing in [:empty, :not_running] ->
         :done
@@ -68,26 +68,26 @@ defmodule PartitionedBuffer.Drain do
   end
 
   # To its end, whatever calls fail.
-  defp process(identity, kind, batch, began) do
-    before = Native.position(batch)
+  defp process(identity, kind, flush, began) do
+    before = Native.position(flush)
 
-    case await(identity, start(identity, kind, batch), began) do
+    case await(identity, start(identity, kind, flush), began) do
       :killed ->
         :given_up
 
       :ended ->
-        case Native.progress(batch) do
+        case Native.progress(flush) do
           {position, position, _claimed_at} -> :done
           {^before, _end, _claimed_at} -> :again
-          _some_claimed -> process(identity, kind, batch, began)
+          _some_claimed -> process(identity, kind, flush, began)
         end
     end
   end
 
-  defp start(identity, kind, batch) do
-    case Running.start(identity, kind, batch) do
+  defp start(identity, kind, flush) do
+    case Running.start(identity, kind, flush) do
       {:ok, running} -> running
-      {:error, _no_task_supervisor} -> Running.start_alone(identity, kind, batch)
+      {:error, _no_task_supervisor} -> Running.start_alone(identity, kind, flush)
     end
   end
 

@@ -18,7 +18,7 @@ defmodule PartitionedBuffer.Map do
 
   Any process writes, at any rate: a write is one call into native code, on the process that calls. No message is
   sent and no process is waited for. Entries live outside of all process heaps, in partitions that are chosen by the key;
-  each partition hands over what it holds every `:processing_interval_ms` and goes on with an empty map. See
+  each partition flushes what it holds every `:processing_interval_ms` and goes on with an empty map. See
   `PartitionedBuffer` for options, guarantees and telemetry.
 
   ## Semantics
@@ -26,18 +26,18 @@ defmodule PartitionedBuffer.Map do
     * Any term is a key, any term a value. Keys are the same if `===` says so: `1` and `1.0` are two keys.
     * `put/4` and `put_all/3` replace what is there: the last write wins. Their entries have version 0.
     * `put_newer/5` and `put_all_newer/3` replace an entry only by one with a greater version: of those that wait for the
-      same hand-over the newest wins, in whatever order they arrive. Versions are integers of any size. The buffer does not
-      remember versions that it has handed over: one that arrives later than a newer one was handed over is handed over too.
+      same flush the newest wins, in whatever order they arrive. Versions are integers of any size. The buffer does not
+      remember versions that it has flushed: one that arrives later than a newer one was flushed is flushed too.
       Where that can happen, let the processor write conditionally, as in `ON CONFLICT (id) DO UPDATE ... WHERE
       users.version < excluded.version`.
-    * `get/4`, `delete/3` and `size/1` see the entries that wait for the next hand-over, not those already handed over.
+    * `get/4`, `delete/3` and `size/1` see the entries that wait for the next flush, not those already flushed.
     * A call that raises because of its arguments has written nothing.
     * On a buffer that is not running every operation raises an `ArgumentError`, on one with 0 partitions a `RuntimeError`.
 
   ## Processor
 
   It is called with a list of `{key, value, version, updates}` tuples: `version` is 0 for entries written without one,
-  and `updates` is how often `put_newer/5` has replaced the value since the last hand-over. Each entry of a hand-over
+  and `updates` is how often `put_newer/5` has replaced the value since the last flush. Each entry of a flush
   comes once, in batches of `:processing_batch_size`, of which only the last is shorter.
 
       def process(batch) do
@@ -87,7 +87,7 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
 
-  New writes are refused as soon as the hand-over in flight is done. Exits as `Supervisor.stop/3` does if there is no such
+  New writes are refused as soon as the flush in flight is done. Exits as `Supervisor.stop/3` does if there is no such
   buffer, or if it takes longer than `timeout` milliseconds.
 
       iex> {:ok, _pid} = PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
@@ -268,7 +268,7 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  The value of a key among the entries that wait for the next hand-over, or `default`.
+  The value of a key among the entries that wait for the next flush, or `default`.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`): those that the key was put with.
 
@@ -292,7 +292,7 @@ defmodule PartitionedBuffer.Map do
   defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
-  Deletes the entry of a key, if it waits for the next hand-over. What has been handed over is not affected.
+  Deletes the entry of a key, if it waits for the next flush. What has been flushed is not affected.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`): those that the key was put with.
 
@@ -307,7 +307,7 @@ defmodule PartitionedBuffer.Map do
     do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer, :map)
 
   @doc """
-  How many entries wait for the next hand-over, in all partitions.
+  How many entries wait for the next flush, in all partitions.
 
       iex> PartitionedBuffer.Map.size(:doc)
       0

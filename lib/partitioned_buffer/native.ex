@@ -16,8 +16,8 @@ defmodule PartitionedBuffer.Native do
   #     change nothing.
   #   * After `:code.delete/1`, which `mix compile` and `recompile` in IEx do, it is loaded, and finds the buffers and what
   #     they hold: the library was never unloaded, since its buffers keep it in memory. Calls in between raise an
-  #     UndefinedFunctionError and write nothing. Batches that were handed over before are unknown to it; their task fails,
-  #     and what they had not claimed comes with the next hand-over.
+  #     UndefinedFunctionError and write nothing. Batches that were flushed before are unknown to it; their task fails,
+  #     and what they had not claimed comes with the next flush.
   #   * If the file has been replaced meanwhile, the system still gives the library in memory, not the file: new native
   #     code runs after a restart of the VM. Another library (of another path, or version) is refused where there are
   #     buffers: `load/0` fails, every call raises, and the data is there for the library that fits.
@@ -33,7 +33,7 @@ defmodule PartitionedBuffer.Native do
   @typep to() :: PartitionedBuffer.Routing.route()
   @typep route() :: to() | {:processor, to()}
   @typep position() :: non_neg_integer()
-  @typep batch() :: reference()
+  @typep flush() :: reference()
 
   @doc """
   Lets a buffer of a kind run until the calling process dies; the reference keeps it in memory. What a buffer of the same
@@ -57,8 +57,8 @@ defmodule PartitionedBuffer.Native do
   @spec close(atom(), partition()) :: :ok | :not_running
   def close(_buffer, _partition), do: not_loaded()
 
-  @spec partitions(atom()) :: pos_integer() | :not_running
-  def partitions(_buffer), do: not_loaded()
+  @spec partition_count(atom()) :: pos_integer() | :not_running
+  def partition_count(_buffer), do: not_loaded()
 
   @doc "What a buffer runs as, and its number of partitions, 0 as well, while the process that opened it lives."
   @spec status(atom()) :: {:map | :queue, partitions :: non_neg_integer()} | :not_running
@@ -67,7 +67,7 @@ defmodule PartitionedBuffer.Native do
   @spec size(atom()) :: non_neg_integer() | :not_running
   def size(_buffer), do: not_loaded()
 
-  @doc "How many entries a partition holds, those handed over and not claimed as well. It looks at each of these."
+  @doc "How many entries a partition holds, those flushed and not claimed as well. It looks at each of these."
   @spec held(atom(), partition()) :: non_neg_integer() | :not_running
   def held(_buffer, _partition), do: not_loaded()
 
@@ -110,42 +110,42 @@ defmodule PartitionedBuffer.Native do
   def push_all(_buffer, _to, _items, _checked), do: not_loaded()
 
   @doc """
-  Hands over what nobody has claimed of the last hand-over (`:rest`), else all that came in since (`:fresh`).
+  Flushes what nobody has claimed of the last flush (`:rest`), else all that came in since (`:fresh`).
   """
-  @spec hand_over(atom(), partition()) :: {:rest | :fresh, batch()} | :empty | :not_running
-  def hand_over(_buffer, _partition), do: not_loaded()
+  @spec flush(atom(), partition()) :: {:rest | :fresh, flush()} | :empty | :not_running
+  def flush(_buffer, _partition), do: not_loaded()
 
   @doc """
-  What a partition has handed over last, while it is worked on, and for a while longer: all of it may have been claimed.
+  What a partition has flushed last, while it is worked on, and for a while longer: all of it may have been claimed.
   """
-  @spec pending(atom(), partition()) :: batch() | :empty | :not_running
-  def pending(_buffer, _partition), do: not_loaded()
+  @spec in_flight(atom(), partition()) :: flush() | :empty | :not_running
+  def in_flight(_buffer, _partition), do: not_loaded()
 
   @doc "Up to which position entries have been claimed."
-  @spec position(batch()) :: position()
-  def position(_batch), do: not_loaded()
+  @spec position(flush()) :: position()
+  def position(_flush), do: not_loaded()
 
   @doc """
   Up to which position entries have been claimed, that of the last one's end, and when the last batch was claimed, in nanoseconds
   of `System.monotonic_time/1`; nil before the first.
   """
-  @spec progress(batch()) :: {position(), position(), integer() | nil}
-  def progress(_batch), do: not_loaded()
+  @spec progress(flush()) :: {position(), position(), integer() | nil}
+  def progress(_flush), do: not_loaded()
 
   @doc """
   Entries of a map, or items of a queue, from `position` on, at most `count`, and the position behind them. Fewer than that, even none, when its time is
   up; at the end the position is the one it was given.
   """
-  @spec read(batch(), position(), pos_integer()) ::
+  @spec read(flush(), position(), pos_integer()) ::
           {[{term(), term(), integer(), non_neg_integer()} | term()], position()}
-  def read(_batch, _position, _count), do: not_loaded()
+  def read(_flush, _position, _count), do: not_loaded()
 
   @doc """
-  Takes the entries between two positions as handed to the processor: they are never handed over again. False, and without
+  Takes the entries between two positions as handed to the processor: they are never flushed again. False, and without
   effect, if another process has claimed what is at `from`.
   """
-  @spec claim(batch(), from :: position(), to :: position()) :: boolean()
-  def claim(_batch, _from, _to), do: not_loaded()
+  @spec claim(flush(), from :: position(), to :: position()) :: boolean()
+  def claim(_flush, _from, _to), do: not_loaded()
 
   @doc "Bytes that the library has allocated, and environments, which hold the copies of the terms."
   @spec memory() :: {non_neg_integer(), non_neg_integer()}

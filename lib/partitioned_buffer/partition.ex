@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Partition do
   @moduledoc false
-  # When a partition hands over: at every interval. Writers never talk to this process; what they have written is in the
-  # native partition and outlives it. `Running` is what works on what was handed over, `Drain` the end.
+  # When a partition flushes: at every interval. Writers never talk to this process; what they have written is in the
+  # native partition and outlives it. `Running` is what works on what was flushed, `Drain` the end.
 
   use GenServer, shutdown: :infinity
 
@@ -43,7 +43,7 @@ defmodule PartitionedBuffer.Partition do
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
 
   @doc """
-  A pass of the stop that began at this time. From then on the partition hands over only when it is asked to.
+  A pass of the stop that began at this time. From then on the partition flushes only when it is asked to.
   """
   @spec drain(Identity.t(), integer()) :: Drain.outcome()
   def drain(%Identity{} = identity, began), do: GenServer.call(identity.name, {:drain, began}, :infinity)
@@ -119,14 +119,14 @@ defmodule PartitionedBuffer.Partition do
   ## Processing
 
   defp start_processing(%State{identity: identity} = state) do
-    with {kind, batch} <- Native.hand_over(identity.buffer, identity.number),
-         {:ok, running} <- Running.start(identity, kind, batch) do
+    with {kind, flush} <- Native.flush(identity.buffer, identity.number),
+         {:ok, running} <- Running.start(identity, kind, flush) do
       %State{state | running: running}
     else
       nothing when nothing in [:empty, :not_running] ->
         state
 
-      # The task supervisor has crashed and is about to be back. What was handed over will be a rest.
+      # The task supervisor has crashed and is about to be back. What was flushed will be a rest.
       {:error, reason} ->
         Logger.warning(
           "#{Identity.describe(identity)} could not start a task, it tries again: #{Exception.format_exit(reason)}"

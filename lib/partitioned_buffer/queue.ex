@@ -1,8 +1,8 @@
 defmodule PartitionedBuffer.Queue do
   @moduledoc """
-  A buffer of items, handed over in the order in which they were pushed.
+  A buffer of items, flushed in the order in which they were pushed.
 
-  Any process pushes items at any rate. Every partition hands over what it holds at an interval, and the processor gets
+  Any process pushes items at any rate. Every partition flushes what it holds at an interval, and the processor gets
   it in batches: lists of items, each exactly as it was pushed. Equal items are all kept.
 
       defmodule MyApp.Events do
@@ -21,7 +21,7 @@ defmodule PartitionedBuffer.Queue do
 
   ## Order
 
-  The items of a partition come to the processor in the order in which they were pushed, from one hand-over to the next as
+  The items of a partition come to the processor in the order in which they were pushed, from one flush to the next as
   well: what a process pushes before is processed before, and so is what was pushed before another push began. Without a
   partition key an item's partition is chosen by the item itself, so equal items are in one partition and others may be in
   any. For an order among items give them the same `:partition_key`, or the buffer one partition.
@@ -142,7 +142,7 @@ defmodule PartitionedBuffer.Queue do
   end
 
   @doc """
-  How many items wait for the next hand-over, in all partitions.
+  How many items wait for the next flush, in all partitions.
 
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       0

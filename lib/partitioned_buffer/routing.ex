@@ -4,51 +4,51 @@ defmodule PartitionedBuffer.Routing do
 
   alias PartitionedBuffer.Native
 
-  @typedoc "The number of a partition, and among how many it was chosen; nil where the key itself decides."
-  @type route() :: {partition :: non_neg_integer(), partitions :: pos_integer()} | nil
+  @typedoc "A partition with the count of partitions that it was chosen among; nil if the key itself decides."
+  @type route() :: {partition :: non_neg_integer(), partition_count :: pos_integer()} | nil
 
   @doc """
-  The partition that `partition_key` chooses for a key among so many.
+  The route that `partition_key` chooses for a key.
   """
   @spec route(any(), any(), pos_integer()) :: route()
-  def route(partition_key, key, partitions),
-    do: {:erlang.phash2(routing_key(partition_key, key), partitions), partitions}
+  def route(partition_key, key, partition_count),
+    do: {:erlang.phash2(routing_key(partition_key, key), partition_count), partition_count}
 
   @doc """
   The name of the partition of a key.
   """
   @spec partition_name(atom(), any(), any()) :: atom()
   def partition_name(buffer, partition_key, key) do
-    partition_name(buffer, :erlang.phash2(routing_key(partition_key, key), partitions!(buffer)))
+    partition_name(buffer, :erlang.phash2(routing_key(partition_key, key), partition_count!(buffer)))
   end
 
   @doc """
-  The name of a partition by its number.
+  The name of a partition by its index.
   """
   @spec partition_name(atom(), non_neg_integer()) :: atom()
-  def partition_name(buffer, number), do: Module.concat([buffer, to_string(number)])
+  def partition_name(buffer, partition), do: Module.concat([buffer, to_string(partition)])
 
   @doc """
   The names of all partitions of a running buffer.
   """
   @spec partition_names(atom()) :: [atom()]
   def partition_names(buffer) do
-    for number <- 0..(partitions!(buffer) - 1), do: partition_name(buffer, number)
+    for partition <- 0..(partition_count!(buffer) - 1), do: partition_name(buffer, partition)
   end
 
   @doc """
   How many partitions a running buffer has.
   """
-  @spec partitions!(atom()) :: pos_integer()
-  def partitions!(buffer) do
-    case Native.partitions(buffer) do
+  @spec partition_count!(atom()) :: pos_integer()
+  def partition_count!(buffer) do
+    case Native.partition_count(buffer) do
       :not_running -> not_running!(buffer)
-      partitions -> partitions
+      partition_count -> partition_count
     end
   end
 
   @doc """
-  Raises what a call raises that a buffer did not take: of the kind `kind`, or of those that all kinds have.
+  Raises the error of a call that no partition takes. `kind` is the kind of buffer that the call is for.
   """
   @spec not_running!(atom(), :map | :queue | :any) :: no_return()
   def not_running!(buffer, kind \\ :any) do
@@ -58,14 +58,14 @@ defmodule PartitionedBuffer.Routing do
       :not_running ->
         raise ArgumentError, message <> "it is not running"
 
-      {_running_as, 0} ->
+      {_kind, 0} ->
         raise message <> "it was started with 0 partitions"
 
-      {running_as, _partitions} when kind not in [:any, running_as] ->
+      {running_as, _partition_count} when kind not in [:any, running_as] ->
         raise ArgumentError,
               message <> "it is running as a #{running_as}, and this call is for a #{kind}"
 
-      # Its partitions refuse what comes after the last flush.
+      # Its partitions are open no longer.
       _running ->
         raise ArgumentError, message <> "it is stopping"
     end

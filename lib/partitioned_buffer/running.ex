@@ -1,22 +1,22 @@
 defmodule PartitionedBuffer.Running do
   @moduledoc false
-  # The task that works on what a partition has handed over. There is one at a time, under the partition's own task
+  # The task that works on what a partition has flushed. There is one at a time, under the partition's own task
   # supervisor. It is not linked: it goes on when the partition's process dies, and is found there by the next one. At a
   # stop, when no task supervisor is started any more, it may be a process on its own, found by its name.
 
-  alias PartitionedBuffer.{HandOver, Identity, Native, Partition, Telemetry}
+  alias PartitionedBuffer.{Flush, Identity, Native, Partition, Telemetry}
 
-  # `kind` is that of the hand-over; `:found` if an earlier process of the partition has started the task. `batch` is nil
+  # `kind` is that of the flush; `:found` if an earlier process of the partition has started the task. `flush` is nil
   # where nothing is left to be seen of what a found task works on. `from` is where a task has begun to claim, nil for one
   # that was found in the middle of it.
-  @enforce_keys [:pid, :ref, :kind, :batch, :from]
+  @enforce_keys [:pid, :ref, :kind, :flush, :from]
   defstruct @enforce_keys
 
   @type t() :: %__MODULE__{
           pid: pid(),
           ref: reference(),
           kind: :rest | :fresh | :found,
-          batch: reference() | nil,
+          flush: reference() | nil,
           from: non_neg_integer() | nil
         }
 
@@ -24,11 +24,11 @@ defmodule PartitionedBuffer.Running do
   Starts the task. It fails while the task supervisor is gone.
   """
   @spec start(Identity.t(), :rest | :fresh, reference()) :: {:ok, t()} | {:error, term()}
-  def start(%Identity{} = identity, kind, batch) do
-    from = Native.position(batch)
+  def start(%Identity{} = identity, kind, flush) do
+    from = Native.position(flush)
     supervisor = Partition.task_supervisor(identity.buffer, identity.number)
-    task = Task.Supervisor.async_nolink(supervisor, work(identity, batch))
-    {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, batch: batch, from: from}}
+    task = Task.Supervisor.async_nolink(supervisor, work(identity, flush))
+    {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, flush: flush, from: from}}
   catch
     :exit, reason -> {:error, reason}
   end
@@ -37,9 +37,9 @@ defmodule PartitionedBuffer.Running do
   Starts a process that does the same without a task supervisor.
   """
   @spec start_alone(Identity.t(), :rest | :fresh, reference()) :: t()
-  def start_alone(%Identity{} = identity, kind, batch) do
-    from = Native.position(batch)
-    work = work(identity, batch)
+  def start_alone(%Identity{} = identity, kind, flush) do
+    from = Native.position(flush)
+    work = work(identity, flush)
 
     # It registers itself: whoever has started it may be dead by then.
     {pid, ref} =
@@ -48,12 +48,12 @@ defmodule PartitionedBuffer.Running do
         work.()
       end)
 
-    %__MODULE__{pid: pid, ref: ref, kind: kind, batch: batch, from: from}
+    %__MODULE__{pid: pid, ref: ref, kind: kind, flush: flush, from: from}
   end
 
-  defp work(%Identity{} = identity, batch) do
+  defp work(%Identity{} = identity, flush) do
     options = Identity.options(identity)
-    fn -> HandOver.process(batch, options, identity.name) end
+    fn -> Flush.process(flush, options, identity.name) end
   end
 
   defp name_alone(%Identity{name: name}), do: Module.concat(name, Rest)
@@ -65,11 +65,11 @@ defmodule PartitionedBuffer.Running do
   def find(%Identity{} = identity) do
     if pid = Process.whereis(name_alone(identity)) || List.first(tasks(identity)) do
       ref = Process.monitor(pid)
-      batch = pending(identity)
+      flush = in_flight(identity)
       # In this order: a task that has not begun then has claimed nothing before this position.
-      position = if batch, do: Native.position(batch)
-      from = if HandOver.processing?(pid, identity.buffer), do: nil, else: position
-      %__MODULE__{pid: pid, ref: ref, kind: :found, batch: batch, from: from}
+      position = if flush, do: Native.position(flush)
+      from = if Flush.processing?(pid, identity.buffer), do: nil, else: position
+      %__MODULE__{pid: pid, ref: ref, kind: :found, flush: flush, from: from}
     end
   end
 
@@ -80,22 +80,22 @@ defmodule PartitionedBuffer.Running do
     :exit, _reason -> []
   end
 
-  defp pending(%Identity{} = identity) do
-    case Native.pending(identity.buffer, identity.number) do
-      batch when is_reference(batch) -> batch
+  defp in_flight(%Identity{} = identity) do
+    case Native.in_flight(identity.buffer, identity.number) do
+      flush when is_reference(flush) -> flush
       nothing when nothing in [:empty, :not_running] -> nil
     end
   end
 
   @doc """
-  When the task has last claimed a batch, which it calls the processor with, by `System.monotonic_time(:nanosecond)`; nil
+  When the task has last claimed a flush, which it calls the processor with, by `System.monotonic_time(:nanosecond)`; nil
   where it has claimed none yet.
   """
   @spec called_at(t()) :: integer() | nil
-  def called_at(%__MODULE__{batch: nil}), do: nil
+  def called_at(%__MODULE__{flush: nil}), do: nil
 
-  def called_at(%__MODULE__{batch: batch, from: from}) do
-    case Native.progress(batch) do
+  def called_at(%__MODULE__{flush: flush, from: from}) do
+    case Native.progress(flush) do
       {^from, _end, _claimed_before} -> nil
       {_position, _end, claimed_at} -> claimed_at
     end
@@ -106,8 +106,8 @@ defmodule PartitionedBuffer.Running do
   before it could tell the task to.
   """
   @spec idle?(t()) :: boolean()
-  def idle?(%__MODULE__{kind: :found, batch: batch, from: from}) when from != nil do
-    {position, last, _claimed_at} = Native.progress(batch)
+  def idle?(%__MODULE__{kind: :found, flush: flush, from: from}) when from != nil do
+    {position, last, _claimed_at} = Native.progress(flush)
     position == from and position < last
   end
 

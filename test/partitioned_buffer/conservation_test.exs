@@ -30,14 +30,14 @@ defmodule PartitionedBuffer.ConservationTest do
     end
   end
 
-  # On a busy machine there are few hand-overs to lose something at, and few faults: then again, with the next seed.
-  defp check(kind, seed, hand_overs, faults, opts) do
+  # On a busy machine there are few flushes to lose something at, and few faults: then again, with the next seed.
+  defp check(kind, seed, flushes, faults, opts) do
     result = Conservation.package(kind, [seed: seed] ++ opts)
     assert result.violations == %{}, "CONSERVATION_SEED=#{seed}: #{inspect(result, pretty: true)}"
-    hand_overs = hand_overs + result.counts.hand_overs
+    flushes = flushes + result.counts.flushes
     faults = faults + Enum.sum(Map.values(result.faults))
 
-    if hand_overs < 50 or (opts[:faults] != [] and faults < 20),
-      do: check(kind, seed + 1, hand_overs, faults, opts)
+    if flushes < 50 or (opts[:faults] != [] and faults < 20),
+      do: check(kind, seed + 1, flushes, faults, opts)
   end
 end

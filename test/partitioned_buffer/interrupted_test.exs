@@ -132,11 +132,11 @@ defmodule PartitionedBuffer.InterruptedTest do
       for _ <- 1..(round * 13), do: :erlang.phash2(round)
       Process.exit(pid, :kill)
       assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
-      assert eventually(fn -> PartitionedBuffer.Native.partitions(buffer) == :not_running end)
+      assert eventually(fn -> PartitionedBuffer.Native.partition_count(buffer) == :not_running end)
     end
   end
 
-  test "of a list that a stop cuts short, what was written is handed over, in the list's order" do
+  test "of a list that a stop cuts short, what was written is flushed, in the list's order" do
     # The stop may come when all has been written.
     Enum.find(1..20, fn _attempt -> cut_short?(200_000) end) || flunk("no list was cut short")
   end

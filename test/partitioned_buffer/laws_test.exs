@@ -158,14 +158,14 @@ defmodule PartitionedBuffer.LawsTest do
   defp effects({:invalid, _pairs, _route}, :raised, _places, _n), do: []
   defp effects({:batch_size, _size}, :ok, _places, _n), do: []
 
-  defp effects(:flush, hand_overs, places, _n) do
-    for({_partition, {:malformed, _batches} = wrong} <- hand_overs, do: {wrong, :impossible}) ++
-      take(hand_overs, places)
+  defp effects(:flush, flushes, places, _n) do
+    for({_partition, {:malformed, _batches} = wrong} <- flushes, do: {wrong, :impossible}) ++
+      take(flushes, places)
   end
 
-  defp take(hand_overs, places) do
+  defp take(flushes, places) do
     taken =
-      for {partition, {:ok, entries}} <- hand_overs, {key, value, version, updates} <- entries, into: %{} do
+      for {partition, {:ok, entries}} <- flushes, {key, value, version, updates} <- entries, into: %{} do
         {{partition, key}, {value, version, updates}}
       end
 
@@ -207,7 +207,7 @@ defmodule PartitionedBuffer.LawsTest do
 
   defp call(:flush, %{buffer: buffer}) do
     for {partition, number} <- Enum.with_index(partitions(buffer)) do
-      {batches, size} = Laws.hand_over(partition)
+      {batches, size} = Laws.flush(partition)
       {number, whole(batches, size)}
     end
   end

@@ -12,7 +12,7 @@ defmodule PartitionedBuffer.NativeTest do
     reopen: [:name, :u32],
     drain: [:name, :u32],
     close: [:name, :u32],
-    partitions: [:name],
+    partition_count: [:name],
     status: [:name],
     size: [:name],
     put: [:name, :route, :any, :any],
@@ -23,13 +23,13 @@ defmodule PartitionedBuffer.NativeTest do
     put_all_newer: [:name, :route, :versioned, :boolean],
     push: [:queue, :route, :any],
     push_all: [:queue, :route, :list, :boolean],
-    hand_over: [:name, :u32],
-    pending: [:name, :u32],
+    flush: [:name, :u32],
+    in_flight: [:name, :u32],
     held: [:name, :u32],
-    position: [:batch],
-    progress: [:batch],
-    read: [:batch, :u64, :u64],
-    claim: [:batch, :u64, :u64],
+    position: [:flush],
+    progress: [:flush],
+    read: [:flush, :u64, :u64],
+    claim: [:flush, :u64, :u64],
     memory: [],
     await_reclaimed: [],
     longest_calls: []
@@ -55,8 +55,8 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(:versioned, term),
     do: list_of?(term, &match?({_key, _value, version} when is_integer(version), &1))
 
-  defp fits?(:batch, {:batch, _batch}), do: true
-  defp fits?(:batch, _term), do: false
+  defp fits?(:flush, {:flush, _flush}), do: true
+  defp fits?(:flush, _term), do: false
 
   # Of a list that its caller says it has checked, what comes before the first that does not fit may be written.
   defp begins_well?(kind, [head | _tail]) when kind in [:list, :pairs, :versioned], do: fits?(kind, [head])
@@ -115,25 +115,25 @@ defmodule PartitionedBuffer.NativeTest do
 
   test "arguments that fit raise nothing" do
     for {name, kinds} <- @arguments do
-      {buffer, batch} = opened()
-      apply(Native, name, Enum.map(kinds, &fitting(&1, buffer, batch)))
+      {buffer, flush} = opened()
+      apply(Native, name, Enum.map(kinds, &fitting(&1, buffer, flush)))
     end
   end
 
   test "garbage in any argument of any NIF raises badarg, and the buffer stays as it is" do
-    {buffer, batch} = opened()
-    before = held(buffer, batch)
-    garbage = [buffer, {:batch, batch}] ++ garbage()
+    {buffer, flush} = opened()
+    before = held(buffer, flush)
+    garbage = [buffer, {:flush, flush}] ++ garbage()
 
     answers =
       for {name, kinds} <- @arguments,
           {kind, index} <- Enum.with_index(kinds),
           term <- garbage,
           not fits?(kind, term) and not begins_well?(kind, term) do
-        term = with {:batch, batch} <- term, do: batch
-        arguments = kinds |> Enum.map(&fitting(&1, buffer, batch)) |> List.replace_at(index, term)
+        term = with {:flush, flush} <- term, do: flush
+        arguments = kinds |> Enum.map(&fitting(&1, buffer, flush)) |> List.replace_at(index, term)
         result = call(name, arguments)
-        assert {name, arguments, held(buffer, batch)} == {name, arguments, before}
+        assert {name, arguments, held(buffer, flush)} == {name, arguments, before}
         {{name, index}, term, result}
       end
 
@@ -141,47 +141,47 @@ defmodule PartitionedBuffer.NativeTest do
     answered = Enum.reject(answers, &match?({_argument, _term, :badarg}, &1))
     assert Enum.uniq_by(answered, fn {argument, _term, _answer} -> argument end) == []
 
-    assert {:rest, rest} = Native.hand_over(buffer, 0)
-    assert Native.read(rest, 0, 10) == {[{:handed_over, 1, 0, 0}], 1}
+    assert {:rest, rest} = Native.flush(buffer, 0)
+    assert Native.read(rest, 0, 10) == {[{:flushed, 1, 0, 0}], 1}
     assert Native.claim(rest, 0, 1)
-    assert {:fresh, fresh} = Native.hand_over(buffer, 0)
+    assert {:fresh, fresh} = Native.flush(buffer, 0)
     assert {entries, _position} = Native.read(fresh, 0, 10)
     assert Enum.sort(entries) == [{:key, :value, 0, 0}, {:versioned, :newer, 7, 1}]
-    assert {:fresh, items} = Native.hand_over(queue(buffer), 0)
+    assert {:fresh, items} = Native.flush(queue(buffer), 0)
     assert Native.read(items, 0, 10) == {[:first, :second], 2}
   end
 
   test "a list that nobody has checked is not written if anything is wrong with it" do
-    {buffer, batch} = opened()
-    before = held(buffer, batch)
+    {buffer, flush} = opened()
+    before = held(buffer, flush)
     good = Enum.map(1..1_000, &{&1, &1})
     versioned = Enum.map(1..1_000, &{&1, &1, 1})
 
     for list <- lists() ++ [good ++ [:bad], good ++ :tail, [:bad | good]], not fits?(:pairs, list) do
       assert Native.put_all(buffer, nil, list, false) == :unchecked
-      assert held(buffer, batch) == before
+      assert held(buffer, flush) == before
     end
 
     for list <- lists() ++ [good ++ :tail], not fits?(:list, list) do
       assert Native.push_all(queue(buffer), nil, list, false) == :unchecked
-      assert held(buffer, batch) == before
+      assert held(buffer, flush) == before
     end
 
     for list <- lists() ++ [versioned ++ good, versioned ++ :tail], not fits?(:versioned, list) do
       assert Native.put_all_newer(buffer, nil, list, false) == :unchecked
-      assert held(buffer, batch) == before
+      assert held(buffer, flush) == before
     end
   end
 
   test "numbers of partitions that are not there are answered, and change nothing" do
-    {buffer, batch} = opened()
-    before = held(buffer, batch)
+    {buffer, flush} = opened()
+    before = held(buffer, flush)
 
     for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
-      for name <- [:reopen, :drain, :close, :hand_over, :pending, :held],
+      for name <- [:reopen, :drain, :close, :flush, :in_flight, :held],
           do: assert(call(name, [buffer, number]) == :not_running)
 
-      assert held(buffer, batch) == before
+      assert held(buffer, flush) == before
     end
 
     # The number of partitions, 1, or the partition's own is another.
@@ -194,7 +194,7 @@ defmodule PartitionedBuffer.NativeTest do
       assert Native.put_all(buffer, route, [{:key, :other}], true) == {:refused, [{:key, :other}]}
       newer = [{:key, :other, 9}]
       assert Native.put_all_newer(buffer, route, newer, true) == {:refused, newer}
-      assert held(buffer, batch) == before
+      assert held(buffer, flush) == before
     end
   end
 
@@ -213,15 +213,15 @@ defmodule PartitionedBuffer.NativeTest do
       assert Enum.filter(items, in_draining) -- rest == []
       assert Native.push_all(queue(buffer), {:processor, nil}, rest, true) == :ok
 
-      handed_over =
-        for n <- 0..2, {:fresh, batch} <- [Native.hand_over(queue(buffer), n)] do
-          {items, position} = Native.read(batch, 0, size)
-          assert Native.claim(batch, 0, position)
+      flushed =
+        for n <- 0..2, {:fresh, flush} <- [Native.flush(queue(buffer), n)] do
+          {items, position} = Native.read(flush, 0, size)
+          assert Native.claim(flush, 0, position)
           assert items == Enum.sort(items)
           items
         end
 
-      assert Enum.sort(Enum.concat(handed_over)) == items
+      assert Enum.sort(Enum.concat(flushed)) == items
       if size == 10, do: assert(written == Enum.take_while(items, &(not in_draining.(&1))))
     end
   end
@@ -244,26 +244,26 @@ defmodule PartitionedBuffer.NativeTest do
   test "positions and counts beyond the end read nothing" do
     buffer = start_buffer(partitions: 1)
     Buffer.put(buffer, :key, 1)
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    {:fresh, flush} = Native.flush(buffer, 0)
     largest = (1 <<< 64) - 1
-    assert Native.read(batch, largest, 1) == {[], largest}
-    assert Native.read(batch, 0, 0) == {[], 0}
-    assert {[{:key, 1, 0, 0}], 1} = Native.read(batch, 0, largest)
-    refute Native.claim(batch, 1, largest)
-    refute Native.claim(batch, largest, 0)
-    assert Native.claim(batch, 0, largest)
-    assert Native.read(batch, 0, 10) == {[], 0}
-    assert Native.hand_over(buffer, 0) == :empty
+    assert Native.read(flush, largest, 1) == {[], largest}
+    assert Native.read(flush, 0, 0) == {[], 0}
+    assert {[{:key, 1, 0, 0}], 1} = Native.read(flush, 0, largest)
+    refute Native.claim(flush, 1, largest)
+    refute Native.claim(flush, largest, 0)
+    assert Native.claim(flush, 0, largest)
+    assert Native.read(flush, 0, 10) == {[], 0}
+    assert Native.flush(buffer, 0) == :empty
   end
 
-  test "a batch outlives its buffer" do
+  test "a flush outlives its buffer" do
     buffer = start_buffer(partitions: 1)
     Buffer.put(buffer, :key, 1)
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    {:fresh, flush} = Native.flush(buffer, 0)
     stop_supervised!(buffer)
     # Its drainer has handed all of it to the processor.
-    refute Native.claim(batch, 0, 1)
-    assert Native.read(batch, 0, 1) == {[], 0}
+    refute Native.claim(flush, 0, 1)
+    assert Native.read(flush, 0, 1) == {[], 0}
   end
 
   test "of a list that is not what its caller says it has checked nothing is written behind what does not fit" do
@@ -285,12 +285,12 @@ defmodule PartitionedBuffer.NativeTest do
     written = entries |> rests(&Native.put_all(buffer, nil, &1, true)) |> Enum.map(&length/1)
     assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 32
 
-    # What was handed over before is read first.
-    assert {:rest, first} = Native.hand_over(buffer, 0)
+    # What was flushed before is read first.
+    assert {:rest, first} = Native.flush(buffer, 0)
     assert Native.claim(first, Native.position(first), 10)
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    {:fresh, flush} = Native.flush(buffer, 0)
 
-    read = Enum.map(reads(batch, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
+    read = Enum.map(reads(flush, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
     assert Enum.sum(read) == 50
     assert Enum.max(read) <= 32
   end
@@ -322,10 +322,10 @@ defmodule PartitionedBuffer.NativeTest do
   end
 
   # What each call has read, from a position on.
-  defp reads(batch, position) do
-    case Native.read(batch, position, 1_000) do
+  defp reads(flush, position) do
+    case Native.read(flush, position, 1_000) do
       {[], ^position} -> []
-      {read, position} -> [read | reads(batch, position)]
+      {read, position} -> [read | reads(flush, position)]
     end
   end
 
@@ -337,30 +337,30 @@ defmodule PartitionedBuffer.NativeTest do
     |> Enum.max()
   end
 
-  # A map without processes, and what it has handed over before what it holds; and a queue beside it.
+  # A map without processes, and what it has flushed before what it holds; and a queue beside it.
   defp opened do
     buffer = unique_name()
     Native.open(queue(buffer), :queue, 1)
     Native.push_all(queue(buffer), nil, [:first, :second], true)
     Native.open(buffer, :map, 1)
-    Native.put(buffer, nil, :handed_over, 1)
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    Native.put(buffer, nil, :flushed, 1)
+    {:fresh, flush} = Native.flush(buffer, 0)
     Native.put(buffer, nil, :key, :value)
     Native.put_newer(buffer, nil, :versioned, :newest, 6)
     Native.put_newer(buffer, nil, :versioned, :newer, 7)
-    {buffer, batch}
+    {buffer, flush}
   end
 
   defp queue(buffer), do: :"#{buffer}_queue"
 
-  defp held(buffer, batch) do
+  defp held(buffer, flush) do
     %{
-      queue: {Native.partitions(queue(buffer)), Native.size(queue(buffer))},
-      partitions: Native.partitions(buffer),
+      queue: {Native.partition_count(queue(buffer)), Native.size(queue(buffer))},
+      partitions: Native.partition_count(buffer),
       size: Native.size(buffer),
       entries: for(key <- [:key, :versioned, :other, 1, 2], do: Native.get(buffer, nil, key)),
-      position: Native.position(batch),
-      handed_over: Native.read(batch, 0, 10)
+      position: Native.position(flush),
+      flushed: Native.read(flush, 0, 10)
     }
   end
 
@@ -381,7 +381,7 @@ defmodule PartitionedBuffer.NativeTest do
   defp fitting(:version, _buffer, _batch), do: 1 <<< 70
   defp fitting(:pairs, _buffer, _batch), do: [{:other, 1}]
   defp fitting(:versioned, _buffer, _batch), do: [{:other, 1, 1}]
-  defp fitting(:batch, _buffer, batch), do: batch
+  defp fitting(:flush, _buffer, flush), do: flush
 
   defp call(name, args) do
     apply(Native, name, args)

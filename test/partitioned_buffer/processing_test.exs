@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.ProcessingTest do
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.{HandOver, Native, Options}
+  alias PartitionedBuffer.{Flush, Native, Options}
 
   @moduletag :capture_log
 
@@ -30,7 +30,7 @@ defmodule PartitionedBuffer.ProcessingTest do
 
   def process(batch, test, tag), do: send(test, {tag, batch})
 
-  test "an interval hands over what is there, in batches of which only the last is short" do
+  test "an interval flushes what is there, in batches of which only the last is short" do
     buffer = start_buffer(partitions: 1, processing_interval_ms: 20)
     Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
     assert_receive {:batch, first}
@@ -42,12 +42,12 @@ defmodule PartitionedBuffer.ProcessingTest do
   end
 
   # A task of a killed supervision tree may still be at work when the next one has started.
-  test "two tasks at work on one hand-over give no entry to the processor twice" do
+  test "two tasks at work on one flush give no entry to the processor twice" do
     buffer = start_buffer(partitions: 1)
     Buffer.put_all(buffer, for(n <- 1..8, do: {n, n}))
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    {:fresh, flush} = Native.flush(buffer, 0)
     options = %Options{name: buffer, module: Buffer, processing_batch_size: 2, processor: asking_processor()}
-    process = fn -> HandOver.process(batch, options, :partition) end
+    process = fn -> Flush.process(flush, options, :partition) end
     first = Task.async(process)
     assert_receive {:asked, pid, one}
     %Task{pid: second_pid} = second = Task.async(process)
@@ -65,11 +65,11 @@ defmodule PartitionedBuffer.ProcessingTest do
   test "of two tasks that read the same entries at the same time one gives them to the processor" do
     buffer = start_buffer(partitions: 1)
     Buffer.put_all(buffer, for(n <- 1..20_000, do: {n, n}))
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    {:fresh, flush} = Native.flush(buffer, 0)
     given = :counters.new(20_000, [])
     processor = fn [{n, n, 0, 0}] -> :counters.add(given, n, 1) end
     options = %Options{name: buffer, module: Buffer, processing_batch_size: 1, processor: processor}
-    task = fn _ -> Task.async(fn -> HandOver.process(batch, options, :partition) end) end
+    task = fn _ -> Task.async(fn -> Flush.process(flush, options, :partition) end) end
     1..2 |> Enum.map(task) |> Task.await_many()
     assert Enum.frequencies_by(1..20_000, &:counters.get(given, &1)) == %{1 => 20_000}
   end
@@ -77,11 +77,11 @@ defmodule PartitionedBuffer.ProcessingTest do
   test "of two tasks that fill a table at the same time one has all entries in it" do
     buffer = start_buffer(partitions: 1)
     Buffer.put_all(buffer, for(n <- 1..20_000, do: {n, n}))
-    {:fresh, batch} = Native.hand_over(buffer, 0)
+    {:fresh, flush} = Native.flush(buffer, 0)
     test = self()
     processor = fn table -> send(test, {:size, :ets.info(table, :size)}) end
     options = %Options{name: buffer, module: Buffer, processing_batch_size: :table, processor: processor}
-    task = fn n -> Task.async(fn -> HandOver.process(batch, options, :"#{buffer}.#{n}") end) end
+    task = fn n -> Task.async(fn -> Flush.process(flush, options, :"#{buffer}.#{n}") end) end
     1..2 |> Enum.map(task) |> Task.await_many()
     assert_received {:size, one}
     assert_received {:size, other}
@@ -112,7 +112,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert keys(first ++ second) == Enum.to_list(1..150_000)
   end
 
-  test "a hand-over in which most entries were deleted gives the others" do
+  test "a flush in which most entries were deleted gives the others" do
     buffer = start_buffer(partitions: 1, processing_batch_size: 3)
     Buffer.put_all(buffer, for(n <- 1..300_000, do: {n, n}))
     kept = [1, 2, 150_000, 299_999]
@@ -124,7 +124,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert keys(first ++ second) == kept
   end
 
-  test "writes go on while a batch is processed, and are in the next hand-over" do
+  test "writes go on while a batch is processed, and are in the next flush" do
     buffer = start_buffer(partitions: 1, processor: asking_processor())
     Buffer.put(buffer, :key, 1)
     [partition] = partitions(buffer)
@@ -203,7 +203,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     assert keys(first ++ rest) == Enum.to_list(1..15)
   end
 
-  test "a killed supervision tree loses nothing that was not handed over, with any number of partitions after" do
+  test "a killed supervision tree loses nothing that was not flushed, with any number of partitions after" do
     for after_partitions <- [3, 1, 5] do
       name = unique_name()
       opts = [name: name, processor: asking_processor(), partitions: 3, processing_interval_ms: 86_400_000]
@@ -224,7 +224,7 @@ defmodule PartitionedBuffer.ProcessingTest do
 
       start_buffer(name: name, partitions: after_partitions, processing_batch_size: 1_000)
       Buffer.put(name, :new, 1)
-      # What was left comes first, then what is new; each needs a hand-over of its own.
+      # What was left comes first, then what is new; each needs a flush of its own.
       for _ <- 1..4, do: flush(name)
       keys = Enum.map(received_entries(), &elem(&1, 0))
       assert Enum.sort(keys) == Enum.to_list(1..100) ++ [:new]
@@ -465,7 +465,7 @@ defmodule PartitionedBuffer.ProcessingTest do
 
     Buffer.stop(buffer)
     entries = received_entries()
-    # What was coalesced is in the count of updates: each write is in exactly one hand-over.
+    # What was coalesced is in the count of updates: each write is in exactly one flush.
     assert Enum.sum(for {_, _, _, updates} <- entries, do: updates + 1) == writers * writes
 
     for {_key, versions} <- Enum.group_by(entries, &elem(&1, 0), &elem(&1, 2)) do
@@ -473,7 +473,7 @@ defmodule PartitionedBuffer.ProcessingTest do
     end
   end
 
-  # Their order within a hand-over is not promised.
+  # Their order within a flush is not promised.
   defp keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
   # A term that routes to the partition `number` of so many.

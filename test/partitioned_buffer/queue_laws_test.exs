@@ -83,7 +83,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp step(:flush, model) do
     got =
       for {partition, number} <- Enum.with_index(partitions(model.queue)), into: %{} do
-        {batches, _size} = Laws.hand_over(partition)
+        {batches, _size} = Laws.flush(partition)
         {number, batches}
       end
 
@@ -159,7 +159,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp call(:flush, queue) do
     for {partition, number} <- Enum.with_index(partitions(queue)) do
       called = System.monotonic_time()
-      {batches, size} = Laws.hand_over(partition)
+      {batches, size} = Laws.flush(partition)
       returned = System.monotonic_time()
       items = Enum.concat(batches)
       full? = batches == Enum.chunk_every(items, size)
@@ -174,17 +174,17 @@ defmodule PartitionedBuffer.QueueLawsTest do
         {item, {Laws.partition(route, item, partitions), called, returned}}
       end
 
-    hand_overs = for {_, _, :flush, hand_overs} <- done, hand_over <- hand_overs, do: hand_over
-    each = for number <- 0..(partitions - 1), do: Enum.filter(hand_overs, &(&1.partition == number))
+    flushes = for {_, _, :flush, flushes} <- done, flush <- flushes, do: flush
+    each = for number <- 0..(partitions - 1), do: Enum.filter(flushes, &(&1.partition == number))
 
     Enum.reject(
       [
         results: for({_, _, command, result} <- done, not possible?(command, result), do: {command, result}),
-        not_full: Enum.reject(hand_overs, & &1.full?),
+        not_full: Enum.reject(flushes, & &1.full?),
         not_once: Enum.flat_map(each, &not_once(&1, pushed)),
         out_of_order: Enum.flat_map(each, &out_of_order/1),
         overtaken: Enum.flat_map(each, &overtaken(&1, pushed)),
-        sizes: sizes(done, hand_overs, pushed)
+        sizes: sizes(done, flushes, pushed)
       ],
       fn {_law, exceptions} -> exceptions == [] end
     )
@@ -195,13 +195,13 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp items(_command), do: []
 
   defp possible?(:size, size), do: is_integer(size)
-  defp possible?(:flush, hand_overs), do: is_list(hand_overs)
+  defp possible?(:flush, flushes), do: is_list(flushes)
   defp possible?({:improper, _items, _route}, result), do: result == :raised
   defp possible?(_command, result), do: result == :ok
 
-  # A partition hands over each item that was pushed to it, as it was, and no other.
-  defp not_once([%{partition: partition} | _] = hand_overs, pushed) do
-    got = hand_overs |> Enum.flat_map(& &1.items) |> Enum.frequencies()
+  # A partition flushes each item that was pushed to it, as it was, and no other.
+  defp not_once([%{partition: partition} | _] = flushes, pushed) do
+    got = flushes |> Enum.flat_map(& &1.items) |> Enum.frequencies()
     expected = for {item, {^partition, _, _}} <- pushed, into: %{}, do: {item, 1}
 
     for item <- Map.keys(Map.merge(expected, got)), got[item] != expected[item] do
@@ -210,8 +210,8 @@ defmodule PartitionedBuffer.QueueLawsTest do
   end
 
   # The items of a process, and those of a list, keep their order.
-  defp out_of_order(hand_overs) do
-    numbers = for %{items: items} <- hand_overs, item <- items, do: number(item)
+  defp out_of_order(flushes) do
+    numbers = for %{items: items} <- flushes, item <- items, do: number(item)
 
     for {process, numbers} <- Enum.group_by(numbers, &div(&1, @items_of_process)),
         numbers != Enum.sort(numbers) do
@@ -219,28 +219,28 @@ defmodule PartitionedBuffer.QueueLawsTest do
     end
   end
 
-  # Pushes and hand-overs of a partition, in the order in which they took effect: none returned before one ahead of it was
+  # Pushes and flushes of a partition, in the order in which they took effect: none returned before one ahead of it was
   # called. Then there is a moment for each, within its call, which gives this order.
-  defp overtaken(hand_overs, pushed) do
-    events = Enum.flat_map(hand_overs, &events(&1, pushed))
+  defp overtaken(flushes, pushed) do
+    events = Enum.flat_map(flushes, &events(&1, pushed))
     latest = events |> Enum.map(&elem(&1, 1)) |> Enum.scan(&max/2)
     for {{_, _, returned} = event, latest} <- Enum.zip(events, latest), latest > returned, do: {event, latest}
   end
 
-  defp events(hand_over, pushed) do
+  defp events(flush, pushed) do
     pushes =
-      for item <- hand_over.items, %{^item => {_, called, returned}} <- [pushed], do: {item, called, returned}
+      for item <- flush.items, %{^item => {_, called, returned}} <- [pushed], do: {item, called, returned}
 
-    pushes ++ [{:hand_over, hand_over.called, hand_over.returned}]
+    pushes ++ [{:flush, flush.called, flush.returned}]
   end
 
-  # A size counts what was certainly pushed and not yet handed over while it was read, and nothing that was certainly not.
-  defp sizes(done, hand_overs, pushed) do
+  # A size counts what was certainly pushed and not yet flushed while it was read, and nothing that was certainly not.
+  defp sizes(done, flushes, pushed) do
     waits =
-      for hand_over <- hand_overs,
-          item <- hand_over.items,
+      for flush <- flushes,
+          item <- flush.items,
           %{^item => push} <- [pushed],
-          do: {push, hand_over}
+          do: {push, flush}
 
     for {called, returned, :size, size} <- done,
         least =

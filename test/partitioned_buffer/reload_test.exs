@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.ReloadTest do
         replaced: "a library file that was replaced is not looked at while there are buffers",
         refused: "a library of another path is refused while there are buffers",
         version: "without buffers another library is taken",
-        storm: "writing, hand-overs and reloading at the same time lose nothing"
+        storm: "writing, flushes and reloading at the same time lose nothing"
       ] do
     test name, %{app: app, other: other} do
       assert elixir!(app, "reload.exs", [unquote(to_string(what)), other]) =~

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.RoutingTest do
 
   def second({_, second}, add), do: second + add
 
-  # Which partition holds all entries of a buffer, by what it hands over.
+  # Which partition holds all entries of a buffer, by what it flushes.
   defp holders(buffer) do
     for partition <- partitions(buffer), tick_and_count(partition) > 0, do: partition
   end

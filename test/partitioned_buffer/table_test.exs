@@ -45,7 +45,7 @@ defmodule PartitionedBuffer.TableTest do
     assert :ets.tab2list(second) == [{:entry, 2, 2, 0, 0}]
   end
 
-  test "a table that was given away under its own name does not stop the next hand-over" do
+  test "a table that was given away under its own name does not stop the next flush" do
     test = self()
     buffer = start_table_buffer(fn table -> :ets.give_away(table, test, :gift) end)
     Buffer.put(buffer, 1, 1)

@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.TelemetryTest do
     assert duration > 0
   end
 
-  test "a hand-over is enclosed by processing events that tell its size" do
+  test "a flush is enclosed by processing events that tell its size" do
     buffer = start_attached()
     partition = Module.concat([buffer, "0"])
     Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))

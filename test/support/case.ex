@@ -37,7 +37,7 @@ defmodule PartitionedBuffer.Case do
     opts[:name]
   end
 
-  @doc "Lets all partitions hand over now, as if their interval had passed, and waits until it has been processed."
+  @doc "Lets all partitions flush now, as if their interval had passed, and waits until it has been processed."
   def flush(buffer) do
     for partition <- partitions(buffer) do
       %{timer: timer} = :sys.get_state(partition)
@@ -48,7 +48,7 @@ defmodule PartitionedBuffer.Case do
     :ok
   end
 
-  @doc "Lets one partition hand over now."
+  @doc "Lets one partition flush now."
   def tick(partition) do
     %{timer: timer} = :sys.get_state(partition)
     send(partition, {:timeout, timer, :tick})

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Conservation do
   @moduledoc false
-  # Processes write to a buffer of which each partition hands over every millisecond. At the end each acknowledged write
-  # must have been processed once, in the order of the writes, in batches of which only the last of a hand-over is short.
+  # Processes write to a buffer of which each partition flushes every millisecond. At the end each acknowledged write
+  # must have been processed once, in the order of the writes, in batches of which only the last of a flush is short.
   #
   # `Kind` is what maps and queues differ in, `Ledger` what is checked in both, `Faults` what may go wrong meanwhile.
 

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Laws do
   @moduledoc false
-  # What the laws of all kinds of buffers share: PropEr under ExUnit, commands of several processes at once, hand-overs, and
+  # What the laws of all kinds of buffers share: PropEr under ExUnit, commands of several processes at once, flushes, and
   # routing as it is documented.
   #
   # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, LAWS_REPEATS is how often a parallel one is done.
@@ -97,8 +97,8 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  @doc "Lets a partition hand over: the batches that came, and of how many entries each but the last should be."
-  def hand_over(partition) do
+  @doc "Lets a partition flush: the batches that came, and of how many entries each but the last should be."
+  def flush(partition) do
     %{identity: %{settings: settings}} = :sys.get_state(partition)
     tick(partition)
     wait_idle(partition)

@@ -82,28 +82,28 @@ defmodule Panics do
     end)
   end
 
-  # What both partitions of the map hand over, by key.
-  def hand_over_map do
-    for partition <- 0..1, {key, value, version, updates} <- hand_over(:panics, partition), into: %{} do
+  # What both partitions of the map flush, by key.
+  def flush_map do
+    for partition <- 0..1, {key, value, version, updates} <- flush(:panics, partition), into: %{} do
       {key, {value, version, updates}}
     end
   end
 
-  def hand_over(buffer, partition) do
-    case Native.hand_over(buffer, partition) do
+  def flush(buffer, partition) do
+    case Native.flush(buffer, partition) do
       :empty -> []
-      {_kind, batch} -> read(batch, 0, [])
+      {_kind, flush} -> read(flush, 0, [])
     end
   end
 
-  defp read(batch, position, all) do
-    case Native.read(batch, position, 100) do
+  defp read(flush, position, all) do
+    case Native.read(flush, position, 100) do
       {[], ^position} ->
-        Native.claim(batch, Native.position(batch), position)
+        Native.claim(flush, Native.position(flush), position)
         all
 
       {more, position} ->
-        read(batch, position, all ++ more)
+        read(flush, position, all ++ more)
     end
   end
 
@@ -140,15 +140,15 @@ panics =
     panics ->
       {model, more} = Panics.run(div(steps, 10), none)
 
-      entries = Panics.hand_over_map()
+      entries = Panics.flush_map()
 
       for {key, states} <- model, entries[key] not in states do
-        raise "#{inspect(key)} was handed over as #{inspect(entries[key])}, expected one of #{inspect(states)}"
+        raise "#{inspect(key)} was flushed as #{inspect(entries[key])}, expected one of #{inspect(states)}"
       end
 
       # A list that met a panic may have been pushed up to there; all is in order.
       {acknowledged, more_of_queue} = Panics.push(div(steps, 100))
-      items = Panics.hand_over(:queue_panics, 0)
+      items = Panics.flush(:queue_panics, 0)
       [] = acknowledged -- items
       ^items = Enum.sort(items)
       ^items = Enum.uniq(items)

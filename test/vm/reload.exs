@@ -98,7 +98,7 @@ case what do
     Reload.stop(:b)
 
   "again" ->
-    # Before there is a buffer, with one, and with a hand-over that a processor is at.
+    # Before there is a buffer, with one, and with a flush that a processor is at.
     Reload.unload()
     Reload.start(:b)
     me = self()
@@ -186,15 +186,15 @@ case what do
       )
 
     writers = for writer <- 1..3, do: {writer, Task.async(fn -> Reload.write(:b, writer, 1, []) end)}
-    # Each hand-over is released by its last claim while the module is being unloaded.
+    # Each flush is released by its last claim while the module is being unloaded.
     for _ <- 1..50 do
       for {_writer, task} <- writers, do: send(task.pid, {:write, 5_000, me})
       Reload.unload()
       Reload.load()
 
-      for number <- 0..1, {_kind, batch} <- [Native.hand_over(:b, number)] do
+      for number <- 0..1, {_kind, batch} <- [Native.flush(:b, number)] do
         options = %PartitionedBuffer.Options{name: :b, processor: &send(me, {:batch, &1}), module: Buffer}
-        PartitionedBuffer.HandOver.process(batch, %{options | processing_batch_size: 1_000}, :storm)
+        PartitionedBuffer.Flush.process(batch, %{options | processing_batch_size: 1_000}, :storm)
       end
 
       for {writer, _task} <- writers, do: receive(do: ({:written, ^writer} -> :ok))

@@ -33,7 +33,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::entries::EntryId;
+use crate::ids::{EntryId, SegmentId};
 use crate::own_heaps::OwnHeaps;
 use crate::parcel::Parcel;
 use crate::term::Heap;
@@ -83,46 +83,9 @@ const EVACUATED_AT_ONCE: usize = 128;
 /// A copy that is moved counts for so many dead ones. Each takes 8 kB at the most, but for some that are not noticed.
 const MOVED: usize = 4;
 
-/// Where a copy lives: the number of a segment within its arena, or of a heap of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentId(u32);
-
-/// The first of the numbers that are not of segments.
-const FIRST_OWN: u32 = 1 << 31;
-
-impl SegmentId {
-    /// Of a term that lives in no segment, because it is an immediate.
-    pub const NONE: Self = SegmentId(u32::MAX);
-
-    /// Of no term: where an entry was deleted.
-    pub const VACANT: Self = SegmentId(u32::MAX - 1);
-
-    /// Of the heap with this number in `Arena::own_heaps`.
-    fn of_own_heap(number: u32) -> Self {
-        SegmentId(FIRST_OWN | number)
-    }
-
-    /// Whether it is the number of a segment.
-    #[inline]
-    fn is_segment(self) -> bool {
-        self.0 < FIRST_OWN
-    }
-
-    /// The number in `Arena::own_heaps`, for a copy with a heap of its own.
-    #[inline]
-    fn own_heap(self) -> Option<u32> {
-        (!self.is_segment() && self.0 < Self::VACANT.0).then_some(self.0 & !FIRST_OWN)
-    }
-
-    /// The place in `Arena::segments`.
-    fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
 /// See the table in the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum SegmentState {
     /// Takes copies, of the threads of one lane.
     Open,
     /// Full.
@@ -204,6 +167,10 @@ impl Evacuation {
     }
 }
 
+/// A copy that no entry names yet. [`Arena::own`] or [`Arena::leave`] takes it.
+#[must_use = "a copy without an owner is never freed before its store"]
+pub struct Unowned(SegmentId);
+
 /// A heap that nothing refers to any more, to be dropped where it may take its time.
 #[allow(dead_code)] // It is there to be dropped.
 pub enum Garbage<H> {
@@ -265,7 +232,7 @@ struct Fate {
     /// Chooses those of them that are weighed.
     chance: Chance,
     /// Where in its life the segment is.
-    state: State,
+    state: SegmentState,
 }
 
 impl<H: Heap> Segment<H> {
@@ -326,10 +293,10 @@ impl<H: Heap> Arena<H> {
         }
     }
 
-    /// Copies `terms`, which live and die together. The segment is `NONE` if all are immediates; else the next call must
-    /// be [`Arena::own`]. A copy that a panic leaves without an owner is only memory, until the store is freed.
+    /// Copies `terms`, which live and die together. A copy that a panic leaves without an owner is only memory until the store
+    /// is freed.
     #[inline]
-    pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], SegmentId) {
+    pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], Unowned) {
         let id = self.open_segment();
         let segment = &mut self.segments[id.index()];
         let weighed_for = segment.chance.weighed_for(&mut self.vigilance);
@@ -337,19 +304,19 @@ impl<H: Heap> Arena<H> {
         let weighed_for = if segment.owners.count == 0 { weighed_for.max(1) } else { weighed_for };
         let copies = terms.map(|term| segment.heap.copy(term));
         if copies == terms {
-            return (copies, SegmentId::NONE);
+            return (copies, Unowned(SegmentId::NONE));
         }
         if weighed_for > 0 {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
             segment.weight = add_weight(segment.weight, weight, weighed_for);
         }
-        (copies, id)
+        (copies, Unowned(id))
     }
 
     /// Keeps a copy that has a heap of its own.
-    pub fn keep(&mut self, heap: &Arc<H>) -> SegmentId {
+    pub fn keep(&mut self, heap: &Arc<H>) -> Unowned {
         self.had_large = true;
-        SegmentId::of_own_heap(self.own_heaps.add(heap.clone()))
+        Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
     }
 
     /// Whether there has ever been a large copy.
@@ -357,14 +324,13 @@ impl<H: Heap> Arena<H> {
         self.had_large
     }
 
-    /// Copies the term of a parcel, or keeps its heap. If `segment` of the result is that of a segment, the next call must
-    /// be [`Arena::own`].
+    /// Copies the term of a parcel, or keeps its heap.
     #[inline]
-    pub fn store(&mut self, parcel: &Parcel<H>) -> (H::Term, SegmentId) {
+    pub fn store(&mut self, parcel: &Parcel<H>) -> (H::Term, Unowned) {
         match &parcel.heap {
             None => {
-                let ([copy], segment) = self.copy([parcel.term]);
-                (copy, segment)
+                let ([copy], unowned) = self.copy([parcel.term]);
+                (copy, unowned)
             }
             Some(heap) => (parcel.term, self.keep(heap)),
         }
@@ -376,14 +342,29 @@ impl<H: Heap> Arena<H> {
         self.own_heaps.get(id.own_heap()?)
     }
 
-    /// Tells which entry names the copies just made, by the segment that [`Arena::copy`] gave.
+    /// Tells which entry names a copy from now on, and gives the id that the entry has to keep.
     #[inline]
-    pub fn own(&mut self, id: SegmentId, owner: EntryId) {
-        if !id.is_segment() {
-            return;
+    pub fn own(&mut self, Unowned(id): Unowned, owner: EntryId) -> SegmentId {
+        if id.is_segment() {
+            self.segments[id.index()].owners.push(owner);
+            self.seal_if_full(id);
         }
-        let segment = &mut self.segments[id.index()];
-        segment.owners.push(owner);
+        id
+    }
+
+    /// Leaves a copy in the arena until the store is freed.
+    #[inline]
+    pub fn leave(&mut self, Unowned(id): Unowned) {
+        if id.is_segment() {
+            self.segments[id.index()].owners.count += 1;
+            self.seal_if_full(id);
+        }
+    }
+
+    /// Seals a segment that has got its last copy.
+    #[inline]
+    fn seal_if_full(&mut self, id: SegmentId) {
+        let segment = &self.segments[id.index()];
         let capacity = (self.full / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
         let is_heavy = || segment.weight as usize >= (self.full_weight / SEGMENTS).max(WEIGHT_LIMIT);
         if segment.owners.count >= capacity || is_heavy() || segment.heap.holds_large() {
@@ -406,7 +387,7 @@ impl<H: Heap> Arena<H> {
         // As of the copies, the first always is.
         let weighed_for = if fate.deaths == 0 { weighed_for.max(1) } else { weighed_for };
         fate.deaths += 1;
-        if weighed_for > 0 && fate.state != State::Evacuated {
+        if weighed_for > 0 && fate.state != SegmentState::Evacuated {
             let weight = segment.heap.weigh(term);
             fate.dead_weight = add_weight(fate.dead_weight, weight, weighed_for);
             if weight >= HEAVY {
@@ -415,9 +396,11 @@ impl<H: Heap> Arena<H> {
         }
         let state = fate.state;
         match state {
-            State::Sealed | State::Sparse | State::Kept if segment.live() == 0 => self.die(id, garbage),
-            State::Sealed if segment.is_sparse() => {
-                segment.fate.state = State::Sparse;
+            SegmentState::Sealed | SegmentState::Sparse | SegmentState::Kept if segment.live() == 0 => {
+                self.die(id, garbage)
+            }
+            SegmentState::Sealed if segment.is_sparse() => {
+                segment.fate.state = SegmentState::Sparse;
                 self.sparse.push_back(id);
             }
             _ => {}
@@ -441,7 +424,7 @@ impl<H: Heap> Arena<H> {
         }
         let id = self.sparse.pop_front()?;
         let segment = &mut self.segments[id.index()];
-        segment.fate.state = State::Evacuated;
+        segment.fate.state = SegmentState::Evacuated;
         let mut owners = std::mem::take(&mut segment.owners);
         segment.owners.count = owners.count;
         if segment.heap.holds_large() {
@@ -462,14 +445,14 @@ impl<H: Heap> Arena<H> {
             segment.owners.runs = evacuation.owners.runs;
             self.vacate(evacuation.segment, garbage);
         } else {
-            segment.fate.state = State::Kept;
+            segment.fate.state = SegmentState::Kept;
         }
     }
 
     /// Vacates a full segment in which nothing is live.
     #[cold]
     fn die(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
-        if self.segments[id.index()].fate.state == State::Sparse {
+        if self.segments[id.index()].fate.state == SegmentState::Sparse {
             self.sparse.retain(|&waiting| waiting != id);
         }
         self.vacate(id, garbage);
@@ -485,7 +468,7 @@ impl<H: Heap> Arena<H> {
         segment.owners.runs.clear();
         segment.owners.count = 0;
         segment.weight = 0;
-        (fate.deaths, fate.dead_weight, fate.state) = (0, 0, State::Vacant);
+        (fate.deaths, fate.dead_weight, fate.state) = (0, 0, SegmentState::Vacant);
         garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, H::new())));
         self.vacant.push(id);
     }
@@ -504,7 +487,7 @@ impl<H: Heap> Arena<H> {
     #[cold]
     fn next_segment(&mut self) -> SegmentId {
         if let Some(id) = self.vacant.pop() {
-            self.segments[id.index()].fate.state = State::Open;
+            self.segments[id.index()].fate.state = SegmentState::Open;
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
@@ -513,7 +496,7 @@ impl<H: Heap> Arena<H> {
             owners: Owners::default(),
             weight: 0,
             chance: Chance::new(id),
-            fate: Fate { deaths: 0, dead_weight: 0, chance: Chance::new(id), state: State::Open },
+            fate: Fate { deaths: 0, dead_weight: 0, chance: Chance::new(id), state: SegmentState::Open },
         };
         self.segments.push(segment);
         id
@@ -527,10 +510,10 @@ impl<H: Heap> Arena<H> {
         self.full += segment.owners.count;
         self.full_weight += segment.weight as usize;
         if segment.is_sparse() {
-            segment.fate.state = State::Sparse;
+            segment.fate.state = SegmentState::Sparse;
             self.sparse.push_back(id);
         } else {
-            segment.fate.state = State::Sealed;
+            segment.fate.state = SegmentState::Sealed;
         }
     }
 }

@@ -4,7 +4,7 @@
 //! entry is taken by the next new one. Versions are kept beside the entries, and only in chunks that ever had one: an
 //! entry written without takes half the memory, and half the cache.
 
-use crate::arena::SegmentId;
+use crate::ids::{EntryId, SegmentId};
 use crate::term::{Heap, Term, Version};
 
 /// The number of no entry.
@@ -12,9 +12,6 @@ const NONE: EntryId = EntryId::MAX;
 
 /// Entries of a chunk: 24 kB, which the allocator hands out without asking the system each time.
 const CHUNK: usize = 1024;
-
-/// The number of an entry within its generation.
-pub type EntryId = u32;
 
 /// A key with what is stored for it.
 #[derive(Clone, Copy, Debug)]

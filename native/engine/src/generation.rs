@@ -1,4 +1,4 @@
-//! A generation: what one partition has taken in since its last hand-over.
+//! A generation: what one partition has taken in since its last flush.
 //!
 //! A map from keys to values with their version and count of updates.
 //!
@@ -7,8 +7,9 @@
 
 use std::sync::Arc;
 
-use crate::arena::{Arena, Evacuation, Garbage, SegmentId};
-use crate::entries::{Entries, Entry, EntryId, History, Record};
+use crate::arena::{Arena, Evacuation, Garbage, Unowned};
+use crate::entries::{Entries, Entry, History, Record};
+use crate::ids::EntryId;
 use crate::index::{Hash, Hasher, Index, Seeds};
 use crate::parcel::Parcel;
 use crate::store::Store;
@@ -118,10 +119,10 @@ impl<H: Heap> Generation<H> {
     #[inline]
     fn insert(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>) {
         let id = self.entries.next_id();
-        let (key, key_segment) = self.keys.store(key);
-        self.keys.own(key_segment, id);
-        self.values.own(copy.segment, id);
-        let entry = Entry { key, value: copy.value, key_segment, value_segment: copy.segment };
+        let (key, unowned) = self.keys.store(key);
+        let key_segment = self.keys.own(unowned, id);
+        let value_segment = self.values.own(copy.unowned, id);
+        let entry = Entry { key, value: copy.value, key_segment, value_segment };
         self.entries.insert(entry, hash.seed());
         self.entries.set_history(id, History { version: copy.version, updates: 0 });
         self.index.insert(hash, id, &EntrySeeds::<H>(&self.entries));
@@ -130,10 +131,10 @@ impl<H: Heap> Generation<H> {
     /// Replaces value and history of an entry.
     #[inline]
     fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
-        self.values.own(copy.segment, id);
+        let segment = self.values.own(copy.unowned, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
         let old_value = std::mem::replace(&mut entry.value, copy.value);
-        let old_segment = std::mem::replace(&mut entry.value_segment, copy.segment);
+        let old_segment = std::mem::replace(&mut entry.value_segment, segment);
         self.entries.set_history(id, History { version: copy.version, updates });
         self.values.release(old_segment, old_value, &mut self.garbage);
         self.clean_values();
@@ -157,9 +158,9 @@ impl<H: Heap> Generation<H> {
             let history = self.entries.history(owner);
             let old_value = entry.value;
             let copy = copy_value(&mut self.values, old_value, history.version);
-            self.values.own(copy.segment, owner);
+            let new_segment = self.values.own(copy.unowned, owner);
             if let Some(entry) = self.entries.get_mut(owner) {
-                (entry.value, entry.value_segment) = (copy.value, copy.segment);
+                (entry.value, entry.value_segment) = (copy.value, new_segment);
             }
             self.entries.set_history(owner, History { version: copy.version, ..history });
             self.values.release(segment, old_value, &mut self.garbage);
@@ -177,10 +178,9 @@ impl<H: Heap> Generation<H> {
             let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
                 continue;
             };
-            let ([key], key_segment) = self.keys.copy([entry.key]);
-            self.keys.own(key_segment, owner);
+            let ([key], unowned) = self.keys.copy([entry.key]);
             let old_key = std::mem::replace(&mut entry.key, key);
-            entry.key_segment = key_segment;
+            entry.key_segment = self.keys.own(unowned, owner);
             self.keys.release(segment, old_key, &mut self.garbage);
             evacuation.moved();
         }
@@ -241,8 +241,8 @@ struct ValueCopy<T> {
     value: T,
     /// The version.
     version: Version<T>,
-    /// Where what is a term of both lives.
-    segment: SegmentId,
+    /// The copy of both.
+    unowned: Unowned,
 }
 
 /// Stores a value and its version, which live and die together.
@@ -250,7 +250,7 @@ struct ValueCopy<T> {
 fn store_value<H: Heap>(arena: &mut Arena<H>, value: &Parcel<H>, version: Version<H::Term>) -> ValueCopy<H::Term> {
     match &value.heap {
         None => copy_value(arena, value.term, version),
-        Some(heap) => ValueCopy { value: value.term, version, segment: arena.keep(heap) },
+        Some(heap) => ValueCopy { value: value.term, version, unowned: arena.keep(heap) },
     }
 }
 
@@ -259,16 +259,16 @@ fn store_value<H: Heap>(arena: &mut Arena<H>, value: &Parcel<H>, version: Versio
 fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H::Term>) -> ValueCopy<H::Term> {
     match version {
         Version::Int(_) => {
-            let ([value], segment) = arena.copy([value]);
-            ValueCopy { value, version, segment }
+            let ([value], unowned) = arena.copy([value]);
+            ValueCopy { value, version, unowned }
         }
         Version::Below(big) => {
-            let ([value, big], segment) = arena.copy([value, big]);
-            ValueCopy { value, version: Version::Below(big), segment }
+            let ([value, big], unowned) = arena.copy([value, big]);
+            ValueCopy { value, version: Version::Below(big), unowned }
         }
         Version::Above(big) => {
-            let ([value, big], segment) = arena.copy([value, big]);
-            ValueCopy { value, version: Version::Above(big), segment }
+            let ([value, big], unowned) = arena.copy([value, big]);
+            ValueCopy { value, version: Version::Above(big), unowned }
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use ahash::RandomState;
 
-use crate::entries::EntryId;
+use crate::ids::EntryId;
 use crate::term::Heap;
 
 /// Entries in a line.

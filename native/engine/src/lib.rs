@@ -1,27 +1,31 @@
-//! The data structures behind `PartitionedBuffer`: partitioned maps and queues that hand over what they hold.
+//! The data structures behind `PartitionedBuffer`: partitions of maps and queues.
 //!
-//! It knows nothing of Erlang: terms and the heaps they are copied to are the traits [`Term`] and [`Heap`], so all of
-//! it is tested by `cargo test` without a BEAM. Layers, each knowing only those below:
+//! This crate knows nothing of Erlang. Terms and the heaps for their copies are the traits [`Term`] and [`Heap`], so
+//! `cargo test` tests all of it without a BEAM. Layers, each knowing only those below:
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`partition`] | the locks, the swap of stores, what has been handed over and not yet claimed |
-//! | [`reclaim`] | the thread on which retired memory is freed |
+//! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
+//! | [`flush`] | the entries in flight, and how many of them are claimed |
+//! | [`reclaim`] | the thread that frees memory |
 //! | `sync` | the locks and atomics, which tests replace by those of a model |
-//! | [`store`] | what a partition needs of the following two |
-//! | [`log`] | items in the order in which they were appended |
+//! | [`store`] | what a partition needs of the next two |
+//! | [`log`] | items in the order of their writes |
 //! | [`generation`] | a map from keys to values, versions and update counts, in insertion order |
-//! | [`index`] | from a hash to entry numbers, growing in small steps |
+//! | [`index`] | from a hash to the ids of entries, growing in small steps |
 //! | [`entries`] | the entries themselves, in chunks of fixed size |
 //! | [`arena`] | copies of terms in segments, cleaned with bounded work |
 //! | `own_heaps` | the heaps that hold one large copy each |
 //! | [`parcel`] | terms on their way into a store, large ones already copied |
+//! | `ids` | the ids of entries and segments |
 //! | [`term`] | what a term and a heap must be able to do |
 #![forbid(unsafe_code)]
 
 pub mod arena;
 pub mod entries;
+pub mod flush;
 pub mod generation;
+mod ids;
 pub mod index;
 pub mod log;
 mod own_heaps;
@@ -33,10 +37,12 @@ pub mod store;
 mod sync;
 pub mod term;
 
+pub use flush::{Flush, Flushed, Frozen};
 pub use generation::Generation;
+pub use ids::EntryId;
 pub use index::{Hash, Hasher};
 pub use log::Log;
 pub use parcel::Parcel;
-pub use partition::{Closed, HandOver, HandedOver, MapPartition, Partition, QueuePartition};
+pub use partition::{Closed, MapPartition, Partition, QueuePartition};
 pub use store::Store;
 pub use term::{Heap, Term, Version};

@@ -1,11 +1,11 @@
 //! A log: items in the order in which they were appended, what one partition of a queue has taken in since its last
-//! hand-over.
+//! flush.
 //!
 //! Items are never replaced or taken out, so an item needs no more than its word: the segments that the copies live in are
 //! freed with the log.
 
 use crate::arena::Arena;
-use crate::entries::EntryId;
+use crate::ids::EntryId;
 use crate::index::Hasher;
 use crate::parcel::Parcel;
 use crate::store::Store;
@@ -28,9 +28,9 @@ impl<H: Heap> Log<H> {
     /// Adds an item behind all others.
     #[inline]
     pub fn append(&mut self, item: &Parcel<H>) {
-        let id = EntryId::try_from(self.length).expect("fewer than 2^32 items");
-        let (copy, segment) = self.copies.store(item);
-        self.copies.own(segment, id);
+        assert!(self.length < EntryId::MAX as usize, "a log has fewer than 2^32 items");
+        let (copy, unowned) = self.copies.store(item);
+        self.copies.leave(unowned);
         if self.length.is_multiple_of(CHUNK) {
             // The first chunk grows with a small log, the others are known to fill.
             self.chunks.push(Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK }));

@@ -1,21 +1,21 @@
-//! What a partition collects writes in, whatever kind of buffer it belongs to.
+//! What a shard collects entries in, whatever the kind of the buffer.
 
-use crate::entries::EntryId;
+use crate::ids::EntryId;
 use crate::index::Hasher;
 
-/// What has come in since the last hand-over. Written under a lock; once retired it is frozen, and read from any thread
-/// without one.
+/// The entries of a shard since the last flush. Threads write it under the shard's lock. After the flush nobody writes it,
+/// and any thread reads it without a lock.
 pub trait Store: Send + Sync + 'static {
-    /// What is handed over of one write.
+    /// What readers get of an entry.
     type Record: Copy;
 
-    /// An empty store of a buffer with this hasher; allocates nothing.
+    /// An empty store for keys hashed by `hasher`; allocates nothing.
     fn new(hasher: &Hasher) -> Self;
 
-    /// An empty store in the place of this one; allocates nothing.
+    /// An empty store to take the place of this one; allocates nothing.
     fn successor(&self) -> Self;
 
-    /// How many records there are.
+    /// How many entries there are.
     fn len(&self) -> usize;
 
     /// Whether there are none.
@@ -23,12 +23,12 @@ pub trait Store: Send + Sync + 'static {
         self.len() == 0
     }
 
-    /// The positions of all records are below this one.
+    /// The ids of all entries are below this one.
     fn end(&self) -> usize;
 
-    /// Whether some terms may be large, so that copying a few records may take long.
+    /// Whether copying a few records may take long, because some terms may be large.
     fn has_large(&self) -> bool;
 
-    /// The record at a position, unless it was deleted.
-    fn record(&self, position: EntryId) -> Option<Self::Record>;
+    /// The record of an entry, unless it was deleted or there is no such id.
+    fn record(&self, id: EntryId) -> Option<Self::Record>;
 }

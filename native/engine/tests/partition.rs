@@ -1,4 +1,4 @@
-//! Partitions under threads: what is written while generations are swapped is handed over exactly once.
+//! Partitions under threads: what is written while generations are swapped is flushed exactly once.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -10,7 +10,7 @@ use std::thread;
 
 use common::{hash, Random, TestHeap};
 use partitioned_buffer_engine::partition::{Write, DRAINING};
-use partitioned_buffer_engine::{Closed, Generation, HandOver, HandedOver, Hasher, Heap, MapPartition, Version};
+use partitioned_buffer_engine::{Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Version};
 
 fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
     let partition = MapPartition::new(hasher);
@@ -24,28 +24,28 @@ fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64
     partition.put(1, hash(hasher, key), &key.parcel(), &value.parcel())
 }
 
-fn hand_over(partition: &MapPartition<TestHeap>) -> Option<Arc<HandOver<Generation<TestHeap>>>> {
-    partition.hand_over().map(|handed_over| match handed_over {
-        HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over) => hand_over,
+fn flush(partition: &MapPartition<TestHeap>) -> Option<Arc<Flush<Generation<TestHeap>>>> {
+    partition.flush().map(|flushed| match flushed {
+        Flushed::Rest(flush) | Flushed::Fresh(flush) => flush,
     })
 }
 
-fn keys(hand_over: &HandOver<Generation<TestHeap>>) -> Vec<i64> {
-    let retired = hand_over.entries().unwrap();
-    (hand_over.position()..hand_over.end())
-        .filter_map(|position| retired.record(position))
+fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
+    let frozen = flush.entries().unwrap();
+    (flush.position()..flush.end())
+        .filter_map(|position| frozen.record(position))
         .map(|entry| entry.key.content().1)
         .collect()
 }
 
 #[test]
-fn a_closed_partition_refuses_and_hands_over_what_it_has() {
+fn a_closed_partition_refuses_and_flushes_what_it_has() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     put(&partition, &hasher, 1, 1).unwrap();
     partition.close();
     assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
-    assert_eq!(keys(&hand_over(&partition).unwrap()), [1]);
+    assert_eq!(keys(&flush(&partition).unwrap()), [1]);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() 
     assert_eq!(partition.write_all(processor, shard, writes.iter()), Ok(()));
     assert_eq!((get(one), get(two), partition.len(1)), (Ok(Some(1)), Ok(Some(1)), Ok(2)));
     assert_eq!(partition.delete(1, hash(&hasher, one), one), Ok(()));
-    assert_eq!(keys(&hand_over(&partition).unwrap()), [2]);
+    assert_eq!(keys(&flush(&partition).unwrap()), [2]);
 
     for among in [2, 2 | DRAINING, 0, DRAINING] {
         assert_eq!(partition.put(among, hash(&hasher, one), &one.parcel(), &one.parcel()), Err(Closed));
@@ -95,38 +95,38 @@ fn keys_routed_among_another_number_of_partitions_are_refused() {
 }
 
 #[test]
-fn what_is_not_claimed_is_handed_over_again() {
+fn what_is_not_claimed_is_flushed_again() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
-    let first = hand_over(&partition).unwrap();
+    let first = flush(&partition).unwrap();
     let all = keys(&first);
     assert!(first.claim(0, 2, 0));
     assert!(!first.claim(0, 3, 0), "another reader was first");
     put(&partition, &hasher, 9, 9).unwrap();
-    let Some(HandedOver::Rest(rest)) = partition.hand_over() else { panic!("a rest is handed over") };
+    let Some(Flushed::Rest(rest)) = partition.flush() else { panic!("a rest is flushed") };
     let unclaimed = keys(&rest);
     assert_eq!(unclaimed.len(), 3);
     assert!(unclaimed.iter().all(|key| all[2..].contains(key)));
     assert!(rest.claim(2, 5, 0));
-    let next = hand_over(&partition).unwrap();
+    let next = flush(&partition).unwrap();
     assert_eq!(keys(&next), [9]);
     assert!(next.claim(0, 1, 0));
-    assert!(hand_over(&partition).is_none());
+    assert!(flush(&partition).is_none());
 }
 
 #[test]
-fn a_hand_over_knows_when_its_last_batch_was_claimed() {
+fn a_flush_knows_when_its_last_batch_was_claimed() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
-    let first = hand_over(&partition).unwrap();
+    let first = flush(&partition).unwrap();
     assert_eq!(first.claimed_at(), None);
     assert!(first.claim(0, 2, -7));
     assert_eq!(first.claimed_at(), Some(-7));
     assert!(first.claim(2, 4, -3));
     assert_eq!(first.claimed_at(), Some(-3));
-    assert_eq!(partition.pending().unwrap().claimed_at(), Some(-3));
+    assert_eq!(partition.in_flight().unwrap().claimed_at(), Some(-3));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_partition_holds_what_is_not_claimed_and_what_came_in_since_without_what_was
     let key = caller.boxed(3);
     partition.delete(1, hash(&hasher, key), key).unwrap();
     assert_eq!(partition.held(), 4);
-    let first = hand_over(&partition).unwrap();
+    let first = flush(&partition).unwrap();
     let batch = (1..=first.end())
         .find(|&end| (0..end).filter_map(|at| first.entries().unwrap().record(at)).count() == 2)
         .unwrap();
@@ -152,50 +152,50 @@ fn a_partition_holds_what_is_not_claimed_and_what_came_in_since_without_what_was
 }
 
 #[test]
-fn a_partition_whose_entries_were_deleted_hands_over_nothing() {
+fn a_partition_whose_entries_were_deleted_flushes_nothing() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     put(&partition, &hasher, 1, 1).unwrap();
     let mut caller = TestHeap::new();
     let key = caller.boxed(1);
     partition.delete(1, hash(&hasher, key), key).unwrap();
-    assert!(hand_over(&partition).is_none());
+    assert!(flush(&partition).is_none());
     assert_eq!(partition.len(1), Ok(0));
 }
 
 #[test]
-fn an_adopted_hand_over_comes_before_own_entries() {
+fn an_adopted_flush_comes_before_own_entries() {
     let hasher = Hasher::new();
     let (old, new) = (partition(&hasher), partition(&hasher));
     put(&old, &hasher, 1, 1).unwrap();
-    let first = hand_over(&old).unwrap();
+    let first = flush(&old).unwrap();
     put(&old, &hasher, 2, 2).unwrap();
     put(&new, &hasher, 3, 3).unwrap();
     new.adopt(old.evict());
-    assert!(hand_over(&old).is_none());
+    assert!(flush(&old).is_none());
     assert_eq!(keys(&first), [1]);
     for expected in 1..=3 {
-        let next = hand_over(&new).unwrap();
+        let next = flush(&new).unwrap();
         assert_eq!(keys(&next), [expected]);
         assert!(next.claim(0, next.end(), 0));
     }
-    assert!(hand_over(&new).is_none());
+    assert!(flush(&new).is_none());
 }
 
 #[test]
-fn what_an_old_reader_claims_to_its_end_is_not_handed_over_by_who_adopted_it() {
+fn what_an_old_reader_claims_to_its_end_is_not_flushed_by_who_adopted_it() {
     let hasher = Hasher::new();
     let (old, new) = (partition(&hasher), partition(&hasher));
     put(&old, &hasher, 1, 1).unwrap();
-    let first = hand_over(&old).unwrap();
+    let first = flush(&old).unwrap();
     new.adopt(old.evict());
     put(&new, &hasher, 2, 2).unwrap();
     assert!(first.claim(0, 1, 0));
-    assert_eq!(keys(&hand_over(&new).unwrap()), [2]);
+    assert_eq!(keys(&flush(&new).unwrap()), [2]);
 }
 
 #[test]
-fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
+fn every_write_is_flushed_once_or_superseded_by_a_newer_one() {
     const WRITERS: i64 = 4;
     const WRITES: i64 = 20_000;
     const KEYS: u64 = 50;
@@ -207,23 +207,23 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
         let (partition, done) = (partition.clone(), done.clone());
         thread::spawn(move || {
             let mut newest: HashMap<i64, i64> = HashMap::new();
-            let mut handed_over = 0_u64;
+            let mut flushed = 0_u64;
             loop {
                 let last = done.load(Ordering::SeqCst);
-                while let Some(hand_over) = hand_over(&partition) {
-                    let retired = hand_over.entries().unwrap();
-                    for entry in (hand_over.position()..hand_over.end()).filter_map(|at| retired.record(at)) {
+                while let Some(flush) = flush(&partition) {
+                    let frozen = flush.entries().unwrap();
+                    for entry in (flush.position()..flush.end()).filter_map(|at| frozen.record(at)) {
                         let Version::Int(version) = entry.version else { panic!("a small version") };
                         let key = entry.key.content().1;
                         let before = newest.insert(key, version);
                         // Each writer has keys of its own and counts up, so a version never comes twice or late.
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
-                        handed_over += 1 + entry.updates;
+                        flushed += 1 + entry.updates;
                     }
-                    assert!(hand_over.claim(0, hand_over.end(), 0));
+                    assert!(flush.claim(0, flush.end(), 0));
                 }
                 if last {
-                    return (newest, handed_over);
+                    return (newest, flushed);
                 }
             }
         })
@@ -248,9 +248,9 @@ fn every_write_is_handed_over_once_or_superseded_by_a_newer_one() {
         .collect();
     let expected: HashMap<i64, i64> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
     done.store(true, Ordering::SeqCst);
-    let (newest, handed_over) = reader.join().unwrap();
+    let (newest, flushed) = reader.join().unwrap();
     assert_eq!(newest, expected);
-    assert_eq!(handed_over, (WRITERS * WRITES) as u64, "every write is in the count of exactly one hand-over");
+    assert_eq!(flushed, (WRITERS * WRITES) as u64, "every write is in the count of exactly one flush");
 }
 
 #[test]
@@ -300,13 +300,13 @@ fn all_operations_at_once_give_each_key_only_its_own_values() {
         thread::spawn(move || {
             let mut entries = 0;
             while !done.load(Ordering::SeqCst) || partition.len(1).unwrap() > 0 {
-                let Some(hand_over) = hand_over(&partition) else { continue };
-                let retired = hand_over.entries().unwrap();
-                for entry in (0..hand_over.end()).filter_map(|at| retired.record(at)) {
+                let Some(flush) = flush(&partition) else { continue };
+                let frozen = flush.entries().unwrap();
+                for entry in (0..flush.end()).filter_map(|at| frozen.record(at)) {
                     check(entry.key.content().1, entry.value.content().1);
                     entries += 1;
                 }
-                assert!(hand_over.claim(0, hand_over.end(), 0));
+                assert!(flush.claim(0, flush.end(), 0));
             }
             entries
         })

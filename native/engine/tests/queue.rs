@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 
 use common::TestHeap;
-use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Heap, Log, QueuePartition};
+use partitioned_buffer_engine::{Closed, Flush, Flushed, Hasher, Heap, Log, QueuePartition};
 
 fn partition() -> QueuePartition<TestHeap> {
     let partition = QueuePartition::new(&Hasher::new());
@@ -21,16 +21,16 @@ fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
     partition.push(1, &caller.boxed(item).parcel())
 }
 
-fn hand_over(partition: &QueuePartition<TestHeap>) -> Option<Arc<HandOver<Log<TestHeap>>>> {
-    partition.hand_over().map(|handed_over| match handed_over {
-        HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over) => hand_over,
+fn flush(partition: &QueuePartition<TestHeap>) -> Option<Arc<Flush<Log<TestHeap>>>> {
+    partition.flush().map(|flushed| match flushed {
+        Flushed::Rest(flush) | Flushed::Fresh(flush) => flush,
     })
 }
 
-fn items(hand_over: &HandOver<Log<TestHeap>>) -> Vec<i64> {
-    let retired = hand_over.entries().expect("not all is claimed");
-    let positions = hand_over.position()..hand_over.end();
-    positions.map(|at| retired.record(at).expect("no item is ever deleted").content().1).collect()
+fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
+    let frozen = flush.entries().expect("not all is claimed");
+    let positions = flush.position()..flush.end();
+    positions.map(|at| frozen.record(at).expect("no item is ever deleted").content().1).collect()
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn items_come_out_in_their_order_over_many_chunks_and_segments() {
     partition.push_all(1, more.iter()).unwrap();
     drop(caller);
     assert_eq!(partition.len(1), Ok(20_000));
-    let first = hand_over(&partition).unwrap();
+    let first = flush(&partition).unwrap();
     assert_eq!(items(&first), (0..20_000).collect::<Vec<_>>());
     assert_eq!(partition.len(1), Ok(0));
 }
@@ -51,22 +51,22 @@ fn items_come_out_in_their_order_over_many_chunks_and_segments() {
 fn what_is_not_claimed_comes_again_before_what_is_new() {
     let partition = partition();
     (0..5).for_each(|item| push(&partition, item).unwrap());
-    let first = hand_over(&partition).unwrap();
+    let first = flush(&partition).unwrap();
     assert!(first.claim(0, 2, 0));
     push(&partition, 5).unwrap();
-    let rest = hand_over(&partition).unwrap();
+    let rest = flush(&partition).unwrap();
     assert_eq!(items(&rest), [2, 3, 4]);
     assert!(rest.claim(2, 5, 0));
-    assert_eq!(items(&hand_over(&partition).unwrap()), [5]);
+    assert_eq!(items(&flush(&partition).unwrap()), [5]);
 }
 
 #[test]
-fn a_closed_partition_refuses_items_and_hands_over_what_it_has() {
+fn a_closed_partition_refuses_items_and_flushes_what_it_has() {
     let partition = partition();
     push(&partition, 1).unwrap();
     partition.close();
     assert_eq!(push(&partition, 2), Err(Closed));
-    assert_eq!(items(&hand_over(&partition).unwrap()), [1]);
+    assert_eq!(items(&flush(&partition).unwrap()), [1]);
 }
 
 #[test]
@@ -83,18 +83,18 @@ fn items_of_several_threads_come_out_once_and_each_threads_in_their_order() {
     let mut next: HashMap<i64, i64> = HashMap::new();
     let mut taken = 0;
     while taken < THREADS * ITEMS {
-        let Some(hand_over) = hand_over(&partition) else {
+        let Some(flush) = flush(&partition) else {
             thread::yield_now();
             continue;
         };
-        for item in items(&hand_over) {
+        for item in items(&flush) {
             let expected = next.entry(item / ITEMS).or_default();
             assert_eq!(item % ITEMS, *expected, "of thread {}", item / ITEMS);
             *expected += 1;
             taken += 1;
         }
-        assert!(hand_over.claim(0, hand_over.end(), 0));
+        assert!(flush.claim(0, flush.end(), 0));
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
-    assert!(hand_over(&partition).is_none());
+    assert!(flush(&partition).is_none());
 }

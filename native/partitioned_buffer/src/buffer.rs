@@ -1,11 +1,10 @@
-//! A buffer: the partitions of one name, and whether it is running.
+//! A buffer: the partitions of one name, and whether it runs.
 //!
-//! A name has a [`Side`] for each kind of buffer, of which the one runs that the buffer was last started as. It runs from
-//! [`Side::open`] until the process that opened it, its supervisor, dies. What it holds outlives that: a supervisor that
-//! starts again finds it.
+//! A name has [`Partitions`] for each kind of buffer. Those of the kind that was started last run, from
+//! [`Partitions::open`] until the process that opened them, the buffer's supervisor, dies. The entries outlive that process:
+//! the next supervisor finds them.
 //!
-//! Every operation reads `partitions`, which is written at start and stop only; what writers write is within the
-//! partition.
+//! Every operation reads `count`, which changes only at a start and a stop. What writers change is inside the partition.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
@@ -17,23 +16,24 @@ use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::vm::term::{Environment, RawTerm};
 
-/// The side of a name for maps.
-pub(crate) type MapSide = Side<Generation<Environment>, { partitioned_buffer_engine::partition::MAP_SHARDS }>;
+/// The partitions of a map.
+pub(crate) type MapPartitions =
+    Partitions<Generation<Environment>, { partitioned_buffer_engine::partition::MAP_SHARDS }>;
 
-/// The side of a name for queues.
-pub(crate) type QueueSide = Side<Log<Environment>, 1>;
+/// The partitions of a queue.
+pub(crate) type QueuePartitions = Partitions<Log<Environment>, 1>;
 
-/// What [`Side::partitions`] is while no process has the side open.
+/// The count while no process has the partitions open.
 const CLOSED: u32 = 0;
 
-/// What [`Side::partitions`] is while the side is open with none.
+/// The count while a process has opened no partitions.
 const NONE: u32 = u32::MAX;
 
 /// The buffer was never started, has been stopped, has crashed, or has no partitions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
 
-/// Where an entry is written to or looked for, and by whom.
+/// Which partition an operation is for, and who asks.
 #[derive(Clone, Copy)]
 pub(crate) struct Route {
     /// How its partition is found.
@@ -47,31 +47,31 @@ pub(crate) struct Route {
 pub(crate) enum To {
     /// By the key, or item, itself.
     ByTerm,
-    /// It is this one, if there are as many as it was chosen among.
+    /// The caller has chosen it.
     Partition {
-        /// Its number.
-        number: u32,
-        /// How many there were.
-        among: u32,
+        /// The partition.
+        partition: u32,
+        /// How many partitions it was chosen among. The route is void if there are more or fewer now.
+        partition_count: u32,
     },
 }
 
 /// Who writes.
 #[derive(Clone, Copy)]
 pub(crate) enum Writer {
-    /// Anybody: while a partition drains, nothing is taken.
+    /// Any process. A partition that drains refuses its writes.
     Any,
     /// A processor of the buffer.
     Processor,
 }
 
 impl Route {
-    /// Among how many partitions this is routed, of so many, as a partition takes it.
+    /// The count of partitions as [`Partition`] takes it, which marks the writes of processors.
     #[inline]
-    pub(crate) fn among(self, partitions: u32) -> u32 {
+    pub(crate) fn marked(self, partition_count: u32) -> u32 {
         match self.writer {
-            Writer::Any => partitions,
-            Writer::Processor => partitions | DRAINING,
+            Writer::Any => partition_count,
+            Writer::Processor => partition_count | DRAINING,
         }
     }
 }
@@ -79,9 +79,9 @@ impl Route {
 /// See the module's documentation.
 pub(crate) struct Buffer {
     /// What a `PartitionedBuffer.Map` writes to.
-    pub(crate) map: MapSide,
+    pub(crate) map: MapPartitions,
     /// What a `PartitionedBuffer.Queue` writes to.
-    pub(crate) queue: QueueSide,
+    pub(crate) queue: QueuePartitions,
 }
 
 #[rustler::resource_impl]
@@ -98,63 +98,63 @@ impl Buffer {
     /// A buffer that is not running.
     pub(crate) fn new() -> Self {
         let hasher = Hasher::new();
-        Buffer { map: Side::new(hasher.clone()), queue: Side::new(hasher) }
+        Buffer { map: Partitions::new(hasher.clone()), queue: Partitions::new(hasher) }
     }
 }
 
 /// The partitions of one kind of buffer.
-pub(crate) struct Side<S: Store, const SHARDS: usize> {
+pub(crate) struct Partitions<S: Store, const SHARDS: usize> {
     /// Hashes the keys of all partitions.
     hasher: Hasher,
     /// How many partitions there are, or [`CLOSED`], or [`NONE`].
-    partitions: AtomicU32,
-    /// Level `n` holds `2^n` partitions, so that more can be added while others are used.
+    count: AtomicU32,
+    /// Level `n` holds `2^n` partitions: more are added without moving those in use.
     levels: [OnceLock<Box<[Partition<S, SHARDS>]>>; 32],
-    /// Who opened it. Locked while it is opened or closed.
+    /// The process that opened them. Its lock is held while they are opened or closed.
     owner: Mutex<Owner>,
 }
 
-/// The process that opened a buffer.
+/// The process that opened a buffer's partitions.
 #[derive(Default)]
 struct Owner {
-    /// Tells of its death.
+    /// Reports its death.
     monitor: Option<Monitor>,
-    /// How many partitions it opened; still known when it is dead.
-    partitions: u32,
+    /// How many partitions it opened. This outlives the process.
+    partition_count: u32,
 }
 
-impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
-    /// A side that is not running.
+impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
+    /// Partitions that are closed.
     fn new(hasher: Hasher) -> Self {
         let levels = [const { OnceLock::new() }; 32];
-        Side { hasher, partitions: AtomicU32::new(CLOSED), levels, owner: Mutex::default() }
+        Partitions { hasher, count: AtomicU32::new(CLOSED), levels, owner: Mutex::default() }
     }
 
-    /// Lets this side of `buffer` run with so many partitions, until the calling process dies. What partitions of a former
-    /// run still hold is kept; if their number was another, the remaining ones hand it over first. `false`, and without
-    /// effect, if the process has been killed already: nobody would tell of its death.
-    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partitions: u32) -> bool {
+    /// Opens `partition_count` of these partitions of `buffer` until the calling process dies. Entries of an earlier run stay
+    /// in their partitions. If the count was another then, the open partitions adopt these entries and flush them first.
+    /// Gives `false` and changes nothing if the process has been killed already: nothing would report its death.
+    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partition_count: u32) -> bool {
         let mut owner = self.owner.lock();
         let Some(monitor) = env.monitor(buffer, &env.pid()) else { return false };
         if let Some(former) = owner.monitor.replace(monitor) {
             env.demonitor(buffer, &former);
         }
         self.end();
-        if owner.partitions != partitions && partitions > 0 {
-            let held: Vec<_> = (0..owner.partitions).map(|number| self.partition(number).evict()).collect();
-            for (number, evicted) in (0..partitions).cycle().zip(held) {
-                self.partition(number).adopt(evicted);
+        if owner.partition_count != partition_count && partition_count > 0 {
+            let held: Vec<_> = (0..owner.partition_count).map(|partition| self.partition(partition).evict()).collect();
+            for (partition, evicted) in (0..partition_count).cycle().zip(held) {
+                self.partition(partition).adopt(evicted);
             }
-            owner.partitions = partitions;
+            owner.partition_count = partition_count;
         }
-        (0..partitions).for_each(|number| self.partition(number).open(partitions));
-        self.partitions.store(if partitions == 0 { NONE } else { partitions }, Ordering::Release);
+        (0..partition_count).for_each(|partition| self.partition(partition).open(partition_count));
+        self.count.store(if partition_count == 0 { NONE } else { partition_count }, Ordering::Release);
         true
     }
 
     /// Ends the run, whoever opened it.
     pub(crate) fn end(&self) {
-        self.partitions.store(CLOSED, Ordering::Release);
+        self.count.store(CLOSED, Ordering::Release);
     }
 
     /// Ends the run if this is the monitor of the process that opened it.
@@ -168,42 +168,42 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
 
     /// How many partitions there are.
     #[inline]
-    pub(crate) fn partitions(&self) -> Result<u32, NotRunning> {
-        match self.partitions.load(Ordering::Acquire) {
+    pub(crate) fn count(&self) -> Result<u32, NotRunning> {
+        match self.count.load(Ordering::Acquire) {
             CLOSED | NONE => Err(NotRunning),
-            partitions => Ok(partitions),
+            count => Ok(count),
         }
     }
 
-    /// With how many partitions this side is open, which may be none.
-    pub(crate) fn opened_with(&self) -> Option<u32> {
-        match self.partitions.load(Ordering::Acquire) {
+    /// How many partitions a process has opened, which may be none; `None` if no process has.
+    pub(crate) fn opened(&self) -> Option<u32> {
+        match self.count.load(Ordering::Acquire) {
             CLOSED => None,
             NONE => Some(0),
-            partitions => Some(partitions),
+            count => Some(count),
         }
     }
 
     /// Lets a partition that was closed take writes again.
-    pub(crate) fn reopen(&self, number: u32) -> Result<(), NotRunning> {
-        let partitions = self.partitions()?;
-        self.numbered(number)?.open(partitions);
+    pub(crate) fn reopen(&self, partition: u32) -> Result<(), NotRunning> {
+        let count = self.count()?;
+        self.running(partition)?.open(count);
         Ok(())
     }
 
-    /// The partition with this number, if there is one.
-    pub(crate) fn numbered(&self, number: u32) -> Result<&Partition<S, SHARDS>, NotRunning> {
-        if number < self.partitions()? {
-            Ok(self.partition(number))
+    /// A partition of those that run.
+    pub(crate) fn running(&self, partition: u32) -> Result<&Partition<S, SHARDS>, NotRunning> {
+        if partition < self.count()? {
+            Ok(self.partition(partition))
         } else {
             Err(NotRunning)
         }
     }
 
-    /// How many entries there are in all partitions.
+    /// How many entries wait in all partitions.
     pub(crate) fn size(&self) -> Result<usize, NotRunning> {
-        let partitions = self.partitions()?;
-        (0..partitions).map(|number| self.partition(number).len(partitions).map_err(|Closed| NotRunning)).sum()
+        let count = self.count()?;
+        (0..count).map(|partition| self.partition(partition).len(count).map_err(|Closed| NotRunning)).sum()
     }
 
     /// The hash of a key for the index of a partition.
@@ -212,19 +212,21 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         self.hasher.hash(key.internal_hash(self.hasher.salt()))
     }
 
-    /// The number of the partition that a key or item belongs to among so many.
+    /// The partition that a key or item belongs to.
     #[inline]
-    pub(crate) fn route(route: Route, term: RawTerm, partitions: u32) -> Result<u32, NotRunning> {
+    pub(crate) fn route(route: Route, term: RawTerm, count: u32) -> Result<u32, NotRunning> {
         match route.to {
-            To::ByTerm if partitions == 1 => Ok(0),
-            To::ByTerm => Ok(routing::partition(term.phash2(), partitions)),
-            To::Partition { number, among } if among == partitions && number < partitions => Ok(number),
+            To::ByTerm if count == 1 => Ok(0),
+            To::ByTerm => Ok(routing::partition(term.phash2(), count)),
+            To::Partition { partition, partition_count } if partition_count == count && partition < count => {
+                Ok(partition)
+            }
             To::Partition { .. } => Err(NotRunning),
         }
     }
 
-    /// Does `operation` on the partition of a key or item. It is given the number of partitions that was routed among, and
-    /// tried again if that has changed on the way.
+    /// Does `operation` on the partition of a key or item, and gives it the count of partitions. Tries again if the count
+    /// changes before the operation gets the lock.
     #[inline]
     pub(crate) fn with_partition<R>(
         &self,
@@ -233,20 +235,20 @@ impl<S: Store, const SHARDS: usize> Side<S, SHARDS> {
         mut operation: impl FnMut(&Partition<S, SHARDS>, u32) -> Result<R, Closed>,
     ) -> Result<R, NotRunning> {
         loop {
-            let partitions = self.partitions()?;
-            let number = Self::route(route, term, partitions)?;
-            match operation(self.partition(number), route.among(partitions)) {
+            let count = self.count()?;
+            let partition = Self::route(route, term, count)?;
+            match operation(self.partition(partition), route.marked(count)) {
                 Ok(result) => return Ok(result),
-                Err(Closed) if self.partitions()? == partitions => return Err(NotRunning),
+                Err(Closed) if self.count()? == count => return Err(NotRunning),
                 Err(Closed) => {}
             }
         }
     }
 
-    /// The partition with this number, running or not.
+    /// A partition, running or not.
     #[inline]
-    pub(crate) fn partition(&self, number: u32) -> &Partition<S, SHARDS> {
-        let position = u64::from(number) + 1;
+    pub(crate) fn partition(&self, partition: u32) -> &Partition<S, SHARDS> {
+        let position = u64::from(partition) + 1;
         let level = position.ilog2();
         let partitions = self.levels[level as usize]
             .get_or_init(|| (0..1_u64 << level).map(|_| Partition::new(&self.hasher)).collect());

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
-//! | [`batches`] | reads and claims what was handed over |
+//! | [`flush`] | reads and claims what is in flight |
 //! | [`lists`] | writes lists, step by step |
 //! | [`pace`] | keeps a call to its time |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
@@ -13,8 +13,8 @@
 //! What a partition is and does is in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
-mod batches;
 mod buffer;
+mod flush;
 mod lists;
 mod nifs;
 mod pace;

@@ -4,7 +4,7 @@ use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
 use partitioned_buffer_engine::{Closed, Hash, MapPartition, Parcel, Version};
 use rustler::{Env, Error, NifResult, Term};
 
-use crate::buffer::{MapSide, NotRunning, QueueSide, Route};
+use crate::buffer::{MapPartitions, NotRunning, QueuePartitions, Route};
 use crate::pace::Pace;
 use crate::vm::term::{cell, parcel, parcel_with, Environment, RawTerm};
 
@@ -43,13 +43,13 @@ pub(crate) trait Target {
     fn large_bytes(write: &Self::Write) -> usize;
 
     /// How many partitions there are.
-    fn partitions(&self) -> Result<u32, NotRunning>;
+    fn partition_count(&self) -> Result<u32, NotRunning>;
 
-    /// How many locks so many partitions have.
-    fn locks(partitions: u32) -> usize;
+    /// How many locks the partitions have.
+    fn lock_count(partition_count: u32) -> usize;
 
-    /// The number of the lock that a write needs among so many partitions.
-    fn lock(&self, write: &Self::Write, partitions: u32) -> Result<usize, NotRunning>;
+    /// The index of the lock that a write needs.
+    fn lock(&self, write: &Self::Write, partition_count: u32) -> Result<usize, NotRunning>;
 
     /// Does one write.
     fn write(&self, write: &Self::Write) -> Result<(), NotRunning>;
@@ -57,7 +57,7 @@ pub(crate) trait Target {
     /// Does all writes of one lock, in order.
     fn write_all<'w>(
         &self,
-        partitions: u32,
+        partition_count: u32,
         lock: usize,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed>
@@ -96,7 +96,7 @@ pub(crate) fn write_list<'a, T: Target>(
             return Ok(Ok(Written::Unchecked));
         }
         // There may be nothing to write.
-        if let Err(NotRunning) = target.partitions() {
+        if let Err(NotRunning) = target.partition_count() {
             return Ok(Err(NotRunning));
         }
         let mut written = 0;
@@ -195,12 +195,12 @@ impl<W> Step<W> {
     /// with another number of partitions.
     fn write_by_lock<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
         while !self.left.is_empty() {
-            let partitions = target.partitions()?;
-            self.sort(target, partitions)?;
-            let done = self.write_sorted(target, partitions);
+            let partition_count = target.partition_count()?;
+            self.sort(target, partition_count)?;
+            let done = self.write_sorted(target, partition_count);
             self.left = self.sorted.split_off(done);
             self.left.sort_unstable();
-            if !self.left.is_empty() && target.partitions()? == partitions {
+            if !self.left.is_empty() && target.partition_count()? == partition_count {
                 return Err(NotRunning);
             }
         }
@@ -218,7 +218,7 @@ impl<W> Step<W> {
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.
-    fn write_sorted<T: Target<Write = W>>(&self, target: &T, partitions: u32) -> usize {
+    fn write_sorted<T: Target<Write = W>>(&self, target: &T, partition_count: u32) -> usize {
         let mut start = 0;
         for (lock, &end) in self.places.iter().enumerate() {
             let numbers = &self.sorted[start..end as usize];
@@ -226,7 +226,7 @@ impl<W> Step<W> {
                 continue;
             }
             let writes = numbers.iter().map(|&number| &self.writes[number as usize]);
-            if let Err(Closed) = target.write_all(partitions, lock, writes) {
+            if let Err(Closed) = target.write_all(partition_count, lock, writes) {
                 break;
             }
             start = end as usize;
@@ -235,13 +235,13 @@ impl<W> Step<W> {
     }
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
-    fn sort<T: Target<Write = W>>(&mut self, target: &T, partitions: u32) -> Result<(), NotRunning> {
+    fn sort<T: Target<Write = W>>(&mut self, target: &T, partition_count: u32) -> Result<(), NotRunning> {
         let Step { writes, left, locks, places, sorted } = self;
         locks.clear();
         places.clear();
-        places.resize(T::locks(partitions), 0);
+        places.resize(T::lock_count(partition_count), 0);
         for &number in &*left {
-            let lock = target.lock(&writes[number as usize], partitions)?;
+            let lock = target.lock(&writes[number as usize], partition_count)?;
             places[lock] += 1;
             locks.push(lock as u32);
         }
@@ -272,7 +272,7 @@ pub(crate) enum Entry {
 /// A map, to which elements are written that `decode` understands.
 pub(crate) struct ToMap<'b, D> {
     /// The map.
-    pub(crate) map: &'b MapSide,
+    pub(crate) map: &'b MapPartitions,
     /// How the partition of an entry is found.
     pub(crate) route: Route,
     /// From an element to an entry.
@@ -308,36 +308,36 @@ impl<D: Fn(Term<'_>) -> Option<Entry>> Target for ToMap<'_, D> {
         [key, value].into_iter().filter_map(Parcel::heap).map(Environment::large_bytes).sum()
     }
 
-    fn partitions(&self) -> Result<u32, NotRunning> {
-        self.map.partitions()
+    fn partition_count(&self) -> Result<u32, NotRunning> {
+        self.map.count()
     }
 
-    fn locks(partitions: u32) -> usize {
-        partitions as usize * MAP_SHARDS
+    fn lock_count(partition_count: u32) -> usize {
+        partition_count as usize * MAP_SHARDS
     }
 
-    fn lock(&self, (hash, write): &Self::Write, partitions: u32) -> Result<usize, NotRunning> {
+    fn lock(&self, (hash, write): &Self::Write, partition_count: u32) -> Result<usize, NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        let partition = MapSide::route(self.route, key.term(), partitions)?;
+        let partition = MapPartitions::route(self.route, key.term(), partition_count)?;
         Ok(partition as usize * MAP_SHARDS + MapPartition::<Environment>::shard_of(*hash))
     }
 
     fn write(&self, (hash, write): &Self::Write) -> Result<(), NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        self.map.with_partition(self.route, key.term(), |partition, among| match write {
-            Write::Put(key, value) => partition.put(among, *hash, key, value),
-            Write::PutNewer(key, value, version) => partition.put_newer(among, *hash, key, value, *version),
+        self.map.with_partition(self.route, key.term(), |partition, count| match write {
+            Write::Put(key, value) => partition.put(count, *hash, key, value),
+            Write::PutNewer(key, value, version) => partition.put_newer(count, *hash, key, value, *version),
         })
     }
 
     fn write_all<'w>(
         &self,
-        partitions: u32,
+        partition_count: u32,
         lock: usize,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed> {
         self.map.partition((lock / MAP_SHARDS) as u32).write_all(
-            self.route.among(partitions),
+            self.route.marked(partition_count),
             lock % MAP_SHARDS,
             writes,
         )
@@ -347,7 +347,7 @@ impl<D: Fn(Term<'_>) -> Option<Entry>> Target for ToMap<'_, D> {
 /// A queue, to which every element is pushed.
 pub(crate) struct ToQueue<'b> {
     /// The queue.
-    pub(crate) queue: &'b QueueSide,
+    pub(crate) queue: &'b QueuePartitions,
     /// How the partition of an item is found.
     pub(crate) route: Route,
 }
@@ -370,28 +370,28 @@ impl Target for ToQueue<'_> {
         item.heap().map_or(0, Environment::large_bytes)
     }
 
-    fn partitions(&self) -> Result<u32, NotRunning> {
-        self.queue.partitions()
+    fn partition_count(&self) -> Result<u32, NotRunning> {
+        self.queue.count()
     }
 
-    fn locks(partitions: u32) -> usize {
-        partitions as usize
+    fn lock_count(partition_count: u32) -> usize {
+        partition_count as usize
     }
 
-    fn lock(&self, item: &Self::Write, partitions: u32) -> Result<usize, NotRunning> {
-        QueueSide::route(self.route, item.term(), partitions).map(|number| number as usize)
+    fn lock(&self, item: &Self::Write, partition_count: u32) -> Result<usize, NotRunning> {
+        QueuePartitions::route(self.route, item.term(), partition_count).map(|partition| partition as usize)
     }
 
     fn write(&self, item: &Self::Write) -> Result<(), NotRunning> {
-        self.queue.with_partition(self.route, item.term(), |partition, among| partition.push(among, item))
+        self.queue.with_partition(self.route, item.term(), |partition, count| partition.push(count, item))
     }
 
     fn write_all<'w>(
         &self,
-        partitions: u32,
+        partition_count: u32,
         lock: usize,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<(), Closed> {
-        self.queue.partition(lock as u32).push_all(self.route.among(partitions), writes)
+        self.queue.partition(lock as u32).push_all(self.route.marked(partition_count), writes)
     }
 }

@@ -12,8 +12,8 @@ use partitioned_buffer_engine::{reclaim, Closed};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
-use crate::batches::Batch;
-use crate::buffer::{Buffer, MapSide, NotRunning, QueueSide, Route, To, Writer};
+use crate::buffer::{Buffer, MapPartitions, NotRunning, QueuePartitions, Route, To, Writer};
+use crate::flush::{AnyFlushed, FlushResource};
 use crate::lists::{write_list, Entry, Target, ToMap, ToQueue, Written};
 use crate::registry;
 use crate::vm::memory;
@@ -73,17 +73,17 @@ macro_rules! nif {
 }
 
 nif!(open / 3, DirtyCpu);
-fn open<'a>(env: Env<'a>, [name, kind, partitions]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (kind, partitions): (rustler::Atom, u32) = (kind.decode()?, partitions.decode()?);
-    if !name.is_atom() || partitions > MAX_PARTITIONS || ![atoms::map(), atoms::queue()].contains(&kind) {
+fn open<'a>(env: Env<'a>, [name, kind, partition_count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
+    if !name.is_atom() || partition_count > MAX_PARTITIONS || ![atoms::map(), atoms::queue()].contains(&kind) {
         return Err(Error::BadArg);
     }
     let buffer = registry::find_or_add(RawTerm::from(name).word());
     if kind == atoms::map() {
-        if buffer.map.open(buffer, env, partitions) {
+        if buffer.map.open(buffer, env, partition_count) {
             buffer.queue.end();
         }
-    } else if buffer.queue.open(buffer, env, partitions) {
+    } else if buffer.queue.open(buffer, env, partition_count) {
         buffer.map.end();
     }
     Ok(buffer.encode(env))
@@ -91,37 +91,37 @@ fn open<'a>(env: Env<'a>, [name, kind, partitions]: [Term<'a>; 3]) -> NifResult<
 
 nif!(reopen / 2);
 fn reopen<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let number = partition.decode()?;
-    Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|side| side.reopen(number))))
+    let partition = partition.decode()?;
+    Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.reopen(partition))))
 }
 
 nif!(close / 2);
 fn close<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let number = partition.decode()?;
-    Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|side| side.close(number))))
+    let partition = partition.decode()?;
+    Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.close(partition))))
 }
 
 nif!(drain / 2);
 fn drain<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let number = partition.decode()?;
-    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.drain(number)) {
+    let partition = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.drain(partition)) {
         Ok(Err(Closed)) => atoms::closed().to_term(env),
         Ok(Ok(())) => atoms::ok().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }
 
-nif!(partitions / 1);
-fn partitions<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let partitions = find(name)?.and_then(Buffer::running).and_then(|side| side.partitions());
-    Ok(number(env, partitions.map(u64::from)))
+nif!(partition_count / 1);
+fn partition_count<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let count = find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.count());
+    Ok(count_or_not_running(env, count.map(u64::from)))
 }
 
 nif!(status / 1);
 fn status<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let status = find(name)?.ok().and_then(|buffer| {
-        let map = buffer.map.opened_with().map(|partitions| (atoms::map(), partitions));
-        map.or_else(|| buffer.queue.opened_with().map(|partitions| (atoms::queue(), partitions)))
+        let map = buffer.map.opened().map(|count| (atoms::map(), count));
+        map.or_else(|| buffer.queue.opened().map(|count| (atoms::queue(), count)))
     });
     Ok(match status {
         Some(status) => status.encode(env),
@@ -131,15 +131,15 @@ fn status<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 
 nif!(size / 1);
 fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let size = find(name)?.and_then(Buffer::running).and_then(|side| side.size());
-    Ok(number(env, size.map(|size| size as u64)))
+    let size = find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.size());
+    Ok(count_or_not_running(env, size.map(|size| size as u64)))
 }
 
 nif!(held / 2, DirtyCpu);
 fn held<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let partition = partition.decode()?;
-    let held = find(name)?.and_then(Buffer::running).and_then(|side| side.held(partition));
-    Ok(number(env, held.map(|held| held as u64)))
+    let held = find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.held(partition));
+    Ok(count_or_not_running(env, held.map(|held| held as u64)))
 }
 
 nif!(put / 4);
@@ -149,7 +149,7 @@ fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Ter
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap());
-        map.with_partition(route, key, |partition, among| partition.put(among, hash, &key_parcel, &value))
+        map.with_partition(route, key, |partition, count| partition.put(count, hash, &key_parcel, &value))
     });
     Ok(done(env, result))
 }
@@ -162,8 +162,8 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
         let hash = map.hash(key);
         let (key_parcel, (value, version)) = (parcel(env, key), parcel_with(env, value, version));
         charge(env, value.heap());
-        map.with_partition(route, key, |partition, among| {
-            partition.put_newer(among, hash, &key_parcel, &value, version)
+        map.with_partition(route, key, |partition, count| {
+            partition.put_newer(count, hash, &key_parcel, &value, version)
         })
     });
     Ok(done(env, result))
@@ -178,7 +178,7 @@ fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
     };
     let found = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
-        map.with_partition(route, key, |partition, among| partition.get(among, hash, key, copy))
+        map.with_partition(route, key, |partition, count| partition.get(count, hash, key, copy))
     });
     Ok(match found {
         Ok(Some(value)) => tuple(env, [atoms::ok().to_term(env), value]),
@@ -192,7 +192,7 @@ fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a
     let (route, key) = (route(to)?, RawTerm::from(key));
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
-        map.with_partition(route, key, |partition, among| partition.delete(among, hash, key))
+        map.with_partition(route, key, |partition, count| partition.delete(count, hash, key))
     });
     Ok(done(env, result))
 }
@@ -223,7 +223,7 @@ fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>
     let result = find_queue(name)?.and_then(|queue| {
         let parcel = parcel(env, item);
         charge(env, parcel.heap());
-        queue.with_partition(route, item, |partition, among| partition.push(among, &parcel))
+        queue.with_partition(route, item, |partition, count| partition.push(count, &parcel))
     });
     Ok(done(env, result))
 }
@@ -234,52 +234,50 @@ fn push_all<'a>(env: Env<'a>, [name, to, items, checked]: [Term<'a>; 4]) -> NifR
     write_all(env, queue.map(|queue| ToQueue { queue, route }), items, checked)
 }
 
-nif!(hand_over / 2);
-fn hand_over<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let number = partition.decode()?;
-    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.hand_over(number)) {
-        Ok(Some((is_rest, batch))) => {
-            let kind = if is_rest { atoms::rest() } else { atoms::fresh() };
-            (kind, ResourceArc::new(batch)).encode(env)
-        }
-        Ok(None) => atoms::empty().to_term(env),
+nif!(flush / 2);
+fn flush<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partition = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.flush(partition)) {
+        Ok(AnyFlushed::Rest(flush)) => (atoms::rest(), ResourceArc::new(flush)).encode(env),
+        Ok(AnyFlushed::Fresh(flush)) => (atoms::fresh(), ResourceArc::new(flush)).encode(env),
+        Ok(AnyFlushed::Nothing) => atoms::empty().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }
 
-nif!(pending / 2);
-fn pending<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let number = partition.decode()?;
-    Ok(match find(name)?.and_then(Buffer::running).and_then(|side| side.pending(number)) {
-        Ok(Some(batch)) => ResourceArc::new(batch).encode(env),
+nif!(in_flight / 2);
+fn in_flight<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partition = partition.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.in_flight(partition)) {
+        Ok(Some(flush)) => ResourceArc::new(flush).encode(env),
         Ok(None) => atoms::empty().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }
 
 nif!(position / 1);
-fn position<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let batch: ResourceArc<Batch> = batch.decode()?;
-    Ok(unsigned_to(env, batch.0.position() as u64))
+fn position<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(unsigned_to(env, flush.0.position() as u64))
 }
 
 nif!(progress / 1);
-fn progress<'a>(env: Env<'a>, [batch]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let batch: ResourceArc<Batch> = batch.decode()?;
-    Ok(batch.0.progress().encode(env))
+fn progress<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.0.progress().encode(env))
 }
 
 nif!(read / 3);
-fn read<'a>(env: Env<'a>, [batch, position, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let batch: ResourceArc<Batch> = batch.decode()?;
-    let (records, position) = batch.0.read(env, position.decode()?, count.decode()?);
+fn read<'a>(env: Env<'a>, [flush, position, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let (records, position) = flush.0.read(env, position.decode()?, count.decode()?);
     Ok(tuple(env, [records, unsigned_to(env, position as u64)]))
 }
 
 nif!(claim / 3);
-fn claim<'a>(env: Env<'a>, [batch, from, to]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let batch: ResourceArc<Batch> = batch.decode()?;
-    Ok(batch.0.claim(from.decode()?, to.decode()?).encode(env))
+fn claim<'a>(env: Env<'a>, [flush, from, to]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.0.claim(from.decode()?, to.decode()?).encode(env))
 }
 
 nif!(memory / 0);
@@ -314,17 +312,17 @@ fn find(name: Term<'_>) -> NifResult<Result<&'static Buffer, NotRunning>> {
 
 /// The map of this name, running or not.
 #[inline]
-fn find_map(name: Term<'_>) -> NifResult<Result<&'static MapSide, NotRunning>> {
+fn find_map(name: Term<'_>) -> NifResult<Result<&'static MapPartitions, NotRunning>> {
     Ok(find(name)?.map(|buffer| &buffer.map))
 }
 
 /// The queue of this name, running or not.
 #[inline]
-fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueueSide, NotRunning>> {
+fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueuePartitions, NotRunning>> {
     Ok(find(name)?.map(|buffer| &buffer.queue))
 }
 
-/// Where to, or `{:processor, to}` for a write of a processor.
+/// The route of a call, or of `{:processor, route}` for a write of a processor.
 #[inline]
 fn route(term: Term<'_>) -> NifResult<Route> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
@@ -338,13 +336,13 @@ fn route(term: Term<'_>) -> NifResult<Route> {
     }
 }
 
-/// `nil`, or the number of a partition and that of all.
+/// `nil`, or a partition and the count of partitions that it was chosen among.
 fn partition_or_nil(term: Term<'_>) -> NifResult<To> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
         return Ok(To::ByTerm);
     }
-    let (number, among) = term.decode()?;
-    Ok(To::Partition { number, among })
+    let (partition, partition_count) = term.decode()?;
+    Ok(To::Partition { partition, partition_count })
 }
 
 /// `:ok` or `:not_running`.
@@ -356,10 +354,10 @@ fn done(env: Env<'_>, result: Result<(), NotRunning>) -> Term<'_> {
     }
 }
 
-/// The number or `:not_running`.
-fn number(env: Env<'_>, result: Result<u64, NotRunning>) -> Term<'_> {
+/// The count or `:not_running`.
+fn count_or_not_running(env: Env<'_>, result: Result<u64, NotRunning>) -> Term<'_> {
     match result {
-        Ok(number) => unsigned_to(env, number),
+        Ok(count) => unsigned_to(env, count),
         Err(NotRunning) => atoms::not_running().to_term(env),
     }
 }

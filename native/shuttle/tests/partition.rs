@@ -119,7 +119,7 @@ fn assert_conserved(buffer: &Buffer, accepted: &[HashMap<i64, i64>]) {
 }
 
 #[test]
-fn every_write_is_in_one_hand_over_or_superseded_by_a_newer_one() {
+fn every_write_is_in_one_flush_or_superseded_by_a_newer_one() {
     check(|| {
         let buffer = start(1);
         let accepted =
@@ -131,7 +131,7 @@ fn every_write_is_in_one_hand_over_or_superseded_by_a_newer_one() {
 }
 
 #[test]
-fn no_hand_over_has_a_write_whose_forerunner_comes_in_a_later_one() {
+fn no_flush_has_a_write_whose_forerunner_comes_in_a_later_one() {
     const KEYS: i64 = 4;
     check(|| {
         let buffer = start(1);
@@ -145,8 +145,8 @@ fn no_hand_over_has_a_write_whose_forerunner_comes_in_a_later_one() {
         join(reader);
         buffer.drain();
         let mut rounds = [0; KEYS as usize];
-        for hand_over in buffer.batches() {
-            hand_over.into_iter().for_each(|(key, round, ..)| rounds[key as usize] = round);
+        for flush in buffer.batches() {
+            flush.into_iter().for_each(|(key, round, ..)| rounds[key as usize] = round);
             assert!(rounds.is_sorted_by(|earlier, later| earlier >= later), "a later write comes first: {rounds:?}");
         }
         assert_eq!(rounds, [3; KEYS as usize]);
@@ -178,37 +178,37 @@ fn two_readers_at_once_never_claim_the_same_batch() {
 }
 
 #[test]
-fn a_read_sees_the_last_write_that_returned_or_nothing_once_that_is_handed_over() {
+fn a_read_sees_the_last_write_that_returned_or_nothing_once_that_is_flushed() {
     check(|| {
         let buffer = start(1);
         let writers: Vec<_> = (1..=2)
             .map(|key| {
                 spawn(&buffer, move |buffer| {
-                    let mut handed_over = Vec::new();
+                    let mut flushed = Vec::new();
                     for value in 1..=4 {
                         buffer.put(key, value).expect("the buffer runs");
                         match buffer.get(key) {
                             Some(read) => assert_eq!(read, value, "a read sees the last write"),
-                            None => handed_over.push(value),
+                            None => flushed.push(value),
                         }
                         if value == 2 {
                             buffer.delete(key);
                             assert_eq!(buffer.get(key), None, "a deleted entry is not there");
                         }
                     }
-                    handed_over
+                    flushed
                 })
             })
             .collect();
         let reader = spawn(&buffer, |buffer| buffer.deliver_times(3, usize::MAX));
-        let handed_over: Vec<Vec<i64>> = writers.into_iter().map(join).collect();
+        let flushed: Vec<Vec<i64>> = writers.into_iter().map(join).collect();
         join(reader);
         buffer.drain();
-        for (key, handed_over) in (1..).zip(handed_over) {
+        for (key, flushed) in (1..).zip(flushed) {
             let values = buffer.values(key);
             assert!(is_increasing(&values), "values come in order and once: {values:?}");
             assert_eq!(values.last(), Some(&4), "the last is delivered");
-            assert!(handed_over.iter().all(|value| values.contains(value)), "{handed_over:?} are in {values:?}");
+            assert!(flushed.iter().all(|value| values.contains(value)), "{flushed:?} are in {values:?}");
         }
     });
 }
@@ -257,7 +257,7 @@ fn after_the_close_a_write_is_refused_or_in_what_is_evicted() {
         let accepted: Vec<_> = writers.into_iter().map(join).collect();
         let evicted = join(evicted);
         join(reader);
-        evicted.iter().for_each(|hand_over| buffer.claim(hand_over, usize::MAX));
+        evicted.iter().for_each(|flush| buffer.claim(flush, usize::MAX));
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.put(1, 1), Err(Closed));
     });

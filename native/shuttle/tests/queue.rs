@@ -48,7 +48,7 @@ impl Buffer {
 }
 
 /// The accepted items of each writer were delivered once and in their order, nothing else was, and the copies are gone,
-/// though the hand-overs are still referred to.
+/// though the flushes are still referred to.
 fn assert_conserved(buffer: &Buffer, accepted: &[Vec<i64>]) {
     let delivered = buffer.items();
     for (writer, accepted) in (0..).zip(accepted) {
@@ -124,7 +124,7 @@ fn two_readers_at_once_never_claim_the_same_batch() {
 }
 
 #[test]
-fn the_size_is_what_was_pushed_and_not_handed_over() {
+fn the_size_is_what_was_pushed_and_not_flushed() {
     check(|| {
         let buffer = start(1);
         let (begun, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -140,20 +140,20 @@ fn the_size_is_what_was_pushed_and_not_handed_over() {
                 })
             })
             .collect();
-        // Nobody else hands over, so it knows how much was.
+        // Nobody else flushes, so it knows how much was.
         let reader = spawn(&buffer, move |buffer| {
             for _ in 0..4 {
-                let handed_over = buffer.handed_over();
-                let least = done.load(Ordering::SeqCst).saturating_sub(handed_over);
+                let flushed = buffer.flushed();
+                let least = done.load(Ordering::SeqCst).saturating_sub(flushed);
                 let size = buffer.first().len(1).expect("the buffer runs");
-                let most = begun.load(Ordering::SeqCst) - handed_over;
+                let most = begun.load(Ordering::SeqCst) - flushed;
                 assert!((least..=most).contains(&size), "{least} <= {size} <= {most}");
                 buffer.deliver(buffer.first(), usize::MAX);
             }
         });
         writers.into_iter().for_each(join);
         join(reader);
-        assert_eq!(buffer.first().len(1), Ok(8 - buffer.handed_over()));
+        assert_eq!(buffer.first().len(1), Ok(8 - buffer.flushed()));
         buffer.drain();
         assert_eq!(buffer.first().len(1), Ok(0));
         assert_conserved(&buffer, &[vec![1, 2, 3, 4], vec![1, 2, 3, 4]]);
@@ -173,7 +173,7 @@ fn after_the_close_a_push_is_refused_or_in_what_is_evicted() {
         let accepted: Vec<_> = writers.into_iter().map(join).collect();
         let evicted = join(evicted);
         join(reader);
-        evicted.iter().for_each(|hand_over| buffer.claim(hand_over, usize::MAX));
+        evicted.iter().for_each(|flush| buffer.claim(flush, usize::MAX));
         assert!(!buffer.deliver(buffer.first(), 1), "nothing stays behind");
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.push(0, &[7]), Err(Closed));

@@ -239,7 +239,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     PartitionedBuffer.update_options(buffer, processing_interval_ms: 60_000)
     written = in_process(fn -> kind.write_code(buffer, number, Code.value(faults.code, number)) end)
     purged = Code.purge()
-    waits = in_process(fn -> kind.code_waits?(buffer, number, faults.ledger) || exit(:handed_over) end)
+    waits = in_process(fn -> kind.code_waits?(buffer, number, faults.ledger) || exit(:flushed) end)
     PartitionedBuffer.update_options(buffer, processing_interval_ms: 1)
 
     faults = if written == :normal, do: written(faults, {:code, number}), else: faults

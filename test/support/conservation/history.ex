@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Conservation.History do
   # What is written to a key, from its first write to its last, follows from the key's number alone. So whoever sees an
   # entry can tell which writes it is made of.
   #
-  # A key is written by one process, its hand-overs come one after the other, so each of them has a run of its writes:
+  # A key is written by one process, its flushes come one after the other, so each of them has a run of its writes:
   # those behind the last one's run. The entry that comes out is what `Model` makes of this run. The version, and
   # `updates`, which counts back to the first write of the run or to the last `put`, give the run away: a write that is
   # missing, comes twice, comes late or in another's place makes an entry that no run explains. Not seen is only the loss
@@ -53,10 +53,10 @@ defmodule PartitionedBuffer.Conservation.History do
   def number(number), do: number
 
   @doc """
-  Takes an entry that was handed over, of a key whose writes up to `seen` have been before. The number up to which they
+  Takes an entry that was flushed, of a key whose writes up to `seen` have been before. The number up to which they
   have been now; or what cannot be: the same writes `:again`, an entry behind one that was `:lost`, one that is `:wrong`.
   """
-  def hand_over(id, seen, {value, version, updates}) do
+  def flush(id, seen, {value, version, updates}) do
     number = number(value)
     # Of what was written the number says all.
     entry = {number, version, updates}
@@ -70,7 +70,7 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  @doc "Whether nothing is to come of a key that was written so many times, `seen` of which were handed over."
+  @doc "Whether nothing is to come of a key that was written so many times, `seen` of which were flushed."
   def finished?(id, seen, written), do: seen <= written and run?(id, seen + 1, written, nil)
 
   @doc "Whether a read between two writes may find this value: nothing has replaced it."

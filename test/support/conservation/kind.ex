@@ -36,15 +36,15 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @doc "Writes a value with a number that refers to code, of which the ledger is told by `Ledger.code/3`."
   @callback write_code(atom(), non_neg_integer(), any()) :: :ok
 
-  @doc "Whether this value has not been handed over."
+  @doc "Whether this value has not been flushed."
   @callback code_waits?(atom(), non_neg_integer(), pid()) :: boolean()
 
   ## The ledger
 
-  @doc "The entries of a table that was handed over, in their order if they have one."
+  @doc "The entries of a table that was flushed, in their order if they have one."
   @callback entries(:ets.table()) :: list()
 
-  @doc "An entry that was handed over by a partition, nil if it is not known."
+  @doc "An entry that was flushed by a partition, nil if it is not known."
   @callback entry(any(), non_neg_integer() | nil, Ledger.t()) :: Ledger.t()
 
   @doc "Compares what was written with what has come, at the end."

@@ -7,7 +7,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   #
   # A task that is killed while it is not in its processor may have claimed a batch: this is the only loss that nobody
   # sees. Entries that are missing are put down to it (`unseen`) if there was such a death in their partition since
-  # something of their kind, as the same key, was last handed over.
+  # something of their kind, as the same key, was last flushed.
 
   use GenServer
 
@@ -50,7 +50,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   def processor(ledger, kind), do: {__MODULE__, :process, [ledger, kind]}
 
   def process(batch, ledger, kind) do
-    # Before the writers, as the ledger: the more hand-overs the better.
+    # Before the writers, as the ledger: the more flushes the better.
     Process.flag(:priority, :high)
     send(ledger, {:batch, self(), if(is_list(batch), do: batch, else: kind.entries(batch))})
 
@@ -148,7 +148,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
   def handle_info({:event, [:processing, :start], _measurements, metadata, pid}, state) do
-    {:noreply, state |> known(pid, number(metadata.partition)) |> count(:hand_overs)}
+    {:noreply, state |> known(pid, number(metadata.partition)) |> count(:flushes)}
   end
 
   def handle_info({:event, [:processing, :stop], measurements, _metadata, pid}, state) do
@@ -207,7 +207,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     if others == [], do: state, else: violation(state, :two_at_a_time, partition)
   end
 
-  # All batches of a hand-over but the last are full. A table is one of any size.
+  # All batches of a flush but the last are full. A table is one of any size.
   defp check_sizes(%{batch_sizes: nil} = state, _task), do: state
 
   defp check_sizes(state, task) do

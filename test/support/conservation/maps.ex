@@ -108,7 +108,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
   defp call_for(:delete), do: :delete
   defp call_for(_newer_or_stale), do: :put_all_newer
 
-  # Nobody else writes to the key: it has its last write or has been handed over.
+  # Nobody else writes to the key: it has its last write or has been flushed.
   @impl Kind
   def read(writer) do
     slot = any_slot()
@@ -223,7 +223,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
     id = History.id(key)
     {seen, windows} = Ledger.seen(ledger, id, 0)
 
-    {outcome, now_seen} = History.hand_over(id, seen, {value, version, updates})
+    {outcome, now_seen} = History.flush(id, seen, {value, version, updates})
     Ledger.see(ledger, id, now_seen, partition)
 
     case outcome do

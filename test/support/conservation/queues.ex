@@ -66,7 +66,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  # The processor is slower than the writers: without waiting for it there would be few hand-overs, of very many items.
+  # The processor is slower than the writers: without waiting for it there would be few flushes, of very many items.
   @impl Kind
   def read(writer) do
     size = writer.target.(:size, [])

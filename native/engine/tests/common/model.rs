@@ -1,4 +1,4 @@
-//! Buffers of partitions beside models of them: of what waits and of what was handed over. Long sequences of operations,
+//! Buffers of partitions beside models of them: of what waits and of what was flushed. Long sequences of operations,
 //! read from bytes, are done to both; what they answer and hold must be the same.
 //!
 //! The random tests and the fuzz targets share them: any bytes are a sequence of operations. Here is what [`map`] and
@@ -8,9 +8,8 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use partitioned_buffer_engine::partition::Retired;
 use partitioned_buffer_engine::reclaim::settle;
-use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Partition, Store};
+use partitioned_buffer_engine::{Closed, Flush, Flushed, Frozen, Hasher, Partition, Store};
 
 use super::{heaps, set_lanes, HIDDEN, LARGE};
 
@@ -23,7 +22,7 @@ const PARTITIONS: usize = 3;
 /// What is in a store, or in a part of one.
 trait Contents<S: Store>: Default + PartialEq + Debug {
     /// What is between two positions.
-    fn read(retired: &Retired<S>, start: usize, end: usize) -> Self;
+    fn read(frozen: &Frozen<S>, start: usize, end: usize) -> Self;
 
     /// How much it is.
     fn len(&self) -> usize;
@@ -35,10 +34,10 @@ trait Contents<S: Store>: Default + PartialEq + Debug {
 /// A partition as it should be.
 #[derive(Default)]
 struct Model<C> {
-    routed_among: usize,
-    active: C,
-    /// Handed over and not claimed, oldest first.
-    pending: VecDeque<C>,
+    partition_count: usize,
+    waiting: C,
+    /// Flushed and not claimed, oldest first.
+    in_flight: VecDeque<C>,
 }
 
 /// See the module's documentation.
@@ -50,7 +49,7 @@ struct Buffer<S: Store, const SHARDS: usize, C> {
     writes: i64,
     operations: usize,
     /// A reader that goes on reading what has been claimed to the end, with what it read first.
-    reader: Option<(Arc<Retired<S>>, usize, C)>,
+    reader: Option<(Arc<Frozen<S>>, usize, C)>,
 }
 
 /// Runs `operations`, with these lanes, while no other sequence is run, as all heaps of the process are counted.
@@ -79,9 +78,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
     fn step(&mut self, operation: u8, a: u8, b: u8) {
         let partition = usize::from(a) % PARTITIONS;
         match operation % 32 {
-            24 => self.hand_over(partition, |start, _end| start + usize::from(b)),
-            25 => self.hand_over(partition, |_start, end| end.saturating_sub(usize::from(b) % 4)),
-            26..=27 => self.hand_over(partition, |_start, end| end),
+            24 => self.flush(partition, |start, _end| start + usize::from(b)),
+            25 => self.flush(partition, |_start, end| end.saturating_sub(usize::from(b) % 4)),
+            26..=27 => self.flush(partition, |_start, end| end),
             28 => self.read_again(),
             29 => self.restart(1 + partition),
             30 => self.open_or_close(partition, b < 128),
@@ -101,71 +100,71 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
 
     /// What must come of an operation that partition `number` is open for, or not.
     fn expected<R>(&self, number: usize, result: R) -> Result<R, Closed> {
-        if self.models[number].routed_among == self.running {
+        if self.models[number].partition_count == self.running {
             Ok(result)
         } else {
             Err(Closed)
         }
     }
 
-    /// Compares what a partition hands over with the model, and claims up to a position that may depend on where it starts
+    /// Compares what a partition flushes with the model, and claims up to a position that may depend on where it starts
     /// and ends.
-    fn hand_over(&mut self, number: usize, position: impl Fn(usize, usize) -> usize) {
+    fn flush(&mut self, number: usize, position: impl Fn(usize, usize) -> usize) {
         self.operations += 1;
         let model = &mut self.models[number];
-        let handed_over = match self.partitions[number].hand_over() {
+        let flushed = match self.partitions[number].flush() {
             None => {
                 assert!(
-                    model.pending.is_empty() && model.active.len() == 0,
-                    "nothing is handed over, something is there"
+                    model.in_flight.is_empty() && model.waiting.len() == 0,
+                    "nothing is flushed, something is there"
                 );
                 return;
             }
-            Some(HandedOver::Rest(hand_over)) => hand_over,
-            Some(HandedOver::Fresh(hand_over)) => {
-                assert!(model.pending.is_empty(), "what is left comes before what is new");
-                model.pending.push_back(std::mem::take(&mut model.active));
-                hand_over
+            Some(Flushed::Rest(flush)) => flush,
+            Some(Flushed::Fresh(flush)) => {
+                assert!(model.in_flight.is_empty(), "what is left comes before what is new");
+                model.in_flight.push_back(std::mem::take(&mut model.waiting));
+                flush
             }
         };
-        let (start, end) = (handed_over.position(), handed_over.end());
-        let rest = &mut model.pending[0];
-        let retired = handed_over.entries().expect("not all is claimed");
-        assert_eq!(*rest, C::read(&retired, start, end), "what is not claimed of a hand-over");
-        assert!(retired.record(end).is_none(), "nothing is behind the end");
+        let (start, end) = (flushed.position(), flushed.end());
+        let rest = &mut model.in_flight[0];
+        let frozen = flushed.entries().expect("not all is claimed");
+        assert_eq!(*rest, C::read(&frozen, start, end), "what is not claimed of a flush");
+        assert!(frozen.record(end).is_none(), "nothing is behind the end");
         if start == 0 {
-            self.reader = Some((retired.clone(), end, C::read(&retired, 0, end)));
+            self.reader = Some((frozen.clone(), end, C::read(&frozen, 0, end)));
         }
 
         let position = position(start, end).clamp(start, end);
-        rest.remove(&C::read(&retired, start, position));
-        self.claim(number, &handed_over, start, position);
+        rest.remove(&C::read(&frozen, start, position));
+        self.claim(number, &flushed, start, position);
     }
 
-    fn claim(&mut self, number: usize, handed_over: &Arc<HandOver<S>>, start: usize, position: usize) {
-        let end = handed_over.end();
-        assert!(!handed_over.claim(start + 1, end, 0), "a claim leaves nothing out");
+    fn claim(&mut self, number: usize, flushed: &Arc<Flush<S>>, start: usize, position: usize) {
+        let end = flushed.end();
+        assert!(!flushed.claim(start + 1, end, 0), "a claim leaves nothing out");
         // Beyond the end is at the end.
         let to = if position == end { usize::MAX } else { position };
-        assert!(handed_over.claim(start, to, 0));
+        assert!(flushed.claim(start, to, 0));
         // What is claimed cannot be claimed again, in whole or in part.
         if position > start {
-            assert!(!handed_over.claim(start, position, 0));
-            assert!(!handed_over.claim(start, end, 0));
-            assert!(!handed_over.claim(position - 1, end, 0));
+            assert!(!flushed.claim(start, position, 0));
+            assert!(!flushed.claim(start, end, 0));
+            assert!(!flushed.claim(position - 1, end, 0));
         }
-        assert_eq!(handed_over.position(), position);
-        assert_eq!(handed_over.entries().is_none(), position == end);
+        assert_eq!(flushed.position(), position);
+        assert_eq!(flushed.entries().is_none(), position == end);
         if position == end {
-            self.models[number].pending.pop_front();
+            self.models[number].in_flight.pop_front();
         }
     }
 
     /// What a reader has got does not change, whatever has been written or freed since.
     fn read_again(&mut self) {
         self.operations += 1;
-        if let Some((retired, end, first)) = &self.reader {
-            assert_eq!(C::read(retired, 0, *end), *first);
+        if let Some((frozen, end, first)) = &self.reader {
+            assert_eq!(C::read(frozen, 0, *end), *first);
         }
     }
 
@@ -176,14 +175,14 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
             let held: Vec<_> = (0..self.running)
                 .map(|number| {
                     let model = std::mem::take(&mut self.models[number]);
-                    let active = Some(model.active).filter(|active| active.len() > 0);
-                    (self.partitions[number].evict(), model.pending.into_iter().chain(active).collect::<Vec<_>>())
+                    let active = Some(model.waiting).filter(|active| active.len() > 0);
+                    (self.partitions[number].evict(), model.in_flight.into_iter().chain(active).collect::<Vec<_>>())
                 })
                 .collect();
-            for (number, (evicted, pending)) in (0..running).cycle().zip(held) {
-                assert_eq!(evicted.len(), pending.len(), "hand-overs that are evicted");
+            for (number, (evicted, in_flight)) in (0..running).cycle().zip(held) {
+                assert_eq!(evicted.len(), in_flight.len(), "flushes that are evicted");
                 self.partitions[number].adopt(evicted);
-                self.models[number].pending.extend(pending);
+                self.models[number].in_flight.extend(in_flight);
             }
             self.running = running;
         }
@@ -194,30 +193,30 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         self.operations += 1;
         if is_open && number < self.running {
             self.partitions[number].open(self.running as u32);
-            self.models[number].routed_among = self.running;
+            self.models[number].partition_count = self.running;
         } else {
             self.partitions[number].close();
-            self.models[number].routed_among = 0;
+            self.models[number].partition_count = 0;
         }
     }
 
     fn check_sizes(&mut self) {
         self.operations += 1;
         for number in 0..PARTITIONS {
-            let expected = self.expected(number, self.models[number].active.len());
+            let expected = self.expected(number, self.models[number].waiting.len());
             assert_eq!(self.partitions[number].len(self.running as u32), expected);
         }
     }
 
-    /// Hands over all that is left, with which the memory goes. Gives the number of operations.
+    /// Flushes all that is left, with which the memory goes. Gives the number of operations.
     fn finish(mut self) -> usize {
         self.check_sizes();
         self.read_again();
         for number in 0..PARTITIONS {
-            while !self.models[number].pending.is_empty() || self.models[number].active.len() > 0 {
-                self.hand_over(number, |_start, end| end);
+            while !self.models[number].in_flight.is_empty() || self.models[number].waiting.len() > 0 {
+                self.flush(number, |_start, end| end);
             }
-            self.hand_over(number, |_start, end| end);
+            self.flush(number, |_start, end| end);
         }
         self.read_again();
         self.reader = None;

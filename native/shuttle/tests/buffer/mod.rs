@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use partitioned_buffer_engine::{Closed, HandOver, HandedOver, Hasher, Partition, Store};
+use partitioned_buffer_engine::{Closed, Flush, Flushed, Hasher, Partition, Store};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
@@ -37,9 +37,9 @@ pub fn check(body: fn()) {
     Runner::new(PctScheduler::new_from_seed(seed, PRIORITY_CHANGES, iterations), config).run(body);
 }
 
-/// What a reader has claimed, and of which hand-over.
+/// What a reader has claimed, and of which flush.
 struct Batch<D> {
-    hand_over: usize,
+    flush: usize,
     start: usize,
     end: usize,
     deliveries: Vec<D>,
@@ -53,7 +53,7 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     /// What a reader keeps of a record.
     delivery: fn(S::Record) -> D,
     /// All that readers have got, to the end of the test: the memory has to go earlier.
-    hand_overs: Mutex<Vec<Arc<HandOver<S>>>>,
+    flushes: Mutex<Vec<Arc<Flush<S>>>>,
     batches: Mutex<Vec<Batch<D>>>,
 }
 
@@ -70,7 +70,7 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
             partitions,
             running,
             delivery,
-            hand_overs: Mutex::default(),
+            flushes: Mutex::default(),
             batches: Mutex::default(),
         })
     }
@@ -95,40 +95,40 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         }
     }
 
-    /// Reads and claims `count` places of what a partition hands over, as a reader that dies then. Says whether there was
-    /// a hand-over.
+    /// Reads and claims `count` places of what a partition flushes, as a reader that dies then. Says whether there was
+    /// a flush.
     pub fn deliver(&self, partition: &Partition<S, SHARDS>, count: usize) -> bool {
-        let Some(HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over)) = partition.hand_over() else {
+        let Some(Flushed::Rest(flush) | Flushed::Fresh(flush)) = partition.flush() else {
             return false;
         };
-        self.claim(&hand_over, count);
+        self.claim(&flush, count);
         true
     }
 
-    /// Reads and claims `count` places of a hand-over, unless another reader does.
-    pub fn claim(&self, hand_over: &Arc<HandOver<S>>, count: usize) {
-        let number = self.number(hand_over);
-        let start = hand_over.position();
-        let end = start.saturating_add(count).min(hand_over.end());
-        let retired = hand_over.entries();
-        let records = retired.iter().flat_map(|retired| (start..end).filter_map(|position| retired.record(position)));
+    /// Reads and claims `count` places of a flush, unless another reader does.
+    pub fn claim(&self, flush: &Arc<Flush<S>>, count: usize) {
+        let number = self.number(flush);
+        let start = flush.position();
+        let end = start.saturating_add(count).min(flush.end());
+        let frozen = flush.entries();
+        let records = frozen.iter().flat_map(|frozen| (start..end).filter_map(|position| frozen.record(position)));
         let deliveries = records.map(self.delivery).collect();
-        drop(retired);
+        drop(frozen);
         // Again at the end, as a reader does that finds nothing behind the last batch.
-        if hand_over.claim(start, end, 0) {
-            hand_over.claim(end, end, 0);
-            held(&self.batches).push(Batch { hand_over: number, start, end, deliveries });
+        if flush.claim(start, end, 0) {
+            flush.claim(end, end, 0);
+            held(&self.batches).push(Batch { flush: number, start, end, deliveries });
         }
     }
 
-    /// The number of a hand-over. As each is numbered before any of it is claimed, and claimed before there is another
-    /// of its partition, the numbers are in the order of the hand-overs.
-    fn number(&self, hand_over: &Arc<HandOver<S>>) -> usize {
-        let mut hand_overs = held(&self.hand_overs);
-        let known = hand_overs.iter().position(|known| Arc::ptr_eq(known, hand_over));
+    /// The number of a flush. As each is numbered before any of it is claimed, and claimed before there is another
+    /// of its partition, the numbers are in the order of the flushes.
+    fn number(&self, flush: &Arc<Flush<S>>) -> usize {
+        let mut flushes = held(&self.flushes);
+        let known = flushes.iter().position(|known| Arc::ptr_eq(known, flush));
         known.unwrap_or_else(|| {
-            hand_overs.push(hand_over.clone());
-            hand_overs.len() - 1
+            flushes.push(flush.clone());
+            flushes.len() - 1
         })
     }
 
@@ -150,9 +150,9 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
     pub fn drain(&self) {
         let running = self.running.load(Ordering::SeqCst) as usize;
         for partition in &self.partitions[..running] {
-            while let Some(HandedOver::Rest(hand_over) | HandedOver::Fresh(hand_over)) = partition.hand_over() {
-                assert!(hand_over.position() < hand_over.end(), "what is finished is not handed over");
-                self.claim(&hand_over, usize::MAX);
+            while let Some(Flushed::Rest(flush) | Flushed::Fresh(flush)) = partition.flush() {
+                assert!(flush.position() < flush.end(), "what is finished is not flushed");
+                self.claim(&flush, usize::MAX);
             }
         }
     }
@@ -168,18 +168,18 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         self.running.store(running, Ordering::SeqCst);
     }
 
-    /// What was delivered, in order. Of each hand-over all must have been claimed, each place once.
+    /// What was delivered, in order. Of each flush all must have been claimed, each place once.
     pub fn delivered(&self) -> Vec<D> {
         let batches = held(&self.batches);
-        for (number, hand_over) in held(&self.hand_overs).iter().enumerate() {
-            let own = batches.iter().filter(|batch| batch.hand_over == number);
+        for (number, flush) in held(&self.flushes).iter().enumerate() {
+            let own = batches.iter().filter(|batch| batch.flush == number);
             let mut places: Vec<_> = own.map(|batch| (batch.start, batch.end)).collect();
             places.sort_unstable();
             let end = places.into_iter().fold(0, |before, (start, end)| {
                 assert_eq!(start, before, "a batch begins where the one before it ends");
                 end
             });
-            assert_eq!(end, hand_over.end(), "all of a hand-over is claimed");
+            assert_eq!(end, flush.end(), "all of a flush is claimed");
         }
         batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()
     }
@@ -189,14 +189,14 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         held(&self.batches).iter().map(|batch| batch.deliveries.clone()).collect()
     }
 
-    /// Puts what was delivered into the order of the hand-overs: readers that run at once note their batches in any order.
+    /// Puts what was delivered into the order of the flushes: readers that run at once note their batches in any order.
     pub fn sort(&self) {
-        held(&self.batches).sort_by_key(|batch| (batch.hand_over, batch.start, batch.end));
+        held(&self.batches).sort_by_key(|batch| (batch.flush, batch.start, batch.end));
     }
 
-    /// How many places there were in all hand-overs that readers have got.
-    pub fn handed_over(&self) -> usize {
-        held(&self.hand_overs).iter().map(|hand_over| hand_over.end()).sum()
+    /// How many places there were in all flushes that readers have got.
+    pub fn flushed(&self) -> usize {
+        held(&self.flushes).iter().map(|flush| flush.end()).sum()
     }
 }
 

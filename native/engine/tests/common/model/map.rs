@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::partition::{Retired, Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Version};
+use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
+use partitioned_buffer_engine::{Frozen, Generation, Hash, Hasher, Heap, MapPartition, Version};
 
 use super::{Buffer, Model, PARTITIONS};
 use crate::common::{hash, TestHeap, TestTerm};
@@ -149,7 +149,7 @@ impl Map {
         let result = self.buffer.partitions[number].delete(self.buffer.running as u32, hash, term);
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
-            self.buffer.models[number].active.remove(&key);
+            self.buffer.models[number].waiting.remove(&key);
         }
     }
 
@@ -159,14 +159,14 @@ impl Map {
         let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
         let found =
             self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value, _| value.content().1);
-        let stored = self.buffer.models[number].active.get(&key).map(|stored| stored.0);
+        let stored = self.buffer.models[number].waiting.get(&key).map(|stored| stored.0);
         assert_eq!(found, self.buffer.expected(number, stored));
     }
 }
 
 impl Model<Contents> {
     fn put(&mut self, key: Key, value: i64) {
-        self.active.insert(key, (value, 0, 0));
+        self.waiting.insert(key, (value, 0, 0));
     }
 
     fn put_if(&mut self, is_open: bool, key: Key, value: i64) {
@@ -176,7 +176,7 @@ impl Model<Contents> {
     }
 
     fn put_newer(&mut self, key: Key, value: i64, version: i64) {
-        let stored = self.active.entry(key).or_insert((value, version, 0));
+        let stored = self.waiting.entry(key).or_insert((value, version, 0));
         if version > stored.1 {
             *stored = (value, version, stored.2 + 1);
         }
@@ -195,15 +195,15 @@ fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
 
 impl super::Contents<Generation<TestHeap>> for Contents {
     /// None may be there twice.
-    fn read(retired: &Retired<Generation<TestHeap>>, start: usize, end: usize) -> Self {
+    fn read(frozen: &Frozen<Generation<TestHeap>>, start: usize, end: usize) -> Self {
         let mut contents = Contents::new();
-        for Record { key, value, version, updates } in (start..end).filter_map(|position| retired.record(position)) {
+        for Record { key, value, version, updates } in (start..end).filter_map(|position| frozen.record(position)) {
             let version = match version {
                 Version::Int(version) => version,
                 Version::Below(version) | Version::Above(version) => version.content().1,
             };
             let before = contents.insert(key.content(), (value.content().1, version, updates));
-            assert_eq!(before, None, "a key comes once in a hand-over");
+            assert_eq!(before, None, "a key comes once in a flush");
         }
         contents
     }

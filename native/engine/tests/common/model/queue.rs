@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use partitioned_buffer_engine::partition::Retired;
-use partitioned_buffer_engine::{Hasher, Heap, Log};
+use partitioned_buffer_engine::{Frozen, Hasher, Heap, Log};
 
 use super::{Buffer, PARTITIONS};
 use crate::common::{TestHeap, TestTerm};
@@ -44,7 +43,7 @@ impl Queue {
             // Batch by batch, like a reader that lives, or dies among them.
             19..=23 => {
                 let partition = usize::from(a) % PARTITIONS;
-                (0..a / 32).for_each(|_| self.buffer.hand_over(partition, |start, _end| start + count));
+                (0..a / 32).for_each(|_| self.buffer.flush(partition, |start, _end| start + count));
             }
             _ => self.buffer.step(operation, a, b),
         }
@@ -63,7 +62,7 @@ impl Queue {
         let result = self.buffer.partitions[number].push(self.buffer.running as u32, &item.parcel());
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
-            self.buffer.models[number].active.push_back(item.content());
+            self.buffer.models[number].waiting.push_back(item.content());
         }
     }
 
@@ -76,14 +75,14 @@ impl Queue {
         let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, parcels.iter());
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
-            self.buffer.models[number].active.extend(items.into_iter().map(TestTerm::content));
+            self.buffer.models[number].waiting.extend(items.into_iter().map(TestTerm::content));
         }
     }
 }
 
 impl super::Contents<Log<TestHeap>> for Items {
-    fn read(retired: &Retired<Log<TestHeap>>, start: usize, end: usize) -> Self {
-        (start..end).map(|position| retired.record(position).expect("no item is ever deleted").content()).collect()
+    fn read(frozen: &Frozen<Log<TestHeap>>, start: usize, end: usize) -> Self {
+        (start..end).map(|position| frozen.record(position).expect("no item is ever deleted").content()).collect()
     }
 
     fn len(&self) -> usize {

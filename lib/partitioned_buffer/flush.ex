@@ -1,6 +1,6 @@
-defmodule PartitionedBuffer.HandOver do
+defmodule PartitionedBuffer.Flush do
   @moduledoc false
-  # What is done with what a partition hands over: it is read in batches, each is claimed, and the processor is called
+  # What is done with what a partition flushes: it is read in batches, each is claimed, and the processor is called
   # with it. Runs in a task.
   #
   # A batch is claimed just before the processor is called: it is never handed to a processor twice, and what lies
@@ -8,24 +8,24 @@ defmodule PartitionedBuffer.HandOver do
 
   alias PartitionedBuffer.{Native, Options, Telemetry}
 
-  # More than a hand-over can have.
+  # More than a flush can have.
   @max_batch_size 4_294_967_296
 
-  # In the dictionary of a process that works on a hand-over: the name of the buffer.
+  # In the dictionary of a process that works on a flush: the name of the buffer.
   @processing :"$partitioned_buffer"
 
   # How many entries are read at once to fill a table.
   @table_slice 500
 
   @doc """
-  Processes all that is left of a hand-over.
+  Processes all that is left of a flush.
   """
   @spec process(reference(), Options.t(), atom()) :: :ok
-  def process(batch, %Options{} = options, partition) do
+  def process(flush, %Options{} = options, partition) do
     Process.put(@processing, options.name)
 
     Telemetry.span([:processing], %{buffer: options.name, partition: partition}, fn ->
-      %{size: deliver(batch, options, partition)}
+      %{size: deliver(flush, options, partition)}
     end)
 
     Process.delete(@processing)
@@ -41,7 +41,7 @@ defmodule PartitionedBuffer.HandOver do
   end
 
   @doc """
-  Whether a process works on a hand-over of this buffer.
+  Whether a process works on a flush of this buffer.
   """
   @spec processing?(pid(), atom()) :: boolean()
   def processing?(pid, buffer) when node(pid) == node() do
@@ -53,10 +53,10 @@ defmodule PartitionedBuffer.HandOver do
 
   def processing?(_on_another_node, _buffer), do: false
 
-  defp deliver(batch, %Options{processing_batch_size: :table} = options, partition) do
+  defp deliver(flush, %Options{processing_batch_size: :table} = options, partition) do
     kind = Options.kind(options)
     table = :ets.new(table_name(partition), [table_type(kind), :public, :named_table, keypos: 2])
-    fill(batch, table, kind)
+    fill(flush, table, kind)
     size = :ets.info(table, :size)
     call(options.processor, table)
     # Unless it has been renamed and is somebody else's now.
@@ -64,22 +64,22 @@ defmodule PartitionedBuffer.HandOver do
     size
   end
 
-  defp deliver(batch, %Options{} = options, _partition) do
+  defp deliver(flush, %Options{} = options, _partition) do
     size = min(options.processing_batch_size, @max_batch_size)
-    deliver_batches(batch, Native.position(batch), size, options.processor, 0)
+    deliver_batches(flush, Native.position(flush), size, options.processor, 0)
   end
 
-  defp deliver_batches(batch, from, size, processor, delivered) do
-    {entries, count, to} = read(batch, from, size)
+  defp deliver_batches(flush, from, size, processor, delivered) do
+    {entries, count, to} = read(flush, from, size)
 
     cond do
       # A task of a supervision tree that was killed is still at work.
-      not Native.claim(batch, from, to) ->
-        deliver_batches(batch, Native.position(batch), size, processor, delivered)
+      not Native.claim(flush, from, to) ->
+        deliver_batches(flush, Native.position(flush), size, processor, delivered)
 
       count > 0 ->
         call(processor, entries)
-        deliver_batches(batch, to, size, processor, delivered + count)
+        deliver_batches(flush, to, size, processor, delivered + count)
 
       true ->
         delivered
@@ -87,8 +87,8 @@ defmodule PartitionedBuffer.HandOver do
   end
 
   # A full batch, unless the end is reached: a single read may return less, even nothing, when its time is up.
-  defp read(batch, position, size) do
-    case Native.read(batch, position, size) do
+  defp read(flush, position, size) do
+    case Native.read(flush, position, size) do
       {[], ^position} ->
         {[], 0, position}
 
@@ -97,29 +97,29 @@ defmodule PartitionedBuffer.HandOver do
 
       {entries, position} ->
         count = length(entries)
-        {more, more_count, position} = read(batch, position, size - count)
+        {more, more_count, position} = read(flush, position, size - count)
         {entries ++ more, count + more_count, position}
     end
   end
 
   # All that nobody has claimed: read, then claimed as a whole.
-  defp fill(batch, table, kind) do
-    from = Native.position(batch)
+  defp fill(flush, table, kind) do
+    from = Native.position(flush)
 
-    unless Native.claim(batch, from, insert_from(batch, from, table, kind)) do
+    unless Native.claim(flush, from, insert_from(flush, from, table, kind)) do
       :ets.delete_all_objects(table)
-      fill(batch, table, kind)
+      fill(flush, table, kind)
     end
   end
 
-  defp insert_from(batch, from, table, kind) do
-    case read(batch, from, @table_slice) do
+  defp insert_from(flush, from, table, kind) do
+    case read(flush, from, @table_slice) do
       {[], 0, to} ->
         to
 
       {entries, _count, to} ->
         :ets.insert(table, objects(kind, entries, table))
-        insert_from(batch, to, table, kind)
+        insert_from(flush, to, table, kind)
     end
   end
 
