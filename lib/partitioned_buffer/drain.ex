@@ -43,7 +43,7 @@ defmodule PartitionedBuffer.Drain do
   def finish(%Identity{} = identity) do
     Native.close(identity.buffer, identity.number)
 
-    with left when left > 0 <- Native.held(identity.buffer, identity.number) do
+    with left when left not in [0, :not_running] <- Native.held(identity.buffer, identity.number) do
       Logger.error(
         "#{Identity.describe(identity)} could not process all it had: " <>
           "#{left} entries are kept until a buffer of this name starts"

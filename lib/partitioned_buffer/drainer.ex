@@ -6,7 +6,8 @@ defmodule PartitionedBuffer.Drainer do
   #
   # A process that has just died is not started again by a supervisor that stops. So the pass of a partition is done by a
   # process of the drainer's where that of the partition is dead, or dies meanwhile, and by another where that dies too. The
-  # first child is a drainer as well, which finds something to do only if the last is dead.
+  # first child is a drainer as well, which finds something to do only if the last is dead. It does nothing at the end of a
+  # start that has failed: the processes whose names were taken may still be at work.
 
   use GenServer, shutdown: :infinity
 
@@ -16,22 +17,30 @@ defmodule PartitionedBuffer.Drainer do
   @passes 10
 
   @doc """
-  Starts a drainer of these partitions, which are all of a buffer.
+  Starts a drainer of these partitions, which are all of a buffer, as the first or last child.
   """
-  @spec start_link([Identity.t()]) :: GenServer.on_start()
-  def start_link(partitions), do: GenServer.start_link(__MODULE__, partitions)
+  @spec start_link({:first | :last, [Identity.t()]}) :: GenServer.on_start()
+  def start_link(init), do: GenServer.start_link(__MODULE__, init)
+
+  @spec child_spec({:first | :last, [Identity.t()]}) :: Supervisor.child_spec()
+  def child_spec({place, _partitions} = init), do: Supervisor.child_spec(super(init), id: {__MODULE__, place})
 
   @impl GenServer
-  def init(partitions) do
+  def init({place, partitions}) do
     Process.flag(:trap_exit, true)
-    # They have been drained if this is not the first drainer of this supervisor.
-    Enum.each(partitions, &Partition.resume/1)
+    if place == :last, do: Enum.each(partitions, &started/1)
     {:ok, partitions}
+  end
+
+  # A partition has been drained if this is not the first drainer of this supervisor.
+  defp started(partition) do
+    :ets.insert(partition.settings, {:started})
+    Partition.resume(partition)
   end
 
   @impl GenServer
   def terminate(reason, partitions) do
-    if reason == :shutdown do
+    if reason == :shutdown and Enum.any?(partitions, &:ets.member(&1.settings, :started)) do
       partitions |> drain(System.monotonic_time(:nanosecond), @passes) |> Enum.each(&Drain.finish/1)
     end
   end

@@ -95,9 +95,7 @@ defmodule PartitionedBuffer.Supervisor do
     children =
       for partition <- partitions, child <- [task_supervisor(partition), {Partition, partition}], do: child
 
-    first = Supervisor.child_spec({Drainer, partitions}, id: {Drainer, :first})
-
-    Supervisor.init([first] ++ children ++ [{Drainer, partitions}],
+    Supervisor.init([{Drainer, {:first, partitions}}] ++ children ++ [{Drainer, {:last, partitions}}],
       strategy: :one_for_one,
       max_restarts: 3 + 3 * length(partitions),
       max_seconds: 5

@@ -44,7 +44,9 @@ defmodule PartitionedBuffer.StopTest do
   defp drainer(buffer) do
     children = Supervisor.which_children(Module.concat(buffer, Supervisor))
 
-    Enum.find_value(children, fn {id, pid, _type, _modules} -> if id == PartitionedBuffer.Drainer, do: pid end)
+    Enum.find_value(children, fn {id, pid, _type, _modules} ->
+      if id == {PartitionedBuffer.Drainer, :last}, do: pid
+    end)
   end
 
   defp asking_processor do
@@ -140,6 +142,35 @@ defmodule PartitionedBuffer.StopTest do
       assert Task.await(stop) == :ok
       assert length(received_batches()) == 3
     end
+  end
+
+  test "the end of a start that fails processes nothing of a partition that it has not started" do
+    buffer = start_buffer(partitions: 2)
+    Buffer.put(buffer, :left, 1, partition_key: partition_key_of(1, 2))
+    supervisor = Process.whereis(Module.concat(buffer, Supervisor))
+    children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
+    kill_processes([supervisor | children])
+
+    # Somebody of the tree before may still be at work.
+    name_of_second = PartitionedBuffer.Routing.partition_name(buffer, 1)
+    Process.register(self(), name_of_second)
+    Process.flag(:trap_exit, true)
+    test = self()
+
+    opts = [
+      name: buffer,
+      partitions: 2,
+      processor: &send(test, {:batch, &1}),
+      processing_interval_ms: 86_400_000
+    ]
+
+    assert {:error, {:shutdown, _failed_to_start}} = Buffer.start_link(opts)
+    refute_received {:batch, _batch}
+
+    Process.unregister(name_of_second)
+    start_buffer(opts)
+    assert Buffer.stop(buffer) == :ok
+    assert received_entries() == [{:left, 1, 0, 0}]
   end
 
   describe "the processor of a buffer that stops" do

@@ -18,6 +18,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
            :kill_supervisor,
            :kill_tree,
            :stop,
+           :kill_at_stop,
+           :change_partitions,
            :owner_dies,
            :write_list,
            :kill_writer,
@@ -178,6 +180,34 @@ defmodule PartitionedBuffer.Conservation.Faults do
     %{faults | owner: start_owner(faults.options)}
   end
 
+  # Before it, while the supervisor cannot start again what dies, and meanwhile.
+  defp inject(faults, :kill_at_stop) do
+    {:ok, drainer} = drainer(faults)
+    Ledger.arm(faults.ledger, {:slow, :rand.uniform(10)})
+    suspended? = :rand.uniform(2) == 1
+    if suspended?, do: :sys.suspend(PartitionedBuffer.Supervisor.name(name(faults)))
+    faults = if suspended?, do: kill_any(faults, drainer), else: faults
+    {stop, ref} = spawn_monitor(fn -> PartitionedBuffer.stop(name(faults)) end)
+
+    faults =
+      for _ <- 1..:rand.uniform(4), reduce: faults do
+        faults ->
+          Process.sleep(:rand.uniform(4) - 1)
+          kill_any(faults, drainer)
+      end
+
+    receive do
+      {:DOWN, ^ref, :process, ^stop, _reason} -> %{faults | owner: start_owner(faults.options)}
+    end
+  end
+
+  # A stop leaves nothing, whose order against what is new would not be promised.
+  defp inject(faults, :change_partitions) do
+    PartitionedBuffer.stop(name(faults))
+    options = Keyword.put(faults.options, :partitions, Enum.random(faults.kind.partitions()))
+    %{faults | options: options, owner: start_owner(options)}
+  end
+
   defp inject(faults, :owner_dies) do
     Process.exit(faults.owner, :kill)
     start_again(faults)
@@ -237,6 +267,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp inject(faults, :purge_code) do
     {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
     PartitionedBuffer.update_options(buffer, processing_interval_ms: 60_000)
+    # The tick that was due comes before it.
+    Process.sleep(5)
     written = in_process(fn -> kind.write_code(buffer, number, Code.value(faults.code, number)) end)
     purged = Code.purge()
     waits = in_process(fn -> kind.code_waits?(buffer, number, faults.ledger) || exit(:flushed) end)
@@ -254,6 +286,36 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp any_partition(faults), do: :rand.uniform(faults.options[:partitions]) - 1
 
   defp kill(name), do: Process.exit(Process.whereis(name) || exit(:restarting), :kill)
+
+  # What has died already is not killed again.
+  defp kill_any(faults, drainer) do
+    number = any_partition(faults)
+    partition = Process.whereis(Routing.partition_name(name(faults), number))
+    task_supervisor = Process.whereis(Partition.task_supervisor(name(faults), number))
+    {:monitors, monitored} = Process.info(drainer, :monitors) || {:monitors, []}
+    in_its_place = for {:process, pid} <- monitored, do: pid
+
+    [[partition], [task_supervisor], [partition, task_supervisor], Enum.take_random(in_its_place, 1)]
+    |> Enum.random()
+    |> Enum.reduce(faults, &kill_pid(&2, &1))
+  end
+
+  defp kill_pid(faults, nil), do: faults
+
+  defp kill_pid(faults, pid) do
+    Process.exit(pid, :kill)
+    faults |> unreported(1) |> unseen(1)
+  end
+
+  # The last child, which ends first.
+  defp drainer(faults) do
+    children = Supervisor.which_children(PartitionedBuffer.Supervisor.name(name(faults)))
+
+    for {{PartitionedBuffer.Drainer, :last}, pid, _type, _modules} when is_pid(pid) <- children,
+        reduce: :error do
+      :error -> {:ok, pid}
+    end
+  end
 
   defp hanging(faults) do
     Ledger.arm(faults.ledger, {:hang, self()})

@@ -10,6 +10,9 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @doc "The module of the buffer."
   @callback buffer() :: module()
 
+  @doc "How many partitions the buffer may have for what is checked of it to hold."
+  @callback partitions() :: [pos_integer()]
+
   ## Writers
 
   @doc "What a writer keeps in `state`."
@@ -44,8 +47,12 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @doc "The entries of a table that was flushed, in their order if they have one."
   @callback entries(:ets.table()) :: list()
 
-  @doc "An entry that was flushed by a partition, nil if it is not known."
-  @callback entry(any(), non_neg_integer() | nil, Ledger.t()) :: Ledger.t()
+  @doc """
+  An entry that was flushed by a partition of so many, which is no number if it is not known, and whether by a dying task
+  beside another.
+  """
+  @callback entry(any(), {partition :: any(), among :: any(), overlapping? :: boolean()}, Ledger.t()) ::
+              Ledger.t()
 
   @doc "Compares what was written with what has come, at the end."
   @callback check(written(), Ledger.t()) :: Ledger.t()

@@ -6,8 +6,11 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   # What is counted under `violations` must not be. The rest are figures.
   #
   # A task that is killed while it is not in its processor may have claimed a batch: this is the only loss that nobody
-  # sees. Entries that are missing are put down to it (`unseen`) if there was such a death in their partition since
-  # something of their kind, as the same key, was last flushed.
+  # sees. Entries that are missing are put down to it (`unseen`) if there was such a death, in any partition since their
+  # number may change, since something of their kind, as the same key, was last flushed.
+  #
+  # A task that is killed with its supervisor is still alive for a moment, and may be in a call of the processor when the one
+  # in its place is (`overlapping`). It is dead when its message is read; its batch may come late then, but not twice.
 
   use GenServer
 
@@ -18,7 +21,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   # `returned` is false while the processor has a batch; `sizes` are those of the batches, the last first.
   defmodule Task do
     @moduledoc false
-    defstruct [:partition, sizes: [], returned: true, verdict: :ok, excepted: false, stopped: false]
+    defstruct [:partition, :among, sizes: [], returned: true, verdict: :ok, excepted: false, stopped: false]
   end
 
   defstruct [
@@ -28,7 +31,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     :seen,
     tasks: %{},
     armed: [],
-    windows: %{},
+    windows: 0,
     counts: %{},
     violations: %{},
     finish: nil
@@ -85,7 +88,10 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   end
 
   def event([_, _ | suffix], measurements, metadata, {ledger, buffer}) do
-    if metadata.buffer == buffer, do: send(ledger, {:event, suffix, measurements, metadata, self()})
+    if metadata.buffer == buffer do
+      metadata = Map.put(metadata, :among, PartitionedBuffer.Native.partition_count(buffer))
+      send(ledger, {:event, suffix, measurements, metadata, self()})
+    end
   end
 
   @doc "The verdict on one of the next batches."
@@ -122,7 +128,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   @impl GenServer
   def handle_info({:batch, pid, entries}, state) do
-    state = state |> known(pid) |> check_alone(pid)
+    state = known(state, pid)
+    overlapping? = others_at_work(state, pid) != [] and not Process.alive?(pid)
+    state = if overlapping?, do: count(state, :overlapping), else: check_alone(state, pid)
     %Task{} = task = state.tasks[pid]
     {verdict, armed} = List.pop_at(state.armed, 0, :ok)
     send(pid, {:verdict, verdict})
@@ -136,7 +144,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       |> count(:entries, size)
 
     state = if size == 0, do: violation(state, :empty_batch, pid), else: state
-    {:noreply, Enum.reduce(entries, state, &state.kind.entry(&1, task.partition, &2))}
+
+    {:noreply,
+     Enum.reduce(entries, state, &state.kind.entry(&1, {task.partition, task.among, overlapping?}, &2))}
   end
 
   def handle_info({:returned, pid}, state) do
@@ -148,7 +158,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
   def handle_info({:event, [:processing, :start], _measurements, metadata, pid}, state) do
-    {:noreply, state |> known(pid, number(metadata.partition)) |> count(:flushes)}
+    {:noreply, state |> known(pid, number(metadata.partition), metadata.among) |> count(:flushes)}
   end
 
   def handle_info({:event, [:processing, :stop], measurements, _metadata, pid}, state) do
@@ -185,26 +195,29 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   ## Tasks
 
-  defp known(state, pid, partition \\ nil)
-  defp known(%{tasks: tasks} = state, pid, _partition) when is_map_key(tasks, pid), do: state
+  defp known(state, pid, partition \\ nil, among \\ nil)
+  defp known(%{tasks: tasks} = state, pid, _partition, _among) when is_map_key(tasks, pid), do: state
 
-  defp known(state, pid, partition) do
+  defp known(state, pid, partition, among) do
     Process.monitor(pid)
-    put_in(state.tasks[pid], %Task{partition: partition})
+    put_in(state.tasks[pid], %Task{partition: partition, among: among})
   end
 
   defp number(partition), do: partition |> Module.split() |> List.last() |> String.to_integer()
 
-  # Of a task that was killed meanwhile the death may not have been told yet.
   defp check_alone(state, pid) do
+    if others_at_work(state, pid) == [],
+      do: state,
+      else: violation(state, :two_at_a_time, state.tasks[pid].partition)
+  end
+
+  # Of a task that was killed meanwhile the death may not have been told yet.
+  defp others_at_work(state, pid) do
     partition = state.tasks[pid].partition
 
-    others =
-      for {other, %Task{partition: ^partition, returned: false}} <- state.tasks,
-          other != pid and Process.alive?(other),
-          do: other
-
-    if others == [], do: state, else: violation(state, :two_at_a_time, partition)
+    for {other, %Task{partition: ^partition, returned: false}} <- state.tasks,
+        other != pid and Process.alive?(other),
+        do: other
   end
 
   # All batches of a flush but the last are full. A table is one of any size.
@@ -244,7 +257,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
         state |> count(:failed) |> count(:killed) |> lost_in_hand(task)
 
       {%Task{returned: true}, reason} when reason in [:killed, :shutdown, :noproc] ->
-        state |> count(:failed) |> count(:killed_outside) |> window(task.partition)
+        state |> count(:failed) |> count(:killed_outside) |> window()
 
       {%Task{returned: true, excepted: true, sizes: []}, {:badarg, _stack}} ->
         count(state, :failed)
@@ -258,11 +271,11 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     state |> count(:failed_batches) |> count(:failed_entries, hd(task.sizes))
   end
 
-  defp window(state, partition), do: %{state | windows: Map.update(state.windows, partition, 1, &(&1 + 1))}
+  defp window(state), do: %{state | windows: state.windows + 1}
 
   ## Entries
 
-  @doc "What was seen of something, and after how many windows of its partition."
+  @doc "What was seen of something, and after how many windows: tasks that may have claimed a batch and died."
   def seen(ledger, what, nothing) do
     case :ets.lookup(ledger.seen, what) do
       [{^what, seen, windows}] -> {seen, windows}
@@ -271,11 +284,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   end
 
   @doc "Notes what is seen of something now."
-  def see(ledger, what, seen, partition),
-    do: :ets.insert(ledger.seen, {what, seen, windows(ledger, partition)})
-
-  @doc "How many tasks of a partition may have claimed a batch and died."
-  def windows(ledger, partition), do: Map.get(ledger.windows, partition, 0)
+  def see(ledger, what, seen), do: :ets.insert(ledger.seen, {what, seen, ledger.windows})
 
   @doc "A value that refers to code, with its number, has come."
   def code(ledger, number, value) do
@@ -300,7 +309,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   defp check({:code, number}, state) do
     if :ets.member(state.seen, {:code, number}),
       do: state,
-      else: missing(state, 1, {:code, number}, state.windows != %{})
+      else: missing(state, 1, {:code, number}, state.windows > 0)
   end
 
   defp check(written, state), do: state.kind.check(written, state)

@@ -19,6 +19,9 @@ defmodule PartitionedBuffer.Conservation.Maps do
   @impl Kind
   def buffer, do: Buffer
 
+  @impl Kind
+  def partitions, do: [1, 2, 3, 5]
+
   ## Writers
 
   # By the number of a slot the key in it, and how often it has been written; how often those were written that were
@@ -219,19 +222,19 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
   def entry({{:code, number}, value, 0, 0}, _partition, ledger), do: Ledger.code(ledger, number, value)
 
-  def entry({key, value, version, updates}, partition, ledger) do
+  def entry({key, value, version, updates}, _partition, ledger) do
     id = History.id(key)
     {seen, windows} = Ledger.seen(ledger, id, 0)
 
     {outcome, now_seen} = History.flush(id, seen, {value, version, updates})
-    Ledger.see(ledger, id, now_seen, partition)
+    Ledger.see(ledger, id, now_seen)
 
     case outcome do
       :ok ->
         ledger
 
       :lost ->
-        if Ledger.windows(ledger, partition) > windows,
+        if ledger.windows > windows,
           do: Ledger.count(ledger, :unseen),
           else: Ledger.violation(ledger, :lost, {id, seen, value, version, updates})
 
@@ -263,7 +266,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
     case complete - Enum.count(come, &(&1 <= complete)) do
       0 -> Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
-      missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing}, ledger.windows != %{})
+      missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing}, ledger.windows > 0)
     end
   end
 
@@ -273,7 +276,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
     cond do
       Enum.any?(written, &History.finished?(id, seen, &1)) -> ledger
-      Enum.any?(Map.values(ledger.windows), &(&1 > windows)) -> Ledger.count(ledger, :unseen)
+      ledger.windows > windows -> Ledger.count(ledger, :unseen)
       true -> Ledger.violation(ledger, :lost, {id, seen, written})
     end
   end

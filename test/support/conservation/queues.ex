@@ -15,12 +15,17 @@ defmodule PartitionedBuffer.Conservation.Queues do
   @writers 16
   @lists @writers - 1
 
-  @partitions 0..(Item.partitions() - 1)
+  @count Item.partitions()
+  @partitions 0..(@count - 1)
   @list_size 10_000
   @backlog 1_000
 
   @impl Kind
   def buffer, do: Queue
+
+  # In one partition all items have an order as well.
+  @impl Kind
+  def partitions, do: [1, Item.partitions()]
 
   ## Writers
 
@@ -147,10 +152,10 @@ defmodule PartitionedBuffer.Conservation.Queues do
   @impl Kind
   def entry({:code, number, value}, _partition, ledger), do: Ledger.code(ledger, number, value)
 
-  def entry(item, partition, ledger) do
+  def entry(item, {partition, among, overlapping?}, ledger) do
     case Item.read(item) do
-      {stream, own, number} when partition in [own, nil] ->
-        ledger |> check_stream(stream, own) |> check_number(stream, own, number)
+      {stream, own, number} when partition == own or among != @count ->
+        ledger |> check_stream(stream, own) |> check_number(stream, own, number, overlapping?)
 
       {_stream, _own, _number} ->
         Ledger.violation(ledger, :wrong_partition, {item, partition})
@@ -174,24 +179,26 @@ defmodule PartitionedBuffer.Conservation.Queues do
         Ledger.violation(ledger, :out_of_order, {stream, own, later})
 
       {_before, _windows} ->
-        Ledger.see(ledger, key, stream, own)
+        Ledger.see(ledger, key, stream)
         ledger
     end
   end
 
-  defp check_number(ledger, stream, own, number) do
+  defp check_number(ledger, stream, own, number, overlapping?) do
     {last, windows} = Ledger.seen(ledger, {stream, own}, 0)
 
     cond do
       number > last ->
-        excused? = Ledger.windows(ledger, own) > windows
+        excused? = ledger.windows > windows
         skipped = for skipped <- (last + 1)..(number - 1)//1, do: {{:skipped, stream, own, skipped}, excused?}
         :ets.insert(ledger.seen, skipped)
-        Ledger.see(ledger, {stream, own}, number, own)
+        Ledger.see(ledger, {stream, own}, number)
         ledger
 
       :ets.take(ledger.seen, {:skipped, stream, own, number}) != [] ->
-        Ledger.violation(ledger, :out_of_order, {stream, own, number, last})
+        if overlapping?,
+          do: ledger,
+          else: Ledger.violation(ledger, :out_of_order, {stream, own, number, last})
 
       true ->
         Ledger.violation(ledger, :again, {stream, own, number, last})
@@ -229,6 +236,6 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  defp missing_end(ledger, {_stream, own, last, written} = what, windows),
-    do: Ledger.missing(ledger, written.first - last, what, Ledger.windows(ledger, own) > windows)
+  defp missing_end(ledger, {_stream, _own, last, written} = what, windows),
+    do: Ledger.missing(ledger, written.first - last, what, ledger.windows > windows)
 end
