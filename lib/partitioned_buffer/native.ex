@@ -16,7 +16,8 @@ defmodule PartitionedBuffer.Native do
   #     change nothing.
   #   * After `:code.delete/1`, which `mix compile` and `recompile` in IEx do, it is loaded, and finds the buffers and what
   #     they hold: the library was never unloaded, since its buffers keep it in memory. Calls in between raise an
-  #     UndefinedFunctionError and write nothing. Batches that were flushed before are unknown to it; their task fails,
+  #     UndefinedFunctionError and write nothing. (OTP before 26.1 has a bug: processes that load a module with an `on_load`
+  #     function at the same time may hang, erlang/otp#7466.) Batches that were flushed before are unknown to it; their task fails,
   #     and what they had not claimed comes with the next flush.
   #   * If the file has been replaced meanwhile, the system still gives the library in memory, not the file: new native
   #     code runs after a restart of the VM. Another library (of another path, or version) is refused where there are

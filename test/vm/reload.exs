@@ -3,6 +3,16 @@
 alias PartitionedBuffer.Map, as: Buffer
 alias PartitionedBuffer.Native
 
+defmodule Reload.NoLoading do
+  # An error handler for writers: it does not load the module. OTP before 26.1 lets processes hang that load a module with
+  # an `on_load` function at the same time (erlang/otp#7466).
+  def undefined_function(module, function, arguments),
+    do: :erlang.raise(:error, :undef, [{module, function, arguments, []}])
+
+  def undefined_lambda(module, function, arguments),
+    do: :error_handler.undefined_lambda(module, function, arguments)
+end
+
 defmodule Reload do
   @never 86_400_000
 
@@ -27,7 +37,7 @@ defmodule Reload do
     %{environments: 0} = PartitionedBuffer.memory()
   end
 
-  # What was old is gone, then what is current is made old, then that is gone. Writers may load it again at any time.
+  # What was old is gone, then what is current is made old, then that is gone.
   def unload do
     purge()
     :code.delete(Native)
@@ -185,7 +195,15 @@ case what do
         processing_batch_size: 1_000
       )
 
-    writers = for writer <- 1..3, do: {writer, Task.async(fn -> Reload.write(:b, writer, 1, []) end)}
+    writers =
+      for writer <- 1..3 do
+        {writer,
+         Task.async(fn ->
+           Process.flag(:error_handler, Reload.NoLoading)
+           Reload.write(:b, writer, 1, [])
+         end)}
+      end
+
     # Each flush is released by its last claim while the module is being unloaded.
     for _ <- 1..50 do
       for {_writer, task} <- writers, do: send(task.pid, {:write, 5_000, me})
