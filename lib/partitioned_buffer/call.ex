@@ -1,11 +1,11 @@
 defmodule PartitionedBuffer.Call do
   @moduledoc false
-  # What the calls on all kinds of buffers have in common: options, results, lists.
+  # The parts of a call that all kinds of buffers share: options, results, lists.
 
-  alias PartitionedBuffer.{Flush, Options, Routing}
+  alias PartitionedBuffer.{Flush, Native, Options, Routing}
 
   @doc """
-  The partition that the options choose for a key or item; nil where it is routed by itself.
+  The route that the options choose for a key or item; nil if the key or item itself decides.
   """
   @spec route(atom(), any(), keyword()) :: Routing.route()
   def route(_buffer, _term, []), do: nil
@@ -18,15 +18,15 @@ defmodule PartitionedBuffer.Call do
   end
 
   @doc """
-  Raises if the buffer is not running, or not as one of this kind.
+  Raises if no partition took a call for this kind of buffer.
   """
   @spec ok!(:ok | :not_running, atom(), :map | :queue) :: :ok
   def ok!(:ok, _buffer, _kind), do: :ok
   def ok!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
 
   @doc """
-  What becomes of a write that was refused: that of a processor of this buffer is done by `write`, which gets a route that
-  says so, until the buffer's stop has ended; any other raises.
+  Handles a write that the partitions refused. A processor may write to its own buffer until the stop has ended: then `write`
+  writes again, by a route with the mark of processors. Any other write raises.
   """
   @spec refused(atom(), :map | :queue, Routing.route() | {:processor, Routing.route()}, (any() -> any())) ::
           :ok
@@ -38,62 +38,87 @@ defmodule PartitionedBuffer.Call do
       else: Routing.not_running!(buffer, kind)
   end
 
-  @doc """
-  Writes a list to a buffer of a kind by the NIF `native`. `check!` raises if there is anything in it that cannot be written.
-  """
-  @spec write_list(atom(), list(), keyword(), fun(), fun(), :map | :queue) :: :ok
-  def write_list(buffer, list, opts, native, check!, kind)
+  @typedoc "A NIF that writes a list."
+  @type operation() :: :put_all | :put_all_newer | :push_all
 
-  def write_list(buffer, list, [], native, check!, kind) do
-    # A short list is checked by the NIF; all others are here, before anything is written.
-    case native.(buffer, nil, list, false) do
-      :unchecked ->
-        check!.(list, buffer)
-        write(native, buffer, nil, list, kind)
+  @kinds %{put_all: :map, put_all_newer: :map, push_all: :queue}
+  @shapes %{put_all: :pair, put_all_newer: :versioned, push_all: :item}
+
+  @expected %{pair: "{key, value}", versioned: "{key, value, version} with an integer version"}
+
+  @doc """
+  Writes a list. Raises, and writes nothing, if an element has another shape than the operation needs.
+  """
+  @spec write_list(atom(), operation(), list(), keyword()) :: :ok
+  def write_list(buffer, operation, list, []) do
+    # The NIF checks a short list itself.
+    case apply(Native, operation, [buffer, nil, list, false]) do
+      :long ->
+        check!(buffer, @shapes[operation], list)
+        write(buffer, operation, nil, list)
 
       result ->
-        written(result, native, buffer, nil, list, kind)
+        written(result, buffer, operation, nil, list)
     end
   end
 
-  def write_list(buffer, list, opts, native, check!, kind) do
-    check!.(list, buffer)
+  def write_list(buffer, operation, list, opts) do
+    check!(buffer, @shapes[operation], list)
 
     case Options.partition_key!(buffer, opts) do
       partition_key when partition_key == nil or list == [] ->
-        write(native, buffer, nil, list, kind)
+        write(buffer, operation, nil, list)
 
       partition_key ->
-        # All are routed, among one number of partitions, before any is written: the function may raise.
-        partitions = Routing.partition_count!(buffer)
+        # The partition key may be a function that raises, so all routes are chosen before the first write. They share one
+        # partition count.
+        partition_count = Routing.partition_count!(buffer)
 
         list
-        |> Enum.group_by(&Routing.route(partition_key, routed_by(kind, &1), partitions))
-        |> Enum.each(fn {route, list} -> write(native, buffer, route, list, kind) end)
+        |> Enum.group_by(&Routing.route(partition_key, routed_by(operation, &1), partition_count))
+        |> Enum.each(fn {route, list} -> write(buffer, operation, route, list) end)
+    end
+  end
+
+  defp routed_by(:push_all, item), do: item
+  defp routed_by(_put, entry), do: elem(entry, 0)
+
+  defp write(buffer, operation, route, list) do
+    Native
+    |> apply(operation, [buffer, route, list, true])
+    |> written(buffer, operation, route, list)
+  end
+
+  defp written(:ok, _buffer, _operation, _route, _list), do: :ok
+  defp written({:more, rest}, buffer, operation, route, _list), do: write(buffer, operation, route, rest)
+
+  defp written({:refused, rest}, buffer, operation, route, _list),
+    do: refused(buffer, @kinds[operation], route, &write(buffer, operation, &1, rest))
+
+  defp written(:not_running, buffer, operation, route, list),
+    do: refused(buffer, @kinds[operation], route, &write(buffer, operation, &1, list))
+
+  defp written(invalid, buffer, operation, _route, _list), do: invalid!(invalid, buffer, @shapes[operation])
+
+  defp check!(buffer, shape, list) do
+    case Native.check(shape, list) do
+      :ok -> :ok
+      {:more, rest} -> check!(buffer, shape, rest)
+      invalid -> invalid!(invalid, buffer, shape)
     end
   end
 
   @doc """
-  Raises for a list that ends in something else than a list.
+  Raises for an element of a list, or for its tail, that has another shape.
   """
-  @spec improper_list!(any(), atom()) :: no_return()
-  def improper_list!(tail, buffer) do
+  @spec invalid!({:invalid, any()} | {:improper, any()}, atom(), :pair | :versioned | :item) :: no_return()
+  def invalid!({:invalid, entry}, buffer, shape) do
+    raise ArgumentError,
+          "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{@expected[shape]}"
+  end
+
+  def invalid!({:improper, tail}, buffer, _shape) do
     raise ArgumentError,
           "expected a proper list of entries for buffer #{inspect(buffer)}, got the tail: #{inspect(tail)}"
   end
-
-  defp routed_by(:map, entry), do: elem(entry, 0)
-  defp routed_by(:queue, item), do: item
-
-  defp write(native, buffer, to, list, kind),
-    do: buffer |> native.(to, list, true) |> written(native, buffer, to, list, kind)
-
-  defp written(:ok, _native, _buffer, _to, _list, _kind), do: :ok
-  defp written({:more, rest}, native, buffer, to, _list, kind), do: write(native, buffer, to, rest, kind)
-
-  defp written({:refused, rest}, native, buffer, to, _list, kind),
-    do: refused(buffer, kind, to, &write(native, buffer, &1, rest, kind))
-
-  defp written(:not_running, native, buffer, to, list, kind),
-    do: refused(buffer, kind, to, &write(native, buffer, &1, list, kind))
 end

@@ -49,10 +49,6 @@ defmodule PartitionedBuffer.Map do
   alias PartitionedBuffer.{Call, Definition, Native, Routing}
 
   # What entries have to be, for messages.
-  @pair "{key, value}"
-  @pairs "a map, or another enumerable of #{@pair}"
-  @versioned "{key, value, version} with an integer version"
-  @all_versioned "an enumerable of #{@versioned}"
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -213,8 +209,12 @@ defmodule PartitionedBuffer.Map do
   """
   @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok
   def put_all(buffer, entries, opts \\ []) when is_atom(buffer) do
-    list = to_list!(entries, buffer, @pairs)
-    Call.write_list(buffer, list, opts, &Native.put_all/4, &check_pairs!/2, :map)
+    Call.write_list(
+      buffer,
+      :put_all,
+      to_list!(entries, buffer, "a map, or another enumerable of {key, value}"),
+      opts
+    )
   end
 
   @doc """
@@ -247,7 +247,7 @@ defmodule PartitionedBuffer.Map do
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
-    do: invalid_entry!(buffer, {key, value, version}, @versioned)
+    do: Call.invalid!({:invalid, {key, value, version}}, buffer, :versioned)
 
   @doc """
   Puts the entries of a list or another enumerable of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
@@ -263,8 +263,12 @@ defmodule PartitionedBuffer.Map do
   """
   @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok
   def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer) do
-    list = to_list!(entries, buffer, @all_versioned)
-    Call.write_list(buffer, list, opts, &Native.put_all_newer/4, &check_versioned!/2, :map)
+    Call.write_list(
+      buffer,
+      :put_all_newer,
+      to_list!(entries, buffer, "an enumerable of {key, value, version} with an integer version"),
+      opts
+    )
   end
 
   @doc """
@@ -326,7 +330,7 @@ defmodule PartitionedBuffer.Map do
 
   ## Private
 
-  # All of it, before anything is written: an enumerable may raise.
+  # An enumerable may raise, so it is read to its end before the first write.
   defp to_list!(list, _buffer, _expected) when is_list(list), do: list
   defp to_list!(map, _buffer, _expected) when is_map(map) and not is_struct(map), do: Map.to_list(map)
 
@@ -341,22 +345,4 @@ defmodule PartitionedBuffer.Map do
   # The protocol is implemented for all functions, but takes those of arity 2 only.
   defp enumerable?(function) when is_function(function), do: is_function(function, 2)
   defp enumerable?(term), do: Enumerable.impl_for(term) != nil
-
-  defp check_pairs!([{_key, _value} | rest], buffer), do: check_pairs!(rest, buffer)
-  defp check_pairs!([], _buffer), do: :ok
-  defp check_pairs!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, @pair)
-  defp check_pairs!(tail, buffer), do: Call.improper_list!(tail, buffer)
-
-  defp check_versioned!([{_key, _value, version} | rest], buffer) when is_integer(version) do
-    check_versioned!(rest, buffer)
-  end
-
-  defp check_versioned!([], _buffer), do: :ok
-  defp check_versioned!([entry | _rest], buffer), do: invalid_entry!(buffer, entry, @versioned)
-  defp check_versioned!(tail, buffer), do: Call.improper_list!(tail, buffer)
-
-  defp invalid_entry!(buffer, entry, expected) do
-    raise ArgumentError,
-          "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{expected}"
-  end
 end

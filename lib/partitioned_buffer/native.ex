@@ -34,6 +34,8 @@ defmodule PartitionedBuffer.Native do
   @typep to() :: PartitionedBuffer.Routing.route()
   @typep route() :: to() | {:processor, to()}
   @typep position() :: non_neg_integer()
+  @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
+  @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | invalid() | :not_running
   @typep flush() :: reference()
 
   @doc """
@@ -85,29 +87,30 @@ defmodule PartitionedBuffer.Native do
   def delete(_buffer, _to, _key), do: not_loaded()
 
   @doc """
-  Puts entries until its time is up; what is left then is to be given to it again. Where a partition has refused one it says
-  what has not been written.
-
-  Writes nothing if the caller has not `checked` the list and it is long, or not what it should be: `:unchecked`.
-  A list that is not what the caller says it has checked raises badarg, but what comes before may be written.
+  Checks the elements of a list until the time is up. The caller checks the rest by another call.
   """
-  @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) ::
-          :ok | {:more, entries} | {:refused, entries} | :unchecked | :not_running
-        when entries: [{term(), term()}]
+  @spec check(:pair | :versioned | :item, list()) :: :ok | {:more, list()} | invalid()
+  def check(_shape, _list), do: not_loaded()
+
+  @doc """
+  Puts entries until the time is up. The caller puts the rest by another call. If a partition refuses a write, the rest is
+  the entries that are not written.
+
+  A list that the caller has not `checked` is checked here, and nothing is written if it is invalid or `:long`. A list that
+  the caller says it has checked, but that is invalid, raises badarg; the entries before may be written.
+  """
+  @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) :: written()
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @doc "As `put_all/4`, with versions."
-  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean()) ::
-          :ok | {:more, entries} | {:refused, entries} | :unchecked | :not_running
-        when entries: [{term(), term(), integer()}]
+  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean()) :: written()
   def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @spec push(atom(), route(), term()) :: :ok | :not_running
   def push(_buffer, _to, _item), do: not_loaded()
 
-  @doc "As `put_all/4`, items of a queue: only an improper list is not what it should be."
-  @spec push_all(atom(), route(), [term()], checked :: boolean()) ::
-          :ok | {:more, [term()]} | {:refused, [term()]} | :unchecked | :not_running
+  @doc "As `put_all/4`, for the items of a queue. Only an improper list is invalid."
+  @spec push_all(atom(), route(), [term()], checked :: boolean()) :: written()
   def push_all(_buffer, _to, _items, _checked), do: not_loaded()
 
   @doc """

@@ -132,7 +132,7 @@ defmodule PartitionedBuffer.Queue do
   def push(buffer, item_or_items, opts \\ [])
 
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
-    do: Call.write_list(buffer, items, opts, &Native.push_all/4, &check_list!/2, :queue)
+    do: Call.write_list(buffer, :push_all, items, opts)
 
   def push(buffer, item, opts) when is_atom(buffer) do
     route = Call.route(buffer, item, opts)
@@ -158,11 +158,4 @@ defmodule PartitionedBuffer.Queue do
   """
   @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
-
-  defp check_list!(items, buffer) do
-    if List.improper?(items), do: Call.improper_list!(tail(items), buffer), else: :ok
-  end
-
-  defp tail([_item | rest]), do: tail(rest)
-  defp tail(tail), do: tail
 end

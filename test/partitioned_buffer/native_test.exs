@@ -19,6 +19,7 @@ defmodule PartitionedBuffer.NativeTest do
     put_newer: [:name, :route, :any, :any, :version],
     get: [:name, :route, :any],
     delete: [:name, :route, :any],
+    check: [:shape, :any],
     put_all: [:name, :route, :pairs, :boolean],
     put_all_newer: [:name, :route, :versioned, :boolean],
     push: [:queue, :route, :any],
@@ -41,6 +42,7 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(kind, term) when kind in [:name, :queue], do: is_atom(term)
   defp fits?(:kind, term), do: term in [:map, :queue]
   defp fits?(:boolean, term), do: is_boolean(term)
+  defp fits?(:shape, term), do: term in [:pair, :versioned, :item]
   defp fits?(:partitions, term), do: term in 0..4_096
   defp fits?(:u32, term), do: term in 0..((1 <<< 32) - 1)
   defp fits?(:u64, term), do: term in 0..((1 <<< 64) - 1)
@@ -151,26 +153,50 @@ defmodule PartitionedBuffer.NativeTest do
     assert Native.read(items, 0, 10) == {[:first, :second], 2}
   end
 
-  test "a list that nobody has checked is not written if anything is wrong with it" do
+  # What is invalid about a list.
+  defp invalid(kind, [head | tail]),
+    do: if(fits?(kind, [head]), do: invalid(kind, tail), else: {:invalid, head})
+
+  defp invalid(_kind, tail), do: {:improper, tail}
+
+  defp check(shape, list) do
+    with {:more, rest} <- Native.check(shape, list), do: check(shape, rest)
+  end
+
+  test "an unchecked list that is invalid is not written, and the answer says what is invalid" do
     {buffer, flush} = opened()
     before = held(buffer, flush)
     good = Enum.map(1..1_000, &{&1, &1})
     versioned = Enum.map(1..1_000, &{&1, &1, 1})
 
     for list <- lists() ++ [good ++ [:bad], good ++ :tail, [:bad | good]], not fits?(:pairs, list) do
-      assert Native.put_all(buffer, nil, list, false) == :unchecked
+      assert Native.put_all(buffer, nil, list, false) == invalid(:pairs, list)
       assert held(buffer, flush) == before
     end
 
     for list <- lists() ++ [good ++ :tail], not fits?(:list, list) do
-      assert Native.push_all(queue(buffer), nil, list, false) == :unchecked
+      assert Native.push_all(queue(buffer), nil, list, false) == invalid(:list, list)
       assert held(buffer, flush) == before
     end
 
     for list <- lists() ++ [versioned ++ good, versioned ++ :tail], not fits?(:versioned, list) do
-      assert Native.put_all_newer(buffer, nil, list, false) == :unchecked
+      assert Native.put_all_newer(buffer, nil, list, false) == invalid(:versioned, list)
       assert held(buffer, flush) == before
     end
+  end
+
+  test "check/2 finds what is invalid in a list of any length" do
+    long = Enum.map(1..200_000, &{&1, &1})
+
+    for {shape, kind} <- [pair: :pairs, versioned: :versioned, item: :list],
+        list <- lists() ++ [long, long ++ [:bad], long ++ :tail] do
+      assert check(shape, list) == if(fits?(kind, list), do: :ok, else: invalid(kind, list))
+    end
+
+    {buffer, flush} = opened()
+    before = held(buffer, flush)
+    assert Native.put_all(buffer, nil, long, false) == :long
+    assert held(buffer, flush) == before
   end
 
   test "numbers of partitions that are not there are answered, and change nothing" do
@@ -374,6 +400,7 @@ defmodule PartitionedBuffer.NativeTest do
   defp fitting(:list, _buffer, _batch), do: [:other]
   defp fitting(:name, buffer, _batch), do: buffer
   defp fitting(:boolean, _buffer, _batch), do: true
+  defp fitting(:shape, _buffer, _batch), do: :pair
   defp fitting(:partitions, _buffer, _batch), do: 2
   defp fitting(:u32, _buffer, _batch), do: 0
   defp fitting(:u64, _buffer, _batch), do: 1

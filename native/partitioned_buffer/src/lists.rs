@@ -6,21 +6,21 @@ use rustler::{Env, Error, NifResult, Term};
 
 use crate::buffer::{MapPartitions, NotRunning, QueuePartitions, Route};
 use crate::pace::Pace;
-use crate::vm::term::{cell, parcel, parcel_with, Environment, RawTerm};
+use crate::vm::term::{cell, elements, parcel, parcel_with, version, Environment, RawTerm};
 
-/// So many elements of a list are read before the first of them is written.
+/// How many elements of a list are read before the first of them is written.
 const CHUNK: usize = 2048;
 
-/// There is room for so many elements of a chunk from the start.
+/// How many elements a chunk has room for at the start.
 const SHORT: usize = 16;
 
-/// For so many more where it is full: room that is made little by little costs more than it saves.
+/// How much room a full chunk gets in addition: making it little by little costs more than it saves.
 const LONG: usize = 1024;
 
-/// So many are written one by one; more are sorted by their locks.
+/// Up to this number elements are written one by one. More are sorted by their locks.
 const WRITTEN_ONE_BY_ONE: usize = 16;
 
-/// Large copies are made until they take so many bytes; then there is a look at the clock.
+/// After large copies of this many bytes there is a look at the clock.
 const LARGE_BYTES: usize = 256 * 1024;
 
 /// Where the elements of a list are written to.
@@ -67,18 +67,75 @@ pub(crate) trait Target {
 
 /// How far the writing of a list came.
 pub(crate) enum Written<'a> {
-    /// To its end.
+    /// All elements are written.
     All,
-    /// The time was up: to this rest.
+    /// The time was up. This rest is not written.
     More(Term<'a>),
-    /// To where a partition refused a write. This is what has not been written, in order.
+    /// A partition refused a write. This rest is not written.
     Refused(Term<'a>),
-    /// The list has not been checked and is long, or not what it should be: nothing has been written.
-    Unchecked,
+    /// Nothing is written: the list is too long to be checked and written by one call.
+    Long,
+    /// Nothing is written: the list is invalid.
+    Invalid(Invalid<'a>),
 }
 
-/// Writes the elements of a list until the time is up. One that the caller has not `checked` is written only if all of it is
-/// what it should be and fits into one chunk.
+/// Why a list is invalid.
+pub(crate) enum Invalid<'a> {
+    /// This element has another shape.
+    Element(Term<'a>),
+    /// This is no list, but the tail of one.
+    Tail(Term<'a>),
+}
+
+/// The shape of a list's elements.
+#[derive(Clone, Copy)]
+pub(crate) enum Shape {
+    /// `{key, value}`
+    Pair,
+    /// `{key, value, version}`
+    Versioned,
+    /// Any term.
+    Item,
+}
+
+impl Shape {
+    /// Whether an element has this shape.
+    fn fits(self, element: Term<'_>) -> bool {
+        matches!(self, Shape::Item) || Entry::decode(self, element).is_some()
+    }
+}
+
+/// Checks the elements of a list until the time is up, and gives the rest that is not checked. It is empty at the end.
+pub(crate) fn check_list<'a>(env: Env<'a>, shape: Shape, list: Term<'a>) -> Result<Term<'a>, Invalid<'a>> {
+    let mut pace = Pace::start();
+    let mut rest = list;
+    loop {
+        for _ in 0..CHUNK {
+            match cell(rest) {
+                Some((element, tail)) if shape.fits(element) => rest = tail,
+                _ => {
+                    pace.consume_timeslice(env);
+                    return if rest.is_empty_list() { Ok(rest) } else { Err(invalid(rest)) };
+                }
+            }
+        }
+        if !pace.goes_on(CHUNK) {
+            pace.consume_timeslice(env);
+            return Ok(rest);
+        }
+    }
+}
+
+/// What is invalid about a list that does not begin with an element of its shape.
+fn invalid(list: Term<'_>) -> Invalid<'_> {
+    match cell(list) {
+        Some((element, _tail)) => Invalid::Element(element),
+        None => Invalid::Tail(list),
+    }
+}
+
+/// Writes the elements of a list until the time is up. A list that the caller has not `checked` is checked as a whole first,
+/// if it fits into one chunk.
 pub(crate) fn write_list<'a, T: Target>(
     env: Env<'a>,
     target: &T,
@@ -93,7 +150,7 @@ pub(crate) fn write_list<'a, T: Target>(
         let end = read(target, start, &mut chunk);
         let is_whole = end.is_empty_list();
         if !is_whole && !checked {
-            return Ok(Ok(Written::Unchecked));
+            return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
         }
         // There may be nothing to write.
         if let Err(NotRunning) = target.partition_count() {
@@ -123,7 +180,7 @@ pub(crate) fn write_list<'a, T: Target>(
     }
 }
 
-/// Reads elements of a list until there are enough for a chunk, or one is not what is expected; gives the rest.
+/// Reads elements of a list until the chunk is full or an element has another shape, and gives the rest.
 fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Element>) -> Term<'a> {
     let mut rest = list;
     chunk.clear();
@@ -269,23 +326,36 @@ pub(crate) enum Entry {
     PutNewer(RawTerm, RawTerm, Version<RawTerm>),
 }
 
-/// A map, to which elements are written that `decode` understands.
-pub(crate) struct ToMap<'b, D> {
+impl Entry {
+    /// The entry in an element of a list; `None` if it has another shape.
+    fn decode(shape: Shape, element: Term<'_>) -> Option<Self> {
+        if let Shape::Versioned = shape {
+            let [key, value, number] = elements(element)?;
+            Some(Entry::PutNewer(key.into(), value.into(), version(number)?))
+        } else {
+            let [key, value] = elements(element)?;
+            Some(Entry::Put(key.into(), value.into()))
+        }
+    }
+}
+
+/// A map, to which entries are written.
+pub(crate) struct ToMap<'b> {
     /// The map.
     pub(crate) map: &'b MapPartitions,
     /// How the partition of an entry is found.
     pub(crate) route: Route,
-    /// From an element to an entry.
-    pub(crate) decode: D,
+    /// The shape of the list's elements.
+    pub(crate) shape: Shape,
 }
 
-impl<D: Fn(Term<'_>) -> Option<Entry>> Target for ToMap<'_, D> {
+impl Target for ToMap<'_> {
     type Element = Entry;
 
     type Write = (Hash, Write<Environment>);
 
     fn decode(&self, element: Term<'_>) -> Option<Entry> {
-        (self.decode)(element)
+        Entry::decode(self.shape, element)
     }
 
     #[inline]

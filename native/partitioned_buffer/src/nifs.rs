@@ -14,7 +14,7 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term}
 
 use crate::buffer::{Buffer, MapPartitions, NotRunning, QueuePartitions, Route, To, Writer};
 use crate::flush::{AnyFlushed, FlushResource};
-use crate::lists::{write_list, Entry, Target, ToMap, ToQueue, Written};
+use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueue, Written};
 use crate::registry;
 use crate::vm::memory;
 use crate::vm::term::{
@@ -38,7 +38,12 @@ mod atoms {
         processor,
         closed,
         not_running,
-        unchecked,
+        long,
+        invalid,
+        improper,
+        pair,
+        versioned,
+        item,
         empty,
         rest,
         fresh
@@ -197,24 +202,28 @@ fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a
     Ok(done(env, result))
 }
 
+nif!(check / 2);
+fn check<'a>(env: Env<'a>, [shape, list]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let shape: rustler::Atom = shape.decode()?;
+    let shapes = [(atoms::pair(), Shape::Pair), (atoms::versioned(), Shape::Versioned), (atoms::item(), Shape::Item)];
+    let (_, shape) = shapes.into_iter().find(|(atom, _)| *atom == shape).ok_or(Error::BadArg)?;
+    Ok(match check_list(env, shape, list) {
+        Ok(rest) if rest.is_empty_list() => atoms::ok().to_term(env),
+        Ok(rest) => tuple(env, [atoms::more().to_term(env), rest]),
+        Err(invalid) => invalid_to(env, invalid),
+    })
+}
+
 nif!(put_all / 4);
 fn put_all<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, map) = (route(to)?, find_map(name)?);
-    let decode = |entry: Term<'_>| {
-        let [key, value] = elements(entry)?;
-        Some(Entry::Put(key.into(), value.into()))
-    };
-    write_all(env, map.map(|map| ToMap { map, route, decode }), entries, checked)
+    write_all(env, map.map(|map| ToMap { map, route, shape: Shape::Pair }), entries, checked)
 }
 
 nif!(put_all_newer / 4);
 fn put_all_newer<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, map) = (route(to)?, find_map(name)?);
-    let decode = |entry: Term<'_>| {
-        let [key, value, number] = elements(entry)?;
-        Some(Entry::PutNewer(key.into(), value.into(), version(number)?))
-    };
-    write_all(env, map.map(|map| ToMap { map, route, decode }), entries, checked)
+    write_all(env, map.map(|map| ToMap { map, route, shape: Shape::Versioned }), entries, checked)
 }
 
 nif!(push / 3);
@@ -370,17 +379,26 @@ fn write_all<'a>(
     checked: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let checked = checked.decode()?;
-    // Where it is not running an unchecked list may still be wrong: that is to be said first.
+    // An unchecked list may be invalid, which the caller must hear first.
     let written = match target {
         Ok(target) => write_list(env, &target, list, checked)?,
         Err(NotRunning) if checked => Err(NotRunning),
-        Err(NotRunning) => Ok(Written::Unchecked),
+        Err(NotRunning) => Ok(Written::Long),
     };
     Ok(match written {
         Ok(Written::All) => atoms::ok().to_term(env),
         Ok(Written::More(rest)) => tuple(env, [atoms::more().to_term(env), rest]),
         Ok(Written::Refused(rest)) => tuple(env, [atoms::refused().to_term(env), rest]),
-        Ok(Written::Unchecked) => atoms::unchecked().to_term(env),
+        Ok(Written::Long) => atoms::long().to_term(env),
+        Ok(Written::Invalid(invalid)) => invalid_to(env, invalid),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
+}
+
+/// `{:invalid, element}` or `{:improper, tail}`.
+fn invalid_to<'a>(env: Env<'a>, invalid: Invalid<'a>) -> Term<'a> {
+    match invalid {
+        Invalid::Element(element) => tuple(env, [atoms::invalid().to_term(env), element]),
+        Invalid::Tail(tail) => tuple(env, [atoms::improper().to_term(env), tail]),
+    }
 }
