@@ -37,8 +37,8 @@ defmodule PartitionedBuffer.Map do
 
   The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for an entry that was
   written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3` has replaced the value since the
-  last flush. Each entry of a flush is in one batch. Batches have `:processing_batch_size` entries, the last one may have
-  fewer.
+  last flush; `put/4` and `put_all/3` set it to 0. Each entry of a flush is in one batch. Batches have
+  `:processing_batch_size` entries, the last one may have fewer.
 
       def process(batch) do
         rows = for {id, user, _version, _updates} <- batch, do: %{id: id, name: user.name}
@@ -229,8 +229,8 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Puts a value for a key, unless the key has an entry with the same or a greater version.
 
-  An entry that `put/4` has written has version 0. `updates` is 0 for a new entry, and each replacement adds 1. Raises an
-  `ArgumentError` if the version is not an integer. Takes the
+  An entry that `put/4` has written has version 0. Each replacement adds 1 to the `updates` of the entry, which begin at 0.
+  Raises an `ArgumentError` if the version is not an integer. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put_newer(:doc, :user, "new", 200)
