@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Drainer do
   # A supervisor that stops does not restart a process that has just died. So if the process of a partition is dead or dies,
   # a process of the drainer does its pass, and if that dies too, the next pass starts another one. The first child is also a
   # drainer, which takes over if the last child is dead. It does nothing after a start that has failed, because processes
-  # of another buffer with the same names may still be at work.
+  # of an earlier buffer with the same names may still be at work.
 
   use GenServer, shutdown: :infinity
 

@@ -163,8 +163,8 @@ const PIECE: usize = 200 * size_of::<ErlNifTerm>();
 const CELLS_LOOKED_AT: u32 = 8;
 
 impl Environment {
-    /// About how many bytes `copy`, the last copy, takes here. The VM makes terms one behind the other, so a small new term shows where
-    /// the copy ends. The copy begins with its root, unless it is a list.
+    /// About how many bytes `copy`, the last copy, takes here. The VM makes terms one behind the other, so a small new term
+    /// shows where the copy ends. The copy begins with its root, unless it is a list.
     #[cold]
     fn measure(&mut self, copy: RawTerm) -> usize {
         // SAFETY: `self.env` is ours, nobody else writes it, and `copy` lives there. The functions write all variables that
