@@ -1,90 +1,102 @@
 defmodule PartitionedBuffer do
   @moduledoc """
-  Write buffers for systems that are written to faster than their database, broker or API can be.
+  Write buffers, for processes that write faster than a database, broker or API accepts writes.
 
-  Processes put entries into a buffer; every partition of it flushes what it holds at an interval, and a processor
-  function receives that in batches. `PartitionedBuffer.Map` is the buffer of key–value entries, in which writes to the
-  same key coalesce; `PartitionedBuffer.Queue` is that of items, which keep their order. This module has what does not
-  depend on the kind of buffer: the options, the guarantees, the telemetry events.
+  Processes write entries to a buffer at any rate. A buffer has partitions, and each partition *flushes* at an interval: it
+  swaps out the entries that wait in it and gives them to the *processor*, a function that is called with one batch of
+  entries at a time. There are two kinds of buffer:
+
+    * `PartitionedBuffer.Map` holds key–value entries. Writes to the same key coalesce.
+    * `PartitionedBuffer.Queue` holds items, which keep their order.
+
+  This module documents what both kinds have in common: options, guarantees and telemetry events. Here, "entry" also means
+  an item of a queue.
 
   ## Start options
 
-  For `start_link/1` and child specifications. Other keys are ignored.
+  These are for `start_link/1` and child specifications. Other keys are ignored.
 
   | option | type | default | meaning |
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
-  | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets it before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | how many partitions keys or items are spread over; with 0 every operation raises a `RuntimeError` |
-  | `:processing_interval_ms` | positive integer | 5000 | how often each partition flushes what it holds |
-  | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this: takes partitions, and nodes, out of step |
-  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | at a stop: how long a call of the processor may take; see [Guarantees](#module-guarantees) |
-  | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per call of the processor; see [Tables](#module-tables) |
+  | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation raises a `RuntimeError` |
+  | `:processing_interval_ms` | positive integer | 5000 | how often each partition flushes |
+  | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
+  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take during a stop; see [Guarantees](#module-guarantees) |
+  | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per batch; see [Tables](#module-tables) |
 
-  A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades; an anonymous function is gone
-  when its module has been loaded twice more.
+  A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An anonymous function survives
+  one load of its module, but not a second.
+
+  A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if that module is available.
 
   ## Runtime options
 
-  Of single calls; another option raises.
+  These are for single calls. An unknown option raises the same error as an invalid start option.
 
-    * `:partition_key` – what the partition is chosen by, instead of the key, or item of a queue. A function of arity 1 is
-      called with the key or item, `{module, function, args}` with it before `args`, and any other term but `nil` is itself
-      what all entries of the call are routed by. Entries with the same partition key are in one partition, and its flushes come one
-      after the other. What was put with a partition key is found only with the same one.
+    * `:partition_key` – chooses the partition in place of the key or item. A function of arity 1 is called with the key or
+      item and returns the partition key; `{module, function, args}` is called with the key or item before `args`. Any
+      other term except `nil` is the partition key of all entries of the call. Entries with the same partition key are in
+      the same partition. An entry is found only with the partition key that it was put with.
 
-  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`; that of a key or item without
-  one is `:erlang.phash2(:erlang.phash2(key), partitions)`.
+  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`. Without a partition key, a key or item is
+  in the partition `:erlang.phash2(:erlang.phash2(key), partitions)`.
 
   ## Guarantees
 
-    * A write that has returned `:ok` is in exactly one flush, unless a later write has replaced it, a newer version
-      was there, or it was deleted. The flush is a swap under the locks of the partition: a write comes before it, or
-      after it with all that is written after it.
-    * Each entry of a flush is given to the processor at most once. What a processor was called with when it
-      raised, exited or was killed is not given to another; what lies behind it in the same flush is, at the next
-      interval.
-    * Processes may die: partition, task, supervisor. What was not yet given to a processor is kept in native memory,
-      and processed when the buffer runs again, also after a restart of its whole supervision tree. It is lost with the
-      VM, as everything is that is only in memory.
-    * One batch of a partition is processed at a time, and flushes come to the processor in their order: a key that is
-      written in the order of its versions is processed in that order. Partitions are independent of each other.
-    * `stop/3`, or the end of the supervision tree, waits for the flush in flight and then processes the rest, in all
-      partitions at the same time. A call of the processor that is at work when the stop begins may take
-      `:processing_timeout_ms` from then on; each later one may take as long from its own beginning, at least 5 seconds. A
-      call that takes longer is killed, and its partition makes no other. What it has left is kept until a buffer of the
-      same name starts, and logged with its count. All of this holds as well when the process of a partition, its task
-      supervisor or who takes their place has just died, or dies meanwhile.
-    * During a stop, reads and deletes work to its end. Writes of a partition are refused when what was in flight there is
-      done. Only a processor of the same buffer, or a task that it has started, can still write: that is processed by the
-      same stop, in at most ten passes over all partitions, since a processor could go on writing for ever. What is left
-      after these is kept and logged as well.
-    * Terms come back exactly as they were put.
-    * No call holds a scheduler for long: what takes more than half a millisecond is done in slices. Only the copy of a single
-      key or value takes as long as its size demands, as in sending it in a message, and is charged to the process. In a list
-      up to 32 large ones may be copied at once if there was no large one for a while. Of a binary that begins within a byte,
-      which is rare, the VM makes a copy each time its size is asked for.
-    * Large terms are copied without a lock, so writes of other processes do not wait for them. Only the first after a while
-      is not known to be large before it is copied.
-    * Memory follows the entries, not the writes: of the values that were replaced or deleted a partition keeps at most four for
-      each that waits, and some hundreds beside. What an entry takes besides its key and value, some 50 bytes, is kept until
-      the next flush if the entry is deleted.
+    * **No lost writes.** A write that has returned `:ok` is in exactly one flush, unless a later write replaced it, a newer
+      version was there, or it was deleted.
+    * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write is either in the flush
+      or waits for the next one.
+    * **At most once.** The processor gets each entry of a flush at most once. If the processor raises, exits or is killed,
+      no later call gets that batch. The rest of the flush is processed at the next interval.
+    * **Crashes.** Entries are kept in native memory until the processor gets them. If a partition, a task or the whole
+      supervision tree dies, they are processed when the buffer runs again. They are lost if the VM ends.
+    * **Order.** A partition processes one batch at a time, and its flushes in their order. If a key is written in the order
+      of its versions, it is processed in that order.
+    * **Independence.** Partitions flush independently of each other.
+    * **Complete stops.** `stop/3`, like a shutdown of the supervision tree, waits for the flush in flight of each partition
+      and then processes the entries that wait. All partitions do so at the same time. A partition also does so if its
+      process or its task supervisor has just died, or dies during the stop.
+    * **Time limit of a stop.** A call of the processor that is running when the stop begins may take
+      `:processing_timeout_ms` from then on. Each later call may take as long from its own beginning, and at least 5 seconds.
+      A call that takes longer is killed, and its partition does not call the processor again.
+    * **Reads and writes during a stop.** Reads and deletes work until the stop ends. A partition refuses writes as soon as
+      its flush in flight is done, except from processors of the same buffer and from tasks that these have started. The
+      same stop processes their writes, in at most ten passes over all partitions.
+    * **Leftovers of a stop.** Entries that a stop could not process are kept until a buffer of the same name and kind
+      starts. An error with their count is logged.
+    * **Equal terms.** The processor gets terms exactly as they were written.
+    * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices. Only the copy of a single
+      term is never split: it takes as long as sending the term in a message and is charged to the process. A list of large
+      terms may copy up to 32 of them in one slice, if no large term was written for a while. The VM also copies a bitstring
+      that starts within a byte, which is rare, each time its size is read.
+    * **Large terms.** They are copied without a lock, so other writers do not wait for the copy. Only the first one after a
+      while is copied under the lock, because its size is not known before the copy.
+    * **Memory.** It follows the entries, not the writes. For each entry that waits, a partition keeps at most four values
+      that were replaced or deleted, and some hundred more in all. A deleted entry still takes some 50 bytes until the next
+      flush.
 
-  What is not promised: a bound to the memory used while the processor cannot keep up, the order of the entries of a
-  map's flush, and any order between partitions.
+  There is no guarantee of:
+
+    * a bound of the memory while the processor cannot keep up,
+    * an order of the entries within a flush of a map,
+    * an order between partitions.
 
   ## Tables
 
-  With `processing_batch_size: :table` the processor is called once per flush, with the name of an ETS table that its
-  process owns. It is a `:set` with `keypos: 2` of the records `{:entry, key, value, version, updates}`; for that of a queue
-  see `PartitionedBuffer.Queue`. When the processor
-  returns the table is deleted, unless it was renamed with `:ets.rename/2` and given away with `:ets.give_away/3`: then it
-  is theirs, and the next table has the usual name again.
+  With `processing_batch_size: :table` the processor is called once per flush. It gets the name of an ETS table, which its
+  process owns. The table is a `:set` with `keypos: 2` and contains records `{:entry, key, value, version, updates}`.
+  `PartitionedBuffer.Queue` documents the table of a queue.
+
+  The table is deleted when the processor returns. A processor can keep it: it renames the table with `:ets.rename/2` and
+  gives it to another process with `:ets.give_away/3`. The next flush makes a new table with the usual name.
 
   ## Telemetry
 
-  Where the application `:telemetry` is present. Times are in native units. `buffer` is the name, `partition` the name of
-  the partition as by `get_partition/3`.
+  Events are emitted if the application `:telemetry` is present. Times are in native units. `buffer` is the name of the
+  buffer, and `partition` the name of the partition, as `get_partition/3` returns it.
 
   | event | measurements | metadata |
   |---|---|---|
@@ -95,9 +107,9 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `kind`, `reason`, `stacktrace` |
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time` | `buffer`, `partition`, `reason` |
 
-  The `processing` events enclose one flush, of `size` entries, and have a `telemetry_span_context` in their metadata.
-  `processing_failed` tells the exit reason of the task that the processor was called in. There is no event for an interval
-  in which nothing came in.
+  The `processing` events span one flush. `size` is the number of its entries that were processed. Their metadata also has a
+  `telemetry_span_context`. The `reason` of `processing_failed` is the exit reason of the task that called the processor. An
+  interval in which nothing was written has no event.
   """
 
   alias PartitionedBuffer.{Native, Options, Partition, Routing}
@@ -106,10 +118,11 @@ defmodule PartitionedBuffer do
   @type buffer() :: atom()
 
   @doc """
-  Starts a buffer of the kind given as `:module`: `PartitionedBuffer.Map` or `PartitionedBuffer.Queue`, whose `start_link/1`
-  add that option.
+  Starts a buffer, linked to the calling process.
 
-  Takes the [start options](#module-start-options).
+  Takes the [start options](#module-start-options), and as `:module` the kind of the buffer: `PartitionedBuffer.Map` or
+  `PartitionedBuffer.Queue`. The `start_link/1` of these modules adds `:module`. Returns the pid of the buffer's supervisor,
+  or `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
 
       iex> {:ok, _pid} =
       ...>   PartitionedBuffer.start_link(
@@ -124,9 +137,10 @@ defmodule PartitionedBuffer do
   def start_link(opts), do: opts |> Options.start!() |> PartitionedBuffer.Supervisor.start_link()
 
   @doc """
-  The child specification of a buffer of the kind given as `:module`.
+  Returns the child specification of a buffer, for a supervision tree.
 
-  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
+  this module if the options have no name.
 
       iex> PartitionedBuffer.child_spec(module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1)
       %{
@@ -139,17 +153,20 @@ defmodule PartitionedBuffer do
   def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
+  Processes the entries of a buffer, as its [guarantees](#module-guarantees) say, and stops it.
 
-  Exits as `Supervisor.stop/3` does if there is no such buffer, or if it takes longer than `timeout` milliseconds. If the buffer
-  is stopping already, it waits for its end.
+  `buffer` is the name of the buffer or the pid of its supervisor. If the buffer is already stopping, the call waits for the
+  end of that stop. Exits as `Supervisor.stop/3` does if the buffer is not running, or if the stop takes longer than
+  `timeout` milliseconds.
   """
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity),
     do: PartitionedBuffer.Supervisor.stop(buffer, reason, timeout)
 
   @doc """
-  How many entries wait for the next flush, in all partitions.
+  Returns how many entries wait for the next flush, in all partitions.
+
+  Raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
       iex> PartitionedBuffer.Map.put(:doc, :key, 1)
       iex> PartitionedBuffer.buffer_size(:doc)
@@ -167,9 +184,9 @@ defmodule PartitionedBuffer do
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`, `:processing_timeout_ms`,
   `:processing_batch_size`.
 
-  The others keep their values. A shorter interval or jitter takes effect at once, a longer one after the tick that is due; a
-  new batch size counts from the next flush on.
-  Raises, and changes nothing, if an option is unknown or invalid.
+  Options that are not given keep their values. A shorter interval or jitter takes effect at once, a longer one after the
+  tick that is due. A new batch size applies from the next flush on. Raises and changes nothing if an option is unknown or
+  invalid.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)
       :ok
@@ -181,15 +198,14 @@ defmodule PartitionedBuffer do
   end
 
   @doc """
-  What the native library has allocated at the moment for all buffers together.
+  Returns how much memory the native library has allocated for all buffers together.
 
-    * `:bytes` – for entries, indexes and what else it keeps, as asked for from the VM's allocators.
-    * `:environments` – the number of pieces of the VM's memory that hold the copies of keys and values, some hundred
-      each. When there are none, no term is held.
+    * `:bytes` – the bytes of entries, indexes and all else, as requested from the VM's allocators.
+    * `:environments` – the number of heaps that hold the copies of keys and values. Most of them hold some hundred copies.
+      With 0 the library holds no terms.
 
-  `:erlang.memory/0` counts the memory of both, `:system` and binaries. What is given up is freed on a thread of its own,
-  some milliseconds later. Of a buffer that holds nothing what its name takes is kept, until the VM ends: some kB for each
-  partition.
+  `:erlang.memory/0` includes this memory in `:system` and `:binary`. A thread frees unused memory some milliseconds later. An
+  empty buffer keeps some kB for each partition until the VM ends, even when it is stopped.
 
       iex> %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
       iex> bytes > 0 and environments >= 0
@@ -202,13 +218,15 @@ defmodule PartitionedBuffer do
   end
 
   @doc false
-  # The options, as those of a buffer of this kind; what is no keyword list is told by the check of the options.
+  # `Options.start!/1` raises for options that are not a keyword list.
   @spec put_module(any(), module()) :: any()
   def put_module(opts, module),
     do: if(Keyword.keyword?(opts), do: Keyword.put(opts, :module, module), else: opts)
 
   @doc """
-  The name of the partition that a key is put into with this `:partition_key`, `nil` for none.
+  Returns the name of the partition that a key or item is written to with this `:partition_key`. `nil` means none.
+
+  Raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
       iex> PartitionedBuffer.get_partition(:doc, nil, :key) == PartitionedBuffer.get_partition(:doc, &:erlang.phash2/1, :key)
       true

@@ -1,20 +1,19 @@
 defmodule PartitionedBuffer.Definition do
   @moduledoc false
-  # Buffers that are modules: `use PartitionedBuffer.Map` and `use PartitionedBuffer.Queue`.
+  # Defines buffers as modules, for `use PartitionedBuffer.Map` and `use PartitionedBuffer.Queue`.
   #
-  # A module has no function whose call could be meant for another arity, since its functions lack the buffer of those that
-  # they stand for: there is `get(key)` and `get(key, default, opts)`, but no `get/2`, of which nobody could tell whether
-  # the second is the default or the options; and neither `stop/1`. Options must be lists.
+  # The functions of a buffer module lack the argument `buffer`, so `get(a, b)` could mean a default or options. Ambiguous
+  # arities like `get/2` and `stop/1` are therefore left out, and options must be lists.
 
   @own [:otp_app]
 
   @doc """
-  What every buffer module has, of this kind: the functions that start, stop and watch it.
+  The functions that buffer modules of all kinds have: they start, stop, measure and update the buffer.
   """
   @spec functions(module(), Macro.t()) :: Macro.t()
   def functions(kind, use_options) do
     quote location: :keep do
-      @doc "The child specification of this buffer. See `#{inspect(unquote(kind))}.child_spec/1`."
+      @doc "Returns the child specification of this buffer. See `#{inspect(unquote(kind))}.child_spec/1`."
       @spec child_spec(keyword()) :: Supervisor.child_spec()
       def child_spec(opts),
         do: %{id: __MODULE__, start: {__MODULE__, :start_link, [opts]}, type: :supervisor}
@@ -27,15 +26,15 @@ defmodule PartitionedBuffer.Definition do
         |> unquote(kind).start_link()
       end
 
-      @doc "Stops this buffer when all that it holds has been processed."
+      @doc "Processes the entries of this buffer and stops it. See `PartitionedBuffer.stop/3`."
       @spec stop() :: :ok
       def stop, do: stop(:normal, :infinity)
 
-      @doc "The same with the reason, and the milliseconds it may take. See `PartitionedBuffer.stop/3`."
+      @doc "Like `stop/0`, with a reason and a timeout in milliseconds. See `PartitionedBuffer.stop/3`."
       @spec stop(any(), timeout()) :: :ok
       def stop(reason, timeout), do: PartitionedBuffer.stop(__MODULE__, reason, timeout)
 
-      @doc "How much waits for the next flush. See `PartitionedBuffer.buffer_size/1`."
+      @doc "Returns how many entries wait for the next flush. See `PartitionedBuffer.buffer_size/1`."
       @spec size() :: non_neg_integer()
       def size, do: PartitionedBuffer.buffer_size(__MODULE__)
 
@@ -48,15 +47,15 @@ defmodule PartitionedBuffer.Definition do
   end
 
   @doc """
-  The options to start a buffer module with: of the `use` line, over them those of the application environment, over
-  them those given at the start.
+  The options to start a buffer module with. Options given at the start replace those of the application environment, and
+  these replace those of the `use` line.
   """
   @spec start_options(module(), keyword(), keyword()) :: keyword()
   def start_options(module, use_options, opts) do
     layers = [
-      {"the `use` line", use_options},
-      {"the application environment", environment(module, use_options)},
-      {"the options at the start", opts}
+      {"on the `use` line", use_options},
+      {"in the application environment", environment(module, use_options)},
+      {"at the start", opts}
     ]
 
     for {where, layer} <- layers, reduce: [] do
@@ -77,11 +76,12 @@ defmodule PartitionedBuffer.Definition do
     cond do
       not Keyword.keyword?(layer) ->
         raise ArgumentError,
-              "#{where} of buffer #{inspect(module)} must be a keyword list, got: #{inspect(layer)}"
+              "the options of buffer #{inspect(module)} #{where} must be a keyword list, got: #{inspect(layer)}"
 
       Keyword.get(layer, :name, module) != module ->
         raise ArgumentError,
-              "buffer #{inspect(module)} is named after its module, but #{where} has name: #{inspect(layer[:name])}"
+              "buffer #{inspect(module)} has the name of its module, but its options #{where} " <>
+                "have name: #{inspect(layer[:name])}"
 
       true ->
         layer

@@ -1,29 +1,28 @@
 defmodule PartitionedBuffer.Drain do
   @moduledoc false
-  # The end of a partition: the flush in flight is waited for, then the rest is processed, in that order. Writes are
-  # taken until the flush in flight is done; then only those of processors are, which may write to their own buffer.
-  # So it goes in passes, of which each processes what is there when it begins; `PartitionedBuffer.Drainer` decides whether
-  # there is another.
+  # One pass of a stop over one partition: waits for the flush in flight, then refuses writes and processes the rest. Writes
+  # of processors are still taken, because they may write to their own buffer; `PartitionedBuffer.Drainer` decides whether
+  # another pass is needed for them.
   #
-  # A call of the processor that takes too long is killed, and no other is made: it would most likely take too long as well,
-  # and the stop as many times its limit as there are batches.
+  # A call of the processor that takes too long is killed, and the partition makes no other call. The next call would most
+  # likely take too long as well, so the stop would take its time limit once per batch.
 
   require Logger
 
   alias PartitionedBuffer.{Identity, Native, Running}
 
-  # What a call may take at the least that begins at the end: OTP's usual time for a worker's shutdown.
+  # The least time that a call may take if it begins during the stop: OTP's usual shutdown time of a worker.
   @min_timeout 5_000
 
   @typedoc """
-  `:again` if something may be left that another pass can process; `:given_up` if nothing more is to be tried, because of a
-  call that was killed; `:closed` if the stop has finished with the partition before.
+  `:again` if another pass may process what is left; `:given_up` if a call was killed, so no other call is made; `:closed` if
+  a stop has already closed the partition.
   """
   @type outcome() :: :done | :again | :given_up | :closed
 
   @doc """
-  Processes what a partition has. `running` is the task at work, which the calling process monitors, and `began` when the
-  stop has begun, by `System.monotonic_time(:nanosecond)`.
+  Processes the entries of a partition. `running` is the task at work, which the calling process monitors. `began` is when
+  the stop began, by `System.monotonic_time(:nanosecond)`.
   """
   @spec pass(Identity.t(), Running.t() | nil, integer()) :: outcome()
   def pass(%Identity{} = identity, running, began) do
@@ -37,7 +36,7 @@ defmodule PartitionedBuffer.Drain do
   end
 
   @doc """
-  Refuses reads and writes from now on, and tells of what is left.
+  Refuses reads and writes from now on, and logs how many entries are left.
   """
   @spec finish(Identity.t()) :: :ok
   def finish(%Identity{} = identity) do
@@ -45,15 +44,15 @@ defmodule PartitionedBuffer.Drain do
 
     with left when left not in [0, :not_running] <- Native.held(identity.buffer, identity.number) do
       Logger.error(
-        "#{Identity.describe(identity)} could not process all it had: " <>
-          "#{left} entries are kept until a buffer of this name starts"
+        "#{Identity.describe(identity)} could not process all its entries: " <>
+          "#{left} are kept until a buffer of this name and kind starts"
       )
     end
 
     :ok
   end
 
-  # What is left of earlier flushes, then what has come in since.
+  # First the rest of earlier flushes, then the entries that wait.
   defp process_all(identity, began) do
     case Native.flush(identity.buffer, identity.number) do
       {:rest, flush} ->
@@ -67,7 +66,7 @@ defmodule PartitionedBuffer.Drain do
     end
   end
 
-  # To its end, whatever calls fail.
+  # A failed call ends its task: the next task goes on behind the batch of that call.
   defp process(identity, kind, flush, began) do
     before = Native.position(flush)
 
@@ -94,8 +93,8 @@ defmodule PartitionedBuffer.Drain do
   defp await(%Identity{} = identity, %Running{} = running, began),
     do: await(identity, running, began, System.monotonic_time(:nanosecond))
 
-  # Waits until the task has ended. It is killed if a call of the processor takes too long: there is nothing to look at before
-  # the time of the call is up that was at work when the waiting began.
+  # Waits until the task has ended, and kills it if a call of the processor takes too long. When the time of one call is
+  # up, the task may be at another call, which has time left.
   defp await(identity, %Running{ref: ref} = running, began, since) do
     {time_left, _limit} = time_left(identity, running, began, since)
 
@@ -118,7 +117,7 @@ defmodule PartitionedBuffer.Drain do
 
   defp kill(identity, %Running{pid: pid, ref: ref} = running, limit) do
     Logger.error(
-      "#{Identity.describe(identity)} kills its processor: a batch has taken longer than #{limit} ms at the end"
+      "#{Identity.describe(identity)} kills its processor: a call took longer than #{limit} ms, the limit during a stop"
     )
 
     Process.exit(pid, :kill)
@@ -130,12 +129,12 @@ defmodule PartitionedBuffer.Drain do
     :killed
   end
 
-  # How many milliseconds the call at work has still, and how many it has in all.
+  # How many milliseconds the current call has left, and how many it has in all.
   defp time_left(identity, running, began, since) do
     timeout = Identity.options(identity).processing_timeout_ms
 
     case Running.called_at(running) do
-      # It is about to call the processor.
+      # The task has not called the processor yet.
       nil -> time_left(since, max(timeout, @min_timeout))
       called_at when called_at <= began -> time_left(began, timeout)
       called_at -> time_left(called_at, max(timeout, @min_timeout))

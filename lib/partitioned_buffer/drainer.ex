@@ -1,23 +1,24 @@
 defmodule PartitionedBuffer.Drainer do
   @moduledoc false
-  # The last child of a buffer's supervisor, so the first that it ends: lets all partitions process what they have at the
-  # same time, while a supervisor ends its children one after the other. Processors may write to any partition of their own
-  # buffer meanwhile. So there is another pass as long as something is left, and all partitions are closed together.
+  # The last child of a buffer's supervisor, so the first that a stop ends. The supervisor would end its partitions one
+  # after the other; the drainer lets all of them process their entries at the same time. Processors may write to any
+  # partition of their own buffer, so the drainer makes passes until no entries are left, and then closes all partitions
+  # together.
   #
-  # A process that has just died is not started again by a supervisor that stops. So the pass of a partition is done by a
-  # process of the drainer's where that of the partition is dead, or dies meanwhile, and by another where that dies too. The
-  # first child is a drainer as well, which finds something to do only if the last is dead. It does nothing at the end of a
-  # start that has failed: the processes whose names were taken may still be at work.
+  # A supervisor that stops does not restart a process that has just died. So if the process of a partition is dead or dies,
+  # a process of the drainer does its pass, and if that dies too, the next pass starts another one. The first child is also a
+  # drainer, which takes over if the last child is dead. It does nothing after a start that has failed, because processes
+  # of an earlier buffer with the same names may still be at work.
 
   use GenServer, shutdown: :infinity
 
   alias PartitionedBuffer.{Drain, Identity, Native, Partition, Running}
 
-  # A processor that writes an entry for each that it gets would never end.
+  # A limit, because a processor that writes an entry for each one it gets would never end.
   @passes 10
 
   @doc """
-  Starts a drainer of these partitions, which are all of a buffer, as the first or last child.
+  Starts a drainer of all partitions of a buffer, as the first or last child of its supervisor.
   """
   @spec start_link({:first | :last, [Identity.t()]}) :: GenServer.on_start()
   def start_link(init), do: GenServer.start_link(__MODULE__, init)
@@ -32,7 +33,7 @@ defmodule PartitionedBuffer.Drainer do
     {:ok, partitions}
   end
 
-  # A partition has been drained if this is not the first drainer of this supervisor.
+  # If this drainer replaces one that has died, the partitions may be drained.
   defp started(partition) do
     :ets.insert(partition.settings, {:started})
     Partition.resume(partition)
@@ -48,7 +49,7 @@ defmodule PartitionedBuffer.Drainer do
   @impl GenServer
   def handle_info(_message, partitions), do: {:noreply, partitions}
 
-  # Those that are to be closed then.
+  # Returns the partitions to close.
   defp drain(partitions, _began, 0), do: partitions
 
   defp drain(partitions, began, passes) do
@@ -56,12 +57,12 @@ defmodule PartitionedBuffer.Drainer do
     given_up = for {partition, :given_up} <- passed, do: partition
     others = for {partition, outcome} <- passed, outcome not in [:given_up, :closed], do: partition
 
-    if Enum.any?(passed, &match?({_partition, :died}, &1)) or Enum.any?(others, &holds_something?/1),
+    if Enum.any?(passed, &match?({_partition, :died}, &1)) or Enum.any?(others, &holds_entries?/1),
       do: given_up ++ drain(others, began, passes - 1),
       else: given_up ++ others
   end
 
-  # Linked, so that none is left behind by a drainer that is killed.
+  # Linked, so that no pass outlives a drainer that is killed.
   defp start_pass(partition, began) do
     pass = fn -> exit({:passed, pass(partition, began)}) end
     {partition, :erlang.spawn_opt(pass, [:link, :monitor])}
@@ -77,10 +78,10 @@ defmodule PartitionedBuffer.Drainer do
   defp pass(partition, began) do
     Partition.drain(partition, began)
   catch
-    # It is dead. Its task may still be at work.
+    # The process of the partition is dead. Its task may still be at work.
     :exit, _reason -> Drain.pass(partition, Running.find(partition), began)
   end
 
-  defp holds_something?(partition),
+  defp holds_entries?(partition),
     do: Native.held(partition.buffer, partition.number) not in [0, :not_running]
 end

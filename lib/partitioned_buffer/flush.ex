@@ -1,24 +1,23 @@
 defmodule PartitionedBuffer.Flush do
   @moduledoc false
-  # What is done with what a partition flushes: it is read in batches, each is claimed, and the processor is called
-  # with it. Runs in a task.
+  # Processes a flush, in a task: reads a batch, claims it, and calls the processor with it.
   #
-  # A batch is claimed just before the processor is called: it is never handed to a processor twice, and what lies
-  # behind it is still the partition's if this process dies.
+  # The claim comes just before the call. So no batch is given to a processor twice, and if this process dies, the partition
+  # still has the batches that are not claimed.
 
   alias PartitionedBuffer.{Native, Options, Telemetry}
 
-  # More than a flush can have.
+  # More entries than a flush can have.
   @max_batch_size 4_294_967_296
 
-  # In the dictionary of a process that works on a flush: the name of the buffer.
+  # The key in the dictionary of a process that works on a flush. Its value is the name of the buffer.
   @processing :"$partitioned_buffer"
 
   # How many entries are read at once to fill a table.
   @table_slice 500
 
   @doc """
-  Processes all that is left of a flush.
+  Processes the unclaimed entries of a flush.
   """
   @spec process(reference(), Options.t(), atom()) :: :ok
   def process(flush, %Options{} = options, partition) do
@@ -33,7 +32,7 @@ defmodule PartitionedBuffer.Flush do
   end
 
   @doc """
-  Whether the calling process is in a processor of this buffer, or was started by one as a task, which its `$callers` tell.
+  Whether the calling process runs a processor of this buffer, or is a task that one has started: `$callers` says so.
   """
   @spec in_processor?(atom()) :: boolean()
   def in_processor?(buffer) do
@@ -59,7 +58,7 @@ defmodule PartitionedBuffer.Flush do
     fill(flush, table, kind)
     size = :ets.info(table, :size)
     call(options.processor, table)
-    # Unless it has been renamed and is somebody else's now.
+    # The processor may have renamed the table and given it away.
     if :ets.whereis(table) != :undefined, do: :ets.delete(table)
     size
   end
@@ -73,7 +72,7 @@ defmodule PartitionedBuffer.Flush do
     {entries, count, to} = read(flush, from, size)
 
     cond do
-      # A task of a supervision tree that was killed is still at work.
+      # Another task has claimed it: one of a killed supervision tree is still at work.
       not Native.claim(flush, from, to) ->
         deliver_batches(flush, Native.position(flush), size, processor, delivered)
 
@@ -86,7 +85,7 @@ defmodule PartitionedBuffer.Flush do
     end
   end
 
-  # A full batch, unless the end is reached: a single read may return less, even nothing, when its time is up.
+  # Reads `size` entries, or fewer at the end. One call of the NIF may return fewer, even none, when its time is up.
   defp read(flush, position, size) do
     case Native.read(flush, position, size) do
       {[], ^position} ->
@@ -102,7 +101,7 @@ defmodule PartitionedBuffer.Flush do
     end
   end
 
-  # All that nobody has claimed: read, then claimed as a whole.
+  # Reads all unclaimed entries into the table, then claims them as a whole.
   defp fill(flush, table, kind) do
     from = Native.position(flush)
 
@@ -127,16 +126,16 @@ defmodule PartitionedBuffer.Flush do
     for {key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}
   end
 
-  # No two items have the same time, so that their keys have their order.
+  # Each item gets a later time than the one before, so the keys have the order of the items.
   defp objects(:queue, items, table) do
     earliest = max(System.monotonic_time(), last_time(:ets.last(table)) + 1)
 
-    for {item, number} <- Enum.with_index(items),
-        do: {:entry, {:key, earliest + number, make_ref()}, item, 0, 0}
+    for {item, index} <- Enum.with_index(items),
+        do: {:entry, {:key, earliest + index, make_ref()}, item, 0, 0}
   end
 
   defp last_time({:key, time, _ref}), do: time
-  # Times may be below zero.
+  # The time may be negative.
   defp last_time(:"$end_of_table"), do: System.monotonic_time() - 1
 
   defp table_type(:map), do: :set

@@ -1,6 +1,7 @@
 defmodule PartitionedBuffer.Identity do
   @moduledoc false
-  # Which partition it is, and where its options are: what all know that work for it. It outlives the partition's process.
+  # Which partition it is, and where its options are. All processes that work for the partition have its identity, which
+  # outlives the partition's own process.
 
   alias PartitionedBuffer.{Options, Routing}
 
@@ -10,32 +11,32 @@ defmodule PartitionedBuffer.Identity do
   @type t() :: %__MODULE__{buffer: atom(), number: non_neg_integer(), name: atom(), settings: :ets.tid()}
 
   @doc """
-  The partition of a buffer with this number. `settings` is the ETS table with the buffer's options.
+  The identity of a partition. `settings` is the ETS table with the options of the buffer.
   """
   @spec new(atom(), non_neg_integer(), :ets.tid()) :: t()
-  def new(buffer, number, settings) do
+  def new(buffer, partition, settings) do
     %__MODULE__{
       buffer: buffer,
-      number: number,
-      name: Routing.partition_name(buffer, number),
+      number: partition,
+      name: Routing.partition_name(buffer, partition),
       settings: settings
     }
   end
 
   @doc """
-  The options of its buffer, as they are now.
+  The current options of the buffer.
   """
   @spec options(t()) :: Options.t()
   def options(%__MODULE__{settings: settings}), do: :ets.lookup_element(settings, :options, 2)
 
   @doc """
-  What each telemetry event tells of it.
+  The metadata of every telemetry event of the partition.
   """
   @spec metadata(t()) :: map()
   def metadata(%__MODULE__{} = identity), do: %{buffer: identity.buffer, partition: identity.name}
 
   @doc """
-  How it is called in log lines.
+  The name of the partition in log lines.
   """
   @spec describe(t()) :: String.t()
   def describe(%__MODULE__{} = identity),

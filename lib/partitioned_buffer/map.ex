@@ -1,7 +1,6 @@
 defmodule PartitionedBuffer.Map do
   @moduledoc """
-  A buffer of key–value entries: writes to the same key coalesce, and a processor function receives what has come in,
-  in batches.
+  A buffer of key–value entries. Writes to the same key coalesce, and a processor function receives the entries in batches.
 
       iex> alias PartitionedBuffer.Map, as: Buffer
       iex> me = self()
@@ -16,29 +15,30 @@ defmodule PartitionedBuffer.Map do
       iex> receive do {:batch, batch} -> batch end
       [{:alice, 2, 0, 0}]
 
-  Any process writes, at any rate: a write is one call into native code, on the process that calls. No message is
-  sent and no process is waited for. Entries live outside of all process heaps, in partitions that are chosen by the key;
-  each partition flushes what it holds every `:processing_interval_ms` and goes on with an empty map. See
-  `PartitionedBuffer` for options, guarantees and telemetry.
+  Any process can write, at any rate: a write is one call into native code in the calling process. It sends no message and
+  waits for no process. The key chooses the partition of an entry, and entries live outside of all process heaps. Each
+  partition flushes its entries every `:processing_interval_ms` and goes on with an empty map. `PartitionedBuffer` documents
+  options, guarantees and telemetry events.
 
   ## Semantics
 
-    * Any term is a key, any term a value. Keys are the same if `===` says so: `1` and `1.0` are two keys.
-    * `put/4` and `put_all/3` replace what is there: the last write wins. Their entries have version 0.
-    * `put_newer/5` and `put_all_newer/3` replace an entry only by one with a greater version: of those that wait for the
-      same flush the newest wins, in whatever order they arrive. Versions are integers of any size. The buffer does not
-      remember versions that it has flushed: one that arrives later than a newer one was flushed is flushed too.
-      Where that can happen, let the processor write conditionally, as in `ON CONFLICT (id) DO UPDATE ... WHERE
-      users.version < excluded.version`.
-    * `get/4`, `delete/3` and `size/1` see the entries that wait for the next flush, not those already flushed.
+    * Keys and values are any terms. Keys are compared with `===`: `1` and `1.0` are two keys.
+    * `put/4` and `put_all/3` replace the entry of a key: the last write wins. Their entries have version 0.
+    * `put_newer/5` and `put_all_newer/3` replace an entry only if the new version is greater. Before a flush the newest
+      version wins, in whatever order versions arrive. Versions are integers of any size.
+    * The buffer forgets the versions that it has flushed. An old version that arrives after the flush of a newer one is
+      flushed too. If that can happen, let the processor write conditionally, for example with
+      `ON CONFLICT (id) DO UPDATE ... WHERE users.version < excluded.version`.
+    * `get/4`, `delete/3` and `size/1` see the entries that wait for the next flush, but none that are in flight.
     * A call that raises because of its arguments has written nothing.
-    * On a buffer that is not running every operation raises an `ArgumentError`, on one with 0 partitions a `RuntimeError`.
+    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
   ## Processor
 
-  It is called with a list of `{key, value, version, updates}` tuples: `version` is 0 for entries written without one,
-  and `updates` is how often `put_newer/5` has replaced the value since the last flush. Each entry of a flush
-  comes once, in batches of `:processing_batch_size`, of which only the last is shorter.
+  The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for an entry that was
+  written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3` has replaced the value since the
+  last flush; `put/4` and `put_all/3` set it to 0. Each entry of a flush is in one batch. Batches have
+  `:processing_batch_size` entries, the last one may have fewer.
 
       def process(batch) do
         rows = for {id, user, _version, _updates} <- batch, do: %{id: id, name: user.name}
@@ -67,9 +67,10 @@ defmodule PartitionedBuffer.Map do
   def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
-  The child specification of a buffer, for a supervision tree.
+  Returns the child specification of a buffer, for a supervision tree.
 
-  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
+  this module if the options have no name.
 
       iex> PartitionedBuffer.Map.child_spec(name: :users, processor: &Function.identity/1).id
       :users
@@ -81,10 +82,11 @@ defmodule PartitionedBuffer.Map do
   def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
+  Processes the entries of a buffer, as the [guarantees](`m:PartitionedBuffer#module-guarantees`) say, and stops it.
 
-  New writes are refused as soon as the flush in flight is done. Exits as `Supervisor.stop/3` does if there is no such
-  buffer, or if it takes longer than `timeout` milliseconds.
+  `buffer` is the name of the buffer or the pid of its supervisor. A partition refuses writes as soon as its flush in flight
+  is done. Exits as `Supervisor.stop/3` does if the buffer is not running, or if the stop takes longer than `timeout`
+  milliseconds.
 
       iex> {:ok, _pid} = PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
       iex> PartitionedBuffer.Map.stop(:stop_doc)
@@ -95,7 +97,7 @@ defmodule PartitionedBuffer.Map do
     do: PartitionedBuffer.stop(buffer, reason, timeout)
 
   @doc """
-  Defines a buffer that is a module, and named after it.
+  Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.Users do
         use PartitionedBuffer.Map, otp_app: :my_app, processor: &MyApp.Repo.upsert_users/1
@@ -104,14 +106,21 @@ defmodule PartitionedBuffer.Map do
       children = [MyApp.Users]
       MyApp.Users.put(7, %{name: "Ada"})
 
-  The [start options](`m:PartitionedBuffer#module-start-options`), all but `:name`, are taken from the `use` line, over them
-  from the application environment (`config :my_app, MyApp.Users, processing_interval_ms: 500`, read at the start, where
-  `:otp_app` is given), and over them from `start_link/1` or the child specification (`{MyApp.Users, partitions: 2}`).
+  The [start options](`m:PartitionedBuffer#module-start-options`) except `:name` come from three places. An option from a
+  later place replaces the same option from an earlier one:
 
-  The module has `child_spec/1`, `start_link/0` and `start_link/1`, which may be overridden, `stop/0` and `stop/2`, `size/0`,
-  `update_options/1`, and the functions of this module without the buffer: `put/2` and `put/3`, `put_all/1` and `put_all/2`,
-  `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `delete/1` and `delete/2`.
-  There is no `get/2`: its second argument could be meant as the default or as options.
+    1. the `use` line,
+    2. the application environment, if the `use` line has `:otp_app`: `config :my_app, MyApp.Users, processing_interval_ms: 500`.
+       It is read when the buffer starts.
+    3. the options of `start_link/1` or of the child specification: `{MyApp.Users, partitions: 2}`.
+
+  The module has these functions:
+
+    * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
+    * `stop/0` and `stop/2`, `size/0`, `update_options/1`,
+    * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`, `put_all/1` and
+      `put_all/2`, `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `delete/1`
+      and `delete/2`. There is no `get/2`, because its second argument could mean the default or the options.
 
       iex> defmodule DocUsers do
       ...>   use PartitionedBuffer.Map, processor: &Function.identity/1
@@ -150,11 +159,11 @@ defmodule PartitionedBuffer.Map do
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
-      @doc "The value of a key, or `nil`. See `PartitionedBuffer.Map.get/4`."
+      @doc "Returns the value of a key, or `nil`. See `PartitionedBuffer.Map.get/4`."
       @spec get(any()) :: any()
       def get(key), do: PartitionedBuffer.Map.get(__MODULE__, key)
 
-      @doc "The value of a key, or `default`. See `PartitionedBuffer.Map.get/4`."
+      @doc "Returns the value of a key, or `default`. See `PartitionedBuffer.Map.get/4`."
       @spec get(any(), any(), keyword()) :: any()
       def get(key, default, opts) when is_list(opts),
         do: PartitionedBuffer.Map.get(__MODULE__, key, default, opts)
@@ -166,7 +175,7 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  Puts a value for a key, whatever is there.
+  Puts a value for a key. It replaces the entry of the key, if there is one.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
@@ -218,10 +227,10 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  Puts a value for a key, unless there is an entry for it whose version is as high.
+  Puts a value for a key, unless the key has an entry with the same or a greater version.
 
-  A new entry has `updates` 0; each replacement adds 1. An entry written by `put/4` has version 0. Raises an
-  `ArgumentError` if the version is not an integer. Takes the
+  An entry that `put/4` has written has version 0. Each replacement adds 1 to the `updates` of the entry, which begin at 0.
+  Raises an `ArgumentError` if the version is not an integer. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put_newer(:doc, :user, "new", 200)
@@ -272,9 +281,10 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  The value of a key among the entries that wait for the next flush, or `default`.
+  Returns the value of a key, or `default` if no entry with this key waits for the next flush.
 
-  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`): those that the key was put with.
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
+  put into.
 
       iex> PartitionedBuffer.Map.put(:doc, :stored_nil, nil)
       iex> PartitionedBuffer.Map.get(:doc, :stored_nil, :default)
@@ -296,9 +306,10 @@ defmodule PartitionedBuffer.Map do
   defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
-  Deletes the entry of a key, if it waits for the next flush. What has been flushed is not affected.
+  Deletes the entry of a key, if it waits for the next flush. An entry in flight is not affected.
 
-  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`): those that the key was put with.
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
+  put into.
 
       iex> PartitionedBuffer.Map.put(:doc, :deleted, 1)
       iex> PartitionedBuffer.Map.delete(:doc, :deleted)
@@ -311,7 +322,7 @@ defmodule PartitionedBuffer.Map do
     do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer, :map)
 
   @doc """
-  How many entries wait for the next flush, in all partitions.
+  Returns how many entries wait for the next flush, in all partitions.
 
       iex> PartitionedBuffer.Map.size(:doc)
       0

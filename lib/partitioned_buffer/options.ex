@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Options do
   @moduledoc false
-  # The options of a buffer, of their updates and of single calls. All of a set are checked before any is used.
+  # Checks the options of a start, of an update and of a single call: all of them before any is used.
 
   alias __MODULE__
 
@@ -33,10 +33,10 @@ defmodule PartitionedBuffer.Options do
   ]
   @start [:name, :processor, :module, :partitions | @updatable]
 
-  # The modules of the buffers, and what the native library calls their kind.
+  # The module of each kind of buffer, and the kind's name in the native library.
   @kinds %{PartitionedBuffer.Map => :map, PartitionedBuffer.Queue => :queue}
 
-  # The longest that `receive` waits.
+  # The longest timeout of `receive`.
   @max_ms 4_294_967_295
 
   @doc """
@@ -45,14 +45,14 @@ defmodule PartitionedBuffer.Options do
   @spec start!(keyword()) :: t()
   def start!(options) do
     name = name(options)
-    check_keyword!(options, "the options of buffer", name)
+    check_keyword!(options, "the options of", name)
     given = options |> Keyword.take(@start) |> first_of_each()
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
       raise!(
         key,
         nil,
-        "required option #{inspect(key)} of buffer #{inspect(name)} is missing: #{expected(key)} expected"
+        "required option #{inspect(key)} of #{buffer(name)} is missing: expected #{expected(key)}"
       )
     end
 
@@ -61,24 +61,24 @@ defmodule PartitionedBuffer.Options do
   end
 
   @doc """
-  The name among options that are not checked; nil if there is none.
+  The name in unchecked options; nil if there is none.
   """
   @spec name(any()) :: any()
   def name(options), do: if(Keyword.keyword?(options), do: options[:name])
 
   @doc """
-  The kind of buffer, as the native library calls it.
+  The kind of the buffer, by its name in the native library.
   """
   @spec kind(t()) :: :map | :queue
   def kind(%Options{module: module}), do: Map.fetch!(@kinds, module)
 
   @doc """
-  The changes that `update_options/2` was given for a buffer.
+  The changes that `update_options/2` is to make.
   """
   @spec update!(atom(), keyword()) :: keyword()
   def update!(name, changes) do
-    check_keyword!(changes, "the options to update of buffer", name)
-    check_known!(changes, @updatable, "update_options/2 does not take option", name)
+    check_keyword!(changes, "the updated options of", name)
+    check_known!(changes, @updatable, "update_options/2 of", name)
     changes = first_of_each(changes)
     Enum.each(changes, &check!(&1, name))
     changes
@@ -92,23 +92,23 @@ defmodule PartitionedBuffer.Options do
   def partition_key!(_name, partition_key: partition_key), do: partition_key
 
   def partition_key!(name, options) do
-    check_keyword!(options, "the options of a call on buffer", name)
-    check_known!(options, [:partition_key], "a call does not take option", name)
+    check_keyword!(options, "the options of a call on", name)
+    check_known!(options, [:partition_key], "a call on", name)
     Keyword.get(options, :partition_key)
   end
 
-  # As `Keyword.get/2` reads them.
+  # The first of duplicate options counts, as in `Keyword.get/2`.
   defp first_of_each(options), do: Enum.uniq_by(options, &elem(&1, 0))
 
   defp check_keyword!(options, what, name) do
     Keyword.keyword?(options) ||
-      raise!(nil, options, "#{what} #{inspect(name)} must be a keyword list, got: #{inspect(options)}")
+      raise!(nil, options, "#{what} #{buffer(name)} must be a keyword list, got: #{inspect(options)}")
   end
 
-  defp check_known!(options, known, what, name) do
+  defp check_known!(options, known, call, name) do
     for {key, value} <- options, key not in known do
       known = Enum.map_join(known, ", ", &inspect/1)
-      raise!(key, value, "buffer #{inspect(name)}: #{what} #{inspect(key)}, only #{known}")
+      raise!(key, value, "#{call} #{buffer(name)} does not take option #{inspect(key)}, only #{known}")
     end
   end
 
@@ -117,10 +117,13 @@ defmodule PartitionedBuffer.Options do
       raise!(
         key,
         value,
-        "invalid value for option #{inspect(key)} of buffer #{inspect(name)}: #{expected(key)} expected, " <>
+        "invalid value for option #{inspect(key)} of #{buffer(name)}: expected #{expected(key)}, " <>
           "got: #{inspect(value)}"
       )
   end
+
+  defp buffer(nil), do: "a buffer"
+  defp buffer(name), do: "buffer #{inspect(name)}"
 
   defp valid?(:name, name), do: is_atom(name) and name != nil
   defp valid?(:module, module), do: is_map_key(@kinds, module)
@@ -129,7 +132,7 @@ defmodule PartitionedBuffer.Options do
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
 
   defp valid?(:processor, processor), do: is_function(processor, 1)
-  defp valid?(:partitions, number), do: is_integer(number) and number in 0..4_096
+  defp valid?(:partitions, count), do: is_integer(count) and count in 0..4_096
   defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= max_interval_ms()
   defp valid?(:processing_jitter_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
   defp valid?(:processing_timeout_ms, :infinity), do: true
@@ -151,11 +154,11 @@ defmodule PartitionedBuffer.Options do
 
   defp expected(:processing_batch_size), do: "a positive integer or :table"
 
-  # A timer of `:erlang.start_timer/3` must end before the VM's clock does. That clock starts below 0 and takes years to get
-  # there, so this is never too long, whenever a timer starts.
+  # `:erlang.start_timer/4` takes no time after the end of the VM's clock. The clock starts below 0 and stays there for
+  # years, so the current time plus this interval is before its end.
   defp max_interval_ms, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
-  # An app that has NimbleOptions may rescue its error, as the package did that this one takes the place of.
+  # Version 0.4 of this package raised the error of NimbleOptions, so an app that has NimbleOptions may rescue it.
   @compile {:no_warn_undefined, NimbleOptions.ValidationError}
   @spec raise!(atom(), any(), String.t()) :: no_return()
   defp raise!(key, value, message) do

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Partition do
   @moduledoc false
-  # When a partition flushes: at every interval. Writers never talk to this process; what they have written is in the
-  # native partition and outlives it. `Running` is what works on what was flushed, `Drain` the end.
+  # Flushes a partition at every interval. Writers never talk to this process: their entries wait in the native partition,
+  # which outlives it. `Running` is the task that processes a flush, `Drain` a pass of a stop.
 
   use GenServer, shutdown: :infinity
 
@@ -11,8 +11,8 @@ defmodule PartitionedBuffer.Partition do
 
   defmodule State do
     @moduledoc false
-    # `timer` is that of the next tick, `due` its time in milliseconds, and `missed?` whether one came during a flush.
-    # `drained` is the outcome of the last pass of a stop.
+    # `timer` sends the next tick, at the time `due` in milliseconds. `missed?` says that a tick came while the task was at
+    # work. `drained` is the outcome of the last pass of a stop.
     @enforce_keys [:identity, :started]
     defstruct [:identity, :started, :timer, :due, :running, :drained, missed?: false]
   end
@@ -33,23 +33,23 @@ defmodule PartitionedBuffer.Partition do
   The name of the task supervisor of a partition.
   """
   @spec task_supervisor(atom(), non_neg_integer()) :: atom()
-  def task_supervisor(buffer, number),
-    do: Module.concat(Routing.partition_name(buffer, number), TaskSupervisor)
+  def task_supervisor(buffer, partition),
+    do: Module.concat(Routing.partition_name(buffer, partition), TaskSupervisor)
 
   @doc """
-  Changes options, which must be valid. A new interval begins now, but never postpones what is due.
+  Changes options, which must be valid. A new interval begins now, but never postpones the tick that is due.
   """
   @spec update_options(atom(), keyword()) :: :ok
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
 
   @doc """
-  A pass of the stop that began at this time. From then on the partition flushes only when it is asked to.
+  Does a pass of the stop that began at `began`. After that the partition flushes only in passes.
   """
   @spec drain(Identity.t(), integer()) :: Drain.outcome()
   def drain(%Identity{} = identity, began), do: GenServer.call(identity.name, {:drain, began}, :infinity)
 
   @doc """
-  Lets a partition go on that has been drained.
+  Lets a drained partition flush at intervals again.
   """
   @spec resume(Identity.t()) :: :ok
   def resume(%Identity{} = identity), do: GenServer.cast(identity.name, :resume)
@@ -105,7 +105,7 @@ defmodule PartitionedBuffer.Partition do
     {:noreply, ended(state, reason)}
   end
 
-  # A timer that was replaced, the exit of a linked process that is not the supervisor, strangers.
+  # A tick of a replaced timer, the exit of a linked process, or a message of a stranger.
   def handle_info(_message, %State{} = state), do: {:noreply, state}
 
   @impl GenServer
@@ -126,10 +126,11 @@ defmodule PartitionedBuffer.Partition do
       nothing when nothing in [:empty, :not_running] ->
         state
 
-      # The task supervisor has crashed and is about to be back. What was flushed will be a rest.
+      # The task supervisor has crashed and will be restarted. The next flush gives these entries as a rest.
       {:error, reason} ->
         Logger.warning(
-          "#{Identity.describe(identity)} could not start a task, it tries again: #{Exception.format_exit(reason)}"
+          "#{Identity.describe(identity)} could not start a task for its processor and tries again " <>
+            "at the next interval: #{Exception.format_exit(reason)}"
         )
 
         state
@@ -138,7 +139,7 @@ defmodule PartitionedBuffer.Partition do
 
   defp ended(%State{running: running} = state, reason) do
     Running.report(state.identity, running, reason)
-    # After what an earlier failure had left, what has come in since is due.
+    # After the rest of a failed flush, the entries that wait are due.
     due? = state.missed? or (running.kind == :rest and reason == :normal) or Running.idle?(running)
     state = %State{state | running: nil, missed?: false}
     if due?, do: start_processing(state), else: state
@@ -146,7 +147,7 @@ defmodule PartitionedBuffer.Partition do
 
   ## The end
 
-  # What a stop has given up is not tried again at its end.
+  # `terminate/2` does not try again what the stop has given up.
   defp pass(%State{drained: :given_up} = state, _began), do: state
 
   defp pass(%State{} = state, began) do

@@ -1,9 +1,9 @@
 defmodule PartitionedBuffer.Queue do
   @moduledoc """
-  A buffer of items, flushed in the order in which they were pushed.
+  A buffer of items, which keep the order in which they were pushed.
 
-  Any process pushes items at any rate. Every partition flushes what it holds at an interval, and the processor gets
-  it in batches: lists of items, each exactly as it was pushed. Equal items are all kept.
+  Any process can push items, at any rate. Each partition flushes its items every `:processing_interval_ms`, and a processor
+  function receives them in batches: lists of items, each exactly as it was pushed. Equal items are all kept.
 
       defmodule MyApp.Events do
         def start_link(opts) do
@@ -17,18 +17,20 @@ defmodule PartitionedBuffer.Queue do
 
       PartitionedBuffer.Queue.push(:events, {:signed_up, 7})
 
-  Options, guarantees and telemetry events are those of all buffers: see `PartitionedBuffer`.
+  `PartitionedBuffer` documents options, guarantees and telemetry events.
 
   ## Order
 
-  The items of a partition come to the processor in the order in which they were pushed, from one flush to the next as
-  well: what a process pushes before is processed before, and so is what was pushed before another push began. Without a
-  partition key an item's partition is chosen by the item itself, so equal items are in one partition and others may be in
-  any. For an order among items give them the same `:partition_key`, or the buffer one partition.
+  The processor gets the items of a partition in the order in which they were pushed, within a flush and from one flush to
+  the next. An item comes before another one if its push returned before the other push began.
+
+  There is no order between partitions. Without a partition key, an item chooses its own partition: equal items are in the
+  same partition, others may be in any. To keep the order of different items, push them with the same `:partition_key`, or
+  start the buffer with one partition.
 
   ## Tables
 
-  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an `:ordered_set` of the records
+  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an `:ordered_set` of records
   `{:entry, {:key, monotonic_time, ref}, item, 0, 0}`, in the order of the items.
   """
 
@@ -37,13 +39,14 @@ defmodule PartitionedBuffer.Queue do
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
 
-  @typedoc "What the processor gets."
+  @typedoc "The argument of the processor."
   @type batch() :: [any()]
 
   @doc """
-  Starts a buffer as a supervisor linked to the calling process.
+  Starts a buffer, linked to the calling process.
 
-  Takes the [start options](`m:PartitionedBuffer#module-start-options`).
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the buffer's supervisor, or
+  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
 
       iex> {:ok, _pid} = PartitionedBuffer.Queue.start_link(name: :start_link_events, processor: &Function.identity/1)
       iex> PartitionedBuffer.Queue.push(:start_link_events, :event)
@@ -53,9 +56,10 @@ defmodule PartitionedBuffer.Queue do
   def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
 
   @doc """
-  The child specification of a buffer, for a supervision tree.
+  Returns the child specification of a buffer, for a supervision tree.
 
-  Its id is the buffer's name, or this module where none is given. The options are checked when it is started.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
+  this module if the options have no name.
 
       iex> PartitionedBuffer.Queue.child_spec(name: :events, processor: &Function.identity/1).id
       :events
@@ -64,9 +68,7 @@ defmodule PartitionedBuffer.Queue do
   def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Stops a buffer, given by its name or its supervisor's pid, when all that it holds has been processed.
-
-  See `PartitionedBuffer.stop/3`.
+  Processes the items of a buffer and stops it. See `PartitionedBuffer.stop/3`.
 
       iex> {:ok, _pid} = PartitionedBuffer.Queue.start_link(name: :stop_events, processor: &Function.identity/1)
       iex> PartitionedBuffer.Queue.stop(:stop_events)
@@ -77,7 +79,7 @@ defmodule PartitionedBuffer.Queue do
     do: PartitionedBuffer.stop(buffer, reason, timeout)
 
   @doc """
-  Defines a buffer that is a module, and named after it.
+  Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.Events do
         use PartitionedBuffer.Queue, otp_app: :my_app, processor: &MyApp.Broker.publish/1
@@ -86,9 +88,11 @@ defmodule PartitionedBuffer.Queue do
       children = [MyApp.Events]
       MyApp.Events.push({:signed_up, 7})
 
-  The options come from where those of `PartitionedBuffer.Map.__using__/1` come from. The module has `child_spec/1`,
-  `start_link/0` and `start_link/1`, which may be overridden, `stop/0` and `stop/2`, `size/0`, `update_options/1`, `push/1` and
-  `push/2`.
+  The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module has these functions:
+
+    * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
+    * `stop/0` and `stop/2`, `size/0`, `update_options/1`,
+    * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
       ...>   use PartitionedBuffer.Queue, processor: &Function.identity/1
@@ -142,7 +146,7 @@ defmodule PartitionedBuffer.Queue do
   end
 
   @doc """
-  How many items wait for the next flush, in all partitions.
+  Returns how many items wait for the next flush, in all partitions.
 
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       0

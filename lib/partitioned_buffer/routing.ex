@@ -4,11 +4,11 @@ defmodule PartitionedBuffer.Routing do
 
   alias PartitionedBuffer.Native
 
-  @typedoc "A partition with the count of partitions that it was chosen among; nil if the key itself decides."
+  @typedoc "A partition and the partition count that it was chosen by; nil if the key itself decides."
   @type route() :: {partition :: non_neg_integer(), partition_count :: pos_integer()} | nil
 
   @doc """
-  The route that `partition_key` chooses for a key.
+  The route of a key with this `partition_key`.
   """
   @spec route(any(), any(), pos_integer()) :: route()
   def route(partition_key, key, partition_count),
@@ -37,7 +37,7 @@ defmodule PartitionedBuffer.Routing do
   end
 
   @doc """
-  How many partitions a running buffer has.
+  The partition count of a running buffer.
   """
   @spec partition_count!(atom()) :: pos_integer()
   def partition_count!(buffer) do
@@ -48,7 +48,7 @@ defmodule PartitionedBuffer.Routing do
   end
 
   @doc """
-  Raises the error of a call that no partition takes. `kind` is the kind of buffer that the call is for.
+  Raises the error of a call that no partition accepts. `kind` is the kind of buffer that the call is for.
   """
   @spec not_running!(atom(), :map | :queue | :any) :: no_return()
   def not_running!(buffer, kind \\ :any) do
@@ -65,7 +65,7 @@ defmodule PartitionedBuffer.Routing do
         raise ArgumentError,
               message <> "it is running as a #{running_as}, and this call is for a #{kind}"
 
-      # Its partitions are open no longer.
+      # It runs, but its partitions are closed.
       _running ->
         raise ArgumentError, message <> "it is stopping"
     end

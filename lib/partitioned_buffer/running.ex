@@ -1,14 +1,15 @@
 defmodule PartitionedBuffer.Running do
   @moduledoc false
-  # The task that works on what a partition has flushed. There is one at a time, under the partition's own task
-  # supervisor. It is not linked: it goes on when the partition's process dies, and is found there by the next one. At a
-  # stop, when no task supervisor is started any more, it may be a process on its own, found by its name.
+  # The task that processes the flush of a partition. There is one at a time, under the partition's own task supervisor. It
+  # is not linked to the partition's process: if that dies, the task goes on, and the next process finds it under the task
+  # supervisor. During a stop a dead task supervisor is not restarted; then the task is a process of its own, which is found
+  # by its name.
 
   alias PartitionedBuffer.{Flush, Identity, Native, Partition, Telemetry}
 
-  # `kind` is that of the flush; `:found` if an earlier process of the partition has started the task. `flush` is nil
-  # where nothing is left to be seen of what a found task works on. `from` is where a task has begun to claim, nil for one
-  # that was found in the middle of it.
+  # `kind` is the kind of the flush, or `:found` if an earlier process of the partition has started the task. `flush` is
+  # nil if a found task has no flush in flight. `from` is the position where the task begins to claim, nil if it was
+  # found after it had begun.
   @enforce_keys [:pid, :ref, :kind, :flush, :from]
   defstruct @enforce_keys
 
@@ -34,14 +35,14 @@ defmodule PartitionedBuffer.Running do
   end
 
   @doc """
-  Starts a process that does the same without a task supervisor.
+  Starts the task without a task supervisor.
   """
   @spec start_alone(Identity.t(), :rest | :fresh, reference()) :: t()
   def start_alone(%Identity{} = identity, kind, flush) do
     from = Native.position(flush)
     work = work(identity, flush)
 
-    # It registers itself: whoever has started it may be dead by then.
+    # It registers itself, because the process that starts it may die before it could do that.
     {pid, ref} =
       spawn_monitor(fn ->
         Process.register(self(), name_alone(identity))
@@ -66,7 +67,7 @@ defmodule PartitionedBuffer.Running do
     if pid = Process.whereis(name_alone(identity)) || List.first(tasks(identity)) do
       ref = Process.monitor(pid)
       flush = in_flight(identity)
-      # In this order: a task that has not begun then has claimed nothing before this position.
+      # The position is read before the check: if the task has not begun by then, it begins there or later.
       position = if flush, do: Native.position(flush)
       from = if Flush.processing?(pid, identity.buffer), do: nil, else: position
       %__MODULE__{pid: pid, ref: ref, kind: :found, flush: flush, from: from}
@@ -76,7 +77,7 @@ defmodule PartitionedBuffer.Running do
   defp tasks(%Identity{} = identity) do
     Task.Supervisor.children(Partition.task_supervisor(identity.buffer, identity.number))
   catch
-    # It is gone.
+    # The task supervisor is gone.
     :exit, _reason -> []
   end
 
@@ -88,8 +89,8 @@ defmodule PartitionedBuffer.Running do
   end
 
   @doc """
-  When the task has last claimed a flush, which it calls the processor with, by `System.monotonic_time(:nanosecond)`; nil
-  where it has claimed none yet.
+  When the task claimed the batch of its last call of the processor, by `System.monotonic_time(:nanosecond)`; nil if it has
+  not claimed a batch yet.
   """
   @spec called_at(t()) :: integer() | nil
   def called_at(%__MODULE__{flush: nil}), do: nil
@@ -102,8 +103,8 @@ defmodule PartitionedBuffer.Running do
   end
 
   @doc """
-  Whether this is a task that was found and has not begun to work, though there is something to do. Its partition has died
-  before it could tell the task to.
+  Whether a found task has not begun to work, although entries are left. The process that started it has died before it
+  told the task to begin.
   """
   @spec idle?(t()) :: boolean()
   def idle?(%__MODULE__{kind: :found, flush: flush, from: from}) when from != nil do
@@ -114,8 +115,8 @@ defmodule PartitionedBuffer.Running do
   def idle?(%__MODULE__{}), do: false
 
   @doc """
-  Tells of a task that has ended for this reason, if it has failed. Of one that was dead before it was monitored nothing is
-  known.
+  Emits the event `processing_failed` if the task has failed. The exit reason of a task that was dead before it was monitored
+  is unknown, so it has no event.
   """
   @spec report(Identity.t(), t(), term()) :: :ok
   def report(_identity, _running, reason) when reason in [:normal, :noproc], do: :ok

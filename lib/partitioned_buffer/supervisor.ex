@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Supervisor do
   @moduledoc false
-  # The processes of one buffer. For each partition a task supervisor and the partition itself, and a drainer as the first
-  # and as the last:
+  # The processes of one buffer: a task supervisor and a process for each partition, and a drainer as the first and as the
+  # last child.
   #
   #     name.Supervisor
   #     ├── PartitionedBuffer.Drainer
@@ -11,19 +11,19 @@ defmodule PartitionedBuffer.Supervisor do
   #     ├── name.1
   #     └── PartitionedBuffer.Drainer
   #
-  # The number of restarts that it bears grows with the number of partitions. Each of them may fail by itself, and what makes
-  # one fail may make all fail at once, as where the module of the NIFs is loaded again. The usual three restarts would end a
-  # buffer of four partitions then.
+  # The limit of restarts grows with the partition count, because one cause may make all partitions fail at once: for
+  # example, the module of the NIFs is loaded again. The usual limit of three restarts would then end a buffer of four
+  # partitions.
   #
-  # The native buffer runs as long as this process lives. What a crash of all of it leaves unprocessed is found by the next
-  # supervisor of the same name.
+  # The native buffer runs as long as this process lives. If all processes crash, the next supervisor of the same name finds
+  # the entries that are left.
 
   use Supervisor
 
   alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition}
 
   @doc """
-  The child specification of a buffer that `module.start_link/1` starts with these options, which are not looked at before.
+  The child specification of a buffer that `module.start_link/1` starts. Only that call checks the options.
   """
   @spec child_spec(module(), any()) :: Supervisor.child_spec()
   def child_spec(module, opts),
@@ -38,8 +38,8 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   @doc """
-  Stops a buffer, given by its name or its supervisor's pid. Exits as `Supervisor.stop/3` does, but not if somebody else stops
-  it meanwhile.
+  Stops a buffer, given by its name or the pid of its supervisor. Exits as `Supervisor.stop/3` does, except if another
+  process stops the buffer during the call.
   """
   @spec stop(atom() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason, timeout) when is_atom(buffer) do
@@ -55,7 +55,7 @@ defmodule PartitionedBuffer.Supervisor do
     try do
       Supervisor.stop(pid, reason, timeout)
     catch
-      # It has ended, by another call or by its own supervisor: that is no error if it was a stop.
+      # Another call or its own supervisor has ended it: that is no error if it was a stop.
       :exit, {cause, _call} = caught when cause not in [:timeout, :calling_self] ->
         receive do
           {:DOWN, ^ref, :process, _pid, ended} when ended in [:normal, :shutdown] -> :ok
@@ -68,7 +68,7 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   @doc """
-  The supervisor of a buffer; nil if there is none, or if its name is that of another process.
+  The supervisor of a buffer; nil if there is none, or if another process has its name.
   """
   @spec whereis(atom()) :: pid() | nil
   def whereis(buffer) do
@@ -83,26 +83,26 @@ defmodule PartitionedBuffer.Supervisor do
   def name(buffer), do: Module.concat(buffer, Supervisor)
 
   @impl Supervisor
-  def init(%Options{name: buffer, partitions: partitions} = options) do
+  def init(%Options{name: buffer, partitions: partition_count} = options) do
     Native.hold()
-    Native.open(buffer, Options.kind(options), partitions)
-    # Here, not in the partitions, so that updated options outlive a partition.
+    Native.open(buffer, Options.kind(options), partition_count)
+    # The supervisor owns the table, so updated options outlive the processes of the partitions.
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})
 
-    partitions = for number <- 0..(partitions - 1)//1, do: Identity.new(buffer, number, settings)
+    partitions = for partition <- 0..(partition_count - 1)//1, do: Identity.new(buffer, partition, settings)
 
     children =
       for partition <- partitions, child <- [task_supervisor(partition), {Partition, partition}], do: child
 
     Supervisor.init([{Drainer, {:first, partitions}}] ++ children ++ [{Drainer, {:last, partitions}}],
       strategy: :one_for_one,
-      max_restarts: 3 + 3 * length(partitions),
+      max_restarts: 3 + 3 * partition_count,
       max_seconds: 5
     )
   end
 
-  # A buffer `MyApp` has a supervisor of the name that an application's own supervisor often has.
+  # The supervisor of a buffer `MyApp` has the name that the application's own supervisor often has.
   defp kind(pid) do
     with {:dictionary, dictionary} <- Process.info(pid, :dictionary) do
       own? = {:"$initial_call", {:supervisor, __MODULE__, 1}} in dictionary
@@ -114,13 +114,14 @@ defmodule PartitionedBuffer.Supervisor do
     %ArgumentError{
       message:
         "buffer #{inspect(buffer)} cannot start: its supervisor would be named #{inspect(name(buffer))}, " <>
-          "which is the name of #{inspect(pid)}, and that is none of a buffer: another :name is needed"
+          "but that is the name of #{inspect(pid)}, which is not the supervisor of a buffer: " <>
+          "give the buffer another :name"
     }
   end
 
-  defp task_supervisor(%Identity{buffer: buffer, number: number}) do
-    Supervisor.child_spec({Task.Supervisor, name: Partition.task_supervisor(buffer, number)},
-      id: {Task.Supervisor, number}
+  defp task_supervisor(%Identity{buffer: buffer, number: partition}) do
+    Supervisor.child_spec({Task.Supervisor, name: Partition.task_supervisor(buffer, partition)},
+      id: {Task.Supervisor, partition}
     )
   end
 end

@@ -1,8 +1,7 @@
 defmodule PartitionedBuffer.Telemetry do
   @moduledoc false
-  # The events, which `PartitionedBuffer` documents. `:telemetry` is called where it is loaded, which is looked up at each
-  # event: an app may add it without this package being compiled again. Nobody can have attached a handler before it is
-  # loaded, so no event is missed.
+  # Emits the events that `PartitionedBuffer` documents. Each event looks whether `:telemetry` is loaded, so an app can add it
+  # without compiling this package again. No handler can be attached before `:telemetry` is loaded, so none misses an event.
 
   @compile {:no_warn_undefined, :telemetry}
 
@@ -19,7 +18,7 @@ defmodule PartitionedBuffer.Telemetry do
   end
 
   @doc """
-  Emits `:start` before and `:stop` or `:exception` after `fun`, which returns what `:stop` is to measure besides.
+  Emits `:start` before and `:stop` or `:exception` after `fun`, which returns more measurements for `:stop`.
   """
   @spec span([atom()], map(), (() -> map())) :: :ok
   def span(suffix, metadata, fun) do

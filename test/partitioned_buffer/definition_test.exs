@@ -83,11 +83,11 @@ defmodule PartitionedBuffer.DefinitionTest do
   end
 
   test "a name, no list, or no processor is an error that names buffer and place" do
-    assert_raise ArgumentError, ~r/named after its module.*the options at the start.*:other/, fn ->
+    assert_raise ArgumentError, ~r/the name of its module.*its options at the start.*:other/, fn ->
       Users.start_link(name: :other)
     end
 
-    assert_raise ArgumentError, ~r/the options at the start of buffer #{inspect(Events)}.*keyword/, fn ->
+    assert_raise ArgumentError, ~r/the options of buffer #{inspect(Events)} at the start.*keyword/, fn ->
       PartitionedBuffer.Definition.start_options(Events, [], :no_list)
     end
 

@@ -49,7 +49,7 @@ defmodule PartitionedBuffer.OptionsTest do
 
   test "a name that is no atom raises" do
     for name <- ["buffer", nil, {:a, 1}] do
-      assert_raise ArgumentError, ~r/:name.*an atom expected, got: #{Regex.escape(inspect(name))}/, fn ->
+      assert_raise ArgumentError, ~r/:name.*expected an atom, got: #{Regex.escape(inspect(name))}/, fn ->
         start(name: name)
       end
     end
@@ -83,9 +83,9 @@ defmodule PartitionedBuffer.OptionsTest do
 
       for module <- @modules,
           {opts, message} <- [
-            {[], ~r/required option :name of buffer nil is missing/},
+            {[], ~r/required option :name of a buffer is missing: expected an atom/},
             {[name: :no_good], ~r/required option :processor of buffer :no_good is missing/},
-            {:no_good, ~r/the options of buffer nil must be a keyword list, got: :no_good/}
+            {:no_good, ~r/the options of a buffer must be a keyword list, got: :no_good/}
           ] do
         assert {:error, {%ArgumentError{message: raised}, [_ | _]}} =
                  DynamicSupervisor.start_child(supervisor, {module, opts})

@@ -259,7 +259,8 @@ defmodule PartitionedBuffer.ProcessingTest do
     test "does not start, and says why", %{name: name, supervisor: supervisor, app: app} do
       message =
         "buffer #{inspect(name)} cannot start: its supervisor would be named #{inspect(supervisor)}, " <>
-          "which is the name of #{inspect(app)}, and that is none of a buffer: another :name is needed"
+          "but that is the name of #{inspect(app)}, which is not the supervisor of a buffer: " <>
+          "give the buffer another :name"
 
       assert Buffer.start_link(name: name, processor: &Function.identity/1) ==
                {:error, {%ArgumentError{message: message}, []}}

@@ -318,7 +318,7 @@ defmodule PartitionedBuffer.StopTest do
       log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
 
       assert log =~
-               "partition 0 of buffer #{inspect(buffer)} could not process all it had: 2 entries are kept"
+               "partition 0 of buffer #{inspect(buffer)} could not process all its entries: 2 are kept"
 
       assert keys(received_entries()) == Enum.to_list(1..20)
 
@@ -348,7 +348,7 @@ defmodule PartitionedBuffer.StopTest do
       assert log =~ "longer than 10 ms"
 
       assert log =~
-               "partition 0 of buffer #{inspect(buffer)} could not process all it had: 3 entries are kept"
+               "partition 0 of buffer #{inspect(buffer)} could not process all its entries: 3 are kept"
 
       refute_received {:batch, _batch}
 
@@ -384,10 +384,9 @@ defmodule PartitionedBuffer.StopTest do
 
       for {buffer, left, _stop} <- stops do
         assert log =~
-                 "partition 0 of buffer #{inspect(buffer)} kills its processor: a batch has taken longer than 5000 ms"
+                 "partition 0 of buffer #{inspect(buffer)} kills its processor: a call took longer than 5000 ms"
 
-        kept =
-          "partition 0 of buffer #{inspect(buffer)} could not process all it had: #{left} entries are kept"
+        kept = "partition 0 of buffer #{inspect(buffer)} could not process all its entries: #{left} are kept"
 
         assert log =~ kept == left > 0
       end

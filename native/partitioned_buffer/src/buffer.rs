@@ -4,7 +4,7 @@
 //! [`Partitions::open`] until the process that opened them, the buffer's supervisor, dies. The entries outlive that process:
 //! the next supervisor finds them.
 //!
-//! Every operation reads `count`, which changes only at a start and a stop. What writers change is inside the partition.
+//! Every operation reads `count`, which changes only at a start and a stop. Writers change only the partition.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
@@ -51,7 +51,7 @@ pub(crate) enum To {
     Partition {
         /// The partition.
         partition: u32,
-        /// How many partitions it was chosen among. The route is void if there are more or fewer now.
+        /// The partition count that it was chosen by. If the buffer has another one now, the route is void.
         partition_count: u32,
     },
 }
@@ -66,7 +66,7 @@ pub(crate) enum Writer {
 }
 
 impl Route {
-    /// The count of partitions as [`Partition`] takes it, which marks the writes of processors.
+    /// The partition count as [`Partition`] takes it, which marks the writes of processors.
     #[inline]
     pub(crate) fn marked(self, partition_count: u32) -> u32 {
         match self.writer {
@@ -78,9 +78,9 @@ impl Route {
 
 /// See the module's documentation.
 pub(crate) struct Buffer {
-    /// What a `PartitionedBuffer.Map` writes to.
+    /// Used while the buffer runs as a map.
     pub(crate) map: MapPartitions,
-    /// What a `PartitionedBuffer.Queue` writes to.
+    /// Used while the buffer runs as a queue.
     pub(crate) queue: QueuePartitions,
 }
 
@@ -131,7 +131,8 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     }
 
     /// Opens `partition_count` of these partitions of `buffer` until the calling process dies. Entries of an earlier run stay
-    /// in their partitions. If the count was another then, the open partitions adopt these entries and flush them first.
+    /// in their partitions. If the earlier run had another partition count, the open partitions adopt its entries and flush
+    /// them first.
     /// Gives `false` and changes nothing if the process has been killed already: nothing would report its death.
     pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partition_count: u32) -> bool {
         let mut owner = self.owner.lock();
@@ -175,7 +176,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         }
     }
 
-    /// How many partitions a process has opened, which may be none; `None` if no process has.
+    /// The partition count, which may be 0; `None` if no process has the partitions open.
     pub(crate) fn opened(&self) -> Option<u32> {
         match self.count.load(Ordering::Acquire) {
             CLOSED => None,
@@ -191,7 +192,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         Ok(())
     }
 
-    /// A partition of those that run.
+    /// A partition, if it is one of those that run.
     pub(crate) fn running(&self, partition: u32) -> Result<&Partition<S, SHARDS>, NotRunning> {
         if partition < self.count()? {
             Ok(self.partition(partition))
@@ -225,7 +226,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         }
     }
 
-    /// Does `operation` on the partition of a key or item, and gives it the count of partitions. Tries again if the count
+    /// Does `operation` on the partition of a key or item, and gives it the partition count. Tries again if the count
     /// changes before the operation gets the lock.
     #[inline]
     pub(crate) fn with_partition<R>(

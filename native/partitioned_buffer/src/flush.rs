@@ -1,4 +1,4 @@
-//! Flushes as resources, and what all kinds of buffers have in common for the NIFs.
+//! Flushes as resources, and the operations that the NIFs do on all kinds of buffers.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(crate) struct FlushResource(pub(crate) Arc<dyn AnyFlush>);
 #[rustler::resource_impl]
 impl Resource for FlushResource {}
 
-/// Records that a read has room for from the beginning: more than most batches, and than it often has time for.
+/// Records that a read reserves room for: more than most batches have, and more than it usually has time for.
 const ROOM: usize = 1024;
 
 /// A flush of any kind of buffer.
@@ -52,7 +52,7 @@ pub(crate) trait AnyFlush: Send + Sync {
     /// At most `count` records from `position` on, and the position behind them. It gives fewer when the time is up.
     fn read<'a>(&self, env: Env<'a>, position: usize, count: usize) -> (Term<'a>, usize);
 
-    /// Takes what is between two positions as given to the processor; `false` if another reader has.
+    /// Marks the records between two positions as given to the processor; `false` if another reader has claimed them.
     fn claim(&self, from: usize, to: usize) -> bool;
 }
 
@@ -74,7 +74,7 @@ impl<S: Store<Record: ToTerm>> AnyFlush for Flush<S> {
             while position < end && records.len() < count {
                 // Positions of deleted entries count as well.
                 let start = position;
-                // A large record comes unannounced: there is a look at the clock after each.
+                // Nothing announces a large record, so the clock is read after each one.
                 let step = if has_large { 1 } else { pace.step };
                 let stop = position.saturating_add(step).min(end);
                 while position < stop && records.len() < count {
@@ -97,13 +97,13 @@ impl<S: Store<Record: ToTerm>> AnyFlush for Flush<S> {
     }
 }
 
-/// What a partition of any kind of buffer flushes.
+/// The flush that a partition of any kind of buffer gives.
 pub(crate) enum AnyFlushed {
-    /// What is left of an earlier flush.
+    /// The rest of an earlier flush.
     Rest(FlushResource),
-    /// What has come in since.
+    /// The entries that waited.
     Fresh(FlushResource),
-    /// There is nothing.
+    /// There are no entries.
     Nothing,
 }
 
@@ -166,7 +166,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
 }
 
 impl Buffer {
-    /// The partitions of the kind that runs.
+    /// The partitions of the running kind.
     pub(crate) fn running(&'static self) -> Result<&'static dyn AnyPartitions, NotRunning> {
         if self.map.count().is_ok() {
             return Ok(&self.map);

@@ -1,16 +1,16 @@
-//! The NIF library of `PartitionedBuffer`. Layers, each knowing only those below:
+//! The NIF library of `PartitionedBuffer`. Its layers, each of which knows only those below it:
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
-//! | [`flush`] | reads and claims what is in flight |
+//! | [`flush`] | reads and claims flushes in flight |
 //! | [`lists`] | writes lists, step by step |
-//! | [`pace`] | keeps a call to its time |
+//! | [`pace`] | limits the time of a call |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
-//! What a partition is and does is in the crate `partitioned_buffer_engine`.
+//! The partitions themselves are in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
 mod buffer;
@@ -27,12 +27,12 @@ use rustler::{Env, Term};
 
 rustler::init!("Elixir.PartitionedBuffer.Native", load = load);
 
-/// Whether this library, as it is in memory, has been loaded before.
+/// Whether this copy of the library in memory has been loaded before.
 static LOADED: AtomicBool = AtomicBool::new(false);
 
-/// Called by the VM for each version of the module that it loads this library for, with the version that the module was
-/// compiled for and whether there are buffers in the VM. `false` refuses: buffers of another library, which this one
-/// does not know, would be lost to their users.
+/// The VM calls this whenever it loads the module. `info` is the version that the module was compiled for, and whether there
+/// are buffers in the VM. `false` refuses to load: this library does not know the buffers of another one, so their
+/// users would lose them.
 fn load<'a>(_env: Env<'a>, info: Term<'a>) -> bool {
     let Ok((version, are_buffers)) = info.decode::<(&str, bool)>() else { return false };
     let was_loaded = LOADED.load(Ordering::Relaxed);

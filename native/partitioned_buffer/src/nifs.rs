@@ -1,9 +1,9 @@
 //! The NIFs: each decodes its arguments, makes one call, and encodes the result. `PartitionedBuffer.Native` documents
 //! them for their callers.
 //!
-//! Arguments are not trusted: what does not fit raises `badarg` and has changed nothing, but for what stands before it in
-//! a list that the caller says it has checked. Those that work on many entries stop after half a millisecond
-//! and say how far they came.
+//! Arguments are not trusted: a wrong one raises `badarg` and changes nothing. Only in a list that the caller says it has
+//! checked, the elements before the wrong one may be written. A NIF that works on many entries stops after half a millisecond
+//! and says how far it came.
 
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
@@ -21,7 +21,7 @@ use crate::vm::term::{
     charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function, RawTerm,
 };
 
-/// `size` looks at all partitions, and a step of a list may have writes for each: with so many it stays well below a
+/// `size` looks at all partitions, and a step of a list may write to each of them. With this many, both stay well below a
 /// millisecond.
 const MAX_PARTITIONS: u32 = 1 << 12;
 
@@ -50,7 +50,7 @@ mod atoms {
     }
 }
 
-/// Makes a function known to the VM as a NIF of its name.
+/// Registers a function with the VM, as a NIF of the same name.
 macro_rules! nif {
     ($function:ident / $arity:literal) => {
         nif!($function / $arity, Normal);
@@ -331,7 +331,7 @@ fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueuePartitions, NotR
     Ok(find(name)?.map(|buffer| &buffer.queue))
 }
 
-/// The route of a call, or of `{:processor, route}` for a write of a processor.
+/// The route of a call. `{:processor, to}` marks the write of a processor.
 #[inline]
 fn route(term: Term<'_>) -> NifResult<Route> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
@@ -345,7 +345,7 @@ fn route(term: Term<'_>) -> NifResult<Route> {
     }
 }
 
-/// `nil`, or a partition and the count of partitions that it was chosen among.
+/// `nil`, or a partition and the partition count that it was chosen by.
 fn partition_or_nil(term: Term<'_>) -> NifResult<To> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
         return Ok(To::ByTerm);

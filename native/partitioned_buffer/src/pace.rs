@@ -1,36 +1,36 @@
-//! How a call that works on many entries keeps to its time.
+//! Limits the time of a call that works on many entries.
 
 use std::time::{Duration, Instant};
 
 use rustler::Env;
 
-/// After so long a call that could go on returns: half of the millisecond that a NIF may take.
+/// A call that has more to do returns after this time: half of the millisecond that a NIF may take.
 const TIME_SLICE: Duration = Duration::from_micros(500);
 
-/// How long it should at most take from one look at the clock to the next.
+/// The time that a step should take at most. The clock is read after each step.
 const STEP_TIME: Duration = Duration::from_micros(100);
 
-/// Entries between two looks at the clock, at most: if all of them are large, and none before was, the call takes as long as
-/// copying so many. (Steps of 128 made a list of a thousand small entries a twentieth faster.)
+/// The most entries in a step. If all of them are large, and none before was, the call takes as long as copying this many.
+/// (Steps of 128 made a list of a thousand small entries only a twentieth faster.)
 const MAX_STEP: usize = 32;
 
-/// Steps that are as long as the one before lets expect.
+/// Chooses the length of each step by the time that the step before took.
 pub(crate) struct Pace {
     /// When the call began.
     started: Instant,
-    /// How long it had taken after the last step.
+    /// The time from the start of the call to the end of the last step.
     elapsed: Duration,
-    /// Entries of the next step.
+    /// How many entries the next step has.
     pub(crate) step: usize,
 }
 
 impl Pace {
-    /// For a call that begins now. Of its entries nothing is known, so the first is a step.
+    /// For a call that begins now. Nothing is known of its entries, so the first step has one.
     pub(crate) fn start() -> Self {
         Pace { started: Instant::now(), elapsed: Duration::ZERO, step: 1 }
     }
 
-    /// After a step in which so many entries were done: whether there is time for another.
+    /// Whether there is time for another step, after a step of `done` entries.
     pub(crate) fn goes_on(&mut self, done: usize) -> bool {
         let elapsed = self.started.elapsed();
         let took = nanoseconds(elapsed - self.elapsed).max(1);
@@ -40,8 +40,8 @@ impl Pace {
         elapsed < TIME_SLICE
     }
 
-    /// Tells the scheduler how much of its millisecond the call has used. A hundredth is the least that can be told; what is less
-    /// is covered by what every call is charged.
+    /// Tells the scheduler how much of its millisecond the call has used. The VM counts in hundredths, and charges every call
+    /// for less than one.
     pub(crate) fn consume_timeslice(&self, env: Env<'_>) {
         let percent = self.elapsed.as_micros() / 10;
         if percent > 0 {
@@ -50,7 +50,7 @@ impl Pace {
     }
 }
 
-/// A time of a call, in nanoseconds.
+/// The time in nanoseconds.
 fn nanoseconds(time: Duration) -> usize {
     time.as_nanos() as usize
 }

@@ -1,15 +1,14 @@
-//! From the name of a buffer to the buffer, on the path of every operation: without a lock and without writing memory
-//! that processors share.
+//! Finds a buffer by its name. Every operation does this, so it takes no lock and writes no memory that CPUs share.
 //!
-//! Buffers are never removed: their names are atoms, so their number is bounded, and an empty buffer is small. So a
-//! buffer that was found can be used without counting references, and what a crashed supervision tree left behind is
-//! there when it starts again.
+//! Buffers are never removed. Their names are atoms, so their number is bounded, and an empty buffer is small. In return,
+//! operations use a buffer without counting references, and a supervision tree that starts again after a crash finds the
+//! entries that are left.
 //!
-//! That is also what keeps the library in memory, with the thread that runs in it: the VM does not unload one while there
-//! are resources with a destructor of its own.
+//! This also keeps the library, and the thread that runs in it, in memory: the VM does not unload a library that has
+//! resources with a destructor.
 //!
-//! The table is open-addressed, in levels of doubling size. A name is in the first free of the few places it may have
-//! in the first level where one is free; so the search ends at a free place.
+//! The table is open-addressed and has levels of doubling size. In each level a name may have one of a few slots. It takes
+//! the first free one of the first level that has one, so a search ends at a free slot.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
@@ -19,19 +18,19 @@ use rustler::ResourceArc;
 
 use crate::buffer::Buffer;
 
-/// Places of the first level.
+/// Slots of the first level.
 const FIRST_LEVEL: usize = 64;
 
-/// Places a name may have in a level.
+/// Slots that a name may have in each level.
 const PROBES: usize = 8;
 
-/// With the doubling sizes, room for more names than the VM has atoms.
+/// Enough levels of doubling size for more names than the VM has atoms.
 const LEVELS: usize = 26;
 
-/// One place in the table.
+/// One slot of the table.
 #[derive(Default)]
 struct Slot {
-    /// The name, as the word of the atom; 0 while the place is free. Written after `buffer`.
+    /// The name, as the word of the atom; 0 while the slot is free. It is written after `buffer`.
     name: AtomicUsize,
     /// The buffer of that name.
     buffer: OnceLock<ResourceArc<Buffer>>,
@@ -47,7 +46,7 @@ static ADDING: Mutex<()> = Mutex::new(());
 #[inline]
 pub(crate) fn find(name: usize) -> Option<&'static ResourceArc<Buffer>> {
     for level in &TABLE {
-        for slot in places(level.get()?, name) {
+        for slot in slots_of(level.get()?, name) {
             match slot.name.load(Ordering::Acquire) {
                 0 => return None,
                 found if found == name => return slot.buffer.get(),
@@ -58,7 +57,7 @@ pub(crate) fn find(name: usize) -> Option<&'static ResourceArc<Buffer>> {
     None
 }
 
-/// The buffer of this name, given as the word of the atom, which the first call makes.
+/// The buffer of this name, given as the word of the atom. The first call makes it.
 pub(crate) fn find_or_add(name: usize) -> &'static ResourceArc<Buffer> {
     let _guard = ADDING.lock();
     if let Some(buffer) = find(name) {
@@ -68,7 +67,7 @@ pub(crate) fn find_or_add(name: usize) -> &'static ResourceArc<Buffer> {
     let slot = TABLE
         .iter()
         .enumerate()
-        .flat_map(|(number, slots)| places(slots.get_or_init(|| level(FIRST_LEVEL << number)), name))
+        .flat_map(|(depth, slots)| slots_of(slots.get_or_init(|| level(FIRST_LEVEL << depth)), name))
         .find(|slot| slot.name.load(Ordering::Relaxed) == 0)
         .expect("there is room for more names than there can be atoms");
     let buffer = slot.buffer.get_or_init(|| ResourceArc::new(Buffer::new()));
@@ -76,9 +75,9 @@ pub(crate) fn find_or_add(name: usize) -> &'static ResourceArc<Buffer> {
     buffer
 }
 
-/// The places that `name` may have in a level.
+/// The slots that `name` may have in a level.
 #[inline]
-fn places(slots: &[Slot], name: usize) -> impl Iterator<Item = &Slot> {
+fn slots_of(slots: &[Slot], name: usize) -> impl Iterator<Item = &Slot> {
     let spread = (name as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     (0..PROBES).map(move |probe| &slots[(spread as usize + probe) & (slots.len() - 1)])
 }

@@ -1,4 +1,4 @@
-//! All of the library's unsafe code: what it asks of the VM. Each of the modules says why it is sound.
+//! All unsafe code of the library, most of it calls of the VM's C functions. Each module says why its code is sound.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -6,7 +6,7 @@
 //! | [`clock`] | the VM's time |
 //! | [`memory`] | the VM's allocators, counted |
 //! | `timing` | for benchmarks only: how long calls take |
-//! | `faults` | for tests only: panics where copies are made |
+//! | `faults` | for tests only: panics in copies |
 #![allow(unsafe_code)]
 
 pub(crate) mod clock;

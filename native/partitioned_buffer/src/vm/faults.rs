@@ -1,12 +1,12 @@
-//! Panics on request. Only with the feature `faults`: for a test of what a panic leaves behind.
+//! Panics on request, with the feature `faults`: tests look at the state that a panic leaves behind.
 //!
-//! Terms are copied in the middle of every write, under the lock of the partition, and while the live terms of a sparse
-//! segment are moved: so the copies panic.
+//! The copies panic, because terms are copied in the middle of every write under the lock of the shard, and while the live
+//! terms of a sparse segment are moved.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::LazyLock;
 
-/// Every so many copies panic; never without the variable.
+/// One of this many copies panics. Without the variable none does.
 static EVERY: LazyLock<Option<u64>> =
     LazyLock::new(|| std::env::var("PARTITIONED_BUFFER_PANIC_EVERY").ok()?.parse().ok());
 

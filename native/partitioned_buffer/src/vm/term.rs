@@ -1,15 +1,14 @@
-//! Terms and environments for the engine, over the functions of `erl_nif`.
+//! Terms and environments for the engine, made with the functions of `erl_nif`.
 //!
-//! What makes it sound, in one place:
+//! The code is sound for these reasons:
 //!
-//! * A [`RawTerm`] is a word without a lifetime. It is made from an argument of the NIF call that is running, and used
-//!   during that call only, or it was returned by [`Environment::copy`] and is used only while that environment exists
-//!   and has not been cleared. The engine keeps to the latter (its tests have a heap that notices), the modules above
-//!   to the former: none stores a `RawTerm`.
-//! * An environment is written (copied to, cleared) by one thread at a time, since that takes `&mut`. Reading the terms
-//!   of an environment while nobody writes it is safe from any thread: they are immutable, and binaries outside of it
-//!   are counted atomically.
-//! * Process-independent environments may be made, used and freed on any thread.
+//! * A [`RawTerm`] is a word without a lifetime. Some are made from an argument of the current NIF call and used only during
+//!   that call: the modules above store none. The others come from [`Environment::copy`] and are used only while that
+//!   environment exists and is not cleared: the engine takes care of this, and its tests have a heap that checks it.
+//! * Only one thread at a time writes an environment (copies to it or clears it), because that takes `&mut`. While nobody
+//!   writes it, any thread may read its terms: they are immutable, and references to binaries outside of it are counted
+//!   atomically.
+//! * Any thread may make, use and free process-independent environments.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
@@ -37,14 +36,14 @@ pub(crate) trait Function<const N: usize> {
     fn call<'a>(env: Env<'a>, arguments: [Term<'a>; N]) -> NifResult<Term<'a>>;
 }
 
-/// What the VM is told of a NIF. It is what the attribute `rustler::nif` makes, but for the arguments: that collects
-/// them in a vector on the heap, which costs as much as a whole `put`.
+/// The description of a NIF for the VM. It replaces the attribute `rustler::nif`, which collects the arguments in a vector on
+/// the heap: that costs as much as a whole `put`.
 pub(crate) const fn entry<const N: usize, F: Function<N>>(scheduler: SchedulerFlags) -> Nif {
     assert!(matches!(F::NAME.as_bytes(), [.., 0]));
     Nif { name: F::NAME.as_ptr().cast::<c_char>(), arity: N as u32, flags: scheduler as u32, raw_func: call::<N, F> }
 }
 
-/// What the VM calls. A panic becomes the exception `nif_panicked`.
+/// The function that the VM calls. A panic becomes the exception `nif_panicked`.
 unsafe extern "C" fn call<const N: usize, F: Function<N>>(
     env: *mut ErlNifEnv,
     argc: c_int,
@@ -54,8 +53,8 @@ unsafe extern "C" fn call<const N: usize, F: Function<N>>(
     #[cfg(feature = "timing")]
     let _timer = F::timing().start();
     let lifetime = ();
-    // SAFETY: the VM gives the environment of the running call and, since it was told so, `N` arguments that belong to
-    // it. `lifetime` is of this call, so nothing made of the environment can outlive it.
+    // SAFETY: the VM gives the environment of the current call and `N` arguments that belong to it, as `entry` has told it.
+    // `lifetime` ends with this call, so nothing that is made from the environment can outlive it.
     unsafe {
         let caller = Env::new(&lifetime, env);
         let arguments = std::array::from_fn(|at| Term::new(caller, *argv.add(at)));
@@ -72,32 +71,32 @@ unsafe extern "C" fn call<const N: usize, F: Function<N>>(
 pub(crate) struct RawTerm(ErlNifTerm);
 
 impl RawTerm {
-    /// The word itself, for atoms: they are the same everywhere and for ever.
+    /// The word itself. The word of an atom is the same everywhere and for ever.
     #[inline]
     pub(crate) fn word(self) -> usize {
-        // SAFETY: the type is declared to be laid out as the word that it holds.
+        // SAFETY: the type has the declared layout of its only field, a word.
         unsafe { std::mem::transmute::<ErlNifTerm, usize>(self.0) }
     }
 
-    /// Whether it is an immediate, by its tag. It is only asked where another answer would do no harm.
+    /// Whether it is an immediate, by its tag. Callers must be safe with a wrong answer.
     #[inline]
     fn is_immediate(self) -> bool {
         self.word() & 3 == 3
     }
 
-    /// Whether it is a list that is not empty, by its tag. It is only asked where another answer would do no harm.
+    /// Whether it is a list that is not empty, by its tag. Callers must be safe with a wrong answer.
     fn is_list(self) -> bool {
         self.word() & 3 == 1
     }
 
-    /// Where the term is, if it is no immediate.
+    /// The address of the term, unless it is an immediate.
     #[inline]
     fn address(self) -> usize {
         self.word() & !7
     }
 
-    /// Lets the memory of the term come into the cache meanwhile. Where a term is a pointer, its low bits are its tag;
-    /// what is loaded of any other changes nothing.
+    /// Starts loading the memory of the term into the cache. The tag in the low bits of the pointer does not matter, and for a
+    /// term that is not a pointer the load has no effect.
     #[inline]
     pub(crate) fn prefetch(self) {
         prefetch_address(self.word() as *const u8);
@@ -106,7 +105,7 @@ impl RawTerm {
     /// The VM's own hash for its tables, salted.
     #[inline]
     pub(crate) fn internal_hash(self, salt: u32) -> u64 {
-        // SAFETY: `self` is a valid term, as the module's documentation states; so in all calls below.
+        // SAFETY: `self` is a valid term, by the module's documentation. The same holds for all calls below.
         unsafe { enif_hash(ErlNifHash::ERL_NIF_INTERNAL_HASH, self.0, u64::from(salt)) }
     }
 
@@ -140,39 +139,40 @@ impl EngineTerm for RawTerm {
 
 /// A process-independent environment: a heap that no process owns and no garbage collector sees.
 pub(crate) struct Environment {
-    /// From `enif_alloc_env`; given back when this is dropped.
+    /// From `enif_alloc_env`; freed when this is dropped.
     env: *mut ErlNifEnv,
     /// The address of the last copy.
     last: usize,
-    /// About how many bytes a large copy takes that lives here; 0 without one.
+    /// About how many bytes the large copy here takes; 0 if there is none.
     large: usize,
 }
 
-// SAFETY: such an environment is bound to no thread, and all that writes it takes `&mut self`.
+// SAFETY: such an environment is bound to no thread, and all functions that write it take `&mut self`.
 unsafe impl Send for Environment {}
-// SAFETY: through `&self` the environment is not changed.
+// SAFETY: no function changes the environment through `&self`.
 unsafe impl Sync for Environment {}
 
-/// From this number of bytes on a term is large: it gets an environment of its own, which takes some 2.5 kB beside the copy.
+/// A term of this many bytes is large: it gets an environment of its own, which takes some 2.5 kB in addition to the copy.
 const LARGE: usize = 8 * 1024;
 
-/// The VM enlarges an environment by pieces of at least so many bytes. A copy that begins nearer to the one before it is in the
-/// same piece. (If a VM did otherwise, copies would be measured too often, or large ones not be noticed.)
+/// The VM enlarges an environment by pieces of at least this many bytes. A copy that begins nearer to the copy before is in
+/// the same piece. (If a VM did otherwise, copies would be measured too often, or large ones would not be noticed.)
 const PIECE: usize = 200 * size_of::<ErlNifTerm>();
 
-/// Cells of a list among which there is one with something behind it, or else most likely none.
+/// If this many first elements of a list are immediates, most likely all of them are.
 const CELLS_LOOKED_AT: u32 = 8;
 
 impl Environment {
-    /// About how many bytes `copy`, the last one, takes here. The VM makes terms one behind the other: so making something small
-    /// shows where the copy ends. It begins with its root, but for lists.
+    /// About how many bytes `copy`, the last copy, takes here. The VM makes terms one behind the other, so a small new term
+    /// shows where the copy ends. The copy begins with its root, unless it is a list.
     #[cold]
     fn measure(&mut self, copy: RawTerm) -> usize {
-        // SAFETY: `self.env` is ours and written by nobody else, and `copy` lives there. What is read was written, as the
-        // functions say.
+        // SAFETY: `self.env` is ours, nobody else writes it, and `copy` lives there. The functions write all variables that
+        // are read.
         unsafe {
             let end = RawTerm(enif_make_list_cell(self.env, copy.0, copy.0)).address();
-            // A list begins with the first cell that has something behind it; one of immediates is as long as it is.
+            // The VM puts cells with immediates at the end of the copy, so the copy begins with the first other cell. A list of
+            // immediates takes two words for each cell.
             let (mut start, mut head, mut tail, mut length) = (copy, copy.0, copy.0, 0);
             while start.is_list() && enif_get_list_cell(self.env, start.0, &mut head, &mut tail) != 0 {
                 if !RawTerm(head).is_immediate() {
@@ -189,7 +189,7 @@ impl Environment {
         }
     }
 
-    /// Bytes of the large copy that lives here.
+    /// The bytes of the large copy here; 0 if there is none.
     pub(crate) fn large_bytes(&self) -> usize {
         self.large
     }
@@ -199,7 +199,7 @@ impl Environment {
     fn make_copy(&mut self, term: RawTerm) -> RawTerm {
         #[cfg(feature = "faults")]
         super::faults::before_copy();
-        // SAFETY: `self.env` is ours and written by nobody else; `term` is valid.
+        // SAFETY: `self.env` is ours, nobody else writes it, and `term` is valid.
         RawTerm(unsafe { enif_make_copy(self.env, term.0) })
     }
 }
@@ -210,7 +210,7 @@ impl Heap for Environment {
     fn new() -> Self {
         super::memory::count_environments(1);
         let spare = SPARE.with_borrow_mut(|spare| spare.0.pop());
-        // SAFETY: may be called on any thread; the VM does not return without memory.
+        // SAFETY: it may be called on any thread, and never returns null.
         Environment { env: spare.unwrap_or_else(|| unsafe { enif_alloc_env() }), last: 0, large: 0 }
     }
 
@@ -239,7 +239,7 @@ impl Heap for Environment {
         weigh(self.env, term.0, &mut Budget::new())
     }
 
-    /// Numbers only those that copy: of four schedulers no two share a lane.
+    /// Only threads that copy get a lane, so no two of four schedulers share one.
     #[inline]
     fn lane() -> usize {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -260,23 +260,23 @@ impl Heap for Environment {
     }
 }
 
-/// Asks the processor to load what is at an address into its cache, where we know how.
+/// Asks the CPU to load the memory at an address into its cache, on architectures where we know how.
 #[inline]
 fn prefetch_address(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-        // SAFETY: a hint, which has no effect on an address that is not mapped; SSE is part of x86_64.
+        // SAFETY: it is a hint without effect on an address that is not mapped, and SSE is part of x86_64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
 
-/// From this number of bytes on a copy is freed on the reclaimer's thread.
+/// A copy of this many bytes is freed on the reclaimer's thread.
 const FREED_ELSEWHERE: usize = 512 * 1024;
 
-/// So many cleared environments a scheduler keeps for its next ones: to make one takes longer than most copies.
+/// How many cleared environments a scheduler keeps for reuse: making one takes longer than most copies.
 const SPARES: usize = 8;
 
 /// The environments that a scheduler keeps.
@@ -284,7 +284,7 @@ struct Spare(Vec<*mut ErlNifEnv>);
 
 impl Drop for Spare {
     fn drop(&mut self) {
-        // SAFETY: they are ours, and this is their last use.
+        // SAFETY: the environments are ours, and this is their last use.
         self.0.drain(..).for_each(|env| unsafe { enif_free_env(env) });
     }
 }
@@ -295,7 +295,7 @@ thread_local! {
 
 /// Whether the calling thread is one of the VM's schedulers.
 fn is_scheduler() -> bool {
-    // SAFETY: may be called on any thread.
+    // SAFETY: it may be called on any thread.
     unsafe { enif_thread_type() != 0 }
 }
 
@@ -311,7 +311,7 @@ impl Drop for Environment {
             return;
         }
         super::memory::count_environments(-1);
-        // SAFETY: `self.env` is ours, and its terms are no longer used.
+        // SAFETY: `self.env` is ours, and nobody uses its terms any more.
         unsafe {
             if is_scheduler {
                 enif_clear_env(self.env);
@@ -329,23 +329,23 @@ impl Drop for Environment {
 }
 
 thread_local! {
-    /// Bytes that were copied and not yet charged.
+    /// Bytes of copies that no process has been charged for yet.
     static UNCHARGED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many more terms are weighed before they are written, since there was a large one. It is not counted exactly.
+/// How many more terms are weighed before they are written. A large term raises this count, which is not exact.
 static WATCHED: AtomicUsize = AtomicUsize::new(0);
 
-/// So many bytes of a large term let one more term be weighed: all of these take about as long as copying it did.
+/// One term is weighed for this many bytes of a large one: weighing all of these takes about as long as copying it did.
 const WATCH_DIVISOR: usize = 32;
 
-/// After a large term the next ones are weighed.
+/// Lets the next terms be weighed, after a large one.
 #[cold]
 fn watch_for_large(bytes: usize) {
     WATCHED.fetch_max(bytes / WATCH_DIVISOR, Relaxed);
 }
 
-/// A term of the call on its way into a store: a large one is copied to an environment of its own.
+/// A term of the caller for a store. A large one is copied to an environment of its own.
 #[inline]
 pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
     if looks_large(env, term) {
@@ -356,7 +356,7 @@ pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
     }
 }
 
-/// The same of a value with its version, which lives where the value does.
+/// The same for a value with its version. A version beyond 64 bits is copied to the environment of a large value.
 #[inline]
 pub(crate) fn parcel_with(
     env: Env<'_>,
@@ -373,8 +373,8 @@ pub(crate) fn parcel_with(
     }
 }
 
-/// Whether a term should have an environment of its own. To know the size of a term takes as long as to copy it. So while there
-/// are no large ones all are taken for small; the first that is not is noticed when it has been copied.
+/// Whether a term should have an environment of its own. Measuring a term takes as long as copying it. So after a while without
+/// large terms all are taken for small, and the first large one is noticed after its copy.
 #[inline]
 fn looks_large(env: Env<'_>, term: RawTerm) -> bool {
     !term.is_immediate() && WATCHED.load(Relaxed) > 0 && is_large(env, term)
@@ -385,9 +385,9 @@ fn looks_large(env: Env<'_>, term: RawTerm) -> bool {
 fn is_large(env: Env<'_>, term: RawTerm) -> bool {
     let watched = WATCHED.load(Relaxed);
     WATCHED.store(watched.saturating_sub(1), Relaxed);
-    // SAFETY: `term` is valid, and `env` that of the running call.
+    // SAFETY: `term` is valid, and `env` belongs to the current call.
     let is_binary = unsafe { enif_is_binary(env.as_c_arg(), term.0) != 0 };
-    // The copy of a binary is small.
+    // The copy of a binary is a small reference.
     let bytes = if is_binary { 0 } else { weigh(env.as_c_arg(), term.0, &mut Budget::new()) };
     if bytes >= LARGE {
         watch_for_large(bytes);
@@ -400,9 +400,10 @@ fn is_large(env: Env<'_>, term: RawTerm) -> bool {
 fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [RawTerm; N]) {
     let mut heap = Environment::new();
     let words = terms.map(|term| term.0);
-    // SAFETY: the terms belong to `env`, which is the running call's. The copy is a tuple of `N` elements, and they live in `heap`.
+    // SAFETY: the terms belong to `env`, the environment of the current call. The copy is a tuple of `N` elements, which live
+    // in `heap`.
     let copies = unsafe {
-        // As a tuple, of which the VM puts nothing before the root: so the copy is measured as a whole.
+        // The VM puts no part of a tuple before its root, so the copy is measured as a whole.
         let tuple = enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32);
         let copy = heap.make_copy(RawTerm(tuple));
         let (mut arity, mut elements) = (0, std::ptr::null());
@@ -414,10 +415,10 @@ fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [Raw
     (heap, copies)
 }
 
-/// Bytes that are copied in a hundredth of a process's turn.
+/// How many bytes are copied in a hundredth of a process's time slice.
 const CHARGED: usize = 40 * 1024;
 
-/// Charges the process for what the call has copied besides small terms.
+/// Charges the process for the large copy of a call.
 #[inline]
 pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>) {
     if let Some(heap) = heap {
@@ -429,39 +430,39 @@ pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>) {
     }
 }
 
-/// What may be looked at for one weight.
+/// How much of a term may be looked at to weigh it.
 struct Budget {
     /// Terms.
     nodes: usize,
-    /// Cells of lists, which are only counted. A list of so many is heavy in any case.
+    /// Cells of lists, which are only counted. A list of this many cells is large in any case.
     cells: usize,
 }
 
 impl Budget {
-    /// The whole of it.
+    /// The full budget.
     fn new() -> Self {
         Budget { nodes: 24, cells: 16 * 1024 }
     }
 }
 
-/// What a term weighs whose size the VM does not tell: a function with all that it holds, bits that are no whole bytes. Of
-/// such terms few share a segment.
+/// The weight of a term whose size the VM does not tell: a function with its environment, or a bitstring that is not a binary.
+/// It is high, so few such terms share a segment.
 const OPAQUE: usize = 32 * 1024;
 
-/// Elements that are looked at of one tuple, list or map; they stand for the others.
+/// How many elements of a tuple, list or map are looked at. They stand for the others.
 const ELEMENTS_WEIGHED: usize = 4;
 
-/// An estimate of the bytes that `term` takes, its binaries included; of a part of a binary, the part. Its own cost is within
-/// the budget, but for a binary that begins within a byte: the VM makes a copy to show it.
+/// An estimate of the bytes that `term` takes with its binaries; a part of a binary counts without the rest. The time is within
+/// the budget, except for a binary that begins within a byte: the VM copies it to tell its size.
 fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
     if budget.nodes == 0 || RawTerm(term).is_immediate() {
         return WORD;
     }
     budget.nodes -= 1;
-    // SAFETY: `term` is valid, and these functions only read it: `env` is not written. The pointers given are to
-    // variables of the right type, which are read only when the function says that it has written them. (Not by
-    // `enif_term_type`: a newer VM may know types that its Rust enum does not.)
+    // SAFETY: `term` is valid, and these functions only read it and do not write `env`. The pointers are to variables of the
+    // right types, which are read only if the function says that it has written them. (It does not use `enif_term_type`,
+    // because a newer VM may have types that the Rust enum lacks.)
     unsafe {
         if enif_is_binary(env, term) != 0 {
             return 4 * WORD + binary_size(term);
@@ -517,7 +518,7 @@ fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     }
 }
 
-/// An environment for what is looked at for a moment. It is not counted: it never holds anything for longer.
+/// An environment that holds terms only for a moment, so it is not counted.
 struct Scratch(*mut ErlNifEnv);
 
 impl Drop for Scratch {
@@ -528,7 +529,7 @@ impl Drop for Scratch {
 }
 
 thread_local! {
-    // SAFETY: may be called on any thread; the VM does not return without memory.
+    // SAFETY: it may be called on any thread, and never returns null.
     static SCRATCH: Scratch = Scratch(unsafe { enif_alloc_env() });
 }
 
@@ -536,8 +537,8 @@ thread_local! {
 fn binary_size(term: ErlNifTerm) -> usize {
     SCRATCH.with(|scratch| {
         let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
-        // SAFETY: `term` is valid; the environment is this thread's, and nothing of it is used after it is cleared. What is
-        // read was written, as the function says.
+        // SAFETY: `term` is valid. The environment belongs to this thread, and none of its terms is used after it is cleared.
+        // `binary` is read only if the function says that it has written it.
         unsafe {
             let size = match enif_inspect_binary(scratch.0, term, binary.as_mut_ptr()) {
                 0 => 0,
@@ -549,7 +550,7 @@ fn binary_size(term: ErlNifTerm) -> usize {
     })
 }
 
-/// The version in `term`, if that is an integer.
+/// The version in `term`, if `term` is an integer.
 #[inline]
 pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
     let env = term.get_env().as_c_arg();
@@ -565,7 +566,7 @@ pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
     if !is_integer {
         return None;
     }
-    // SAFETY: `env` is the caller's, which may be written; zero is an immediate.
+    // SAFETY: `env` belongs to the current call, which may write it, and zero is an immediate.
     let sign = unsafe { enif_compare(term.as_c_arg(), enif_make_int(env, 0)) };
     Some(if sign < 0 { Version::Below(term.into()) } else { Version::Above(term.into()) })
 }
@@ -573,7 +574,7 @@ pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
 /// A copy of `term` in the environment of the caller.
 #[inline]
 pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
-    // SAFETY: `env` is the running call's and `term` is valid; what is made belongs to `env`.
+    // SAFETY: `env` belongs to the current call, `term` is valid, and the new term belongs to `env`.
     unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), term.0)) }
 }
 
@@ -581,7 +582,7 @@ pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
 #[inline]
 pub(crate) fn version_to(env: Env<'_>, version: Version<RawTerm>) -> Term<'_> {
     match version {
-        // SAFETY: `env` is the running call's; what is made belongs to it.
+        // SAFETY: `env` belongs to the current call, and the new term belongs to `env`.
         Version::Int(small) => unsafe { Term::new(env, enif_make_int64(env.as_c_arg(), small)) },
         Version::Below(big) | Version::Above(big) => copy_to(env, big),
     }
@@ -590,7 +591,7 @@ pub(crate) fn version_to(env: Env<'_>, version: Version<RawTerm>) -> Term<'_> {
 /// An unsigned integer as a term in the environment of the caller.
 #[inline]
 pub(crate) fn unsigned_to(env: Env<'_>, integer: u64) -> Term<'_> {
-    // SAFETY: `env` is the running call's; what is made belongs to it.
+    // SAFETY: `env` belongs to the current call, and the new term belongs to `env`.
     unsafe { Term::new(env, enif_make_uint64(env.as_c_arg(), integer)) }
 }
 
@@ -598,7 +599,7 @@ pub(crate) fn unsigned_to(env: Env<'_>, integer: u64) -> Term<'_> {
 #[inline]
 pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -> Term<'a> {
     let words = elements.map(|element| element.as_c_arg());
-    // SAFETY: all elements belong to `env`, as their lifetime says; the array has `N` elements.
+    // SAFETY: all elements belong to `env`, as their lifetime says, and the array has `N` elements.
     unsafe { Term::new(env, enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32)) }
 }
 
@@ -607,8 +608,8 @@ pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -
 pub(crate) fn elements<const N: usize>(term: Term<'_>) -> Option<[Term<'_>; N]> {
     let env = term.get_env();
     let (mut arity, mut words) = (0, std::ptr::null());
-    // SAFETY: `term` belongs to `env`. Where it is a tuple, `words` points to `arity` terms of the same environment,
-    // which live as long as it.
+    // SAFETY: `term` belongs to `env`. If it is a tuple, `words` points to `arity` terms of the same environment, which live
+    // as long as it does.
     unsafe {
         if enif_get_tuple(env.as_c_arg(), term.as_c_arg(), &mut arity, &mut words) == 0 || arity as usize != N {
             return None;
@@ -622,7 +623,7 @@ pub(crate) fn elements<const N: usize>(term: Term<'_>) -> Option<[Term<'_>; N]> 
 pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
     let env = list.get_env();
     let (mut head, mut tail) = (list.as_c_arg(), list.as_c_arg());
-    // SAFETY: `list` belongs to `env`, and so do the head and tail that are written where it is a cell.
+    // SAFETY: `list` belongs to `env`, and so do the head and tail, which are written if it is a cell.
     unsafe {
         (enif_get_list_cell(env.as_c_arg(), list.as_c_arg(), &mut head, &mut tail) != 0)
             .then(|| (Term::new(env, head), Term::new(env, tail)))
@@ -631,14 +632,14 @@ pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
 
 /// A list of terms of the caller, collected before it is made.
 pub(crate) struct ListBuilder<'a> {
-    /// Where the list will live.
+    /// The environment of the list.
     env: Env<'a>,
-    /// Its elements, all of `env`.
+    /// Its elements, which belong to `env`.
     elements: Vec<ErlNifTerm>,
 }
 
 impl<'a> ListBuilder<'a> {
-    /// An empty list with room for so many elements.
+    /// An empty list with room for `capacity` elements.
     pub(crate) fn with_capacity(env: Env<'a>, capacity: usize) -> Self {
         ListBuilder { env, elements: Vec::with_capacity(capacity) }
     }
@@ -657,7 +658,7 @@ impl<'a> ListBuilder<'a> {
     /// The list.
     pub(crate) fn build(self) -> Term<'a> {
         let length = u32::try_from(self.elements.len()).expect("a batch has fewer than 2^32 entries");
-        // SAFETY: all elements belong to `env`, as their lifetime says; there are `length` of them.
+        // SAFETY: all elements belong to `env`, as their lifetime says, and there are `length` of them.
         unsafe {
             let list = enif_make_list_from_array(self.env.as_c_arg(), self.elements.as_ptr(), length);
             Term::new(self.env, list)

@@ -1,7 +1,7 @@
-//! The longest call of each NIF, counted in the library itself. Only with the feature `timing`: for benchmarks.
+//! Measures the longest call of each NIF, with the feature `timing`, for benchmarks.
 //!
-//! Counted twice: on the clock, which goes on while the system runs somebody else or the host interrupts the machine, and
-//! in processor time of the thread, which is what the call itself has cost.
+//! It measures twice: wall-clock time, which goes on while the system runs another thread or the host another machine, and
+//! CPU time of the thread, which is the cost of the call itself.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// What a NIF may take on a normal scheduler, in nanoseconds.
+/// The nanoseconds that a NIF may take on a normal scheduler.
 const LIMIT: u64 = 1_000_000;
 
 /// The NIFs that have been called.
@@ -17,7 +17,7 @@ static CALLED: Mutex<Vec<&'static Timing>> = Mutex::new(Vec::new());
 
 /// The calls of one NIF by one clock.
 struct Longest {
-    /// The system's number of the clock.
+    /// The clock.
     clock: libc::clockid_t,
     /// Nanoseconds of the longest call.
     nanoseconds: AtomicU64,
@@ -50,19 +50,19 @@ impl Longest {
 pub(crate) struct Timing {
     /// The name of the NIF.
     name: &'static str,
-    /// In processor time of the calling thread.
-    processor: Longest,
-    /// On the clock.
+    /// In CPU time of the calling thread.
+    cpu: Longest,
+    /// In wall-clock time.
     wall: Longest,
-    /// Whether it stands in `CALLED`.
+    /// Whether it is in `CALLED`.
     called: AtomicBool,
 }
 
 impl Timing {
     /// No calls yet.
     pub(crate) const fn new(name: &'static str) -> Self {
-        let (processor, wall) = (Longest::by(libc::CLOCK_THREAD_CPUTIME_ID), Longest::by(libc::CLOCK_MONOTONIC));
-        Timing { name, processor, wall, called: AtomicBool::new(false) }
+        let (cpu, wall) = (Longest::by(libc::CLOCK_THREAD_CPUTIME_ID), Longest::by(libc::CLOCK_MONOTONIC));
+        Timing { name, cpu, wall, called: AtomicBool::new(false) }
     }
 
     /// Counts the time until the timer is dropped.
@@ -70,7 +70,7 @@ impl Timing {
         if !self.called.swap(true, Ordering::Relaxed) {
             CALLED.lock().push(self);
         }
-        Timer { timing: self, wall: now(self.wall.clock), processor: now(self.processor.clock) }
+        Timer { timing: self, wall: now(self.wall.clock), cpu: now(self.cpu.clock) }
     }
 }
 
@@ -78,23 +78,23 @@ impl Timing {
 pub(crate) struct Timer {
     /// Where it is counted.
     timing: &'static Timing,
-    /// What the clock showed at its start.
+    /// The wall-clock time at its start.
     wall: u64,
-    /// What the thread had used at its start.
-    processor: u64,
+    /// The CPU time of the thread at its start.
+    cpu: u64,
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        self.timing.processor.count(self.processor);
+        self.timing.cpu.count(self.cpu);
         self.timing.wall.count(self.wall);
     }
 }
 
-/// Of each NIF that was called its name and, in processor time and on the clock, nanoseconds of the longest call and
-/// number of calls over a millisecond.
+/// For each NIF that was called its name and, in CPU time and in wall-clock time, the nanoseconds of the longest call and
+/// the number of calls over a millisecond.
 pub(crate) fn all() -> Vec<Calls> {
-    CALLED.lock().iter().map(|timing| (timing.name, timing.processor.result(), timing.wall.result())).collect()
+    CALLED.lock().iter().map(|timing| (timing.name, timing.cpu.result(), timing.wall.result())).collect()
 }
 
 /// See [`all`].
@@ -103,7 +103,7 @@ pub(crate) type Calls = (&'static str, (u64, u64), (u64, u64));
 /// The time that a clock shows, in nanoseconds.
 fn now(clock: libc::clockid_t) -> u64 {
     let mut time = MaybeUninit::<libc::timespec>::uninit();
-    // SAFETY: the pointer is to a `timespec`, which the call writes where it succeeds; it does for these clocks.
+    // SAFETY: the pointer is to a `timespec`, which the call writes if it succeeds, as it does for these clocks.
     let time = unsafe {
         let result = libc::clock_gettime(clock, time.as_mut_ptr());
         assert_eq!(result, 0, "the system has this clock");
