@@ -36,7 +36,7 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
     cargo =
       System.find_executable("cargo") ||
         Mix.raise(
-          "cargo was not found in PATH: install a Rust toolchain (1.91 or newer), or set " <>
+          "cargo was not found in PATH: install a Rust toolchain (1.85 or newer), or set " <>
             "PARTITIONED_BUFFER_NIF_PATH to a library of this version that is already built"
         )
 
@@ -54,7 +54,7 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
       {_messages, status} ->
         Mix.raise(
           "cargo exited with status #{status} while building #{@crate}: see its messages above; " <>
-            "Rust 1.91 or newer is needed (rustc --version)"
+            "Rust 1.85 or newer is needed (rustc --version)"
         )
     end
   end

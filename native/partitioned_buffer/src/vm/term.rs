@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use partitioned_buffer_engine::reclaim::reclaim;
 use partitioned_buffer_engine::{Heap, Parcel, Term as EngineTerm, Version};
 use rustler::codegen_runtime::{c_char, c_int};
-use rustler::sys::*;
+use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 use rustler::types::atom;
 use rustler::{Env, Nif, NifResult, SchedulerFlags, Term};
 
@@ -75,8 +75,7 @@ impl RawTerm {
     /// The word itself, for atoms: they are the same everywhere and for ever.
     #[inline]
     pub(crate) fn word(self) -> usize {
-        // SAFETY: the type is declared to be laid out as the word that it holds.
-        unsafe { std::mem::transmute::<ErlNifTerm, usize>(self.0) }
+        self.0
     }
 
     /// Whether it is an immediate, by its tag. It is only asked where another answer would do no harm.
