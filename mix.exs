@@ -25,6 +25,7 @@ defmodule PartitionedBuffer.MixProject do
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
       package: package(),
       docs: docs(),
+      aliases: [check: &check/1],
       name: "PartitionedBuffer"
     ]
   end
@@ -62,6 +63,30 @@ defmodule PartitionedBuffer.MixProject do
       # The charts of the README.
       assets: %{"bench" => "bench"}
     ]
+  end
+
+  @features "partitioned_buffer/timing,partitioned_buffer/faults"
+  @checks [
+    "mix format --check-formatted",
+    "mix compile --force --warnings-as-errors",
+    "MIX_ENV=test mix compile --force --warnings-as-errors",
+    "mix test",
+    "cargo fmt --check",
+    "cargo clippy --quiet --locked --workspace --all-targets -- -D warnings",
+    "cargo clippy --quiet --locked --workspace --all-targets --features #{@features} -- -D warnings",
+    "cargo test --quiet --locked",
+    "cd native/shuttle && cargo fmt --check && cargo test --quiet --locked"
+  ]
+
+  # Each check is a command of its own, since Mix has one environment at a time. --no-test leaves `mix test` out.
+  defp check(args) do
+    dialyzer = if System.find_executable("dialyzer"), do: [".ci/dialyzer"], else: []
+    skipped = if "--no-test" in args, do: ["mix test"], else: []
+
+    for command <- (@checks -- skipped) ++ dialyzer do
+      Mix.shell().info("\n== #{command}")
+      if Mix.shell().cmd(command, env: [{"MIX_ENV", nil}]) != 0, do: Mix.raise("the check failed: #{command}")
+    end
   end
 
   defp package do
