@@ -16,13 +16,25 @@ defmodule PartitionedBuffer.DependencyTest do
   end
 
   test "the files of the package are enough: built with cargo, and not again", %{dir: dir} do
-    package = Path.join(dir, "partitioned_buffer")
+    package = Path.join(dir, "a package")
     for file <- package_files(), do: copy(file, package)
     app = copy_app(Path.join(dir, "shop"))
-    env = [{"SHOP_DEPENDENCY", inspect(path: package)}]
+    # Cargo puts the library elsewhere than in the project's own build.
+    {about, 0} = System.cmd("rustc", ["-vV"])
+    [_line, host] = Regex.run(~r/^host: (.+)$/m, about)
+    target = Path.join(dir, "the target")
+
+    env = [
+      {"SHOP_DEPENDENCY", inspect(path: package)},
+      {"CARGO_BUILD_TARGET", host},
+      {"CARGO_TARGET_DIR", target}
+    ]
+
     output = mix!(["run", "run.exs"], app, env)
     assert output =~ "Compiling Rust crate"
     assert output =~ @expected
+    assert File.exists?(Path.join([target, host, "release"]))
+    refute File.exists?(Path.join(package, "target"))
     output = mix!(["run", "run.exs"], app, env)
     refute output =~ "Compiling"
     assert output =~ @expected
@@ -30,7 +42,10 @@ defmodule PartitionedBuffer.DependencyTest do
 
   test "the package has its sources, and nothing that was built or is for tests" do
     files = package_files()
-    for file <- ~w(mix.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock), do: assert(file in files)
+
+    for file <- ~w(mix.exs native/compiler.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock),
+        do: assert(file in files)
+
     assert "native/engine/src/lib.rs" in files and "native/partitioned_buffer/src/lib.rs" in files
 
     refute Enum.any?(
@@ -97,7 +112,24 @@ defmodule PartitionedBuffer.DependencyTest do
     """)
 
     env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
-    assert mix!(["run", "apps/shop/run.exs"], dir, env) =~ @expected
+    output = mix!(["run", "apps/shop/run.exs"], dir, env)
+    assert output =~ @expected
+    # The compiler is loaded once, whoever depends on the package.
+    refute output =~ "redefining module"
+  end
+
+  test "a script installs it", %{dir: dir} do
+    script = Path.join(dir, "script.exs")
+
+    File.write!(script, """
+    Mix.install([{:partitioned_buffer, #{inspect(path: @root)}}])
+    IO.inspect(PartitionedBuffer.memory(), label: "installed")
+    """)
+
+    library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
+    env = [{"MIX_INSTALL_DIR", Path.join(dir, "installs")}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
+    {output, status} = System.cmd("elixir", [script], cd: dir, env: unset() ++ env, stderr_to_stdout: true)
+    assert {status, output =~ "installed: "} == {0, true}, output
   end
 
   test "a failed build says what to do", %{dir: dir} do
@@ -162,7 +194,8 @@ defmodule PartitionedBuffer.DependencyTest do
   end
 
   defp mix(args, dir, env) do
-    unset = for name <- ~w(MIX_ENV MIX_BUILD_PATH MIX_TARGET MIX_DEPS_PATH), do: {name, nil}
-    System.cmd("mix", args, cd: dir, env: unset ++ env, stderr_to_stdout: true)
+    System.cmd("mix", args, cd: dir, env: unset() ++ env, stderr_to_stdout: true)
   end
+
+  defp unset, do: for(name <- ~w(MIX_ENV MIX_BUILD_PATH MIX_TARGET MIX_DEPS_PATH), do: {name, nil})
 end

@@ -32,9 +32,9 @@ defmodule PartitionedBuffer.ReloadTest do
 
   test "recompiling it in a running system keeps the data", %{dir: dir} do
     project = Path.join(dir, "project")
-    File.mkdir_p!(project)
+    File.mkdir_p!(Path.join(project, "native"))
 
-    for file <- ~w(mix.exs lib),
+    for file <- ~w(mix.exs lib native/compiler.exs),
         do: File.cp_r!(Path.expand("../../#{file}", __DIR__), Path.join(project, file))
 
     script = Path.expand("../vm/recompile.exs", __DIR__)

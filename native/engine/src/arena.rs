@@ -199,7 +199,7 @@ impl Chance {
             return 1;
         }
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        if ((self.0 >> 16) as usize).is_multiple_of(WEIGHED) {
+        if (self.0 >> 16) as usize % WEIGHED == 0 {
             WEIGHED
         } else {
             0

@@ -119,7 +119,7 @@ impl<T: Term> Entries<T> {
             self.set_history(id, History::UNVERSIONED);
             return;
         }
-        if self.places.is_multiple_of(CHUNK) {
+        if self.places % CHUNK == 0 {
             // The first chunk grows with a small buffer, the others are known to fill.
             let capacity = if self.places == 0 { 4 } else { CHUNK };
             self.chunks.push(Chunk {

@@ -31,7 +31,7 @@ impl<H: Heap> Log<H> {
         assert!(self.length < EntryId::MAX as usize, "a log has fewer than 2^32 items");
         let (copy, unowned) = self.copies.store(item);
         self.copies.leave(unowned);
-        if self.length.is_multiple_of(CHUNK) {
+        if self.length % CHUNK == 0 {
             // The first chunk grows with a small log, the others are known to fill.
             self.chunks.push(Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK }));
         }

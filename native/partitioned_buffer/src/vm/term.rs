@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use partitioned_buffer_engine::reclaim::reclaim;
 use partitioned_buffer_engine::{Heap, Parcel, Term as EngineTerm, Version};
 use rustler::codegen_runtime::{c_char, c_int};
-use rustler::sys::*;
+use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 use rustler::types::atom;
 use rustler::{Env, Nif, NifResult, SchedulerFlags, Term};
 
@@ -74,8 +74,7 @@ impl RawTerm {
     /// The word itself. The word of an atom is the same everywhere and for ever.
     #[inline]
     pub(crate) fn word(self) -> usize {
-        // SAFETY: the type has the declared layout of its only field, a word.
-        unsafe { std::mem::transmute::<ErlNifTerm, usize>(self.0) }
+        self.0
     }
 
     /// Whether it is an immediate, by its tag. Callers must be safe with a wrong answer.

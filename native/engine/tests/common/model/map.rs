@@ -39,7 +39,7 @@ pub fn run(bytes: &[u8]) -> usize {
     let running = 1 + usize::from(size) / 14 % PARTITIONS;
     super::run((seed % 2 == 1).then_some(seed.into()), || {
         let mut map = Map { buffer: Buffer::start(&hasher, running), hasher, keys: 1 << (size % 14) };
-        bytes.as_chunks().0.iter().for_each(|&[operation, a, b]| map.step(operation, a, b));
+        bytes.chunks_exact(3).for_each(|step| map.step(step[0], step[1], step[2]));
         map.buffer.finish()
     })
 }

@@ -24,7 +24,7 @@ pub fn run(bytes: &[u8]) -> usize {
     let running = 1 + usize::from(size) % PARTITIONS;
     super::run((size % 2 == 1).then_some(size.into()), || {
         let mut queue = Queue { buffer: Buffer::start(&Hasher::seeded(0), running) };
-        bytes.as_chunks().0.iter().for_each(|&[operation, a, b]| queue.step(operation, a, b));
+        bytes.chunks_exact(3).for_each(|step| queue.step(step[0], step[1], step[2]));
         queue.buffer.finish()
     })
 }
