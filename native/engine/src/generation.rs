@@ -111,7 +111,7 @@ impl<H: Heap> Generation<H> {
     #[inline]
     fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
         let id = self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
-        self.entries.prefetch_behind::<H>(id);
+        self.entries.prefetch_following::<H>(id);
         Some(id)
     }
 
@@ -205,7 +205,7 @@ impl<H: Heap> Store for Generation<H> {
     }
 
     fn end(&self) -> usize {
-        self.entries.places()
+        self.entries.end()
     }
 
     fn has_large(&self) -> bool {
