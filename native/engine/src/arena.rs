@@ -282,7 +282,7 @@ impl<H: Heap> Arena<H> {
         }
     }
 
-    /// Copies `terms`, which live and die together. A panic may leave the copy without an owner, until the store is freed.
+    /// Copies `terms`, which live and die together. If a panic leaves the copy without an owner, the store frees it.
     #[inline]
     pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], Unowned) {
         let id = self.open_segment();
