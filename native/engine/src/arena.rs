@@ -1,34 +1,31 @@
 //! Copies of terms in segments: a log-structured store with a cleaner.
 //!
-//! A heap cannot free single terms. So copies go to an *open* segment, a heap for a bounded number of them. A full
-//! segment is *sealed*. Each segment counts its copies and their deaths. A sealed segment with few live copies, or with much
-//! dead memory, becomes *sparse*. Some sparse segments may wait: keys that are written in turn let their last copies die
-//! soon. When there are more, the one that has waited longest is *evacuated*: its owner moves the live copies to an open
-//! segment, a bounded number of them with each operation. Then its heap is replaced by an empty one (*vacant*). So the memory is
-//! bounded by the live copies, whatever is overwritten.
+//! A heap cannot free single terms. So copies go to *segments*: heaps for a bounded number of copies, which count those
+//! that have died. A segment is *sparse* when few of its copies are live or much of its memory is dead. Some sparse
+//! segments may stay: if keys are written in turn, their last copies die soon. When there are more, each operation
+//! moves some live copies from the oldest to an open segment. So live copies bound the memory, whatever is overwritten.
 //!
 //! | state | leaves it when |
 //! |---|---|
 //! | open | it holds its capacity, weighs too much, or has got a large copy: sealed |
-//! | sealed | a copy dies and few are live: sparse; none: vacant |
-//! | sparse | none is live: vacant; too many wait: evacuated |
-//! | evacuated | its owner has moved what was live: vacant; but a large copy, which is not moved, is left: kept |
+//! | sealed | it is sparse: sparse; none is live: vacant |
+//! | sparse | none is live: vacant; too many are sparse: evacuated |
+//! | evacuated | the live copies have been moved: vacant; but a large copy, which is not moved, is left: kept |
 //! | kept | its large copy dies: vacant |
 //! | vacant | an open segment is needed: open |
 //!
-//! A large copy comes in a [`Parcel`], with a heap of its own that is freed when the copy dies. Only large terms that look
-//! small come to a segment, each as the last copy of one.
+//! A large copy comes in a [`Parcel`], with a heap of its own that is freed when the copy dies. Only a large term that
+//! looks small goes to a segment, as its last copy.
 //!
-//! Nothing is freed here: freeing runs code of the VM and of other libraries. Heaps that hold nothing live are added to a
-//! list of [`Garbage`], which the partition drops when it has released its lock.
+//! Freeing a heap runs code of the VM and of other libraries. So the arena only lists [`Garbage`], which the partition
+//! drops without its lock.
 //!
-//! Threads that write in turn each have a *lane*, an open segment of their own, and the deaths are counted on a cache line
-//! of their own. So a write changes no cache line of the arena that another thread has just changed, unless that thread
-//! counted a death in the same segment. Lanes only serve speed: the store's lock protects all of them, and more threads
-//! than lanes share them.
+//! Threads are spread over *lanes*. Each lane has an open segment of its own, and each segment has a cache line of its
+//! own for the deaths. So a write meets a cache line that another lane has just changed only if both count a death in
+//! the same segment. Lanes only serve speed, since the store's lock protects all of them.
 //!
-//! Invariants: the copies of a segment less its deaths are the entries that name it; a term is used only while an entry
-//! names its segment, so a vacant segment holds nothing that anyone refers to.
+//! Invariants: the copies of a segment less its deaths are the entries that name it. A term is used only while an entry
+//! names its segment, so nobody refers to a vacant segment.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,80 +35,75 @@ use crate::own_heaps::OwnHeaps;
 use crate::parcel::Parcel;
 use crate::term::Heap;
 
-/// Copies a segment takes at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.
-const CAPACITY: usize = 1024;
+/// Copies in a segment at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.
+const MAX_CAPACITY: usize = 1024;
 
-/// Copies a segment takes at least. Between the two bounds it takes a part of what the full ones hold: dead copies of a few
-/// hot keys then amount to a few dozen and not to hundreds.
+/// The capacity of the first segments: a few hot keys leave a few dozen dead copies and not hundreds.
 const MIN_CAPACITY: usize = 64;
 
-/// Between the two bounds, in how many segments of the same size the full ones would fit.
-const SEGMENTS: usize = 4;
+/// A segment of this many bytes is sealed, so that large binaries are freed soon.
+const MIN_WEIGHT_LIMIT: usize = 256 * 1024;
 
-/// How many segments may be open at the same time, for as many threads.
+/// Capacity and weight limit grow with what all full segments hold, divided by this.
+const GROWTH_DIVISOR: usize = 4;
+
+/// How many segments may be open, each for one thread or several.
 const LANES: usize = 4;
 
-/// A sealed segment with less than one live copy, or one live byte, in so many is sparse. A greater number makes
-/// overwriting cheaper (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
+/// A segment is sparse when fewer than one in this many copies, or bytes, are live. A greater number makes overwriting
+/// cheaper (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
 const SPARSE_DIVISOR: usize = 5;
 
-/// One segment in so many may be sparse and wait, or a single one.
-const WAITING_DIVISOR: usize = 8;
+/// Up to this many dead bytes only the number of copies makes a segment sparse: estimates of less mean nothing.
+const MIN_DEAD_WEIGHT: usize = 64 * 1024;
 
-/// One copy in so many is weighed, by chance, when it is made and when it dies, and counts for all of them: weighing each
-/// would cost more than many copies do.
-const WEIGHED: usize = 32;
+/// One in this many segments may stay sparse, or a single one.
+const STAYING_DIVISOR: usize = 8;
 
-/// A segment of this weight in bytes is sealed, or of a part of what the full ones weigh, if that is more: so large binaries
-/// are freed soon.
-const WEIGHT_LIMIT: usize = 256 * 1024;
+/// One copy and one death in this many is weighed, for all of them: to weigh each would cost more than many copies do.
+const SAMPLE_INTERVAL: usize = 32;
 
-/// Up to so many dead bytes a segment is sparse by the number of its copies only: estimates of less mean nothing.
-const DEAD_WEIGHT_MIN: usize = 64 * 1024;
-
-/// From this weight in bytes on a dead copy is a heavy one. Where one was found there will be more, hidden among the
-/// light: so all copies are weighed for a while.
+/// A dead copy of this many bytes is heavy. More may hide among the light ones, so all are weighed for a while.
 const HEAVY: usize = 8 * 1024;
 
-/// For so many bytes of a heavy copy this goes on for one more copy or release: heavy ones that come more rarely than that
-/// are few beside all that was written meanwhile.
-const VIGILANCE_DIVISOR: usize = 8;
+/// After a heavy copy of `n` bytes, the next `n / WEIGH_ALL_DIVISOR` copies and releases are all weighed. Rarer heavy
+/// copies matter little beside all else that is written.
+const WEIGH_ALL_DIVISOR: usize = 8;
 
-/// Dead copies of an evacuated segment that one operation looks at.
-const EVACUATED_AT_ONCE: usize = 128;
+/// The work of one operation on an evacuated segment, measured in dead copies that it skips.
+const EVACUATION_STEP: usize = 128;
 
-/// A copy that is moved counts for so many dead ones. Each takes 8 kB at the most, but for some that are not noticed.
-const MOVED: usize = 4;
+/// The work of moving a copy, in dead copies. A copy takes 8 kB at most, unless it is a large one that was not noticed.
+const MOVE_COST: usize = 4;
 
-/// See the table in the module's documentation.
+/// Where in its life a segment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SegmentState {
-    /// Takes copies, of the threads of one lane.
+    /// Takes the copies of one lane.
     Open,
     /// Full.
     Sealed,
-    /// Full, with few live copies: waits for their death, or to be evacuated.
+    /// Full, with few live copies.
     Sparse,
     /// Its live copies are being moved.
     Evacuated,
-    /// Evacuated, but for its large copy.
+    /// Evacuated except for its large copy.
     Kept,
     /// Empty.
     Vacant,
 }
 
-/// The entries that the copies of a segment were made for: most often one run, as new entries are numbered in the order
-/// of their copies.
+/// The entries that the copies of a segment were made for, most often one run, as ids follow the order of the copies.
 #[derive(Default)]
 struct Owners {
-    /// The first number of each run, and how many there are.
+    /// The first id of each run, and its length.
     runs: Vec<(EntryId, u32)>,
-    /// How many there are in all runs.
+    /// The length of all runs.
     count: usize,
 }
 
 impl Owners {
-    /// Adds one.
+    /// Adds an owner.
     #[inline]
     fn push(&mut self, owner: EntryId) {
         self.count += 1;
@@ -121,7 +113,7 @@ impl Owners {
         }
     }
 
-    /// Takes out the last one.
+    /// Takes out the last owner.
     fn pop(&mut self) {
         self.count = self.count.saturating_sub(1);
         if let Some((_first, length)) = self.runs.last_mut() {
@@ -133,147 +125,144 @@ impl Owners {
     }
 }
 
-/// A segment that is being evacuated. The caller asks for the owners of its copies, moves those that are live with
-/// [`Arena::copy`], [`Arena::own`] and [`Arena::release`], and gives it back with [`Arena::evacuated`].
+/// A segment that is being evacuated. The caller asks for the owners, moves their live copies with [`Arena::copy`],
+/// [`Arena::own`] and [`Arena::release`], and returns it with [`Arena::evacuated`].
 pub struct Evacuation {
     /// The segment.
     pub segment: SegmentId,
-    /// The owners of all copies that may be moved.
+    /// The owners of all copies but the large one.
     owners: Owners,
-    /// The run of the next owner.
+    /// The index of the next owner's run.
     run: usize,
-    /// How many of that run have been asked for.
-    passed: u32,
-    /// How many more may be asked for now.
-    step: usize,
+    /// The index of the next owner in its run.
+    offset: u32,
+    /// The work that is left to this operation.
+    budget: usize,
 }
 
 impl Evacuation {
-    /// The next owner; `None` if there are no more, or it has been enough for one operation.
+    /// The next owner; `None` if there are no more, or no more for this operation.
     pub fn next_owner(&mut self) -> Option<EntryId> {
         let &(first, length) = self.owners.runs.get(self.run)?;
-        self.step = self.step.checked_sub(1)?;
-        let owner = first + self.passed;
-        self.passed += 1;
-        if self.passed == length {
-            (self.run, self.passed) = (self.run + 1, 0);
+        self.budget = self.budget.checked_sub(1)?;
+        let owner = first + self.offset;
+        self.offset += 1;
+        if self.offset == length {
+            (self.run, self.offset) = (self.run + 1, 0);
         }
         Some(owner)
     }
 
-    /// Tells that the copy of the last owner has been moved.
+    /// Notes that the copy of the last owner was moved.
     pub fn moved(&mut self) {
-        self.step = self.step.saturating_sub(MOVED - 1);
+        self.budget = self.budget.saturating_sub(MOVE_COST - 1);
     }
 }
 
-/// A copy that no entry names yet. [`Arena::own`] or [`Arena::leave`] takes it.
+/// A copy that no entry names yet, for [`Arena::own`] or [`Arena::leave`].
 #[must_use = "a copy without an owner is never freed before its store"]
 pub struct Unowned(SegmentId);
 
-/// A heap that nothing refers to any more, to be dropped where it may take its time.
+/// A heap that nothing refers to, to be dropped where it may take long.
 #[allow(dead_code)] // It is there to be dropped.
 pub enum Garbage<H> {
-    /// Of a segment.
+    /// The heap of a segment.
     Segment(H),
-    /// Of a large copy; a reader may still have it.
+    /// The heap of a large copy, which a reader may still hold.
     Own(Arc<H>),
 }
 
-/// Chooses one in [`WEIGHED`], in no rhythm that writes could have.
-struct Chance(u32);
+/// Chooses the copies to be weighed, at random, so that no rhythm of writes hides heavy ones.
+struct Sampler(u32);
 
-impl Chance {
-    /// Choices that differ from one segment to the next. The copies and the deaths of one are chosen alike: if they die in the
-    /// order in which they were made, the same are weighed.
+impl Sampler {
+    /// A sampler for copies or deaths. Both choose alike: if copies die in their order, the same are weighed.
     fn new(id: SegmentId) -> Self {
-        Chance(id.0.wrapping_mul(0x9e37_79b9))
+        Sampler(id.0.wrapping_mul(0x9e37_79b9))
     }
 
-    /// For how many copies the next one is to be weighed: for itself while there is `vigilance`, else for [`WEIGHED`] or
-    /// none.
+    /// How many copies the next one is weighed for: 1 while `weigh_all` lasts, else [`SAMPLE_INTERVAL`] or 0.
     #[inline]
-    fn weighed_for(&mut self, vigilance: &mut usize) -> usize {
-        if *vigilance > 0 {
-            *vigilance -= 1;
+    fn sample(&mut self, weigh_all: &mut usize) -> usize {
+        if *weigh_all > 0 {
+            *weigh_all -= 1;
             return 1;
         }
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        if (self.0 >> 16) as usize % WEIGHED == 0 {
-            WEIGHED
+        if (self.0 >> 16) as usize % SAMPLE_INTERVAL == 0 {
+            SAMPLE_INTERVAL
         } else {
             0
         }
     }
 }
 
-/// A heap and what lives in it. Two cache lines: while the segment is open its lane writes the first.
+/// A heap and its copies. Only the lane of an open segment writes the first cache line.
 #[repr(C)]
 struct Segment<H> {
-    /// The memory of the copies.
+    /// Where the copies live.
     heap: H,
-    /// The entry that each copy was made for, in the order of the copies.
+    /// The entry that each copy was made for, in their order.
     owners: Owners,
     /// The estimated bytes of all copies.
     weight: u32,
-    /// Chooses the copies that are weighed.
-    chance: Chance,
-    /// What has become of the copies.
-    fate: Fate,
+    /// Samples the copies.
+    sampler: Sampler,
+    /// The part that every lane writes.
+    shared: Shared,
 }
 
-/// What whoever overwrites the copies of a segment writes.
+/// The part of a segment that every lane writes, when it overwrites a copy: the second cache line.
 #[repr(align(64))]
-struct Fate {
-    /// How many of the copies no entry names any more.
+struct Shared {
+    /// How many copies no entry names any more.
     deaths: usize,
     /// The estimated bytes of these.
     dead_weight: u32,
-    /// Chooses those of them that are weighed.
-    chance: Chance,
-    /// Where in its life the segment is.
+    /// Samples the deaths.
+    sampler: Sampler,
+    /// See the table in the module's documentation.
     state: SegmentState,
 }
 
 impl<H: Heap> Segment<H> {
-    /// How many of the copies are still named by their entry.
+    /// How many copies are still named by their entry.
     #[inline]
     fn live(&self) -> usize {
-        self.owners.count - self.fate.deaths
+        self.owners.count - self.shared.deaths
     }
 
     /// Whether moving the live copies pays.
     fn is_sparse(&self) -> bool {
-        let Fate { dead_weight, .. } = self.fate;
+        let dead_weight = self.shared.dead_weight;
         let live_weight = self.weight.saturating_sub(dead_weight);
         self.live() * SPARSE_DIVISOR < self.owners.count
-            || (dead_weight as usize > DEAD_WEIGHT_MIN && live_weight as usize * SPARSE_DIVISOR < self.weight as usize)
+            || (dead_weight as usize > MIN_DEAD_WEIGHT && live_weight as usize * SPARSE_DIVISOR < self.weight as usize)
     }
 }
 
 /// Segments of copies; see the module's documentation.
 pub struct Arena<H> {
-    /// All segments there are, by their number. When it grows it is moved: with the tens of millions of copies of a full shard
-    /// that takes less than a millisecond.
+    /// The segments, by id. To grow takes less than a millisecond, even with tens of millions of copies.
     segments: Vec<Segment<H>>,
-    /// The segment that takes copies, of each lane, or `NONE`.
+    /// The open segment of each lane, or `NONE`.
     open: [SegmentId; LANES],
-    /// Cleared segments, to be opened again before a new one is made.
+    /// The vacant segments.
     vacant: Vec<SegmentId>,
-    /// Segments to be evacuated, the longest waiting first.
+    /// The sparse segments, oldest first.
     sparse: VecDeque<SegmentId>,
-    /// The segment of which some copies have been moved.
+    /// The segment that is partly evacuated.
     evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
     own_heaps: OwnHeaps<H>,
     /// Whether there has ever been a large copy.
     had_large: bool,
-    /// Copies, live or dead, in all segments that are full.
+    /// How many copies, live or dead, all full segments hold.
     full: usize,
     /// The estimated bytes of these.
     full_weight: usize,
-    /// For how many more copies and releases all of them are weighed.
-    vigilance: usize,
+    /// How many more copies and releases are all weighed.
+    weigh_all: usize,
 }
 
 impl<H: Heap> Arena<H> {
@@ -289,31 +278,30 @@ impl<H: Heap> Arena<H> {
             had_large: false,
             full: 0,
             full_weight: 0,
-            vigilance: 0,
+            weigh_all: 0,
         }
     }
 
-    /// Copies `terms`, which live and die together. A copy that a panic leaves without an owner is only memory until the store
-    /// is freed.
+    /// Copies `terms`, which live and die together. If a panic leaves the copy without an owner, the store frees it.
     #[inline]
     pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], Unowned) {
         let id = self.open_segment();
         let segment = &mut self.segments[id.index()];
-        let weighed_for = segment.chance.weighed_for(&mut self.vigilance);
-        // The first always is: a large one may be the only one for long.
-        let weighed_for = if segment.owners.count == 0 { weighed_for.max(1) } else { weighed_for };
+        let times = segment.sampler.sample(&mut self.weigh_all);
+        // The first copy is always weighed: a heavy one may be the only one for long.
+        let times = if segment.owners.count == 0 { times.max(1) } else { times };
         let copies = terms.map(|term| segment.heap.copy(term));
         if copies == terms {
             return (copies, Unowned(SegmentId::NONE));
         }
-        if weighed_for > 0 {
+        if times > 0 {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
-            segment.weight = add_weight(segment.weight, weight, weighed_for);
+            segment.weight = add_weight(segment.weight, weight, times);
         }
         (copies, Unowned(id))
     }
 
-    /// Keeps a copy that has a heap of its own.
+    /// Takes over a large copy with its heap.
     pub fn keep(&mut self, heap: &Arc<H>) -> Unowned {
         self.had_large = true;
         Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
@@ -324,7 +312,7 @@ impl<H: Heap> Arena<H> {
         self.had_large
     }
 
-    /// Copies the term of a parcel, or keeps its heap.
+    /// Copies a small term, or takes over a large copy.
     #[inline]
     pub fn store(&mut self, parcel: &Parcel<H>) -> (H::Term, Unowned) {
         match &parcel.heap {
@@ -342,7 +330,7 @@ impl<H: Heap> Arena<H> {
         self.own_heaps.get(id.own_heap()?)
     }
 
-    /// Tells which entry names a copy from now on, and gives the id that the entry has to keep.
+    /// Makes an entry the owner of a copy, and returns the id that the entry has to keep.
     #[inline]
     pub fn own(&mut self, Unowned(id): Unowned, owner: EntryId) -> SegmentId {
         if id.is_segment() {
@@ -352,7 +340,7 @@ impl<H: Heap> Arena<H> {
         id
     }
 
-    /// Leaves a copy in the arena until the store is freed.
+    /// Leaves a copy without an owner, until the store is freed.
     #[inline]
     pub fn leave(&mut self, Unowned(id): Unowned) {
         if id.is_segment() {
@@ -361,80 +349,78 @@ impl<H: Heap> Arena<H> {
         }
     }
 
-    /// Seals a segment that has got its last copy.
+    /// Seals a segment if the copy just made was its last.
     #[inline]
     fn seal_if_full(&mut self, id: SegmentId) {
         let segment = &self.segments[id.index()];
-        let capacity = (self.full / SEGMENTS).clamp(MIN_CAPACITY, CAPACITY);
-        let is_heavy = || segment.weight as usize >= (self.full_weight / SEGMENTS).max(WEIGHT_LIMIT);
+        let capacity = (self.full / GROWTH_DIVISOR).clamp(MIN_CAPACITY, MAX_CAPACITY);
+        let is_heavy = || segment.weight as usize >= (self.full_weight / GROWTH_DIVISOR).max(MIN_WEIGHT_LIMIT);
         if segment.owners.count >= capacity || is_heavy() || segment.heap.holds_large() {
             self.seal(id);
         }
     }
 
-    /// Tells that an entry no longer names `id`, where `term` lives. Nothing happens for `NONE`.
+    /// Counts the death of `term`, which an entry named in `id`. Nothing happens for `NONE`.
     #[inline]
     pub fn release(&mut self, id: SegmentId, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
         if !id.is_segment() {
-            if let Some(number) = id.own_heap() {
-                garbage.extend(self.own_heaps.remove(number).map(Garbage::Own));
+            if let Some(slot) = id.own_heap() {
+                garbage.extend(self.own_heaps.remove(slot).map(Garbage::Own));
             }
             return;
         }
         let segment = &mut self.segments[id.index()];
-        let fate = &mut segment.fate;
-        let weighed_for = fate.chance.weighed_for(&mut self.vigilance);
-        // As of the copies, the first always is.
-        let weighed_for = if fate.deaths == 0 { weighed_for.max(1) } else { weighed_for };
-        fate.deaths += 1;
-        if weighed_for > 0 && fate.state != SegmentState::Evacuated {
+        let shared = &mut segment.shared;
+        let times = shared.sampler.sample(&mut self.weigh_all);
+        let times = if shared.deaths == 0 { times.max(1) } else { times };
+        shared.deaths += 1;
+        if times > 0 && shared.state != SegmentState::Evacuated {
             let weight = segment.heap.weigh(term);
-            fate.dead_weight = add_weight(fate.dead_weight, weight, weighed_for);
+            shared.dead_weight = add_weight(shared.dead_weight, weight, times);
             if weight >= HEAVY {
-                self.vigilance = self.vigilance.max(weight / VIGILANCE_DIVISOR);
+                self.weigh_all = self.weigh_all.max(weight / WEIGH_ALL_DIVISOR);
             }
         }
-        let state = fate.state;
+        let state = shared.state;
         match state {
             SegmentState::Sealed | SegmentState::Sparse | SegmentState::Kept if segment.live() == 0 => {
                 self.die(id, garbage)
             }
             SegmentState::Sealed if segment.is_sparse() => {
-                segment.fate.state = SegmentState::Sparse;
+                segment.shared.state = SegmentState::Sparse;
                 self.sparse.push_back(id);
             }
             _ => {}
         }
     }
 
-    /// The segment that is being evacuated, or the next one, if there are too many that are sparse.
+    /// The partly evacuated segment, or the next one if too many are sparse.
     #[inline]
     pub fn take_sparse(&mut self) -> Option<Evacuation> {
-        if self.evacuation.is_none() && self.sparse.len() <= (self.segments.len() / WAITING_DIVISOR).max(1) {
+        if self.evacuation.is_none() && self.sparse.len() <= (self.segments.len() / STAYING_DIVISOR).max(1) {
             return None;
         }
         self.next_evacuation()
     }
 
-    /// What [`Arena::take_sparse`] gives when there is something.
+    /// The part of [`Arena::take_sparse`] that is seldom needed.
     #[cold]
     fn next_evacuation(&mut self) -> Option<Evacuation> {
         if let Some(evacuation) = self.evacuation.take() {
-            return Some(Evacuation { step: EVACUATED_AT_ONCE, ..evacuation });
+            return Some(Evacuation { budget: EVACUATION_STEP, ..evacuation });
         }
         let id = self.sparse.pop_front()?;
         let segment = &mut self.segments[id.index()];
-        segment.fate.state = SegmentState::Evacuated;
+        segment.shared.state = SegmentState::Evacuated;
         let mut owners = std::mem::take(&mut segment.owners);
         segment.owners.count = owners.count;
         if segment.heap.holds_large() {
-            // The large copy stays.
             owners.pop();
         }
-        Some(Evacuation { segment: id, owners, run: 0, passed: 0, step: EVACUATED_AT_ONCE })
+        Some(Evacuation { segment: id, owners, run: 0, offset: 0, budget: EVACUATION_STEP })
     }
 
-    /// After a step of an evacuation. A segment whose live copies have all been moved is vacant.
+    /// Ends a step of an evacuation, and vacates a segment without live copies after the last one.
     pub fn evacuated(&mut self, evacuation: Evacuation, garbage: &mut Vec<Garbage<H>>) {
         if evacuation.run < evacuation.owners.runs.len() {
             self.evacuation = Some(evacuation);
@@ -445,35 +431,35 @@ impl<H: Heap> Arena<H> {
             segment.owners.runs = evacuation.owners.runs;
             self.vacate(evacuation.segment, garbage);
         } else {
-            segment.fate.state = SegmentState::Kept;
+            segment.shared.state = SegmentState::Kept;
         }
     }
 
     /// Vacates a full segment in which nothing is live.
     #[cold]
     fn die(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
-        if self.segments[id.index()].fate.state == SegmentState::Sparse {
-            self.sparse.retain(|&waiting| waiting != id);
+        if self.segments[id.index()].shared.state == SegmentState::Sparse {
+            self.sparse.retain(|&sparse| sparse != id);
         }
         self.vacate(id, garbage);
     }
 
-    /// Makes a segment that no entry names as new.
+    /// Empties a segment that no entry names.
     fn vacate(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
         let segment = &mut self.segments[id.index()];
-        let fate = &mut segment.fate;
-        debug_assert_eq!(fate.deaths, segment.owners.count, "a vacated segment has no live copies");
+        let shared = &mut segment.shared;
+        debug_assert_eq!(shared.deaths, segment.owners.count, "a vacated segment has no live copies");
         self.full -= segment.owners.count;
         self.full_weight -= segment.weight as usize;
         segment.owners.runs.clear();
         segment.owners.count = 0;
         segment.weight = 0;
-        (fate.deaths, fate.dead_weight, fate.state) = (0, 0, SegmentState::Vacant);
+        (shared.deaths, shared.dead_weight, shared.state) = (0, 0, SegmentState::Vacant);
         garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, H::new())));
         self.vacant.push(id);
     }
 
-    /// The open segment of the thread's lane; makes one, from a vacant one where there is one.
+    /// The open segment of the thread's lane, opened now if it has none.
     #[inline]
     fn open_segment(&mut self) -> SegmentId {
         let lane = H::lane() % LANES;
@@ -483,11 +469,11 @@ impl<H: Heap> Arena<H> {
         self.open[lane]
     }
 
-    /// A vacant or new segment, as an open one.
+    /// Opens a vacant segment, or a new one.
     #[cold]
     fn next_segment(&mut self) -> SegmentId {
         if let Some(id) = self.vacant.pop() {
-            self.segments[id.index()].fate.state = SegmentState::Open;
+            self.segments[id.index()].shared.state = SegmentState::Open;
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
@@ -495,14 +481,14 @@ impl<H: Heap> Arena<H> {
             heap: H::new(),
             owners: Owners::default(),
             weight: 0,
-            chance: Chance::new(id),
-            fate: Fate { deaths: 0, dead_weight: 0, chance: Chance::new(id), state: SegmentState::Open },
+            sampler: Sampler::new(id),
+            shared: Shared { deaths: 0, dead_weight: 0, sampler: Sampler::new(id), state: SegmentState::Open },
         };
         self.segments.push(segment);
         id
     }
 
-    /// Ends the time in which an open segment takes copies.
+    /// Seals an open segment.
     fn seal(&mut self, id: SegmentId) {
         self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
@@ -510,10 +496,10 @@ impl<H: Heap> Arena<H> {
         self.full += segment.owners.count;
         self.full_weight += segment.weight as usize;
         if segment.is_sparse() {
-            segment.fate.state = SegmentState::Sparse;
+            segment.shared.state = SegmentState::Sparse;
             self.sparse.push_back(id);
         } else {
-            segment.fate.state = SegmentState::Sealed;
+            segment.shared.state = SegmentState::Sealed;
         }
     }
 }
@@ -524,8 +510,7 @@ impl<H: Heap> Default for Arena<H> {
     }
 }
 
-/// A sum of weights after one that counts for `times` as many. It says no more than that a segment is heavy when it is more
-/// than it can hold.
+/// Adds a weight to a sum `times` times. The sum stays at `u32::MAX`, where more makes no difference.
 fn add_weight(sum: u32, weight: usize, times: usize) -> u32 {
     sum.saturating_add(u32::try_from(weight.saturating_mul(times)).unwrap_or(u32::MAX))
 }
@@ -535,8 +520,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_lane_writes_and_what_others_write_are_two_cache_lines() {
+    fn a_segment_has_one_cache_line_for_its_lane_and_one_for_all() {
         assert_eq!(size_of::<Segment<[usize; 3]>>(), 128);
-        assert_eq!(std::mem::offset_of!(Segment<[usize; 3]>, fate), 64);
+        assert_eq!(std::mem::offset_of!(Segment<[usize; 3]>, shared), 64);
     }
 }

@@ -15,8 +15,8 @@ pub enum Flushed<S: Store> {
     Fresh(Arc<Flush<S>>),
 }
 
-/// Frozen stores, and how much of them was given to the processor. The stores are freed after the claim of the last entry,
-/// even if the flush itself is still referred to.
+/// Frozen stores, and how much of them has been claimed for the processor. The stores are freed after the claim of the
+/// last entry, even if the flush itself is still referred to.
 pub struct Flush<S: Store> {
     /// The stores, until all entries have been claimed. The lock is held only to take a reference to them.
     frozen: Mutex<Option<Arc<Frozen<S>>>>,
@@ -28,7 +28,7 @@ pub struct Flush<S: Store> {
     claimed_at: AtomicI64,
 }
 
-/// No time: nothing has been claimed.
+/// The time before the first claim.
 const NEVER: i64 = i64::MIN;
 
 impl<S: Store> Flush<S> {
@@ -43,11 +43,11 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// Marks the entries between two positions as given to the processor, so no reader gets them again. Gives `false` if
-    /// `from` is not where the next batch begins: then another reader has claimed that batch. `now` is the time.
+    /// Marks the entries between two positions as given to the processor, so no reader gets them again. Returns `false`
+    /// if `from` is not where the next batch begins, because another reader has claimed that batch. `now` is the time.
     pub fn claim(&self, from: usize, to: usize, now: i64) -> bool {
         let to = to.clamp(from, self.end.max(from));
-        // Before the position, so that nobody sees the new position with the old time.
+        // Before the position: nobody may see the new position with the old time.
         self.claimed_at.store(now, Ordering::Relaxed);
         if self.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
@@ -68,8 +68,8 @@ impl<S: Store> Flush<S> {
         self.position.load(Ordering::Acquire)
     }
 
-    /// The time of the last claim, if there was one. A caller that has read [`position`](Self::position) before gets the time of
-    /// that claim or of a later attempt.
+    /// The time of the last claim, if there was one: after a call of [`position`](Self::position), the time of that
+    /// claim or of a later attempt.
     pub fn claimed_at(&self) -> Option<i64> {
         Some(self.claimed_at.load(Ordering::Relaxed)).filter(|&time| time != NEVER)
     }
@@ -92,10 +92,9 @@ impl<S: Store> Flush<S> {
     }
 }
 
-/// The stores of a partition's shards, one after the other, which nobody writes any more. They are freed on the reclaimer
-/// thread.
+/// The stores of a partition's shards, one after the other, which nobody writes. The reclaimer thread frees them.
 pub struct Frozen<S: Store> {
-    /// The stores. Only `drop` takes them out.
+    /// Only `drop` takes them out.
     stores: Vec<S>,
     /// The position behind each store's last record.
     ends: Vec<usize>,
@@ -117,7 +116,7 @@ impl<S: Store> Frozen<S> {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Whether copying a few records may take long, because some terms may be large.
+    /// Whether some terms may be large, so that copying even a few records may take long.
     pub fn has_large(&self) -> bool {
         self.stores.iter().any(Store::has_large)
     }

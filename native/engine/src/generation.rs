@@ -1,9 +1,7 @@
-//! A generation: what one partition has taken in since its last flush.
+//! A generation: the map from keys to values that one shard has taken in since its last flush.
 //!
-//! A map from keys to values with their version and count of updates.
-//!
-//! Invariant: `index` holds exactly the entries of `entries`, each under the hash of its key; the segments that an entry
-//! names count it as one live copy.
+//! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The segments that an
+//! entry names count it as one live copy.
 
 use std::sync::Arc;
 
@@ -17,23 +15,23 @@ use crate::term::{Heap, Term, Version};
 
 /// See the module's documentation.
 pub struct Generation<H: Heap> {
-    /// From a key's hash to its entry.
+    /// From the hash of a key to the id of its entry.
     index: Index,
-    /// The entries, in the order of their insertion.
+    /// The entries.
     entries: Entries<H::Term>,
-    /// The copies of the keys: made once for each entry.
+    /// Where the keys live.
     keys: Arena<H>,
-    /// The copies of values and of versions beyond 64 bits.
+    /// Where the values live, and the versions beyond 64 bits.
     values: Arena<H>,
-    /// What the operations have given up since the last [`Generation::take_garbage`].
+    /// The heaps given up since the last [`Generation::take_garbage`].
     garbage: Vec<Garbage<H>>,
 }
 
-/// A value that was found.
+/// The result of [`Generation::get`].
 pub struct Found<H: Heap> {
     /// The value.
     pub value: H::Term,
-    /// Its heap, if it has one of its own: the value may be used as long as this is held.
+    /// The value's own heap, if it has one, to be held while the value is used.
     pub heap: Option<Arc<H>>,
 }
 
@@ -45,19 +43,19 @@ impl<H: Heap> Generation<H> {
         Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
     }
 
-    /// Whether the operations have given up heaps.
+    /// Whether operations have given up heaps.
     #[inline]
     pub fn has_garbage(&self) -> bool {
         !self.garbage.is_empty()
     }
 
-    /// Heaps that the operations have given up, for the caller to drop when nobody waits for it.
+    /// Takes out the heaps that operations have given up. The caller drops them without the lock.
     #[cold]
     pub fn take_garbage(&mut self) -> Vec<Garbage<H>> {
         std::mem::take(&mut self.garbage)
     }
 
-    /// Lets what an operation with this hash needs come into the cache meanwhile.
+    /// Prefetches the line of the index that an operation with this hash reads.
     #[inline]
     pub fn prefetch(&self, hash: Hash) {
         self.index.prefetch::<H>(hash);
@@ -66,7 +64,7 @@ impl<H: Heap> Generation<H> {
     /// Stores `value` for `key`, whatever is there.
     #[inline]
     pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) {
-        // The value will be stored in any case: it is copied while the index is being loaded.
+        // The value is stored in any case, so it is copied while the index is loading.
         self.prefetch(hash);
         let copy = store_value(&mut self.values, value, Version::Int(0));
         match self.find(hash, key.term) {
@@ -75,8 +73,8 @@ impl<H: Heap> Generation<H> {
         }
     }
 
-    /// Stores `value` for `key`, unless there is an entry whose version is as high. If `value` is packed, a version beyond 64
-    /// bits lives in the same heap.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version. A version beyond 64 bits
+    /// lives in the heap of `value` if that is packed.
     #[inline]
     pub fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) {
         match self.find(hash, key.term) {
@@ -107,11 +105,11 @@ impl<H: Heap> Generation<H> {
         }
     }
 
-    /// The number of the entry of `key`.
+    /// The id of the entry of `key`.
     #[inline]
     fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
         let id = self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
-        self.entries.prefetch_behind::<H>(id);
+        self.entries.prefetch_following::<H>(id);
         Some(id)
     }
 
@@ -128,7 +126,7 @@ impl<H: Heap> Generation<H> {
         self.index.insert(hash, id, &EntrySeeds::<H>(&self.entries));
     }
 
-    /// Replaces value and history of an entry.
+    /// Replaces the value and the history of an entry.
     #[inline]
     fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
         let segment = self.values.own(copy.unowned, id);
@@ -140,7 +138,7 @@ impl<H: Heap> Generation<H> {
         self.clean_values();
     }
 
-    /// Goes on with the evacuation of a segment of values, if one is due.
+    /// Does a step of the evacuation of values, if one is due.
     #[inline]
     fn clean_values(&mut self) {
         if let Some(evacuation) = self.values.take_sparse() {
@@ -148,7 +146,7 @@ impl<H: Heap> Generation<H> {
         }
     }
 
-    /// Moves live values of a segment to the open one.
+    /// Moves live values to an open segment.
     fn evacuate_values(&mut self, mut evacuation: Evacuation) {
         let segment = evacuation.segment;
         while let Some(owner) = evacuation.next_owner() {
@@ -169,7 +167,7 @@ impl<H: Heap> Generation<H> {
         self.values.evacuated(evacuation, &mut self.garbage);
     }
 
-    /// Goes on with the evacuation of a segment of keys, if one is due.
+    /// Does a step of the evacuation of keys, if one is due.
     #[inline]
     fn clean_keys(&mut self) {
         let Some(mut evacuation) = self.keys.take_sparse() else { return };
@@ -205,7 +203,7 @@ impl<H: Heap> Store for Generation<H> {
     }
 
     fn end(&self) -> usize {
-        self.entries.places()
+        self.entries.end()
     }
 
     fn has_large(&self) -> bool {
@@ -220,28 +218,28 @@ impl<H: Heap> Store for Generation<H> {
     }
 }
 
-/// The seeds that are kept with the entries.
+/// The seeds in the entries.
 struct EntrySeeds<'e, H: Heap>(&'e Entries<H::Term>);
 
 impl<H: Heap> Seeds for EntrySeeds<'_, H> {
     #[inline]
-    fn seed(&self, entry: EntryId) -> u32 {
-        *self.0.seed(entry)
+    fn seed(&self, id: EntryId) -> u32 {
+        *self.0.seed(id)
     }
 
     #[inline]
-    fn prefetch(&self, entry: EntryId) {
-        H::prefetch(self.0.seed(entry));
+    fn prefetch(&self, id: EntryId) {
+        H::prefetch(self.0.seed(id));
     }
 }
 
-/// A value and its version, stored together and not yet owned.
+/// The copy of a value and its version, without an owner.
 struct ValueCopy<T> {
     /// The value.
     value: T,
     /// The version.
     version: Version<T>,
-    /// The copy of both.
+    /// Where both live.
     unowned: Unowned,
 }
 

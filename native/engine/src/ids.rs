@@ -1,13 +1,13 @@
-//! The ids of entries and segments, which entries and arenas share.
+//! The ids that entries and arenas share.
 
 /// An entry within its store. Ids follow the order of insertion, but a new entry takes the id of a deleted one.
 pub type EntryId = u32;
 
-/// Where a copy lives within its arena: in a segment, or in a heap of its own.
+/// Where in its arena a copy lives: in a segment, or in a heap of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentId(pub(crate) u32);
 
-/// The first id that is not that of a segment.
+/// Lower ids are those of segments.
 const FIRST_OWN: u32 = 1 << 31;
 
 impl SegmentId {
@@ -17,9 +17,9 @@ impl SegmentId {
     /// A deleted entry, which has no term.
     pub const VACANT: Self = SegmentId(u32::MAX - 1);
 
-    /// The id of a heap of its own, by its index in `Arena::own_heaps`.
-    pub(crate) fn of_own_heap(index: u32) -> Self {
-        SegmentId(FIRST_OWN | index)
+    /// The id of the heap in a slot of `Arena::own_heaps`.
+    pub(crate) fn of_own_heap(slot: u32) -> Self {
+        SegmentId(FIRST_OWN | slot)
     }
 
     /// Whether this is the id of a segment.
@@ -28,7 +28,7 @@ impl SegmentId {
         self.0 < FIRST_OWN
     }
 
-    /// The index in `Arena::own_heaps`, if this is the id of a heap of its own.
+    /// The slot in `Arena::own_heaps`, if this is the id of a heap of its own.
     #[inline]
     pub(crate) fn own_heap(self) -> Option<u32> {
         (!self.is_segment() && self.0 < Self::VACANT.0).then_some(self.0 & !FIRST_OWN)

@@ -1,83 +1,82 @@
-//! From the hash of a key to the number of its entry, without long pauses and with few cache misses: extendible hashing.
+//! From the hash of a key to the id of its entry: extendible hashing, without long pauses and with few cache misses.
 //!
-//! One large hash table that doubles stops its writer for as long as moving all of it takes. Here the entries are spread
-//! over many small tables, *stripes*, found through a directory by some bits of the hash. A full stripe splits in two
-//! by one more bit; only the directory, four bytes a stripe or two, is ever copied as a whole.
+//! A single hash table that doubles moves all of its entries while its writer waits. This index spreads them over many
+//! small tables, *stripes*. The *directory* refers to the stripes by some bits of the hash. A full stripe splits in two
+//! by one more bit, so only the directory, four or eight bytes a stripe, is ever copied as a whole.
 //!
-//! A stripe is made of *lines* the size of a cache line, each with up to twelve entry numbers and eight bits of each
-//! one's hash. A key is looked for in the line that its hash points to, and in the next where that one has spilled: one
-//! access to memory that is most likely not in the cache, beside that to the entry, and nine bytes an entry.
+//! A stripe consists of *lines*, each a cache line of twelve *slots*. A slot holds the id of an entry and its *tag*,
+//! eight bits of its hash. A lookup reads the line that the hash chooses, and the next one if entries have spilled from
+//! there. It misses the cache about once, and once more for the entry. The index takes nine bytes an entry.
 
 use ahash::RandomState;
 
 use crate::ids::EntryId;
 use crate::term::Heap;
 
-/// Entries in a line.
-const LINE_ENTRIES: usize = 12;
+/// Slots in a line.
+const LINE_SLOTS: usize = 12;
 
-/// Lines of a stripe at the most: 4 kB. It splits when three quarters of their places are taken: of a put that takes longest.
+/// Lines in a stripe at most: 4 kB. The longest put splits one, when three quarters of its slots are taken.
 const STRIPE_LINES: usize = 64;
 
-/// The hash bits from this one on, and below those of the directory, choose the shard.
+/// The lowest of the four hash bits that choose the shard.
 const SHARD_SHIFT: u32 = 28;
 
-/// The hash bits from this one on choose the stripe, the lowest the line.
+/// The lowest of the hash bits that choose the stripe. The lowest bits of all choose the line.
 const DIRECTORY_SHIFT: u32 = 32;
 
-/// How many bits may choose the stripe. Eight above them are the tag.
+/// How many hash bits may choose the stripe. The next eight are the tag.
 const DIRECTORY_BITS: u32 = 24;
 
-/// The directory is not doubled beyond so many places a stripe. Only hashes that are equal get there; their stripe then
-/// grows as any hash table does.
-const PLACES_PER_STRIPE: usize = 64;
+/// The directory doubles up to this many references per stripe. Only equal hashes get there: their stripe then grows.
+const REFERENCES_PER_STRIPE: usize = 64;
 
-/// A 64-bit hash of a key, with the 32 bits that are kept and from which it can be made again.
+/// A 64-bit hash of a key, with the 32 bits that it can be recomputed from.
 #[derive(Clone, Copy, Debug)]
 pub struct Hash {
-    /// What is kept for each entry.
+    /// The bits that are kept with the entry.
     seed: u32,
-    /// `seed`, spread over 64 bits.
+    /// The seed, spread over 64 bits.
     spread: u64,
 }
 
 impl Hash {
-    /// The bits from which the hash can be made again.
+    /// The bits that the hash can be recomputed from.
     pub fn seed(self) -> u32 {
         self.seed
     }
 
-    /// The bits that choose a shard of the partition.
+    /// The bits that choose a shard.
     #[inline]
     pub fn shard_bits(self) -> usize {
         (self.spread >> SHARD_SHIFT) as usize & ((1 << (DIRECTORY_SHIFT - SHARD_SHIFT)) - 1)
     }
 
-    /// The bits that choose a stripe, of which a directory uses as many as it is long.
+    /// The bits that choose a stripe; the directory uses the lowest.
     #[inline]
     fn directory_bits(self) -> usize {
         (self.spread >> DIRECTORY_SHIFT) as usize & ((1 << DIRECTORY_BITS) - 1)
     }
 
-    /// The bits that choose a line; a stripe uses as many as it has lines.
+    /// The bits that choose a line; a stripe uses the lowest.
     #[inline]
     fn line_bits(self) -> usize {
         self.spread as usize
     }
 
-    /// The bits that a line keeps of the hash.
+    /// The bits that a slot keeps.
     #[inline]
     fn tag(self) -> u8 {
         (self.spread >> (DIRECTORY_SHIFT + DIRECTORY_BITS)) as u8
     }
 }
 
-/// Makes hashes of one buffer. Its key is random, so that nobody can choose keys that collide.
+/// Makes the hashes of one buffer, with a random key, so that nobody can choose keys that collide.
 #[derive(Clone, Debug)]
 pub struct Hasher {
-    /// Spreads 32 bits over 64.
+    /// Spreads a seed over 64 bits.
     state: RandomState,
-    /// Makes the hash function of the terms themselves differ from one buffer to the next.
+    /// The salt for the terms' own hash function.
     salt: u32,
 }
 
@@ -87,7 +86,7 @@ impl Hasher {
         Hasher::with_state(RandomState::new())
     }
 
-    /// A hasher that makes the same hashes each time: for tests that are to be run again.
+    /// A hasher that always makes the same hashes, for tests that can be repeated.
     pub fn seeded(seed: u64) -> Self {
         Hasher::with_state(RandomState::with_seeds(seed, 1, 2, 3))
     }
@@ -98,18 +97,18 @@ impl Hasher {
         Hasher { state, salt }
     }
 
-    /// What the terms' own hash function is to be salted with.
+    /// The salt for the terms' own hash function.
     pub fn salt(&self) -> u32 {
         self.salt
     }
 
-    /// The hash of a key, from the salted hash that its own type makes.
+    /// The hash of a key, from the salted hash of its term.
     #[inline]
     pub fn hash(&self, term_hash: u64) -> Hash {
         self.rehash((term_hash ^ (term_hash >> 32)) as u32)
     }
 
-    /// The hash that belongs to the kept 32 bits.
+    /// Recomputes a hash from its seed.
     #[inline]
     fn rehash(&self, seed: u32) -> Hash {
         Hash { seed, spread: self.state.hash_one(seed) }
@@ -122,159 +121,159 @@ impl Default for Hasher {
     }
 }
 
-/// Entries whose hashes point to the same place, as far as there is room.
+/// Entries whose hashes choose this line, or an earlier one that was full.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line {
-    /// The tags of the entries, in the order of `entries`.
-    tags: [u8; LINE_ENTRIES],
-    /// How many entries there are, from the first place on.
+    /// The tag in each slot.
+    tags: [u8; LINE_SLOTS],
+    /// How many slots are taken, from the first on.
     taken: u8,
-    /// How many entries whose hash points here, or before, are in a later line; stays at 255 once there.
+    /// How many entries have gone past this full line to a later one. It stays at 255 once there.
     spilled: u8,
-    /// The numbers of the entries.
-    entries: [EntryId; LINE_ENTRIES],
+    /// The id in each slot.
+    ids: [EntryId; LINE_SLOTS],
 }
 
 impl Line {
-    /// A line without entries.
-    const EMPTY: Self = Line { tags: [0; LINE_ENTRIES], taken: 0, spilled: 0, entries: [0; LINE_ENTRIES] };
+    /// An empty line.
+    const EMPTY: Self = Line { tags: [0; LINE_SLOTS], taken: 0, spilled: 0, ids: [0; LINE_SLOTS] };
 
-    /// The place of the entry with this tag for which `is_it` holds.
+    /// The slot with this tag whose entry `is_match` accepts.
     #[inline]
-    fn find(&self, tag: u8, mut is_it: impl FnMut(EntryId) -> bool) -> Option<usize> {
+    fn find(&self, tag: u8, mut is_match: impl FnMut(EntryId) -> bool) -> Option<usize> {
         const ONES: u64 = 0x0101_0101_0101_0101;
         let [a, b, c, d, e, f, g, h, i, j, k, l] = self.tags;
         let words = [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, 0, 0, 0, 0])];
         for (word, tags) in words.into_iter().enumerate() {
-            // A byte is zero where the tag is the same. The trick may also mark a byte above such a one, or a place that
-            // is not taken: `is_it` and the comparison below sort them out.
+            // A byte is zero where the tag matches. The search may also mark the byte above, and free slots: the
+            // conditions below reject both.
             let differences = tags ^ (ONES * u64::from(tag));
-            let mut same = differences.wrapping_sub(ONES) & !differences & (ONES << 7);
-            while same != 0 {
-                let place = word * 8 + same.trailing_zeros() as usize / 8;
-                if place < usize::from(self.taken) && is_it(self.entries[place]) {
-                    return Some(place);
+            let mut zeros = differences.wrapping_sub(ONES) & !differences & (ONES << 7);
+            while zeros != 0 {
+                let slot = word * 8 + zeros.trailing_zeros() as usize / 8;
+                if slot < usize::from(self.taken) && is_match(self.ids[slot]) {
+                    return Some(slot);
                 }
-                same &= same - 1;
+                zeros &= zeros - 1;
             }
         }
         None
     }
 }
 
-/// A small hash table of entries whose hashes have `depth` directory bits in common.
+/// A small hash table for the hashes that share `depth` directory bits.
 struct Stripe {
-    /// The lines, a power of two of them, of whose places at most three quarters are taken.
+    /// The lines, a power of two of them.
     lines: Box<[Line]>,
-    /// How many places are taken.
+    /// How many slots are taken.
     taken: usize,
-    /// How many bits the hashes of this stripe share.
+    /// How many directory bits the hashes share.
     depth: u32,
 }
 
 impl Stripe {
-    /// A stripe without entries.
+    /// An empty stripe.
     fn new(lines: usize, depth: u32) -> Self {
         Stripe { lines: vec![Line::EMPTY; lines].into_boxed_slice(), taken: 0, depth }
     }
 
-    /// Whether one more would be too many.
+    /// Whether three quarters of the slots are taken.
     #[inline]
     fn is_full(&self) -> bool {
-        self.taken >= self.lines.len() * LINE_ENTRIES / 4 * 3
+        self.taken >= self.lines.len() * LINE_SLOTS / 4 * 3
     }
 
-    /// Line and place of the entry of this hash for which `is_it` holds.
+    /// The line and the slot of the entry with this hash that `is_match` accepts.
     #[inline]
-    fn find(&self, hash: Hash, mut is_it: impl FnMut(EntryId) -> bool) -> Option<(usize, usize)> {
+    fn find(&self, hash: Hash, mut is_match: impl FnMut(EntryId) -> bool) -> Option<(usize, usize)> {
         let mask = self.lines.len() - 1;
-        let mut number = hash.line_bits() & mask;
-        // A line that has spilled 255 times says so for ever, and so may all of them.
+        let mut line_index = hash.line_bits() & mask;
+        // Ends even if `spilled` stays at 255 in every line.
         for _ in 0..self.lines.len() {
-            let line = &self.lines[number];
-            if let Some(place) = line.find(hash.tag(), &mut is_it) {
-                return Some((number, place));
+            let line = &self.lines[line_index];
+            if let Some(slot) = line.find(hash.tag(), &mut is_match) {
+                return Some((line_index, slot));
             }
             if line.spilled == 0 {
                 return None;
             }
-            number = (number + 1) & mask;
+            line_index = (line_index + 1) & mask;
         }
         None
     }
 
     /// Adds an entry; the stripe must not be full.
     #[inline]
-    fn insert(&mut self, hash: Hash, entry: EntryId) {
+    fn insert(&mut self, hash: Hash, id: EntryId) {
         let mask = self.lines.len() - 1;
-        let mut number = hash.line_bits() & mask;
-        while usize::from(self.lines[number].taken) == LINE_ENTRIES {
-            self.lines[number].spilled = self.lines[number].spilled.saturating_add(1);
-            number = (number + 1) & mask;
+        let mut line_index = hash.line_bits() & mask;
+        while usize::from(self.lines[line_index].taken) == LINE_SLOTS {
+            self.lines[line_index].spilled = self.lines[line_index].spilled.saturating_add(1);
+            line_index = (line_index + 1) & mask;
         }
-        let line = &mut self.lines[number];
-        let place = usize::from(line.taken);
-        line.tags[place] = hash.tag();
-        line.entries[place] = entry;
+        let line = &mut self.lines[line_index];
+        let slot = usize::from(line.taken);
+        line.tags[slot] = hash.tag();
+        line.ids[slot] = id;
         line.taken += 1;
         self.taken += 1;
     }
 
-    /// Takes out the entry of this hash at a place. The last of its line takes the place.
-    fn remove(&mut self, hash: Hash, number: usize, place: usize) -> EntryId {
+    /// Takes out the entry with this hash from a slot, and moves the last one of the line there.
+    fn remove(&mut self, hash: Hash, line_index: usize, slot: usize) -> EntryId {
         let mask = self.lines.len() - 1;
         let mut passed = hash.line_bits() & mask;
-        while passed != number {
+        while passed != line_index {
             let spilled = &mut self.lines[passed].spilled;
             if *spilled < u8::MAX {
                 *spilled -= 1;
             }
             passed = (passed + 1) & mask;
         }
-        let line = &mut self.lines[number];
-        let entry = line.entries[place];
+        let line = &mut self.lines[line_index];
+        let id = line.ids[slot];
         line.taken -= 1;
         let last = usize::from(line.taken);
-        line.tags[place] = line.tags[last];
-        line.entries[place] = line.entries[last];
+        line.tags[slot] = line.tags[last];
+        line.ids[slot] = line.ids[last];
         self.taken -= 1;
         if self.taken == 0 && mask > 0 {
-            // As new: without the marks of what had spilled.
+            // Clears any `spilled` that stayed at 255.
             *self = Stripe::new(1, self.depth);
         }
-        entry
+        id
     }
 
-    /// Calls `place` with each entry and its hash.
-    fn rehash(&self, hasher: &Hasher, seeds: &impl Seeds, mut place: impl FnMut(Hash, EntryId)) {
+    /// Calls `insert` with the hash and the id of each entry.
+    fn rehash(&self, hasher: &Hasher, seeds: &impl Seeds, mut insert: impl FnMut(Hash, EntryId)) {
         for lines in self.lines.chunks(LINES_AHEAD) {
-            let entries = || lines.iter().flat_map(|line| &line.entries[..usize::from(line.taken)]).copied();
-            entries().for_each(|entry| seeds.prefetch(entry));
-            entries().for_each(|entry| place(hasher.rehash(seeds.seed(entry)), entry));
+            let ids = || lines.iter().flat_map(|line| &line.ids[..usize::from(line.taken)]).copied();
+            ids().for_each(|id| seeds.prefetch(id));
+            ids().for_each(|id| insert(hasher.rehash(seeds.seed(id)), id));
         }
     }
 }
 
-/// Lines of a stripe whose entries' seeds are asked for at the same time when it is rehashed: they lie anywhere in memory.
+/// For how many lines a rehash prefetches the seeds at once, as they lie anywhere in memory.
 const LINES_AHEAD: usize = 8;
 
-/// Where an index asks for the seeds of its entries' hashes.
+/// The seeds of the entries in an index, which are kept outside of it.
 pub trait Seeds {
     /// The seed of the hash of an entry.
-    fn seed(&self, entry: EntryId) -> u32;
+    fn seed(&self, id: EntryId) -> u32;
 
-    /// Lets it come into the cache meanwhile.
-    fn prefetch(&self, _entry: EntryId) {}
+    /// Prefetches the seed.
+    fn prefetch(&self, _id: EntryId) {}
 }
 
-/// The index of one generation. Its length and the hashes' uniqueness are its user's concern.
+/// The index of one generation. Its user counts the entries and adds each only once.
 pub struct Index {
-    /// Makes the hashes of kept seeds again.
+    /// Recomputes hashes from their seeds.
     hasher: Hasher,
-    /// From the low bits of the shifted hash to a stripe; empty or a power of two.
+    /// From the lowest directory bits of a hash to the index of its stripe. The length is 0 or a power of two.
     directory: Vec<u32>,
-    /// The stripes; each stands in the directory `2^(directory bits - depth)` times.
+    /// The directory refers to each stripe `directory.len() >> depth` times.
     stripes: Vec<Stripe>,
 }
 
@@ -284,79 +283,79 @@ impl Index {
         Index { hasher, directory: Vec::new(), stripes: Vec::new() }
     }
 
-    /// The hasher whose hashes this index is for.
+    /// The hasher that makes the hashes.
     pub fn hasher(&self) -> &Hasher {
         &self.hasher
     }
 
-    /// Lets the line that will be looked at for this hash come into the cache meanwhile.
+    /// Prefetches the line that this hash chooses.
     #[inline]
     pub fn prefetch<H: Heap>(&self, hash: Hash) {
         if !self.directory.is_empty() {
-            let lines = &self.stripes[self.stripe(hash)].lines;
+            let lines = &self.stripes[self.stripe_index(hash)].lines;
             H::prefetch(&lines[hash.line_bits() & (lines.len() - 1)]);
         }
     }
 
-    /// The entry of this hash for which `is_it` holds.
+    /// The id of the entry with this hash that `is_match` accepts.
     #[inline]
-    pub fn find(&self, hash: Hash, is_it: impl FnMut(EntryId) -> bool) -> Option<EntryId> {
+    pub fn find(&self, hash: Hash, is_match: impl FnMut(EntryId) -> bool) -> Option<EntryId> {
         if self.directory.is_empty() {
             return None;
         }
-        let stripe = &self.stripes[self.stripe(hash)];
-        stripe.find(hash, is_it).map(|(line, place)| stripe.lines[line].entries[place])
+        let stripe = &self.stripes[self.stripe_index(hash)];
+        stripe.find(hash, is_match).map(|(line_index, slot)| stripe.lines[line_index].ids[slot])
     }
 
-    /// Adds an entry that is not yet there. `seeds` knows those of the others.
+    /// Adds an entry that is not there yet. `seeds` has the seeds of all others.
     #[inline]
-    pub fn insert(&mut self, hash: Hash, entry: EntryId, seeds: &impl Seeds) {
+    pub fn insert(&mut self, hash: Hash, id: EntryId, seeds: &impl Seeds) {
         if self.directory.is_empty() {
             self.directory.push(0);
             self.stripes.push(Stripe::new(1, 0));
         }
-        let mut stripe = self.stripe(hash);
-        while self.stripes[stripe].is_full() {
-            self.make_room(stripe, hash, seeds);
-            stripe = self.stripe(hash);
+        let mut stripe_index = self.stripe_index(hash);
+        while self.stripes[stripe_index].is_full() {
+            self.make_room(stripe_index, hash, seeds);
+            stripe_index = self.stripe_index(hash);
         }
-        self.stripes[stripe].insert(hash, entry);
+        self.stripes[stripe_index].insert(hash, id);
     }
 
-    /// Takes out the entry of this hash for which `is_it` holds.
-    pub fn remove(&mut self, hash: Hash, is_it: impl FnMut(EntryId) -> bool) -> Option<EntryId> {
+    /// Takes out the entry with this hash that `is_match` accepts.
+    pub fn remove(&mut self, hash: Hash, is_match: impl FnMut(EntryId) -> bool) -> Option<EntryId> {
         if self.directory.is_empty() {
             return None;
         }
-        let stripe = self.stripe(hash);
-        let stripe = &mut self.stripes[stripe];
-        let (line, place) = stripe.find(hash, is_it)?;
-        Some(stripe.remove(hash, line, place))
+        let stripe_index = self.stripe_index(hash);
+        let stripe = &mut self.stripes[stripe_index];
+        let (line_index, slot) = stripe.find(hash, is_match)?;
+        Some(stripe.remove(hash, line_index, slot))
     }
 
-    /// The place in `stripes` of the stripe for a hash.
+    /// The index of the stripe that a hash chooses.
     #[inline]
-    fn stripe(&self, hash: Hash) -> usize {
+    fn stripe_index(&self, hash: Hash) -> usize {
         self.directory[hash.directory_bits() & (self.directory.len() - 1)] as usize
     }
 
-    /// Doubles a small stripe, divides a large one. `hash` belongs to it.
+    /// Doubles or splits the stripe that `hash` chooses.
     #[cold]
-    fn make_room(&mut self, number: usize, hash: Hash, seeds: &impl Seeds) {
-        let Stripe { ref lines, depth, .. } = self.stripes[number];
+    fn make_room(&mut self, stripe_index: usize, hash: Hash, seeds: &impl Seeds) {
+        let Stripe { ref lines, depth, .. } = self.stripes[stripe_index];
         let can_split = depth < DIRECTORY_BITS
             && (depth < self.directory.len().trailing_zeros()
-                || self.directory.len() < PLACES_PER_STRIPE * self.stripes.len());
+                || self.directory.len() < REFERENCES_PER_STRIPE * self.stripes.len());
         if lines.len() < STRIPE_LINES || !can_split {
             let mut larger = Stripe::new(lines.len() * 2, depth);
-            self.stripes[number].rehash(&self.hasher, seeds, |hash, entry| larger.insert(hash, entry));
-            self.stripes[number] = larger;
+            self.stripes[stripe_index].rehash(&self.hasher, seeds, |hash, id| larger.insert(hash, id));
+            self.stripes[stripe_index] = larger;
         } else {
-            self.split(number, hash, seeds);
+            self.split(stripe_index, hash, seeds);
         }
     }
 
-    /// Divides the stripe `low`, to which `hash` belongs, by the next directory bit.
+    /// Splits the stripe `low`, which `hash` chooses, by the next directory bit.
     fn split(&mut self, low: usize, hash: Hash, seeds: &impl Seeds) {
         let depth = self.stripes[low].depth;
         if self.directory.len() == 1 << depth {
@@ -364,16 +363,16 @@ impl Index {
         }
         let lines = self.stripes[low].lines.len();
         let mut halves = [Stripe::new(lines, depth + 1), Stripe::new(lines, depth + 1)];
-        self.stripes[low].rehash(&self.hasher, seeds, |hash, entry| {
-            halves[hash.directory_bits() >> depth & 1].insert(hash, entry);
+        self.stripes[low].rehash(&self.hasher, seeds, |hash, id| {
+            halves[hash.directory_bits() >> depth & 1].insert(hash, id);
         });
         let high = u32::try_from(self.stripes.len()).expect("fewer stripes than entries");
         let [low_half, high_half] = halves;
         self.stripes[low] = low_half;
         self.stripes.push(high_half);
         let shared_bits = hash.directory_bits() & ((1 << depth) - 1);
-        for place in (shared_bits | 1 << depth..self.directory.len()).step_by(1 << (depth + 1)) {
-            self.directory[place] = high;
+        for bits in (shared_bits | 1 << depth..self.directory.len()).step_by(1 << (depth + 1)) {
+            self.directory[bits] = high;
         }
     }
 }
@@ -383,8 +382,8 @@ mod tests {
     use super::*;
 
     impl Seeds for Vec<Hash> {
-        fn seed(&self, entry: EntryId) -> u32 {
-            self[entry as usize].seed()
+        fn seed(&self, id: EntryId) -> u32 {
+            self[id as usize].seed()
         }
     }
 
@@ -401,7 +400,7 @@ mod tests {
             assert_eq!(index.find(hash, |entry| entry == id as u32), None);
             index.insert(hash, id as u32, &hashes);
         }
-        assert!(index.stripes.len() >= 100_000 / (STRIPE_LINES * LINE_ENTRIES));
+        assert!(index.stripes.len() >= 100_000 / (STRIPE_LINES * LINE_SLOTS));
         assert!(index.stripes.iter().all(|stripe| stripe.lines.len() <= STRIPE_LINES));
         for (id, &hash) in hashes.iter().enumerate().filter(|(id, _)| id % 2 == 0) {
             assert_eq!(index.remove(hash, |entry| entry == id as u32), Some(id as u32));
@@ -424,11 +423,11 @@ mod tests {
         let hashes = vec![hash; 3_000];
         for _ in 0..2 {
             (0..3_000).for_each(|id| index.insert(hash, id, &hashes));
-            let stripe = index.stripe(hash);
-            index.stripes[stripe].lines.iter_mut().for_each(|line| line.spilled = u8::MAX);
+            let stripe_index = index.stripe_index(hash);
+            index.stripes[stripe_index].lines.iter_mut().for_each(|line| line.spilled = u8::MAX);
             assert_eq!(index.find(hash, |_| false), None);
             (0..3_000).for_each(|id| assert_eq!(index.remove(hash, |entry| entry == id), Some(id)));
-            let lines = &index.stripes[stripe].lines;
+            let lines = &index.stripes[stripe_index].lines;
             assert!(lines.len() == 1 && lines[0].spilled == 0);
         }
     }

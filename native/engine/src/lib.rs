@@ -1,21 +1,22 @@
 //! The data structures behind `PartitionedBuffer`: partitions of maps and queues.
 //!
-//! This crate knows nothing of Erlang. Terms and the heaps for their copies are the traits [`Term`] and [`Heap`], so
-//! `cargo test` tests all of it without a BEAM. Layers, each knowing only those below:
+//! This crate knows nothing of Erlang: terms and the heaps for their copies are the traits [`Term`] and [`Heap`], so
+//! `cargo test` needs no BEAM. Each layer knows only those below it:
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
 //! | [`flush`] | the entries in flight, and how many of them are claimed |
+//! | [`routing`] | from a key to its partition |
 //! | [`reclaim`] | the thread that frees memory |
-//! | `sync` | the locks and atomics, which tests replace by those of a model |
+//! | `sync` | the locks and atomics, which a test replaces by those of a model |
 //! | [`store`] | what a partition needs of the next two |
 //! | [`log`] | items in the order of their writes |
 //! | [`generation`] | a map from keys to values, versions and update counts, in insertion order |
 //! | [`index`] | from a hash to the ids of entries, growing in small steps |
 //! | [`entries`] | the entries themselves, in chunks of fixed size |
 //! | [`arena`] | copies of terms in segments, cleaned with bounded work |
-//! | `own_heaps` | the heaps that hold one large copy each |
+//! | `own_heaps` | the heaps of large copies |
 //! | [`parcel`] | terms on their way into a store, large ones already copied |
 //! | `ids` | the ids of entries and segments |
 //! | [`term`] | what a term and a heap must be able to do |

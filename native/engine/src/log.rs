@@ -1,8 +1,6 @@
-//! A log: items in the order in which they were appended, what one partition of a queue has taken in since its last
-//! flush.
+//! A log: the items that one partition of a queue has taken in since its last flush, in the order of their writes.
 //!
-//! Items are never replaced or taken out, so an item needs no more than its word: the segments that the copies live in are
-//! freed with the log.
+//! Items are never replaced or deleted, so the log keeps only their terms and frees all segments at its end.
 
 use crate::arena::Arena;
 use crate::ids::EntryId;
@@ -11,16 +9,16 @@ use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::term::Heap;
 
-/// Items of a chunk: growing never moves an item, so it never takes long.
+/// Items in a chunk. Growing moves no item, so it never takes long.
 const CHUNK: usize = 1024;
 
 /// See the module's documentation.
 pub struct Log<H: Heap> {
-    /// The items. All chunks but the last are full.
+    /// All chunks but the last are full.
     chunks: Vec<Vec<H::Term>>,
     /// How many items there are.
     length: usize,
-    /// The copies of the items.
+    /// Where the items live.
     copies: Arena<H>,
 }
 
@@ -32,7 +30,7 @@ impl<H: Heap> Log<H> {
         let (copy, unowned) = self.copies.store(item);
         self.copies.leave(unowned);
         if self.length % CHUNK == 0 {
-            // The first chunk grows with a small log, the others are known to fill.
+            // The first chunk may stay small, the others are likely to fill.
             self.chunks.push(Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK }));
         }
         self.chunks[self.length / CHUNK].push(copy);
@@ -64,7 +62,7 @@ impl<H: Heap> Store for Log<H> {
     }
 
     #[inline]
-    fn record(&self, position: EntryId) -> Option<H::Term> {
-        self.chunks.get(position as usize / CHUNK)?.get(position as usize % CHUNK).copied()
+    fn record(&self, id: EntryId) -> Option<H::Term> {
+        self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK).copied()
     }
 }

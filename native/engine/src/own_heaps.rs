@@ -1,26 +1,26 @@
-//! The heaps that hold one large copy each, by number. They stand in chunks of fixed size, so adding one never takes long.
+//! The heaps of large copies, in chunks of a fixed size, so that adding one never takes long.
 
 use std::sync::Arc;
 
-/// Heaps of a chunk: 16 kB.
+/// Slots in a chunk: 16 kB.
 const CHUNK: usize = 1024;
 
-/// The number of no place.
+/// No slot.
 const NONE: u32 = u32::MAX;
 
-/// A place for a heap.
-enum Place<H> {
-    /// Its heap.
+/// Room for one heap.
+enum Slot<H> {
+    /// Holds a heap.
     Taken(Arc<H>),
-    /// It is free; the number of the next free place, or `NONE`.
+    /// Holds the next free slot, or `NONE`.
     Free(u32),
 }
 
 /// See the module's documentation.
 pub(crate) struct OwnHeaps<H> {
     /// All chunks but the last are full.
-    chunks: Vec<Vec<Place<H>>>,
-    /// The first free place of the list of free places, or `NONE`.
+    chunks: Vec<Vec<Slot<H>>>,
+    /// The first free slot, or `NONE`.
     free: u32,
 }
 
@@ -30,53 +30,52 @@ impl<H> OwnHeaps<H> {
         OwnHeaps { chunks: Vec::new(), free: NONE }
     }
 
-    /// Adds a heap and gives its number.
+    /// Adds a heap and returns its slot.
     pub(crate) fn add(&mut self, heap: Arc<H>) -> u32 {
         if self.free != NONE {
-            let number = self.free;
-            let place = self.place(number);
-            if let Place::Free(next) = std::mem::replace(place, Place::Taken(heap)) {
+            let slot = self.free;
+            if let Slot::Free(next) = std::mem::replace(self.slot_mut(slot), Slot::Taken(heap)) {
                 self.free = next;
             }
-            return number;
+            return slot;
         }
         if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
-            // The first chunk grows with a small buffer, the others are known to fill.
+            // The first chunk may stay small, the others are likely to fill.
             let capacity = if self.chunks.is_empty() { 4 } else { CHUNK };
             self.chunks.push(Vec::with_capacity(capacity));
         }
         let last = self.chunks.len() - 1;
         let chunk = &mut self.chunks[last];
-        chunk.push(Place::Taken(heap));
+        chunk.push(Slot::Taken(heap));
         u32::try_from(last * CHUNK + chunk.len() - 1).expect("fewer heaps than entries")
     }
 
-    /// The heap of a number that [`OwnHeaps::add`] gave.
-    pub(crate) fn get(&self, number: u32) -> Option<&Arc<H>> {
-        match &self.chunks[number as usize / CHUNK][number as usize % CHUNK] {
-            Place::Taken(heap) => Some(heap),
-            Place::Free(_) => None,
+    /// The heap in a slot that [`OwnHeaps::add`] returned; `None` if it was removed.
+    pub(crate) fn get(&self, slot: u32) -> Option<&Arc<H>> {
+        match &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK] {
+            Slot::Taken(heap) => Some(heap),
+            Slot::Free(_) => None,
         }
     }
 
-    /// Takes a heap out.
-    pub(crate) fn remove(&mut self, number: u32) -> Option<Arc<H>> {
+    /// Takes out the heap in a slot that [`OwnHeaps::add`] returned.
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<Arc<H>> {
         let free = self.free;
-        let place = self.place(number);
-        match std::mem::replace(place, Place::Free(free)) {
-            Place::Taken(heap) => {
-                self.free = number;
+        let removed = self.slot_mut(slot);
+        match std::mem::replace(removed, Slot::Free(free)) {
+            Slot::Taken(heap) => {
+                self.free = slot;
                 Some(heap)
             }
-            was_free @ Place::Free(_) => {
-                *place = was_free;
+            was_free @ Slot::Free(_) => {
+                *removed = was_free;
                 None
             }
         }
     }
 
-    /// The place of a number.
-    fn place(&mut self, number: u32) -> &mut Place<H> {
-        &mut self.chunks[number as usize / CHUNK][number as usize % CHUNK]
+    /// The contents of a slot.
+    fn slot_mut(&mut self, slot: u32) -> &mut Slot<H> {
+        &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
 }

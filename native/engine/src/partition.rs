@@ -1,11 +1,11 @@
 //! A partition: the entries that wait in it, and the flushes that are in flight.
 //!
 //! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. A map spreads its keys over several
-//! shards by their hash, so writers rarely meet; a queue has one shard, for its order. [`Partition::flush`] takes the locks
-//! of all shards and swaps each store for an empty one. So a write comes either before the flush and is part of it, or after
-//! it and waits for the next one. The partition keeps a [`Flush`] until all of it has been [claimed]: what a crashed reader
-//! has not claimed is there for the next reader. The next flush removes what is finished, since the reader may have got the
-//! flush from another partition, before the count of partitions changed.
+//! shards by their hash, so writers rarely meet; a queue has one shard, for its order. [`Partition::flush`] takes the
+//! locks of all shards and swaps each store for an empty one. So a write comes either before the flush and is part of
+//! it, or after it and waits for the next one. The partition keeps a [`Flush`] until all of it has been [claimed]: what
+//! a crashed reader has not claimed is there for the next reader. The next flush removes what is finished, since the
+//! reader may have got the flush from another partition, before the count of partitions changed.
 //!
 //! | state | reads, deletes | writes | writes of a processor | flush |
 //! |---|---|---|---|---|
@@ -15,10 +15,10 @@
 //!
 //! A partition drains while a stop processes what it holds: a processor may write to its own buffer.
 //!
-//! A lock is held for one operation on one store, or for the swap. No store is freed and no foreign code runs under a lock.
-//! The lock of `in_flight` is taken before those of the shards, and those in their order. A write changes the cache line of
-//! its shard's lock, that of its entry, and the one that counts the deaths in the old value's segment: these move between
-//! processors. The copy goes to memory of the thread's own; see [`crate::arena`].
+//! A lock is held for one operation on one store, or for the swap. No store is freed and no foreign code runs under a
+//! lock. The lock of `in_flight` is taken before those of the shards, and those in their order. A write changes three
+//! cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths in the old
+//! value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
 //!
 //! [claimed]: Flush::claim
 
@@ -43,7 +43,7 @@ pub const DRAINING: u32 = 1 << 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed;
 
-/// A write of a list.
+/// A write for [`MapPartition::write_all`].
 pub enum Write<H: Heap> {
     /// Unconditional: key and value.
     Put(Parcel<H>, Parcel<H>),
@@ -51,7 +51,7 @@ pub enum Write<H: Heap> {
     PutNewer(Parcel<H>, Parcel<H>, Version<H::Term>),
 }
 
-/// How often a thread looks at a taken lock before it lets the system run others: this takes some microseconds.
+/// How often a thread looks at a taken lock before it leaves the wait to `parking_lot`: this takes some microseconds.
 const SPINS: usize = 400;
 
 /// Shards of a map's partition, a power of two. With more shards writers meet more rarely, but consecutive writes touch
@@ -79,8 +79,8 @@ struct Shard<S: Store>(Mutex<ShardState<S>>);
 
 /// What the lock of a shard guards.
 struct ShardState<S: Store> {
-    /// The partition count by which callers must have chosen this partition; with [`DRAINING`] only processors may write;
-    /// 0 while closed.
+    /// The partition count by which callers must have chosen this partition; with [`DRAINING`] only processors may
+    /// write; 0 while closed.
     partition_count: u32,
     /// The entries written since the last flush.
     waiting: S,
@@ -91,7 +91,7 @@ impl<S: Store> Shard<S> {
     #[inline]
     fn lock_open(&self, partition_count: u32) -> Result<MutexGuard<'_, ShardState<S>>, Closed> {
         let state = self.lock();
-        // The second case is the write of a processor to an open partition.
+        // The second case is a processor's write to an open partition.
         if state.partition_count == partition_count || state.partition_count | DRAINING == partition_count {
             Ok(state)
         } else {
@@ -110,8 +110,8 @@ impl<S: Store> Shard<S> {
         }
     }
 
-    /// The lock. Holders keep it for some hundred nanoseconds, so spinning is cheaper than what `parking_lot` does early: to
-    /// ask the system to run another thread. A long wait means that the holder was interrupted, and ends there as well.
+    /// The lock. Holders keep it for some hundred nanoseconds, so spinning is cheaper than calling the system, which
+    /// `parking_lot` soon does. After [`SPINS`] the holder has been interrupted, and `parking_lot` takes over.
     #[inline]
     fn lock(&self) -> MutexGuard<'_, ShardState<S>> {
         match self.0.try_lock() {
@@ -181,7 +181,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().map(|shard| Ok(shard.lock_readable(partition_count)?.waiting.len())).sum()
     }
 
-    /// How many entries wait or are in flight and not claimed. Its time grows with the latter.
+    /// How many entries wait, or are in flight and not claimed. It looks at each of the latter.
     pub fn held(&self) -> usize {
         let in_flight = self.in_flight.lock();
         let waiting: usize = self.shards.iter().map(|shard| shard.lock().waiting.len()).sum();
@@ -212,7 +212,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Closes the partition and takes out its flushes, oldest first, the entries that wait as the last one.
     pub fn evict(&self) -> VecDeque<Arc<Flush<S>>> {
         self.close();
-        // Its lock is held to the end: a concurrent flush could otherwise add its entries behind our back.
+        // Locked to the end: a concurrent flush could otherwise add its entries in between.
         let mut in_flight = self.in_flight.lock();
         let mut evicted = std::mem::take(&mut *in_flight);
         evicted.retain(|flush| !flush.is_finished());
@@ -225,8 +225,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.in_flight.lock().extend(evicted);
     }
 
-    /// Takes the entries of all shards. All their locks are held at once, so this is one point in time. It waits for at most
-    /// one operation of another thread at each lock.
+    /// Takes the entries of all shards at one point in time, when all their locks are held. At each lock it waits for
+    /// at most one operation of another thread.
     fn freeze(&self) -> Option<Arc<Flush<S>>> {
         let mut stores = Vec::with_capacity(SHARDS);
         let mut states = self.shards.each_ref().map(Shard::lock);
@@ -271,7 +271,7 @@ impl<H: Heap> MapPartition<H> {
         Ok(())
     }
 
-    /// Stores `value` for `key`, unless there is an entry whose version is as high.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
     #[inline]
     pub fn put_newer(
         &self,
@@ -287,7 +287,7 @@ impl<H: Heap> MapPartition<H> {
         Ok(())
     }
 
-    /// Does `writes`, which all belong to one shard, in order, under one lock. The caller keeps them few.
+    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few.
     pub fn write_all<'w>(
         &self,
         partition_count: u32,
@@ -307,8 +307,8 @@ impl<H: Heap> MapPartition<H> {
         Ok(())
     }
 
-    /// The result of `copy` for the value of `key` and the value's own heap, if it has one; `None` if there is no such key. A
-    /// value with a heap of its own is copied without the lock.
+    /// The result of `copy` for the value of `key` and the value's own heap, if it has one; `None` if there is no such
+    /// key. A value with a heap of its own is copied without the lock.
     #[inline]
     pub fn get<R>(
         &self,

@@ -1,37 +1,34 @@
-//! Freeing memory where nobody waits for it.
-//!
-//! A generation of a million entries takes tens of milliseconds to free, and whoever drops the last reference to it may
-//! be a scheduler. So it goes over a channel to a thread that does nothing else.
+//! Frees memory on a thread of its own, because freeing a million entries takes tens of milliseconds, and a scheduler
+//! may drop the last reference to them.
 
 use std::sync::OnceLock;
 use std::thread;
 
 use crossbeam_channel::{bounded, unbounded, Sender};
 
-/// Something to be dropped on the thread.
+/// A value for the thread to drop.
 type Garbage = Box<dyn Send>;
 
-/// The way to the thread; `None` if the system gave us no thread.
+/// The channel to the thread; `None` if the system has refused to start one.
 static RECLAIMER: OnceLock<Option<Sender<Garbage>>> = OnceLock::new();
 
-/// Drops `garbage` on the reclaimer thread, which the first call starts. Without a thread it is dropped here: late is
-/// better than never.
+/// Drops `garbage` on the reclaimer thread, which the first call starts. Without that thread, drops it here.
 pub fn reclaim(garbage: impl Send + 'static) {
     if cfg!(shuttle) {
-        // The model knows of no thread but its own.
+        // The model has no threads but its own.
         drop(garbage);
     } else if let Some(reclaimer) = RECLAIMER.get_or_init(start) {
-        // The receiver lives as long as the thread, and the thread as long as the sender.
+        // This cannot fail: the thread and its receiver live as long as the sender.
         let _ = reclaimer.send(Box::new(garbage));
     }
 }
 
-/// Waits until all that was given to the thread before is freed.
+/// Waits until the thread has freed everything that it was given before.
 pub fn settle() {
-    let (done, waiting) = bounded::<()>(0);
-    reclaim(done);
-    // An error: nothing is ever sent, but the sender is freed in its turn.
-    let _ = waiting.recv();
+    let (sender, receiver) = bounded::<()>(0);
+    reclaim(sender);
+    // Nothing is ever sent: this ends with an error when the thread drops the sender.
+    let _ = receiver.recv();
 }
 
 /// Starts the thread.

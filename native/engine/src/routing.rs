@@ -1,20 +1,20 @@
 //! Which partition a key belongs to.
 //!
-//! The documented routing is `:erlang.phash2(:erlang.phash2(key), partitions)`. The inner hash is the VM's; the outer
-//! one is of a small integer, and computing it here saves a call and keeps all 32 bits, of which NIFs see only 27.
+//! The documented routing is `:erlang.phash2(:erlang.phash2(key), partitions)`. The VM computes the inner hash. The
+//! outer one is computed here: this saves a call and keeps all 32 bits, of which the VM gives a NIF only 27.
 
-/// `:erlang.phash2(key_hash, partitions)` for a `key_hash` that is itself the result of `:erlang.phash2/1`.
+/// `:erlang.phash2(key_hash, partition_count)` for a `key_hash` from `:erlang.phash2/1`.
 #[inline]
-pub fn partition(key_hash: u32, partitions: u32) -> u32 {
+pub fn partition(key_hash: u32, partition_count: u32) -> u32 {
     let hash = hash_of_small(key_hash);
-    if partitions.is_power_of_two() {
-        hash & (partitions - 1)
+    if partition_count.is_power_of_two() {
+        hash & (partition_count - 1)
     } else {
-        hash % partitions
+        hash % partition_count
     }
 }
 
-/// The 32 bits behind `phash2` of a non-negative integer below 2^27: Bob Jenkins' mix of the integer, as in `erl_term_hashing.c`.
+/// All 32 bits of the hash of an integer below 2^27: Bob Jenkins' mix, as in `erl_term_hashing.c`.
 #[inline]
 fn hash_of_small(integer: u32) -> u32 {
     const GOLDEN_RATIO: u32 = 0x9e37_79b9;
@@ -36,12 +36,12 @@ mod tests {
 
     #[test]
     fn a_key_hash_is_routed_as_by_phash2() {
-        for (key_hash, partitions, expected) in PHASH2 {
-            assert_eq!(partition(key_hash, partitions), expected, "phash2({key_hash}, {partitions})");
+        for (key_hash, partition_count, expected) in PHASH2 {
+            assert_eq!(partition(key_hash, partition_count), expected, "phash2({key_hash}, {partition_count})");
         }
     }
 
-    /// Key hash, number of partitions, and what `:erlang.phash2(key_hash, partitions)` gives.
+    /// Key hash, partition count, and the result of `:erlang.phash2/2`.
     const PHASH2: [(u32, u32, u32); 12] = [
         (0, 2, 1),
         (0, 7, 1),

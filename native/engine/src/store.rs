@@ -1,10 +1,10 @@
-//! What a shard collects entries in, whatever the kind of the buffer.
+//! What a partition needs of a generation or a log.
 
 use crate::ids::EntryId;
 use crate::index::Hasher;
 
-/// The entries of a shard since the last flush. Threads write it under the shard's lock. After the flush nobody writes it,
-/// and any thread reads it without a lock.
+/// The entries of a shard since the last flush. Threads write it under the shard's lock. The flush freezes it, and then
+/// any thread reads it without a lock.
 pub trait Store: Send + Sync + 'static {
     /// What readers get of an entry.
     type Record: Copy;
@@ -12,7 +12,7 @@ pub trait Store: Send + Sync + 'static {
     /// An empty store for keys hashed by `hasher`; allocates nothing.
     fn new(hasher: &Hasher) -> Self;
 
-    /// An empty store to take the place of this one; allocates nothing.
+    /// An empty store to replace this one; allocates nothing.
     fn successor(&self) -> Self;
 
     /// How many entries there are.
@@ -23,12 +23,12 @@ pub trait Store: Send + Sync + 'static {
         self.len() == 0
     }
 
-    /// The ids of all entries are below this one.
+    /// One above the highest id.
     fn end(&self) -> usize;
 
-    /// Whether copying a few records may take long, because some terms may be large.
+    /// Whether some terms may be large, so that copying even a few records may take long.
     fn has_large(&self) -> bool;
 
-    /// The record of an entry, unless it was deleted or there is no such id.
+    /// The record of an entry; `None` if it was deleted or there is no such id.
     fn record(&self, id: EntryId) -> Option<Self::Record>;
 }

@@ -1,6 +1,6 @@
-//! What threads meet at: locks and atomics. They are `parking_lot`'s and `std`'s, unless `cfg(shuttle)` is set: then they
-//! are those of a model, under which `native/shuttle` runs the partition with schedules of its choice. All that the
-//! engine's threads share is either here or never changed.
+//! The locks and atomics of the engine. Whatever else its threads share never changes.
+//!
+//! Under `cfg(shuttle)` they are those of a model, with which `native/shuttle` chooses the schedules of threads.
 
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
@@ -12,7 +12,7 @@ pub(crate) use self::modelled::{AtomicI64, AtomicUsize, Mutex, MutexGuard, Order
 
 #[cfg(shuttle)]
 mod modelled {
-    //! The model's lock with the functions of `parking_lot`'s.
+    //! The model's lock with the methods of `parking_lot`'s.
 
     pub(crate) use shuttle::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
     pub(crate) use shuttle::sync::MutexGuard;
@@ -37,7 +37,7 @@ mod modelled {
             self.0.try_lock().ok()
         }
 
-        /// Only asked by who would spin for the lock: there is nothing to wait for but the model.
+        /// Always true: only a spinning thread asks, and spinning is no use in the model.
         pub(crate) fn is_locked(&self) -> bool {
             true
         }

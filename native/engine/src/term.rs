@@ -1,15 +1,13 @@
 //! What the engine asks of terms and of the heaps they are copied to.
 //!
-//! The NIF crate implements both over process-independent environments, the tests over a heap that notices every use
-//! of a term whose heap has been cleared.
+//! The NIF crate implements both over process-independent environments, the tests over a heap that detects the use of a
+//! term after its heap was dropped.
 
 use std::cmp::Ordering;
 
-/// A term as the engine holds it: a word that has a meaning only as long as the heap that it lives in.
+/// A term as the engine holds it: a word, valid as long as the heap of the term.
 ///
-/// `PartialEq` compares the words: equal words are the same term, different ones may still be [identical].
-///
-/// [identical]: Term::is_identical
+/// `PartialEq` compares the words. Different words may still be [identical](Term::is_identical) terms.
 pub trait Term: Copy + PartialEq + Send + Sync + 'static {
     /// Erlang's `=:=`: `1` and `1.0` differ.
     fn is_identical(self, other: Self) -> bool;
@@ -18,39 +16,38 @@ pub trait Term: Copy + PartialEq + Send + Sync + 'static {
     fn compare_integers(self, other: Self) -> Ordering;
 }
 
-/// Memory that terms are copied to and that can only be given back as a whole, by dropping the heap.
+/// Memory for copies of terms, freed only as a whole, by dropping the heap.
 pub trait Heap: Send + Sync + 'static {
-    /// The terms that live here.
+    /// A term that lives here.
     type Term: Term;
 
     /// An empty heap.
     fn new() -> Self;
 
-    /// Copies `term` to this heap. An immediate, which needs no memory, comes back as the same word.
+    /// Copies `term` to this heap. An immediate needs no memory and stays the same word.
     fn copy(&mut self, term: Self::Term) -> Self::Term;
 
-    /// About how many bytes a copy of `term` keeps allocated, binaries outside of the heap included. An estimate whose
-    /// own cost does not grow with the term.
+    /// Estimates how many bytes a copy of `term` keeps allocated, including binaries outside of the heap. The cost of
+    /// the estimate does not grow with the term.
     fn weigh(&self, term: Self::Term) -> usize;
 
-    /// Whether a large term was copied here: one that should have had a [heap of its own](crate::Parcel), but looked small
-    /// from outside. It is the last copy then.
+    /// Whether the last copy was a large term, which got no [heap of its own](crate::Parcel) because it looked small.
+    /// No copy may follow it.
     fn holds_large(&self) -> bool;
 
-    /// A number of the calling thread. Copies that are made under the same number share their memory; threads with different
-    /// numbers do not wait for each other's caches.
+    /// A number of the calling thread, which chooses its lane in an [arena](crate::arena).
     fn lane() -> usize;
 
-    /// Asks the processor to load `place` into its cache, where that can be done. It changes nothing else.
+    /// Asks the processor to load `target` into its cache, if it can.
     #[inline]
-    fn prefetch<T>(_place: &T) {}
+    fn prefetch<T>(_target: &T) {}
 
-    /// The same for the memory of a term.
+    /// Prefetches the memory of a term.
     #[inline]
     fn prefetch_term(_term: Self::Term) {}
 }
 
-/// The version of an entry: an integer of any size, held without a heap where 64 bits suffice.
+/// The version of an entry: an integer of any size, which needs a heap only beyond 64 bits.
 #[derive(Clone, Copy, Debug)]
 pub enum Version<T> {
     /// An integer below the range of `i64`.
@@ -62,7 +59,7 @@ pub enum Version<T> {
 }
 
 impl<T: Term> Version<T> {
-    /// Whether this version replaces `other`: it is greater.
+    /// Whether this version is greater than `other`, and so replaces it.
     pub fn is_newer_than(self, other: Self) -> bool {
         let order = match (self, other) {
             (Version::Int(new), Version::Int(old)) => new.cmp(&old),
