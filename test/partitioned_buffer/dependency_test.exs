@@ -15,123 +15,135 @@ defmodule PartitionedBuffer.DependencyTest do
     {:ok, dir: dir}
   end
 
-  test "the files of the package are enough: built with cargo, and not again", %{dir: dir} do
-    package = Path.join(dir, "partitioned_buffer")
-    for file <- package_files(), do: copy(file, package)
-    app = copy_app(Path.join(dir, "shop"))
-    env = [{"SHOP_DEPENDENCY", inspect(path: package)}]
-    output = mix!(["run", "run.exs"], app, env)
-    assert output =~ "Compiling Rust crate"
-    assert output =~ @expected
-    output = mix!(["run", "run.exs"], app, env)
-    refute output =~ "Compiling"
-    assert output =~ @expected
-  end
+  describe "the package" do
+    test "has its sources, and nothing that was built or is for tests" do
+      files = package_files()
+      for file <- ~w(mix.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock), do: assert(file in files)
+      assert "native/engine/src/lib.rs" in files and "native/partitioned_buffer/src/lib.rs" in files
 
-  test "the package has its sources, and nothing that was built or is for tests" do
-    files = package_files()
-    for file <- ~w(mix.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock), do: assert(file in files)
-    assert "native/engine/src/lib.rs" in files and "native/partitioned_buffer/src/lib.rs" in files
+      refute Enum.any?(
+               files,
+               &(&1 =~ ~r"(^|/)(target|_build|deps|test|tests|fuzz|shuttle|bench)/|\.(so|dll|beam)$")
+             )
 
-    refute Enum.any?(
-             files,
-             &(&1 =~ ~r"(^|/)(target|_build|deps|test|tests|fuzz|shuttle|bench)/|\.(so|dll|beam)$")
-           )
-
-    # As it is on Hex, while the application keeps the name that others depend on.
-    config = Mix.Project.config()
-    assert {config[:app], config[:package][:name]} == {:partitioned_buffer, "partitioned_buffer_native"}
-    assert config[:package][:licenses] == ["MIT"]
-  end
-
-  test "a git dependency uses a library that is already built", %{dir: dir} do
-    repository = Path.join(dir, "repository")
-    for file <- ~w(mix.exs lib Cargo.toml Cargo.lock native), do: copy(file, repository)
-
-    for args <- [~w(init -q), ~w(add .), ~w(-c user.name=a -c user.email=a@example.com commit -qm package)] do
-      {_output, 0} = System.cmd("git", args, cd: repository)
+      # The package has another name on Hex than the application, whose name others depend on.
+      config = Mix.Project.config()
+      assert {config[:app], config[:package][:name]} == {:partitioned_buffer, "partitioned_buffer_native"}
+      assert config[:package][:licenses] == ["MIT"]
     end
 
-    app = copy_app(Path.join(dir, "shop"))
-    library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
-    env = [{"SHOP_DEPENDENCY", inspect(git: repository)}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
-    mix!(["deps.get"], app, env)
-    output = mix!(["run", "run.exs"], app, env)
-    refute output =~ "Rust"
-    assert output =~ @expected
-  end
-
-  test "a library that is already built is installed again when it has changed", %{dir: dir} do
-    app = copy_app(Path.join(dir, "shop"))
-    library = Path.join(dir, "built.so")
-    File.cp!(Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so"), library)
-    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
-    mix!(["compile"], app, env)
-    # A byte that nobody reads makes it another file.
-    File.write!(library, <<0>>, [:append])
-    assert mix!(["run", "run.exs"], app, env) =~ @expected
-    assert [installed] = Path.wildcard(Path.join(app, "_build/*/lib/partitioned_buffer/priv/native/*.so"))
-    assert File.read!(installed) == File.read!(library)
-  end
-
-  test "an umbrella has it as a dependency of two of its apps", %{dir: dir} do
-    File.write!(Path.join(dir, "mix.exs"), """
-    defmodule Umbrella.MixProject do
-      use Mix.Project
-      def project, do: [apps_path: "apps", version: "0.1.0", deps: []]
+    test "needs no other files: an app builds it with cargo, and only once", %{dir: dir} do
+      package = Path.join(dir, "partitioned_buffer")
+      for file <- package_files(), do: copy(file, package)
+      app = copy_app(Path.join(dir, "shop"))
+      env = [{"SHOP_DEPENDENCY", inspect(path: package)}]
+      output = mix!(["run", "run.exs"], app, env)
+      assert output =~ "Compiling Rust crate"
+      assert output =~ @expected
+      output = mix!(["run", "run.exs"], app, env)
+      refute output =~ "Compiling"
+      assert output =~ @expected
     end
-    """)
+  end
 
-    copy_app(Path.join(dir, "apps/shop"))
-    other = Path.join(dir, "apps/other")
-    File.mkdir_p!(Path.join(other, "lib"))
+  describe "a library that is already built" do
+    test "is used by a git dependency", %{dir: dir} do
+      repository = Path.join(dir, "repository")
+      for file <- ~w(mix.exs lib Cargo.toml Cargo.lock native), do: copy(file, repository)
 
-    File.write!(Path.join(other, "mix.exs"), """
-    defmodule Other.MixProject do
-      use Mix.Project
-      def project do
-        [app: :other, version: "0.1.0", build_path: "../../_build", deps_path: "../../deps", lockfile: "../../mix.lock",
-         deps: [{:partitioned_buffer, #{inspect(path: @root)}}, {:shop, in_umbrella: true}]]
+      for args <- [~w(init -q), ~w(add .), ~w(-c user.name=a -c user.email=a@example.com commit -qm package)] do
+        {_output, 0} = System.cmd("git", args, cd: repository)
       end
-    end
-    """)
 
-    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
-    assert mix!(["run", "apps/shop/run.exs"], dir, env) =~ @expected
-  end
-
-  test "a failed build says what to do", %{dir: dir} do
-    app = copy_app(Path.join(dir, "shop"))
-    # A path without cargo.
-    bin = Path.join(dir, "bin")
-    File.mkdir_p!(bin)
-
-    for tool <- ~w(mix elixir erl env sh dirname basename readlink sed git),
-        path = System.find_executable(tool) do
-      File.ln_s!(path, Path.join(bin, tool))
+      app = copy_app(Path.join(dir, "shop"))
+      library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
+      env = [{"SHOP_DEPENDENCY", inspect(git: repository)}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
+      mix!(["deps.get"], app, env)
+      output = mix!(["run", "run.exs"], app, env)
+      refute output =~ "Rust"
+      assert output =~ @expected
     end
 
-    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PATH", bin}]
-    {output, status} = mix(["compile"], app, env)
-    assert status != 0
-    assert output =~ "cargo was not found in PATH"
-    assert output =~ "PARTITIONED_BUFFER_NIF_PATH"
-
-    # And one whose cargo fails.
-    cargo = Path.join(bin, "cargo")
-    File.write!(cargo, "#!/bin/sh\nexit 7\n")
-    File.chmod!(cargo, 0o755)
-    {output, status} = mix(["compile"], app, env)
-    assert status != 0
-    assert output =~ "cargo exited with status 7 while building partitioned_buffer: see its messages above"
-
-    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PARTITIONED_BUFFER_NIF_PATH", "/nowhere/library.so"}]
-    {output, status} = mix(["compile"], app, env)
-    assert status != 0
-    assert output =~ "/nowhere/library.so cannot be read: no such file or directory"
+    test "is installed again when it has changed", %{dir: dir} do
+      app = copy_app(Path.join(dir, "shop"))
+      library = Path.join(dir, "built.so")
+      File.cp!(Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so"), library)
+      env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PARTITIONED_BUFFER_NIF_PATH", library}]
+      mix!(["compile"], app, env)
+      # A byte that nobody reads makes it another file.
+      File.write!(library, <<0>>, [:append])
+      assert mix!(["run", "run.exs"], app, env) =~ @expected
+      assert [installed] = Path.wildcard(Path.join(app, "_build/*/lib/partitioned_buffer/priv/native/*.so"))
+      assert File.read!(installed) == File.read!(library)
+    end
   end
 
-  # Those that `mix hex.build` puts in.
+  describe "an umbrella" do
+    test "has the package as a dependency of two of its apps", %{dir: dir} do
+      File.write!(Path.join(dir, "mix.exs"), """
+      defmodule Umbrella.MixProject do
+        use Mix.Project
+        def project, do: [apps_path: "apps", version: "0.1.0", deps: []]
+      end
+      """)
+
+      copy_app(Path.join(dir, "apps/shop"))
+      other = Path.join(dir, "apps/other")
+      File.mkdir_p!(Path.join(other, "lib"))
+
+      File.write!(Path.join(other, "mix.exs"), """
+      defmodule Other.MixProject do
+        use Mix.Project
+        def project do
+          [app: :other, version: "0.1.0", build_path: "../../_build", deps_path: "../../deps", lockfile: "../../mix.lock",
+           deps: [{:partitioned_buffer, #{inspect(path: @root)}}, {:shop, in_umbrella: true}]]
+        end
+      end
+      """)
+
+      env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
+      assert mix!(["run", "apps/shop/run.exs"], dir, env) =~ @expected
+    end
+  end
+
+  describe "a failed build" do
+    test "says what to do", %{dir: dir} do
+      app = copy_app(Path.join(dir, "shop"))
+      # A PATH without cargo.
+      bin = Path.join(dir, "bin")
+      File.mkdir_p!(bin)
+
+      for tool <- ~w(mix elixir erl env sh dirname basename readlink sed git),
+          path = System.find_executable(tool) do
+        File.ln_s!(path, Path.join(bin, tool))
+      end
+
+      env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PATH", bin}]
+      {output, status} = mix(["compile"], app, env)
+      assert status != 0
+      assert output =~ "cargo was not found in PATH"
+      assert output =~ "PARTITIONED_BUFFER_NIF_PATH"
+
+      # A PATH whose cargo fails.
+      cargo = Path.join(bin, "cargo")
+      File.write!(cargo, "#!/bin/sh\nexit 7\n")
+      File.chmod!(cargo, 0o755)
+      {output, status} = mix(["compile"], app, env)
+      assert status != 0
+      assert output =~ "cargo exited with status 7 while building partitioned_buffer: see its messages above"
+
+      env = [
+        {"SHOP_DEPENDENCY", inspect(path: @root)},
+        {"PARTITIONED_BUFFER_NIF_PATH", "/nowhere/library.so"}
+      ]
+
+      {output, status} = mix(["compile"], app, env)
+      assert status != 0
+      assert output =~ "/nowhere/library.so cannot be read: no such file or directory"
+    end
+  end
+
+  # The files that `mix hex.build` packs.
   defp package_files do
     for pattern <- Mix.Project.config()[:package][:files],
         path <- Path.wildcard(Path.join(@root, pattern), match_dot: true),

@@ -16,14 +16,14 @@ defmodule PartitionedBuffer.LawsTest do
     {:ok, buffers: for(n <- 1..3, into: %{}, do: {n, start_buffer(partitions: n)})}
   end
 
-  test "commands do to a buffer what they do to the model", %{buffers: buffers} do
+  test "a map does what the model does", %{buffers: buffers} do
     Laws.holds("maps", Laws.sequential(), Generators.sequential(), fn {partitions, keys, commands} ->
       context = context(buffers, partitions, keys)
       with {:ok, entries} <- run(commands ++ [:size, :flush], %{}, context), do: explained(entries == %{})
     end)
   end
 
-  test "commands of several processes are linearizable for each key", %{buffers: buffers} do
+  test "the commands of several processes on a map are linearizable for each key", %{buffers: buffers} do
     Laws.holds_repeatedly("parallel maps", Laws.parallel(), Generators.parallel(), fn case ->
       {partitions, keys, before, suffixes} = case
       run_parallel(before, Tuple.to_list(suffixes), context(buffers, partitions, keys))

@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     {:ok, queues: for(n <- 1..3, into: %{}, do: {n, start_buffer(module: Queue, partitions: n)})}
   end
 
-  test "commands do to a queue what they do to lists", %{queues: queues} do
+  test "a queue does what lists do", %{queues: queues} do
     Laws.holds("queues", Laws.sequential(), Generators.queue(), fn {partitions, commands} ->
       queue = empty(queues, partitions)
       Queue.update_options(queue, processing_batch_size: 100)
@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     end)
   end
 
-  test "pushes of several processes are linearizable in each partition", %{queues: queues} do
+  test "the pushes of several processes to a queue are linearizable in each partition", %{queues: queues} do
     Laws.holds_repeatedly("parallel queues", Laws.parallel(), Generators.parallel_queue(), fn case ->
       {partitions, before, suffixes} = case
       run_parallel(before, Tuple.to_list(suffixes), empty(queues, partitions), partitions)
