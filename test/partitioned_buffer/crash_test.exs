@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.CrashTest do
   @not_loaded PartitionedBuffer.CrashTest.NotLoaded
 
   describe "a partition process that is killed" do
-    test "loses nothing: its task goes on, and what came in waits" do
+    test "loses nothing: its task goes on, and new entries wait" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
       [partition] = partitions(buffer)
@@ -18,7 +18,7 @@ defmodule PartitionedBuffer.CrashTest do
       assert_receive {:asked, task, first}
       Buffer.put(buffer, :later, 1)
       kill_and_await_restart(partition)
-      # The task of the killed process is still at work.
+      # The task of the killed process still works.
       tick(partition)
       assert Buffer.get(buffer, :later) == 1
       refute_received {:asked, _pid, _batch}
@@ -29,7 +29,7 @@ defmodule PartitionedBuffer.CrashTest do
       assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
     end
 
-    test "lets the next one begin the flush again if the task has not begun, and nothing has failed" do
+    test "loses nothing if its task has not begun: the next one begins the flush again, and nothing has failed" do
       buffer = start_buffer(partitions: 1)
       attach_telemetry(buffer)
       Buffer.put(buffer, :key, 1)
@@ -88,7 +88,7 @@ defmodule PartitionedBuffer.CrashTest do
   end
 
   describe "a task supervisor that is killed" do
-    test "takes nothing but the batch of its task along" do
+    test "loses only the batch of its task" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
       [partition] = partitions(buffer)
@@ -107,7 +107,7 @@ defmodule PartitionedBuffer.CrashTest do
   end
 
   describe "a supervision tree that is killed" do
-    test "loses nothing that waits, whatever number of partitions comes next" do
+    test "loses no waiting entry, whatever the next partition count is" do
       for partition_count <- [3, 1, 5] do
         name = start_buffer(processor: asking_processor(), partitions: 3)
         Buffer.put_all(name, for(n <- 1..100, do: {n, n}))
@@ -122,7 +122,7 @@ defmodule PartitionedBuffer.CrashTest do
       end
     end
 
-    test "leaves tasks that do not hold up what the next tree is given" do
+    test "leaves tasks that do not hold up the entries of the next tree" do
       ask = asking_processor()
 
       # They outlive their task supervisor.

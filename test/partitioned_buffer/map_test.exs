@@ -154,7 +154,7 @@ defmodule PartitionedBuffer.MapTest do
       assert received_entries() == [{:key, 10, 1 <<< 100, 10}]
     end
 
-    test "takes an entry of put/4 as version 0, which put/4 gives a versioned entry as well" do
+    test "takes an entry as version 0 if put/4 wrote it, also over a versioned one" do
       buffer = start_buffer()
       Buffer.put(buffer, :key, :plain)
       Buffer.put_newer(buffer, :key, :stale, 0)
@@ -189,7 +189,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Enum.sort(received_entries()) == [{:a, 2, 0, 0}, {:b, 1, 0, 0}, {:c, 3, 3, 1}]
     end
 
-    test "take a map, an empty one and an empty list" do
+    test "take a map, an empty map and an empty list" do
       buffer = start_buffer()
       assert Buffer.put_all(buffer, %{a: 1, b: 2}) == :ok
       assert Buffer.put_all(buffer, %{}) == :ok
@@ -340,7 +340,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Buffer.size(queue) == 0
     end
 
-    test "raises an ArgumentError if it is a write and the buffer is stopping" do
+    test "raises an ArgumentError if it writes while the buffer is stopping" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put(buffer, :key, 1)
       stop = Task.async(fn -> Buffer.stop(buffer) end)

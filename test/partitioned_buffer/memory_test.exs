@@ -106,7 +106,7 @@ defmodule PartitionedBuffer.MemoryTest do
       assert growth < 8 * @mib
     end
 
-    test "is after every flush what it was after the first" do
+    test "is the same after every flush" do
       name = unique_name()
       start_buffer(name: name, processor: fn _batch -> :ok end, processing_batch_size: 1_000)
       fill(name, 1_000)

@@ -152,7 +152,7 @@ defmodule PartitionedBuffer.NativeTest do
       assert Native.read(items, 0, 10) == {[:first, :second], 2}
     end
 
-    test "answer a number of a partition that does not exist, and change nothing" do
+    test "tell that a partition does not exist, and change nothing" do
       {buffer, flush} = opened()
       before = held(buffer, flush)
 
@@ -179,7 +179,7 @@ defmodule PartitionedBuffer.NativeTest do
   end
 
   describe "open/3" do
-    test "leaves no buffer running if its process is killed meanwhile" do
+    test "leaves no buffer running if its process is killed during the call" do
       buffer = unique_name()
 
       for round <- 1..1_000 do
@@ -246,7 +246,7 @@ defmodule PartitionedBuffer.NativeTest do
       end
     end
 
-    test "comes back in order as far as a draining partition has refused it" do
+    test "comes back in order without its written items if a draining partition refuses some" do
       buffer = unique_name()
       Native.open(queue(buffer), :queue, 3)
       Native.drain(queue(buffer), 1)

@@ -124,7 +124,7 @@ defmodule PartitionedBuffer.OptionsTest do
       assert options(name) == before
     end
 
-    test "changes options that outlive a crash of the partition" do
+    test "makes changes that outlive a crash of the partition" do
       name = start_buffer(partitions: 1)
       Buffer.update_options(name, processing_batch_size: 3)
       [partition] = partitions(name)

@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.ProcessingTest do
   def process(batch, test, tag), do: send(test, {tag, batch})
 
   describe "a flush" do
-    test "gives what waits to the processor, in batches of which only the last is short" do
+    test "gives all waiting entries to the processor, in batches of which only the last is short" do
       buffer = start_buffer(partitions: 1, processing_interval_ms: 20)
       Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
       assert_receive {:batch, first}
@@ -106,7 +106,7 @@ defmodule PartitionedBuffer.ProcessingTest do
           exits: {:exit, :reason},
           "is killed": :kill
         ] do
-      test "loses nothing but its batch if it #{how}" do
+      test "loses only its batch if it #{how}" do
         buffer = start_buffer(partitions: 1, processor: asking_processor())
         Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
         [partition] = partitions(buffer)
@@ -121,13 +121,13 @@ defmodule PartitionedBuffer.ProcessingTest do
         {rest, _ref} = answer(:return)
         assert Enum.map([first, second, rest], &length/1) == [10, 10, 5]
         assert keys(first ++ second ++ rest) == Enum.to_list(1..25)
-        # What waits follows without another interval.
+        # The waiting entry follows without another interval.
         assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
       end
     end
   end
 
-  # A task of a supervision tree that was killed may still be at work when the next tree has started.
+  # A task of a killed supervision tree may still work when the next tree has started.
   describe "two tasks that work on one flush" do
     test "never give an entry to the processor twice" do
       buffer = start_buffer(partitions: 1)

@@ -148,7 +148,7 @@ defmodule PartitionedBuffer.QueueTest do
              end)
     end
 
-    test "gives the rest after a failure in order, before what is new" do
+    test "gives the rest after a failure in order, and before new items" do
       test = self()
 
       processor = fn batch ->

@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.RoutingTest do
   end
 
   describe "a key without a partition key" do
-    test "is in the partition that phash2 of its phash2 gives, whatever the number of partitions" do
+    test "is in the partition that phash2 of its phash2 gives, whatever the partition count is" do
       for partitions <- [1, 2, 3, 7, 16] do
         buffer = start_buffer(partitions: partitions)
 
@@ -78,7 +78,7 @@ defmodule PartitionedBuffer.RoutingTest do
       assert Buffer.get(buffer, :key) == 2
     end
 
-    test "that raises leaves nothing of the call written" do
+    test "makes the call raise if it raises, and nothing is written" do
       buffer = start_buffer()
       entries = for n <- 1..500, do: {n, n}
       partition_key = fn key -> if key == 500, do: raise("no route"), else: key end
@@ -118,8 +118,8 @@ defmodule PartitionedBuffer.RoutingTest do
     end
   end
 
-  describe "a restart with another number of partitions" do
-    test "lets a call raise that was routed before and has written nothing" do
+  describe "a restart with another partition count" do
+    test "makes a call raise that was routed before, and nothing is written" do
       for {entries, write} <- [
             {[{1, 1}, {2, 2}], &Buffer.put_all/3},
             {%{1 => 1, 2 => 2}, &Buffer.put_all/3},

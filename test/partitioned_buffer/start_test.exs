@@ -68,7 +68,7 @@ defmodule PartitionedBuffer.StartTest do
       Buffer.put(buffer, :left, 1, partition_key: partition_key_of(1, 2))
       kill_tree(buffer)
 
-      # A task of the tree before may still be at work.
+      # A task of the killed tree may still work.
       name_of_second = Routing.partition_name(buffer, 1)
       Process.register(self(), name_of_second)
       Process.flag(:trap_exit, true)

@@ -66,7 +66,7 @@ defmodule PartitionedBuffer.StopTest do
       assert catch_exit(Buffer.stop(dead)) == catch_exit(Supervisor.stop(dead))
     end
 
-    test "waits for the batch in flight, then processes the rest, in that order" do
+    test "waits for the flush in flight, and then processes the waiting entries" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_newer(buffer, :key, :old, 1)
       [partition] = partitions(buffer)
@@ -192,7 +192,7 @@ defmodule PartitionedBuffer.StopTest do
       end
     end
 
-    test "processes what waits after the flush in flight of a dead partition" do
+    test "processes waiting entries after the flush in flight of a dead partition" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
       [partition] = partitions(buffer)
@@ -230,7 +230,7 @@ defmodule PartitionedBuffer.StopTest do
       {alone, _batch} = await_batch()
       {:monitors, [process: in_its_place]} = Process.info(drainer, :monitors)
       kill_processes([in_its_place])
-      # The next process waits for the one at work.
+      # The next process waits for this one.
       refute_receive {:asked, _pid, _batch}, 100
       send(alone, :return)
 
@@ -509,8 +509,8 @@ defmodule PartitionedBuffer.StopTest do
     Exception.message(error) =~ "no partitions available"
   end
 
-  # Whether a stop cut short a list of so many entries. Up to 128 entries are written at once, lock by lock: in the last of
-  # them there may be gaps.
+  # Whether a stop cut short a list of this size. Up to 128 entries are written at once, lock by lock. So there may be gaps
+  # among the last ones.
   defp cut_short?(size) do
     buffer = start_buffer(processing_batch_size: 1_000)
     list = for n <- 1..size, do: {n, {n}}
@@ -562,7 +562,7 @@ defmodule PartitionedBuffer.StopTest do
     end)
   end
 
-  # Waits until so many messages are in the queue of a busy process.
+  # Waits until this number of messages is in the queue of a busy process.
   defp await_messages(pid, number) do
     Process.info(pid, :message_queue_len) == {:message_queue_len, number} || await_messages(pid, number)
   end

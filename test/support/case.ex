@@ -90,7 +90,7 @@ defmodule PartitionedBuffer.Case do
   @doc "All entries that the test has received, as one list."
   def received_entries, do: Enum.concat(received_batches())
 
-  @doc "The keys of entries, sorted, since a flush promises no order of its entries."
+  @doc "The keys of entries, sorted, since a flush of a map promises no order."
   def keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
   @doc "A processor that sends `{:asked, pid, batch}` to the test, and does what the test answers to that pid."

@@ -6,8 +6,8 @@ defmodule PartitionedBuffer.Conservation do
 
   `package/2` starts a buffer of two partitions that flush every millisecond, and four writers. A writer makes random calls
   of all kinds until it has done its share of the writes. Another process owns the buffer and injects a fault every few
-  milliseconds. At the end the buffer stops, which processes the rest, and the ledger compares what was written with what the
-  processor got. `ets_design/3` does the same writes to an ETS design of `bench/support`, without faults.
+  milliseconds. At the end the buffer stops, which processes the rest, and the ledger compares the writes with the batches of
+  the processor. `ets_design/3` does the same writes to an ETS design of `bench/support`, without faults.
 
   ## What the ledger knows
 
@@ -16,12 +16,12 @@ defmodule PartitionedBuffer.Conservation do
 
   Entries tell by themselves which writes they are made of:
 
-    * In a map the writes to a key follow from the key's number (`History`). One writer writes to a key. So each entry has to
-      be the result of the writes that follow those of the key's entry before.
+    * In a map the writes to a key follow from the key's number (`History`), and one writer writes to a key. So each entry has
+      to be the result of the key's writes that follow those of its last entry.
     * An item of a queue has its stream, its partition, and its number there (`Item`). So the next item of a stream in a
       partition is known.
 
-  A writer tells at the end what it wrote. Where a call raised, it tells how much may have been written.
+  A writer tells at the end which writes were acknowledged, and which ones may have been done by a call that raised.
 
   A batch is lost with the processor that had it. The ledger has seen this batch, so nothing is missing. Only a task that is
   killed outside of the processor can lose a batch that nobody has seen: it may just have claimed one. Such a death is a
@@ -39,7 +39,8 @@ defmodule PartitionedBuffer.Conservation do
   | `never_written` | more items came than were pushed |
   | `wrong_partition` | an item came from another partition than its own |
   | `wrong_reads` | a read found another value than the last write |
-  | `empty_batch`, `batch_size` | a batch was empty, or short though it was not the last of its flush |
+  | `empty_batch` | a batch was empty |
+  | `batch_size` | a batch had a size that was never set, or was short though it was not the last of its flush |
   | `two_at_a_time` | two tasks of one partition were in the processor |
   | `stop_event`, `exception_event` | a telemetry event does not fit what its task did |
   | `task_end` | a task ended for a reason that nothing explains |
@@ -49,11 +50,22 @@ defmodule PartitionedBuffer.Conservation do
 
   ## Faults
 
-  The processor raises, throws, exits, is killed, is slow or hangs (`Faults.in_processor/0`). All faults (`Faults.all/0`) are
-  these, and: a task, a partition, a task supervisor, the supervisor or all of them are killed; the buffer is stopped, also
-  while its processor hangs or its processes are killed; it starts with another number of partitions; the process that
-  started it dies; a long list is written, and its writer killed; options change; garbage is collected; the code is purged
-  that a waiting value refers to.
+  `Faults.in_processor/0` are the first two rows, and `Faults.all/0` are all of them.
+
+  | fault | what happens |
+  |---|---|
+  | `raise`, `throw`, `exit`, `kill` | the processor fails in this way |
+  | `slow`, `hang` | the processor takes some milliseconds, or hangs and is killed |
+  | `kill_task`, `kill_partition`, `kill_task_supervisor` | one of these processes is killed |
+  | `kill_supervisor`, `kill_tree` | the supervisor is killed, alone or with all its children |
+  | `owner_dies` | the process is killed that has started the buffer |
+  | `stop`, `stop_while_hanging` | the buffer is stopped, perhaps while its processor hangs |
+  | `kill_at_stop` | processes of the buffer are killed while it stops |
+  | `change_partitions` | the buffer is stopped, and starts with another number of partitions |
+  | `write_list`, `kill_writer` | a process writes a long list, and is perhaps killed |
+  | `update_options` | the batch size, the interval or the timeout changes |
+  | `collect_garbage` | garbage is collected in the processes of the buffer |
+  | `purge_code` | a value refers to code that is purged while the value waits |
 
   ## To run a seed again
 
@@ -70,8 +82,8 @@ defmodule PartitionedBuffer.Conservation do
   | `Conservation` | a run from beginning to end |
   | `Writer` | a process that writes |
   | `Faults` | the process that owns the buffer and injects the faults |
-  | `Ledger` | the process that compares |
-  | `Kind` | the behaviour of all in which maps and queues differ |
+  | `Ledger` | the process that compares the batches with the writes |
+  | `Kind` | the behaviour for everything that differs between maps and queues |
   | `Maps`, `History` | maps, and the writes to a key |
   | `Queues`, `Item` | queues, and their items |
   | `Code` | values that refer to code that is purged |

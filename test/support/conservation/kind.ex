@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Conservation.Kind do
   @moduledoc false
-  # All in which maps and queues differ: what is written, and how the ledger knows that all of it has come.
+  # Everything that differs between maps and queues: the writes, and how the ledger knows that all of them have come.
 
   alias PartitionedBuffer.Conservation.{Ledger, Writer}
 

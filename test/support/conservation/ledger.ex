@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Conservation.Ledger do
   @moduledoc false
-  # Compares batches with each other, with the telemetry events, with the deaths of the tasks, and at the end with what was
-  # written. `PartitionedBuffer.Conservation` says what it knows, and what is a violation.
+  # Compares the batches with each other, with the telemetry events, with the deaths of the tasks, and at the end with the
+  # writes. `PartitionedBuffer.Conservation` tells what it knows, and what is a violation.
   #
   # A task that is killed with its supervisor is still alive for a moment. It may be in the processor when the task in its
   # place is (`overlapping`). It is dead when the ledger reads its message. Its batch may be late, but must not come twice.

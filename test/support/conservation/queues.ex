@@ -29,8 +29,8 @@ defmodule PartitionedBuffer.Conservation.Queues do
 
   ## Writers
 
-  # `streams` is how many streams of this writer have ended, `last` the last number of each partition in the stream at work,
-  # and `ended` what was written in the others.
+  # `streams` is how many streams of this writer have ended, and `ended` what was written in them. `last` has the last number
+  # of each partition in the present stream.
   @impl Kind
   def new, do: %{streams: 0, last: Map.new(@partitions, &{&1, 0}), ended: []}
 
