@@ -1,11 +1,11 @@
-# Conservation: what is written comes out, once, also when processes die. See test/support/conservation.ex.
+# Conservation: all that is written comes out once, also when processes die. test/support/conservation.ex tells how it works.
 #
 #     mix run bench/conservation.exs                 10 million writes, and the same to the ETS design
-#     mix run bench/conservation.exs --faults        10 million writes, while all kinds of faults are injected
+#     mix run bench/conservation.exs --faults        10 million writes, with all kinds of faults
 #     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults
 #
-# Options: --writes N, --writers N, --seed N. Prints what was counted. Ends with 1 if anything is violated by this package;
-# what the ETS design violates is printed only.
+# Options: --writes N, --writers N, --seed N. Prints the counts. Ends with 1 if this package violates anything; violations of
+# the ETS design are only printed.
 
 Code.require_file("support/candidates.ex", __DIR__)
 support = Path.expand("../test/support", __DIR__)
@@ -29,7 +29,7 @@ defmodule Conserve do
       )
 
     seed = options[:seed] || :erlang.phash2(make_ref())
-    # The faults would fill the terminal.
+    # Logs of the faults would fill the terminal.
     Logger.configure(level: :none)
     opts = [writes: options[:writes] || 10_000_000, writers: options[:writers] || 4, seed: seed]
     IO.puts("--seed #{seed} --writes #{opts[:writes]} --writers #{opts[:writers]}")

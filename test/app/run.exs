@@ -1,4 +1,4 @@
-# Run by the test suite in the app: writes from several processes, and what is stored when the buffer has been stopped.
+# dependency_test.exs runs this in the app: several processes write, and after a stop everything has to be stored.
 alias PartitionedBuffer.Map, as: Buffer
 
 1..8

@@ -1,6 +1,6 @@
 defmodule :telemetry do
   @moduledoc false
-  # Stands in for the package telemetry where that is not to be had: what the tests need of it, with the same results.
+  # Stands in for the package telemetry where it is missing, with everything that the tests need.
 
   @handlers {__MODULE__, :handlers}
 

@@ -1,22 +1,10 @@
 defmodule PartitionedBuffer.CadenceTest do
+  # When partitions flush: intervals, jitter and missed ticks.
   use PartitionedBuffer.Case, async: true
 
   @never 86_400_000
 
-  defp asking_processor do
-    test = self()
-
-    fn batch ->
-      send(test, {:asked, self(), batch})
-
-      receive do
-        :return -> :ok
-        :fail -> exit(:as_told)
-      end
-    end
-  end
-
-  describe "a new interval" do
+  describe "an interval that update_options/2 changes" do
     test "begins at once if it is shorter" do
       buffer = start_buffer()
       Buffer.put(buffer, :key, 1)
@@ -24,14 +12,14 @@ defmodule PartitionedBuffer.CadenceTest do
       assert_receive {:batch, [{:key, 1, 0, 0}]}
     end
 
-    test "does not postpone what is due, however often it is set" do
+    test "does not postpone the tick that is due, however often it is set" do
       buffer = start_buffer(partitions: 1, processing_interval_ms: 200)
       Buffer.put(buffer, :key, 1)
       started = System.monotonic_time(:millisecond)
       assert [{:key, 1, 0, 0}] = set_until_called(buffer, started + 3_000)
     end
 
-    test "comes after the tick that is due if it is longer" do
+    test "begins after the tick that is due if it is longer" do
       buffer = start_buffer(partitions: 1, processing_interval_ms: 100)
       Buffer.put(buffer, :first, 1)
       Buffer.update_options(buffer, processing_interval_ms: @never)
@@ -41,20 +29,10 @@ defmodule PartitionedBuffer.CadenceTest do
     end
   end
 
-  defp set_until_called(buffer, deadline) do
-    Buffer.update_options(buffer, processing_interval_ms: 200)
-
-    receive do
-      {:batch, batch} -> batch
-    after
-      20 -> if System.monotonic_time(:millisecond) < deadline, do: set_until_called(buffer, deadline)
-    end
-  end
-
   describe "a tick during a flush" do
-    for answer <- [:return, :fail] do
+    for {how, answer} <- [returns: :return, fails: {:exit, :as_told}] do
       @tag :capture_log
-      test "is made good when that has ended (#{answer})" do
+      test "is made good when the processor #{how}" do
         buffer = start_buffer(partitions: 1, processor: asking_processor())
         [partition] = partitions(buffer)
         Buffer.put(buffer, :first, 1)
@@ -63,7 +41,7 @@ defmodule PartitionedBuffer.CadenceTest do
         Buffer.put(buffer, :second, 2)
         for _ <- 1..3, do: tick(partition)
         refute_receive {:asked, _pid, _batch}, 50
-        send(task, unquote(answer))
+        send(task, unquote(Macro.escape(answer)))
 
         assert_receive {:asked, task, [{:second, 2, 0, 0}]}
         # Several ticks make one flush.
@@ -79,14 +57,14 @@ defmodule PartitionedBuffer.CadenceTest do
   end
 
   describe "processing_jitter_ms" do
-    # All at the same time without it.
-    test "makes each interval longer by a random time, so that partitions are out of step" do
+    # Without it all partitions would flush at the same time.
+    test "makes each interval longer by a random time, so that partitions flush at different times" do
       test = self()
-      partitions = 16
+      partition_count = 16
 
       buffer =
         start_buffer(
-          partitions: partitions,
+          partitions: partition_count,
           processing_interval_ms: 50,
           processing_jitter_ms: 1_000,
           processor: fn batch -> send(test, {:batch, System.monotonic_time(:millisecond), batch}) end
@@ -94,15 +72,15 @@ defmodule PartitionedBuffer.CadenceTest do
 
       started = System.monotonic_time(:millisecond)
 
-      for n <- 0..(partitions - 1),
-          do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, partitions))
+      for n <- 0..(partition_count - 1),
+          do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, partition_count))
 
-      times = for _ <- 1..partitions, do: assert_receive({:batch, _time, _batch}) |> elem(1)
+      times = for _ <- 1..partition_count, do: assert_receive({:batch, _time, _batch}) |> elem(1)
       assert Enum.max(times) - Enum.min(times) > 100
       assert Enum.max(times) - started < 2_000
     end
 
-    test "may be changed, and takes effect at once if that makes the interval shorter" do
+    test "takes effect at once if update_options/2 makes the interval shorter" do
       buffer = start_buffer(partitions: 1, processing_interval_ms: 1, processing_jitter_ms: @never)
       Buffer.put(buffer, :key, 1)
       refute_receive {:batch, _batch}, 100
@@ -111,7 +89,13 @@ defmodule PartitionedBuffer.CadenceTest do
     end
   end
 
-  # A term that routes to the partition `number` of so many.
-  defp partition_key_of(number, partitions),
-    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
+  defp set_until_called(buffer, deadline) do
+    Buffer.update_options(buffer, processing_interval_ms: 200)
+
+    receive do
+      {:batch, batch} -> batch
+    after
+      20 -> if System.monotonic_time(:millisecond) < deadline, do: set_until_called(buffer, deadline)
+    end
+  end
 end

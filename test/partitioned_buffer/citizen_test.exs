@@ -1,6 +1,5 @@
 defmodule PartitionedBuffer.CitizenTest do
-  # What is shared by all that runs in a VM is left alone while buffers are in use. In a VM of its own, where nobody else
-  # makes atoms.
+  # Buffers in use leave alone what all code of a VM shares. The test has a VM of its own, where nobody else makes atoms.
   use ExUnit.Case, async: true
 
   import PartitionedBuffer.VM

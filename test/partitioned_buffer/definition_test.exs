@@ -18,79 +18,83 @@ defmodule PartitionedBuffer.DefinitionTest do
     def start_link(opts), do: super([partitions: 1] ++ opts)
   end
 
-  # The environment of the application is one for all tests: only this one has the buffer's.
-  test "options come from the use line, over them from the environment, over them from the start" do
-    :persistent_term.put(Users, self())
-    Application.put_env(:partitioned_buffer, Users, processing_batch_size: 2, partitions: 2)
-    on_exit(fn -> Application.delete_env(:partitioned_buffer, Users) end)
+  describe "a module that uses PartitionedBuffer.Map" do
+    # All tests share the environment of the application: no other test may set options of this buffer.
+    test "takes options from the use line, then from the environment, then from the start, and the last one counts" do
+      :persistent_term.put(Users, self())
+      Application.put_env(:partitioned_buffer, Users, processing_batch_size: 2, partitions: 2)
+      on_exit(fn -> Application.delete_env(:partitioned_buffer, Users) end)
 
-    start_supervised!({Users, partitions: 3})
-    assert length(partitions(Users)) == 3
-    Users.put_all(for(n <- 1..5, do: {n, n}), partition_key: :one)
-    flush(Users)
-    assert_received {:batch, [_, _]}
-    stop_supervised!(Users)
+      start_supervised!({Users, partitions: 3})
+      assert length(partitions(Users)) == 3
+      Users.put_all(for(n <- 1..5, do: {n, n}), partition_key: :one)
+      flush(Users)
+      assert_received {:batch, [_, _]}
+      stop_supervised!(Users)
 
-    Application.delete_env(:partitioned_buffer, Users)
-    start_supervised!(Users)
-    assert length(partitions(Users)) == 1
-    Users.put_all(%{1 => 1, 2 => 2, 3 => 3, 4 => 4})
-    flush(Users)
-    assert_received {:batch, [_, _, _]}
+      Application.delete_env(:partitioned_buffer, Users)
+      start_supervised!(Users)
+      assert length(partitions(Users)) == 1
+      Users.put_all(%{1 => 1, 2 => 2, 3 => 3, 4 => 4})
+      flush(Users)
+      assert_received {:batch, [_, _, _]}
 
-    assert Users.put(1, 1) == :ok
-    assert Users.put({:eu, 1}, 2, partition_key: fn {region, _} -> region end) == :ok
-    assert Users.put_newer(3, :new, 2) == :ok
-    assert Users.put_newer(3, :old, 1, []) == :ok
-    assert Users.put_all_newer([{4, :four, 4}]) == :ok
-    assert {Users.get(1), Users.get(3), Users.get(9)} == {1, :new, nil}
-    assert Users.get(9, :default, partition_key: 9) == :default
-    assert Users.delete(1) == :ok
-    assert Users.size() == 3
-    assert Users.update_options(processing_batch_size: 10) == :ok
-    assert Users.stop(:normal, 5_000) == :ok
-    assert_received {:batch, [_, _, _]}
-  end
-
-  test "a queue is a module too, and its start can be overridden" do
-    test = self()
-    start_supervised!({Events, processor: &send(test, {:batch, &1})})
-    assert Events.push(:first) == :ok
-    assert Events.push([:second, :third], partition_key: 1) == :ok
-    assert partitions(Events) == [Module.concat(Events, "0")]
-    assert Events.stop() == :ok
-    assert_received {:batch, [:first, :second, :third]}
-  end
-
-  test "no function could be meant with another arity" do
-    own = for {name, arity} <- Users.__info__(:functions), name not in [:process], do: {name, arity}
-
-    assert Enum.sort(own) ==
-             [child_spec: 1, start_link: 0, start_link: 1, stop: 0, stop: 2, size: 0, update_options: 1]
-             |> Kernel.++(put: 2, put: 3, put_all: 1, put_all: 2, put_newer: 3, put_newer: 4)
-             |> Kernel.++(put_all_newer: 1, put_all_newer: 2, get: 1, get: 3, delete: 1, delete: 2)
-             |> Enum.sort()
-
-    # The call of the function that has the buffer, on the module.
-    assert_raise FunctionClauseError, fn -> Users.put(Users, :key, :value) end
-    assert_raise FunctionClauseError, fn -> Users.delete(Users, :key) end
-    assert_raise FunctionClauseError, fn -> Events.push(Events, :item) end
-  end
-
-  test "a child specification starts the module's own function" do
-    assert Users.child_spec(partitions: 2) ==
-             %{id: Users, start: {Users, :start_link, [[partitions: 2]]}, type: :supervisor}
-  end
-
-  test "a name, no list, or no processor is an error that names buffer and place" do
-    assert_raise ArgumentError, ~r/the name of its module.*its options at the start.*:other/, fn ->
-      Users.start_link(name: :other)
+      assert Users.put(1, 1) == :ok
+      assert Users.put({:eu, 1}, 2, partition_key: fn {region, _} -> region end) == :ok
+      assert Users.put_newer(3, :new, 2) == :ok
+      assert Users.put_newer(3, :old, 1, []) == :ok
+      assert Users.put_all_newer([{4, :four, 4}]) == :ok
+      assert {Users.get(1), Users.get(3), Users.get(9)} == {1, :new, nil}
+      assert Users.get(9, :default, partition_key: 9) == :default
+      assert Users.delete(1) == :ok
+      assert Users.size() == 3
+      assert Users.update_options(processing_batch_size: 10) == :ok
+      assert Users.stop(:normal, 5_000) == :ok
+      assert_received {:batch, [_, _, _]}
     end
 
-    assert_raise ArgumentError, ~r/the options of buffer #{inspect(Events)} at the start.*keyword/, fn ->
-      PartitionedBuffer.Definition.start_options(Events, [], :no_list)
+    test "has no function whose call with another arity would mean something else" do
+      own = for {name, arity} <- Users.__info__(:functions), name not in [:process], do: {name, arity}
+
+      assert Enum.sort(own) ==
+               [child_spec: 1, start_link: 0, start_link: 1, stop: 0, stop: 2, size: 0, update_options: 1]
+               |> Kernel.++(put: 2, put: 3, put_all: 1, put_all: 2, put_newer: 3, put_newer: 4)
+               |> Kernel.++(put_all_newer: 1, put_all_newer: 2, get: 1, get: 3, delete: 1, delete: 2)
+               |> Enum.sort()
+
+      # These are calls with the buffer as the first argument, which the module does not take.
+      assert_raise FunctionClauseError, fn -> Users.put(Users, :key, :value) end
+      assert_raise FunctionClauseError, fn -> Users.delete(Users, :key) end
+      assert_raise FunctionClauseError, fn -> Events.push(Events, :item) end
     end
 
-    assert_raise ArgumentError, ~r/:processor.*#{inspect(Events)}/, fn -> Events.start_link([]) end
+    test "has a child specification that starts its own function" do
+      assert Users.child_spec(partitions: 2) ==
+               %{id: Users, start: {Users, :start_link, [[partitions: 2]]}, type: :supervisor}
+    end
+
+    test "raises on a name, on options that are no list, and without a processor" do
+      assert_raise ArgumentError, ~r/the name of its module.*its options at the start.*:other/, fn ->
+        Users.start_link(name: :other)
+      end
+
+      assert_raise ArgumentError, ~r/the options of buffer #{inspect(Events)} at the start.*keyword/, fn ->
+        PartitionedBuffer.Definition.start_options(Events, [], :no_list)
+      end
+
+      assert_raise ArgumentError, ~r/:processor.*#{inspect(Events)}/, fn -> Events.start_link([]) end
+    end
+  end
+
+  describe "a module that uses PartitionedBuffer.Queue" do
+    test "has the functions of a queue, and its start can be overridden" do
+      test = self()
+      start_supervised!({Events, processor: &send(test, {:batch, &1})})
+      assert Events.push(:first) == :ok
+      assert Events.push([:second, :third], partition_key: 1) == :ok
+      assert partitions(Events) == [Module.concat(Events, "0")]
+      assert Events.stop() == :ok
+      assert_received {:batch, [:first, :second, :third]}
+    end
   end
 end

@@ -10,19 +10,19 @@ defmodule PartitionedBuffer.GuidesTest do
   @notebook "guides/tour.livemd"
 
   for guide <- @guides do
-    test "#{guide} shows what happens" do
+    test "#{guide} shows results that are true" do
       assert Guide.run(Guide.blocks(unquote(guide)), unquote(guide)) > 0
     end
   end
 
-  test "#{@notebook} shows what happens, after the installation" do
+  test "#{@notebook} shows results that are true, after its installation" do
     [{_number, installation} | cells] = Guide.blocks(@notebook)
     assert Enum.join(installation, "\n") =~ "Mix.install("
     refute inspect(cells) =~ "Mix.install"
     assert Guide.run(cells, @notebook) > 0
   end
 
-  test "every file that a guide names, or links to, is there" do
+  test "every file exists that a guide names or links to" do
     for guide <- [@notebook | @guides] do
       text = File.read!(Guide.path(guide))
 
@@ -43,8 +43,8 @@ defmodule PartitionedBuffer.GuidesTest do
     assert Enum.any?(extras, &(Path.basename(&1, ".md") == project[:docs][:main]))
   end
 
-  describe "a guide" do
-    test "with another result than it shows does not pass" do
+  describe "Guide.run/2" do
+    test "raises on another result than the guide shows" do
       for {lines, message} <- [
             {["1 + 1", "#=> 3"], ~r"guide.md:11 .*shown: 3.*is:    2"s},
             {["1", "#=> 1.0"], ~r"guide.md:11 .*is:    1"s},
@@ -58,7 +58,7 @@ defmodule PartitionedBuffer.GuidesTest do
       end
     end
 
-    test "may use what was bound, aliased and defined before" do
+    test "keeps bindings and aliases from block to block" do
       blocks = [{1, ["alias String, as: S", "x = \"a\""]}, {9, ["S.upcase(x)", "#=> \"A\"", "x"]}]
       assert Guide.run(blocks, "guide.md") == 1
       error = {1, ["raise \"no\"", "#=> ** (RuntimeError) no", "[1, 2]", "#=> [1,", "#    2]"]}

@@ -1,10 +1,10 @@
 defmodule PartitionedBuffer.LargeTest do
-  # Large terms: their copies are made without a lock, charged to the caller, and given up one by one.
+  # Large terms are copied without a lock, charged to the caller, and freed one by one.
   use PartitionedBuffer.Case, async: true
 
   alias PartitionedBuffer.Queue
 
-  # Large outside, large further inside, and neither.
+  # Terms that are large at once, that have a large part, and a small one.
   @terms [
     list: Enum.to_list(1..50_000),
     list_of_tuples: for(n <- 1..10_000, do: {n, n}),
@@ -14,7 +14,7 @@ defmodule PartitionedBuffer.LargeTest do
     small: %{id: 1}
   ]
 
-  # Other tests let the library look at large terms or not: so one of some calls is as expected.
+  # Other tests let the library look for large terms or not, so only one of some calls has to be as expected.
   defp most_reductions(function) do
     Enum.max(
       for _ <- 1..5 do
@@ -27,7 +27,7 @@ defmodule PartitionedBuffer.LargeTest do
   end
 
   describe "a large term" do
-    test "comes back as it was put, as a key, a value, an item, in a list and with any version" do
+    test "comes back exactly as a key, a value, an item, in a list and with any version" do
       buffer = start_buffer(processing_batch_size: 100)
       queue = start_buffer(module: Queue, partitions: 1)
       terms = Keyword.values(@terms)
@@ -68,7 +68,7 @@ defmodule PartitionedBuffer.LargeTest do
       assert items == for(round <- 1..3, term <- terms, do: {round, term})
     end
 
-    test "is charged to the process that writes or reads it, a small one is not" do
+    test "is charged to the process that writes or reads it, while a small one is not" do
       buffer = start_buffer()
       list = Enum.to_list(1..100_000)
 

@@ -1,5 +1,5 @@
 defmodule PartitionedBuffer.LawsTest do
-  # Random commands on random terms, against the model of an entry.
+  # Random commands on random terms do to a map what they do to the model of an entry.
   #
   #     LAWS_SEQUENTIAL=100000 LAWS_PARALLEL=10000 LAWS_REPEATS=20 LAWS_SEED=1 mix test test/partitioned_buffer/laws_test.exs
 
@@ -16,14 +16,14 @@ defmodule PartitionedBuffer.LawsTest do
     {:ok, buffers: for(n <- 1..3, into: %{}, do: {n, start_buffer(partitions: n)})}
   end
 
-  test "commands do to a buffer what they do to the model", %{buffers: buffers} do
+  test "a map does what the model does", %{buffers: buffers} do
     Laws.holds("maps", Laws.sequential(), Generators.sequential(), fn {partitions, keys, commands} ->
       context = context(buffers, partitions, keys)
       with {:ok, entries} <- run(commands ++ [:size, :flush], %{}, context), do: explained(entries == %{})
     end)
   end
 
-  test "commands of several processes are linearizable for each key", %{buffers: buffers} do
+  test "the commands of several processes on a map are linearizable for each key", %{buffers: buffers} do
     Laws.holds_repeatedly("parallel maps", Laws.parallel(), Generators.parallel(), fn case ->
       {partitions, keys, before, suffixes} = case
       run_parallel(before, Tuple.to_list(suffixes), context(buffers, partitions, keys))
@@ -37,13 +37,13 @@ defmodule PartitionedBuffer.LawsTest do
 
   defp context(buffers, partitions, keys) do
     buffer = Map.fetch!(buffers, partitions)
-    # What a failed case has left.
+    # A failed case may have left entries.
     if Buffer.size(buffer) > 0, do: flush(buffer)
     received_batches()
     %{buffer: buffer, partitions: partitions, keys: List.to_tuple(keys)}
   end
 
-  # The entries after commands that this process does alone.
+  # Does commands in this process alone; returns the entries after them.
   defp run(commands, entries, context) do
     Enum.reduce_while(commands, {:ok, entries}, fn command, {:ok, entries} ->
       command = with_keys(command, context.keys)
@@ -72,7 +72,7 @@ defmodule PartitionedBuffer.LawsTest do
     end)
   end
 
-  # The first process is this one, and the only one that flushes and says by how many: it receives the batches.
+  # The first process is this one. Only it flushes and sets the batch size, since it receives the batches.
   defp run_parallel(before, [own | others], context) do
     with {:ok, entries} <- run(before, %{}, context) do
       suffixes =
@@ -86,11 +86,11 @@ defmodule PartitionedBuffer.LawsTest do
   defp writes_and_reads(commands),
     do: Enum.reject(commands, &(&1 == :flush or match?({:batch_size, _size}, &1)))
 
-  # The size is of all keys, and says nothing of any of them.
+  # The size tells nothing of a single key.
   defp in_parallel(commands, context),
     do: for(command <- commands, command != :size, do: with_keys(command, context.keys))
 
-  ## Linearizability: the effects of each key, in some order that obeys the times, give the results.
+  ## Linearizability: some order of the effects on a key obeys their times, and gives their results.
 
   defp linearizable(histories, entries, context) do
     places =
@@ -121,7 +121,7 @@ defmodule PartitionedBuffer.LawsTest do
   defp touched(command, result, context),
     do: command |> effects(result, [], context.partitions) |> Enum.map(&elem(&1, 0))
 
-  # All states that some order of the first effects leads to, one effect after the other.
+  # Tries all orders at once: the states after one effect, then after two, and so on.
   defp explainable?(states, 0), do: states != []
 
   defp explainable?(states, left) do
@@ -139,7 +139,7 @@ defmodule PartitionedBuffer.LawsTest do
 
   defp first_return(queues), do: Enum.min(for [{_called, returned, _effect} | _rest] <- queues, do: returned)
 
-  ## Effects: what a command did to each place, a partition's key
+  ## Effects of a command on places, which are a key in a partition
 
   defp effects({:put, key, value, route}, :ok, _places, n), do: [{place(route, key, n), {:put, value}}]
 
@@ -180,7 +180,7 @@ defmodule PartitionedBuffer.LawsTest do
 
   ## Calls
 
-  # So many that memory is cleaned: of keys beside those of the case, all but each fifth are written again and again.
+  # So many writes that memory is cleaned. They are to other keys than those of the case, and overwrite four of five.
   defp with_keys({:churn, count, rounds}, _keys) do
     {:put_all_newer,
      for(
@@ -234,7 +234,7 @@ defmodule PartitionedBuffer.LawsTest do
     ArgumentError -> :raised
   end
 
-  # The entries of batches of which only the last is short, if no key is there twice.
+  # The entries, if only the last batch is short, and no key comes twice.
   defp whole(batches, size) do
     entries = Enum.concat(batches)
     keys = MapSet.new(entries, &elem(&1, 0))

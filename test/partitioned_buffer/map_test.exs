@@ -57,63 +57,65 @@ defmodule PartitionedBuffer.MapTest do
     ]
   end
 
-  test "any term is a value and comes back exactly" do
-    buffer = start_buffer()
-    terms = Enum.with_index(terms())
-    for {term, index} <- terms, do: Buffer.put(buffer, index, term)
-    for {term, index} <- terms, do: assert(Buffer.get(buffer, index) === term)
-    flush(buffer)
-    assert Enum.sort(received_entries()) === Enum.sort(for {term, index} <- terms, do: {index, term, 0, 0})
-  end
-
-  test "any term is a key, is overwritten, updated and deleted, and comes back exactly" do
-    buffer = start_buffer()
-
-    for term <- terms() do
-      Buffer.put(buffer, term, :first)
-      Buffer.put(buffer, term, :second)
-      assert Buffer.get(buffer, term) == :second
-      Buffer.put_newer(buffer, term, term, 1)
-      Buffer.put_newer(buffer, term, term, 2)
-      Buffer.put_newer(buffer, term, :stale, 2)
-      assert Buffer.get(buffer, term) === term
-      assert Buffer.size(buffer) == 1
+  describe "put/4 and get/4" do
+    test "take any term as a value, which comes back exactly" do
+      buffer = start_buffer()
+      terms = Enum.with_index(terms())
+      for {term, index} <- terms, do: Buffer.put(buffer, index, term)
+      for {term, index} <- terms, do: assert(Buffer.get(buffer, index) === term)
       flush(buffer)
-      assert [{^term, ^term, 2, 2}] = received_entries()
-      Buffer.put(buffer, term, 1)
-      Buffer.delete(buffer, term)
-      assert Buffer.get(buffer, term, :gone) == :gone
-      assert Buffer.size(buffer) == 0
+      assert Enum.sort(received_entries()) === Enum.sort(for {term, index} <- terms, do: {index, term, 0, 0})
     end
-  end
 
-  test "1 and 1.0 are two keys, also within other terms" do
-    buffer = start_buffer(partitions: 1)
-    for key <- [1, 1.0, {1}, {1.0}, [1], [1.0], %{1 => 1}, %{1.0 => 1}], do: Buffer.put(buffer, key, key)
-    assert Buffer.size(buffer) == 8
-    assert Buffer.get(buffer, 1.0) === 1.0
-    assert Buffer.get(buffer, %{1 => 1}) === %{1 => 1}
-  end
+    test "take any term as a key, which is overwritten, updated, deleted and flushed" do
+      buffer = start_buffer()
 
-  test "a stored nil is not a missing key" do
-    buffer = start_buffer()
-    Buffer.put(buffer, :key, nil)
-    assert Buffer.get(buffer, :key, :default) == nil
-    assert Buffer.get(buffer, :other, :default) == :default
-    assert Buffer.get(buffer, :other) == nil
-  end
+      for term <- terms() do
+        Buffer.put(buffer, term, :first)
+        Buffer.put(buffer, term, :second)
+        assert Buffer.get(buffer, term) == :second
+        Buffer.put_newer(buffer, term, term, 1)
+        Buffer.put_newer(buffer, term, term, 2)
+        Buffer.put_newer(buffer, term, :stale, 2)
+        assert Buffer.get(buffer, term) === term
+        assert Buffer.size(buffer) == 1
+        flush(buffer)
+        assert [{^term, ^term, 2, 2}] = received_entries()
+        Buffer.put(buffer, term, 1)
+        Buffer.delete(buffer, term)
+        assert Buffer.get(buffer, term, :gone) == :gone
+        assert Buffer.size(buffer) == 0
+      end
+    end
 
-  test "values that look like results come back as values" do
-    buffer = start_buffer()
+    test "take 1 and 1.0 as two keys, also within other terms" do
+      buffer = start_buffer(partitions: 1)
+      for key <- [1, 1.0, {1}, {1.0}, [1], [1.0], %{1 => 1}, %{1.0 => 1}], do: Buffer.put(buffer, key, key)
+      assert Buffer.size(buffer) == 8
+      assert Buffer.get(buffer, 1.0) === 1.0
+      assert Buffer.get(buffer, %{1 => 1}) === %{1 => 1}
+    end
 
-    for value <- [:ok, :error, :not_running, :empty, {:ok, 1}, {:more, []}] do
-      Buffer.put(buffer, value, value)
-      assert Buffer.get(buffer, value, :default) === value
+    test "tell a stored nil from a missing key" do
+      buffer = start_buffer()
+      Buffer.put(buffer, :key, nil)
+      assert Buffer.get(buffer, :key, :default) == nil
+      assert Buffer.get(buffer, :other, :default) == :default
+      assert Buffer.get(buffer, :other) == nil
+    end
+
+    test "take values that look like results as values" do
+      buffer = start_buffer()
+
+      for value <- [:ok, :error, :not_running, :empty, {:ok, 1}, {:more, []}] do
+        Buffer.put(buffer, value, value)
+        assert Buffer.get(buffer, value, :default) === value
+      end
     end
   end
 
   describe "put_newer/5" do
-    test "writes an absent key, replaces an older version, and leaves one that is as new" do
+    test "writes an absent key, replaces an older version, and leaves one that is not older" do
       buffer = start_buffer()
       Buffer.put_newer(buffer, :key, :a, 5)
       Buffer.put_newer(buffer, :key, :b, 5)
@@ -152,7 +154,7 @@ defmodule PartitionedBuffer.MapTest do
       assert received_entries() == [{:key, 10, 1 <<< 100, 10}]
     end
 
-    test "takes an entry of put/4 as version 0, and put/4 overwrites a versioned one with version 0" do
+    test "takes an entry as version 0 if put/4 wrote it, also over a versioned one" do
       buffer = start_buffer()
       Buffer.put(buffer, :key, :plain)
       Buffer.put_newer(buffer, :key, :stale, 0)
@@ -187,7 +189,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Enum.sort(received_entries()) == [{:a, 2, 0, 0}, {:b, 1, 0, 0}, {:c, 3, 3, 1}]
     end
 
-    test "take a map, an empty one and an empty list" do
+    test "take a map, an empty map and an empty list" do
       buffer = start_buffer()
       assert Buffer.put_all(buffer, %{a: 1, b: 2}) == :ok
       assert Buffer.put_all(buffer, %{}) == :ok
@@ -196,7 +198,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Buffer.size(buffer) == 2
     end
 
-    test "apply 200,000 entries of a list or a map whole" do
+    test "write all 200,000 entries of a list or a map" do
       buffer = start_buffer(processing_batch_size: 1_000)
       Buffer.put_all(buffer, for(n <- 1..200_000, do: {rem(n, 150_000), {n}}))
       assert Buffer.size(buffer) == 150_000
@@ -225,7 +227,7 @@ defmodule PartitionedBuffer.MapTest do
       end
     end
 
-    test "write nothing of an enumerable that raises, or has an element that is none of their tuples" do
+    test "write nothing of an enumerable that raises or has an invalid element" do
       buffer = start_buffer()
       raising = Stream.map(1..1_000, &if(&1 == 1_000, do: raise("no"), else: {&1, &1}))
       assert_raise RuntimeError, "no", fn -> Buffer.put_all(buffer, raising) end
@@ -269,7 +271,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Buffer.size(buffer) == 0
     end
 
-    test "raise on a bad element at the end and on an improper list, and write nothing" do
+    test "raise on an invalid element at the end and on an improper list, and write nothing" do
       buffer = start_buffer()
       good = for n <- 1..1_000, do: {n, n}
       good_newer = for n <- 1..1_000, do: {n, n, n}
@@ -290,7 +292,7 @@ defmodule PartitionedBuffer.MapTest do
     end
   end
 
-  describe "a buffer without partitions to write to" do
+  describe "a call that no partition can take" do
     defp operations(buffer) do
       [
         fn -> Buffer.put(buffer, 1, 1) end,
@@ -315,7 +317,7 @@ defmodule PartitionedBuffer.MapTest do
       for operation <- operations, do: assert_raise(error, message, operation)
     end
 
-    test "raises an ArgumentError on every operation if it is not running: never started, stopped" do
+    test "raises an ArgumentError if the buffer is not running: never started, or stopped" do
       stopped = start_buffer()
       Buffer.stop(stopped)
       without_partitions = start_buffer(partitions: 0)
@@ -325,35 +327,28 @@ defmodule PartitionedBuffer.MapTest do
           do: assert_all_raise(operations(buffer), ArgumentError, buffer, "it is not running")
     end
 
-    test "raises a RuntimeError on every operation if it was started with 0 partitions" do
+    test "raises a RuntimeError if the buffer was started with 0 partitions" do
       buffer = start_buffer(partitions: 0)
       assert_all_raise(operations(buffer), RuntimeError, buffer, "it was started with 0 partitions")
     end
 
-    test "raises an ArgumentError if it is a queue" do
+    test "raises an ArgumentError if the buffer is a queue" do
       queue = start_buffer(module: PartitionedBuffer.Queue)
       reason = "it is running as a queue, and this call is for a map"
-      # Behind them are those that any buffer takes.
+      # The last operations of the list are for any buffer.
       assert_all_raise(Enum.take(operations(queue), 11), ArgumentError, queue, reason)
       assert Buffer.size(queue) == 0
     end
 
-    test "raises an ArgumentError on every write while it is stopping" do
-      test = self()
-
-      buffer =
-        start_buffer(
-          partitions: 1,
-          processor: fn _batch -> send(test, {:processing, self()}) && receive(do: (:go_on -> :ok)) end
-        )
-
+    test "raises an ArgumentError if it writes while the buffer is stopping" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put(buffer, :key, 1)
       stop = Task.async(fn -> Buffer.stop(buffer) end)
-      # What was left at the end is processed when writes are refused already.
-      assert_receive {:processing, processor}
+      # The last entries are processed when writes are refused already.
+      assert_receive {:asked, processor, _batch}
       assert_all_raise(Enum.take(operations(buffer), 6), ArgumentError, buffer, "it is stopping")
       assert Buffer.size(buffer) == 0
-      send(processor, :go_on)
+      send(processor, :return)
       assert Task.await(stop) == :ok
     end
   end

@@ -1,19 +1,260 @@
 defmodule PartitionedBuffer.MemoryTest do
-  # Not async: it looks at the memory of the whole VM.
+  # Not async, since it looks at the memory of the whole VM.
   use PartitionedBuffer.Case, async: false
 
   @mib 1024 * 1024
 
-  # By how much the bytes of the library may differ from one time to the next: blocks of the reclaimer's queue, and the
-  # table of waiting threads, which is made when a thread waits for the first time.
+  # By how much the bytes of the library may differ between two looks: blocks of the reclaimer's queue, and the table of
+  # waiting threads, which is made when a thread waits for the first time.
   @own_bytes 16_384
+
+  describe "the memory of a map" do
+    test "stays flat while a key is overwritten a million times with a binary of 32 kB" do
+      buffer = start_buffer()
+      binary = :crypto.strong_rand_bytes(32_768)
+
+      growth =
+        growth(100, fn round ->
+          for n <- 1..10_000, do: Buffer.put(buffer, :key, <<round::32, n::32, binary::binary>>)
+        end)
+
+      assert growth < 16 * @mib
+      assert <<100::32, 10_000::32, ^binary::binary>> = Buffer.get(buffer, :key)
+    end
+
+    test "stays flat while ten keys are overwritten with terms of 32 kB" do
+      buffer = start_buffer()
+      list = Enum.to_list(1..2_000)
+
+      growth =
+        growth(10, fn round ->
+          for n <- 1..5_000, do: Buffer.put_newer(buffer, rem(n, 10), [n | list], round * 5_000 + n)
+        end)
+
+      assert growth < 32 * @mib
+      assert Buffer.size(buffer) == 10
+    end
+
+    test "stays flat while one large value among many small ones is overwritten" do
+      buffer = start_buffer()
+      Buffer.put_all(buffer, for(n <- 1..10_000, do: {n, {n}}))
+      binary = :binary.copy("x", @mib)
+
+      growth =
+        growth(20, fn round ->
+          for n <- 1..100 do
+            Buffer.put(buffer, :large, %{body: <<n::32, binary::binary>>})
+            Buffer.put_all(buffer, for(m <- 1..20, do: {rem(n * 20 + m, 10_000), {round}}))
+          end
+        end)
+
+      # One copy in 32 is weighed until a large one is met. So 32 large ones may be in the open segment.
+      assert growth < 128 * @mib, "grew by #{div(growth, @mib)} MiB"
+    end
+
+    test "keeps no dead large values because of small ones that were written among them" do
+      buffer = start_buffer(partitions: 1)
+      list = Enum.to_list(1..2_000)
+      binary = :binary.copy("x", 32_000)
+      large = [&[&1 | list], &%{body: <<&1::32, binary::binary>>}]
+      before = memory()
+
+      # The small ones, 10 MB, stay. The large ones, 1.2 GB, die, some in each segment.
+      for {large, number} <- Enum.with_index(large), every <- [2, 20, 200], n <- 1..40_000 do
+        Buffer.put(buffer, {number, every, n}, {n})
+        if rem(n, every) == 0, do: Buffer.put(buffer, {:large, number}, large.(n))
+      end
+
+      growth = memory() - before
+      assert Buffer.size(buffer) == 240_002
+      assert growth < 64 * @mib, "grew by #{div(growth, @mib)} MiB"
+    end
+
+    test "keeps only few dead values whose size nobody can tell" do
+      buffer = start_buffer(partitions: 1)
+
+      large = [
+        bits: fn n -> <<n::32, 0::size(8_000_000), 1::1>> end,
+        function: fn n -> captured(:binary.copy(<<n::32>>, 250_000)) end,
+        unaligned: fn n -> unaligned(<<1::1, n::32, 0::size(8_000_000), 1::7>>) end
+      ]
+
+      for {key, large} <- large do
+        :erlang.garbage_collect()
+        before = :erlang.memory(:binary)
+
+        growths =
+          for n <- 1..200 do
+            Buffer.put(buffer, key, large.(n))
+            :erlang.garbage_collect()
+            :erlang.memory(:binary) - before
+          end
+
+        assert Enum.max(growths) < 24 * @mib, "#{key}: grew by #{div(Enum.max(growths), @mib)} MiB"
+      end
+    end
+
+    test "stays flat while keys come and go" do
+      buffer = start_buffer()
+
+      growth =
+        growth(20, fn round ->
+          for n <- 1..5_000, do: Buffer.put(buffer, {round, n, "some key"}, %{n: n})
+          for n <- 1..5_000, do: Buffer.delete(buffer, {round, n, "some key"})
+        end)
+
+      assert growth < 8 * @mib
+    end
+
+    test "is the same after every flush" do
+      name = unique_name()
+      start_buffer(name: name, processor: fn _batch -> :ok end, processing_batch_size: 1_000)
+      fill(name, 1_000)
+      flush(name)
+      %{bytes: first, environments: held} = reclaimed()
+
+      for _ <- 1..500 do
+        fill(name, 20)
+        flush(name)
+        assert %{bytes: bytes, environments: ^held} = reclaimed()
+        assert_in_delta bytes, first, @own_bytes
+      end
+
+      fill(name, 50_000)
+      assert %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
+      assert bytes - first > 50_000 * 24
+      assert environments - held > 50_000 / 256
+      flush(name)
+      assert %{bytes: bytes, environments: ^held} = reclaimed()
+      assert_in_delta bytes, first, @own_bytes
+    end
+
+    test "keeps no binary that was flushed, stopped, deleted or overwritten" do
+      buffers = for _ <- 1..5, do: start_buffer(processor: fn _batch -> :ok end)
+      [flushed, stopped, deleted, overwritten, held] = buffers
+
+      for {buffer, n} <- Enum.with_index(buffers) do
+        binary = :binary.copy(<<n>>, 4 * @mib)
+        Buffer.put(buffer, :key, %{part: binary_part(binary, 1, 1_000_000), of: [binary]})
+      end
+
+      memory()
+      before = :erlang.memory(:binary)
+      assert before > 5 * 4 * @mib
+      flush(flushed)
+      stop_supervised!(stopped)
+      Buffer.delete(deleted, :key)
+      Buffer.put(overwritten, :key, :other)
+      reclaimed()
+      await_binaries(before - 4 * 4 * @mib)
+      assert %{of: [binary]} = Buffer.get(held, :key)
+      assert byte_size(binary) == 4 * @mib
+    end
+  end
+
+  describe "the memory of a queue" do
+    test "holds no item after a flush" do
+      queue = start_buffer(module: PartitionedBuffer.Queue, processor: fn _batch -> :ok end)
+
+      push = fn ->
+        PartitionedBuffer.Queue.push(queue, for(n <- 1..200, do: {n, :binary.copy("x", 1_000)}))
+      end
+
+      push.()
+      flush(queue)
+      %{bytes: first, environments: held} = reclaimed()
+
+      for _ <- 1..100 do
+        push.()
+        assert PartitionedBuffer.memory().environments > held
+        flush(queue)
+        assert %{bytes: bytes, environments: ^held} = reclaimed()
+        assert_in_delta bytes, first, @own_bytes
+      end
+    end
+  end
+
+  describe "the memory of a name" do
+    test "is the same after a thousand starts and stops, as the number of atoms, processes and tables is" do
+      name = unique_name()
+
+      cycle = fn ->
+        {:ok, _pid} =
+          Buffer.start_link(
+            name: name,
+            processor: fn _batch -> :ok end,
+            partitions: 2,
+            processing_batch_size: 100
+          )
+
+        fill(name, 20)
+        Buffer.stop(name)
+      end
+
+      for _ <- 1..100, do: cycle.()
+      counts = fn -> {:erlang.system_info(:atom_count), length(Process.list()), length(:ets.all())} end
+      %{bytes: first, environments: held} = reclaimed()
+      memory = memory()
+      resident = resident()
+
+      check = fn ->
+        cycle.()
+        assert %{bytes: bytes, environments: ^held} = reclaimed()
+        assert_in_delta bytes, first, @own_bytes
+      end
+
+      # The first check and the first counts load modules, or let the VM make atoms.
+      check.()
+      before = counts.()
+      for _ <- 1..1_000, do: check.()
+      assert counts.() == before
+      assert memory() < memory + @mib
+      # 1.3 GB of binaries and 50 MB of other terms were written.
+      assert resident() < resident + 32 * @mib
+    end
+
+    test "takes no more than is documented" do
+      %{bytes: before, environments: held} = reclaimed()
+
+      for _ <- 1..100 do
+        {:ok, _pid} =
+          Buffer.start_link(name: name = unique_name(), processor: fn _batch -> :ok end, partitions: 2)
+
+        fill(name, 20)
+        Buffer.stop(name)
+      end
+
+      assert %{bytes: bytes, environments: ^held} = reclaimed()
+      # A name has two partitions, and the place for a third.
+      assert (bytes - before) / 100 < 3 * 4_096
+    end
+  end
+
+  describe "a write that replaces a long list" do
+    test "takes no longer because of its length" do
+      buffer = start_buffer(partitions: 1)
+      # After a heavy value all values are weighed.
+      for _ <- 1..100, do: Buffer.put(buffer, :key, Enum.to_list(1..2_000))
+      list = Enum.to_list(1..3_000_000)
+
+      times =
+        for _ <- 1..10 do
+          Buffer.put(buffer, :key, list)
+          {microseconds, :ok} = :timer.tc(fn -> Buffer.put(buffer, :key, 1) end)
+          microseconds
+        end
+
+      # The shortest call was not interrupted. To count the list would take some milliseconds.
+      assert Enum.min(times) < 1_000
+    end
+  end
 
   defp captured(term), do: fn -> term end
 
-  # Begins behind the first bit of a byte.
+  # A binary that begins at the second bit of a byte.
   defp unaligned(<<_::1, binary::binary-size(1_000_004), _::bits>>), do: binary
 
-  # By how much the VM's memory, the library's included, is larger at its largest of some looks while `function` works.
+  # How many bytes the memory of the VM and the library grows at most. It is looked at after each round.
   defp growth(rounds, function) do
     function.(0)
     before = memory()
@@ -25,237 +266,8 @@ defmodule PartitionedBuffer.MemoryTest do
     :erlang.memory(:total)
   end
 
-  test "memory stays flat while a key is overwritten a million times with a binary of 32 kB" do
-    buffer = start_buffer()
-    binary = :crypto.strong_rand_bytes(32_768)
-
-    growth =
-      growth(100, fn round ->
-        for n <- 1..10_000, do: Buffer.put(buffer, :key, <<round::32, n::32, binary::binary>>)
-      end)
-
-    assert growth < 16 * @mib
-    assert <<100::32, 10_000::32, ^binary::binary>> = Buffer.get(buffer, :key)
-  end
-
-  test "memory stays flat while ten keys are overwritten with terms of 32 kB" do
-    buffer = start_buffer()
-    list = Enum.to_list(1..2_000)
-
-    growth =
-      growth(10, fn round ->
-        for n <- 1..5_000, do: Buffer.put_newer(buffer, rem(n, 10), [n | list], round * 5_000 + n)
-      end)
-
-    assert growth < 32 * @mib
-    assert Buffer.size(buffer) == 10
-  end
-
-  test "memory stays flat while one large value among many small ones is overwritten" do
-    buffer = start_buffer()
-    Buffer.put_all(buffer, for(n <- 1..10_000, do: {n, {n}}))
-    binary = :binary.copy("x", @mib)
-
-    growth =
-      growth(20, fn round ->
-        for n <- 1..100 do
-          Buffer.put(buffer, :large, %{body: <<n::32, binary::binary>>})
-          Buffer.put_all(buffer, for(m <- 1..20, do: {rem(n * 20 + m, 10_000), {round}}))
-        end
-      end)
-
-    # One copy in 32 is weighed until a large one was met: as many large ones may be in the open segment.
-    assert growth < 128 * @mib, "grew by #{div(growth, @mib)} MiB"
-  end
-
-  test "dead large values are not kept by the small ones among which they were written" do
-    buffer = start_buffer(partitions: 1)
-    list = Enum.to_list(1..2_000)
-    binary = :binary.copy("x", 32_000)
-    large = [&[&1 | list], &%{body: <<&1::32, binary::binary>>}]
-    before = memory()
-
-    # The small ones stay: 10 MB. Of the large ones, 1.2 GB, some are dead in each segment.
-    for {large, number} <- Enum.with_index(large), every <- [2, 20, 200], n <- 1..40_000 do
-      Buffer.put(buffer, {number, every, n}, {n})
-      if rem(n, every) == 0, do: Buffer.put(buffer, {:large, number}, large.(n))
-    end
-
-    growth = memory() - before
-    assert Buffer.size(buffer) == 240_002
-    assert growth < 64 * @mib, "grew by #{div(growth, @mib)} MiB"
-  end
-
-  test "few dead values are kept of which nobody can tell the size" do
-    buffer = start_buffer(partitions: 1)
-
-    large = [
-      bits: fn n -> <<n::32, 0::size(8_000_000), 1::1>> end,
-      function: fn n -> captured(:binary.copy(<<n::32>>, 250_000)) end,
-      unaligned: fn n -> unaligned(<<1::1, n::32, 0::size(8_000_000), 1::7>>) end
-    ]
-
-    for {key, large} <- large do
-      :erlang.garbage_collect()
-      before = :erlang.memory(:binary)
-
-      growths =
-        for n <- 1..200 do
-          Buffer.put(buffer, key, large.(n))
-          :erlang.garbage_collect()
-          :erlang.memory(:binary) - before
-        end
-
-      assert Enum.max(growths) < 24 * @mib, "#{key}: grew by #{div(Enum.max(growths), @mib)} MiB"
-    end
-  end
-
-  test "how long a dead list was does not matter to the write that replaces it" do
-    buffer = start_buffer(partitions: 1)
-    # After a heavy value all are weighed.
-    for _ <- 1..100, do: Buffer.put(buffer, :key, Enum.to_list(1..2_000))
-    list = Enum.to_list(1..3_000_000)
-
-    times =
-      for _ <- 1..10 do
-        Buffer.put(buffer, :key, list)
-        {microseconds, :ok} = :timer.tc(fn -> Buffer.put(buffer, :key, 1) end)
-        microseconds
-      end
-
-    # The shortest is of a call that was not interrupted: counting out the list takes some milliseconds.
-    assert Enum.min(times) < 1_000
-  end
-
-  test "memory stays flat while keys come and go" do
-    buffer = start_buffer()
-
-    growth =
-      growth(20, fn round ->
-        for n <- 1..5_000, do: Buffer.put(buffer, {round, n, "some key"}, %{n: n})
-        for n <- 1..5_000, do: Buffer.delete(buffer, {round, n, "some key"})
-      end)
-
-    assert growth < 8 * @mib
-  end
-
-  test "after every flush no term is held, and the bytes are what they were after the first" do
-    name = unique_name()
-    start_buffer(name: name, processor: fn _batch -> :ok end, processing_batch_size: 1_000)
-    fill(name, 1_000)
-    flush(name)
-    %{bytes: first, environments: held} = reclaimed()
-
-    for _ <- 1..500 do
-      fill(name, 20)
-      flush(name)
-      assert %{bytes: bytes, environments: ^held} = reclaimed()
-      assert_in_delta bytes, first, @own_bytes
-    end
-
-    fill(name, 50_000)
-    assert %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
-    assert bytes - first > 50_000 * 24
-    assert environments - held > 50_000 / 256
-    flush(name)
-    assert %{bytes: bytes, environments: ^held} = reclaimed()
-    assert_in_delta bytes, first, @own_bytes
-  end
-
-  test "after every flush of a queue no item is held" do
-    queue = start_buffer(module: PartitionedBuffer.Queue, processor: fn _batch -> :ok end)
-    push = fn -> PartitionedBuffer.Queue.push(queue, for(n <- 1..200, do: {n, :binary.copy("x", 1_000)})) end
-    push.()
-    flush(queue)
-    %{bytes: first, environments: held} = reclaimed()
-
-    for _ <- 1..100 do
-      push.()
-      assert PartitionedBuffer.memory().environments > held
-      flush(queue)
-      assert %{bytes: bytes, environments: ^held} = reclaimed()
-      assert_in_delta bytes, first, @own_bytes
-    end
-  end
-
-  test "a thousand starts and stops of a name leave no atoms, processes, tables or memory behind" do
-    name = unique_name()
-
-    cycle = fn ->
-      {:ok, _pid} =
-        Buffer.start_link(
-          name: name,
-          processor: fn _batch -> :ok end,
-          partitions: 2,
-          processing_batch_size: 100
-        )
-
-      fill(name, 20)
-      Buffer.stop(name)
-    end
-
-    for _ <- 1..100, do: cycle.()
-    counts = fn -> {:erlang.system_info(:atom_count), length(Process.list()), length(:ets.all())} end
-    %{bytes: first, environments: held} = reclaimed()
-    memory = memory()
-    resident = resident()
-
-    check = fn ->
-      cycle.()
-      assert %{bytes: bytes, environments: ^held} = reclaimed()
-      assert_in_delta bytes, first, @own_bytes
-    end
-
-    # The first of each question and of each check loads modules, or lets the VM make atoms.
-    check.()
-    before = counts.()
-    for _ <- 1..1_000, do: check.()
-    assert counts.() == before
-    assert memory() < memory + @mib
-    # Of the 1.3 GB of binaries that went through, and 50 MB of other terms.
-    assert resident() < resident + 32 * @mib
-  end
-
-  test "names cost what is documented" do
-    %{bytes: before, environments: held} = reclaimed()
-
-    for _ <- 1..100 do
-      {:ok, _pid} =
-        Buffer.start_link(name: name = unique_name(), processor: fn _batch -> :ok end, partitions: 2)
-
-      fill(name, 20)
-      Buffer.stop(name)
-    end
-
-    assert %{bytes: bytes, environments: ^held} = reclaimed()
-    # Two partitions, and the place for a third.
-    assert (bytes - before) / 100 < 3 * 4_096
-  end
-
-  test "what was flushed, stopped, deleted or overwritten keeps no binary alive" do
-    buffers = for _ <- 1..5, do: start_buffer(processor: fn _batch -> :ok end)
-    [flushed, stopped, deleted, overwritten, held] = buffers
-
-    for {buffer, n} <- Enum.with_index(buffers) do
-      binary = :binary.copy(<<n>>, 4 * @mib)
-      Buffer.put(buffer, :key, %{part: binary_part(binary, 1, 1_000_000), of: [binary]})
-    end
-
-    memory()
-    before = :erlang.memory(:binary)
-    assert before > 5 * 4 * @mib
-    flush(flushed)
-    stop_supervised!(stopped)
-    Buffer.delete(deleted, :key)
-    Buffer.put(overwritten, :key, :other)
-    reclaimed()
-    await_binaries(before - 4 * 4 * @mib)
-    assert %{of: [binary]} = Buffer.get(held, :key)
-    assert byte_size(binary) == 4 * @mib
-  end
-
-  # Until the binaries of the VM have about so many bytes. The heap of a task is freed some time after the task has ended,
-  # which nobody is told.
+  # Waits until the binaries of the VM have about this many bytes. The heap of a task is freed some time after the task has
+  # ended, and nobody is told.
   defp await_binaries(expected, tries \\ 500) do
     memory()
 
@@ -265,7 +277,7 @@ defmodule PartitionedBuffer.MemoryTest do
     end
   end
 
-  # Values of all kinds that are held outside of a heap, or that hold something alive themselves.
+  # Writes values of all kinds that are outside of a heap, or that keep something else alive.
   defp fill(buffer, count) do
     large = :binary.copy(<<count>>, 65_536)
 
@@ -281,13 +293,13 @@ defmodule PartitionedBuffer.MemoryTest do
     Buffer.delete(buffer, {3, "key"})
   end
 
-  # What the library has allocated when all that was given up is free.
+  # The memory of the library when nothing is left to free.
   defp reclaimed do
     PartitionedBuffer.Native.await_reclaimed()
     PartitionedBuffer.memory()
   end
 
-  # Of this process in the system.
+  # The bytes of the VM's process that are in main memory.
   defp resident do
     :erlang.garbage_collect()
     status = File.read!("/proc/self/status")

@@ -1,12 +1,12 @@
 defmodule PartitionedBuffer.NativeTest do
-  # The NIFs do not trust their callers: what does not fit raises badarg and changes nothing.
+  # The NIFs do not trust their callers: arguments that do not fit raise badarg and change nothing.
   use PartitionedBuffer.Case, async: true
 
   alias PartitionedBuffer.Native
 
   import Bitwise
 
-  # What each argument of each NIF is.
+  # The kinds of the arguments of each NIF.
   @arguments %{
     open: [:name, :kind, :partitions],
     reopen: [:name, :u32],
@@ -60,7 +60,7 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(:flush, {:flush, _flush}), do: true
   defp fits?(:flush, _term), do: false
 
-  # Of a list that its caller says it has checked, what comes before the first that does not fit may be written.
+  # A list that its caller claims to have checked may be written up to the first element that does not fit.
   defp begins_well?(kind, [head | _tail]) when kind in [:list, :pairs, :versioned], do: fits?(kind, [head])
   defp begins_well?(_kind, _term), do: false
 
@@ -97,7 +97,7 @@ defmodule PartitionedBuffer.NativeTest do
       [%{}, %{key: :value}, Map.new(1..100, &{&1, &1}), 1..2]
   end
 
-  # Processes, ports, functions, and references of all kinds: here and of other nodes, of resources of others and our own.
+  # Processes, ports, functions, and references of all kinds: of this node and others, of other resources and our own.
   defp opaque do
     there = <<119, 3, "a@b">>
     zlib = :zlib.open()
@@ -110,47 +110,108 @@ defmodule PartitionedBuffer.NativeTest do
       [Native.open(unique_name(), :map, 1)]
   end
 
-  test "what the table says of the NIFs is all there are" do
-    described = for {name, arguments} <- @arguments, do: {name, length(arguments)}
-    assert Enum.sort(described) == Native.__info__(:functions) -- @no_nifs
-  end
+  describe "the NIFs" do
+    test "are all in the table of this test" do
+      described = for {name, arguments} <- @arguments, do: {name, length(arguments)}
+      assert Enum.sort(described) == Native.__info__(:functions) -- @no_nifs
+    end
 
-  test "arguments that fit raise nothing" do
-    for {name, kinds} <- @arguments do
+    test "raise nothing on arguments that fit" do
+      for {name, kinds} <- @arguments do
+        {buffer, flush} = opened()
+        apply(Native, name, Enum.map(kinds, &fitting(&1, buffer, flush)))
+      end
+    end
+
+    test "raise badarg on garbage in any argument, and leave the buffer as it is" do
       {buffer, flush} = opened()
-      apply(Native, name, Enum.map(kinds, &fitting(&1, buffer, flush)))
+      before = held(buffer, flush)
+      garbage = [buffer, {:flush, flush}] ++ garbage()
+
+      answers =
+        for {name, kinds} <- @arguments,
+            {kind, index} <- Enum.with_index(kinds),
+            term <- garbage,
+            not fits?(kind, term) and not begins_well?(kind, term) do
+          term = with {:flush, flush} <- term, do: flush
+          arguments = kinds |> Enum.map(&fitting(&1, buffer, flush)) |> List.replace_at(index, term)
+          result = call(name, arguments)
+          assert {name, arguments, held(buffer, flush)} == {name, arguments, before}
+          {{name, index}, term, result}
+        end
+
+      assert length(answers) > 3_000
+      answered = Enum.reject(answers, &match?({_argument, _term, :badarg}, &1))
+      assert Enum.uniq_by(answered, fn {argument, _term, _answer} -> argument end) == []
+
+      assert {:rest, rest} = Native.flush(buffer, 0)
+      assert Native.read(rest, 0, 10) == {[{:flushed, 1, 0, 0}], 1}
+      assert Native.claim(rest, 0, 1)
+      assert {:fresh, fresh} = Native.flush(buffer, 0)
+      assert {entries, _position} = Native.read(fresh, 0, 10)
+      assert Enum.sort(entries) == [{:key, :value, 0, 0}, {:versioned, :newer, 7, 1}]
+      assert {:fresh, items} = Native.flush(queue(buffer), 0)
+      assert Native.read(items, 0, 10) == {[:first, :second], 2}
+    end
+
+    test "tell that a partition does not exist, and change nothing" do
+      {buffer, flush} = opened()
+      before = held(buffer, flush)
+
+      for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
+        for name <- [:reopen, :drain, :close, :flush, :in_flight, :held],
+            do: assert(call(name, [buffer, number]) == :not_running)
+
+        assert held(buffer, flush) == before
+      end
+
+      # There is one partition, with the number 0.
+      for route <- [{1, 1}, {4_096, 1}, {(1 <<< 32) - 1, 1}, {0, 0}, {0, 2}, {1, 2}, {0, 1 <<< 31}] do
+        for name <- [:get, :delete], do: assert(call(name, [buffer, route, :key]) == :not_running)
+        assert Native.push(queue(buffer), route, :other) == :not_running
+        assert Native.push_all(queue(buffer), route, [:other], true) == {:refused, [:other]}
+        assert Native.put(buffer, route, :key, :other) == :not_running
+        assert Native.put_newer(buffer, route, :key, :other, 9) == :not_running
+        assert Native.put_all(buffer, route, [{:key, :other}], true) == {:refused, [{:key, :other}]}
+        newer = [{:key, :other, 9}]
+        assert Native.put_all_newer(buffer, route, newer, true) == {:refused, newer}
+        assert held(buffer, flush) == before
+      end
     end
   end
 
-  test "garbage in any argument of any NIF raises badarg, and the buffer stays as it is" do
-    {buffer, flush} = opened()
-    before = held(buffer, flush)
-    garbage = [buffer, {:flush, flush}] ++ garbage()
+  describe "open/3" do
+    test "leaves no buffer running if its process is killed during the call" do
+      buffer = unique_name()
 
-    answers =
-      for {name, kinds} <- @arguments,
-          {kind, index} <- Enum.with_index(kinds),
-          term <- garbage,
-          not fits?(kind, term) and not begins_well?(kind, term) do
-        term = with {:flush, flush} <- term, do: flush
-        arguments = kinds |> Enum.map(&fitting(&1, buffer, flush)) |> List.replace_at(index, term)
-        result = call(name, arguments)
-        assert {name, arguments, held(buffer, flush)} == {name, arguments, before}
-        {{name, index}, term, result}
+      for round <- 1..1_000 do
+        # Many partitions, so that it takes a while.
+        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096) end)
+        # It is killed at another moment in each round.
+        for _ <- 1..(round * 13), do: :erlang.phash2(round)
+        Process.exit(pid, :kill)
+        assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
+        await_status(buffer, :not_running)
+        assert Native.partition_count(buffer) == :not_running
+      end
+    end
+  end
+
+  describe "status/1" do
+    test "is of the kind that was opened last, until its process dies" do
+      name = unique_name()
+      assert Native.status(name) == :not_running
+
+      for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
+        Native.open(name, kind, partitions)
+        assert Native.status(name) == {kind, partitions}
       end
 
-    assert length(answers) > 3_000
-    answered = Enum.reject(answers, &match?({_argument, _term, :badarg}, &1))
-    assert Enum.uniq_by(answered, fn {argument, _term, _answer} -> argument end) == []
-
-    assert {:rest, rest} = Native.flush(buffer, 0)
-    assert Native.read(rest, 0, 10) == {[{:flushed, 1, 0, 0}], 1}
-    assert Native.claim(rest, 0, 1)
-    assert {:fresh, fresh} = Native.flush(buffer, 0)
-    assert {entries, _position} = Native.read(fresh, 0, 10)
-    assert Enum.sort(entries) == [{:key, :value, 0, 0}, {:versioned, :newer, 7, 1}]
-    assert {:fresh, items} = Native.flush(queue(buffer), 0)
-    assert Native.read(items, 0, 10) == {[:first, :second], 2}
+      owner = spawn(fn -> Native.open(name, :queue, 0) && receive(do: (:never -> :ok)) end)
+      await_status(name, {:queue, 0})
+      Process.exit(owner, :kill)
+      await_status(name, :not_running)
+    end
   end
 
   # What is invalid about a list.
@@ -163,183 +224,151 @@ defmodule PartitionedBuffer.NativeTest do
     with {:more, rest} <- Native.check(shape, list), do: check(shape, rest)
   end
 
-  test "an unchecked list that is invalid is not written, and the answer says what is invalid" do
-    {buffer, flush} = opened()
-    before = held(buffer, flush)
-    good = Enum.map(1..1_000, &{&1, &1})
-    versioned = Enum.map(1..1_000, &{&1, &1, 1})
+  describe "check/2" do
+    test "finds what is invalid in a list of any length" do
+      long = Enum.map(1..200_000, &{&1, &1})
 
-    for list <- lists() ++ [good ++ [:bad], good ++ :tail, [:bad | good]], not fits?(:pairs, list) do
-      assert Native.put_all(buffer, nil, list, false) == invalid(:pairs, list)
+      for {shape, kind} <- [pair: :pairs, versioned: :versioned, item: :list],
+          list <- lists() ++ [long, long ++ [:bad], long ++ :tail] do
+        assert check(shape, list) == if(fits?(kind, list), do: :ok, else: invalid(kind, list))
+      end
+    end
+  end
+
+  describe "a list" do
+    test "is not written if it is long and its caller has not checked it" do
+      {buffer, flush} = opened()
+      before = held(buffer, flush)
+      assert Native.put_all(buffer, nil, Enum.map(1..200_000, &{&1, &1}), false) == :long
       assert held(buffer, flush) == before
     end
 
-    for list <- lists() ++ [good ++ :tail], not fits?(:list, list) do
-      assert Native.push_all(queue(buffer), nil, list, false) == invalid(:list, list)
-      assert held(buffer, flush) == before
+    test "is not written if its caller has not checked it and an element does not fit" do
+      {buffer, flush} = opened()
+      before = held(buffer, flush)
+      good = Enum.map(1..1_000, &{&1, &1})
+      versioned = Enum.map(1..1_000, &{&1, &1, 1})
+
+      for list <- lists() ++ [good ++ [:bad], good ++ :tail, [:bad | good]], not fits?(:pairs, list) do
+        assert Native.put_all(buffer, nil, list, false) == invalid(:pairs, list)
+        assert held(buffer, flush) == before
+      end
+
+      for list <- lists() ++ [good ++ :tail], not fits?(:list, list) do
+        assert Native.push_all(queue(buffer), nil, list, false) == invalid(:list, list)
+        assert held(buffer, flush) == before
+      end
+
+      for list <- lists() ++ [versioned ++ good, versioned ++ :tail], not fits?(:versioned, list) do
+        assert Native.put_all_newer(buffer, nil, list, false) == invalid(:versioned, list)
+        assert held(buffer, flush) == before
+      end
     end
 
-    for list <- lists() ++ [versioned ++ good, versioned ++ :tail], not fits?(:versioned, list) do
-      assert Native.put_all_newer(buffer, nil, list, false) == invalid(:versioned, list)
-      assert held(buffer, flush) == before
-    end
-  end
+    test "is written up to the element that does not fit if its caller claims to have checked it" do
+      buffer = start_buffer()
 
-  test "check/2 finds what is invalid in a list of any length" do
-    long = Enum.map(1..200_000, &{&1, &1})
-
-    for {shape, kind} <- [pair: :pairs, versioned: :versioned, item: :list],
-        list <- lists() ++ [long, long ++ [:bad], long ++ :tail] do
-      assert check(shape, list) == if(fits?(kind, list), do: :ok, else: invalid(kind, list))
+      for list <- [[{1, 1}, :bad, {2, 2}], [{1, 1}, {1}, {2, 2}], [{1, 1} | {2, 2}]] do
+        assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, list, true) end
+        assert Buffer.get(buffer, 2) == nil
+        # All locks are released.
+        assert Buffer.put(buffer, 1, 1) == :ok
+      end
     end
 
-    {buffer, flush} = opened()
-    before = held(buffer, flush)
-    assert Native.put_all(buffer, nil, long, false) == :long
-    assert held(buffer, flush) == before
-  end
+    test "comes back in order without its written items if a draining partition refuses some" do
+      buffer = unique_name()
+      Native.open(queue(buffer), :queue, 3)
+      Native.drain(queue(buffer), 1)
+      in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
 
-  test "numbers of partitions that are not there are answered, and change nothing" do
-    {buffer, flush} = opened()
-    before = held(buffer, flush)
+      # A short list is written one by one, a longer one lock by lock.
+      for size <- [10, 100], checked <- [false, true] do
+        items = Enum.to_list(1..size)
+        assert {:refused, rest} = Native.push_all(queue(buffer), nil, items, checked)
+        written = items -- rest
+        assert rest == Enum.sort(rest)
+        assert Enum.filter(items, in_draining) -- rest == []
+        assert Native.push_all(queue(buffer), {:processor, nil}, rest, true) == :ok
 
-    for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
-      for name <- [:reopen, :drain, :close, :flush, :in_flight, :held],
-          do: assert(call(name, [buffer, number]) == :not_running)
+        flushed =
+          for n <- 0..2, {:fresh, flush} <- [Native.flush(queue(buffer), n)] do
+            {items, position} = Native.read(flush, 0, size)
+            assert Native.claim(flush, 0, position)
+            assert items == Enum.sort(items)
+            items
+          end
 
-      assert held(buffer, flush) == before
+        assert Enum.sort(Enum.concat(flushed)) == items
+        if size == 10, do: assert(written == Enum.take_while(items, &(not in_draining.(&1))))
+      end
     end
 
-    # The number of partitions, 1, or the partition's own is another.
-    for route <- [{1, 1}, {4_096, 1}, {(1 <<< 32) - 1, 1}, {0, 0}, {0, 2}, {1, 2}, {0, 1 <<< 31}] do
-      for name <- [:get, :delete], do: assert(call(name, [buffer, route, :key]) == :not_running)
-      assert Native.push(queue(buffer), route, :other) == :not_running
-      assert Native.push_all(queue(buffer), route, [:other], true) == {:refused, [:other]}
-      assert Native.put(buffer, route, :key, :other) == :not_running
-      assert Native.put_newer(buffer, route, :key, :other, 9) == :not_running
-      assert Native.put_all(buffer, route, [{:key, :other}], true) == {:refused, [{:key, :other}]}
-      newer = [{:key, :other, 9}]
-      assert Native.put_all_newer(buffer, route, newer, true) == {:refused, newer}
-      assert held(buffer, flush) == before
-    end
-  end
+    test "is written by calls that each copy at most 32 large entries beyond their time" do
+      {buffer, _batch} = opened()
+      large = Enum.to_list(1..100_000)
+      entries = Enum.map(1..500, &{&1, &1}) ++ Enum.map(501..550, &{&1, large})
 
-  test "of a list that a draining partition refuses in part, what has not been written is answered, in order" do
-    buffer = unique_name()
-    Native.open(queue(buffer), :queue, 3)
-    Native.drain(queue(buffer), 1)
-    in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
+      written = entries |> rests(&Native.put_all(buffer, nil, &1, true)) |> Enum.map(&length/1)
+      assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 32
 
-    # Written one by one, and by locks.
-    for size <- [10, 100], checked <- [false, true] do
-      items = Enum.to_list(1..size)
-      assert {:refused, rest} = Native.push_all(queue(buffer), nil, items, checked)
-      written = items -- rest
-      assert rest == Enum.sort(rest)
-      assert Enum.filter(items, in_draining) -- rest == []
-      assert Native.push_all(queue(buffer), {:processor, nil}, rest, true) == :ok
+      # The earlier flush comes first.
+      assert {:rest, first} = Native.flush(buffer, 0)
+      assert Native.claim(first, Native.position(first), 10)
+      {:fresh, flush} = Native.flush(buffer, 0)
 
-      flushed =
-        for n <- 0..2, {:fresh, flush} <- [Native.flush(queue(buffer), n)] do
-          {items, position} = Native.read(flush, 0, size)
-          assert Native.claim(flush, 0, position)
-          assert items == Enum.sort(items)
-          items
-        end
-
-      assert Enum.sort(Enum.concat(flushed)) == items
-      if size == 10, do: assert(written == Enum.take_while(items, &(not in_draining.(&1))))
-    end
-  end
-
-  test "a name has the status of the kind that was opened last, until its process dies" do
-    name = unique_name()
-    assert Native.status(name) == :not_running
-
-    for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
-      Native.open(name, kind, partitions)
-      assert Native.status(name) == {kind, partitions}
+      read = Enum.map(reads(flush, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
+      assert Enum.sum(read) == 50
+      assert Enum.max(read) <= 32
     end
 
-    owner = spawn(fn -> Native.open(name, :queue, 0) && receive(do: (:never -> :ok)) end)
-    await_status(name, {:queue, 0})
-    Process.exit(owner, :kill)
-    await_status(name, :not_running)
-  end
+    test "is written by calls that hash no more large keys than they have time for" do
+      {buffer, _batch} = opened()
+      large = :binary.copy("x", 100_000)
+      newer = for n <- 1..1_000, do: {<<n::32, large::binary>>, n, 1}
+      pairs = for {key, value, _version} <- newer, do: {key, value}
 
-  test "positions and counts beyond the end read nothing" do
-    buffer = start_buffer(partitions: 1)
-    Buffer.put(buffer, :key, 1)
-    {:fresh, flush} = Native.flush(buffer, 0)
-    largest = (1 <<< 64) - 1
-    assert Native.read(flush, largest, 1) == {[], largest}
-    assert Native.read(flush, 0, 0) == {[], 0}
-    assert {[{:key, 1, 0, 0}], 1} = Native.read(flush, 0, largest)
-    refute Native.claim(flush, 1, largest)
-    refute Native.claim(flush, largest, 0)
-    assert Native.claim(flush, 0, largest)
-    assert Native.read(flush, 0, 10) == {[], 0}
-    assert Native.flush(buffer, 0) == :empty
-  end
+      for {nif, list} <- [put_all: pairs, put_all_newer: newer], checked <- [false, true] do
+        times =
+          for _ <- 1..10 do
+            {microseconds, {:more, _rest}} = :timer.tc(Native, nif, [buffer, nil, list, checked])
+            microseconds
+          end
 
-  test "a flush outlives its buffer" do
-    buffer = start_buffer(partitions: 1)
-    Buffer.put(buffer, :key, 1)
-    {:fresh, flush} = Native.flush(buffer, 0)
-    stop_supervised!(buffer)
-    # Its drainer has handed all of it to the processor.
-    refute Native.claim(flush, 0, 1)
-    assert Native.read(flush, 0, 1) == {[], 0}
-  end
-
-  test "of a list that is not what its caller says it has checked nothing is written behind what does not fit" do
-    buffer = start_buffer()
-
-    for list <- [[{1, 1}, :bad, {2, 2}], [{1, 1}, {1}, {2, 2}], [{1, 1} | {2, 2}]] do
-      assert_raise ArgumentError, fn -> Native.put_all(buffer, nil, list, true) end
-      assert Buffer.get(buffer, 2) == nil
-      # No lock is left behind.
-      assert Buffer.put(buffer, 1, 1) == :ok
+        # The shortest call was not interrupted. To hash all keys would take some 50 ms.
+        assert Enum.min(times) < 5_000
+      end
     end
   end
 
-  test "behind small entries a call copies at most 32 large ones that take longer than its time" do
-    {buffer, _batch} = opened()
-    large = Enum.to_list(1..100_000)
-    entries = Enum.map(1..500, &{&1, &1}) ++ Enum.map(501..550, &{&1, large})
+  describe "a flush" do
+    test "reads and claims nothing beyond its end" do
+      buffer = start_buffer(partitions: 1)
+      Buffer.put(buffer, :key, 1)
+      {:fresh, flush} = Native.flush(buffer, 0)
+      largest = (1 <<< 64) - 1
+      assert Native.read(flush, largest, 1) == {[], largest}
+      assert Native.read(flush, 0, 0) == {[], 0}
+      assert {[{:key, 1, 0, 0}], 1} = Native.read(flush, 0, largest)
+      refute Native.claim(flush, 1, largest)
+      refute Native.claim(flush, largest, 0)
+      assert Native.claim(flush, 0, largest)
+      assert Native.read(flush, 0, 10) == {[], 0}
+      assert Native.flush(buffer, 0) == :empty
+    end
 
-    written = entries |> rests(&Native.put_all(buffer, nil, &1, true)) |> Enum.map(&length/1)
-    assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 32
-
-    # What was flushed before is read first.
-    assert {:rest, first} = Native.flush(buffer, 0)
-    assert Native.claim(first, Native.position(first), 10)
-    {:fresh, flush} = Native.flush(buffer, 0)
-
-    read = Enum.map(reads(flush, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
-    assert Enum.sum(read) == 50
-    assert Enum.max(read) <= 32
-  end
-
-  test "of a list with large keys a call hashes no more than it has time for" do
-    {buffer, _batch} = opened()
-    large = :binary.copy("x", 100_000)
-    newer = for n <- 1..1_000, do: {<<n::32, large::binary>>, n, 1}
-    pairs = for {key, value, _version} <- newer, do: {key, value}
-
-    for {nif, list} <- [put_all: pairs, put_all_newer: newer], checked <- [false, true] do
-      times =
-        for _ <- 1..10 do
-          {microseconds, {:more, _rest}} = :timer.tc(Native, nif, [buffer, nil, list, checked])
-          microseconds
-        end
-
-      # The shortest is of a call that was not interrupted: hashing all keys takes some 50 ms.
-      assert Enum.min(times) < 5_000
+    test "outlives its buffer" do
+      buffer = start_buffer(partitions: 1)
+      Buffer.put(buffer, :key, 1)
+      {:fresh, flush} = Native.flush(buffer, 0)
+      stop_supervised!(buffer)
+      # The drainer has given all of it to the processor.
+      refute Native.claim(flush, 0, 1)
+      assert Native.read(flush, 0, 1) == {[], 0}
     end
   end
 
-  # What is left after each call of `write`, from the whole list on.
+  # The rests that the calls of `write` leave, after the whole list.
   defp rests(list, write) do
     case write.(list) do
       {:more, rest} -> [list | rests(rest, write)]
@@ -347,7 +376,7 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
-  # What each call has read, from a position on.
+  # The entries that each call reads, from a position on.
   defp reads(flush, position) do
     case Native.read(flush, position, 1_000) do
       {[], ^position} -> []
@@ -355,7 +384,7 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
-  # How many of the entries behind this number the longest step has written.
+  # The most entries behind this number that one step has written.
   defp longest_step_behind(number, positions) do
     positions
     |> Enum.chunk_every(2, 1, :discard)
@@ -363,7 +392,7 @@ defmodule PartitionedBuffer.NativeTest do
     |> Enum.max()
   end
 
-  # A map without processes, and what it has flushed before what it holds; and a queue beside it.
+  # A map without processes that has a flush and waiting entries, a queue beside it, and the map's flush.
   defp opened do
     buffer = unique_name()
     Native.open(queue(buffer), :queue, 1)
@@ -390,24 +419,24 @@ defmodule PartitionedBuffer.NativeTest do
     }
   end
 
-  # The library is told of the death of a process by nothing that is seen from here.
+  # Nobody is told when the library has learnt of the death of a process.
   defp await_status(name, status), do: Native.status(name) == status || await_status(name, status)
 
-  # None of these is what the buffer holds already.
-  defp fitting(:any, _buffer, _batch), do: :other
-  defp fitting(:queue, buffer, _batch), do: queue(buffer)
-  defp fitting(:kind, _buffer, _batch), do: :map
-  defp fitting(:list, _buffer, _batch), do: [:other]
-  defp fitting(:name, buffer, _batch), do: buffer
-  defp fitting(:boolean, _buffer, _batch), do: true
-  defp fitting(:shape, _buffer, _batch), do: :pair
-  defp fitting(:partitions, _buffer, _batch), do: 2
-  defp fitting(:u32, _buffer, _batch), do: 0
-  defp fitting(:u64, _buffer, _batch), do: 1
-  defp fitting(:route, _buffer, _batch), do: {:processor, nil}
-  defp fitting(:version, _buffer, _batch), do: 1 <<< 70
-  defp fitting(:pairs, _buffer, _batch), do: [{:other, 1}]
-  defp fitting(:versioned, _buffer, _batch), do: [{:other, 1, 1}]
+  # None of these is in the buffer already.
+  defp fitting(:any, _buffer, _flush), do: :other
+  defp fitting(:queue, buffer, _flush), do: queue(buffer)
+  defp fitting(:kind, _buffer, _flush), do: :map
+  defp fitting(:list, _buffer, _flush), do: [:other]
+  defp fitting(:name, buffer, _flush), do: buffer
+  defp fitting(:boolean, _buffer, _flush), do: true
+  defp fitting(:shape, _buffer, _flush), do: :pair
+  defp fitting(:partitions, _buffer, _flush), do: 2
+  defp fitting(:u32, _buffer, _flush), do: 0
+  defp fitting(:u64, _buffer, _flush), do: 1
+  defp fitting(:route, _buffer, _flush), do: {:processor, nil}
+  defp fitting(:version, _buffer, _flush), do: 1 <<< 70
+  defp fitting(:pairs, _buffer, _flush), do: [{:other, 1}]
+  defp fitting(:versioned, _buffer, _flush), do: [{:other, 1, 1}]
   defp fitting(:flush, _buffer, flush), do: flush
 
   defp call(name, args) do

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.PanicTest do
-  # A panic in the library is an exception in Elixir, releases the lock it met, and leaves the buffer usable and its
-  # memory accounted for. In a VM of its own, since the library that panics is another one.
+  # A panic in the library is an exception in Elixir. It releases its lock, and leaves the buffer usable and its memory
+  # accounted for. The test has a VM of its own, since the library that panics is another one.
   use ExUnit.Case, async: true
 
   import PartitionedBuffer.VM
@@ -14,8 +14,8 @@ defmodule PartitionedBuffer.PanicTest do
     app = copy_package(dir, library)
     seed = System.get_env("SEED", to_string(:rand.uniform(1_000_000)))
 
-    # Debug assertions and overflow checks are on in this build, so a broken invariant would be a panic, too: of another
-    # kind, which the counts below and the output would show.
+    # This build has debug assertions and overflow checks. So a broken invariant is a panic as well, which the counts below
+    # would show.
     output =
       elixir!(app, "panics.exs", ["20000", seed], [
         {"PARTITIONED_BUFFER_PANIC_EVERY", "97"},
@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.PanicTest do
 
     assert [_, panics] = Regex.run(~r/20000 operations, (\d+) panics, seed \d+: all as it should be/, output)
     assert String.to_integer(panics) > 200
-    # The hook of Rust says where and why.
+    # Rust prints where and why for each panic.
     assert length(String.split(output, "panicked at")) - 1 == String.to_integer(panics)
     assert length(String.split(output, "panics as it was told to")) - 1 == String.to_integer(panics)
   end

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.QueueLawsTest do
-  # Random commands on random items, against a list for each partition; and of several processes, against what the times
-  # of their calls allow.
+  # Random commands on random items do to a queue what they do to a list for each partition. Those of several processes do
+  # what the times of their calls allow.
   #
   #     LAWS_SEQUENTIAL=100000 LAWS_PARALLEL=10000 LAWS_REPEATS=20 LAWS_SEED=1 mix test test/partitioned_buffer/queue_laws_test.exs
 
@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     {:ok, queues: for(n <- 1..3, into: %{}, do: {n, start_buffer(module: Queue, partitions: n)})}
   end
 
-  test "commands do to a queue what they do to lists", %{queues: queues} do
+  test "a queue does what lists do", %{queues: queues} do
     Laws.holds("queues", Laws.sequential(), Generators.queue(), fn {partitions, commands} ->
       queue = empty(queues, partitions)
       Queue.update_options(queue, processing_batch_size: 100)
@@ -32,14 +32,14 @@ defmodule PartitionedBuffer.QueueLawsTest do
     end)
   end
 
-  test "pushes of several processes are linearizable in each partition", %{queues: queues} do
+  test "the pushes of several processes to a queue are linearizable in each partition", %{queues: queues} do
     Laws.holds_repeatedly("parallel queues", Laws.parallel(), Generators.parallel_queue(), fn case ->
       {partitions, before, suffixes} = case
       run_parallel(before, Tuple.to_list(suffixes), empty(queues, partitions), partitions)
     end)
   end
 
-  # Without what a failed case has left.
+  # A queue without the items that a failed case may have left.
   defp empty(queues, partitions) do
     queue = Map.fetch!(queues, partitions)
     flush(queue)
@@ -47,7 +47,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     queue
   end
 
-  # The model after a command, or the command with what was wrong.
+  # The model after a command, or the command with the wrong result.
   defp step({:push, item_or_items, route} = command, model) do
     items = if is_list(item_or_items), do: item_or_items, else: [item_or_items]
 
@@ -113,7 +113,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   # Items of a process are numbered from a multiple of this.
   @items_of_process 1_000_000
 
-  # Of the suffixes the first is done by this process, which receives the batches.
+  # This process does the first suffix, since it receives the batches.
   defp run_parallel(before, suffixes, queue, partitions) do
     [before | suffixes] = [before | suffixes] |> Enum.with_index() |> Enum.map(&numbered/1)
     phases = for lists <- [[before], suffixes, [[:flush, :size]]], do: Laws.at_once(lists, &call(&1, queue))
@@ -167,7 +167,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     end
   end
 
-  # What was done, in the order of each process, contradicts a queue in this.
+  # The laws of a queue that the calls of all processes contradict.
   defp wrong(done, partitions) do
     pushed =
       for {called, returned, command, _result} <- done, {item, route} <- items(command), into: %{} do
@@ -199,7 +199,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp possible?({:improper, _items, _route}, result), do: result == :raised
   defp possible?(_command, result), do: result == :ok
 
-  # A partition flushes each item that was pushed to it, as it was, and no other.
+  # A partition flushes each item that was pushed to it once and unchanged, and no other.
   defp not_once([%{partition: partition} | _] = flushes, pushed) do
     got = flushes |> Enum.flat_map(& &1.items) |> Enum.frequencies()
     expected = for {item, {^partition, _, _}} <- pushed, into: %{}, do: {item, 1}
@@ -219,8 +219,8 @@ defmodule PartitionedBuffer.QueueLawsTest do
     end
   end
 
-  # Pushes and flushes of a partition, in the order in which they took effect: none returned before one ahead of it was
-  # called. Then there is a moment for each, within its call, which gives this order.
+  # Pushes and flushes of a partition, in the order in which they took effect. None may have returned before an earlier one
+  # was called. Then each call has a moment that gives this order.
   defp overtaken(flushes, pushed) do
     events = Enum.flat_map(flushes, &events(&1, pushed))
     latest = events |> Enum.map(&elem(&1, 1)) |> Enum.scan(&max/2)
@@ -234,7 +234,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     pushes ++ [{:flush, flush.called, flush.returned}]
   end
 
-  # A size counts what was certainly pushed and not yet flushed while it was read, and nothing that was certainly not.
+  # A size counts all items that certainly waited during its call, and none that certainly did not.
   defp sizes(done, flushes, pushed) do
     waits =
       for flush <- flushes,

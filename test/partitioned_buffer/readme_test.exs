@@ -3,7 +3,8 @@ defmodule PartitionedBuffer.ReadmeTest do
 
   for file <- ~w(report readme), do: Code.require_file("../../bench/support/#{file}.ex", __DIR__)
 
-  test "the figures in the README are those that the benchmarks have written: else run bench/readme.exs" do
+  # If it fails, bench/readme.exs writes the figures into the README.
+  test "the README has the figures that the benchmarks wrote" do
     {text, with_figures} = Bench.Readme.texts()
     assert text =~ "<!-- bench/results.json -->"
     assert text =~ "<!-- bench/limits.txt -->"

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.ReloadTest do
   # What happens when the module of the NIFs is loaded again in a running VM; `PartitionedBuffer.Native` says what. Each
-  # test in a VM of its own, whose crash would be seen.
+  # test has a VM of its own, whose crash it would see.
   use ExUnit.Case, async: true
 
   import PartitionedBuffer.VM
@@ -17,12 +17,12 @@ defmodule PartitionedBuffer.ReloadTest do
   end
 
   for {what, name} <- [
-        load: "loading it over itself is refused, and the buffers go on",
-        again: "unloaded and loaded again it finds the buffers and what they hold",
-        replaced: "a library file that was replaced is not looked at while there are buffers",
-        refused: "a library of another path is refused while there are buffers",
-        version: "without buffers another library is taken",
-        storm: "writing, flushes and reloading at the same time lose nothing"
+        load: "the loaded module refuses to be loaded over itself, and the buffers go on",
+        again: "the module finds the buffers and their entries if it is unloaded and loaded again",
+        replaced: "the module ignores a library file that was replaced while there are buffers",
+        refused: "the module refuses a library of another path while there are buffers",
+        version: "the module takes another library if there are no buffers",
+        storm: "reloads lose nothing while writers write and partitions flush"
       ] do
     test name, %{app: app, other: other} do
       assert elixir!(app, "reload.exs", [unquote(to_string(what)), other]) =~
@@ -30,7 +30,7 @@ defmodule PartitionedBuffer.ReloadTest do
     end
   end
 
-  test "recompiling it in a running system keeps the data", %{dir: dir} do
+  test "a recompilation in a running system keeps the data", %{dir: dir} do
     project = Path.join(dir, "project")
     File.mkdir_p!(Path.join(project, "native"))
 

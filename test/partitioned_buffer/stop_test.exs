@@ -3,67 +3,165 @@ defmodule PartitionedBuffer.StopTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.Queue
+  alias PartitionedBuffer.{Partition, Queue}
 
   @moduletag :capture_log
 
-  defp keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
+  describe "stop/3" do
+    test "returns from every call that comes while the buffer is stopping" do
+      {:ok, owner} = ExUnit.fetch_test_supervisor()
 
-  defp never_returns(batch, test) do
-    send(test, {:batch, batch})
-    receive(do: (:never -> :ok))
-  end
+      for first <- [&Buffer.stop/1, &Buffer.stop(&1, :shutdown), &Supervisor.terminate_child(owner, &1)] do
+        buffer = start_buffer(partitions: 1, processor: asking_processor())
+        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        Buffer.put(buffer, :key, 1)
+        first = Task.async(fn -> first.(buffer) end)
+        assert_receive {:asked, processor, _batch}
+        stops = for server <- [buffer, supervisor], do: Task.async(fn -> Buffer.stop(server) end)
+        await_messages(supervisor, 2)
+        send(processor, :return)
+        assert Task.await_many([first | stops]) == [:ok, :ok, :ok]
+      end
+    end
 
-  # A term that routes to the partition `number` of so many.
-  defp partition_key_of(number, partitions),
-    do: Enum.find(1..1_000, &(:erlang.phash2(&1, partitions) == number))
+    test "exits after its timeout, and if the buffer ends for another reason" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+      Buffer.put(buffer, :key, 1)
+      stop = fn timeout -> catch_exit(Buffer.stop(buffer, :normal, timeout)) end
+      stops = [Task.async(fn -> stop.(:infinity) end)]
+      assert_receive {:asked, _processor, _batch}
+      assert {:timeout, {GenServer, :stop, _}} = stop.(10)
+      {:message_queue_len, messages} = Process.info(supervisor, :message_queue_len)
+      stops = [Task.async(fn -> stop.(:infinity) end) | stops]
+      await_messages(supervisor, messages + 1)
+      children = [hd(partitions(buffer)), Partition.task_supervisor(buffer, 0)]
+      refs = for child <- children, do: Process.monitor(child)
+      Process.exit(supervisor, :kill)
 
-  defp refused?(write) do
-    error = catch_error(write.())
-    Exception.message(error) =~ "no partitions available"
-  end
+      assert [{{:killed, _}, {GenServer, :stop, _}}, {:killed, {GenServer, :stop, _}}] =
+               Task.await_many(stops)
 
-  # Calls the test's function once, with the first batch, and tells the test of all.
-  defp processor_that(function) do
-    test = self()
-    calls = :counters.new(1, [])
+      # Their deaths are logged, and the log is captured only during the test.
+      for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason}, 5_000)
+    end
 
-    fn batch ->
-      :counters.add(calls, 1, 1)
-      send(test, {:batch, batch})
-      if :counters.get(calls, 1) == 1, do: function.()
+    test "exits if a process stops itself" do
+      assert {:calling_self, _call} = catch_exit(Buffer.stop(self()))
+    end
+
+    test "exits as Supervisor.stop/3 does if the buffer is not running" do
+      stopped = start_buffer()
+      Buffer.stop(stopped)
+
+      for name <- [unique_name(), stopped] do
+        supervisor = Module.concat(name, Supervisor)
+
+        assert catch_exit(Buffer.stop(name, :normal, 9)) ==
+                 catch_exit(Supervisor.stop(supervisor, :normal, 9))
+      end
+
+      {dead, ref} = spawn_monitor(fn -> :ok end)
+      assert_receive {:DOWN, ^ref, :process, ^dead, :normal}
+      assert catch_exit(Buffer.stop(dead)) == catch_exit(Supervisor.stop(dead))
+    end
+
+    test "waits for the flush in flight, and then processes the waiting entries" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put_newer(buffer, :key, :old, 1)
+      [partition] = partitions(buffer)
+      tick(partition)
+      assert_receive {:asked, first, [{:key, :old, 1, 0}]}
+      Buffer.put_newer(buffer, :key, :new, 2)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # The rest does not come while the first batch is processed.
+      refute_receive {:asked, _pid, _batch}, 200
+      assert Process.alive?(first)
+      send(first, :return)
+      assert {[{:key, :new, 2, 0}], _ref} = answer(:return)
+      assert Task.await(stop) == :ok
+      assert_raise ArgumentError, fn -> Buffer.put(buffer, :key, 1) end
+    end
+
+    test "lets all partitions process at the same time" do
+      buffer = start_buffer(partitions: 4, processor: asking_processor())
+      Buffer.put_all(buffer, for(n <- 1..4, do: {n, n}), partition_key: nil)
+      for n <- 0..3, do: Buffer.put(buffer, {:in, n}, n, partition_key: partition_key_of(n, 4))
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # No processor has returned, so these four work at once.
+      pids = for _ <- 1..4, do: assert_receive({:asked, _pid, _batch}) |> elem(1)
+      assert length(Enum.uniq(pids)) == 4
+      for pid <- pids, do: send(pid, :return)
+      assert Task.await(stop) == :ok
+    end
+
+    test "processes everything though a batch fails" do
+      test = self()
+
+      processor = fn batch ->
+        send(test, {:batch, batch})
+        if Enum.any?(batch, &match?({11, _, _, _}, &1)), do: raise("no")
+      end
+
+      buffer = start_buffer(partitions: 1, processor: processor)
+      Buffer.put_all(buffer, for(n <- 1..35, do: {n, n}))
+      assert Buffer.stop(buffer) == :ok
+      assert keys(received_entries()) == Enum.to_list(1..35)
+    end
+
+    test "waits longer than a worker's usual five seconds if the processor takes longer" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put(buffer, 1, 1)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      assert_receive {:asked, pid, [{1, 1, 0, 0}]}
+      ref = Process.monitor(pid)
+      refute_receive {:DOWN, ^ref, :process, ^pid, _reason}, 5_500
+      send(pid, :return)
+      assert_receive {:DOWN, ^ref, :process, ^pid, :normal}
+      assert Task.await(stop) == :ok
+    end
+
+    test "gives each batch of a task that has outlived its partition the whole timeout" do
+      test = self()
+
+      processor = fn batch ->
+        send(test, {:batch, self(), batch})
+        # All batches together take longer than one of them may.
+        Process.sleep(100)
+      end
+
+      buffer =
+        start_buffer(
+          partitions: 1,
+          processor: processor,
+          processing_timeout_ms: 1_000,
+          processing_batch_size: 1
+        )
+
+      Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
+      [partition] = partitions(buffer)
+      tick(partition)
+      assert_receive {:batch, task, _first}
+      kill_and_await_restart(partition)
+      assert Buffer.stop(buffer) == :ok
+      for _ <- 2..15, do: assert_received({:batch, ^task, _batch})
+    end
+
+    test "takes a pid as well" do
+      {:ok, pid} = Buffer.start_link(name: unique_name(), processor: &Function.identity/1)
+      assert Buffer.stop(pid) == :ok
+      refute Process.alive?(pid)
     end
   end
 
-  # The supervisor learns of deaths only when it stops, so it starts none of the dead again.
-  defp suspend_supervisor(buffer), do: :sys.suspend(Module.concat(buffer, Supervisor))
-
-  defp task_supervisor(buffer), do: Process.whereis(PartitionedBuffer.Partition.task_supervisor(buffer, 0))
-
-  # The first to be ended.
-  defp drainer(buffer) do
-    children = Supervisor.which_children(Module.concat(buffer, Supervisor))
-
-    Enum.find_value(children, fn {id, pid, _type, _modules} ->
-      if id == {PartitionedBuffer.Drainer, :last}, do: pid
-    end)
-  end
-
-  defp asking_processor do
-    test = self()
-
-    fn batch ->
-      send(test, {:asked, self(), batch})
-      receive(do: (:return -> send(test, {:batch, batch})))
+  describe "a stop" do
+    test "processes everything if it comes from a supervisor" do
+      buffer = start_buffer(partitions: 3)
+      Buffer.put_all(buffer, for(n <- 1..1_000, do: {n, n}))
+      stop_supervised!(buffer)
+      assert keys(received_entries()) == Enum.to_list(1..1_000)
     end
-  end
 
-  defp await_batch do
-    assert_receive {:asked, pid, batch}
-    {pid, batch}
-  end
-
-  describe "a stop processes everything" do
     for {what, victims} <- [
           partition: [:partition],
           "task supervisor": [:task_supervisor],
@@ -72,7 +170,7 @@ defmodule PartitionedBuffer.StopTest do
           "drainer and partition": [:drainer, :partition],
           "drainer, partition and its task supervisor": [:drainer, :partition, :task_supervisor]
         ] do
-      test "where the #{what} died just before" do
+      test "processes everything though the #{what} died just before" do
         for partitions <- [1, 3] do
           buffer = start_buffer(partitions: partitions)
           attach_telemetry(buffer)
@@ -94,7 +192,7 @@ defmodule PartitionedBuffer.StopTest do
       end
     end
 
-    test "when what a dead partition had in flight is done" do
+    test "processes waiting entries after the flush in flight of a dead partition" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
       [partition] = partitions(buffer)
@@ -115,8 +213,10 @@ defmodule PartitionedBuffer.StopTest do
       assert keys(first ++ second) == Enum.to_list(1..15)
     end
 
-    test "where the partition, its task supervisor and who drains in their place die meanwhile" do
-      buffer = start_buffer(partitions: 1, processor: asking_processor(), processing_batch_size: 1)
+    test "loses only the batch of a task that dies, though the processes that drain die as well" do
+      buffer =
+        start_buffer(partitions: 1, processor: asking_and_returning_processor(), processing_batch_size: 1)
+
       Buffer.put_all(buffer, for(n <- 1..4, do: {n, n}))
       {partition, drainer} = {Process.whereis(hd(partitions(buffer))), drainer(buffer)}
       stop = Task.async(fn -> Buffer.stop(buffer) end)
@@ -124,13 +224,13 @@ defmodule PartitionedBuffer.StopTest do
       {task, _batch} = await_batch()
       kill_processes([partition])
       assert Process.alive?(task)
-      # With its supervisor the task ends, which has lost the batch in its hand.
+      # The task dies with its supervisor, and loses its batch.
       kill_processes([task_supervisor(buffer)])
 
       {alone, _batch} = await_batch()
       {:monitors, [process: in_its_place]} = Process.info(drainer, :monitors)
       kill_processes([in_its_place])
-      # The next waits for what is at work.
+      # The next process waits for this one.
       refute_receive {:asked, _pid, _batch}, 100
       send(alone, :return)
 
@@ -144,33 +244,11 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
-  test "the end of a start that fails processes nothing of a partition that it has not started" do
-    buffer = start_buffer(partitions: 2)
-    Buffer.put(buffer, :left, 1, partition_key: partition_key_of(1, 2))
-    supervisor = Process.whereis(Module.concat(buffer, Supervisor))
-    children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
-    kill_processes([supervisor | children])
-
-    # Somebody of the tree before may still be at work.
-    name_of_second = PartitionedBuffer.Routing.partition_name(buffer, 1)
-    Process.register(self(), name_of_second)
-    Process.flag(:trap_exit, true)
-    test = self()
-
-    opts = [
-      name: buffer,
-      partitions: 2,
-      processor: &send(test, {:batch, &1}),
-      processing_interval_ms: 86_400_000
-    ]
-
-    assert {:error, {:shutdown, _failed_to_start}} = Buffer.start_link(opts)
-    refute_received {:batch, _batch}
-
-    Process.unregister(name_of_second)
-    start_buffer(opts)
-    assert Buffer.stop(buffer) == :ok
-    assert received_entries() == [{:left, 1, 0, 0}]
+  describe "a list that a stop cuts short" do
+    test "is processed up to where it was written" do
+      # The stop may come when all has been written.
+      Enum.find(1..20, fn _attempt -> cut_short?(200_000) end) || flunk("no list was cut short")
+    end
   end
 
   describe "the processor of a buffer that stops" do
@@ -178,7 +256,7 @@ defmodule PartitionedBuffer.StopTest do
           itself: quote(do: & &1.()),
           "in a task of its own": quote(do: &Task.await(Task.async(&1)))
         ] do
-      test "writes to its buffer by every call, #{how}, and all of it is processed" do
+      test "writes to its buffer by every call, #{how}, and the stop processes all of it" do
         call = unquote(call)
 
         for {partitions, opts} <- [{1, []}, {3, []}, {3, [partition_key: :all]}, {3, [partition_key: & &1]}] do
@@ -214,7 +292,7 @@ defmodule PartitionedBuffer.StopTest do
         end
       end
 
-      test "pushes to its queue, #{how}, and all of it is processed, in order" do
+      test "pushes to its queue, #{how}, and the stop processes all of it in order" do
         call = unquote(call)
 
         for {partitions, opts} <- [{1, []}, {3, []}, {3, [partition_key: :all]}, {3, [partition_key: & &1]}] do
@@ -245,7 +323,7 @@ defmodule PartitionedBuffer.StopTest do
       end
     end
 
-    test "writes each entry of a list once while some partitions are in flight and others not any more" do
+    test "writes each entry of a list once, while other partitions have nothing left to process" do
       test = self()
       queue = unique_name()
 
@@ -265,7 +343,7 @@ defmodule PartitionedBuffer.StopTest do
       assert_receive {:held, task}
       Queue.push(queue, :rest, partition_key: partition_key_of(1, 2))
       stop = Task.async(fn -> Queue.stop(queue) end)
-      # From now on this partition refuses what is not a processor's, and the other does not.
+      # From now on this partition refuses all writes but those of processors, and the other takes them all.
       assert_receive {:batch, [:rest]}
       assert refused?(fn -> Queue.push(queue, :other, partition_key: partition_key_of(1, 2)) end)
       assert Queue.push(queue, :other, partition_key: partition_key_of(0, 2)) == :ok
@@ -275,20 +353,13 @@ defmodule PartitionedBuffer.StopTest do
       assert items == Enum.to_list(1..3_000) ++ [:other]
     end
 
-    test "reads and deletes to the end of the stop, as all others do; only their writes are refused" do
-      test = self()
-
-      processor = fn batch ->
-        send(test, {:called, self(), batch})
-        receive(do: (:return -> :ok))
-      end
-
-      buffer = start_buffer(partitions: 2, processor: processor)
+    test "does not keep other processes from reading and deleting, while their writes are refused" do
+      buffer = start_buffer(partitions: 2, processor: asking_processor())
       for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
       stop = Task.async(fn -> Buffer.stop(buffer) end)
-      assert_receive {:called, one, [{n, n, 0, 0}]}
-      assert_receive {:called, other, _batch}
-      # The partition of the first has nothing left to do.
+      assert_receive {:asked, one, [{n, n, 0, 0}]}
+      assert_receive {:asked, other, _batch}
+      # The first partition has nothing left to process.
       send(one, :return)
       ref = Process.monitor(one)
       assert_receive {:DOWN, ^ref, :process, ^one, :normal}
@@ -304,7 +375,7 @@ defmodule PartitionedBuffer.StopTest do
       assert refused?(fn -> Buffer.get(buffer, n) end)
     end
 
-    test "is called in ten passes if it always writes; what is left is kept, and logged with its count" do
+    test "is called in ten passes if it always writes; the rest is kept, and its count is logged" do
       test = self()
       buffer = unique_name()
 
@@ -329,7 +400,7 @@ defmodule PartitionedBuffer.StopTest do
   end
 
   describe "a processor that hangs at a stop" do
-    test "is killed after processing_timeout_ms if it was at work when the stop began; the rest is kept" do
+    test "is killed after processing_timeout_ms if it was called before the stop; the rest is kept" do
       test = self()
 
       processor = fn [{key, _, _, _}] = batch ->
@@ -357,7 +428,7 @@ defmodule PartitionedBuffer.StopTest do
       assert keys(received_entries()) == [1, 2, 3]
     end
 
-    test "is killed five seconds after its call if the stop has made it; what lies behind is not tried" do
+    test "is killed after five seconds if it was called during the stop; the rest is kept" do
       test = self()
       calls = :counters.new(1, [])
 
@@ -393,5 +464,105 @@ defmodule PartitionedBuffer.StopTest do
 
       assert length(received_batches()) == 3
     end
+  end
+
+  ## Processors
+
+  # Sends each batch to the test, and calls `function` with the first.
+  defp processor_that(function) do
+    test = self()
+    calls = :counters.new(1, [])
+
+    fn batch ->
+      :counters.add(calls, 1, 1)
+      send(test, {:batch, batch})
+      if :counters.get(calls, 1) == 1, do: function.()
+    end
+  end
+
+  # Sends each batch to the test when it is called, and again when it returns.
+  defp asking_and_returning_processor do
+    test = self()
+    ask = asking_processor()
+
+    fn batch ->
+      ask.(batch)
+      send(test, {:batch, batch})
+    end
+  end
+
+  defp never_returns(batch, test) do
+    send(test, {:batch, batch})
+    receive(do: (:never -> :ok))
+  end
+
+  defp await_batch do
+    assert_receive {:asked, pid, batch}
+    {pid, batch}
+  end
+
+  ## Writes
+
+  defp refused?(write) do
+    error = catch_error(write.())
+    Exception.message(error) =~ "no partitions available"
+  end
+
+  # Whether a stop cut short a list of this size. Up to 128 entries are written at once, lock by lock. So there may be gaps
+  # among the last ones.
+  defp cut_short?(size) do
+    buffer = start_buffer(processing_batch_size: 1_000)
+    list = for n <- 1..size, do: {n, {n}}
+
+    writer =
+      Task.async(fn ->
+        try do
+          Buffer.put_all(buffer, list)
+        rescue
+          error in ArgumentError -> error.message
+        end
+      end)
+
+    await_first(buffer)
+    Buffer.stop(buffer)
+    result = Task.await(writer)
+    entries = received_entries()
+    keys = Enum.sort(for {key, {key}, 0, 0} <- entries, do: key)
+    assert length(keys) == length(entries)
+    assert Enum.dedup(keys) == keys
+
+    if result == :ok do
+      assert length(keys) == size
+      false
+    else
+      assert result =~ "no partitions available"
+      last = List.last(keys)
+      complete = max(last - 128, 0)
+      assert Enum.take(keys, complete) == Enum.to_list(1..complete//1)
+      last < size
+    end
+  end
+
+  defp await_first(buffer), do: if(Buffer.size(buffer) == 0, do: await_first(buffer))
+
+  ## Processes
+
+  # A suspended supervisor learns of deaths only when it stops, so it restarts no child.
+  defp suspend_supervisor(buffer), do: :sys.suspend(PartitionedBuffer.Supervisor.name(buffer))
+
+  defp task_supervisor(buffer), do: Process.whereis(Partition.task_supervisor(buffer, 0))
+
+  # The last child, which a supervisor ends first.
+  defp drainer(buffer) do
+    children = Supervisor.which_children(PartitionedBuffer.Supervisor.name(buffer))
+
+    Enum.find_value(children, fn {id, pid, _type, _modules} ->
+      if id == {PartitionedBuffer.Drainer, :last}, do: pid
+    end)
+  end
+
+  # Waits until this number of messages is in the queue of a busy process.
+  defp await_messages(pid, number) do
+    Process.info(pid, :message_queue_len) == {:message_queue_len, number} || await_messages(pid, number)
   end
 end

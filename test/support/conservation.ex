@@ -1,11 +1,95 @@
 defmodule PartitionedBuffer.Conservation do
-  @moduledoc false
-  # Processes write to a buffer of which each partition flushes every millisecond. At the end each acknowledged write
-  # must have been processed once, in the order of the writes, in batches of which only the last of a flush is short.
-  #
-  # `Kind` is what maps and queues differ in, `Ledger` what is checked in both, `Faults` what may go wrong meanwhile.
+  @moduledoc """
+  Checks that all that is written to a buffer comes out once and in order, also while its processes die.
 
-  alias PartitionedBuffer.Conservation.{Faults, Ledger, Writer}
+  ## A run
+
+  `package/2` starts a buffer of two partitions that flush every millisecond, and four writers. A writer makes random calls
+  of all kinds until it has done its share of the writes. Another process owns the buffer and injects a fault every few
+  milliseconds. At the end the buffer stops, which processes the rest, and the ledger compares the writes with the batches of
+  the processor. `ets_design/3` does the same writes to an ETS design of `bench/support`, without faults.
+
+  ## What the ledger knows
+
+  The processor sends each batch to the ledger before it does anything else, and then obeys its verdict: to return, or to
+  fail in one of several ways. The ledger also gets the telemetry events of the buffer, and monitors its tasks.
+
+  Entries tell by themselves which writes they are made of:
+
+    * In a map the writes to a key follow from the key's number (`History`), and one writer writes to a key. So each entry has
+      to be the result of the key's writes that follow those of its last entry.
+    * An item of a queue has its stream, its partition, and its number there (`Item`). So the next item of a stream in a
+      partition is known.
+
+  A writer tells at the end which writes were acknowledged, and which ones may have been done by a call that raised.
+
+  A batch is lost with the processor that had it. The ledger has seen this batch, so nothing is missing. Only a task that is
+  killed outside of the processor can lose a batch that nobody has seen: it may just have claimed one. Such a death is a
+  *window*. Entries that are missing count as `unseen` if there was a window since the last entry of their key, or of their
+  stream in their partition. Otherwise they are `lost`.
+
+  ## Violations
+
+  | violation | meaning |
+  |---|---|
+  | `lost` | an acknowledged write has not come, and there was no window |
+  | `again` | an entry has come twice |
+  | `wrong` | no writes give this entry, or its term was changed |
+  | `out_of_order` | an item came after a later one of its stream |
+  | `never_written` | more items came than were pushed |
+  | `wrong_partition` | an item came from another partition than its own |
+  | `wrong_reads` | a read found another value than the last write |
+  | `empty_batch` | a batch was empty |
+  | `batch_size` | a batch had a size that was never set, or was short though it was not the last of its flush |
+  | `two_at_a_time` | two tasks of one partition were in the processor |
+  | `stop_event`, `exception_event` | a telemetry event does not fit what its task did |
+  | `task_end` | a task ended for a reason that nothing explains |
+  | `reports` | failures of tasks and `processing_failed` events are not the same number |
+
+  A result has the violations, the first of each kind with its number; all other counts are figures.
+
+  ## Faults
+
+  `Faults.in_processor/0` are the first two rows, and `Faults.all/0` are all of them.
+
+  | fault | what happens |
+  |---|---|
+  | `raise`, `throw`, `exit`, `kill` | the processor fails in this way |
+  | `slow`, `hang` | the processor takes some milliseconds, or hangs and is killed |
+  | `kill_task`, `kill_partition`, `kill_task_supervisor` | one of these processes is killed |
+  | `kill_supervisor`, `kill_tree` | the supervisor is killed, alone or with all its children |
+  | `owner_dies` | the process is killed that has started the buffer |
+  | `stop`, `stop_while_hanging` | the buffer is stopped, perhaps while its processor hangs |
+  | `kill_at_stop` | processes of the buffer are killed while it stops |
+  | `change_partitions` | the buffer is stopped, and starts with another number of partitions |
+  | `write_list`, `kill_writer` | a process writes a long list, and is perhaps killed |
+  | `update_options` | the batch size, the interval or the timeout changes |
+  | `collect_garbage` | garbage is collected in the processes of the buffer |
+  | `purge_code` | a value refers to code that is purged while the value waits |
+
+  ## To run a seed again
+
+      mix run bench/conservation.exs --seed 3 --queue --faults --writes 1000000
+      CONSERVATION_SEED=3 mix test test/partitioned_buffer/conservation_test.exs
+
+  The seed decides the calls of the writers and the faults, but not when the scheduler runs whom. So a violation may need
+  several runs of its seed.
+
+  ## The modules
+
+  | module | its part |
+  |---|---|
+  | `Conservation` | a run from beginning to end |
+  | `Writer` | a process that writes |
+  | `Faults` | the process that owns the buffer and injects the faults |
+  | `Ledger` | the process that compares the batches with the writes |
+  | `Kind` | the behaviour for everything that differs between maps and queues |
+  | `Maps`, `History` | maps, and the writes to a key |
+  | `Queues`, `Item` | queues, and their items |
+  | `Code` | values that refer to code that is purged |
+  """
+
+  alias PartitionedBuffer.Conservation.{Faults, Kind, Ledger, Writer}
 
   @batch_sizes [1, 7, 100, 1_000]
 
@@ -17,7 +101,11 @@ defmodule PartitionedBuffer.Conservation do
           seconds: float()
         }
 
-  @doc "So many writes to a buffer of this package, with faults of these kinds."
+  @doc """
+  Writes to a buffer of this package.
+
+  Options: `:writes`, `:seed`, `:writers` (4) and `:faults` ([]), the kinds of faults.
+  """
   @spec package(module(), keyword()) :: result()
   def package(kind, opts) do
     buffer = :"conservation_#{System.unique_integer([:positive])}"
@@ -43,82 +131,36 @@ defmodule PartitionedBuffer.Conservation do
         faults: faults
       )
 
-    {written, calls, seconds} = write(kind, &call(kind, buffer, &1, &2), opts)
+    target = fn call, opts -> Kind.refusable(fn -> kind.call(buffer, call, opts) end) end
+    {written, figures} = write(kind, target, opts)
     injected = Faults.stop(faults)
 
     ledger
     |> Ledger.finish(written ++ injected.written)
-    |> Map.merge(%{calls: calls, faults: injected.counts, seconds: seconds})
+    |> Map.merge(%{figures | faults: injected.counts})
     |> check_reads()
     |> check_reports(injected)
   end
 
-  @doc "The same writes to the documented ETS design, `design` of `bench/support`."
+  @doc "Does the same writes to the documented ETS design, a `design` of `bench/support`."
   @spec ets_design(module(), module(), keyword()) :: result()
   def ets_design(kind, design, opts) do
     {:ok, ledger} = Ledger.start_link(kind, nil, nil)
     handle = design.new(partitions: 2)
     flusher = Task.async(fn -> flush_design(design, handle, &Ledger.process(&1, ledger, kind)) end)
 
-    {written, calls, seconds} =
-      write(kind, fn call, _opts -> call_design(kind, design, handle, call) end, opts)
+    {written, figures} = write(kind, fn call, _opts -> call_design(kind, design, handle, call) end, opts)
 
     send(flusher.pid, :stop)
     Task.await(flusher, :infinity)
-
-    ledger
-    |> Ledger.finish(written)
-    |> Map.merge(%{calls: calls, faults: %{}, seconds: seconds})
-    |> check_reads()
-  end
-
-  ## Writers
-
-  defp write(kind, target, opts) do
-    writers = Keyword.get(opts, :writers, 4)
-    started = System.monotonic_time(:millisecond)
-
-    for number <- 0..(writers - 1) do
-      Writer.start_link(number,
-        kind: kind,
-        writers: writers,
-        target: target,
-        left: div(opts[:writes], writers),
-        hibernate: Keyword.get(opts, :faults, []) != [],
-        seed: opts[:seed]
-      )
-    end
-
-    results =
-      for _ <- 1..writers do
-        receive do
-          {:written, written, calls} -> {written, calls}
-        end
-      end
-
-    {written, calls} = Enum.unzip(results)
-    calls = Enum.reduce(calls, &Map.merge(&1, &2, fn _call, a, b -> a + b end))
-    {Enum.concat(written), calls, (System.monotonic_time(:millisecond) - started) / 1_000}
-  end
-
-  ## What is written to
-
-  defp call(kind, buffer, call, opts), do: refusable(fn -> kind.call(buffer, call, opts) end)
-
-  @doc "The result of a call on a buffer, `:refused` if the buffer is not running."
-  def refusable(call) do
-    call.()
-  rescue
-    error in ArgumentError ->
-      unless error.message =~ "no partitions available", do: reraise(error, __STACKTRACE__)
-      :refused
+    ledger |> Ledger.finish(written) |> Map.merge(figures) |> check_reads()
   end
 
   defp call_design(kind, design, handle, call) do
     kind.call_design(design, handle, call)
   rescue
-    # There is no table, or it has no size.
-    _gone in [ArgumentError, ArithmeticError] -> :refused
+    # A flush has taken the table away, so there is none, or it has no size.
+    _no_table in [ArgumentError, ArithmeticError] -> :refused
   end
 
   defp flush_design(design, handle, processor) do
@@ -131,7 +173,27 @@ defmodule PartitionedBuffer.Conservation do
     end
   end
 
-  ## What the counts have to be
+  defp write(kind, target, opts) do
+    writers = Keyword.get(opts, :writers, 4)
+    started = System.monotonic_time(:millisecond)
+
+    for number <- 0..(writers - 1) do
+      Writer.start_link(number, opts[:seed],
+        kind: kind,
+        writers: writers,
+        target: target,
+        left: div(opts[:writes], writers),
+        hibernate: Keyword.get(opts, :faults, []) != []
+      )
+    end
+
+    results = for _ <- 1..writers, do: receive(do: ({:written, written, calls} -> {written, calls}))
+    seconds = (System.monotonic_time(:millisecond) - started) / 1_000
+
+    {written, calls} = Enum.unzip(results)
+    calls = Enum.reduce(calls, &Map.merge(&1, &2, fn _call, a, b -> a + b end))
+    {Enum.concat(written), %{calls: calls, faults: %{}, seconds: seconds}}
+  end
 
   defp check_reads(result) do
     case result.calls[:wrong_reads] do
@@ -140,7 +202,7 @@ defmodule PartitionedBuffer.Conservation do
     end
   end
 
-  # Each failure of a task is told by `processing_failed`, but for what deaths of other processes have hidden.
+  # Each failure of a task is reported by `processing_failed`. Deaths of other processes at the same time may hide some.
   defp check_reports(result, %{unreported: unreported, unseen: unseen}) do
     failed = Map.get(result.counts, :failed, 0)
     reported = Map.get(result.counts, :processing_failed, 0)

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Generators do
   @moduledoc false
-  # PropEr types of what a buffer is given: any terms, and commands on a few keys, which are named by their place among
-  # the keys of a case so that commands meet at them.
+  # PropEr types: any terms, and commands on a few keys. A command names its key by the place among the keys of its case, so
+  # that commands meet at the same keys.
 
   @compile {:no_warn_undefined, [:proper_types]}
   import Bitwise
@@ -10,16 +10,16 @@ defmodule PartitionedBuffer.Generators do
 
   @atoms [:a, :b, nil, true, :ok, :error, :_, :"$1", :"$_", :"$$", :not_running, :ü, Elixir.Enum]
 
-  @doc "A case of commands that are done one after the other: partitions, keys, commands."
+  @doc "A case of commands for one process: partitions, keys, commands."
   def sequential, do: {T.range(1, 3), keys(), T.list(command())}
 
-  @doc "A case of commands before, and of lists of commands that are done at the same time."
+  @doc "A case of commands for one process, then of lists of commands for several processes at the same time."
   def parallel do
     few = T.resize(6, T.list(command()))
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
   end
 
-  @doc "A case for a queue: partitions, commands with the items themselves."
+  @doc "A case of commands for one process on a queue: partitions, and commands that have their items."
   def queue do
     {T.range(1, 3),
      T.list(
@@ -36,8 +36,8 @@ defmodule PartitionedBuffer.Generators do
   end
 
   @doc """
-  A case for a queue of commands before, and of lists of commands that are done at the same time, of which the first alone
-  flushes. The items are made distinct later: here is what goes with each, `:nothing` for one that is a number by itself.
+  A case of commands on a queue for one process, then of lists of commands for several processes at the same time. Only the
+  first process flushes. Items become distinct later, by a number that is added to each; `:nothing` becomes a number alone.
   """
   def parallel_queue do
     item = T.frequency([{1, :nothing}, {2, terms()}])
@@ -50,7 +50,7 @@ defmodule PartitionedBuffer.Generators do
       {3, :size}
     ]
 
-    # Often, since a flush takes longer than most pushes and is to meet them.
+    # Flushes are frequent: they have to meet pushes, which take less time.
     flushes = [{10, :flush}, {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}]
     own = T.resize(8, T.list(T.frequency(pushes ++ flushes)))
     other = T.resize(12, T.list(T.frequency(pushes)))
@@ -59,7 +59,7 @@ defmodule PartitionedBuffer.Generators do
 
   defp keys, do: T.resize(5, T.non_empty(T.list(key())))
 
-  # Small numbers are frequent, and 1 beside 1.0, on their own and within other terms.
+  # Small numbers are frequent, such as 1 and 1.0, alone and within other terms.
   defp key do
     near = T.oneof([T.range(-1, 1), T.elements([-1.0, -0.0, 0.0, 1.0])])
     T.oneof([near, {near}, [near], T.bind(near, &%{&1 => &1}, false), terms()])
@@ -85,7 +85,7 @@ defmodule PartitionedBuffer.Generators do
 
   defp few(type), do: T.resize(8, T.list(type))
 
-  # How the partition is chosen; `LawsTest` makes an option of it.
+  # The way to choose the partition; `Laws.option/1` makes an option of it.
   defp route, do: T.frequency([{4, nil}, {1, T.elements([:term, :function, :mfa])}])
 
   defp version do
@@ -132,7 +132,7 @@ defmodule PartitionedBuffer.Generators do
     ])
   end
 
-  # Those that are themselves only: the same ones in a whole run.
+  # Terms that are equal only to themselves, so a whole run has the same ones.
   defp unique_terms do
     x = 1
 

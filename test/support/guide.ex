@@ -1,16 +1,16 @@
 defmodule PartitionedBuffer.Guide do
   @moduledoc false
-  # Runs what a guide or notebook shows.
+  # Runs the code of a guide or notebook.
   #
-  # Every block that is fenced as `elixir` is run, in order, in one binding. An expression may be followed by what it gives:
+  # Every block that is fenced as `elixir` is run, in order, in one binding. A result may follow an expression:
   #
   #     1 + 1
   #     #=> 2
   #     raise "no"
   #     #=> ** (RuntimeError) no
   #
-  # That is an expression as well, equal by `===`; it goes on in lines that begin with `#   `. Without one the result is not
-  # looked at. Blocks that are not to be run are fenced as something else.
+  # The result is an expression as well, and has to be equal by `===`. It goes on in lines that begin with `#   `. Blocks that
+  # must not run are fenced as something else.
 
   defmodule Mismatch do
     @moduledoc false
@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.Guide do
 
   @root Path.expand("../..", __DIR__)
 
-  @doc "Where a file of this project is."
+  @doc "The path of a file of this project."
   @spec path(String.t()) :: String.t()
   def path(file), do: Path.join(@root, file)
 
@@ -35,7 +35,7 @@ defmodule PartitionedBuffer.Guide do
     blocks(rest, [{number + 1, Enum.map(block, &elem(&1, 0))} | found])
   end
 
-  # The end of another block is not the beginning of one.
+  # Skips another block, whose end would look like the beginning of one.
   defp blocks([{"```" <> _language, _number} | lines], found) do
     [_fence | rest] = Enum.drop_while(lines, fn {line, _number} -> line != "```" end)
     blocks(rest, found)
@@ -52,7 +52,7 @@ defmodule PartitionedBuffer.Guide do
     Enum.count(steps, fn {_code, expected} -> expected != nil end)
   end
 
-  # Code, and what its last expression gives: each with the number of its first line.
+  # Pieces of code and the result of their last expression, each with the number of its first line.
   defp steps([], _number, _file), do: []
 
   defp steps(lines, number, file) do

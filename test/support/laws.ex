@@ -1,9 +1,9 @@
 defmodule PartitionedBuffer.Laws do
   @moduledoc false
-  # What the laws of all kinds of buffers share: PropEr under ExUnit, commands of several processes at once, flushes, and
-  # routing as it is documented.
+  # For the laws of maps and queues: PropEr under ExUnit, commands of several processes at the same time, flushes, and routing
+  # as it is documented.
   #
-  # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, LAWS_REPEATS is how often a parallel one is done.
+  # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, and LAWS_REPEATS is how often each parallel case runs.
 
   @compile {:no_warn_undefined, [:proper]}
 
@@ -16,9 +16,9 @@ defmodule PartitionedBuffer.Laws do
   ## PropEr
 
   @doc """
-  Fails unless the law is `:ok` for so many instances of a type.
+  Fails unless the law returns `:ok` for each instance of a type.
 
-  PropEr's exceptions are not those of this OTP, so a law tells what is wrong by its result.
+  A law returns what is wrong, since PropEr does not understand the exceptions of this OTP.
   """
   def holds(what, cases, type, law, options \\ []) do
     seed = setting("LAWS_SEED", :erlang.phash2(make_ref()))
@@ -46,7 +46,7 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  @doc "As `holds/5`, each instance several times. What fails by chance only cannot be shrunk."
+  @doc "As `holds/5`, but several times for each instance, and without shrinking, since instances fail by chance."
   def holds_repeatedly(what, cases, type, law) do
     repeated = fn instance ->
       Enum.find_value(1..repeats(), :ok, fn _ ->
@@ -69,8 +69,8 @@ defmodule PartitionedBuffer.Laws do
   ## Calls
 
   @doc """
-  Does the commands of each list in a process of its own, those of the first in this one, from when all are ready: lists of
-  `{called, returned, command, result}`.
+  Does the commands of each list in a process of its own, and those of the first list in this one. They start when all are
+  ready. Returns lists of `{called, returned, command, result}`.
   """
   def at_once([own | others], call) do
     start = :counters.new(1, [])
@@ -97,7 +97,7 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  @doc "Lets a partition flush: the batches that came, and of how many entries each but the last should be."
+  @doc "Lets a partition flush; returns the batches, and the size that each but the last should have."
   def flush(partition) do
     %{identity: %{settings: settings}} = :sys.get_state(partition)
     tick(partition)
@@ -107,7 +107,7 @@ defmodule PartitionedBuffer.Laws do
 
   ## Routing, as documented
 
-  @doc "The options of a call, by the name of its way to choose the partition."
+  @doc "The options of a call for a way to choose the partition."
   def option(nil), do: []
   def option(:term), do: [partition_key: {:some, "term"}]
   def option(:function), do: [partition_key: &{:of, &1}]
@@ -115,7 +115,7 @@ defmodule PartitionedBuffer.Laws do
 
   def route(term, argument), do: {term, argument}
 
-  @doc "The number of the partition, among `n`, that is chosen for a key or item."
+  @doc "The number of the partition of a key or item, of `n` partitions."
   def partition(nil, term, n), do: :erlang.phash2(:erlang.phash2(term), n)
   def partition(:term, _term, n), do: :erlang.phash2({:some, "term"}, n)
   def partition(:function, term, n), do: :erlang.phash2({:of, term}, n)

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Model do
   @moduledoc false
-  # What the documentation says of the entry of one key, nil while there is none.
+  # The entry of one key as it is documented; nil if there is none.
 
   @type entry() :: nil | {value :: any(), version :: integer(), updates :: non_neg_integer()}
   @type write() :: {:put, any()} | {:put_newer, any(), integer()} | :delete

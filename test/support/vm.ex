@@ -1,10 +1,10 @@
 defmodule PartitionedBuffer.VM do
   @moduledoc false
-  # For tests that need a VM of their own: the package as it is compiled here, in another place, with any library.
+  # For tests that need a VM of their own: a copy of the compiled package, with any library.
 
   @root Path.expand("../..", __DIR__)
 
-  @doc "For `setup`: a directory that is gone after the test."
+  @doc "For `setup`: a directory that is removed after the test."
   def tmp_dir(_context) do
     dir =
       Path.join(
@@ -17,7 +17,7 @@ defmodule PartitionedBuffer.VM do
     {:ok, dir: dir}
   end
 
-  @doc "Builds the library with a feature of the crate, without optimization, and returns its path."
+  @doc "Builds the library with a feature of the crate, unoptimized, and returns its path."
   def build!(feature) do
     target = Path.join([@root, "target", feature])
     args = ~w(build --quiet --locked -p partitioned_buffer --features #{feature} --target-dir #{target})
@@ -29,7 +29,7 @@ defmodule PartitionedBuffer.VM do
   @doc "The library that the tests run with."
   def library, do: Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
 
-  @doc "Copies the compiled package with this library to a directory, and returns where it is."
+  @doc "Copies the compiled package with this library to a directory, and returns its path."
   def copy_package(dir, library) do
     app = Path.join(dir, "partitioned_buffer")
     File.mkdir_p!(Path.join(app, "priv/native"))
@@ -38,7 +38,7 @@ defmodule PartitionedBuffer.VM do
     app
   end
 
-  @doc "Runs a script of test/vm with the package that was copied to `app`, and returns its output."
+  @doc "Runs a script of test/vm with the package at `app`, and returns its output."
   def elixir!(app, script, args, env \\ []) do
     script = Path.join([@root, "test/vm", script])
 

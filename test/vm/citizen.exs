@@ -1,5 +1,5 @@
-# Run by citizen_test.exs in a VM of its own: operations of every kind, flushes, failures, restarts, and what they leave of
-# atoms and persistent terms. Arguments: rounds, seed.
+# citizen_test.exs runs this in a VM of its own: operations of every kind, flushes, failures and restarts, after which there
+# must be no new atoms and persistent terms. Arguments: rounds, seed.
 alias PartitionedBuffer.Map, as: Buffer
 alias PartitionedBuffer.Queue
 
@@ -10,7 +10,7 @@ defmodule Citizen do
 
   @keys 200
 
-  # Maps in batches and in tables, and the same of queues.
+  # Maps and queues, in batches and in tables.
   @buffers [map_tens: 10, map_tables: :table, queue_tens: 10, queue_tables: :table]
 
   defp start(name, batch_size) do
@@ -27,7 +27,7 @@ defmodule Citizen do
 
   defp queue?(name), do: name in [:queue_tens, :queue_tables]
 
-  # A part of the batches fails, in all ways.
+  # Some batches fail, in all ways.
   def process(batch) do
     case :rand.uniform(20) do
       1 -> raise "as it was told to"
@@ -38,7 +38,7 @@ defmodule Citizen do
     end
   end
 
-  # Every kind of operation ten times, and once those that raise; returns how many there were.
+  # Does every operation ten times, and each that raises once; returns how many there were.
   defp operate(name) do
     operations = if queue?(name), do: queue_operations(name), else: map_operations(name)
     raising = if queue?(name), do: [fn -> Queue.push(:never_started, 1) end], else: raising(name)
@@ -92,7 +92,7 @@ defmodule Citizen do
     ]
   end
 
-  # What is done now and then: long lists come, processes of the buffer die, all of it stops.
+  # Writes long lists, kills processes of the buffer, and stops it.
   defp restart(name) do
     write_long_lists(name)
     kill_and_await_restart(:"Elixir.#{name}.0")
@@ -109,7 +109,7 @@ defmodule Citizen do
     end
   end
 
-  # Returns how many operations and flushes there were. Each twentieth round is followed by a restart.
+  # Returns how many operations and flushes there were. A restart follows every twentieth round.
   def run(rounds) do
     for round <- 1..rounds, {name, size} <- @buffers, reduce: {0, 0} do
       {operations, flushes} ->
@@ -139,7 +139,7 @@ defmodule Citizen do
 
   defp version, do: Enum.random([-1, 1, 2, Integer.pow(2, 70), -Integer.pow(2, 70)])
 
-  ## Persistent terms: who writes one is seen by a trace.
+  ## Persistent terms: a trace sees who writes one.
 
   def trace do
     me = self()
@@ -149,7 +149,7 @@ defmodule Citizen do
     tracer
   end
 
-  # Since when it was asked last.
+  # The writes since the last call.
   def traced(tracer) do
     delivered = :erlang.trace_delivered(:all)
     receive do: ({:trace_delivered, :all, ^delivered} -> :ok)
@@ -173,7 +173,7 @@ end
 Logger.configure(level: :none)
 Process.flag(:trap_exit, true)
 
-# All modules and all names are there after one go.
+# The first rounds load all modules, and make the atoms of all names.
 Citizen.run(20)
 tracer = Citizen.trace()
 
@@ -186,7 +186,7 @@ atoms_then = :erlang.system_info(:atom_count)
 atoms_then == atoms ||
   raise "#{atoms_then - atoms} atoms were made by #{operations} operations, #{flushes} flushes"
 
-# A buffer that starts says that there are buffers, as the one before it: writing what is there already does nothing.
+# A buffer that starts writes the same persistent term as the one before, which changes nothing.
 rewriting =
   Enum.reject(Citizen.traced(tracer), fn
     {:put, [key, value]} -> :erlang.map_get(key, terms) === value
@@ -198,7 +198,7 @@ rewriting == [] || raise "persistent terms were written in use: #{inspect(rewrit
 before == {:persistent_term.info(), Map.new(:persistent_term.get())} ||
   raise "persistent terms are others than before"
 
-# What would have been seen.
+# The trace and the count would have shown a write and an atom.
 :persistent_term.put(:seen, 1)
 :persistent_term.erase(:seen)
 [erase: [:seen], put: [:seen, 1]] = Citizen.traced(tracer)

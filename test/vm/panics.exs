@@ -1,5 +1,5 @@
-# Run by panic_test.exs in a VM of its own, with a library in which every so many copies panic: random operations, and
-# what they leave is what a map says that follows them, where a key that a panic met may be as before or as after.
+# panic_test.exs runs this in a VM of its own, with a library in which one of so many copies panics: random operations on a
+# map and on a model. After a panic the keys of the operation may be as before or as after it. Arguments: steps, seed.
 defmodule Panics do
   alias PartitionedBuffer.Map, as: Buffer
   alias PartitionedBuffer.{Native, Queue}
@@ -21,7 +21,7 @@ defmodule Panics do
     end)
   end
 
-  # What is done, and the states that it gives to keys: `nil`, or `{value, version, updates}`. All states are in lists.
+  # An operation, and the possible states of its keys after it: a list of `nil` and `{value, version, updates}`.
   defp operation(kind, step, _model) when kind <= 5 do
     key = key()
     value = value(step)
@@ -31,7 +31,7 @@ defmodule Panics do
   defp operation(kind, step, model) when kind <= 7 do
     key = key()
     value = value(step)
-    # Beyond 64 bits, so that the version is copied too.
+    # A version beyond 64 bits is copied as well.
     version = Integer.pow(2, 64) + step
     newer = for state <- model[key], do: replaced(state, value, version)
     {fn -> Buffer.put_newer(:panics, key, value, version) end, %{key => newer}}
@@ -62,7 +62,7 @@ defmodule Panics do
   defp replaced(nil, value, version), do: {value, version, 0}
   defp replaced({_value, _version, updates}, value, version), do: {value, version, updates + 1}
 
-  # Pushes items that go up, of lists and of one: those that were acknowledged, and how many panics there were.
+  # Pushes increasing items, in lists and alone; returns those that were acknowledged, and how many panics there were.
   def push(rounds) do
     pushes =
       for round <- 1..rounds do
@@ -82,7 +82,7 @@ defmodule Panics do
     end)
   end
 
-  # What both partitions of the map flush, by key.
+  # The entries that both partitions of the map flush, by key.
   def flush_map do
     for partition <- 0..1, {key, value, version, updates} <- flush(:panics, partition), into: %{} do
       {key, {value, version, updates}}
@@ -146,7 +146,7 @@ panics =
         raise "#{inspect(key)} was flushed as #{inspect(entries[key])}, expected one of #{inspect(states)}"
       end
 
-      # A list that met a panic may have been pushed up to there; all is in order.
+      # A list may have been pushed up to a panic. All items are in order.
       {acknowledged, more_of_queue} = Panics.push(div(steps, 100))
       items = Panics.flush(:queue_panics, 0)
       [] = acknowledged -- items

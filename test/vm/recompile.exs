@@ -1,4 +1,4 @@
-# Run by reload_test.exs in a copy of this project: recompiles it as IEx does, when the module of the NIFs was changed.
+# reload_test.exs runs this in a copy of the project: it changes the module of the NIFs, and recompiles as IEx does.
 alias PartitionedBuffer.Map, as: Buffer
 
 me = self()

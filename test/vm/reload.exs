@@ -1,11 +1,11 @@
-# Run by reload_test.exs in a VM of its own: loads the module of the NIFs again in all ways, while it holds data.
+# reload_test.exs runs this in a VM of its own: it loads the module of the NIFs again in all ways, while there is data.
 # Arguments: what to do, and a library of another build.
 alias PartitionedBuffer.Map, as: Buffer
 alias PartitionedBuffer.Native
 
 defmodule Reload.NoLoading do
-  # An error handler for writers: it does not load the module. OTP before 26.1 lets processes hang that load a module with
-  # an `on_load` function at the same time (erlang/otp#7466).
+  # An error handler for writers, which does not load the module. In OTP before 26.1 processes hang if they load a module
+  # with an `on_load` function at the same time (erlang/otp#7466).
   def undefined_function(module, function, arguments),
     do: :erlang.raise(:error, :undef, [{module, function, arguments, []}])
 
@@ -29,7 +29,7 @@ defmodule Reload do
     1_000 = Buffer.size(name)
   end
 
-  # All that was put is processed at the end.
+  # The stop has to process all that was put.
   def stop(name) do
     :ok = Buffer.stop(name)
     1_000 = length(Enum.uniq(batches([])))
@@ -37,14 +37,14 @@ defmodule Reload do
     %{environments: 0} = PartitionedBuffer.memory()
   end
 
-  # What was old is gone, then what is current is made old, then that is gone.
+  # Purges the old code, makes the current code old, and purges that.
   def unload do
     purge()
     :code.delete(Native)
     purge()
   end
 
-  # As often as it takes: a process that is in the old code is not killed.
+  # Tries until no process is in the old code, since a purge must not kill one.
   defp purge, do: :code.soft_purge(Native) || purge()
 
   def load, do: match?({:module, Native}, :code.ensure_loaded(Native)) || load()
@@ -62,7 +62,7 @@ defmodule Reload do
     end
   end
 
-  # Writes, as many as it is asked for each time, until told to stop; returns what has been acknowledged.
+  # Writes as many entries as each message asks for, until it is told to stop; returns the acknowledged ones.
   def write(name, writer, from, acknowledged) do
     receive do
       {:write, count, asker} ->
@@ -83,7 +83,7 @@ defmodule Reload do
   defp put(name, key) do
     :ok == Buffer.put(name, key, [key])
   rescue
-    # The module is not there at the moment; nothing has been written.
+    # The module is unloaded at the moment, so nothing was written.
     UndefinedFunctionError -> false
   end
 end
@@ -94,21 +94,21 @@ Logger.configure(level: :none)
 
 case what do
   "load" ->
-    # The current code is there, then as old code, then not at all.
+    # The code is current, then old, then purged.
     Reload.start(:b)
     {:error, :on_load_failure} = :code.load_file(Native)
     Reload.check(:b)
     {_module, binary, file} = :code.get_object_code(Native)
     {:error, :on_load_failure} = :code.load_binary(Native, file, binary)
     Reload.check(:b)
-    # Old code that nobody has purged, as Mix leaves it.
+    # Old code stays, as Mix leaves it.
     true = :code.soft_purge(Native)
     true = :code.delete(Native)
     Reload.check(:b)
     Reload.stop(:b)
 
   "again" ->
-    # Before there is a buffer, with one, and with a flush that a processor is at.
+    # Without a buffer, with one, and during a call of a processor.
     Reload.unload()
     Reload.start(:b)
     me = self()
@@ -126,7 +126,7 @@ case what do
     Reload.check(:b)
     send(task, :go_on)
 
-    # Batches of ten: what lies behind the first comes, and it does not.
+    # The other two batches come, and the first does not come again.
     rest = for _ <- 1..2, do: receive(do: ({:busy, task, batch} -> send(task, :go_on) && batch))
     true = Enum.sort(for {key, key, 0, 0} <- Enum.concat([first | rest]), do: key) == Enum.to_list(1..30)
     for _ <- 1..20, do: Reload.unload() && Reload.check(:b)
@@ -134,7 +134,7 @@ case what do
     Reload.stop(:b)
 
   "replaced" ->
-    # Other files of the same name, of the same build and of another, are not looked at.
+    # The module ignores other files of the same name, of the same build and of another.
     Reload.start(:b)
 
     for by <- [library, other] do
@@ -149,7 +149,7 @@ case what do
     Reload.stop(:b)
 
   "refused" ->
-    # A library of another path: what a release of another version would bring.
+    # A library of another path is what a release of another version would bring.
     Reload.start(:b)
     elsewhere = Path.join(Path.dirname(other), "elsewhere/partitioned_buffer")
     File.mkdir_p!(Path.dirname(elsewhere))
@@ -168,7 +168,7 @@ case what do
       UndefinedFunctionError -> :ok
     end
 
-    # The one that fits still has the data.
+    # The old library still has the data.
     Code.delete_path(Path.join(elsewhere, "ebin"))
     Code.prepend_path(here)
     {:module, Native} = :code.load_file(Native)
@@ -176,7 +176,7 @@ case what do
     Reload.stop(:b)
 
   "version" ->
-    # Without a buffer another build is as good as this one, but not if it is of another version.
+    # Without a buffer the module takes another build of the same version.
     Reload.unload()
     Reload.replace(library, other)
     {:module, Native} = :code.load_file(Native)
@@ -204,7 +204,7 @@ case what do
          end)}
       end
 
-    # Each flush is released by its last claim while the module is being unloaded.
+    # The last claim of a flush frees it, while the module is being unloaded.
     for _ <- 1..50 do
       for {_writer, task} <- writers, do: send(task.pid, {:write, 5_000, me})
       Reload.unload()

@@ -1,4 +1,4 @@
-//! The generation against a plain map, over random operations.
+//! Random operations on a generation and on a plain map give the same.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +11,7 @@ use partitioned_buffer_engine::{Generation, Hasher, Heap, Store, Version};
 type Model = HashMap<(bool, i64), (i64, i64, u64)>;
 
 fn version(heap: &mut TestHeap, number: i64) -> Version<TestTerm> {
-    // Versions beyond a bound are held as terms, as integers beyond 64 bits are.
+    // Versions beyond a bound are terms, as integers beyond 64 bits are in Erlang.
     match number {
         ..-40 => Version::Below(heap.boxed(number)),
         -40..=40 => Version::Int(number),

@@ -1,4 +1,4 @@
-//! What is done under the lock of a shard is bounded, whatever large terms are about.
+//! The work under the lock of a shard is bounded, also with large terms.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -18,7 +18,7 @@ static PARTITION: LazyLock<Arc<MapPartition<TestHeap>>> = LazyLock::new(|| {
     Arc::new(partition)
 });
 
-/// Panics if the lock of a shard is held by this thread: another one could not count the entries then.
+/// Panics if this thread holds the lock of a shard: another thread could not count the entries then.
 fn assert_no_lock_is_held() {
     let (sender, receiver) = mpsc::channel();
     let partition = PARTITION.clone();
@@ -40,10 +40,10 @@ fn put(key: i64, value: impl Fn(TestTerm) -> Parcel<TestHeap>, content: i64) {
 }
 
 #[test]
-fn heaps_are_dropped_and_large_values_read_without_a_lock() {
+fn no_lock_is_held_while_a_heap_is_dropped_or_a_large_value_is_read() {
     on_drop(Some(assert_no_lock_is_held));
     for content in 0..200 {
-        // A segment that dies, and a heap of a large value.
+        // The first leaves a segment to drop, the second the heap of a large value.
         put(1, Parcel::loose, content);
         put(2, packed, LARGE + content);
     }
@@ -54,7 +54,7 @@ fn heaps_are_dropped_and_large_values_read_without_a_lock() {
     let read = PARTITION.get(1, hash(&HASHER, key), key, |value, heap| {
         assert!(heap.is_some());
         assert_no_lock_is_held();
-        // Others may replace it, while it is read.
+        // The value may be replaced while it is read.
         put(2, packed, LARGE);
         value.content().1
     });
@@ -62,7 +62,7 @@ fn heaps_are_dropped_and_large_values_read_without_a_lock() {
 }
 
 #[test]
-fn an_operation_copies_few_small_terms_and_no_large_one_but_its_own() {
+fn an_operation_copies_few_small_terms_and_no_large_term_but_its_own() {
     let hasher = Hasher::new();
     let mut generation = Generation::<TestHeap>::new(&hasher);
     let mut random = Random(1);
@@ -77,7 +77,7 @@ fn an_operation_copies_few_small_terms_and_no_large_one_but_its_own() {
         assert_eq!(large, usize::from(content >= LARGE), "a large term is copied once");
     };
     for step in 0..200_000 {
-        // Of the large ones, which look small, some stay and some are overwritten.
+        // Some terms are large and look small. Some of these stay, and some are overwritten.
         match step % 100 {
             0 => put(random.below(500) as i64, HIDDEN + step),
             _ => put(1_000 + random.below(4_000) as i64, step),

@@ -1,6 +1,6 @@
-//! Random sequences of operations on partitions beside a model. `native/fuzz` looks for more of them.
+//! Random sequences of operations on partitions and on models of them give the same. `native/fuzz` looks for more.
 //!
-//! `MODEL_SEED` and `MODEL_OPERATIONS` choose what is run; a failure prints its seed.
+//! `MODEL_SEED` and `MODEL_OPERATIONS` choose the sequences. A failure prints its seed.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +13,7 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// Runs random bytes until there were enough operations.
+/// Runs sequences of random bytes until there were enough operations.
 fn check(run: fn(&[u8]) -> usize) {
     let seed = setting("MODEL_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
     let wanted = setting("MODEL_OPERATIONS").unwrap_or(100_000) as usize;

@@ -1,4 +1,4 @@
-//! Partitions under threads: what is written while generations are swapped is flushed exactly once.
+//! Partitions of maps, alone and under threads: each write is flushed exactly once, also while generations are swapped.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -39,7 +39,7 @@ fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
 }
 
 #[test]
-fn a_closed_partition_refuses_and_flushes_what_it_has() {
+fn a_closed_partition_refuses_writes_and_still_flushes_its_entries() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     put(&partition, &hasher, 1, 1).unwrap();
@@ -49,7 +49,7 @@ fn a_closed_partition_refuses_and_flushes_what_it_has() {
 }
 
 #[test]
-fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() {
+fn a_draining_partition_takes_reads_and_deletes_but_only_writes_of_processors() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     let mut caller = TestHeap::new();
@@ -58,7 +58,7 @@ fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() 
     let put_by_processor = |key| partition.put(processor, hash(&hasher, key), &key.parcel(), &key.parcel());
     let get = |key| partition.get(1, hash(&hasher, key), key, |value, _heap| value.content().1);
 
-    assert_eq!(put_by_processor(one), Ok(()), "it may write before the stop as well");
+    assert_eq!(put_by_processor(one), Ok(()), "a processor may write before the stop as well");
     partition.drain().unwrap();
     assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
     assert_eq!(put_by_processor(two), Ok(()));
@@ -79,7 +79,7 @@ fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() 
     assert_eq!(put_by_processor(one), Err(Closed));
     assert_eq!((get(two), partition.len(1)), (Err(Closed), Err(Closed)));
     assert_eq!(partition.delete(1, hash(&hasher, two), two), Err(Closed));
-    assert_eq!(partition.drain(), Err(Closed), "what is closed stays closed");
+    assert_eq!(partition.drain(), Err(Closed), "a closed partition stays closed");
     assert_eq!(put_by_processor(one), Err(Closed));
 
     partition.open(1);
@@ -87,7 +87,7 @@ fn a_draining_partition_takes_reads_deletes_and_the_writes_of_processors_only() 
 }
 
 #[test]
-fn keys_routed_among_another_number_of_partitions_are_refused() {
+fn a_partition_refuses_keys_that_were_routed_with_another_partition_count() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     partition.open(2);
@@ -95,7 +95,7 @@ fn keys_routed_among_another_number_of_partitions_are_refused() {
 }
 
 #[test]
-fn what_is_not_claimed_is_flushed_again() {
+fn a_partition_flushes_unclaimed_entries_again() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
@@ -130,7 +130,7 @@ fn a_flush_knows_when_its_last_batch_was_claimed() {
 }
 
 #[test]
-fn a_partition_holds_what_is_not_claimed_and_what_came_in_since_without_what_was_deleted() {
+fn a_partition_counts_unclaimed_and_waiting_entries_but_no_deleted_ones() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     assert_eq!(partition.held(), 0);
@@ -152,7 +152,7 @@ fn a_partition_holds_what_is_not_claimed_and_what_came_in_since_without_what_was
 }
 
 #[test]
-fn a_partition_whose_entries_were_deleted_flushes_nothing() {
+fn a_partition_flushes_nothing_if_all_entries_were_deleted() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     put(&partition, &hasher, 1, 1).unwrap();
@@ -164,7 +164,7 @@ fn a_partition_whose_entries_were_deleted_flushes_nothing() {
 }
 
 #[test]
-fn an_adopted_flush_comes_before_own_entries() {
+fn a_partition_flushes_adopted_entries_before_its_own() {
     let hasher = Hasher::new();
     let (old, new) = (partition(&hasher), partition(&hasher));
     put(&old, &hasher, 1, 1).unwrap();
@@ -183,7 +183,7 @@ fn an_adopted_flush_comes_before_own_entries() {
 }
 
 #[test]
-fn what_an_old_reader_claims_to_its_end_is_not_flushed_by_who_adopted_it() {
+fn a_partition_skips_an_adopted_flush_that_an_old_reader_has_claimed_to_its_end() {
     let hasher = Hasher::new();
     let (old, new) = (partition(&hasher), partition(&hasher));
     put(&old, &hasher, 1, 1).unwrap();
@@ -216,7 +216,7 @@ fn every_write_is_flushed_once_or_superseded_by_a_newer_one() {
                         let Version::Int(version) = entry.version else { panic!("a small version") };
                         let key = entry.key.content().1;
                         let before = newest.insert(key, version);
-                        // Each writer has keys of its own and counts up, so a version never comes twice or late.
+                        // One writer writes to a key, and counts its versions up. So no version comes twice or late.
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
                         flushed += 1 + entry.updates;
                     }
@@ -250,11 +250,11 @@ fn every_write_is_flushed_once_or_superseded_by_a_newer_one() {
     done.store(true, Ordering::SeqCst);
     let (newest, flushed) = reader.join().unwrap();
     assert_eq!(newest, expected);
-    assert_eq!(flushed, (WRITERS * WRITES) as u64, "every write is in the count of exactly one flush");
+    assert_eq!(flushed, (WRITERS * WRITES) as u64, "exactly one flush counts each write");
 }
 
 #[test]
-fn all_operations_at_once_give_each_key_only_its_own_values() {
+fn concurrent_operations_give_each_key_only_its_own_values() {
     const THREADS: u64 = 4;
     const OPERATIONS: u64 = 20_000;
     const KEYS: u64 = 200;
@@ -262,7 +262,7 @@ fn all_operations_at_once_give_each_key_only_its_own_values() {
     let partition = Arc::new(partition(&hasher));
     let done = Arc::new(AtomicBool::new(false));
 
-    let check = |key: i64, value: i64| assert_eq!(value / 1_000, key, "a value that was put for this key");
+    let check = |key: i64, value: i64| assert_eq!(value / 1_000, key, "the value was put for this key");
     let writers: Vec<_> = (0..THREADS)
         .map(|seed| {
             let (partition, hasher) = (partition.clone(), hasher.clone());

@@ -1,4 +1,4 @@
-//! A queue's partition: items come out once, in the order in which they went in.
+//! The partition of a queue: items come out once, in the order in which they went in.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -34,7 +34,7 @@ fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
 }
 
 #[test]
-fn items_come_out_in_their_order_over_many_chunks_and_segments() {
+fn items_keep_their_order_over_many_chunks_and_segments() {
     let partition = partition();
     (0..10_000).for_each(|item| push(&partition, item).unwrap());
     let mut caller = TestHeap::new();
@@ -48,7 +48,7 @@ fn items_come_out_in_their_order_over_many_chunks_and_segments() {
 }
 
 #[test]
-fn what_is_not_claimed_comes_again_before_what_is_new() {
+fn unclaimed_items_come_again_before_new_ones() {
     let partition = partition();
     (0..5).for_each(|item| push(&partition, item).unwrap());
     let first = flush(&partition).unwrap();
@@ -61,7 +61,7 @@ fn what_is_not_claimed_comes_again_before_what_is_new() {
 }
 
 #[test]
-fn a_closed_partition_refuses_items_and_flushes_what_it_has() {
+fn a_closed_partition_refuses_items_and_still_flushes_its_own() {
     let partition = partition();
     push(&partition, 1).unwrap();
     partition.close();
@@ -70,7 +70,7 @@ fn a_closed_partition_refuses_items_and_flushes_what_it_has() {
 }
 
 #[test]
-fn items_of_several_threads_come_out_once_and_each_threads_in_their_order() {
+fn items_of_several_threads_come_out_once_and_in_the_order_of_their_thread() {
     const THREADS: i64 = 4;
     const ITEMS: i64 = 20_000;
     let partition = Arc::new(partition());
@@ -89,7 +89,7 @@ fn items_of_several_threads_come_out_once_and_each_threads_in_their_order() {
         };
         for item in items(&flush) {
             let expected = next.entry(item / ITEMS).or_default();
-            assert_eq!(item % ITEMS, *expected, "of thread {}", item / ITEMS);
+            assert_eq!(item % ITEMS, *expected, "thread {}", item / ITEMS);
             *expected += 1;
             taken += 1;
         }

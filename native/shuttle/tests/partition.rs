@@ -1,8 +1,9 @@
-//! A map's partition under thousands of schedules: threads change at every lock and atomic, in an order that a seed decides.
+//! The partition of a map under thousands of schedules. Threads change at every lock and atomic, in an order that a seed
+//! decides.
 //!
-//! `SHUTTLE_SEED` and `SHUTTLE_ITERATIONS` choose what is run. A failure prints its schedule: with that in
-//! `SHUTTLE_SCHEDULE`, and the test's name, just this one is run again. Atomics are sequentially consistent here, whatever
-//! order the code asks for.
+//! `SHUTTLE_SEED` and `SHUTTLE_ITERATIONS` choose the schedules. A failure prints its schedule. To run only this one again,
+//! set `SHUTTLE_SCHEDULE` to it, and give the name of the test. Atomics are sequentially consistent here, whatever order the
+//! code asks for.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -20,7 +21,7 @@ use partitioned_buffer_engine::partition::{DRAINING, MAP_SHARDS};
 use partitioned_buffer_engine::{Closed, Generation, Heap, MapPartition, Version};
 use shuttle::sync::atomic::Ordering;
 
-/// What a reader has claimed: key, value, version, updates.
+/// A claimed entry: key, value, version, updates.
 type Delivery = (i64, i64, i64, u64);
 
 type Buffer = buffer::Buffer<Generation<TestHeap>, MAP_SHARDS, Delivery>;
@@ -33,7 +34,7 @@ fn start(running: u32) -> Arc<Buffer> {
 }
 
 impl Buffer {
-    /// Does `operation` with key and value, in the key's partition.
+    /// Does `operation` with a key and a value in the key's partition.
     fn operate_on<R>(
         &self,
         (key, value): (i64, i64),
@@ -54,7 +55,7 @@ impl Buffer {
         self.put_newer_as(0, key, version)
     }
 
-    /// With a mark in the number of partitions that it is routed among.
+    /// The same with a mark, as `DRAINING`, in the partition count that routes it.
     fn put_newer_as(&self, mark: u32, key: i64, version: i64) -> Result<(), Closed> {
         self.operate_on((key, version), |partition, among, key, value| {
             let (key_parcel, value) = (key.parcel(), value.parcel());
@@ -77,7 +78,7 @@ impl Buffer {
         self.operate_on((key, 0), delete).expect("the buffer runs")
     }
 
-    /// The values delivered for a key, in order.
+    /// The delivered values of a key, in order.
     fn values(&self, key: i64) -> Vec<i64> {
         self.delivered().iter().filter(|delivery| delivery.0 == key).map(|delivery| delivery.1).collect()
     }
@@ -87,12 +88,12 @@ fn is_increasing(values: &[i64]) -> bool {
     values.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// Writes versions 1, 2… to two keys in turn until one is refused; gives the last accepted by key.
+/// Writes versions 1, 2… to two keys in turn until one is refused. Returns the last accepted version of each key.
 fn write_versions(buffer: &Buffer, writer: i64, writes: i64) -> HashMap<i64, i64> {
     write_versions_as(buffer, 0, writer, writes)
 }
 
-/// With a mark in the number of partitions that they are routed among.
+/// The same with a mark, as `DRAINING`, in the partition count that routes the writes.
 fn write_versions_as(buffer: &Buffer, mark: u32, writer: i64, writes: i64) -> HashMap<i64, i64> {
     let keys = [writer * 10, writer * 10 + 1];
     (1..=writes)
@@ -101,21 +102,21 @@ fn write_versions_as(buffer: &Buffer, mark: u32, writer: i64, writes: i64) -> Ha
         .collect()
 }
 
-/// Of writers of which each has keys of its own: every accepted write is in the count of one delivery, in order.
+/// Checks that one delivery counts each accepted write, and that they come in order. Each writer must have its own keys.
 fn assert_conserved(buffer: &Buffer, accepted: &[HashMap<i64, i64>]) {
     for newest in accepted {
         for (&key, &version) in newest {
             let delivered: Vec<_> = buffer.delivered().into_iter().filter(|delivery| delivery.0 == key).collect();
             let versions: Vec<i64> = delivered.iter().map(|delivery| delivery.2).collect();
             assert!(is_increasing(&versions), "versions go up: {delivered:?}");
-            assert_eq!(versions.last(), Some(&version), "the last accepted version is delivered last: {delivered:?}");
+            assert_eq!(versions.last(), Some(&version), "the last accepted version comes last: {delivered:?}");
             let writes: u64 = delivered.iter().map(|delivery| 1 + delivery.3).sum();
-            assert_eq!(writes as i64, (version + 1) / 2, "each write is in one delivery: {delivered:?}");
+            assert_eq!(writes as i64, (version + 1) / 2, "one delivery counts each write: {delivered:?}");
         }
     }
     let keys: usize = accepted.iter().map(HashMap::len).sum();
     let delivered: HashSet<i64> = buffer.delivered().iter().map(|delivery| delivery.0).collect();
-    assert_eq!(delivered.len(), keys, "nothing is delivered that was not accepted");
+    assert_eq!(delivered.len(), keys, "only accepted writes are delivered");
 }
 
 #[test]
@@ -131,11 +132,11 @@ fn every_write_is_in_one_flush_or_superseded_by_a_newer_one() {
 }
 
 #[test]
-fn no_flush_has_a_write_whose_forerunner_comes_in_a_later_one() {
+fn no_write_comes_in_an_earlier_flush_than_the_write_before_it() {
     const KEYS: i64 = 4;
     check(|| {
         let buffer = start(1);
-        // Round after round, in the order of the keys.
+        // It writes all keys in order, round after round.
         let write = |buffer: &Buffer| {
             (1..=3).for_each(|round| (0..KEYS).for_each(|key| buffer.put(key, round).expect("the buffer runs")))
         };
@@ -154,7 +155,7 @@ fn no_flush_has_a_write_whose_forerunner_comes_in_a_later_one() {
 }
 
 #[test]
-fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_and_nothing_twice() {
+fn the_next_reader_delivers_what_a_dead_one_has_not_claimed_and_nothing_twice() {
     check(|| {
         let buffer = start(1);
         let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), |buffer| buffer.deliver_times(4, 2));
@@ -164,7 +165,7 @@ fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_and_nothing_twice
 }
 
 #[test]
-fn two_readers_at_once_never_claim_the_same_batch() {
+fn two_concurrent_readers_never_claim_the_same_batch() {
     check(|| {
         let buffer = start(1);
         let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 4));
@@ -178,7 +179,7 @@ fn two_readers_at_once_never_claim_the_same_batch() {
 }
 
 #[test]
-fn a_read_sees_the_last_write_that_returned_or_nothing_once_that_is_flushed() {
+fn a_read_sees_the_last_write_of_its_thread_or_nothing_after_a_flush() {
     check(|| {
         let buffer = start(1);
         let writers: Vec<_> = (1..=2)
@@ -193,7 +194,7 @@ fn a_read_sees_the_last_write_that_returned_or_nothing_once_that_is_flushed() {
                         }
                         if value == 2 {
                             buffer.delete(key);
-                            assert_eq!(buffer.get(key), None, "a deleted entry is not there");
+                            assert_eq!(buffer.get(key), None, "a deleted entry is gone");
                         }
                     }
                     flushed
@@ -207,14 +208,14 @@ fn a_read_sees_the_last_write_that_returned_or_nothing_once_that_is_flushed() {
         for (key, flushed) in (1..).zip(flushed) {
             let values = buffer.values(key);
             assert!(is_increasing(&values), "values come in order and once: {values:?}");
-            assert_eq!(values.last(), Some(&4), "the last is delivered");
+            assert_eq!(values.last(), Some(&4), "the last value is delivered");
             assert!(flushed.iter().all(|value| values.contains(value)), "{flushed:?} are in {values:?}");
         }
     });
 }
 
 #[test]
-fn of_writers_of_one_key_the_last_is_delivered_last() {
+fn the_last_write_of_several_writers_of_one_key_is_delivered_last() {
     check(|| {
         let buffer = start(1);
         let writers: Vec<_> = (1..=2)
@@ -232,7 +233,7 @@ fn of_writers_of_one_key_the_last_is_delivered_last() {
         join(reader);
         buffer.drain();
         let puts = buffer.values(7);
-        assert!(matches!(puts.last(), Some(13 | 23)), "some writer's last put is delivered last: {puts:?}");
+        assert!(matches!(puts.last(), Some(13 | 23)), "the last put of a writer comes last: {puts:?}");
         for writer in 1..=2 {
             let own: Vec<i64> = puts.iter().copied().filter(|value| value / 10 == writer).collect();
             assert!(is_increasing(&own), "puts of a writer come in order and once: {puts:?}");
@@ -245,7 +246,7 @@ fn of_writers_of_one_key_the_last_is_delivered_last() {
 }
 
 #[test]
-fn after_the_close_a_write_is_refused_or_in_what_is_evicted() {
+fn a_write_during_the_close_is_either_refused_or_evicted() {
     check(|| {
         let buffer = start(1);
         let writers: Vec<_> = (0..2).map(|n| spawn(&buffer, move |buffer| write_versions(buffer, n, 6))).collect();
@@ -264,14 +265,14 @@ fn after_the_close_a_write_is_refused_or_in_what_is_evicted() {
 }
 
 #[test]
-fn a_draining_partition_takes_writes_of_processors_only_and_delivers_all_it_took() {
+fn a_draining_partition_takes_only_writes_of_processors_and_delivers_all_of_them() {
     check(|| {
         let buffer = start(1);
         let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 6));
         let processor = spawn(&buffer, |buffer| write_versions_as(buffer, DRAINING, 1, 6));
         let stop = spawn(&buffer, |buffer| {
             buffer.first().drain().expect("it is open");
-            assert_eq!(buffer.put(100, 1), Err(Closed), "a write that comes then is refused");
+            assert_eq!(buffer.put(100, 1), Err(Closed), "a write is refused from now on");
             assert_eq!(buffer.get(100), None, "a read is not");
             buffer.deliver(buffer.first(), usize::MAX);
             buffer.first().close();
@@ -284,7 +285,7 @@ fn a_draining_partition_takes_writes_of_processors_only_and_delivers_all_it_took
 }
 
 #[test]
-fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
+fn a_partition_that_is_closed_and_opened_again_keeps_all_accepted_writes() {
     check(|| {
         let buffer = start(1);
         let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), Buffer::close_and_open);
@@ -293,10 +294,10 @@ fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
     });
 }
 
-/// Writes and delivers while the number of partitions changes.
+/// Writes and delivers while the partition count changes.
 fn restart<const BEFORE: u32, const AFTER: u32>() {
     let buffer = start(BEFORE);
-    // A write that comes between the two states is refused; the writers go on after it.
+    // A write between the two states is refused. The writers go on.
     let writers: Vec<_> = (0..2)
         .map(|key| {
             spawn(&buffer, move |buffer| {
@@ -317,18 +318,18 @@ fn restart<const BEFORE: u32, const AFTER: u32>() {
         let delivered: Vec<_> = buffer.delivered().into_iter().filter(|delivery| delivery.0 == key).collect();
         let versions: Vec<i64> = delivered.iter().map(|delivery| delivery.2).collect();
         assert!(is_increasing(&versions), "versions go up: {delivered:?}");
-        assert_eq!(versions.last(), accepted.last(), "the last accepted is delivered last: {delivered:?}");
+        assert_eq!(versions.last(), accepted.last(), "the last accepted version comes last: {delivered:?}");
         let writes: u64 = delivered.iter().map(|delivery| 1 + delivery.3).sum();
-        assert_eq!(writes, accepted.len() as u64, "each write is in one delivery: {delivered:?}");
+        assert_eq!(writes, accepted.len() as u64, "one delivery counts each write: {delivered:?}");
     }
 }
 
 #[test]
-fn nothing_is_lost_or_doubled_when_partitions_are_added() {
+fn added_partitions_neither_lose_nor_double_a_write() {
     check(restart::<1, 2>);
 }
 
 #[test]
-fn nothing_is_lost_or_doubled_when_partitions_are_taken_away() {
+fn removed_partitions_neither_lose_nor_double_a_write() {
     check(restart::<2, 1>);
 }

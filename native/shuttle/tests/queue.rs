@@ -1,4 +1,4 @@
-//! A queue's partition under thousands of schedules. See `partition.rs` for how they are chosen and run again.
+//! The partition of a queue under thousands of schedules. `partition.rs` tells how to choose them and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -13,12 +13,12 @@ use common::{TestHeap, TestTerm};
 use partitioned_buffer_engine::{Closed, Heap, Log};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 
-/// What a reader has claimed: the content of an item, and the copy that the partition had.
+/// A claimed item: its content, and the partition's copy.
 type Delivery = (i64, TestTerm);
 
 type Buffer = buffer::Buffer<Log<TestHeap>, 1, Delivery>;
 
-/// Items of a writer are numbered from this times its own number on.
+/// The items of a writer are its number times this, plus their numbers.
 const WRITER: i64 = 100;
 
 fn start(running: u32) -> Arc<Buffer> {
@@ -26,7 +26,7 @@ fn start(running: u32) -> Arc<Buffer> {
 }
 
 impl Buffer {
-    /// Pushes items of a writer, with the lock taken once.
+    /// Pushes items of a writer, and takes the lock once.
     fn push(&self, writer: i64, numbers: &[i64]) -> Result<(), Closed> {
         let mut caller = TestHeap::new();
         let items: Vec<_> = numbers.iter().map(|number| caller.boxed(writer * WRITER + number).parcel()).collect();
@@ -36,32 +36,32 @@ impl Buffer {
         })
     }
 
-    /// Pushes items from 1 on, one by one. Gives those that were accepted.
+    /// Pushes items from 1 on, one by one. Returns the accepted ones.
     fn push_each(&self, writer: i64, count: i64) -> Vec<i64> {
         (1..=count).filter(|&number| self.push(writer, &[number]).is_ok()).collect()
     }
 
-    /// The items that were delivered, in order.
+    /// The delivered items, in order.
     fn items(&self) -> Vec<i64> {
         self.delivered().into_iter().map(|(item, _)| item).collect()
     }
 }
 
-/// The accepted items of each writer were delivered once and in their order, nothing else was, and the copies are gone,
-/// though the flushes are still referred to.
+/// Checks that the accepted items of each writer were delivered once and in order, and nothing else was. Checks also that the
+/// copies are gone, though the test still holds the flushes.
 fn assert_conserved(buffer: &Buffer, accepted: &[Vec<i64>]) {
     let delivered = buffer.items();
     for (writer, accepted) in (0..).zip(accepted) {
         let own = delivered.iter().filter(|&item| item / WRITER == writer);
         let numbers: Vec<i64> = own.map(|item| item % WRITER).collect();
-        assert_eq!(numbers, *accepted, "items of writer {writer}, of {delivered:?}");
+        assert_eq!(numbers, *accepted, "items of writer {writer} in {delivered:?}");
     }
     assert_eq!(delivered.len(), accepted.iter().map(Vec::len).sum::<usize>(), "nothing else is delivered");
-    assert!(buffer.delivered().iter().all(|(_, copy)| !copy.is_live()), "the memory goes with the last claim");
+    assert!(buffer.delivered().iter().all(|(_, copy)| !copy.is_live()), "the last claim frees the memory");
 }
 
 #[test]
-fn items_are_delivered_once_and_those_of_a_writer_in_their_order() {
+fn items_are_delivered_once_and_in_the_order_of_their_writer() {
     check(|| {
         let buffer = start(1);
         let accepted =
@@ -93,13 +93,13 @@ fn items_pushed_together_stay_together() {
             let list = lists.iter().find(|list| list[0] == first % WRITER).expect("it is one of them");
             let place = delivered.iter().position(|&item| item == first).expect("it is delivered");
             let expected = first..first + list.len() as i64;
-            assert!(delivered[place..].iter().copied().take(list.len()).eq(expected), "{first} of {delivered:?}");
+            assert!(delivered[place..].iter().copied().take(list.len()).eq(expected), "{first} in {delivered:?}");
         }
     });
 }
 
 #[test]
-fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_before_what_is_new() {
+fn the_next_reader_delivers_what_a_dead_one_has_not_claimed_before_new_items() {
     check(|| {
         let buffer = start(1);
         let accepted = race(&buffer, |buffer, writer| buffer.push_each(writer, 4), |buffer| buffer.deliver_times(4, 2));
@@ -109,7 +109,7 @@ fn what_a_dead_reader_has_not_claimed_is_delivered_by_the_next_before_what_is_ne
 }
 
 #[test]
-fn two_readers_at_once_never_claim_the_same_batch() {
+fn two_concurrent_readers_never_claim_the_same_batch() {
     check(|| {
         let buffer = start(1);
         let readers: Vec<_> =
@@ -124,7 +124,7 @@ fn two_readers_at_once_never_claim_the_same_batch() {
 }
 
 #[test]
-fn the_size_is_what_was_pushed_and_not_flushed() {
+fn the_size_counts_the_items_that_are_not_flushed() {
     check(|| {
         let buffer = start(1);
         let (begun, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -140,7 +140,7 @@ fn the_size_is_what_was_pushed_and_not_flushed() {
                 })
             })
             .collect();
-        // Nobody else flushes, so it knows how much was.
+        // Only the reader flushes, so it knows how many items were flushed.
         let reader = spawn(&buffer, move |buffer| {
             for _ in 0..4 {
                 let flushed = buffer.flushed();
@@ -161,7 +161,7 @@ fn the_size_is_what_was_pushed_and_not_flushed() {
 }
 
 #[test]
-fn after_the_close_a_push_is_refused_or_in_what_is_evicted() {
+fn a_push_during_the_close_is_either_refused_or_evicted() {
     check(|| {
         let buffer = start(1);
         let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 6))).collect();
@@ -174,14 +174,14 @@ fn after_the_close_a_push_is_refused_or_in_what_is_evicted() {
         let evicted = join(evicted);
         join(reader);
         evicted.iter().for_each(|flush| buffer.claim(flush, usize::MAX));
-        assert!(!buffer.deliver(buffer.first(), 1), "nothing stays behind");
+        assert!(!buffer.deliver(buffer.first(), 1), "nothing is left");
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.push(0, &[7]), Err(Closed));
     });
 }
 
 #[test]
-fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
+fn a_partition_that_is_closed_and_opened_again_keeps_all_accepted_items() {
     check(|| {
         let buffer = start(1);
         let accepted = race(&buffer, |buffer, writer| buffer.push_each(writer, 4), Buffer::close_and_open);
@@ -190,8 +190,7 @@ fn a_partition_that_was_closed_and_opened_again_has_all_it_took() {
     });
 }
 
-/// Pushes and delivers while the number of partitions changes. A push that comes between the two states is refused; the
-/// writers go on after it.
+/// Pushes and delivers while the partition count changes. A push between the two states is refused. The writers go on.
 fn restart<const BEFORE: u32, const AFTER: u32>() {
     let buffer = start(BEFORE);
     let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 6))).collect();
@@ -208,11 +207,11 @@ fn restart<const BEFORE: u32, const AFTER: u32>() {
 }
 
 #[test]
-fn nothing_is_lost_doubled_or_out_of_order_when_partitions_are_added() {
+fn added_partitions_neither_lose_nor_double_nor_reorder_items() {
     check(restart::<1, 2>);
 }
 
 #[test]
-fn nothing_is_lost_doubled_or_out_of_order_when_partitions_are_taken_away() {
+fn removed_partitions_neither_lose_nor_double_nor_reorder_items() {
     check(restart::<2, 1>);
 }

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Conservation.Code do
   @moduledoc false
-  # Values that refer to a module's code: functions with and without an environment, and a literal. The module is loaded to
-  # make one, and then purged.
+  # Values that refer to the code of a module: functions with and without an environment, and a literal. The module is
+  # loaded for each value, and then purged.
 
   @module PartitionedBuffer.Conservation.Purged
   @literal {:literal, ["text", 1.5, %{a: 1}]}
@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.Conservation.Code do
     code
   end
 
-  @doc "A value of the module, which is loaded for it."
+  @doc "Loads the module, and returns a value of it."
   def value(code, number) do
     {:module, @module} = :code.load_binary(@module, ~c"purged", code)
     apply(@module, :value, [number])
@@ -31,7 +31,7 @@ defmodule PartitionedBuffer.Conservation.Code do
     :code.soft_purge(@module)
   end
 
-  @doc "Whether this is the value that was made for this number."
+  @doc "Whether this is the value that `value/2` made for this number."
   def intact?({function, constant, @literal}, number) do
     :erlang.fun_info(function, :env) == {:env, [number]} and :erlang.fun_info(constant, :env) == {:env, []} and
       Enum.all?([function, constant], &(:erlang.fun_info(&1, :module) == {:module, @module}))

@@ -1,12 +1,11 @@
 defmodule PartitionedBuffer.Conservation.Faults do
   @moduledoc false
-  # A process that owns the buffer, by another process, and lets things go wrong, one every few milliseconds.
+  # The process that owns the buffer, by another process, and injects a fault every few milliseconds.
 
-  alias PartitionedBuffer.Conservation
-  alias PartitionedBuffer.Conservation.{Code, Ledger}
+  alias PartitionedBuffer.Conservation.{Code, Kind, Ledger}
   alias PartitionedBuffer.{Partition, Routing}
 
-  # In the processor. Each is told exactly: by an event, and by the death of its task.
+  # An event and the death of the task tell of each of them.
   @in_processor [:raise, :throw, :exit, :kill, :slow, :hang]
 
   @all @in_processor ++
@@ -28,8 +27,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
            :purge_code
          ]
 
-  # `unreported`: how many failures of tasks nobody may have told, because their partitions died at the same time.
-  # `unseen`: how many of them the ledger may not know, because the tasks were killed before they had said anything.
+  # `lists` are the writers of long lists that still run, by their monitors, and `number` is that of the next list or value.
+  # `unreported` is how many failures of tasks have perhaps not been reported, since their partitions died at the same time.
+  # `unseen` is how many of them the ledger perhaps does not know, since the tasks were killed before they said anything.
   defstruct [
     :kind,
     :options,
@@ -46,13 +46,13 @@ defmodule PartitionedBuffer.Conservation.Faults do
     number: 0
   ]
 
-  @doc "All faults."
+  @doc "All kinds of faults."
   def all, do: @all
 
-  @doc "Those of the processor."
+  @doc "The kinds of faults in the processor."
   def in_processor, do: @in_processor
 
-  @doc "Starts the buffer, which runs when this returns, and these faults."
+  @doc "Starts the buffer, which runs when this returns, and the faults."
   def start_link(seed, fields) do
     :proc_lib.start_link(__MODULE__, :init, [seed, struct!(__MODULE__, fields)])
   end
@@ -61,12 +61,12 @@ defmodule PartitionedBuffer.Conservation.Faults do
   def init(seed, state) do
     :rand.seed(:exsss, {seed, 0, 1})
     code = if :purge_code in state.faults, do: Code.compile()
-    state = %{state | code: code, owner: start_owner(state.options)}
+    state = start_owner(%{state | code: code})
     :proc_lib.init_ack(self())
     loop(state)
   end
 
-  @doc "Ends the faults and the buffer: counts, what was written, how many failures may be unreported or unseen."
+  @doc "Ends the faults and the buffer; returns counts, what was written, and how many failures may be unreported or unseen."
   def stop(faults) do
     send(faults, {:stop, self()})
 
@@ -83,33 +83,29 @@ defmodule PartitionedBuffer.Conservation.Faults do
         faults = faults |> ensure_running() |> await_lists() |> stop_buffer()
         send(from, {:stopped, self(), Map.take(faults, [:counts, :written, :unreported, :unseen])})
 
-      # Later than it was waited for.
+      # `hanging/1` has not waited for it long enough.
       {:hanging, pid} ->
         Process.exit(pid, :kill)
         loop(faults)
 
       {:DOWN, ref, :process, _pid, reason} when is_map_key(faults.lists, ref) ->
-        loop(list_ended(faults, ref, reason))
+        faults |> list_ended(ref, reason) |> loop()
     after
-      pause ->
-        kind = Enum.random(faults.faults)
-        # What it does is kept whatever comes of the fault.
-        faults = ensure_running(faults)
-
-        # The buffer may be restarting, or be gone because its supervisor has given up: then there is no fault.
-        try do
-          Conservation.refusable(fn -> inject(faults, kind) end)
-        catch
-          :exit, _reason -> faults
-        else
-          nothing when nothing in [:nothing, :refused] -> faults
-          faults -> count(faults, kind)
-        end
-        |> loop()
+      pause -> faults |> ensure_running() |> try_fault(Enum.random(faults.faults)) |> loop()
     end
   end
 
-  ## Kinds
+  # There is no fault if the buffer is restarting, or gone because its supervisor has given up.
+  defp try_fault(faults, kind) do
+    case Kind.refusable(fn -> inject(faults, kind) end) do
+      nothing when nothing in [:nothing, :refused] -> faults
+      faults -> count(faults, kind)
+    end
+  catch
+    :exit, _reason -> faults
+  end
+
+  ## In the processor
 
   defp inject(faults, kind) when kind in [:raise, :throw, :exit, :kill] do
     Ledger.arm(faults.ledger, kind)
@@ -126,16 +122,10 @@ defmodule PartitionedBuffer.Conservation.Faults do
     faults
   end
 
-  defp inject(faults, :stop_while_hanging) do
-    pid = hanging(faults)
-    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 20)
-    faults = inject(faults, :stop)
-    if Process.alive?(pid), do: raise("a stop has left a hanging processor")
-    faults
-  end
+  ## Deaths
 
   defp inject(faults, :kill_task) do
-    case Task.Supervisor.children(Partition.task_supervisor(name(faults), any_partition(faults))) do
+    case Task.Supervisor.children(task_supervisor(faults, any_partition(faults))) do
       [] ->
         :nothing
 
@@ -146,46 +136,56 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp inject(faults, :kill_partition) do
-    kill(Routing.partition_name(name(faults), any_partition(faults)))
+    kill(partition(faults, any_partition(faults)))
     unreported(faults, 1)
   end
 
   defp inject(faults, :kill_task_supervisor) do
-    kill(Partition.task_supervisor(name(faults), any_partition(faults)))
+    kill(task_supervisor(faults, any_partition(faults)))
     unseen(faults, 1)
   end
 
   defp inject(faults, :kill_supervisor) do
-    kill(PartitionedBuffer.Supervisor.name(name(faults)))
+    kill(supervisor(faults))
     faults |> start_again() |> unreported(faults.options[:partitions])
   end
 
   defp inject(faults, :kill_tree) do
-    buffer = name(faults)
+    children =
+      for n <- all_partitions(faults), name <- [partition(faults, n), task_supervisor(faults, n)], do: name
 
-    names =
-      for n <- 0..(faults.options[:partitions] - 1),
-          name <- [Routing.partition_name(buffer, n), Partition.task_supervisor(buffer, n)],
-          do: name
-
-    # With the first of them the others begin to die.
-    pids = Enum.map([PartitionedBuffer.Supervisor.name(buffer) | names], &Process.whereis/1)
+    # Once the first is killed, the others begin to die.
+    pids = Enum.map([supervisor(faults) | children], &Process.whereis/1)
     for pid <- pids, pid != nil, do: Process.exit(pid, :kill)
-
     faults |> start_again() |> unreported(faults.options[:partitions])
   end
 
-  defp inject(faults, :stop) do
-    stop_running(faults)
-    %{faults | owner: start_owner(faults.options)}
+  defp inject(faults, :owner_dies) do
+    Process.exit(faults.owner, :kill)
+    start_again(faults)
   end
 
-  # Before it, while the supervisor cannot start again what dies, and meanwhile.
+  ## Stops
+
+  defp inject(faults, :stop) do
+    stop_running(faults)
+    start_owner(faults)
+  end
+
+  defp inject(faults, :stop_while_hanging) do
+    pid = hanging(faults)
+    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 20)
+    faults = inject(faults, :stop)
+    if Process.alive?(pid), do: raise("a stop has left a hanging processor")
+    faults
+  end
+
+  # Processes are killed during the stop, and some before it, when the supervisor cannot restart them any more.
   defp inject(faults, :kill_at_stop) do
-    {:ok, drainer} = drainer(faults)
+    drainer = drainer(faults)
     Ledger.arm(faults.ledger, {:slow, :rand.uniform(10)})
     suspended? = :rand.uniform(2) == 1
-    if suspended?, do: :sys.suspend(PartitionedBuffer.Supervisor.name(name(faults)))
+    if suspended?, do: :sys.suspend(supervisor(faults))
     faults = if suspended?, do: kill_any(faults, drainer), else: faults
     {stop, ref} = spawn_monitor(fn -> PartitionedBuffer.stop(name(faults)) end)
 
@@ -197,39 +197,35 @@ defmodule PartitionedBuffer.Conservation.Faults do
       end
 
     receive do
-      {:DOWN, ^ref, :process, ^stop, _reason} -> %{faults | owner: start_owner(faults.options)}
+      {:DOWN, ^ref, :process, ^stop, _reason} -> start_owner(faults)
     end
   end
 
-  # A stop leaves nothing, whose order against what is new would not be promised.
+  # The stop leaves no items. There would be no order between them and new ones in another number of partitions.
   defp inject(faults, :change_partitions) do
     PartitionedBuffer.stop(name(faults))
     options = Keyword.put(faults.options, :partitions, Enum.random(faults.kind.partitions()))
-    %{faults | options: options, owner: start_owner(options)}
+    start_owner(%{faults | options: options})
   end
 
-  defp inject(faults, :owner_dies) do
-    Process.exit(faults.owner, :kill)
-    start_again(faults)
-  end
+  ## Writes
 
   defp inject(faults, :write_list) do
     {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
-    list = kind.list(number)
+    call = kind.list(number)
     me = self()
 
     {pid, ref} =
       spawn_monitor(fn ->
         send(me, {:writing, self()})
-
-        if Conservation.refusable(fn -> kind.write_list(buffer, list) end) == :refused, do: exit(:refused)
+        if Kind.refusable(fn -> kind.call(buffer, call, []) end) == :refused, do: exit(:refused)
       end)
 
     receive(do: ({:writing, ^pid} -> :ok))
     %{faults | number: number + 1, lists: Map.put(faults.lists, ref, {pid, number})}
   end
 
-  # Within the write, or when it has returned.
+  # The writer is killed during its write or after it.
   defp inject(faults, :kill_writer) do
     faults = inject(faults, :write_list)
     {pid, _number} = faults.lists |> Map.values() |> Enum.max_by(&elem(&1, 1))
@@ -237,6 +233,24 @@ defmodule PartitionedBuffer.Conservation.Faults do
     Process.exit(pid, :kill)
     faults
   end
+
+  # The interval is long, so that the value is only in the buffer, and in no process, when its module is purged.
+  defp inject(faults, :purge_code) do
+    {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
+    PartitionedBuffer.update_options(buffer, processing_interval_ms: 60_000)
+    # The tick that is due comes first.
+    Process.sleep(5)
+    written = in_process(fn -> kind.call(buffer, kind.code(number, Code.value(faults.code, number)), []) end)
+    purged? = Code.purge()
+    waits = in_process(fn -> kind.code_waits?(buffer, number, faults.ledger) || exit(:flushed) end)
+    PartitionedBuffer.update_options(buffer, processing_interval_ms: 1)
+
+    faults = if written == :normal, do: written(faults, {:code, number}), else: faults
+    faults = %{faults | number: number + 1}
+    if written == :normal and purged? and waits == :normal, do: faults, else: count(faults, :purge_code, -1)
+  end
+
+  ## Others
 
   defp inject(faults, :update_options) do
     option =
@@ -251,76 +265,35 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp inject(faults, :collect_garbage) do
-    for n <- 0..(faults.options[:partitions] - 1),
-        pid <- [
-          Process.whereis(Routing.partition_name(name(faults), n))
-          | Task.Supervisor.children(Partition.task_supervisor(name(faults), n))
-        ],
-        pid != nil do
-      :erlang.garbage_collect(pid)
+    for n <- all_partitions(faults) do
+      pids = [Process.whereis(partition(faults, n)) | Task.Supervisor.children(task_supervisor(faults, n))]
+      for pid <- pids, pid != nil, do: :erlang.garbage_collect(pid)
     end
 
     faults
   end
 
-  # With a long interval, so that the value is in the buffer, and in no process, when its module is purged.
-  defp inject(faults, :purge_code) do
-    {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
-    PartitionedBuffer.update_options(buffer, processing_interval_ms: 60_000)
-    # The tick that was due comes before it.
-    Process.sleep(5)
-    written = in_process(fn -> kind.write_code(buffer, number, Code.value(faults.code, number)) end)
-    purged = Code.purge()
-    waits = in_process(fn -> kind.code_waits?(buffer, number, faults.ledger) || exit(:flushed) end)
-    PartitionedBuffer.update_options(buffer, processing_interval_ms: 1)
-
-    faults = if written == :normal, do: written(faults, {:code, number}), else: faults
-    faults = %{faults | number: number + 1}
-    if written == :normal and purged and waits == :normal, do: faults, else: count(faults, :purge_code, -1)
-  end
-
-  ## Helpers
+  ## Processes of the buffer
 
   defp name(faults), do: faults.options[:name]
+  defp supervisor(faults), do: PartitionedBuffer.Supervisor.name(name(faults))
+  defp partition(faults, number), do: Routing.partition_name(name(faults), number)
+  defp task_supervisor(faults, number), do: Partition.task_supervisor(name(faults), number)
 
+  defp all_partitions(faults), do: 0..(faults.options[:partitions] - 1)
   defp any_partition(faults), do: :rand.uniform(faults.options[:partitions]) - 1
-
-  defp kill(name), do: Process.exit(Process.whereis(name) || exit(:restarting), :kill)
-
-  # What has died already is not killed again.
-  defp kill_any(faults, drainer) do
-    number = any_partition(faults)
-    partition = Process.whereis(Routing.partition_name(name(faults), number))
-    task_supervisor = Process.whereis(Partition.task_supervisor(name(faults), number))
-    {:monitors, monitored} = Process.info(drainer, :monitors) || {:monitors, []}
-    in_its_place = for {:process, pid} <- monitored, do: pid
-
-    [[partition], [task_supervisor], [partition, task_supervisor], Enum.take_random(in_its_place, 1)]
-    |> Enum.random()
-    |> Enum.reduce(faults, &kill_pid(&2, &1))
-  end
-
-  defp kill_pid(faults, nil), do: faults
-
-  defp kill_pid(faults, pid) do
-    Process.exit(pid, :kill)
-    faults |> unreported(1) |> unseen(1)
-  end
 
   # The last child, which ends first.
   defp drainer(faults) do
-    children = Supervisor.which_children(PartitionedBuffer.Supervisor.name(name(faults)))
-
-    for {{PartitionedBuffer.Drainer, :last}, pid, _type, _modules} when is_pid(pid) <- children,
-        reduce: :error do
-      :error -> {:ok, pid}
-    end
+    children = Supervisor.which_children(supervisor(faults))
+    drainers = for {{PartitionedBuffer.Drainer, :last}, pid, _, _} when is_pid(pid) <- children, do: pid
+    List.first(drainers) || exit(:restarting)
   end
 
+  # Waits until a processor hangs. There may be no batch, or the task that was to hang may be killed before.
   defp hanging(faults) do
     Ledger.arm(faults.ledger, {:hang, self()})
 
-    # The buffer may have gone before a batch came, or the task that was told to hang.
     receive do
       {:hanging, pid} -> pid
     after
@@ -329,6 +302,28 @@ defmodule PartitionedBuffer.Conservation.Faults do
         exit(:no_batch)
     end
   end
+
+  defp kill(name), do: Process.exit(Process.whereis(name) || exit(:restarting), :kill)
+
+  # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
+  defp kill_any(faults, drainer) do
+    number = any_partition(faults)
+    partition = Process.whereis(partition(faults, number))
+    task_supervisor = Process.whereis(task_supervisor(faults, number))
+    {:monitors, monitored} = Process.info(drainer, :monitors) || {:monitors, []}
+    passes = for {:process, pid} <- monitored, do: pid
+
+    victims =
+      Enum.random([[partition], [task_supervisor], [partition, task_supervisor], Enum.take_random(passes, 1)])
+
+    for pid <- victims, pid != nil, reduce: faults do
+      faults ->
+        Process.exit(pid, :kill)
+        faults |> unreported(1) |> unseen(1)
+    end
+  end
+
+  ## Lists and values
 
   defp in_process(function) do
     {pid, ref} = spawn_monitor(fn -> function.() end)
@@ -341,10 +336,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp list_ended(faults, ref, reason) do
     {{_pid, number}, lists} = Map.pop!(faults.lists, ref)
     outcome = if reason == :normal, do: :done, else: :cut_short
-    written(%{faults | lists: lists}, faults.kind.written_list(number, outcome))
+    written(%{faults | lists: lists}, {:list, number, outcome})
   end
-
-  defp written(faults, what), do: %{faults | written: [what | faults.written]}
 
   defp await_lists(%{lists: lists} = faults) when lists == %{}, do: faults
 
@@ -355,14 +348,16 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
+  defp written(faults, what), do: %{faults | written: [what | faults.written]}
+
   ## The buffer
 
-  # A supervisor gives up when its children die too often.
+  # A supervisor gives up if its children die too often.
   defp ensure_running(faults) do
     if Process.alive?(faults.owner), do: faults, else: faults |> count(:gave_up) |> start_again()
   end
 
-  # Its supervisor may be about to give up: what it leaves is the next one's.
+  # If the supervisor gives up instead, the next one processes the rest.
   defp stop_buffer(faults) do
     faults = ensure_running(faults)
     stop_running(faults)
@@ -371,9 +366,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
     :exit, _given_up -> stop_buffer(faults)
   end
 
-  # Exits if the supervisor gives up meanwhile, which a stop takes for one by another.
+  # Exits if the supervisor gives up during the stop. `PartitionedBuffer.stop/1` takes this for another stop.
   defp stop_running(faults) do
-    ref = faults |> name() |> PartitionedBuffer.Supervisor.name() |> Process.monitor()
+    ref = faults |> supervisor() |> Process.monitor()
     PartitionedBuffer.stop(name(faults))
 
     receive do
@@ -382,12 +377,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
-  defp start_again(faults) do
-    unseen(%{faults | owner: start_owner(faults.options)}, faults.options[:partitions])
-  end
+  # After a buffer that did not stop.
+  defp start_again(faults), do: faults |> start_owner() |> unseen(faults.options[:partitions])
 
-  # The names of the one before may still be taken.
-  defp start_owner(options) do
+  # Processes of the last buffer may still have the names.
+  defp start_owner(%{options: options} = faults) do
     me = self()
 
     {owner, ref} =
@@ -400,16 +394,17 @@ defmodule PartitionedBuffer.Conservation.Faults do
     receive do
       {:started, ^owner} ->
         Process.demonitor(ref, [:flush])
-        owner
+        %{faults | owner: owner}
 
       {:DOWN, ^ref, :process, ^owner, _reason} ->
         Process.sleep(1)
-        start_owner(options)
+        start_owner(faults)
     end
   end
 
+  ## Counts
+
   defp unseen(faults, more), do: %{faults | unseen: faults.unseen + more}
   defp unreported(faults, more), do: %{faults | unreported: faults.unreported + more}
-
   defp count(faults, kind, by \\ 1), do: %{faults | counts: Map.update(faults.counts, kind, by, &(&1 + by))}
 end

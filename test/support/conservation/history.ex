@@ -1,28 +1,28 @@
 defmodule PartitionedBuffer.Conservation.History do
   @moduledoc false
-  # What is written to a key, from its first write to its last, follows from the key's number alone. So whoever sees an
-  # entry can tell which writes it is made of.
+  # All writes to a key follow from the key's number. So whoever sees an entry can tell which writes it is made of.
   #
-  # A key is written by one process, its flushes come one after the other, so each of them has a run of its writes:
-  # those behind the last one's run. The entry that comes out is what `Model` makes of this run. The version, and
-  # `updates`, which counts back to the first write of the run or to the last `put`, give the run away: a write that is
-  # missing, comes twice, comes late or in another's place makes an entry that no run explains. Not seen is only the loss
-  # of a write that the next one of the same run replaced or deleted anyway.
+  # One process writes to a key, and the flushes of a key come one after the other. So each flush has a run of the key's
+  # writes, which follows the run of the flush before, and its entry is what `Model` makes of this run. The entry gives its
+  # run away by its version and by `updates`, which counts back to the first write of the run or to the last `put`. A write
+  # that is missing, doubled, late or in another's place makes an entry that no run explains. Only the loss of a write stays
+  # unseen that a later one of the same run replaced or deleted anyway.
 
   import Bitwise
 
   alias PartitionedBuffer.Model
 
-  @doc "The key with this number, and back."
+  @doc "The key with this number."
   def key(id) when rem(id, 3) == 0, do: id
   def key(id) when rem(id, 3) == 1, do: {:key, id}
   def key(id), do: <<id::64>>
 
+  @doc "The number of a key."
   def id(id) when is_integer(id), do: id
   def id({:key, id}), do: id
   def id(<<id::64>>), do: id
 
-  @doc "The write with this number, from 1, of a key."
+  @doc "A write to a key. They are numbered from 1."
   @spec write(non_neg_integer(), pos_integer()) :: Model.write()
   def write(id, number), do: write(id, number, value(id, number))
 
@@ -30,13 +30,13 @@ defmodule PartitionedBuffer.Conservation.History do
     case kind(id, number) do
       :put -> {:put, value}
       :newer -> {:put_newer, value, version(id, number)}
-      # Less than all before it: it is stored only where there is nothing.
+      # Its version is below all before, so it is stored only if there is no entry.
       :stale -> {:put_newer, value, -version(id, number)}
       :delete -> :delete
     end
   end
 
-  @doc "Of which kind that write is."
+  @doc "The kind of a write."
   def kind(id, number) do
     case :erlang.phash2([id | number], 16) do
       n when n < 5 -> :put
@@ -53,12 +53,13 @@ defmodule PartitionedBuffer.Conservation.History do
   def number(number), do: number
 
   @doc """
-  Takes an entry that was flushed, of a key whose writes up to `seen` have been before. The number up to which they
-  have been now; or what cannot be: the same writes `:again`, an entry behind one that was `:lost`, one that is `:wrong`.
+  Explains the next entry of a key, whose writes up to the number `seen` have come before. Returns the number of the last
+  write that has come now, and `:ok` or what is wrong: writes come `:again`, writes before the entry are `:lost`, or no run
+  gives this entry, so it is `:wrong`.
   """
   def flush(id, seen, {value, version, updates}) do
     number = number(value)
-    # Of what was written the number says all.
+    # The number stands for the value, which was compared.
     entry = {number, version, updates}
 
     cond do
@@ -70,10 +71,10 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  @doc "Whether nothing is to come of a key that was written so many times, `seen` of which were flushed."
+  @doc "Whether no entry is left of a key that was written `written` times, if the writes up to `seen` have come."
   def finished?(id, seen, written), do: seen <= written and run?(id, seen + 1, written, nil)
 
-  @doc "Whether a read between two writes may find this value: nothing has replaced it."
+  @doc "Whether a read after so many writes may find this value, since none of them has replaced it."
   def current?(id, written, value) do
     number = number(value)
 
@@ -81,13 +82,13 @@ defmodule PartitionedBuffer.Conservation.History do
       Enum.all?((number + 1)..written//1, &(kind(id, &1) == :stale))
   end
 
-  # A stale write behind the last entry may have been ignored in that run, or begin this one.
+  # A stale write after the last entry was ignored in its run, or begins this one.
   defp run?(id, first, last, entry) do
     entry(id, first, last) == entry or
       (first <= last and kind(id, first) == :stale and run?(id, first + 1, last, entry))
   end
 
-  # What a run of writes leaves, with a number in the place of its value.
+  # The entry of a run of writes, with the number of the write instead of the value.
   defp entry(id, first, last), do: Enum.reduce(first..last//1, nil, &Model.write(&2, write(id, &1, &1)))
 
   defp value(id, number) do
@@ -99,7 +100,7 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  # Some of them need more than a word.
+  # Some versions need more than a word.
   defp version(id, number) when rem(id, 8) == 0, do: number <<< 60
   defp version(_id, number), do: number
 end

@@ -1,13 +1,11 @@
 defmodule PartitionedBuffer.Conservation.Item do
   @moduledoc false
-  # What is pushed to a queue. An item holds where it comes from and where it belongs: its stream, its partition of
-  # `partitions/0`, and its number among those of its stream in that partition, from 1.
-  #
-  # Besides there is salt in it, the least that lets it be routed to its partition by itself.
+  # An item of a queue has its stream, its partition of `partitions/0`, and its number, from 1, in this stream and partition.
+  # It also has a salt: the least that routes the item to its partition.
 
   @partitions 2
 
-  # Not a partition's number, but a routing key that leads to it.
+  # For each partition a routing key that leads to it.
   @keys List.to_tuple(
           for partition <- 0..(@partitions - 1),
               do: Enum.find(100..200, &(:erlang.phash2(&1, @partitions) == partition))
@@ -29,7 +27,7 @@ defmodule PartitionedBuffer.Conservation.Item do
       else: salted(stream, partition, number, salt + 1)
   end
 
-  # An immediate, terms of some words, a binary that is referred to.
+  # An immediate, two terms of some words, and a binary outside of the heap.
   defp shape(stream, partition, number, salt) do
     case rem(number, 4) do
       0 -> pack(stream, partition, number, salt)
@@ -39,7 +37,7 @@ defmodule PartitionedBuffer.Conservation.Item do
     end
   end
 
-  # The numbers of bits are such that it is a small integer.
+  # In 58 bits, so that it is a small integer.
   defp pack(stream, partition, number, salt) do
     <<packed::58>> = <<stream::22, partition::4, number::26, salt::6>>
     packed
@@ -50,7 +48,7 @@ defmodule PartitionedBuffer.Conservation.Item do
     {stream, partition, number, salt}
   end
 
-  @doc "Stream, partition and number of an item, if it is as it was made."
+  @doc "Stream, partition and number of an item, or `:error` if `item/3` has not made it."
   @spec read(any()) :: {stream(), non_neg_integer(), pos_integer()} | :error
   def read(item) do
     {stream, partition, number, salt} = parts(item)

@@ -1,59 +1,71 @@
 defmodule PartitionedBuffer.Conservation.Kind do
   @moduledoc false
-  # What maps and queues differ in: what is written, and how the ledger knows that all of it has come.
+  # Everything that differs between maps and queues: the writes, and how the ledger knows that all of them have come.
 
   alias PartitionedBuffer.Conservation.{Ledger, Writer}
 
-  @typedoc "What somebody has written, as `c:check/2` takes it."
+  @typedoc "Something that was written, for `c:check/2`."
   @type written() :: any()
 
   @doc "The module of the buffer."
   @callback buffer() :: module()
 
-  @doc "How many partitions the buffer may have for what is checked of it to hold."
+  @doc "The numbers of partitions with which all checks hold."
   @callback partitions() :: [pos_integer()]
 
   ## Writers
 
-  @doc "What a writer keeps in `state`."
+  @doc "The first `state` of a writer."
   @callback new() :: any()
 
   @callback write_one(Writer.t()) :: Writer.t()
   @callback write_many(Writer.t()) :: Writer.t()
   @callback read(Writer.t()) :: Writer.t()
 
-  @doc "What a writer has written."
+  @doc "All that a writer has written."
   @callback written(Writer.t()) :: [written()]
 
-  @doc "A call of a writer, to a buffer with these options, and to an ETS design, which has none."
-  @callback call(atom(), tuple(), keyword()) :: any()
-  @callback call_design(module(), any(), tuple()) :: any()
+  ## Calls
 
-  ## Faults
+  @doc "Does a call of a writer or a fault on a buffer."
+  @callback call(atom(), tuple() | atom(), keyword()) :: any()
 
-  @doc "A long list, each with another number, and its writing, which may have been `:cut_short`."
-  @callback list(non_neg_integer()) :: list()
-  @callback write_list(atom(), list()) :: :ok
-  @callback written_list(non_neg_integer(), :done | :cut_short) :: written()
+  @doc "Does a call of a writer on an ETS design."
+  @callback call_design(module(), any(), tuple() | atom()) :: any()
 
-  @doc "Writes a value with a number that refers to code, of which the ledger is told by `Ledger.code/3`."
-  @callback write_code(atom(), non_neg_integer(), any()) :: :ok
+  @doc "A call that writes a long list. It is `{:list, number, :done | :cut_short}` in what was written."
+  @callback list(non_neg_integer()) :: tuple()
 
-  @doc "Whether this value has not been flushed."
+  @doc "A call that writes a value which refers to code. `Ledger.code/3` is told of it when it comes."
+  @callback code(non_neg_integer(), any()) :: tuple()
+
+  @doc "Whether this value still waits."
   @callback code_waits?(atom(), non_neg_integer(), pid()) :: boolean()
 
   ## The ledger
 
-  @doc "The entries of a table that was flushed, in their order if they have one."
+  @doc "The entries of a table that the processor got, in their order if they have one."
   @callback entries(:ets.table()) :: list()
 
   @doc """
-  An entry that was flushed by a partition of so many, which is no number if it is not known, and whether by a dying task
-  beside another.
+  Checks an entry that the processor got: from which partition, of how many, and whether from a dying task beside another.
+  Partition and count are nil if they are not known.
   """
-  @callback entry(any(), {partition :: any(), among :: any(), overlapping? :: boolean()}, Ledger.t()) ::
+  @callback entry(
+              any(),
+              {partition :: any(), partition_count :: any(), overlapping? :: boolean()},
               Ledger.t()
+            ) :: Ledger.t()
 
-  @doc "Compares what was written with what has come, at the end."
+  @doc "Compares something that was written with what has come, at the end."
   @callback check(written(), Ledger.t()) :: Ledger.t()
+
+  @doc "The result of a call on a buffer, or `:refused` if the buffer is not running."
+  def refusable(call) do
+    call.()
+  rescue
+    error in ArgumentError ->
+      unless error.message =~ "no partitions available", do: reraise(error, __STACKTRACE__)
+      :refused
+  end
 end

@@ -1,16 +1,10 @@
 defmodule PartitionedBuffer.Conservation.Ledger do
   @moduledoc false
-  # Sees each batch before the processor does anything else, decides what happens to the processor, and compares what it
-  # sees with the telemetry events and with the deaths of the tasks.
+  # Compares the batches with each other, with the telemetry events, with the deaths of the tasks, and at the end with the
+  # writes. `PartitionedBuffer.Conservation` tells what it knows, and what is a violation.
   #
-  # What is counted under `violations` must not be. The rest are figures.
-  #
-  # A task that is killed while it is not in its processor may have claimed a batch: this is the only loss that nobody
-  # sees. Entries that are missing are put down to it (`unseen`) if there was such a death, in any partition since their
-  # number may change, since something of their kind, as the same key, was last flushed.
-  #
-  # A task that is killed with its supervisor is still alive for a moment, and may be in a call of the processor when the one
-  # in its place is (`overlapping`). It is dead when its message is read; its batch may come late then, but not twice.
+  # A task that is killed with its supervisor is still alive for a moment. It may be in the processor when the task in its
+  # place is (`overlapping`). It is dead when the ledger reads its message. Its batch may be late, but must not come twice.
 
   use GenServer
 
@@ -18,12 +12,23 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   alias PartitionedBuffer.Conservation.Code
 
-  # `returned` is false while the processor has a batch; `sizes` are those of the batches, the last first.
+  # `returned` is false while the processor has a batch. `sizes` are those of its batches, the last first. `excepted` and
+  # `stopped` are whether those events have come.
   defmodule Task do
     @moduledoc false
-    defstruct [:partition, :among, sizes: [], returned: true, verdict: :ok, excepted: false, stopped: false]
+    defstruct [
+      :partition,
+      :partition_count,
+      sizes: [],
+      returned: true,
+      verdict: :ok,
+      excepted: false,
+      stopped: false
+    ]
   end
 
+  # `batch_sizes` are the sizes that batches may have. `seen` is a table of what has come. `armed` are the next verdicts.
+  # `windows` counts deaths of tasks that may have lost a batch which nobody has seen.
   defstruct [
     :kind,
     :buffer,
@@ -47,13 +52,13 @@ defmodule PartitionedBuffer.Conservation.Ledger do
               ],
               do: [:partitioned_buffer, :partition | suffix]
 
-  ## What the processor does
+  ## The processor
 
   @doc "The processor, as an MFA."
   def processor(ledger, kind), do: {__MODULE__, :process, [ledger, kind]}
 
   def process(batch, ledger, kind) do
-    # Before the writers, as the ledger: the more flushes the better.
+    # As the ledger has it: otherwise the writers would leave time for few flushes.
     Process.flag(:priority, :high)
     send(ledger, {:batch, self(), if(is_list(batch), do: batch, else: kind.entries(batch))})
 
@@ -73,14 +78,14 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   defp obey({:hang, who}) do
     send(who, {:hanging, self()})
-    # Long after it should have been killed, if nobody waits for it any more.
+    # It is killed long before, unless nobody waits for it any more.
     Process.sleep(1_000)
     Process.exit(self(), :kill)
   end
 
   ## API
 
-  @doc "Starts it for a buffer of this kind and name; its batches may have these sizes. `nil` for a table with no events."
+  @doc "Starts a ledger of a buffer. Without a buffer and batch sizes it is for an ETS design, which has no events."
   def start_link(kind, buffer, batch_sizes) do
     {:ok, ledger} = GenServer.start_link(__MODULE__, {kind, buffer, batch_sizes})
     if buffer, do: :telemetry.attach_many(buffer, @events, &__MODULE__.event/4, {ledger, buffer})
@@ -89,21 +94,21 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   def event([_, _ | suffix], measurements, metadata, {ledger, buffer}) do
     if metadata.buffer == buffer do
-      metadata = Map.put(metadata, :among, PartitionedBuffer.Native.partition_count(buffer))
+      metadata = Map.put(metadata, :partition_count, PartitionedBuffer.Native.partition_count(buffer))
       send(ledger, {:event, suffix, measurements, metadata, self()})
     end
   end
 
-  @doc "The verdict on one of the next batches."
+  @doc "Adds a verdict on one of the next batches."
   def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
 
-  @doc "No verdicts but those that have been given."
+  @doc "Takes back all verdicts that no batch has got."
   def disarm(ledger), do: send(ledger, :disarm)
 
   @doc "Whether the value with this number that refers to code has come."
   def code_came?(ledger, number), do: GenServer.call(ledger, {:code_came?, number}, :infinity)
 
-  @doc "The counts, when all tasks have ended."
+  @doc "Waits until all tasks have ended; returns counts and violations."
   def finish(ledger, written) do
     result = GenServer.call(ledger, {:finish, written}, :infinity)
     GenServer.stop(ledger)
@@ -119,8 +124,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   end
 
   @impl GenServer
-  def handle_call({:code_came?, number}, _from, state),
-    do: {:reply, :ets.member(state.seen, {:code, number}), state}
+  def handle_call({:code_came?, number}, _from, state), do: {:reply, code_seen?(state, number), state}
 
   def handle_call({:finish, written}, from, state) do
     {:noreply, finish_if_idle(%{state | finish: {from, written}, armed: []})}
@@ -131,34 +135,16 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     state = known(state, pid)
     overlapping? = others_at_work(state, pid) != [] and not Process.alive?(pid)
     state = if overlapping?, do: count(state, :overlapping), else: check_alone(state, pid)
-    %Task{} = task = state.tasks[pid]
-    {verdict, armed} = List.pop_at(state.armed, 0, :ok)
-    send(pid, {:verdict, verdict})
-    size = length(entries)
-
-    task = %{task | sizes: [size | task.sizes], returned: false, verdict: verdict}
-
-    state =
-      %{state | armed: armed, tasks: Map.put(state.tasks, pid, task)}
-      |> count(:batches)
-      |> count(:entries, size)
-
-    state = if size == 0, do: violation(state, :empty_batch, pid), else: state
-
-    {:noreply,
-     Enum.reduce(entries, state, &state.kind.entry(&1, {task.partition, task.among, overlapping?}, &2))}
+    state = state |> give_verdict(pid, length(entries)) |> check_entries(entries, pid, overlapping?)
+    {:noreply, state}
   end
 
-  def handle_info({:returned, pid}, state) do
-    {:noreply, put_in(state.tasks[pid].returned, true)}
-  end
-
+  def handle_info({:returned, pid}, state), do: {:noreply, put_in(state.tasks[pid].returned, true)}
   def handle_info({:arm, verdict}, state), do: {:noreply, %{state | armed: state.armed ++ [verdict]}}
-
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
   def handle_info({:event, [:processing, :start], _measurements, metadata, pid}, state) do
-    {:noreply, state |> known(pid, number(metadata.partition), metadata.among) |> count(:flushes)}
+    {:noreply, state |> known(pid, number(metadata.partition), metadata.partition_count) |> count(:flushes)}
   end
 
   def handle_info({:event, [:processing, :stop], measurements, _metadata, pid}, state) do
@@ -170,7 +156,6 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       else: {:noreply, violation(state, :stop_event, {measurements.size, task})}
   end
 
-  # The exception of a verdict, or nobody's fault but the table's: its name may still be that of a dying task's.
   def handle_info({:event, [:processing, :exception], _measurements, metadata, pid}, state) do
     task = state.tasks[pid]
     state = put_in(state.tasks[pid].excepted, true)
@@ -179,6 +164,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       {false, :raise, :error, %RuntimeError{message: "as told"}} -> {:noreply, count(state, :raised)}
       {false, :throw, :throw, :as_told} -> {:noreply, count(state, :threw)}
       {false, :exit, :exit, :as_told} -> {:noreply, count(state, :exited)}
+      # A dying task still has the table, whose name this one needs.
       {true, _, :error, %ArgumentError{}} when task.sizes == [] -> {:noreply, count(state, :table_name_taken)}
       _ -> {:noreply, violation(state, :exception_event, {metadata, task})}
     end
@@ -189,21 +175,30 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   def handle_info({:DOWN, _ref, :process, pid, reason}, state) do
     {task, tasks} = Map.pop(state.tasks, pid)
-    state = %{state | tasks: tasks} |> check_sizes(task)
-    {:noreply, state |> ended(task, reason) |> finish_if_idle()}
+    {:noreply, %{state | tasks: tasks} |> check_sizes(task) |> check_end(task, reason) |> finish_if_idle()}
   end
 
-  ## Tasks
+  ## Batches
 
-  defp known(state, pid, partition \\ nil, among \\ nil)
-  defp known(%{tasks: tasks} = state, pid, _partition, _among) when is_map_key(tasks, pid), do: state
-
-  defp known(state, pid, partition, among) do
-    Process.monitor(pid)
-    put_in(state.tasks[pid], %Task{partition: partition, among: among})
+  defp give_verdict(state, pid, size) do
+    {verdict, armed} = List.pop_at(state.armed, 0, :ok)
+    send(pid, {:verdict, verdict})
+    %Task{} = task = state.tasks[pid]
+    task = %{task | sizes: [size | task.sizes], returned: false, verdict: verdict}
+    %{state | armed: armed, tasks: %{state.tasks | pid => task}} |> count(:batches) |> count(:entries, size)
   end
 
-  defp number(partition), do: partition |> Module.split() |> List.last() |> String.to_integer()
+  defp check_entries(state, [], pid, _overlapping?), do: violation(state, :empty_batch, pid)
+
+  defp check_entries(state, entries, pid, overlapping?) do
+    task = state.tasks[pid]
+
+    Enum.reduce(
+      entries,
+      state,
+      &state.kind.entry(&1, {task.partition, task.partition_count, overlapping?}, &2)
+    )
+  end
 
   defp check_alone(state, pid) do
     if others_at_work(state, pid) == [],
@@ -211,7 +206,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       else: violation(state, :two_at_a_time, state.tasks[pid].partition)
   end
 
-  # Of a task that was killed meanwhile the death may not have been told yet.
+  # The message of a death may be still on its way.
   defp others_at_work(state, pid) do
     partition = state.tasks[pid].partition
 
@@ -220,25 +215,37 @@ defmodule PartitionedBuffer.Conservation.Ledger do
         do: other
   end
 
-  # All batches of a flush but the last are full. A table is one of any size.
+  ## Tasks
+
+  defp known(state, pid, partition \\ nil, partition_count \\ nil)
+  defp known(%{tasks: tasks} = state, pid, _partition, _count) when is_map_key(tasks, pid), do: state
+
+  defp known(state, pid, partition, partition_count) do
+    Process.monitor(pid)
+    put_in(state.tasks[pid], %Task{partition: partition, partition_count: partition_count})
+  end
+
+  defp number(partition), do: partition |> Module.split() |> List.last() |> String.to_integer()
+
+  # All batches of a flush but the last are full. A table may have any size.
   defp check_sizes(%{batch_sizes: nil} = state, _task), do: state
 
   defp check_sizes(state, task) do
-    whole? =
+    full? =
       case Enum.reverse(task.sizes) do
         [] -> true
         [size] -> :table in state.batch_sizes or size <= Enum.max(state.batch_sizes)
-        [full | rest] -> full in state.batch_sizes and short_last?(rest, full)
+        [full | rest] -> full in state.batch_sizes and only_last_short?(rest, full)
       end
 
-    if whole?, do: state, else: violation(state, :batch_size, task)
+    if full?, do: state, else: violation(state, :batch_size, task)
   end
 
-  defp short_last?([last], full), do: last <= full
-  defp short_last?([next | rest], full), do: next == full and short_last?(rest, full)
+  defp only_last_short?([last], full), do: last <= full
+  defp only_last_short?([next | rest], full), do: next == full and only_last_short?(rest, full)
 
-  # `:noproc`: it was dead when its first message was read.
-  defp ended(state, task, reason) do
+  # The reason is `:noproc` if the task was dead when its first message was read.
+  defp check_end(state, task, reason) do
     case {task, reason} do
       {_task_of_the_design, :normal} when state.buffer == nil ->
         state
@@ -247,17 +254,18 @@ defmodule PartitionedBuffer.Conservation.Ledger do
         state
 
       {%Task{returned: false, excepted: true}, {_error, _stack}} ->
-        state |> count(:failed) |> lost_in_hand(task)
+        failed_with_batch(state, task)
 
       {%Task{returned: false, excepted: true, verdict: :exit}, :as_told} ->
-        state |> count(:failed) |> lost_in_hand(task)
+        failed_with_batch(state, task)
 
-      # Killed: within the processor, or before it could return from its exception.
+      # Killed in the processor, or after its exception.
       {%Task{returned: false}, reason} when reason in [:killed, :shutdown, :noproc] ->
-        state |> count(:failed) |> count(:killed) |> lost_in_hand(task)
+        state |> count(:killed) |> failed_with_batch(task)
 
+      # It may have claimed a batch that nobody has seen.
       {%Task{returned: true}, reason} when reason in [:killed, :shutdown, :noproc] ->
-        state |> count(:failed) |> count(:killed_outside) |> window()
+        %{state | windows: state.windows + 1} |> count(:failed) |> count(:killed_outside)
 
       {%Task{returned: true, excepted: true, sizes: []}, {:badarg, _stack}} ->
         count(state, :failed)
@@ -267,26 +275,24 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     end
   end
 
-  defp lost_in_hand(state, task) do
-    state |> count(:failed_batches) |> count(:failed_entries, hd(task.sizes))
+  defp failed_with_batch(state, task) do
+    state |> count(:failed) |> count(:failed_batches) |> count(:failed_entries, hd(task.sizes))
   end
 
-  defp window(state), do: %{state | windows: state.windows + 1}
+  ## What has come
 
-  ## Entries
-
-  @doc "What was seen of something, and after how many windows: tasks that may have claimed a batch and died."
-  def seen(ledger, what, nothing) do
+  @doc "The last number that has come of a key or a stream, 0 if none has, and how many windows there were before."
+  def seen(ledger, what) do
     case :ets.lookup(ledger.seen, what) do
-      [{^what, seen, windows}] -> {seen, windows}
-      [] -> {nothing, 0}
+      [{^what, last, windows}] -> {last, windows}
+      [] -> {0, 0}
     end
   end
 
-  @doc "Notes what is seen of something now."
-  def see(ledger, what, seen), do: :ets.insert(ledger.seen, {what, seen, ledger.windows})
+  @doc "Notes the last number that has come of a key or a stream."
+  def see(ledger, what, last), do: :ets.insert(ledger.seen, {what, last, ledger.windows})
 
-  @doc "A value that refers to code, with its number, has come."
+  @doc "Notes a value that refers to code."
   def code(ledger, number, value) do
     cond do
       not Code.intact?(value, number) -> violation(ledger, :wrong, {:code, number})
@@ -294,6 +300,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       true -> violation(ledger, :again, {:code, number})
     end
   end
+
+  defp code_seen?(ledger, number), do: :ets.member(ledger.seen, {:code, number})
 
   ## The end
 
@@ -307,26 +315,22 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   defp finish_if_idle(state), do: state
 
   defp check({:code, number}, state) do
-    if :ets.member(state.seen, {:code, number}),
-      do: state,
-      else: missing(state, 1, {:code, number}, state.windows > 0)
+    if code_seen?(state, number), do: state, else: missing(state, 1, {:code, number}, state.windows > 0)
   end
 
   defp check(written, state), do: state.kind.check(written, state)
 
-  @doc "So much is missing; `excused?` if a task may have claimed it, and was killed before it called its processor."
+  @doc "Counts missing entries: as unseen if a window excuses them, or as lost."
   def missing(state, missing, what, excused?) do
     if excused?, do: count(state, :unseen, missing), else: violation(state, :lost, what, missing)
   end
 
-  @doc "Counts."
+  @doc "Counts something that is no violation."
   def count(state, what, by \\ 1), do: %{state | counts: Map.update(state.counts, what, by, &(&1 + by))}
 
-  @doc "Counts what must not be, and keeps the first of a sort."
-  def violation(state, sort, what, by \\ 1) do
-    %{
-      state
-      | violations: Map.update(state.violations, sort, {by, what}, fn {n, first} -> {n + by, first} end)
-    }
+  @doc "Counts a violation, and keeps the first of its kind."
+  def violation(state, kind, what, by \\ 1) do
+    violations = Map.update(state.violations, kind, {by, what}, fn {n, first} -> {n + by, first} end)
+    %{state | violations: violations}
   end
 end

@@ -1,9 +1,10 @@
 defmodule PartitionedBuffer.Conservation.Maps do
   @moduledoc false
-  # Each writer writes to keys of its own, to each in the order of its `History`. Of a list that was cut short the keys are
-  # given up, and others take their places.
+  # Each writer writes to keys of its own, to each in the order of its `History`. Each acknowledged write must have been
+  # processed once, unless a later one replaced or deleted it before.
   #
-  # Each acknowledged write must have been processed once, or have been replaced or deleted by a later one before that.
+  # The keys are in numbered slots. After a list that was cut short nobody knows how often its keys were written. So they are
+  # given up, and other keys take their slots.
 
   @behaviour PartitionedBuffer.Conservation.Kind
 
@@ -13,8 +14,11 @@ defmodule PartitionedBuffer.Conservation.Maps do
   @absent {:absent, __MODULE__}
 
   @slots 4_096
-  @hot 16
+  @hot_slots 16
   @list_size 5_000
+
+  # The most entries of a list that are written at once, lock by lock.
+  @written_at_once 128
 
   @impl Kind
   def buffer, do: Buffer
@@ -24,18 +28,18 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
   ## Writers
 
-  # By the number of a slot the key in it, and how often it has been written; how often those were written that were
-  # given up.
+  # `slots` has the key's number of each slot, and how often it was written. `given_up` has keys with the range of how often
+  # they may have been written.
   @impl Kind
-  def new, do: {%{}, []}
+  def new, do: %{slots: %{}, given_up: []}
 
   @impl Kind
-  def written(%{state: {slots, cut_short}}) do
-    for({id, written} <- Map.values(slots), do: {id, written..written}) ++ cut_short
+  def written(%{state: state}) do
+    for({id, written} <- Map.values(state.slots), do: {id, written..written}) ++ state.given_up
   end
 
   defp any_slot do
-    if :rand.uniform(2) == 1, do: :rand.uniform(@hot) - 1, else: :rand.uniform(@slots) - 1
+    if :rand.uniform(2) == 1, do: :rand.uniform(@hot_slots) - 1, else: :rand.uniform(@slots) - 1
   end
 
   @impl Kind
@@ -43,15 +47,20 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
   defp write_one(writer, slot) do
     {id, written} = at(writer, slot)
-    call = single(History.write(id, written + 1), History.key(id))
-    writer |> Writer.single(call, option(slot)) |> put_slot(slot, {id, written + 1})
+    writer |> Writer.single(call_of(id, written + 1), option(slot)) |> put_slot(slot, {id, written + 1})
   end
 
-  defp single({:put, value}, key), do: {:put, key, value}
-  defp single({:put_newer, value, version}, key), do: {:put_newer, key, value, version}
-  defp single(:delete, key), do: {:delete, key}
+  defp call_of(id, number) do
+    key = History.key(id)
 
-  # Next to each other, all routed in the same way; up to three writes of each in a list.
+    case History.write(id, number) do
+      {:put, value} -> {:put, key, value}
+      {:put_newer, value, version} -> {:put_newer, key, value, version}
+      :delete -> {:delete, key}
+    end
+  end
+
+  # Every fourth slot, so that the same option routes all of them. A list has up to three writes of a key.
   @impl Kind
   def write_many(writer) do
     first = :rand.uniform(@slots) - 1
@@ -60,58 +69,54 @@ defmodule PartitionedBuffer.Conservation.Maps do
     by_call =
       Enum.group_by(slots, fn slot ->
         {id, written} = at(writer, slot)
-        call_for(History.kind(id, written + 1))
+        list_call(id, written + 1)
       end)
 
-    writer = Enum.reduce(Map.get(by_call, :delete, []), writer, &write_one(&2, &1))
+    writer = by_call |> Map.get(:delete, []) |> Enum.reduce(writer, &write_one(&2, &1))
 
-    Enum.reduce([:put_all, :put_all_newer], writer, fn call, writer ->
-      write_list(writer, call, Map.get(by_call, call, []))
-    end)
-  end
-
-  defp write_list(writer, _call, []), do: writer
-
-  defp write_list(writer, call, slots) do
-    # A map has each key once.
-    as_map = call == :put_all and :rand.uniform(4) == 1
-    runs = for slot <- slots, do: {slot, run(writer, slot, call, if(as_map, do: 1, else: 3))}
-
-    entries =
-      for {slot, numbers} <- runs, number <- numbers do
-        {id, _written} = at(writer, slot)
-        id |> History.write(number) |> single(History.key(id)) |> Tuple.delete_at(0)
-      end
-
-    argument = if as_map, do: Map.new(entries), else: entries
-
-    case writer.target.({call, argument}, option(hd(slots))) do
-      :ok ->
-        writer = Writer.done(writer, call, length(entries))
-
-        Enum.reduce(runs, writer, fn {slot, numbers}, w ->
-          put_slot(w, slot, {elem(at(w, slot), 0), numbers.last})
-        end)
-
-      :refused ->
-        Enum.reduce(runs, Writer.count(writer, :lists_cut_short), fn {slot, numbers}, w ->
-          give_up(w, slot, numbers.last)
-        end)
+    for call <- [:put_all, :put_all_newer], slots = by_call[call], reduce: writer do
+      writer -> write_list(writer, call, slots)
     end
   end
 
-  # The next writes of a slot that this call can do.
+  defp write_list(writer, call, slots) do
+    # A map has each key once.
+    as_map? = call == :put_all and :rand.uniform(4) == 1
+    runs = for slot <- slots, do: {slot, run(writer, slot, call, if(as_map?, do: 1, else: 3))}
+    entries = for {slot, numbers} <- runs, number <- numbers, do: list_entry(writer, slot, number)
+    argument = if as_map?, do: Map.new(entries), else: entries
+
+    {writer, note} =
+      case writer.target.({call, argument}, option(hd(slots))) do
+        :ok -> {Writer.done(writer, call, length(entries)), &written_up_to/3}
+        :refused -> {Writer.count(writer, :lists_cut_short), &give_up/3}
+      end
+
+    Enum.reduce(runs, writer, fn {slot, numbers}, writer -> note.(writer, slot, numbers.last) end)
+  end
+
+  # The numbers of the slot's next writes that this call can do.
   defp run(writer, slot, call, longest) do
     {id, written} = at(writer, slot)
-    length = Enum.find(1..longest, longest, &(call_for(History.kind(id, written + &1 + 1)) != call))
+    length = Enum.find(1..longest, longest, &(list_call(id, written + &1 + 1) != call))
     (written + 1)..(written + length)
   end
 
-  defp call_for(:put), do: :put_all
-  defp call_for(:delete), do: :delete
-  defp call_for(_newer_or_stale), do: :put_all_newer
+  defp list_entry(writer, slot, number) do
+    {id, _written} = at(writer, slot)
+    id |> call_of(number) |> Tuple.delete_at(0)
+  end
 
-  # Nobody else writes to the key: it has its last write or has been flushed.
+  # The call that can do a write in a list.
+  defp list_call(id, number) do
+    case History.kind(id, number) do
+      :put -> :put_all
+      :delete -> :delete
+      _newer_or_stale -> :put_all_newer
+    end
+  end
+
+  # Nobody else writes to the key. So it has its last write, or none if that was flushed.
   @impl Kind
   def read(writer) do
     slot = any_slot()
@@ -126,7 +131,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
     Writer.count(writer, what)
   end
 
-  # How the partition is chosen: by the key, a term, a function, an MFA.
+  # The key, a term, a function or an MFA chooses the partition.
   defp option(slot) do
     case rem(slot, 4) do
       0 -> []
@@ -140,26 +145,28 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
   ## Slots
 
-  defp at(%{state: {slots, _cut_short}} = writer, slot),
-    do: Map.get_lazy(slots, slot, fn -> {number(writer, slot, 0), 0} end)
+  defp at(%{state: %{slots: slots}} = writer, slot),
+    do: Map.get_lazy(slots, slot, fn -> {id(writer, slot, 0), 0} end)
 
-  defp number(writer, slot, incarnation), do: (incarnation * @slots + slot) * writer.writers + writer.number
+  # Each writer has other keys, and so has a slot each time its key is given up.
+  defp id(writer, slot, given_up), do: (given_up * @slots + slot) * writer.writers + writer.number
 
-  defp put_slot(%{state: {slots, cut_short}} = writer, slot, written),
-    do: %{writer | state: {Map.put(slots, slot, written), cut_short}}
+  defp put_slot(%{state: state} = writer, slot, written),
+    do: %{writer | state: %{state | slots: Map.put(state.slots, slot, written)}}
 
-  defp give_up(%{state: {slots, cut_short}} = writer, slot, last) do
-    {id, written} = at(writer, slot)
-    incarnation = div(div(id, writer.writers), @slots) + 1
-
-    put_slot(
-      %{writer | state: {slots, [{id, written..last} | cut_short]}},
-      slot,
-      {number(writer, slot, incarnation), 0}
-    )
+  defp written_up_to(writer, slot, last) do
+    {id, _written} = at(writer, slot)
+    put_slot(writer, slot, {id, last})
   end
 
-  ## What is written to
+  defp give_up(%{state: state} = writer, slot, last) do
+    {id, written} = at(writer, slot)
+    given_up = div(div(id, writer.writers), @slots) + 1
+    writer = %{writer | state: %{state | given_up: [{id, written..last} | state.given_up]}}
+    put_slot(writer, slot, {id(writer, slot, given_up), 0})
+  end
+
+  ## Calls
 
   @impl Kind
   def call(buffer, call, opts) do
@@ -185,19 +192,12 @@ defmodule PartitionedBuffer.Conservation.Maps do
   defp found(absent, absent), do: :absent
   defp found(value, _absent), do: {:ok, value}
 
-  ## Faults
+  @impl Kind
+  def list(number),
+    do: {:put_all, for(place <- 1..@list_size, do: {{:list, number, place}, {number, place}})}
 
   @impl Kind
-  def list(number), do: for(place <- 1..@list_size, do: {{:list, number, place}, {number, place}})
-
-  @impl Kind
-  def write_list(buffer, list), do: Buffer.put_all(buffer, list)
-
-  @impl Kind
-  def written_list(number, outcome), do: {:list, number, outcome}
-
-  @impl Kind
-  def write_code(buffer, number, value), do: Buffer.put(buffer, {:code, number}, value)
+  def code(number, value), do: {:put, {:code, number}, value}
 
   @impl Kind
   def code_waits?(buffer, number, _ledger), do: buffer |> Buffer.get({:code, number}) |> Code.intact?(number)
@@ -207,77 +207,67 @@ defmodule PartitionedBuffer.Conservation.Maps do
   @impl Kind
   def entries(table), do: for({:entry, k, v, n, u} <- :ets.tab2list(table), do: {k, v, n, u})
 
-  # Of a list that was put by a process that may have been killed: each comes once.
+  # Each key of a list is written once.
   @impl Kind
-  def entry({{:list, list, place}, value, 0, 0}, _partition, ledger) do
-    come = come(list, ledger)
-    :counters.add(come, place, 1)
+  def entry({{:list, list, place}, value, 0, 0}, _from, ledger) do
+    arrivals = arrivals(list, ledger)
+    :counters.add(arrivals, place, 1)
 
     cond do
       value != {list, place} -> Ledger.violation(ledger, :wrong, {list, place, value})
-      :counters.get(come, place) > 1 -> Ledger.violation(ledger, :again, {list, place})
+      :counters.get(arrivals, place) > 1 -> Ledger.violation(ledger, :again, {list, place})
       true -> ledger
     end
   end
 
-  def entry({{:code, number}, value, 0, 0}, _partition, ledger), do: Ledger.code(ledger, number, value)
+  def entry({{:code, number}, value, 0, 0}, _from, ledger), do: Ledger.code(ledger, number, value)
 
-  def entry({key, value, version, updates}, _partition, ledger) do
+  def entry({key, value, version, updates}, _from, ledger) do
     id = History.id(key)
-    {seen, windows} = Ledger.seen(ledger, id, 0)
-
-    {outcome, now_seen} = History.flush(id, seen, {value, version, updates})
-    Ledger.see(ledger, id, now_seen)
+    {seen, windows} = Ledger.seen(ledger, id)
+    {outcome, last} = History.flush(id, seen, {value, version, updates})
+    Ledger.see(ledger, id, last)
+    what = {id, seen, value, version, updates}
 
     case outcome do
-      :ok ->
-        ledger
-
-      :lost ->
-        if ledger.windows > windows,
-          do: Ledger.count(ledger, :unseen),
-          else: Ledger.violation(ledger, :lost, {id, seen, value, version, updates})
-
-      outcome ->
-        Ledger.violation(ledger, outcome, {id, seen, value, version, updates})
+      :ok -> ledger
+      :lost -> Ledger.missing(ledger, 1, what, ledger.windows > windows)
+      again_or_wrong -> Ledger.violation(ledger, again_or_wrong, what)
     end
   end
 
-  # How often a place of a list has come.
-  defp come(list, ledger) do
+  # How often each place of a list has come.
+  defp arrivals(list, ledger) do
     case :ets.lookup(ledger.seen, {:list, list}) do
-      [{_list, come}] ->
-        come
+      [{_list, arrivals}] ->
+        arrivals
 
       [] ->
-        come = :counters.new(@list_size, [])
-        :ets.insert(ledger.seen, {{:list, list}, come})
-        come
+        arrivals = :counters.new(@list_size, [])
+        :ets.insert(ledger.seen, {{:list, list}, arrivals})
+        arrivals
     end
   end
 
-  # What is missing of a list: nothing if it was put, and otherwise what is behind the writes that were done. Those that
-  # are done at once, 128, are done lock by lock: among the last that came some may be missing.
+  # A list that was cut short was written in its order. Only among those that were written at once last there may be gaps.
   @impl Kind
   def check({:list, list, outcome}, ledger) do
-    counters = come(list, ledger)
-    come = for place <- 1..@list_size, :counters.get(counters, place) > 0, do: place
-    complete = if outcome == :done, do: @list_size, else: max(List.last(come, 0) - 128, 0)
+    arrivals = arrivals(list, ledger)
+    places = for place <- 1..@list_size, :counters.get(arrivals, place) > 0, do: place
+    complete = if outcome == :done, do: @list_size, else: max(List.last(places, 0) - @written_at_once, 0)
 
-    case complete - Enum.count(come, &(&1 <= complete)) do
+    case complete - Enum.count(places, &(&1 <= complete)) do
       0 -> Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
       missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing}, ledger.windows > 0)
     end
   end
 
-  # How often a key was written: a range, because of a call that failed an unknown part was done, the first writes of it.
+  # How often a key was written is a range, since a refused call may have done a part of its writes.
   def check({id, written}, ledger) do
-    {seen, windows} = Ledger.seen(ledger, id, 0)
+    {seen, windows} = Ledger.seen(ledger, id)
 
-    cond do
-      Enum.any?(written, &History.finished?(id, seen, &1)) -> ledger
-      ledger.windows > windows -> Ledger.count(ledger, :unseen)
-      true -> Ledger.violation(ledger, :lost, {id, seen, written})
-    end
+    if Enum.any?(written, &History.finished?(id, seen, &1)),
+      do: ledger,
+      else: Ledger.missing(ledger, 1, {id, seen, written}, ledger.windows > windows)
   end
 end

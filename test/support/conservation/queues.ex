@@ -1,77 +1,69 @@
 defmodule PartitionedBuffer.Conservation.Queues do
   @moduledoc false
-  # Each writer pushes the items of a stream, those of each partition in the order of their numbers. So of each stream the
-  # next item of a partition is known: what is skipped is lost, unless it comes later, out of order.
+  # Each writer pushes the items of a stream, and those of each partition in the order of their numbers. So the next item of
+  # a stream in a partition is known. Items that are skipped are lost, unless they come later, out of order.
   #
-  # A push of a list that raises because the buffer is not running has pushed of each partition the first items, nobody
-  # knows how many. The stream ends with it, and the writer's next one begins.
+  # A refused list may have pushed the first items of each partition, and nobody knows how many. The stream ends with it, and
+  # the writer begins another.
 
   @behaviour PartitionedBuffer.Conservation.Kind
 
   alias PartitionedBuffer.Conservation.{Item, Kind, Ledger, Writer}
   alias PartitionedBuffer.Queue
 
-  # The writer of a stream is what is left over by this; the last is of the lists that are written by processes of their own.
+  # The remainder of a stream's number by this is its writer. The last is for the lists that faults push.
   @writers 16
   @lists @writers - 1
 
-  @count Item.partitions()
-  @partitions 0..(@count - 1)
+  @partition_count Item.partitions()
+  @partitions 0..(@partition_count - 1)
   @list_size 10_000
   @backlog 1_000
 
   @impl Kind
   def buffer, do: Queue
 
-  # In one partition all items have an order as well.
+  # With one partition, the items of all partitions keep their order as well.
   @impl Kind
-  def partitions, do: [1, Item.partitions()]
+  def partitions, do: [1, @partition_count]
 
   ## Writers
 
-  # How many streams there have been before, the last numbers of this one, what was written of the others.
+  # `streams` is how many streams of this writer have ended, and `ended` what was written in them. `last` has the last number
+  # of each partition in the present stream.
   @impl Kind
-  def new, do: {0, Map.new(@partitions, &{&1, 0}), []}
+  def new, do: %{streams: 0, last: Map.new(@partitions, &{&1, 0}), ended: []}
 
   @impl Kind
-  def written(%{number: writer, state: {stream, numbers, cut_short}}) when writer < @lists,
-    do: cut_short ++ for({partition, last} <- numbers, do: {stream(writer, stream), partition, last..last})
+  def written(%{number: writer, state: state}) when writer < @lists,
+    do:
+      state.ended ++ for({partition, last} <- state.last, do: {stream(writer, state), partition, last..last})
 
   @impl Kind
   def write_one(writer) do
     partition = any_partition()
-    {[item], state} = take(writer, [partition])
-    %{Writer.single(writer, {:push, item}, option(partition)) | state: state}
+    {[item], writer} = take(writer, [partition])
+    Writer.single(writer, {:push, item}, option(partition))
   end
 
-  # Some are written one by one by the NIF, others by their locks, and of the longest it returns the rest.
+  # The NIF pushes short lists one by one and longer ones lock by lock, and returns the rest of the longest.
   @impl Kind
-  def write_many(writer) do
+  def write_many(%{state: before} = writer) do
     longest = Enum.random([1, 16, 16, 16, 16, 200, 200, 200, 200, 5_000])
     length = :rand.uniform(longest + 1) - 1
     partition = any_partition()
     option = option(partition)
-    all_of_one? = option == [partition_key: Item.partition_key(partition)]
-    places = for _ <- 1..length//1, do: if(all_of_one?, do: partition, else: any_partition())
-    {items, {stream, numbers, cut_short} = state} = take(writer, places)
+    all_in_one? = option == [partition_key: Item.partition_key(partition)]
+    partitions = for _ <- 1..length//1, do: if(all_in_one?, do: partition, else: any_partition())
+    {items, writer} = take(writer, partitions)
 
     case writer.target.({:push, items}, option) do
-      :ok ->
-        Writer.done(%{writer | state: state}, :push_list, length)
-
-      :refused ->
-        {_stream, before, _cut_short} = writer.state
-
-        ended =
-          for {partition, last} <- numbers,
-              do: {stream(writer.number, stream), partition, before[partition]..last}
-
-        {_zero, none, []} = new()
-        Writer.count(%{writer | state: {stream + 1, none, ended ++ cut_short}}, :lists_cut_short)
+      :ok -> Writer.done(writer, :push_list, length)
+      :refused -> writer |> end_stream(before) |> Writer.count(:lists_cut_short)
     end
   end
 
-  # The processor is slower than the writers: without waiting for it there would be few flushes, of very many items.
+  # The processor is slower than the writers. If they did not wait, there would be few flushes, of very many items.
   @impl Kind
   def read(writer) do
     size = writer.target.(:size, [])
@@ -85,22 +77,33 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  # The next items for these partitions.
-  defp take(%{number: writer, state: {stream, numbers, cut_short}}, partitions) do
-    {items, numbers} =
-      Enum.map_reduce(partitions, numbers, fn partition, numbers ->
-        number = numbers[partition] + 1
-        {Item.item(stream(writer, stream), partition, number), %{numbers | partition => number}}
+  # The next items of these partitions.
+  defp take(%{state: state} = writer, partitions) do
+    stream = stream(writer.number, state)
+
+    {items, last} =
+      Enum.map_reduce(partitions, state.last, fn partition, last ->
+        number = last[partition] + 1
+        {Item.item(stream, partition, number), %{last | partition => number}}
       end)
 
-    {items, {stream, numbers, cut_short}}
+    {items, %{writer | state: %{state | last: last}}}
   end
 
+  defp end_stream(%{number: number, state: state} = writer, before) do
+    ended =
+      for {partition, last} <- state.last,
+          do: {stream(number, state), partition, before.last[partition]..last}
+
+    %{writer | state: %{new() | streams: state.streams + 1, ended: ended ++ state.ended}}
+  end
+
+  defp stream(writer, %{streams: streams}), do: stream(writer, streams)
   defp stream(writer, number), do: number * @writers + writer
 
   defp any_partition, do: Enum.random(@partitions)
 
-  # How the partition is chosen, the same by each: by the item, a function of it, an MFA, a term.
+  # The item, a function, an MFA or a term chooses the partition, all of them the same.
   defp option(partition) do
     case :rand.uniform(4) do
       1 -> []
@@ -110,7 +113,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  ## What is written to
+  ## Calls
 
   @impl Kind
   def call(buffer, {:push, item_or_items}, opts), do: Queue.push(buffer, item_or_items, opts)
@@ -123,23 +126,15 @@ defmodule PartitionedBuffer.Conservation.Queues do
   def call_design(design, handle, {:push, item}), do: design.push(handle, Item.key(item), item) && :ok
   def call_design(design, handle, :size), do: design.size(handle)
 
-  ## Faults
-
   @impl Kind
   def list(number) do
-    for place <- 1..div(@list_size, Item.partitions()),
-        partition <- @partitions,
-        do: Item.item(stream(@lists, number), partition, place)
+    numbers = 1..div(@list_size, @partition_count)
+    stream = stream(@lists, number)
+    {:push, for(number <- numbers, partition <- @partitions, do: Item.item(stream, partition, number))}
   end
 
   @impl Kind
-  def write_list(buffer, list), do: Queue.push(buffer, list)
-
-  @impl Kind
-  def written_list(number, outcome), do: {:list, stream(@lists, number), outcome}
-
-  @impl Kind
-  def write_code(buffer, number, value), do: Queue.push(buffer, {:code, number, value})
+  def code(number, value), do: {:push, {:code, number, value}}
 
   @impl Kind
   def code_waits?(_buffer, number, ledger), do: not Ledger.code_came?(ledger, number)
@@ -150,12 +145,12 @@ defmodule PartitionedBuffer.Conservation.Queues do
   def entries(table), do: for({:entry, {:key, _time, _ref}, item, 0, 0} <- :ets.tab2list(table), do: item)
 
   @impl Kind
-  def entry({:code, number, value}, _partition, ledger), do: Ledger.code(ledger, number, value)
+  def entry({:code, number, value}, _from, ledger), do: Ledger.code(ledger, number, value)
 
-  def entry(item, {partition, among, overlapping?}, ledger) do
+  def entry(item, {partition, partition_count, overlapping?}, ledger) do
     case Item.read(item) do
-      {stream, own, number} when partition == own or among != @count ->
-        ledger |> check_stream(stream, own) |> check_number(stream, own, number, overlapping?)
+      {stream, own, number} when partition == own or partition_count != @partition_count ->
+        ledger |> check_stream(stream, own) |> check_number({stream, own}, number, overlapping?)
 
       {_stream, _own, _number} ->
         Ledger.violation(ledger, :wrong_partition, {item, partition})
@@ -165,52 +160,49 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  # A writer's streams come one after the other. Among those of the lists there is no order.
-  defp check_stream(ledger, stream, _own) when rem(stream, @writers) == @lists, do: ledger
+  # The streams of a writer come one after the other. Those of the lists have no order.
+  defp check_stream(ledger, stream, _partition) when rem(stream, @writers) == @lists, do: ledger
 
-  defp check_stream(ledger, stream, own) do
-    key = {:stream, rem(stream, @writers), own}
+  defp check_stream(ledger, stream, partition) do
+    key = {:stream, rem(stream, @writers), partition}
+    {last, _windows} = Ledger.seen(ledger, key)
+    if stream > last, do: Ledger.see(ledger, key, stream)
 
-    case Ledger.seen(ledger, key, 0) do
-      {^stream, _windows} ->
-        ledger
-
-      {later, _windows} when later > stream ->
-        Ledger.violation(ledger, :out_of_order, {stream, own, later})
-
-      {_before, _windows} ->
-        Ledger.see(ledger, key, stream)
-        ledger
-    end
+    if stream < last,
+      do: Ledger.violation(ledger, :out_of_order, {stream, partition, last}),
+      else: ledger
   end
 
-  defp check_number(ledger, stream, own, number, overlapping?) do
-    {last, windows} = Ledger.seen(ledger, {stream, own}, 0)
+  # Skipped numbers are noted, with whether a window excuses them if they never come.
+  defp check_number(ledger, {stream, partition} = key, number, overlapping?) do
+    {last, windows} = Ledger.seen(ledger, key)
 
     cond do
       number > last ->
         excused? = ledger.windows > windows
-        skipped = for skipped <- (last + 1)..(number - 1)//1, do: {{:skipped, stream, own, skipped}, excused?}
+        skipped = for number <- (last + 1)..(number - 1)//1, do: {{:skipped, key, number}, excused?}
         :ets.insert(ledger.seen, skipped)
-        Ledger.see(ledger, {stream, own}, number)
+        Ledger.see(ledger, key, number)
         ledger
 
-      :ets.take(ledger.seen, {:skipped, stream, own, number}) != [] ->
-        if overlapping?,
-          do: ledger,
-          else: Ledger.violation(ledger, :out_of_order, {stream, own, number, last})
+      :ets.take(ledger.seen, {:skipped, key, number}) == [] ->
+        Ledger.violation(ledger, :again, {stream, partition, number, last})
+
+      overlapping? ->
+        ledger
 
       true ->
-        Ledger.violation(ledger, :again, {stream, own, number, last})
+        Ledger.violation(ledger, :out_of_order, {stream, partition, number, last})
     end
   end
 
   @impl Kind
-  def check({:list, stream, outcome}, ledger) do
-    size = div(@list_size, Item.partitions())
+  def check({:list, number, outcome}, ledger) do
+    stream = stream(@lists, number)
+    size = div(@list_size, @partition_count)
     written = if outcome == :done, do: size..size, else: 0..size
-    come = for partition <- @partitions, do: elem(Ledger.seen(ledger, {stream, partition}, 0), 0)
     ledger = Enum.reduce(@partitions, ledger, &check({stream, &1, written}, &2))
+    come = for partition <- @partitions, do: elem(Ledger.seen(ledger, {stream, partition}), 0)
 
     cond do
       outcome == :done -> Ledger.count(ledger, :lists_done)
@@ -219,23 +211,24 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  # How many were written: a range, where a list was cut short.
-  def check({stream, own, written}, ledger) do
-    {last, windows} = Ledger.seen(ledger, {stream, own}, 0)
-    skipped = :ets.match(ledger.seen, {{:skipped, stream, own, :"$1"}, :"$2"})
-
-    ledger =
-      Enum.reduce(skipped, ledger, fn [number, excused?], ledger ->
-        Ledger.missing(ledger, 1, {stream, own, number}, excused?)
-      end)
+  # How many items were pushed is a range, since a refused list may have been pushed in part.
+  def check({stream, partition, written}, ledger) do
+    {last, windows} = Ledger.seen(ledger, {stream, partition})
+    ledger = check_skipped(ledger, stream, partition)
+    what = {stream, partition, last, written}
 
     cond do
-      last > written.last -> Ledger.violation(ledger, :never_written, {stream, own, last, written})
+      last > written.last -> Ledger.violation(ledger, :never_written, what)
       last >= written.first -> ledger
-      true -> missing_end(ledger, {stream, own, last, written}, windows)
+      true -> Ledger.missing(ledger, written.first - last, what, ledger.windows > windows)
     end
   end
 
-  defp missing_end(ledger, {_stream, _own, last, written} = what, windows),
-    do: Ledger.missing(ledger, written.first - last, what, ledger.windows > windows)
+  defp check_skipped(ledger, stream, partition) do
+    ledger.seen
+    |> :ets.match({{:skipped, {stream, partition}, :"$1"}, :"$2"})
+    |> Enum.reduce(ledger, fn [number, excused?], ledger ->
+      Ledger.missing(ledger, 1, {stream, partition, number}, excused?)
+    end)
+  end
 end

@@ -1,28 +1,28 @@
 defmodule PartitionedBuffer.Conservation.Writer do
   @moduledoc false
-  # A process that writes, with every kind of call. A single write that raises because the buffer is not running has not
-  # been done, and is tried again. Of a list some may have been written.
+  # A process that makes calls of all kinds. A single write that the buffer refuses, since it is not running, has not been
+  # done, and is tried again. A part of a refused list may have been written.
 
+  # `target` does a call with options. `left` is the number of writes that are still to be done.
   defstruct [:kind, :number, :writers, :target, :hibernate, :left, :report_to, :state, counts: %{}]
 
   @type t() :: %__MODULE__{}
 
-  @doc "Starts one of so many writers, which sends `{:written, written, counts}` after `left` writes."
-  def start_link(number, opts) do
-    writer = struct!(__MODULE__, [number: number, report_to: self()] ++ Keyword.delete(opts, :seed))
+  @doc "Starts a writer, which sends `{:written, written, counts}` when no writes are left."
+  def start_link(number, seed, fields) do
+    writer = struct!(__MODULE__, [number: number, report_to: self()] ++ fields)
 
     spawn_link(fn ->
-      :rand.seed(:exsss, {opts[:seed], number, 0})
+      :rand.seed(:exsss, {seed, number, 0})
       loop(%{writer | state: writer.kind.new()})
     end)
   end
 
-  @doc false
-  def loop(%{left: left} = writer) when left <= 0 do
+  defp loop(%{left: left} = writer) when left <= 0 do
     send(writer.report_to, {:written, writer.kind.written(writer), writer.counts})
   end
 
-  def loop(writer) do
+  defp loop(writer) do
     case :rand.uniform(1_000) do
       n when n <= 15 -> writer |> writer.kind.write_many() |> loop()
       n when n <= 60 -> writer |> writer.kind.read() |> loop()
@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.Conservation.Writer do
     end
   end
 
-  # The message wakes it up at once, from a heap that has shrunk to what is alive.
+  # Hibernation shrinks the heap. The message wakes the process up at once.
   defp hibernate(writer) do
     send(self(), :wake_up)
     :erlang.hibernate(__MODULE__, :woken_up, [writer])
@@ -43,13 +43,13 @@ defmodule PartitionedBuffer.Conservation.Writer do
     receive(do: (:wake_up -> loop(count(writer, :hibernations))))
   end
 
-  # A writer's time slice is thousands of calls: partitions would seldom have their turn.
+  # A time slice is thousands of calls. Without a yield the partitions would seldom run.
   defp yield(writer) do
     :erlang.yield()
     writer
   end
 
-  @doc "Does a single write, until it is done."
+  @doc "Does a single write, if need be several times."
   def single(writer, call, opts) do
     case writer.target.(call, opts) do
       :ok ->
@@ -61,7 +61,7 @@ defmodule PartitionedBuffer.Conservation.Writer do
     end
   end
 
-  @doc "Counts so many writes that were done by a call."
+  @doc "Counts writes that a call has done."
   def done(writer, call, writes), do: count(%{writer | left: writer.left - writes}, call, writes)
 
   @doc "Counts something else."

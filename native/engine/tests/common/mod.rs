@@ -1,4 +1,4 @@
-//! A heap for tests: using a term after its heap was dropped panics, as it would crash a BEAM.
+//! A heap for tests. A use of a term after its heap was dropped panics, where it would crash a BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 pub mod model;
@@ -15,10 +15,10 @@ static CONTENTS: LazyLock<RwLock<HashMap<u64, i64>>> = LazyLock::new(Default::de
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 static HEAPS: AtomicUsize = AtomicUsize::new(0);
 
-/// Terms whose content is as high are large.
+/// Terms with this content or more are large.
 pub const LARGE: i64 = 1 << 40;
 
-/// Terms whose content is as high are large and look small: only a copy shows it.
+/// Terms with this content or more are large, but look small: only a copy shows it.
 pub const HIDDEN: i64 = 1 << 41;
 
 thread_local! {
@@ -27,27 +27,27 @@ thread_local! {
     static ON_DROP: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
-/// How many small and how many large terms were copied on this thread since this was last asked.
+/// How many small and large terms this thread has copied since the last call.
 pub fn copies() -> (usize, usize) {
     COPIES.take()
 }
 
-/// What is done from now on when a heap is dropped on this thread.
+/// Sets what this thread does whenever it drops a heap.
 pub fn on_drop(action: Option<fn()>) {
     ON_DROP.set(action);
 }
 
-/// With a seed each copy that this thread makes from now on comes as if from some other thread.
+/// With a seed, each copy of this thread comes from now on as if from a random thread.
 pub fn set_lanes(seed: Option<u64>) {
     LANES.set(seed);
 }
 
-/// Heaps that exist in this process.
+/// The number of heaps in this process.
 pub fn heaps() -> usize {
     HEAPS.load(Memory::SeqCst)
 }
 
-/// Terms that live on heaps in this process.
+/// The number of terms on heaps in this process.
 pub fn terms() -> usize {
     CONTENTS.read().unwrap().len()
 }
@@ -66,12 +66,12 @@ impl TestTerm {
         }
     }
 
-    /// The term to be stored: packed if it is large, and so are some small ones.
+    /// The term as it is stored: packed if it is large, and some small terms are packed as well.
     pub fn parcel(self) -> Parcel<TestHeap> {
         self.parcel_with(Version::Int(0)).0
     }
 
-    /// The same with the version that it is to be stored with.
+    /// The same with its version.
     pub fn parcel_with(self, version: Version<TestTerm>) -> (Parcel<TestHeap>, Version<TestTerm>) {
         let is_packed = |content| (LARGE..HIDDEN).contains(&content) || content % 7 == 5;
         if !matches!(self, TestTerm::Boxed(_)) || !is_packed(self.content().1) {
@@ -112,7 +112,7 @@ pub struct TestHeap {
 }
 
 impl TestHeap {
-    /// A term that lives on this heap; like small and large terms of Erlang, every third content is an immediate.
+    /// A term on this heap. Every third content is an immediate, as small integers are in Erlang.
     pub fn term(&mut self, content: i64) -> TestTerm {
         if content % 3 == 0 {
             TestTerm::Immediate(content)
@@ -128,7 +128,7 @@ impl TestHeap {
         TestTerm::Boxed(id)
     }
 
-    /// How many terms live here.
+    /// The number of terms on this heap.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
@@ -189,12 +189,12 @@ impl Drop for TestHeap {
     }
 }
 
-/// A weak hash of a term's content, so that different keys do collide.
+/// A weak hash of a term's content, so that different keys collide.
 pub fn hash(hasher: &Hasher, term: TestTerm) -> Hash {
     hasher.hash(term.content().1 as u64 % 5_000)
 }
 
-/// A small generator of pseudo-random numbers (splitmix64): a failing seed can be run again.
+/// A small generator of pseudo-random numbers (splitmix64), so that a failing seed can be run again.
 pub struct Random(pub u64);
 
 impl Random {

@@ -1,8 +1,8 @@
-//! Buffers of partitions beside models of them: of what waits and of what was flushed. Long sequences of operations,
-//! read from bytes, are done to both; what they answer and hold must be the same.
+//! Buffers of partitions, and models of their waiting entries and their flushes. Long sequences of operations, read from
+//! bytes, are done to both. Their answers and contents must be the same.
 //!
-//! The random tests and the fuzz targets share them: any bytes are a sequence of operations. Here is what [`map`] and
-//! [`queue`] have in common.
+//! The random tests and the fuzz targets share this module, since any bytes are a sequence of operations. [`map`] and
+//! [`queue`] have the operations of one kind of buffer, and this module those of all.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -16,18 +16,18 @@ use super::{heaps, set_lanes, HIDDEN, LARGE};
 pub mod map;
 pub mod queue;
 
-/// Partitions there may be.
+/// The most partitions of a buffer.
 const PARTITIONS: usize = 3;
 
-/// What is in a store, or in a part of one.
+/// The contents of a store, or of a part of one.
 trait Contents<S: Store>: Default + PartialEq + Debug {
-    /// What is between two positions.
+    /// Reads what is between two positions.
     fn read(frozen: &Frozen<S>, start: usize, end: usize) -> Self;
 
-    /// How much it is.
+    /// The number of entries or items.
     fn len(&self) -> usize;
 
-    /// Takes out what was claimed, all of which is there.
+    /// Removes what was claimed, all of which must be there.
     fn remove(&mut self, claimed: &Self);
 }
 
@@ -36,7 +36,7 @@ trait Contents<S: Store>: Default + PartialEq + Debug {
 struct Model<C> {
     partition_count: usize,
     waiting: C,
-    /// Flushed and not claimed, oldest first.
+    /// The unclaimed rests of the flushes, the oldest first.
     in_flight: VecDeque<C>,
 }
 
@@ -45,14 +45,14 @@ struct Buffer<S: Store, const SHARDS: usize, C> {
     partitions: [Partition<S, SHARDS>; PARTITIONS],
     models: [Model<C>; PARTITIONS],
     running: usize,
-    /// Values are numbered, so that none is taken for another.
+    /// The number of the last value: no two values are the same.
     writes: i64,
     operations: usize,
-    /// A reader that goes on reading what has been claimed to the end, with what it read first.
+    /// A reader that still reads a flush after its last claim, with its end and its contents at first.
     reader: Option<(Arc<Frozen<S>>, usize, C)>,
 }
 
-/// Runs `operations`, with these lanes, while no other sequence is run, as all heaps of the process are counted.
+/// Runs `operations` with these lanes. Only one sequence runs at a time, since all heaps of the process are counted.
 fn run(lanes: Option<u64>, operations: impl FnOnce() -> usize) -> usize {
     static RUNNING: Mutex<()> = Mutex::new(());
     let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,7 +74,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         buffer
     }
 
-    /// An operation of those that all kinds have, with a number from 24 on.
+    /// Does an operation that all kinds have: those from number 24 on.
     fn step(&mut self, operation: u8, a: u8, b: u8) {
         let partition = usize::from(a) % PARTITIONS;
         match operation % 32 {
@@ -88,7 +88,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// The next value; some large ones look small.
+    /// The next value. Some large values look small.
     fn value(&mut self, is_large: bool) -> i64 {
         self.writes += 1;
         match is_large {
@@ -98,7 +98,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// What must come of an operation that partition `number` is open for, or not.
+    /// The result of an operation that the partition refuses unless it is open.
     fn expected<R>(&self, number: usize, result: R) -> Result<R, Closed> {
         if self.models[number].partition_count == self.running {
             Ok(result)
@@ -107,8 +107,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// Compares what a partition flushes with the model, and claims up to a position that may depend on where it starts
-    /// and ends.
+    /// Compares a flush of a partition with the model, and claims up to a position that is given its start and its end.
     fn flush(&mut self, number: usize, position: impl Fn(usize, usize) -> usize) {
         self.operations += 1;
         let model = &mut self.models[number];
@@ -116,13 +115,13 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
             None => {
                 assert!(
                     model.in_flight.is_empty() && model.waiting.len() == 0,
-                    "nothing is flushed, something is there"
+                    "nothing is flushed though there is something"
                 );
                 return;
             }
             Some(Flushed::Rest(flush)) => flush,
             Some(Flushed::Fresh(flush)) => {
-                assert!(model.in_flight.is_empty(), "what is left comes before what is new");
+                assert!(model.in_flight.is_empty(), "a rest comes before a fresh flush");
                 model.in_flight.push_back(std::mem::take(&mut model.waiting));
                 flush
             }
@@ -130,8 +129,8 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         let (start, end) = (flushed.position(), flushed.end());
         let rest = &mut model.in_flight[0];
         let frozen = flushed.entries().expect("not all is claimed");
-        assert_eq!(*rest, C::read(&frozen, start, end), "what is not claimed of a flush");
-        assert!(frozen.record(end).is_none(), "nothing is behind the end");
+        assert_eq!(*rest, C::read(&frozen, start, end), "the unclaimed rest of a flush");
+        assert!(frozen.record(end).is_none(), "there is no record after the end");
         if start == 0 {
             self.reader = Some((frozen.clone(), end, C::read(&frozen, 0, end)));
         }
@@ -143,11 +142,11 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
 
     fn claim(&mut self, number: usize, flushed: &Arc<Flush<S>>, start: usize, position: usize) {
         let end = flushed.end();
-        assert!(!flushed.claim(start + 1, end, 0), "a claim leaves nothing out");
-        // Beyond the end is at the end.
+        assert!(!flushed.claim(start + 1, end, 0), "a claim skips nothing");
+        // A claim beyond the end is one to the end.
         let to = if position == end { usize::MAX } else { position };
         assert!(flushed.claim(start, to, 0));
-        // What is claimed cannot be claimed again, in whole or in part.
+        // Nothing is claimed twice, in whole or in part.
         if position > start {
             assert!(!flushed.claim(start, position, 0));
             assert!(!flushed.claim(start, end, 0));
@@ -160,7 +159,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// What a reader has got does not change, whatever has been written or freed since.
+    /// Checks that the contents of a reader have not changed, whatever has been written or freed since.
     fn read_again(&mut self) {
         self.operations += 1;
         if let Some((frozen, end, first)) = &self.reader {
@@ -168,7 +167,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// As a supervisor that starts with this number of partitions.
+    /// Restarts with this number of partitions, as a supervisor does.
     fn restart(&mut self, running: usize) {
         self.operations += 1;
         if running != self.running {
@@ -180,7 +179,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
                 })
                 .collect();
             for (number, (evicted, in_flight)) in (0..running).cycle().zip(held) {
-                assert_eq!(evicted.len(), in_flight.len(), "flushes that are evicted");
+                assert_eq!(evicted.len(), in_flight.len(), "the number of evicted flushes");
                 self.partitions[number].adopt(evicted);
                 self.models[number].in_flight.extend(in_flight);
             }
@@ -208,7 +207,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// Flushes all that is left, with which the memory goes. Gives the number of operations.
+    /// Flushes the rest, after which all memory must be free. Returns the number of operations.
     fn finish(mut self) -> usize {
         self.check_sizes();
         self.read_again();
@@ -221,7 +220,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         self.read_again();
         self.reader = None;
         settle();
-        assert_eq!(heaps(), 0, "heaps of what was claimed");
+        assert_eq!(heaps(), 0, "no heap outlives its claim");
         self.operations
     }
 }

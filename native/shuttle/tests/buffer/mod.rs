@@ -1,4 +1,4 @@
-//! What the tests of maps and queues have in common: the runs under shuttle, and a buffer as the NIF library has it.
+//! For the tests of maps and queues: the runs under shuttle, and a buffer as the NIF library has it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::hash::{BuildHasher, RandomState};
@@ -13,7 +13,7 @@ use shuttle::{Config, Runner};
 
 use crate::common::set_lanes;
 
-/// How often a thread may be overtaken by one of lower priority in the schedules that are made by priority.
+/// How often a thread of lower priority may overtake one of higher priority in the schedules by priority.
 const PRIORITY_CHANGES: usize = 4;
 
 fn setting<T: FromStr>(name: &str) -> Option<T> {
@@ -21,7 +21,7 @@ fn setting<T: FromStr>(name: &str) -> Option<T> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} cannot be read")))
 }
 
-/// Runs `body` under random schedules and under as many by random priorities.
+/// Runs `body` under random schedules, and under as many schedules by random priorities.
 pub fn check(body: fn()) {
     let mut config = Config::new();
     config.stack_size = 128 * 1024;
@@ -37,7 +37,7 @@ pub fn check(body: fn()) {
     Runner::new(PctScheduler::new_from_seed(seed, PRIORITY_CHANGES, iterations), config).run(body);
 }
 
-/// What a reader has claimed, and of which flush.
+/// A batch that a reader has claimed, and the number of its flush.
 struct Batch<D> {
     flush: usize,
     start: usize,
@@ -45,14 +45,14 @@ struct Batch<D> {
     deliveries: Vec<D>,
 }
 
-/// A buffer as the NIF library has it: partitions, and among how many of them writes are routed.
+/// A buffer as the NIF library has it: partitions, and how many of them run.
 pub struct Buffer<S: Store, const SHARDS: usize, D> {
     pub hasher: Hasher,
     pub partitions: [Partition<S, SHARDS>; 2],
     pub running: AtomicU32,
-    /// What a reader keeps of a record.
+    /// What a reader notes of a record.
     delivery: fn(S::Record) -> D,
-    /// All that readers have got, to the end of the test: the memory has to go earlier.
+    /// All flushes, held to the end of the test. Their memory has to be free earlier.
     flushes: Mutex<Vec<Arc<Flush<S>>>>,
     batches: Mutex<Vec<Batch<D>>>,
 }
@@ -60,26 +60,19 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
 impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
     pub fn start(running: u32, delivery: fn(S::Record) -> D) -> Arc<Self> {
         let hasher = Hasher::seeded(0);
-        // The same in each run: shuttle's threads are all run by one.
+        // The same in each run, since shuttle runs all its threads in one.
         set_lanes(Some(0));
         let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
         partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
         let running = AtomicU32::new(running);
-        Arc::new(Buffer {
-            hasher,
-            partitions,
-            running,
-            delivery,
-            flushes: Mutex::default(),
-            batches: Mutex::default(),
-        })
+        Arc::new(Buffer { hasher, partitions, running, delivery, flushes: Mutex::default(), batches: Mutex::default() })
     }
 
     pub fn first(&self) -> &Partition<S, SHARDS> {
         &self.partitions[0]
     }
 
-    /// Does `operation` in the partition of `key`, again if the number of partitions changes meanwhile.
+    /// Does `operation` in the partition of `key`, and again if the partition count has changed.
     pub fn operate<R>(
         &self,
         key: i64,
@@ -95,8 +88,8 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         }
     }
 
-    /// Reads and claims `count` places of what a partition flushes, as a reader that dies then. Says whether there was
-    /// a flush.
+    /// Reads and claims `count` positions of a partition's flush, as a reader does that dies then. Returns whether there was a
+    /// flush.
     pub fn deliver(&self, partition: &Partition<S, SHARDS>, count: usize) -> bool {
         let Some(Flushed::Rest(flush) | Flushed::Fresh(flush)) = partition.flush() else {
             return false;
@@ -105,7 +98,7 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         true
     }
 
-    /// Reads and claims `count` places of a flush, unless another reader does.
+    /// Reads and claims `count` positions of a flush, unless another reader claims them.
     pub fn claim(&self, flush: &Arc<Flush<S>>, count: usize) {
         let number = self.number(flush);
         let start = flush.position();
@@ -114,15 +107,15 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         let records = frozen.iter().flat_map(|frozen| (start..end).filter_map(|position| frozen.record(position)));
         let deliveries = records.map(self.delivery).collect();
         drop(frozen);
-        // Again at the end, as a reader does that finds nothing behind the last batch.
+        // Once more at the end, as a reader does that finds nothing after the last batch.
         if flush.claim(start, end, 0) {
             flush.claim(end, end, 0);
             held(&self.batches).push(Batch { flush: number, start, end, deliveries });
         }
     }
 
-    /// The number of a flush. As each is numbered before any of it is claimed, and claimed before there is another
-    /// of its partition, the numbers are in the order of the flushes.
+    /// The number of a flush. Each is numbered before anything of it is claimed, and claimed before the next flush of its
+    /// partition. So the numbers are in the order of the flushes.
     fn number(&self, flush: &Arc<Flush<S>>) -> usize {
         let mut flushes = held(&self.flushes);
         let known = flushes.iter().position(|known| Arc::ptr_eq(known, flush));
@@ -139,25 +132,25 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         }
     }
 
-    /// Closes the first partition, delivers a place of it, and opens it again.
+    /// Closes the first partition, delivers one of its entries, and opens it again.
     pub fn close_and_open(&self) {
         self.first().close();
         self.deliver(self.first(), 1);
         self.first().open(1);
     }
 
-    /// Delivers all that the running partitions have, of which no reader is at work any more.
+    /// Delivers all that the running partitions have, when all readers are done.
     pub fn drain(&self) {
         let running = self.running.load(Ordering::SeqCst) as usize;
         for partition in &self.partitions[..running] {
             while let Some(Flushed::Rest(flush) | Flushed::Fresh(flush)) = partition.flush() {
-                assert!(flush.position() < flush.end(), "what is finished is not flushed");
+                assert!(flush.position() < flush.end(), "a finished flush does not come again");
                 self.claim(&flush, usize::MAX);
             }
         }
     }
 
-    /// Starts with another number of partitions, as the NIF library does it.
+    /// Restarts with another partition count, as the NIF library does.
     pub fn restart(&self, before: u32, running: u32) {
         self.running.store(0, Ordering::SeqCst);
         let held: Vec<_> = self.partitions[..before as usize].iter().map(Partition::evict).collect();
@@ -168,7 +161,7 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         self.running.store(running, Ordering::SeqCst);
     }
 
-    /// What was delivered, in order. Of each flush all must have been claimed, each place once.
+    /// All deliveries, in order. Panics unless each position of each flush was claimed exactly once.
     pub fn delivered(&self) -> Vec<D> {
         let batches = held(&self.batches);
         for (number, flush) in held(&self.flushes).iter().enumerate() {
@@ -176,33 +169,33 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
             let mut places: Vec<_> = own.map(|batch| (batch.start, batch.end)).collect();
             places.sort_unstable();
             let end = places.into_iter().fold(0, |before, (start, end)| {
-                assert_eq!(start, before, "a batch begins where the one before it ends");
+                assert_eq!(start, before, "a batch begins at the end of the one before");
                 end
             });
-            assert_eq!(end, flush.end(), "all of a flush is claimed");
+            assert_eq!(end, flush.end(), "a flush is claimed to its end");
         }
         batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()
     }
 
-    /// What was delivered, batch by batch.
+    /// All deliveries, batch by batch.
     pub fn batches(&self) -> Vec<Vec<D>> {
         held(&self.batches).iter().map(|batch| batch.deliveries.clone()).collect()
     }
 
-    /// Puts what was delivered into the order of the flushes: readers that run at once note their batches in any order.
+    /// Sorts the deliveries in the order of the flushes, since concurrent readers note their batches in any order.
     pub fn sort(&self) {
         held(&self.batches).sort_by_key(|batch| (batch.flush, batch.start, batch.end));
     }
 
-    /// How many places there were in all flushes that readers have got.
+    /// The number of positions in all flushes.
     pub fn flushed(&self) -> usize {
         held(&self.flushes).iter().map(|flush| flush.end()).sum()
     }
 }
 
-/// The lock of what the test notes, which no thread gives up its turn with.
+/// Locks notes of the test. This is no lock of shuttle, so threads do not change at it.
 fn held<T>(notes: &Mutex<T>) -> MutexGuard<'_, T> {
-    notes.lock().expect("nobody panics with it")
+    notes.lock().expect("no thread panics with the lock")
 }
 
 pub fn spawn<B: Send + Sync + 'static, R: Send + 'static>(
@@ -213,7 +206,7 @@ pub fn spawn<B: Send + Sync + 'static, R: Send + 'static>(
     thread::spawn(move || body(&buffer))
 }
 
-/// What two writers, 0 and 1, and somebody else do at once; gives what the writers return.
+/// Runs two writers, 0 and 1, and another thread at the same time. Returns the results of the writers.
 pub fn race<B: Send + Sync + 'static, R: Send + 'static>(
     buffer: &Arc<B>,
     write: impl Fn(&B, i64) -> R + Copy + Send + 'static,
@@ -227,5 +220,5 @@ pub fn race<B: Send + Sync + 'static, R: Send + 'static>(
 }
 
 pub fn join<R>(thread: JoinHandle<R>) -> R {
-    thread.join().expect("the thread has not panicked")
+    thread.join().expect("the thread does not panic")
 }

@@ -5,7 +5,7 @@ defmodule Shop.Application do
   @impl Application
   def start(_type, _args) do
     children = [
-      # Before the buffer, since its last batches are written to it.
+      # It starts before the buffer, whose last batches are written to it.
       {Agent, fn -> %{} end}
       |> Supervisor.child_spec(start: {Agent, :start_link, [fn -> %{} end, [name: Shop.Stock]]}),
       {PartitionedBuffer.Map,

@@ -1,4 +1,4 @@
-//! A map's partitions beside maps.
+//! The partitions of a map, and models of them.
 
 use std::collections::HashMap;
 
@@ -9,16 +9,16 @@ use partitioned_buffer_engine::{Frozen, Generation, Hash, Hasher, Heap, MapParti
 use super::{Buffer, Model, PARTITIONS};
 use crate::common::{hash, TestHeap, TestTerm};
 
-/// Versions around the limits of what is held without a heap; those beyond are boxed, as integers beyond 64 bits are.
+/// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in Erlang.
 const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
 
-/// The greatest distance from 0 of a version that is held without a heap.
+/// The greatest distance from 0 of a version that is not boxed.
 const SMALL_VERSION: i64 = 40;
 
 /// Whether the key is boxed, and its content.
 type Key = (bool, i64);
 
-/// What is stored for a key: value, version, updates.
+/// The entry of a key: value, version, updates.
 type Stored = (i64, i64, u64);
 
 type Contents = HashMap<Key, Stored>;
@@ -27,12 +27,11 @@ type Contents = HashMap<Key, Stored>;
 struct Map {
     buffer: Buffer<Generation<TestHeap>, MAP_SHARDS, Contents>,
     hasher: Hasher,
-    /// How many keys there are.
+    /// The number of keys.
     keys: i64,
 }
 
-/// Does the operations that `bytes` stand for to a map and its model. Panics where they differ; gives the number of
-/// operations.
+/// Does the operations of `bytes` to a map and its model, and panics if they differ. Returns the number of operations.
 pub fn run(bytes: &[u8]) -> usize {
     let (&[size, seed], bytes) = bytes.split_first_chunk().unwrap_or((&[0, 0], &[]));
     let hasher = Hasher::seeded(u64::from(seed));
@@ -53,7 +52,7 @@ impl Map {
             8..=13 => self.put_newer(key, VERSIONS[(usize::from(operation / 32) + usize::from(b)) % VERSIONS.len()]),
             14..=16 => self.delete(key),
             17..=18 => self.get(key),
-            // Many at once, which a short sequence of bytes would not reach otherwise.
+            // Many writes, which a short sequence of bytes would not reach otherwise.
             19 => self.neighbours(a, b).for_each(|key| self.put(key, operation / 32 == 0)),
             20 => self.neighbours(a, b).for_each(|key| self.put_newer(key, i64::from(operation))),
             21 => self.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
@@ -63,13 +62,13 @@ impl Map {
         }
     }
 
-    /// Key number `number`; a few contents are there boxed and not boxed, as different keys.
+    /// The key with this number. A few contents are both a boxed key and another one that is not boxed.
     fn key(&self, number: i64) -> Key {
         let content = number % self.keys;
         (content % 3 != 0 || number & 0x4000 != 0, content)
     }
 
-    /// The keys from one on.
+    /// Neighbouring keys.
     fn neighbours(&self, a: u8, b: u8) -> impl Iterator<Item = Key> {
         let (first, count) = (i64::from(a) << 3, i64::from(b) * 2);
         let keys: Vec<Key> = (first..first + count).map(|number| self.key(number)).collect();
@@ -113,7 +112,7 @@ impl Map {
         }
     }
 
-    /// Writes the keys, every other one with a version, with each lock taken once.
+    /// Writes the keys, every other one with a version, and takes each lock once.
     fn write_all(&mut self, keys: &[Key]) {
         let mut caller = TestHeap::new();
         let mut shards: HashMap<(usize, usize), Vec<_>> = HashMap::new();
@@ -194,7 +193,7 @@ fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
 }
 
 impl super::Contents<Generation<TestHeap>> for Contents {
-    /// None may be there twice.
+    /// Panics if a key is there twice.
     fn read(frozen: &Frozen<Generation<TestHeap>>, start: usize, end: usize) -> Self {
         let mut contents = Contents::new();
         for Record { key, value, version, updates } in (start..end).filter_map(|position| frozen.record(position)) {

@@ -1,4 +1,4 @@
-//! A queue's partitions beside lists.
+//! The partitions of a queue, and models of them.
 
 use std::collections::VecDeque;
 
@@ -17,8 +17,7 @@ struct Queue {
     buffer: Buffer<Log<TestHeap>, 1, Items>,
 }
 
-/// Does the operations that `bytes` stand for to a queue and its model. Panics where they differ; gives the number of
-/// operations.
+/// Does the operations of `bytes` to a queue and its model, and panics if they differ. Returns the number of operations.
 pub fn run(bytes: &[u8]) -> usize {
     let (&[size], bytes) = bytes.split_first_chunk().unwrap_or((&[0], &[]));
     let running = 1 + usize::from(size) % PARTITIONS;
@@ -35,12 +34,12 @@ impl Queue {
         match operation % 32 {
             0..=8 => self.push(number, false),
             9..=10 => self.push(number, true),
-            // Many at once, which a short sequence of bytes would not reach otherwise: two of them fill a chunk and
-            // some segments.
+            // Many pushes, which a short sequence of bytes would not reach otherwise: two of these operations fill a chunk
+            // and some segments.
             11..=13 => (0..count).for_each(|_| self.push(number, false)),
             14..=16 => self.push_all(number, count),
             17..=18 => self.push_all(number, 4 * count),
-            // Batch by batch, like a reader that lives, or dies among them.
+            // Claims batch by batch, as a reader does, perhaps not to the end.
             19..=23 => {
                 let partition = usize::from(a) % PARTITIONS;
                 (0..a / 32).for_each(|_| self.buffer.flush(partition, |start, _end| start + count));
@@ -66,7 +65,7 @@ impl Queue {
         }
     }
 
-    /// Pushes items with the lock taken once, one of them a large one.
+    /// Pushes items, one of them large, and takes the lock once.
     fn push_all(&mut self, number: usize, count: usize) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();

@@ -1,0 +1,143 @@
+defmodule PartitionedBuffer.StartTest do
+  # Starting a buffer: child specifications, names, and what the name's last buffer has left. Options are in OptionsTest.
+  use PartitionedBuffer.Case, async: true
+
+  alias PartitionedBuffer.{Queue, Routing}
+
+  @moduletag :capture_log
+
+  describe "child_spec/1" do
+    @modules [PartitionedBuffer, PartitionedBuffer.Map, PartitionedBuffer.Queue]
+
+    test "has the buffer's name as its id, or else the module, and checks no options" do
+      for module <- @modules, name <- [:users, MyApp.Users] do
+        opts = [name: name, processor: :none]
+        spec = %{id: name, start: {module, :start_link, [opts]}, type: :supervisor}
+        assert module.child_spec(opts) == spec
+      end
+
+      for module <- @modules, opts <- [[], [partitions: -1], [name: nil], :users, %{name: :users}, nil] do
+        spec = %{id: module, start: {module, :start_link, [opts]}, type: :supervisor}
+        assert module.child_spec(opts) == spec
+      end
+    end
+
+    test "lets the supervisor that starts it fail if the options are invalid" do
+      supervisor = start_supervised!({DynamicSupervisor, strategy: :one_for_one})
+
+      for module <- @modules,
+          {opts, message} <- [
+            {[], ~r/required option :name of a buffer is missing: expected an atom/},
+            {[name: :no_good], ~r/required option :processor of buffer :no_good is missing/},
+            {:no_good, ~r/the options of a buffer must be a keyword list, got: :no_good/}
+          ] do
+        assert {:error, {%ArgumentError{message: raised}, [_ | _]}} =
+                 DynamicSupervisor.start_child(supervisor, {module, opts})
+
+        assert raised =~ message
+      end
+
+      Process.flag(:trap_exit, true)
+
+      assert {:error, {:shutdown, {:failed_to_start_child, :no_good, {:EXIT, {%ArgumentError{}, _}}}}} =
+               Supervisor.start_link([{Buffer, name: :no_good}], strategy: :one_for_one)
+    end
+
+    test "may be completed before it is started" do
+      name = unique_name()
+      %{start: {module, function, [opts]}} = spec = Buffer.child_spec(name: name)
+      opts = [processor: &Function.identity/1] ++ opts
+      start_supervised!(%{spec | start: {module, function, [opts]}})
+      assert Buffer.size(name) == 0
+    end
+  end
+
+  describe "start_link/1" do
+    test "starts no second buffer of the same name" do
+      name = unique_name()
+      opts = [name: name, processor: &Function.identity/1]
+      {:ok, pid} = Buffer.start_link(opts)
+      Buffer.put(name, 1, 1)
+      assert Buffer.start_link(opts) == {:error, {:already_started, pid}}
+      assert Buffer.get(name, 1) == 1
+      assert Process.whereis(Module.concat(name, Supervisor)) == pid
+    end
+
+    test "leaves the entries of a partition that it could not start" do
+      buffer = start_buffer(partitions: 2)
+      Buffer.put(buffer, :left, 1, partition_key: partition_key_of(1, 2))
+      kill_tree(buffer)
+
+      # A task of the killed tree may still work.
+      name_of_second = Routing.partition_name(buffer, 1)
+      Process.register(self(), name_of_second)
+      Process.flag(:trap_exit, true)
+      opts = buffer_options(name: buffer, partitions: 2)
+      assert {:error, {:shutdown, _failed_to_start}} = Buffer.start_link(opts)
+      refute_received {:batch, _batch}
+
+      Process.unregister(name_of_second)
+      start_buffer(opts)
+      assert Buffer.stop(buffer) == :ok
+      assert received_entries() == [{:left, 1, 0, 0}]
+    end
+  end
+
+  describe "a buffer whose supervisor's name is taken by another process" do
+    setup do
+      name = Module.concat(unique_name("App"), Buffer)
+      supervisor = Module.concat(name, Supervisor)
+      spec = %{id: :app, start: {Supervisor, :start_link, [[], [strategy: :one_for_one, name: supervisor]]}}
+      {:ok, name: name, supervisor: supervisor, app: start_supervised!(spec)}
+    end
+
+    test "does not start, and says why", %{name: name, supervisor: supervisor, app: app} do
+      message =
+        "buffer #{inspect(name)} cannot start: its supervisor would be named #{inspect(supervisor)}, " <>
+          "but that is the name of #{inspect(app)}, which is not the supervisor of a buffer: " <>
+          "give the buffer another :name"
+
+      assert Buffer.start_link(name: name, processor: &Function.identity/1) ==
+               {:error, {%ArgumentError{message: message}, []}}
+    end
+
+    test "cannot be stopped, and the other process goes on", %{name: name, supervisor: supervisor, app: app} do
+      for stop <- [&Buffer.stop/1, &PartitionedBuffer.stop/1, &Queue.stop/1] do
+        assert catch_exit(stop.(name)) == {:noproc, {GenServer, :stop, [supervisor, :normal, :infinity]}}
+      end
+
+      assert Process.whereis(supervisor) == app
+      assert Supervisor.which_children(app) == []
+    end
+  end
+
+  describe "a buffer whose name was used before" do
+    test "has what the last buffer of its kind has left, and nothing of the other kind" do
+      name = unique_name()
+      options = buffer_options(name: name, partitions: 1)
+      Process.flag(:trap_exit, true)
+
+      {:ok, map} = Buffer.start_link(options)
+      Buffer.put(name, :key, :value)
+      kill(map)
+      {:ok, queue} = Queue.start_link(options)
+      assert Queue.size(name) == 0
+      Queue.push(name, :item)
+      kill(queue)
+      {:ok, _map} = Buffer.start_link(options)
+      assert Buffer.get(name, :key) == :value
+      :ok = Buffer.stop(name)
+      {:ok, _queue} = Queue.start_link(options)
+      :ok = Queue.stop(name)
+      assert received_batches() == [[{:key, :value, 0, 0}], [:item]]
+    end
+  end
+
+  # The children die with their supervisor. The next one needs their names.
+  defp kill(supervisor) do
+    children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
+    refs = for pid <- [supervisor | children], do: Process.monitor(pid)
+    Process.exit(supervisor, :kill)
+    for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason}, 5_000)
+  end
+end
