@@ -10,11 +10,12 @@
 Code.require_file("support/candidates.ex", __DIR__)
 support = Path.expand("../test/support", __DIR__)
 
-files =
-  ~w(model conservation/code conservation/ledger conservation/writer conservation/kind conservation/history conservation/maps conservation/item conservation/queues conservation/faults conservation)
+unless Code.ensure_loaded?(PartitionedBuffer.Model) do
+  files =
+    for glob <- ~w(model.ex conservation.ex conservation/*.ex), do: Path.wildcard(Path.join(support, glob))
 
-unless Code.ensure_loaded?(PartitionedBuffer.Model),
-  do: for(file <- files, do: Code.require_file("#{file}.ex", support))
+  {:ok, _modules, _warnings} = Kernel.ParallelCompiler.require(Enum.concat(files))
+end
 
 Application.ensure_all_started(:telemetry)
 unless Code.ensure_loaded?(:telemetry), do: Code.require_file("../test/hexless/telemetry.ex", __DIR__)
