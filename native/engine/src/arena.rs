@@ -41,8 +41,11 @@ const MAX_CAPACITY: usize = 1024;
 /// The capacity of the first segments: a few hot keys leave a few dozen dead copies and not hundreds.
 const MIN_CAPACITY: usize = 64;
 
-/// A segment of this many bytes is sealed, so that large binaries are freed soon.
+/// The weight at which the first segments are sealed, so that large binaries are freed soon.
 const MIN_WEIGHT_LIMIT: usize = 256 * 1024;
+
+/// The weight at which any segment is sealed, since one call frees all of it.
+const MAX_WEIGHT_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Capacity and weight limit grow with what all full segments hold, divided by this.
 const GROWTH_DIVISOR: usize = 4;
@@ -354,8 +357,9 @@ impl<H: Heap> Arena<H> {
     fn seal_if_full(&mut self, id: SegmentId) {
         let segment = &self.segments[id.index()];
         let capacity = (self.full / GROWTH_DIVISOR).clamp(MIN_CAPACITY, MAX_CAPACITY);
-        let is_heavy = || segment.weight as usize >= (self.full_weight / GROWTH_DIVISOR).max(MIN_WEIGHT_LIMIT);
-        if segment.owners.count >= capacity || is_heavy() || segment.heap.holds_large() {
+        let weight_limit = (self.full_weight / GROWTH_DIVISOR).clamp(MIN_WEIGHT_LIMIT, MAX_WEIGHT_LIMIT);
+        let is_full = segment.owners.count >= capacity || segment.weight as usize >= weight_limit;
+        if is_full || segment.heap.holds_large() {
             self.seal(id);
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{mpsc, Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
-use common::{copies, hash, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE};
+use common::{copies, freed, hash, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE};
 use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Parcel, Store};
 
 static HASHER: LazyLock<Hasher> = LazyLock::new(Hasher::new);
@@ -82,5 +82,23 @@ fn an_operation_copies_few_small_terms_and_no_large_term_but_its_own() {
             0 => put(random.below(500) as i64, HIDDEN + step),
             _ => put(1_000 + random.below(4_000) as i64, step),
         }
+    }
+}
+
+#[test]
+fn an_operation_frees_few_heavy_terms_however_many_there_are() {
+    let hasher = Hasher::new();
+    let mut generation = Generation::<TestHeap>::new(&hasher);
+    for step in 0..20_000 {
+        // Loose terms of 32 kB, as binaries are: the copy is small, and the memory is elsewhere.
+        let mut caller = TestHeap::new();
+        let (key, value) = (caller.boxed(step % 5_000), caller.boxed(LARGE + step));
+        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value));
+        let garbage = generation.take_garbage();
+        freed();
+        drop(garbage);
+        let freed = freed();
+        // Two segments of 4 MB: one whose last copy has died, and one that has been evacuated.
+        assert!(freed <= 2 * (4 * 1024 / 32 + 1), "{freed} terms of 32 kB were freed at once");
     }
 }

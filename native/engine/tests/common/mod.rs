@@ -25,11 +25,17 @@ thread_local! {
     static LANES: Cell<Option<u64>> = const { Cell::new(None) };
     static COPIES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
     static ON_DROP: Cell<Option<fn()>> = const { Cell::new(None) };
+    static FREED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// How many small and large terms this thread has copied since the last call.
 pub fn copies() -> (usize, usize) {
     COPIES.take()
+}
+
+/// How many terms this thread has freed since the last call.
+pub fn freed() -> usize {
+    FREED.take()
 }
 
 /// Sets what this thread does whenever it drops a heap.
@@ -181,6 +187,7 @@ impl Drop for TestHeap {
         if let Some(action) = ON_DROP.get() {
             action();
         }
+        FREED.set(FREED.get() + self.ids.len());
         let mut contents = CONTENTS.write().unwrap();
         for id in self.ids.drain(..) {
             contents.remove(&id);
