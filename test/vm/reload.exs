@@ -4,8 +4,8 @@ alias PartitionedBuffer.Map, as: Buffer
 alias PartitionedBuffer.Native
 
 defmodule Reload.NoLoading do
-  # An error handler for writers, which does not load the module of the NIFs. In OTP before 26.1 processes hang if they load a module
-  # with an `on_load` function at the same time (erlang/otp#7466).
+  # An error handler for writers, which does not load the module of the NIFs. In OTP before 26.1 processes hang if they load
+  # a module with an `on_load` function at the same time (erlang/otp#7466).
   def undefined_function(Native, function, arguments),
     do: :erlang.raise(:error, :undef, [{Native, function, arguments, []}])
 
