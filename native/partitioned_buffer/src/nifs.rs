@@ -331,12 +331,18 @@ fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueuePartitions, NotR
     Ok(find(name)?.map(|buffer| &buffer.queue))
 }
 
-/// The route of a call. `{:processor, to}` marks the write of a processor.
+/// The route of a call. Most have none.
 #[inline]
 fn route(term: Term<'_>) -> NifResult<Route> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
         return Ok(Route { to: To::ByTerm, writer: Writer::Any });
     }
+    chosen_route(term)
+}
+
+/// A route that the caller has chosen, or `{:processor, to}`, which marks the write of a processor.
+#[cold]
+fn chosen_route(term: Term<'_>) -> NifResult<Route> {
     match elements(term) {
         Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
             Ok(Route { to: partition_or_nil(to)?, writer: Writer::Processor })
