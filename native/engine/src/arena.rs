@@ -327,6 +327,11 @@ impl<H: Heap> Arena<H> {
         }
     }
 
+    /// A copy on its way to another arena. A large one shares its heap.
+    pub fn parcel(&self, id: SegmentId, term: H::Term) -> Parcel<H> {
+        Parcel { term, heap: self.own_heap(id).cloned() }
+    }
+
     /// The heap of a large copy.
     #[inline]
     pub fn own_heap(&self, id: SegmentId) -> Option<&Arc<H>> {

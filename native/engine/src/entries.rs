@@ -26,18 +26,65 @@ pub struct Entry<T> {
     pub value_segment: SegmentId,
 }
 
-/// The version of an entry's value, and how often it was replaced.
+/// The version of an entry's value, how often it was replaced, and how often the processor has failed with it. The
+/// version's variants are those of [`Version`], since a field of that type would take more room.
 #[derive(Clone, Copy, Debug)]
-pub struct History<T> {
-    /// The version; a term lives in the entry's `value_segment`.
-    pub version: Version<T>,
+pub enum History<T> {
+    /// The version is a term below the range of `i64`, in the entry's `value_segment`.
+    Below(T, Counts),
+    /// The version is an integer in the range of `i64`.
+    Int(i64, Counts),
+    /// The version is a term above the range of `i64`, in the entry's `value_segment`.
+    Above(T, Counts),
+}
+
+/// What is counted of an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(Rust, packed(4))]
+pub struct Counts {
     /// How often `put_newer` has replaced the value.
     pub updates: u64,
+    /// How often the processor has failed with the entry.
+    pub attempts: u32,
 }
 
 impl<T: Term> History<T> {
     /// The history of an entry without a version.
-    pub const UNVERSIONED: Self = History { version: Version::Int(0), updates: 0 };
+    pub const UNVERSIONED: Self = History::Int(0, Counts { updates: 0, attempts: 0 });
+
+    /// A history.
+    #[inline]
+    pub fn new(version: Version<T>, counts: Counts) -> Self {
+        match version {
+            Version::Below(version) => History::Below(version, counts),
+            Version::Int(version) => History::Int(version, counts),
+            Version::Above(version) => History::Above(version, counts),
+        }
+    }
+
+    /// The version.
+    #[inline]
+    pub fn version(self) -> Version<T> {
+        match self {
+            History::Below(version, _) => Version::Below(version),
+            History::Int(version, _) => Version::Int(version),
+            History::Above(version, _) => Version::Above(version),
+        }
+    }
+
+    /// What is counted.
+    #[inline]
+    pub fn counts(self) -> Counts {
+        match self {
+            History::Below(_, counts) | History::Int(_, counts) | History::Above(_, counts) => counts,
+        }
+    }
+
+    /// Whether this is [`UNVERSIONED`](Self::UNVERSIONED).
+    #[inline]
+    fn is_unversioned(self) -> bool {
+        matches!(self, History::Int(0, Counts { updates: 0, attempts: 0 }))
+    }
 }
 
 /// What readers get of an entry.
@@ -205,7 +252,7 @@ impl<T: Term> Entries<T> {
         let (chunk, slot) = locate(id);
         let histories = &mut self.chunks[chunk].histories;
         if slot >= histories.len() {
-            if matches!(history, History { version: Version::Int(0), updates: 0 }) {
+            if history.is_unversioned() {
                 return;
             }
             let length = if chunk > 0 { CHUNK } else { (slot + 1).next_power_of_two() };

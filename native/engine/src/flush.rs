@@ -1,11 +1,28 @@
-//! A flush: the entries that a partition has swapped out, in flight until readers have claimed all of them.
+//! A flush: the entries that a partition has swapped out. They are in flight until each has an outcome.
+//!
+//! A reader puts entries together to a *batch* for the processor. There is one batch at a time:
+//!
+//! | state | leaves it when |
+//! |---|---|
+//! | read | the reader [claims](Flush::claim) it: none; it [leases](Flush::lease) it: leased; a reader begins a batch: none, and the entries are as before |
+//! | leased | it [succeeds](Flush::succeed): none; [entries have failed](crate::Partition::give_back): given up, or none |
+//! | given up | the dead letters are written: it succeeds, none |
+//!
+//! Who claims a batch gives it away for good, at most once. Who leases it owes it an outcome: if that reader dies, the next
+//! one [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
+//! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad entry ends up alone.
+//!
+//! All of this is guarded by one lock, which readers hold for some hundred microseconds. It is taken after the lock of
+//! [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
+//! before `settled` has an outcome, and an entry in `cancelled` was deleted while it was in flight.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
 
 use crate::ids::EntryId;
 use crate::reclaim::reclaim;
 use crate::store::Store;
-use crate::sync::{AtomicI64, AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// The result of [`Partition::flush`](crate::Partition::flush).
 pub enum Flushed<S: Store> {
@@ -15,70 +32,325 @@ pub enum Flushed<S: Store> {
     Fresh(Arc<Flush<S>>),
 }
 
-/// Frozen stores, and how much of them has been claimed for the processor. The stores are freed after the claim of the
-/// last entry, even if the flush itself is still referred to.
+/// Frozen stores, and how far readers have come with them. The stores are freed with the outcome of the last entry, even
+/// if the flush itself is still referred to.
 pub struct Flush<S: Store> {
-    /// The stores, until all entries have been claimed. The lock is held only to take a reference to them.
+    /// The stores, until all entries have an outcome. The lock is held only to take a reference to them.
     frozen: Mutex<Option<Arc<Frozen<S>>>>,
     /// The position behind the last entry.
     end: usize,
-    /// Entries before this position have been claimed.
-    position: AtomicUsize,
-    /// The time of the last claim; [`NEVER`] before the first.
-    claimed_at: AtomicI64,
+    /// Each entry before this position has an outcome, or is a failed item of a queue.
+    settled: AtomicUsize,
+    /// A bit for each position, set when the entry was deleted. Most flushes have none.
+    cancelled: OnceLock<Box<[AtomicUsize]>>,
+    /// How far readers have come.
+    progress: Mutex<Progress>,
 }
 
-/// The time before the first claim.
-const NEVER: i64 = i64::MIN;
+/// How far readers have come.
+struct Progress {
+    /// No entry from this position on was in a batch.
+    position: usize,
+    /// Failed entries that stay here, before `position`. They come first.
+    retries: VecDeque<Run>,
+    /// The present batch.
+    batch: Batch,
+    /// How many batches were claimed or leased.
+    calls: usize,
+    /// The time of the last claim or lease, or of a later [`Flush::touch`].
+    called_at: Option<i64>,
+}
+
+/// Entries at consecutive positions that have failed equally often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    /// The first position.
+    first: usize,
+    /// How many entries.
+    length: usize,
+    /// How often each has failed.
+    attempts: u32,
+}
+
+/// The entries that are to be given to the processor together.
+struct Batch {
+    /// Who reads it, by a number that no other reader has.
+    reader: u64,
+    /// What has been done with it.
+    state: BatchState,
+    /// [`Progress::position`] when it was begun.
+    from: usize,
+    /// The entries, in the order in which they were read.
+    runs: Vec<Run>,
+    /// How many there are.
+    length: usize,
+    /// How many there may be if none has failed.
+    size: usize,
+    /// How many there may be.
+    limit: usize,
+}
+
+/// What has been done with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchState {
+    /// It is being read.
+    Read,
+    /// It is with the processor, and has no outcome yet.
+    Leased,
+    /// The processor has failed with it, and it will not be retried.
+    GivenUp,
+}
+
+/// What became of the failed entries of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// They will be retried.
+    pub retried: usize,
+    /// A newer write has replaced them, or they were deleted.
+    pub superseded: usize,
+    /// They have failed too often, and are the batch now.
+    pub given_up: usize,
+}
+
+/// Where a failed entry is retried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// It waits again.
+    Waits,
+    /// It stays in this flush, before all entries that were in no batch.
+    Stays,
+    /// Nowhere: a newer write has replaced it.
+    IsSuperseded,
+}
+
+/// How far readers have come, as their supervisors see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// How many batches were claimed or leased.
+    pub calls: usize,
+    /// How many positions have no outcome yet.
+    pub left: usize,
+    /// The time of the last claim, lease or touch.
+    pub called_at: Option<i64>,
+}
+
+impl Batch {
+    /// No batch.
+    const NONE: Batch =
+        Batch { reader: 0, state: BatchState::Read, from: 0, runs: Vec::new(), length: 0, size: 0, limit: 0 };
+
+    /// Adds an entry.
+    fn push(&mut self, position: usize, attempts: u32) {
+        self.length += 1;
+        match self.runs.last_mut() {
+            Some(run) if run.first + run.length == position && run.attempts == attempts => run.length += 1,
+            _ => self.runs.push(Run { first: position, length: 1, attempts }),
+        }
+    }
+
+    /// The position of each entry, and how often it has failed.
+    fn entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.runs.iter().flat_map(|run| (run.first..run.first + run.length).map(|position| (position, run.attempts)))
+    }
+}
+
+impl Progress {
+    /// Takes back a batch of which the processor knows nothing.
+    fn undo_read(&mut self) {
+        if self.batch.state == BatchState::Read && self.batch.length > 0 {
+            let Batch { from, runs, .. } = std::mem::replace(&mut self.batch, Batch::NONE);
+            self.position = from;
+            runs.into_iter().filter(|run| run.first < from).rev().for_each(|run| self.retries.push_front(run));
+        }
+    }
+
+    /// Ends the present batch.
+    fn end_batch(&mut self) {
+        self.batch = Batch::NONE;
+    }
+
+    /// Goes on to the next entry: of those to be retried, or of all others.
+    #[inline]
+    fn pass(&mut self, is_retry: bool) {
+        if !is_retry {
+            self.position += 1;
+        } else if let Some(run) = self.retries.front_mut() {
+            (run.first, run.length) = (run.first + 1, run.length - 1);
+            if run.length == 0 {
+                self.retries.pop_front();
+            }
+        }
+    }
+}
 
 impl<S: Store> Flush<S> {
-    /// A flush of which nothing has been claimed.
-    pub(crate) fn new(frozen: Frozen<S>) -> Self {
+    /// A flush of which nothing has been read.
+    pub(crate) fn new(frozen: Arc<Frozen<S>>) -> Self {
         let end = frozen.end();
+        let progress =
+            Progress { position: 0, retries: VecDeque::new(), batch: Batch::NONE, calls: 0, called_at: None };
         Flush {
-            frozen: Mutex::new(Some(Arc::new(frozen))),
+            frozen: Mutex::new(Some(frozen)),
             end,
-            position: AtomicUsize::new(0),
-            claimed_at: AtomicI64::new(NEVER),
+            settled: AtomicUsize::new(0),
+            cancelled: OnceLock::new(),
+            progress: Mutex::new(progress),
         }
     }
 
-    /// Marks the entries between two positions as given to the processor, so no reader gets them again. Returns `false`
-    /// if `from` is not where the next batch begins, because another reader has claimed that batch. `now` is the time.
-    pub fn claim(&self, from: usize, to: usize, now: i64) -> bool {
-        let to = to.clamp(from, self.end.max(from));
-        // Before the position: nobody may see the new position with the old time.
-        self.claimed_at.store(now, Ordering::Relaxed);
-        if self.position.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
+    /// Goes on with the batch of this reader, which has `length` entries already; with 0 it begins a batch of at most
+    /// `size`. `None` if there is nothing to read, or if another reader has begun a batch since.
+    pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
+        let frozen = self.entries()?;
+        let mut progress = self.progress.lock();
+        if length == 0 {
+            progress.undo_read();
+            if progress.batch.length > 0 {
+                return None;
+            }
+            progress.batch = Batch { reader, from: progress.position, size, limit: size, ..Batch::NONE };
+        } else if !progress.is_read_by(reader, length) {
+            return None;
         }
-        if to >= self.end {
+        Some(Reader { flush: self, frozen, progress })
+    }
+
+    /// Gives the batch away for good; `false` if it is not this reader's. `now` is the time.
+    pub fn claim(&self, reader: u64, now: i64) -> bool {
+        let mut progress = self.progress.lock();
+        let is_own = progress.call(reader, now);
+        if is_own {
+            progress.end_batch();
+            self.settle(&progress);
+        }
+        is_own
+    }
+
+    /// Gives the batch to the processor until it has an outcome; `false` if it is not this reader's. `now` is the time.
+    pub fn lease(&self, reader: u64, now: i64) -> bool {
+        let mut progress = self.progress.lock();
+        let is_own = progress.call(reader, now);
+        if is_own && progress.batch.length > 0 {
+            progress.batch.state = BatchState::Leased;
+        } else if is_own {
+            self.settle(&progress);
+        }
+        is_own
+    }
+
+    /// Notes that something else than the processor is called for the batch.
+    pub fn touch(&self, now: i64) {
+        self.progress.lock().called_at = Some(now);
+    }
+
+    /// The end of a batch that is leased or given up.
+    pub fn succeed(&self) {
+        let mut progress = self.progress.lock();
+        if progress.batch.state != BatchState::Read {
+            progress.end_batch();
+            self.settle(&progress);
+        }
+    }
+
+    /// The batch that a reader has left, and how many entries it has; `None` if it has left none.
+    pub fn inherit(&self) -> Option<(BatchState, usize)> {
+        let mut progress = self.progress.lock();
+        progress.undo_read();
+        (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
+    }
+
+    /// The records of the present batch, and the stores that they are in.
+    pub fn batch(&self) -> Option<(Arc<Frozen<S>>, Vec<S::Record>)> {
+        let progress = self.progress.lock();
+        let frozen = self.entries()?;
+        let entries = progress.batch.entries();
+        let records = entries.filter_map(|(position, _attempts)| frozen.record(position)).collect();
+        Some((frozen, records))
+    }
+
+    /// How often the entries of the present batch have failed, at most.
+    pub fn attempts(&self) -> u32 {
+        self.progress.lock().batch.runs.iter().map(|run| run.attempts).max().unwrap_or(0)
+    }
+
+    /// Takes the failed entries out of the batch, calls `retry` for each that has failed less than `max_attempts` times,
+    /// and ends the batch but for the others. All other entries have succeeded. `failed` has the numbers of the failed ones
+    /// in the batch, in their order; `None` means all. `retry` gets the position and how often the entry has failed.
+    pub(crate) fn give_back(
+        &self,
+        failed: Option<&[usize]>,
+        counted: bool,
+        max_attempts: Option<u32>,
+        mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
+    ) -> GivenBack {
+        let mut result = GivenBack::default();
+        let mut progress = self.progress.lock();
+        let Some(frozen) = self.entries().filter(|_| progress.batch.state == BatchState::Leased) else {
+            return result;
+        };
+        let batch = std::mem::replace(&mut progress.batch, Batch::NONE);
+        let mut given_up = Batch { state: BatchState::GivenUp, ..Batch::NONE };
+        let mut retries = Batch::NONE;
+        let mut is_failed = is_among(failed);
+        for (_number, (position, attempts)) in batch.entries().enumerate().filter(|(number, _)| is_failed(*number)) {
+            let attempts = attempts.saturating_add(counted.into());
+            if self.is_cancelled(position) {
+                result.superseded += 1;
+            } else if max_attempts.is_some_and(|max| attempts >= max) {
+                given_up.push(position, attempts);
+                result.given_up += 1;
+            } else {
+                match retry(&frozen, position, attempts) {
+                    Retry::Waits => result.retried += 1,
+                    Retry::Stays => {
+                        retries.push(position, attempts);
+                        result.retried += 1;
+                    }
+                    Retry::IsSuperseded => result.superseded += 1,
+                }
+            }
+        }
+        retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
+        if given_up.length > 0 {
+            progress.batch = given_up;
+        }
+        self.settle(&progress);
+        result
+    }
+
+    /// Publishes what has an outcome, and frees the stores after the last one.
+    fn settle(&self, progress: &Progress) {
+        self.settled.store(progress.position, Ordering::Release);
+        if progress.is_finished(self.end) {
             drop(self.frozen.lock().take());
         }
-        true
     }
 
-    /// Whether all entries have been claimed.
+    /// Whether all entries have an outcome.
     pub(crate) fn is_finished(&self) -> bool {
-        self.position() >= self.end
+        self.progress.lock().is_finished(self.end)
     }
 
-    /// Where the next batch begins.
+    /// No entry from this position on was in a batch.
     pub fn position(&self) -> usize {
-        self.position.load(Ordering::Acquire)
+        self.progress.lock().position
     }
 
-    /// The time of the last claim, if there was one: after a call of [`position`](Self::position), the time of that
-    /// claim or of a later attempt.
-    pub fn claimed_at(&self) -> Option<i64> {
-        Some(self.claimed_at.load(Ordering::Relaxed)).filter(|&time| time != NEVER)
+    /// How far readers have come.
+    pub fn seen(&self) -> Seen {
+        let Progress { position, ref retries, ref batch, calls, called_at, .. } = *self.progress.lock();
+        let retried: usize = retries.iter().map(|run| run.length).sum();
+        Seen { calls, left: self.end - position + retried + batch.length, called_at }
     }
 
-    /// How many entries have not been claimed. It looks at each of them.
-    pub(crate) fn unclaimed(&self) -> usize {
-        let position = self.position();
-        let count = |frozen: Arc<Frozen<S>>| (position..self.end).filter_map(|at| frozen.record(at)).count();
-        self.entries().map_or(0, count)
+    /// How many entries have no outcome. It looks at each of them.
+    pub(crate) fn unsettled(&self) -> usize {
+        let progress = self.progress.lock();
+        let Some(frozen) = self.entries() else { return 0 };
+        let is_held = |position: usize| frozen.record(position).is_some() && !self.is_cancelled(position);
+        let runs = progress.retries.iter().chain(&progress.batch.runs);
+        let tried = runs.flat_map(|run| run.first..run.first + run.length);
+        tried.chain(progress.position..self.end).filter(|&position| is_held(position)).count()
     }
 
     /// The position behind the last entry.
@@ -86,16 +358,132 @@ impl<S: Store> Flush<S> {
         self.end
     }
 
-    /// The stores, to be read without a lock; `None` when all entries have been claimed.
+    /// The stores, to be read without a lock; `None` when all entries have an outcome.
     pub fn entries(&self) -> Option<Arc<Frozen<S>>> {
         self.frozen.lock().clone()
+    }
+
+    /// Whether an entry of a map has no outcome yet and was not deleted.
+    pub(crate) fn is_live(&self, position: usize) -> bool {
+        position >= self.settled.load(Ordering::Acquire) && !self.is_cancelled(position)
+    }
+
+    /// Whether an entry was deleted in flight.
+    fn is_cancelled(&self, position: usize) -> bool {
+        let bit = 1 << (position % BITS);
+        self.cancelled.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Deletes an entry in flight: it is in no further batch.
+    pub(crate) fn cancel(&self, position: usize) {
+        let words = || (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect();
+        let bit = 1 << (position % BITS);
+        self.cancelled.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
+    }
+}
+
+/// Bits in a word of [`Flush::cancelled`].
+const BITS: usize = usize::BITS as usize;
+
+impl Progress {
+    /// Whether this reader has read as many entries of the present batch.
+    fn is_read_by(&self, reader: u64, length: usize) -> bool {
+        let Batch { state, reader: own, length: read, .. } = self.batch;
+        state == BatchState::Read && own == reader && read == length
+    }
+
+    /// Notes that the processor is called with the batch, if this reader has read one.
+    fn call(&mut self, reader: u64, now: i64) -> bool {
+        let is_own = self.is_read_by(reader, self.batch.length);
+        if is_own && self.batch.length > 0 {
+            self.calls += 1;
+            self.called_at = Some(now);
+        }
+        is_own
+    }
+
+    /// Whether all entries before `end` have an outcome.
+    fn is_finished(&self, end: usize) -> bool {
+        self.position >= end && self.retries.is_empty() && self.batch.length == 0
+    }
+}
+
+/// Whether numbers, which are asked in their order, are among `chosen`; `None` has all of them.
+fn is_among(chosen: Option<&[usize]>) -> impl FnMut(usize) -> bool + '_ {
+    let mut chosen = chosen.map(|numbers| numbers.iter().copied().peekable());
+    move |number| match &mut chosen {
+        None => true,
+        Some(numbers) => {
+            while numbers.next_if(|&next| next < number).is_some() {}
+            numbers.next_if_eq(&number).is_some()
+        }
+    }
+}
+
+/// What a reader finds at the next position.
+pub enum Next<R> {
+    /// A record, which is in the batch now.
+    Record(R),
+    /// An entry that was deleted, or a newer write has replaced.
+    Skipped,
+    /// The batch is full, or there are no more entries.
+    End,
+}
+
+/// Puts a batch together. It holds the lock of the flush.
+pub struct Reader<'f, S: Store> {
+    /// The flush.
+    flush: &'f Flush<S>,
+    /// Its stores.
+    frozen: Arc<Frozen<S>>,
+    /// How far readers have come.
+    progress: MutexGuard<'f, Progress>,
+}
+
+impl<S: Store> Reader<'_, S> {
+    /// The stores.
+    pub fn frozen(&self) -> &Frozen<S> {
+        &self.frozen
+    }
+
+    /// How many entries the batch has.
+    pub fn length(&self) -> usize {
+        self.progress.batch.length
+    }
+
+    /// The next record, unless a newer write has replaced it, as `is_superseded` says.
+    #[inline]
+    pub fn next(&mut self, is_superseded: impl Fn(&Frozen<S>, usize) -> bool) -> Next<S::Record> {
+        let progress = &mut *self.progress;
+        let Batch { length, size, limit, .. } = progress.batch;
+        let retry = progress.retries.front().map(|run| (run.first, run.attempts));
+        let position = retry.map_or(progress.position, |(position, _attempts)| position);
+        if position >= self.flush.end {
+            return Next::End;
+        }
+        let is_skipped = |_: &S::Record| self.flush.is_cancelled(position) || is_superseded(&self.frozen, position);
+        let record = self.frozen.record(position).filter(|record| !is_skipped(record));
+        if let Some(record) = record {
+            let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);
+            let limit = limit.min(size >> (2 * attempts).min(usize::BITS - 1)).max(1);
+            if length >= limit {
+                return Next::End;
+            }
+            progress.batch.limit = limit;
+            progress.batch.push(position, attempts);
+            progress.pass(retry.is_some());
+            Next::Record(record)
+        } else {
+            progress.pass(retry.is_some());
+            Next::Skipped
+        }
     }
 }
 
 /// The stores of a partition's shards, one after the other, which nobody writes. The reclaimer thread frees them.
 pub struct Frozen<S: Store> {
-    /// Only `drop` takes them out.
-    stores: Vec<S>,
+    /// One for each shard. Only `drop` takes them out.
+    pub(crate) stores: Vec<S>,
     /// The position behind each store's last record.
     ends: Vec<usize>,
 }
@@ -121,12 +509,33 @@ impl<S: Store> Frozen<S> {
         self.stores.iter().any(Store::has_large)
     }
 
+    /// The shard of the entry at a position, and its id there.
+    #[inline]
+    pub(crate) fn locate(&self, position: usize) -> Option<(usize, EntryId)> {
+        let shard = self.ends.iter().position(|&end| position < end)?;
+        Some((shard, EntryId::try_from(position - self.start(shard)).ok()?))
+    }
+
+    /// The position of the first entry of a shard.
+    pub(crate) fn start(&self, shard: usize) -> usize {
+        if shard == 0 {
+            0
+        } else {
+            self.ends[shard - 1]
+        }
+    }
+
     /// The record at a position, unless it was deleted or the position is too high.
     #[inline]
     pub fn record(&self, position: usize) -> Option<S::Record> {
-        let store = self.ends.iter().position(|&end| position < end)?;
-        let start = if store == 0 { 0 } else { self.ends[store - 1] };
-        self.stores[store].record(EntryId::try_from(position - start).ok()?)
+        let (shard, id) = self.locate(position)?;
+        self.stores[shard].record(id)
+    }
+
+    /// How often the entry at a position had failed when it was written.
+    #[inline]
+    fn attempts(&self, position: usize) -> u32 {
+        self.locate(position).map_or(0, |(shard, id)| self.stores[shard].attempts(id))
     }
 }
 

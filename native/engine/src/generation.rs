@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::arena::{Arena, Evacuation, Garbage, Unowned};
-use crate::entries::{Entries, Entry, History, Record};
+use crate::entries::{Counts, Entries, Entry, History, Record};
 use crate::ids::EntryId;
 use crate::index::{Hash, Hasher, Index, Seeds};
 use crate::parcel::Parcel;
@@ -39,8 +39,7 @@ impl<H: Heap> Generation<H> {
     /// The value of `key`.
     #[inline]
     pub fn get(&self, hash: Hash, key: H::Term) -> Option<Found<H>> {
-        let entry = self.entries.get(self.find(hash, key)?)?;
-        Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
+        self.value(self.find(hash, key)?)
     }
 
     /// Whether operations have given up heaps.
@@ -68,28 +67,64 @@ impl<H: Heap> Generation<H> {
         self.prefetch(hash);
         let copy = store_value(&mut self.values, value, Version::Int(0));
         match self.find(hash, key.term) {
-            Some(id) => self.replace(id, copy, 0),
-            None => self.insert(hash, key, copy),
+            Some(id) => self.replace(id, copy, Counts::default()),
+            None => self.insert(hash, key, copy, Counts::default()),
         }
     }
 
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version. A version beyond 64 bits
-    /// lives in the heap of `value` if that is packed.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version; `false` if it is not. For a
+    /// new key it must be greater than `in_flight`, if that is a version. A version beyond 64 bits lives in the heap of
+    /// `value` if that is packed.
     #[inline]
-    pub fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) {
+    pub fn put_newer(
+        &mut self,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+        version: Version<H::Term>,
+        in_flight: impl FnOnce() -> Option<Version<H::Term>>,
+    ) -> bool {
         match self.find(hash, key.term) {
             None => {
+                if in_flight().is_some_and(|old| !version.is_newer_than(old)) {
+                    return false;
+                }
                 let copy = store_value(&mut self.values, value, version);
-                self.insert(hash, key, copy);
+                self.insert(hash, key, copy, Counts::default());
             }
             Some(id) => {
                 let old = self.entries.history(id);
-                if version.is_newer_than(old.version) {
-                    let copy = store_value(&mut self.values, value, version);
-                    self.replace(id, copy, old.updates + 1);
+                if !version.is_newer_than(old.version()) {
+                    return false;
                 }
+                let copy = store_value(&mut self.values, value, version);
+                let updates = old.counts().updates + 1;
+                self.replace(id, copy, Counts { updates, attempts: 0 });
             }
         }
+        true
+    }
+
+    /// Stores `value` for `key` if the key is new; `false` if it is not.
+    pub fn put_new(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
+        if self.find(hash, key.term).is_some() {
+            return false;
+        }
+        let copy = store_value(&mut self.values, value, Version::Int(0));
+        self.insert(hash, key, copy, Counts::default());
+        true
+    }
+
+    /// The version of an entry, which must be there.
+    pub(crate) fn version(&self, id: EntryId) -> Version<H::Term> {
+        self.entries.history(id).version()
+    }
+
+    /// The value of an entry.
+    #[inline]
+    pub(crate) fn value(&self, id: EntryId) -> Option<Found<H>> {
+        let entry = self.entries.get(id)?;
+        Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
     }
 
     /// Takes out the entry of `key`, if there is one.
@@ -107,33 +142,38 @@ impl<H: Heap> Generation<H> {
 
     /// The id of the entry of `key`.
     #[inline]
-    fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
+    pub(crate) fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
         let id = self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
         self.entries.prefetch_following::<H>(id);
         Some(id)
     }
 
+    /// The hash of the key of an entry, which must be there.
+    fn hash(&self, id: EntryId) -> Hash {
+        self.index.hasher().rehash(*self.entries.seed(id))
+    }
+
     /// Adds an entry for a key that has none.
     #[inline]
-    fn insert(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>) {
+    fn insert(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>, counts: Counts) {
         let id = self.entries.next_id();
         let (key, unowned) = self.keys.store(key);
         let key_segment = self.keys.own(unowned, id);
         let value_segment = self.values.own(copy.unowned, id);
         let entry = Entry { key, value: copy.value, key_segment, value_segment };
         self.entries.insert(entry, hash.seed());
-        self.entries.set_history(id, History { version: copy.version, updates: 0 });
+        self.entries.set_history(id, History::new(copy.version, counts));
         self.index.insert(hash, id, &EntrySeeds::<H>(&self.entries));
     }
 
     /// Replaces the value and the history of an entry.
     #[inline]
-    fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
+    fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, counts: Counts) {
         let segment = self.values.own(copy.unowned, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
         let old_value = std::mem::replace(&mut entry.value, copy.value);
         let old_segment = std::mem::replace(&mut entry.value_segment, segment);
-        self.entries.set_history(id, History { version: copy.version, updates });
+        self.entries.set_history(id, History::new(copy.version, counts));
         self.values.release(old_segment, old_value, &mut self.garbage);
         self.clean_values();
     }
@@ -155,12 +195,12 @@ impl<H: Heap> Generation<H> {
             };
             let history = self.entries.history(owner);
             let old_value = entry.value;
-            let copy = copy_value(&mut self.values, old_value, history.version);
+            let copy = copy_value(&mut self.values, old_value, history.version());
             let new_segment = self.values.own(copy.unowned, owner);
             if let Some(entry) = self.entries.get_mut(owner) {
                 (entry.value, entry.value_segment) = (copy.value, new_segment);
             }
-            self.entries.set_history(owner, History { version: copy.version, ..history });
+            self.entries.set_history(owner, History::new(copy.version, history.counts()));
             self.values.release(segment, old_value, &mut self.garbage);
             evacuation.moved();
         }
@@ -189,6 +229,8 @@ impl<H: Heap> Generation<H> {
 impl<H: Heap> Store for Generation<H> {
     type Record = Record<H::Term>;
 
+    const KEEPS_ORDER: bool = false;
+
     fn new(hasher: &Hasher) -> Self {
         let index = Index::new(hasher.clone());
         Generation { index, entries: Entries::new(), keys: Arena::new(), values: Arena::new(), garbage: Vec::new() }
@@ -213,8 +255,30 @@ impl<H: Heap> Store for Generation<H> {
     #[inline]
     fn record(&self, id: EntryId) -> Option<Record<H::Term>> {
         let &Entry { key, value, .. } = self.entries.get(id)?;
-        let History { version, updates } = self.entries.history(id);
-        Some(Record { key, value, version, updates })
+        let history = self.entries.history(id);
+        Some(Record { key, value, version: history.version(), updates: history.counts().updates })
+    }
+
+    fn attempts(&self, id: EntryId) -> u32 {
+        self.entries.history(id).counts().attempts
+    }
+
+    fn supersedes(&self, flushed: &Self, id: EntryId) -> bool {
+        flushed.entries.get(id).is_some_and(|entry| self.find(flushed.hash(id), entry.key).is_some())
+    }
+
+    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> bool {
+        let Some(entry) = flushed.entries.get(id) else { return false };
+        let hash = flushed.hash(id);
+        if self.find(hash, entry.key).is_some() {
+            return false;
+        }
+        let history = flushed.entries.history(id);
+        let key = flushed.keys.parcel(entry.key_segment, entry.key);
+        let value = flushed.values.parcel(entry.value_segment, entry.value);
+        let copy = store_value(&mut self.values, &value, history.version());
+        self.insert(hash, &key, copy, Counts { attempts, ..history.counts() });
+        true
     }
 }
 

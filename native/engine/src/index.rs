@@ -110,7 +110,7 @@ impl Hasher {
 
     /// Recomputes a hash from its seed.
     #[inline]
-    fn rehash(&self, seed: u32) -> Hash {
+    pub(crate) fn rehash(&self, seed: u32) -> Hash {
         Hash { seed, spread: self.state.hash_one(seed) }
     }
 }

@@ -6,7 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
-//! | [`flush`] | the entries in flight, and how many of them are claimed |
+//! | [`flush`] | the entries in flight, the batch that the processor has, and their outcomes |
 //! | [`routing`] | from a key to its partition |
 //! | [`reclaim`] | the thread that frees memory |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
@@ -38,12 +38,12 @@ pub mod store;
 mod sync;
 pub mod term;
 
-pub use flush::{Flush, Flushed, Frozen};
+pub use flush::{BatchState, Flush, Flushed, Frozen, GivenBack, Next, Reader, Seen};
 pub use generation::Generation;
 pub use ids::EntryId;
 pub use index::{Hash, Hasher};
 pub use log::Log;
 pub use parcel::Parcel;
-pub use partition::{Closed, MapPartition, Partition, QueuePartition};
+pub use partition::{Closed, MapPartition, Partition, QueuePartition, Stored};
 pub use store::Store;
 pub use term::{Heap, Term, Version};

@@ -41,6 +41,8 @@ impl<H: Heap> Log<H> {
 impl<H: Heap> Store for Log<H> {
     type Record = H::Term;
 
+    const KEEPS_ORDER: bool = true;
+
     fn new(_hasher: &Hasher) -> Self {
         Log { chunks: Vec::new(), length: 0, copies: Arena::new() }
     }
@@ -64,5 +66,17 @@ impl<H: Heap> Store for Log<H> {
     #[inline]
     fn record(&self, id: EntryId) -> Option<H::Term> {
         self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK).copied()
+    }
+
+    fn attempts(&self, _id: EntryId) -> u32 {
+        0
+    }
+
+    fn supersedes(&self, _flushed: &Self, _id: EntryId) -> bool {
+        false
+    }
+
+    fn take_back(&mut self, _flushed: &Self, _id: EntryId, _attempts: u32) -> bool {
+        false
     }
 }

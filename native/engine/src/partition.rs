@@ -3,9 +3,13 @@
 //! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. A map spreads its keys over several
 //! shards by their hash, so writers rarely meet; a queue has one shard, for its order. [`Partition::flush`] takes the
 //! locks of all shards and swaps each store for an empty one. So a write comes either before the flush and is part of
-//! it, or after it and waits for the next one. The partition keeps a [`Flush`] until all of it has been [claimed]: what
-//! a crashed reader has not claimed is there for the next reader. The next flush removes what is finished, since the
+//! it, or after it and waits for the next one. The partition keeps a [`Flush`] until all its entries have an outcome:
+//! what a crashed reader has left is there for the next reader. The next flush removes what is finished, since the
 //! reader may have got the flush from another partition, before the count of partitions changed.
+//!
+//! A partition that is open *with outcomes* also looks into its flush: each shard has a reference to it, set together
+//! with the swap. So an operation sees what waits and what is in flight in one picture. An entry that waits hides the
+//! one of its key in flight.
 //!
 //! | state | reads, deletes | writes | writes of a processor | flush |
 //! |---|---|---|---|---|
@@ -16,22 +20,21 @@
 //! A partition drains while a stop processes what it holds: a processor may write to its own buffer.
 //!
 //! A lock is held for one operation on one store, or for the swap. No store is freed and no foreign code runs under a
-//! lock. The lock of `in_flight` is taken before those of the shards, and those in their order. A write changes three
+//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order. A write changes three
 //! cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths in the old
 //! value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
-//!
-//! [claimed]: Flush::claim
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::flush::{Flush, Flushed, Frozen};
+use crate::flush::{Flush, Flushed, Frozen, GivenBack, Retry};
 use crate::generation::{Found, Generation};
+use crate::ids::EntryId;
 use crate::index::{Hash, Hasher};
 use crate::log::Log;
 use crate::parcel::Parcel;
 use crate::store::Store;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
 
 /// Added to a partition count, this marks the write of a processor, which is taken until the partition is closed. No
@@ -71,6 +74,17 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     /// The flushes in flight, oldest first, and finished ones that the next flush removes. Only a restart with another
     /// partition count makes more than one unfinished flush.
     in_flight: Mutex<VecDeque<Arc<Flush<S>>>>,
+    /// Whether it is open with outcomes. It changes only while nobody writes.
+    has_outcomes: AtomicBool,
+}
+
+/// What [`MapPartition::put_newer`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The value is stored.
+    Stored,
+    /// The version there is as high, or the key is there.
+    Refused,
 }
 
 /// A store behind its lock. Aligned to two cache lines, which processors fetch together.
@@ -84,6 +98,22 @@ struct ShardState<S: Store> {
     partition_count: u32,
     /// The entries written since the last flush.
     waiting: S,
+    /// The flush that the shard's operations look into, if there is one and the partition has outcomes.
+    in_flight: Option<InFlight<S>>,
+}
+
+/// A flush with its stores, which stay until the shard gives this up.
+struct InFlight<S: Store> {
+    /// The flush.
+    flush: Arc<Flush<S>>,
+    /// Its stores.
+    frozen: Arc<Frozen<S>>,
+}
+
+impl<S: Store> Clone for InFlight<S> {
+    fn clone(&self) -> Self {
+        InFlight { flush: self.flush.clone(), frozen: self.frozen.clone() }
+    }
 }
 
 impl<S: Store> Shard<S> {
@@ -136,13 +166,52 @@ impl<S: Store> Shard<S> {
 }
 
 impl<S: Store> ShardState<S> {
-    /// Replaces the store by an empty one; `None` if nothing was ever written to it.
-    fn freeze(&mut self) -> Option<S> {
-        if self.waiting.end() == 0 {
-            return None;
-        }
+    /// Replaces the store by an empty one.
+    fn freeze(&mut self) -> S {
         let successor = self.waiting.successor();
-        Some(std::mem::replace(&mut self.waiting, successor))
+        std::mem::replace(&mut self.waiting, successor)
+    }
+}
+
+impl<H: Heap> ShardState<Generation<H>> {
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
+    #[inline]
+    fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Stored {
+        let ShardState { waiting, in_flight, .. } = self;
+        let old = || in_flight.as_ref().and_then(|in_flight| in_flight.version(hash, key.term));
+        Stored::from(waiting.put_newer(hash, key, value, version, old))
+    }
+}
+
+impl<H: Heap> InFlight<Generation<H>> {
+    /// The store that has the entries with this hash.
+    fn store(&self, hash: Hash) -> &Generation<H> {
+        &self.frozen.stores[MapPartition::<H>::shard_of(hash)]
+    }
+
+    /// The entry of `key`, unless it has an outcome or was deleted: its id and its position.
+    #[cold]
+    fn find(&self, hash: Hash, key: H::Term) -> Option<(EntryId, usize)> {
+        let id = self.store(hash).find(hash, key)?;
+        let position = self.frozen.start(MapPartition::<H>::shard_of(hash)) + id as usize;
+        self.flush.is_live(position).then_some((id, position))
+    }
+
+    /// The version of that entry.
+    #[cold]
+    fn version(&self, hash: Hash, key: H::Term) -> Option<Version<H::Term>> {
+        self.find(hash, key).map(|(id, _position)| self.store(hash).version(id))
+    }
+}
+
+impl From<bool> for Stored {
+    #[inline]
+    fn from(is_stored: bool) -> Self {
+        if is_stored {
+            Stored::Stored
+        } else {
+            Stored::Refused
+        }
     }
 }
 
@@ -150,13 +219,74 @@ impl<S: Store> ShardState<S> {
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// A closed, empty partition.
     pub fn new(hasher: &Hasher) -> Self {
-        let shard = |_| Shard(Mutex::new(ShardState { partition_count: 0, waiting: S::new(hasher) }));
-        Partition { shards: std::array::from_fn(shard), in_flight: Mutex::default() }
+        let shard = |_| Shard(Mutex::new(ShardState { partition_count: 0, waiting: S::new(hasher), in_flight: None }));
+        Partition {
+            shards: std::array::from_fn(shard),
+            in_flight: Mutex::default(),
+            has_outcomes: AtomicBool::new(false),
+        }
     }
 
     /// Takes operations of callers with this partition count.
     pub fn open(&self, partition_count: u32) {
         self.shards.iter().for_each(|shard| shard.0.lock().partition_count = partition_count);
+    }
+
+    /// Decides whether operations look into flushes. The partition must be closed.
+    pub fn set_outcomes(&self, has_outcomes: bool) {
+        self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
+        let in_flight = self.in_flight.lock();
+        self.look_into(in_flight.front().filter(|_| has_outcomes));
+    }
+
+    /// Lets the shards look into this flush, or into none.
+    fn look_into(&self, flush: Option<&Arc<Flush<S>>>) {
+        let new = flush.and_then(|flush| Some(InFlight { flush: flush.clone(), frozen: flush.entries()? }));
+        for shard in &self.shards {
+            let old = std::mem::replace(&mut shard.lock().in_flight, new.clone());
+            drop(old);
+        }
+    }
+
+    /// Frees the stores of a flush if all its entries have an outcome.
+    pub fn settle(&self, flush: &Arc<Flush<S>>) {
+        if self.has_outcomes.load(Ordering::SeqCst) && flush.is_finished() {
+            for shard in &self.shards {
+                let mut state = shard.lock();
+                let old = state.in_flight.take_if(|old| Arc::ptr_eq(&old.flush, flush));
+                drop(state);
+                drop(old);
+            }
+        }
+    }
+
+    /// The processor has failed with entries of the batch of a flush: those with these numbers, or all. They are retried
+    /// unless they have failed `max_attempts` times. If this one is not `counted`, they have failed as often as before.
+    pub fn give_back(
+        &self,
+        flush: &Arc<Flush<S>>,
+        failed: Option<&[usize]>,
+        counted: bool,
+        max_attempts: Option<u32>,
+    ) -> GivenBack {
+        flush.give_back(failed, counted, max_attempts, |frozen, position, attempts| {
+            let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
+            let mut state = self.shards[shard].lock();
+            // Entries stay in the flush of a closed partition, because another partition may have adopted it.
+            if S::KEEPS_ORDER || state.partition_count == 0 {
+                Retry::Stays
+            } else if state.waiting.take_back(&frozen.stores[shard], id, attempts) {
+                Retry::Waits
+            } else {
+                Retry::IsSuperseded
+            }
+        })
+    }
+
+    /// Whether an entry that waits replaces the one at this position of a flush.
+    pub fn supersedes(&self, frozen: &Frozen<S>, position: usize) -> bool {
+        let Some((shard, id)) = frozen.locate(position) else { return false };
+        self.shards[shard].lock().waiting.supersedes(&frozen.stores[shard], id)
     }
 
     /// Refuses all writes but those of processors from now on. A closed partition stays closed.
@@ -181,13 +311,13 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().map(|shard| Ok(shard.lock_readable(partition_count)?.waiting.len())).sum()
     }
 
-    /// How many entries wait, or are in flight and not claimed. It looks at each of the latter.
+    /// How many entries wait, or are in flight without an outcome. It looks at each of the latter.
     pub fn held(&self) -> usize {
         let in_flight = self.in_flight.lock();
         let waiting: usize = self.shards.iter().map(|shard| shard.lock().waiting.len()).sum();
         let flushed = in_flight.clone();
         drop(in_flight);
-        waiting + flushed.iter().map(|flush| flush.unclaimed()).sum::<usize>()
+        waiting + flushed.iter().map(|flush| flush.unsettled()).sum::<usize>()
     }
 
     /// The rest of the oldest unfinished flush; else a new flush of the entries that wait; `None` if there are none.
@@ -197,6 +327,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             in_flight.pop_front();
         }
         if let Some(rest) = in_flight.front() {
+            if self.has_outcomes.load(Ordering::SeqCst) {
+                self.look_into(Some(rest));
+            }
             return Some(Flushed::Rest(rest.clone()));
         }
         let fresh = self.freeze()?;
@@ -217,6 +350,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let mut evicted = std::mem::take(&mut *in_flight);
         evicted.retain(|flush| !flush.is_finished());
         evicted.extend(self.freeze());
+        self.look_into(None);
         evicted
     }
 
@@ -225,17 +359,25 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.in_flight.lock().extend(evicted);
     }
 
-    /// Takes the entries of all shards at one point in time, when all their locks are held. At each lock it waits for
-    /// at most one operation of another thread.
+    /// Takes the entries of all shards at one point in time, when all their locks are held; `None` if there are none. At
+    /// each lock it waits for at most one operation of another thread.
     fn freeze(&self) -> Option<Arc<Flush<S>>> {
         let mut stores = Vec::with_capacity(SHARDS);
         let mut states = self.shards.each_ref().map(Shard::lock);
-        stores.extend(states.iter_mut().filter_map(|state| state.freeze()));
-        drop(states);
-        // Stores whose records were all deleted are only memory, freed like the others.
+        if states.iter().all(|state| state.waiting.end() == 0) {
+            return None;
+        }
+        stores.extend(states.iter_mut().map(|state| state.freeze()));
+        // Stores whose entries were all deleted are only memory, freed like the others.
         let is_empty = stores.iter().all(Store::is_empty);
-        let frozen = Frozen::new(stores);
-        (!is_empty).then(|| Arc::new(Flush::new(frozen)))
+        let frozen = Arc::new(Frozen::new(stores));
+        let flush = Arc::new(Flush::new(frozen.clone()));
+        if !is_empty && self.has_outcomes.load(Ordering::SeqCst) {
+            let in_flight = InFlight { flush: flush.clone(), frozen };
+            states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));
+        }
+        drop(states);
+        (!is_empty).then_some(flush)
     }
 }
 
@@ -271,6 +413,23 @@ impl<H: Heap> MapPartition<H> {
         Ok(())
     }
 
+    /// Stores `value` for `key` if the key is new.
+    pub fn put_new(
+        &self,
+        partition_count: u32,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+    ) -> Result<Stored, Closed> {
+        let mut state = self.lock_open(partition_count, hash)?;
+        if state.in_flight.as_ref().is_some_and(|in_flight| in_flight.find(hash, key.term).is_some()) {
+            return Ok(Stored::Refused);
+        }
+        let stored = state.waiting.put_new(hash, key, value);
+        Self::unlock(state);
+        Ok(Stored::from(stored))
+    }
+
     /// Stores `value` for `key` if the key is new or `version` is greater than its version.
     #[inline]
     pub fn put_newer(
@@ -280,11 +439,11 @@ impl<H: Heap> MapPartition<H> {
         key: &Parcel<H>,
         value: &Parcel<H>,
         version: Version<H::Term>,
-    ) -> Result<(), Closed> {
+    ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(partition_count, hash)?;
-        state.waiting.put_newer(hash, key, value, version);
+        let stored = state.put_newer(hash, key, value, version);
         Self::unlock(state);
-        Ok(())
+        Ok(stored)
     }
 
     /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few.
@@ -300,7 +459,9 @@ impl<H: Heap> MapPartition<H> {
             debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
             match write {
                 Write::Put(key, value) => state.waiting.put(*hash, key, value),
-                Write::PutNewer(key, value, version) => state.waiting.put_newer(*hash, key, value, *version),
+                Write::PutNewer(key, value, version) => {
+                    state.put_newer(*hash, key, value, *version);
+                }
             }
         }
         Self::unlock(state);
@@ -318,16 +479,39 @@ impl<H: Heap> MapPartition<H> {
         copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Result<Option<R>, Closed> {
         let state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
-        let Some(Found { value, heap }) = state.waiting.get(hash, key) else { return Ok(None) };
+        let Some(Found { value, heap }) = state.waiting.get(hash, key) else {
+            return Ok(Self::get_in_flight(state, hash, key, copy));
+        };
         let Some(heap) = heap else { return Ok(Some(copy(value, None))) };
         drop(state);
         Ok(Some(copy(value, Some(&heap))))
     }
 
-    /// Takes out the entry of `key`, if there is one.
+    /// The same for a key of which nothing waits.
+    #[inline]
+    fn get_in_flight<R>(
+        state: MutexGuard<'_, ShardState<Generation<H>>>,
+        hash: Hash,
+        key: H::Term,
+        copy: impl FnOnce(H::Term, Option<&H>) -> R,
+    ) -> Option<R> {
+        let in_flight = state.in_flight.as_ref()?;
+        let (id, _position) = in_flight.find(hash, key)?;
+        let in_flight = in_flight.clone();
+        drop(state);
+        let Found { value, heap } = in_flight.store(hash).value(id)?;
+        Some(copy(value, heap.as_deref()))
+    }
+
+    /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
     pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
         state.waiting.delete(hash, key);
+        if let Some(in_flight) = &state.in_flight {
+            if let Some((_id, position)) = in_flight.find(hash, key) {
+                in_flight.flush.cancel(position);
+            }
+        }
         Self::unlock(state);
         Ok(())
     }

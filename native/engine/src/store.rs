@@ -9,6 +9,9 @@ pub trait Store: Send + Sync + 'static {
     /// What readers get of an entry.
     type Record: Copy;
 
+    /// Whether failed entries are retried in their order, before all others. Else they are written again.
+    const KEEPS_ORDER: bool;
+
     /// An empty store for keys hashed by `hasher`; allocates nothing.
     fn new(hasher: &Hasher) -> Self;
 
@@ -31,4 +34,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// The record of an entry; `None` if it was deleted or there is no such id.
     fn record(&self, id: EntryId) -> Option<Self::Record>;
+
+    /// How often the processor had failed with an entry when it was written here.
+    fn attempts(&self, id: EntryId) -> u32;
+
+    /// Whether this store has an entry that replaces one of `flushed`, an earlier store of the shard.
+    fn supersedes(&self, flushed: &Self, id: EntryId) -> bool;
+
+    /// Writes an entry of `flushed` again, with which the processor has failed so often; `false` if it is superseded.
+    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> bool;
 }

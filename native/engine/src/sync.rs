@@ -5,16 +5,16 @@
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(shuttle))]
-pub(crate) use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 #[cfg(shuttle)]
-pub(crate) use self::modelled::{AtomicI64, AtomicUsize, Mutex, MutexGuard, Ordering};
+pub(crate) use self::modelled::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 #[cfg(shuttle)]
 mod modelled {
     //! The model's lock with the methods of `parking_lot`'s.
 
-    pub(crate) use shuttle::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     pub(crate) use shuttle::sync::MutexGuard;
 
     /// A lock at which the model decides who runs next.

@@ -130,11 +130,17 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         Partitions { hasher, count: AtomicU32::new(CLOSED), levels, owner: Mutex::default() }
     }
 
-    /// Opens `partition_count` of these partitions of `buffer` until the calling process dies. Entries of an earlier run stay
+    /// Opens `partition_count` of these partitions of `buffer` until the calling process dies, with outcomes or without. Entries of an earlier run stay
     /// in their partitions. If the earlier run had another partition count, the open partitions adopt its entries and flush
     /// them first.
     /// Gives `false` and changes nothing if the process has been killed already: nothing would report its death.
-    pub(crate) fn open(&self, buffer: &ResourceArc<Buffer>, env: Env<'_>, partition_count: u32) -> bool {
+    pub(crate) fn open(
+        &self,
+        buffer: &ResourceArc<Buffer>,
+        env: Env<'_>,
+        partition_count: u32,
+        has_outcomes: bool,
+    ) -> bool {
         let mut owner = self.owner.lock();
         let Some(monitor) = env.monitor(buffer, &env.pid()) else { return false };
         if let Some(former) = owner.monitor.replace(monitor) {
@@ -148,7 +154,11 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
             }
             owner.partition_count = partition_count;
         }
-        (0..partition_count).for_each(|partition| self.partition(partition).open(partition_count));
+        for partition in (0..partition_count).map(|partition| self.partition(partition)) {
+            partition.close();
+            partition.set_outcomes(has_outcomes);
+            partition.open(partition_count);
+        }
         self.count.store(if partition_count == 0 { NONE } else { partition_count }, Ordering::Release);
         true
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::{Closed, Flush, Flushed, Partition, Store};
-use rustler::{Env, Resource, Term};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Next, Partition, Seen, Store};
+use rustler::{Encoder, Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Partitions};
 use crate::pace::Pace;
@@ -33,7 +33,7 @@ impl ToTerm for RawTerm {
 }
 
 /// A flush, as a resource.
-pub(crate) struct FlushResource(pub(crate) Arc<dyn AnyFlush>);
+pub(crate) struct FlushResource(pub(crate) Box<dyn AnyFlush>);
 
 #[rustler::resource_impl]
 impl Resource for FlushResource {}
@@ -41,59 +41,128 @@ impl Resource for FlushResource {}
 /// Records that a read reserves room for: more than most batches have, and more than it usually has time for.
 const ROOM: usize = 1024;
 
-/// A flush of any kind of buffer.
+/// A flush of any kind of buffer. The methods are those of [`Flush`] and, for a failed batch, of [`Partition`].
 pub(crate) trait AnyFlush: Send + Sync {
-    /// Where the next batch begins.
-    fn position(&self) -> usize;
+    /// Reads records for a batch until it is complete or the time is up. Gives the records, how many the batch has, and
+    /// whether it is complete. `resumed` leaves out what newer writes have replaced.
+    fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool);
 
-    /// Where the next batch begins, where the last one ends, and when the one before was claimed.
-    fn progress(&self) -> (usize, usize, Option<i64>);
+    /// See [`Flush::claim`].
+    fn claim(&self, env: Env<'_>) -> bool;
 
-    /// At most `count` records from `position` on, and the position behind them. It gives fewer when the time is up.
-    fn read<'a>(&self, env: Env<'a>, position: usize, count: usize) -> (Term<'a>, usize);
+    /// See [`Flush::lease`].
+    fn lease(&self, env: Env<'_>) -> bool;
 
-    /// Marks the records between two positions as given to the processor; `false` if another reader has claimed them.
-    fn claim(&self, from: usize, to: usize) -> bool;
+    /// See [`Flush::succeed`].
+    fn succeed(&self);
+
+    /// See [`Partition::give_back`].
+    fn give_back(&self, failed: Option<&[usize]>, counted: bool, max_attempts: Option<u32>) -> GivenBack;
+
+    /// See [`Flush::inherit`].
+    fn inherit(&self) -> Option<(BatchState, usize)>;
+
+    /// All records of the batch, however long it takes.
+    fn batch<'a>(&self, env: Env<'a>) -> Term<'a>;
+
+    /// See [`Flush::attempts`].
+    fn attempts(&self) -> u32;
+
+    /// See [`Flush::touch`].
+    fn touch(&self);
+
+    /// See [`Flush::seen`].
+    fn seen(&self) -> Seen;
 }
 
-impl<S: Store<Record: ToTerm>> AnyFlush for Flush<S> {
-    fn position(&self) -> usize {
-        self.position()
-    }
+/// A flush and the partition that gave it.
+struct PartitionFlush<S: Store, const SHARDS: usize> {
+    /// The partition.
+    partition: &'static Partition<S, SHARDS>,
+    /// Its flush.
+    flush: Arc<Flush<S>>,
+}
 
-    fn progress(&self) -> (usize, usize, Option<i64>) {
-        (self.position(), self.end(), self.claimed_at())
-    }
+/// The calling process, as a reader of a flush.
+fn reader(env: Env<'_>) -> u64 {
+    RawTerm::from(env.pid().encode(env)).word() as u64
+}
 
-    fn read<'a>(&self, env: Env<'a>, mut position: usize, count: usize) -> (Term<'a>, usize) {
+impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<S, SHARDS> {
+    fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
         let mut pace = Pace::start();
-        let mut records = ListBuilder::with_capacity(env, count.min(ROOM));
-        if let Some(frozen) = self.entries() {
-            let end = self.end();
-            let has_large = frozen.has_large();
-            while position < end && records.len() < count {
-                // Positions of deleted entries count as well.
-                let start = position;
-                // Nothing announces a large record, so the clock is read after each one.
-                let step = if has_large { 1 } else { pace.step };
-                let stop = position.saturating_add(step).min(end);
-                while position < stop && records.len() < count {
-                    if let Some(record) = frozen.record(position) {
-                        records.push(record.to_term(env));
-                    }
-                    position += 1;
-                }
-                if !pace.goes_on(position - start) {
-                    break;
+        let mut records = ListBuilder::with_capacity(env, size.min(ROOM));
+        let Some(mut reader) = self.flush.read(reader(env), length, size) else {
+            return (records.build(), length, true);
+        };
+        let has_large = reader.frozen().has_large();
+        let is_superseded = |frozen: &Frozen<S>, position| resumed && self.partition.supersedes(frozen, position);
+        let is_complete = 'slice: loop {
+            // Nothing announces a large record, so the clock is read after each one.
+            let step = if has_large { 1 } else { pace.step };
+            for _ in 0..step {
+                match reader.next(is_superseded) {
+                    Next::Record(record) => records.push(record.to_term(env)),
+                    // Positions of deleted entries count as well.
+                    Next::Skipped => {}
+                    Next::End => break 'slice true,
                 }
             }
-        }
+            if !pace.goes_on(step) {
+                break false;
+            }
+        };
+        let length = reader.length();
+        drop(reader);
         pace.consume_timeslice(env);
-        (records.build(), position)
+        (records.build(), length, is_complete)
     }
 
-    fn claim(&self, from: usize, to: usize) -> bool {
-        self.claim(from, to, monotonic_time())
+    fn claim(&self, env: Env<'_>) -> bool {
+        let is_own = self.flush.claim(reader(env), monotonic_time());
+        self.partition.settle(&self.flush);
+        is_own
+    }
+
+    fn lease(&self, env: Env<'_>) -> bool {
+        let is_own = self.flush.lease(reader(env), monotonic_time());
+        self.partition.settle(&self.flush);
+        is_own
+    }
+
+    fn succeed(&self) {
+        self.flush.succeed();
+        self.partition.settle(&self.flush);
+    }
+
+    fn give_back(&self, failed: Option<&[usize]>, counted: bool, max_attempts: Option<u32>) -> GivenBack {
+        let given_back = self.partition.give_back(&self.flush, failed, counted, max_attempts);
+        self.partition.settle(&self.flush);
+        given_back
+    }
+
+    fn inherit(&self) -> Option<(BatchState, usize)> {
+        self.flush.inherit()
+    }
+
+    fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let mut list = ListBuilder::with_capacity(env, ROOM);
+        if let Some((_frozen, records)) = self.flush.batch() {
+            records.into_iter().for_each(|record| list.push(record.to_term(env)));
+        }
+        list.build()
+    }
+
+    fn attempts(&self) -> u32 {
+        self.flush.attempts()
+    }
+
+    fn touch(&self) {
+        self.flush.touch(monotonic_time());
+    }
+
+    fn seen(&self) -> Seen {
+        self.flush.seen()
     }
 }
 
@@ -122,9 +191,9 @@ pub(crate) trait AnyPartitions {
     /// See [`Partition::held`].
     fn held(&self, partition: u32) -> Result<usize, NotRunning>;
     /// See [`Partition::flush`].
-    fn flush(&self, partition: u32) -> Result<AnyFlushed, NotRunning>;
+    fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning>;
     /// See [`Partition::in_flight`].
-    fn in_flight(&self, partition: u32) -> Result<Option<FlushResource>, NotRunning>;
+    fn in_flight(&'static self, partition: u32) -> Result<Option<FlushResource>, NotRunning>;
 }
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions<S, SHARDS> {
@@ -152,16 +221,20 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
         self.running(partition).map(Partition::held)
     }
 
-    fn flush(&self, partition: u32) -> Result<AnyFlushed, NotRunning> {
-        Ok(match self.running(partition)?.flush() {
-            Some(Flushed::Rest(flush)) => AnyFlushed::Rest(FlushResource(flush)),
-            Some(Flushed::Fresh(flush)) => AnyFlushed::Fresh(FlushResource(flush)),
+    fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning> {
+        let partition = self.running(partition)?;
+        let resource = |flush| FlushResource(Box::new(PartitionFlush { partition, flush }));
+        Ok(match partition.flush() {
+            Some(Flushed::Rest(flush)) => AnyFlushed::Rest(resource(flush)),
+            Some(Flushed::Fresh(flush)) => AnyFlushed::Fresh(resource(flush)),
             None => AnyFlushed::Nothing,
         })
     }
 
-    fn in_flight(&self, partition: u32) -> Result<Option<FlushResource>, NotRunning> {
-        Ok(self.running(partition)?.in_flight().map(|flush| FlushResource(flush)))
+    fn in_flight(&'static self, partition: u32) -> Result<Option<FlushResource>, NotRunning> {
+        let partition = self.running(partition)?;
+        let resource = |flush| FlushResource(Box::new(PartitionFlush { partition, flush }));
+        Ok(partition.in_flight().map(resource))
     }
 }
 

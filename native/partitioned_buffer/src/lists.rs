@@ -396,7 +396,9 @@ impl Target for ToMap<'_> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
         self.map.with_partition(self.route, key.term(), |partition, count| match write {
             Write::Put(key, value) => partition.put(count, *hash, key, value),
-            Write::PutNewer(key, value, version) => partition.put_newer(count, *hash, key, value, *version),
+            Write::PutNewer(key, value, version) => {
+                partition.put_newer(count, *hash, key, value, *version).map(|_stored| ())
+            }
         })
     }
 

@@ -8,7 +8,7 @@
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::{reclaim, Closed};
+use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Seen, Stored};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
@@ -46,7 +46,13 @@ mod atoms {
         item,
         empty,
         rest,
-        fresh
+        fresh,
+        stale,
+        exists,
+        all,
+        infinity,
+        leased,
+        given_up
     }
 }
 
@@ -77,18 +83,19 @@ macro_rules! nif {
     };
 }
 
-nif!(open / 3, DirtyCpu);
-fn open<'a>(env: Env<'a>, [name, kind, partition_count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+nif!(open / 4, DirtyCpu);
+fn open<'a>(env: Env<'a>, [name, kind, partition_count, has_outcomes]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
+    let has_outcomes = has_outcomes.decode()?;
     if !name.is_atom() || partition_count > MAX_PARTITIONS || ![atoms::map(), atoms::queue()].contains(&kind) {
         return Err(Error::BadArg);
     }
     let buffer = registry::find_or_add(RawTerm::from(name).word());
     if kind == atoms::map() {
-        if buffer.map.open(buffer, env, partition_count) {
+        if buffer.map.open(buffer, env, partition_count, has_outcomes) {
             buffer.queue.end();
         }
-    } else if buffer.queue.open(buffer, env, partition_count) {
+    } else if buffer.queue.open(buffer, env, partition_count, has_outcomes) {
         buffer.map.end();
     }
     Ok(buffer.encode(env))
@@ -171,7 +178,19 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
             partition.put_newer(count, hash, &key_parcel, &value, version)
         })
     });
-    Ok(done(env, result))
+    Ok(stored(env, result, atoms::stale()))
+}
+
+nif!(put_new / 4);
+fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
+    let result = find_map(name)?.and_then(|map| {
+        let hash = map.hash(key);
+        let (key_parcel, value) = (parcel(env, key), parcel(env, value));
+        charge(env, value.heap());
+        map.with_partition(route, key, |partition, count| partition.put_new(count, hash, &key_parcel, &value))
+    });
+    Ok(stored(env, result, atoms::exists()))
 }
 
 nif!(get / 3);
@@ -264,29 +283,80 @@ fn in_flight<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Te
     })
 }
 
-nif!(position / 1);
-fn position<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+nif!(seen / 1);
+fn seen<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(unsigned_to(env, flush.0.position() as u64))
+    let Seen { calls, left, called_at } = flush.0.seen();
+    Ok((calls, left, called_at).encode(env))
 }
 
-nif!(progress / 1);
-fn progress<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+nif!(read / 4);
+fn read<'a>(env: Env<'a>, [flush, length, size, resumed]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(flush.0.progress().encode(env))
+    let size: usize = size.decode()?;
+    if size == 0 {
+        return Err(Error::BadArg);
+    }
+    let (records, length, is_complete) = flush.0.read(env, length.decode()?, size, resumed.decode()?);
+    Ok(tuple(env, [records, unsigned_to(env, length as u64), is_complete.encode(env)]))
 }
 
-nif!(read / 3);
-fn read<'a>(env: Env<'a>, [flush, position, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+nif!(claim / 1);
+fn claim<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    let (records, position) = flush.0.read(env, position.decode()?, count.decode()?);
-    Ok(tuple(env, [records, unsigned_to(env, position as u64)]))
+    Ok(flush.0.claim(env).encode(env))
 }
 
-nif!(claim / 3);
-fn claim<'a>(env: Env<'a>, [flush, from, to]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+nif!(lease / 1);
+fn lease<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(flush.0.claim(from.decode()?, to.decode()?).encode(env))
+    Ok(flush.0.lease(env).encode(env))
+}
+
+nif!(succeed / 1);
+fn succeed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    flush.0.succeed();
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(give_back / 4, DirtyCpu);
+fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let failed: Option<Vec<usize>> = if failed.is_atom() { all(failed)? } else { Some(failed.decode()?) };
+    let max_attempts = if max_attempts.is_atom() { infinity(max_attempts)? } else { Some(max_attempts.decode()?) };
+    let given_back = flush.0.give_back(failed.as_deref(), counted.decode()?, max_attempts);
+    let GivenBack { retried, superseded, given_up } = given_back;
+    Ok((retried, superseded, given_up).encode(env))
+}
+
+nif!(inherit / 1);
+fn inherit<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(match flush.0.inherit() {
+        Some((BatchState::GivenUp, length)) => (atoms::given_up(), length).encode(env),
+        Some((BatchState::Leased | BatchState::Read, length)) => (atoms::leased(), length).encode(env),
+        None => atoms::nil().to_term(env),
+    })
+}
+
+nif!(batch / 1, DirtyCpu);
+fn batch<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.0.batch(env))
+}
+
+nif!(attempts / 1);
+fn attempts<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(unsigned_to(env, flush.0.attempts().into()))
+}
+
+nif!(touch / 1);
+fn touch<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    flush.0.touch();
+    Ok(atoms::ok().to_term(env))
 }
 
 nif!(memory / 0);
@@ -366,6 +436,36 @@ fn done(env: Env<'_>, result: Result<(), NotRunning>) -> Term<'_> {
     match result {
         Ok(()) => atoms::ok().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
+    }
+}
+
+/// `:ok`, `:not_running`, or this atom if the write was refused.
+#[inline]
+fn stored(env: Env<'_>, result: Result<Stored, NotRunning>, refused: rustler::Atom) -> Term<'_> {
+    match result {
+        Ok(Stored::Stored) => atoms::ok().to_term(env),
+        Ok(Stored::Refused) => refused.to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    }
+}
+
+/// `None` for the atom `:all`.
+fn all<T>(term: Term<'_>) -> NifResult<Option<T>> {
+    let atom: rustler::Atom = term.decode()?;
+    if atom == atoms::all() {
+        Ok(None)
+    } else {
+        Err(Error::BadArg)
+    }
+}
+
+/// `None` for the atom `:infinity`.
+fn infinity<T>(term: Term<'_>) -> NifResult<Option<T>> {
+    let atom: rustler::Atom = term.decode()?;
+    if atom == atoms::infinity() {
+        Ok(None)
+    } else {
+        Err(Error::BadArg)
     }
 }
 

@@ -649,11 +649,6 @@ impl<'a> ListBuilder<'a> {
         self.elements.push(element.as_c_arg());
     }
 
-    /// How many elements there are.
-    pub(crate) fn len(&self) -> usize {
-        self.elements.len()
-    }
-
     /// The list.
     pub(crate) fn build(self) -> Term<'a> {
         let length = u32::try_from(self.elements.len()).expect("a batch has fewer than 2^32 entries");
