@@ -57,6 +57,8 @@ struct Progress {
     batch: Batch,
     /// How many batches were claimed or leased.
     calls: usize,
+    /// How many entries the last one had.
+    called_with: usize,
     /// The time of the last claim or lease, or of a later [`Flush::touch`].
     called_at: Option<i64>,
 }
@@ -128,6 +130,8 @@ pub(crate) enum Retry {
 pub struct Seen {
     /// How many batches were claimed or leased.
     pub calls: usize,
+    /// How many entries the last one had.
+    pub called_with: usize,
     /// How many positions have no outcome yet.
     pub left: usize,
     /// The time of the last claim, lease or touch.
@@ -187,8 +191,14 @@ impl<S: Store> Flush<S> {
     /// A flush of which nothing has been read.
     pub(crate) fn new(frozen: Arc<Frozen<S>>) -> Self {
         let end = frozen.end();
-        let progress =
-            Progress { position: 0, retries: VecDeque::new(), batch: Batch::NONE, calls: 0, called_at: None };
+        let progress = Progress {
+            position: 0,
+            retries: VecDeque::new(),
+            batch: Batch::NONE,
+            calls: 0,
+            called_with: 0,
+            called_at: None,
+        };
         Flush {
             frozen: Mutex::new(Some(frozen)),
             end,
@@ -338,9 +348,9 @@ impl<S: Store> Flush<S> {
 
     /// How far readers have come.
     pub fn seen(&self) -> Seen {
-        let Progress { position, ref retries, ref batch, calls, called_at, .. } = *self.progress.lock();
+        let Progress { position, ref retries, ref batch, calls, called_with, called_at } = *self.progress.lock();
         let retried: usize = retries.iter().map(|run| run.length).sum();
-        Seen { calls, left: self.end - position + retried + batch.length, called_at }
+        Seen { calls, called_with, left: self.end - position + retried + batch.length, called_at }
     }
 
     /// How many entries have no outcome. It looks at each of them.
@@ -397,6 +407,7 @@ impl Progress {
         let is_own = self.is_read_by(reader, self.batch.length);
         if is_own && self.batch.length > 0 {
             self.calls += 1;
+            self.called_with = self.batch.length;
             self.called_at = Some(now);
         }
         is_own

@@ -286,8 +286,8 @@ fn in_flight<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Te
 nif!(seen / 1);
 fn seen<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    let Seen { calls, left, called_at } = flush.0.seen();
-    Ok((calls, left, called_at).encode(env))
+    let Seen { calls, called_with, left, called_at } = flush.0.seen();
+    Ok((calls, called_with, left, called_at).encode(env))
 }
 
 nif!(read / 4);
