@@ -112,7 +112,7 @@ defmodule PartitionedBuffer do
   interval in which nothing was written has no event.
   """
 
-  alias PartitionedBuffer.{Native, Options, Partition, Routing}
+  alias PartitionedBuffer.{Native, Options, Partition, Routing, Running}
 
   @typedoc "The name of a buffer."
   @type buffer() :: atom()
@@ -193,8 +193,73 @@ defmodule PartitionedBuffer do
   """
   @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts) when is_atom(buffer) do
-    changes = Options.update!(buffer, opts)
-    buffer |> Routing.partition_names() |> Enum.each(&Partition.update_options(&1, changes))
+    changes = Options.changes!(buffer, opts)
+
+    for partition <- Routing.partition_names(buffer) do
+      # All partitions have the same options, so only the first may refuse.
+      with {:error, error} <- Partition.update_options(partition, changes), do: raise(error)
+    end
+
+    :ok
+  end
+
+  @doc """
+  Gives all entries to the processor now, and waits until it is done.
+
+  Returns `:ok` when every write that had returned before the call has been through the processor; with `:max_attempts`, when
+  each of them has succeeded, was superseded, deleted or given up. Returns `{:error, {:failed, count}}` if the processor has
+  failed: with `:max_attempts`, `count` entries are still in the buffer and will be retried, otherwise they are lost or wait
+  for the next flush. During a pause it makes one attempt at once. Several calls at the same time share a flush.
+
+  Options:
+
+    * `:timeout` – how many milliseconds to wait at most, or `:infinity`. The default is 60000. After this time it returns
+      `{:error, :timeout}`, and the flush goes on.
+    * `:async` – `true` returns `:ok` as soon as the flush is under way.
+
+  Raises an `ArgumentError` if the buffer is not running, if an option is invalid, or if a processor of the buffer calls it
+  without `async: true`; a `RuntimeError` if the buffer has 0 partitions.
+
+      iex> PartitionedBuffer.Map.put(:doc, :key, 1)
+      iex> PartitionedBuffer.flush(:doc)
+      :ok
+      iex> PartitionedBuffer.buffer_size(:doc)
+      0
+  """
+  @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
+          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+  def flush(buffer, opts \\ []) when is_atom(buffer) do
+    {timeout, async?} = Options.flush!(buffer, opts)
+    unless async?, do: Running.refuse!(buffer, "flush")
+
+    until =
+      if timeout == :infinity, do: :infinity, else: {:abs, System.monotonic_time(:millisecond) + timeout}
+
+    flush(buffer, Routing.partition_names(buffer), async?, until)
+  end
+
+  defp flush(buffer, partitions, async?, until) do
+    callers = [self() | Process.get(:"$callers", [])]
+
+    requests =
+      for partition <- partitions, do: {partition, Partition.request_flush(partition, callers, async?)}
+
+    answers = for {partition, request} <- requests, do: {partition, Partition.await_flush(request, until)}
+    failed = Enum.sum(for {_partition, {:ok, failed}} <- answers, do: failed)
+
+    case for {partition, :died} <- answers, do: partition do
+      _any when failed > 0 ->
+        {:error, {:failed, failed}}
+
+      [] ->
+        if Enum.any?(answers, &match?({_partition, :timeout}, &1)), do: {:error, :timeout}, else: :ok
+
+      died ->
+        # They are restarted, or the buffer ends.
+        PartitionedBuffer.Supervisor.await_restarts(buffer)
+        Routing.partition_count!(buffer)
+        flush(buffer, died, async?, until)
+    end
   end
 
   @doc """

@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Call do
   @moduledoc false
   # The parts of a call that all kinds of buffers share: options, results, lists.
 
-  alias PartitionedBuffer.{Flush, Native, Options, Routing}
+  alias PartitionedBuffer.{Native, Options, Routing, Running}
 
   @doc """
   The route that the options choose for a key or item; nil if the key or item itself decides.
@@ -18,23 +18,28 @@ defmodule PartitionedBuffer.Call do
   end
 
   @doc """
-  Raises if no partition took a call for this kind of buffer.
+  The result of a call for this kind of buffer. Raises if no partition took it.
   """
-  @spec ok!(:ok | :not_running, atom(), :map | :queue) :: :ok
-  def ok!(:ok, _buffer, _kind), do: :ok
-  def ok!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
+  @spec taken!(result | :not_running, atom(), :map | :queue) :: result when result: atom()
+  def taken!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
+  def taken!(result, _buffer, _kind), do: result
 
   @doc """
   Handles a write that the partitions refused. A processor may write to its own buffer until the stop has ended: then `write`
   writes again, by a route with the mark of processors. Any other write raises.
   """
-  @spec refused(atom(), :map | :queue, Routing.route() | {:processor, Routing.route()}, (any() -> any())) ::
-          :ok
+  @spec refused(
+          atom(),
+          :map | :queue,
+          Routing.route() | {:processor, Routing.route()},
+          (any() -> result | :not_running)
+        ) :: result
+        when result: atom()
   def refused(buffer, kind, {:processor, _route}, _write), do: Routing.not_running!(buffer, kind)
 
   def refused(buffer, kind, route, write) do
-    if Flush.in_processor?(buffer),
-      do: {:processor, route} |> write.() |> ok!(buffer, kind),
+    if Running.in_processor?(buffer),
+      do: {:processor, route} |> write.() |> taken!(buffer, kind),
       else: Routing.not_running!(buffer, kind)
   end
 

@@ -38,6 +38,11 @@ defmodule PartitionedBuffer.Definition do
       @spec size() :: non_neg_integer()
       def size, do: PartitionedBuffer.buffer_size(__MODULE__)
 
+      @doc "Gives all entries to the processor now, and waits. See `PartitionedBuffer.flush/2`."
+      @spec flush(timeout: timeout(), async: boolean()) ::
+              :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+      def flush(opts \\ []), do: PartitionedBuffer.flush(__MODULE__, opts)
+
       @doc "Changes options of this buffer. See `PartitionedBuffer.update_options/2`."
       @spec update_options(keyword()) :: :ok
       def update_options(opts), do: PartitionedBuffer.update_options(__MODULE__, opts)

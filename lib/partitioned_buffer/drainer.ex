@@ -42,7 +42,9 @@ defmodule PartitionedBuffer.Drainer do
   @impl GenServer
   def terminate(reason, partitions) do
     if reason == :shutdown and Enum.any?(partitions, &:ets.member(&1.settings, :started)) do
-      partitions |> drain(System.monotonic_time(:nanosecond), @passes) |> Enum.each(&Drain.finish/1)
+      partitions
+      |> drain(System.monotonic_time(:nanosecond), @passes)
+      |> in_parallel(&Drain.finish/1)
     end
   end
 
@@ -53,7 +55,7 @@ defmodule PartitionedBuffer.Drainer do
   defp drain(partitions, _began, 0), do: partitions
 
   defp drain(partitions, began, passes) do
-    passed = partitions |> Enum.map(&start_pass(&1, began)) |> Enum.map(&await_pass/1)
+    passed = in_parallel(partitions, &pass(&1, began))
     given_up = for {partition, :given_up} <- passed, do: partition
     others = for {partition, outcome} <- passed, outcome not in [:given_up, :closed], do: partition
 
@@ -62,15 +64,17 @@ defmodule PartitionedBuffer.Drainer do
       else: given_up ++ others
   end
 
-  # Linked, so that no pass outlives a drainer that is killed.
-  defp start_pass(partition, began) do
-    pass = fn -> exit({:passed, pass(partition, began)}) end
-    {partition, :erlang.spawn_opt(pass, [:link, :monitor])}
+  # Does `fun` for each partition in a process of its own. It is linked, so that none outlives a drainer that is killed.
+  defp in_parallel(partitions, fun) do
+    for partition <- partitions do
+      {partition, :erlang.spawn_opt(fn -> exit({:returned, fun.(partition)}) end, [:link, :monitor])}
+    end
+    |> Enum.map(&await/1)
   end
 
-  defp await_pass({partition, {pid, ref}}) do
+  defp await({partition, {pid, ref}}) do
     receive do
-      {:DOWN, ^ref, :process, ^pid, {:passed, outcome}} -> {partition, outcome}
+      {:DOWN, ^ref, :process, ^pid, {:returned, outcome}} -> {partition, outcome}
       {:DOWN, ^ref, :process, ^pid, _reason} -> {partition, :died}
     end
   end

@@ -1,125 +1,123 @@
 defmodule PartitionedBuffer.Flush do
   @moduledoc false
-  # Processes a flush, in a task: reads a batch, claims it, and calls the processor with it.
+  # Processes a flush, in a task: reads a batch and calls the processor with it.
   #
-  # The claim comes just before the call. So no batch is given to a processor twice, and if this process dies, the partition
-  # still has the batches that are not claimed.
+  # Without `:max_attempts` the batch is claimed just before the call. So no batch is given to a processor twice, and if this
+  # process dies, the partition still has the batches that are not claimed. With it, `Delivery` leases the batch until it has
+  # an outcome.
 
-  alias PartitionedBuffer.{Native, Options, Telemetry}
+  alias PartitionedBuffer.{Delivery, Identity, Native, Options, Telemetry}
 
   # More entries than a flush can have.
   @max_batch_size 4_294_967_296
 
-  # The key in the dictionary of a process that works on a flush. Its value is the name of the buffer.
-  @processing :"$partitioned_buffer"
+  @typedoc """
+  How a task has ended. `pause` is how many milliseconds the partition pauses, nil if nothing has failed. `failures` is the
+  number of failures in a row. `failed` is how many entries have failed and were not given up.
+  """
+  @type ended() :: %{
+          pause: non_neg_integer() | nil,
+          failures: non_neg_integer(),
+          failed: non_neg_integer()
+        }
 
-  # How many entries are read at once to fill a table.
-  @table_slice 500
+  @typedoc """
+  Why a task is started. `resumed?` says that other entries may have been written since a failure. `failures` is the number
+  of failures in a row before. `reason` is why the last task has died: this one then only settles what it has left.
+  """
+  @type opts() :: [trigger: atom(), resumed?: boolean(), failures: non_neg_integer(), reason: any()]
 
   @doc """
-  Processes the unclaimed entries of a flush.
+  Processes what is left of a flush.
   """
-  @spec process(reference(), Options.t(), atom()) :: :ok
-  def process(flush, %Options{} = options, partition) do
-    Process.put(@processing, options.name)
+  @spec process(reference(), Identity.t(), opts()) :: ended()
+  def process(flush, %Identity{} = identity, opts) do
+    options = Identity.options(identity)
 
-    Telemetry.span([:processing], %{buffer: options.name, partition: partition}, fn ->
-      %{size: deliver(flush, options, partition)}
+    Telemetry.processing(identity, opts[:trigger], fn ->
+      if Options.outcomes?(options),
+        do: Delivery.process(flush, identity, options, opts),
+        else: {deliver(flush, options, identity), %{pause: nil, failures: 0, failed: 0}}
     end)
-
-    Process.delete(@processing)
-    :ok
   end
 
   @doc """
-  Whether the calling process runs a processor of this buffer, or is a task that one has started: `$callers` says so.
+  Reads a batch: its entries and their number. Both are empty at the end.
   """
-  @spec in_processor?(atom()) :: boolean()
-  def in_processor?(buffer) do
-    Process.get(@processing) == buffer or Enum.any?(Process.get(:"$callers", []), &processing?(&1, buffer))
-  end
+  @spec read(reference(), Options.t(), boolean()) :: {list(), non_neg_integer()}
+  def read(flush, %Options{} = options, resumed?),
+    do: read(flush, 0, min(options.processing_batch_size, @max_batch_size), resumed?)
 
-  @doc """
-  Whether a process works on a flush of this buffer.
-  """
-  @spec processing?(pid(), atom()) :: boolean()
-  def processing?(pid, buffer) when node(pid) == node() do
-    case Process.info(pid, :dictionary) do
-      {:dictionary, dictionary} -> List.keyfind(dictionary, @processing, 0) == {@processing, buffer}
-      nil -> false
+  # One call of the NIF may read fewer than `size` entries, even none, when its time is up.
+  defp read(flush, length, size, resumed?) do
+    case Native.read(flush, length, size, resumed?) do
+      {entries, length, true} ->
+        {entries, length}
+
+      {entries, length, false} ->
+        {more, length} = read(flush, length, size, resumed?)
+        {entries ++ more, length}
     end
   end
 
-  def processing?(_on_another_node, _buffer), do: false
+  @doc """
+  Calls a function of the options, `{m, f, args}` with `args` behind the arguments.
+  """
+  @spec call((... -> any()) | {module(), atom(), list()}, list()) :: any()
+  def call({module, function, args}, arguments), do: apply(module, function, arguments ++ args)
+  def call(function, arguments), do: apply(function, arguments)
 
-  defp deliver(flush, %Options{processing_batch_size: :table} = options, partition) do
-    kind = Options.kind(options)
-    table = :ets.new(table_name(partition), [table_type(kind), :public, :named_table, keypos: 2])
-    fill(flush, table, kind)
-    size = :ets.info(table, :size)
-    call(options.processor, table)
-    # The processor may have renamed the table and given it away.
-    if :ets.whereis(table) != :undefined, do: :ets.delete(table)
-    size
+  # What a dead task has left of a buffer that had outcomes is given to the processor again.
+  defp deliver(flush, %Options{} = options, identity) do
+    Delivery.settle_left(flush)
+
+    if options.processing_batch_size == :table,
+      do: deliver_table(flush, options, identity.name),
+      else: deliver_batches(flush, options, 0)
   end
 
-  defp deliver(flush, %Options{} = options, _partition) do
-    size = min(options.processing_batch_size, @max_batch_size)
-    deliver_batches(flush, Native.position(flush), size, options.processor, 0)
-  end
-
-  defp deliver_batches(flush, from, size, processor, delivered) do
-    {entries, count, to} = read(flush, from, size)
+  defp deliver_batches(flush, options, delivered) do
+    {entries, count} = read(flush, options, false)
 
     cond do
-      # Another task has claimed it: one of a killed supervision tree is still at work.
-      not Native.claim(flush, from, to) ->
-        deliver_batches(flush, Native.position(flush), size, processor, delivered)
+      # Another task has read it since.
+      not Native.claim(flush) ->
+        deliver_batches(flush, options, delivered)
 
       count > 0 ->
-        call(processor, entries)
-        deliver_batches(flush, to, size, processor, delivered + count)
+        call(options.processor, [entries])
+        deliver_batches(flush, options, delivered + count)
 
       true ->
         delivered
     end
   end
 
-  # Reads `size` entries, or fewer at the end. One call of the NIF may return fewer, even none, when its time is up.
-  defp read(flush, position, size) do
-    case Native.read(flush, position, size) do
-      {[], ^position} ->
-        {[], 0, position}
-
-      {entries, position} when length(entries) == size ->
-        {entries, size, position}
-
-      {entries, position} ->
-        count = length(entries)
-        {more, more_count, position} = read(flush, position, size - count)
-        {entries ++ more, count + more_count, position}
-    end
+  defp deliver_table(flush, options, partition) do
+    kind = Options.kind(options)
+    table = :ets.new(table_name(partition), [table_type(kind), :public, :named_table, keypos: 2])
+    fill(flush, table, kind)
+    size = :ets.info(table, :size)
+    call(options.processor, [table])
+    # The processor may have renamed the table and given it away.
+    if :ets.whereis(table) != :undefined, do: :ets.delete(table)
+    size
   end
 
-  # Reads all unclaimed entries into the table, then claims them as a whole.
+  # Reads all entries into the table, then claims them as a whole.
   defp fill(flush, table, kind) do
-    from = Native.position(flush)
+    insert(flush, table, kind, 0)
 
-    unless Native.claim(flush, from, insert_from(flush, from, table, kind)) do
+    unless Native.claim(flush) do
       :ets.delete_all_objects(table)
       fill(flush, table, kind)
     end
   end
 
-  defp insert_from(flush, from, table, kind) do
-    case read(flush, from, @table_slice) do
-      {[], 0, to} ->
-        to
-
-      {entries, _count, to} ->
-        :ets.insert(table, objects(kind, entries, table))
-        insert_from(flush, to, table, kind)
-    end
+  defp insert(flush, table, kind, length) do
+    {entries, length, complete?} = Native.read(flush, length, @max_batch_size, false)
+    :ets.insert(table, objects(kind, entries, table))
+    unless complete?, do: insert(flush, table, kind, length)
   end
 
   defp objects(:map, entries, _table) do
@@ -140,9 +138,6 @@ defmodule PartitionedBuffer.Flush do
 
   defp table_type(:map), do: :set
   defp table_type(:queue), do: :ordered_set
-
-  defp call({module, function, args}, batch), do: apply(module, function, [batch | args])
-  defp call(processor, batch), do: processor.(batch)
 
   defp table_name(partition), do: Module.concat(partition, Table)
 end

@@ -30,6 +30,28 @@ defmodule PartitionedBuffer.Identity do
   def options(%__MODULE__{settings: settings}), do: :ets.lookup_element(settings, :options, 2)
 
   @doc """
+  Keeps a value for the partition until the buffer ends, also if its process dies. Nothing happens after that end.
+  """
+  @spec put(t(), atom(), any()) :: :ok
+  def put(%__MODULE__{settings: settings, number: number}, key, value) do
+    :ets.insert(settings, {{key, number}, value})
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  @doc """
+  Takes out a value that `put/3` has kept, or nil.
+  """
+  @spec take(t(), atom()) :: any()
+  def take(%__MODULE__{settings: settings, number: number}, key) do
+    case :ets.take(settings, {key, number}) do
+      [{_key, value}] -> value
+      [] -> nil
+    end
+  end
+
+  @doc """
   The metadata of every telemetry event of the partition.
   """
   @spec metadata(t()) :: map()

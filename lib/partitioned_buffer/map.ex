@@ -46,7 +46,7 @@ defmodule PartitionedBuffer.Map do
       end
   """
 
-  alias PartitionedBuffer.{Call, Definition, Native, Routing}
+  alias PartitionedBuffer.{Call, Definition, Native, Options, Routing}
 
   # What entries have to be, for messages.
 
@@ -117,10 +117,10 @@ defmodule PartitionedBuffer.Map do
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`, `put_all/1` and
-      `put_all/2`, `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `delete/1`
-      and `delete/2`. There is no `get/2`, because its second argument could mean the default or the options.
+      `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`,
+      `get/1` and `get/3`, `fetch/1` and `fetch/2`, `delete/1` and `delete/2`. There is no `get/2`, because its second argument could mean the default or the options.
 
       iex> defmodule DocUsers do
       ...>   use PartitionedBuffer.Map, processor: &Function.identity/1
@@ -150,9 +150,14 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
       @doc "See `PartitionedBuffer.Map.put_newer/5`."
-      @spec put_newer(any(), any(), integer(), keyword()) :: :ok
+      @spec put_newer(any(), any(), integer(), keyword()) :: :ok | {:error, :stale}
       def put_newer(key, value, version, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
+
+      @doc "See `PartitionedBuffer.Map.put_new/4`."
+      @spec put_new(any(), any(), keyword()) :: :ok | {:error, :exists}
+      def put_new(key, value, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Map.put_new(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
       @spec put_all_newer(Enumerable.t(), keyword()) :: :ok
@@ -167,6 +172,10 @@ defmodule PartitionedBuffer.Map do
       @spec get(any(), any(), keyword()) :: any()
       def get(key, default, opts) when is_list(opts),
         do: PartitionedBuffer.Map.get(__MODULE__, key, default, opts)
+
+      @doc "See `PartitionedBuffer.Map.fetch/3`."
+      @spec fetch(any(), keyword()) :: {:ok, any()} | :error
+      def fetch(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.fetch(__MODULE__, key, opts)
 
       @doc "See `PartitionedBuffer.Map.delete/3`."
       @spec delete(any(), keyword()) :: :ok
@@ -230,6 +239,9 @@ defmodule PartitionedBuffer.Map do
   Puts a value for a key, unless the key has an entry with the same or a greater version.
 
   An entry that `put/4` has written has version 0. Each replacement adds 1 to the `updates` of the entry, which begin at 0.
+  Returns `:ok` in both cases; with the option `stale: :error` it returns `{:error, :stale}` if it has not stored the value.
+  With `:max_attempts` the version must also be greater than that of an entry in flight.
+
   Raises an `ArgumentError` if the version is not an integer. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
@@ -239,24 +251,54 @@ defmodule PartitionedBuffer.Map do
       :ok
       iex> PartitionedBuffer.Map.get(:doc, :user)
       "new"
+      iex> PartitionedBuffer.Map.put_newer(:doc, :user, "late", 100, stale: :error)
+      {:error, :stale}
   """
-  @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok
+  @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok | {:error, :stale}
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
     with :not_running <- Native.put_newer(buffer, nil, key, value, version),
          do: Call.refused(buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version))
+
+    :ok
   end
 
   def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
+    {stale_is_error?, opts} = Options.stale!(buffer, opts)
     route = Call.route(buffer, key, opts)
 
-    with :not_running <- Native.put_newer(buffer, route, key, value, version),
-         do: Call.refused(buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
+    result =
+      with :not_running <- Native.put_newer(buffer, route, key, value, version),
+           do: Call.refused(buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
+
+    if result == :stale and stale_is_error?, do: {:error, :stale}, else: :ok
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
     do: Call.invalid!({:invalid, {key, value, version}}, buffer, :versioned)
+
+  @doc """
+  Puts a value for a key that has no entry. Returns `{:error, :exists}` if it has one.
+
+  With `:max_attempts` an entry in flight counts as well. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`).
+
+      iex> PartitionedBuffer.Map.put_new(:doc, :once, 1)
+      :ok
+      iex> PartitionedBuffer.Map.put_new(:doc, :once, 2)
+      {:error, :exists}
+  """
+  @spec put_new(buffer(), any(), any(), keyword()) :: :ok | {:error, :exists}
+  def put_new(buffer, key, value, opts \\ []) when is_atom(buffer) do
+    route = Call.route(buffer, key, opts)
+
+    result =
+      with :not_running <- Native.put_new(buffer, route, key, value),
+           do: Call.refused(buffer, :map, route, &Native.put_new(buffer, &1, key, value))
+
+    if result == :exists, do: {:error, :exists}, else: :ok
+  end
 
   @doc """
   Puts the entries of a list or another enumerable of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
@@ -283,7 +325,7 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Returns the value of a key, or `default` if no entry with this key waits for the next flush.
 
-  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
+  With `:max_attempts` it also sees an entry in flight, until the processor has succeeded with it. Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
   put into.
 
       iex> PartitionedBuffer.Map.put(:doc, :stored_nil, nil)
@@ -306,7 +348,25 @@ defmodule PartitionedBuffer.Map do
   defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
-  Deletes the entry of a key, if it waits for the next flush. An entry in flight is not affected.
+  Returns `{:ok, value}`, or `:error` if no entry with this key waits for the next flush. It sees what `get/4` sees.
+
+      iex> PartitionedBuffer.Map.put(:doc, :fetched, nil)
+      iex> PartitionedBuffer.Map.fetch(:doc, :fetched)
+      {:ok, nil}
+      iex> PartitionedBuffer.Map.fetch(:doc, :missing)
+      :error
+  """
+  @spec fetch(buffer(), any(), keyword()) :: {:ok, any()} | :error
+  def fetch(buffer, key, opts \\ []) when is_atom(buffer) do
+    with :not_running <- Native.get(buffer, Call.route(buffer, key, opts), key),
+         do: Routing.not_running!(buffer, :map)
+  end
+
+  @doc """
+  Deletes the entry of a key, if it waits for the next flush.
+
+  An entry in flight is not affected. But with `:max_attempts` it is not given to the processor if it is not in a batch yet,
+  is not retried if it is, and no read sees it any more.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
   put into.
@@ -319,7 +379,17 @@ defmodule PartitionedBuffer.Map do
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
-    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.ok!(buffer, :map)
+    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.taken!(buffer, :map)
+
+  @doc """
+  Gives all entries to the processor now, and waits until it is done. See `PartitionedBuffer.flush/2`.
+
+      iex> PartitionedBuffer.Map.flush(:doc)
+      :ok
+  """
+  @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
+          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+  def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
 
   @doc """
   Returns how many entries wait for the next flush, in all partitions.

@@ -32,17 +32,17 @@ defmodule PartitionedBuffer.Native do
   @typep partition() :: non_neg_integer()
   @typep to() :: PartitionedBuffer.Routing.route()
   @typep route() :: to() | {:processor, to()}
-  @typep position() :: non_neg_integer()
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | invalid() | :not_running
   @typep flush() :: reference()
 
   @doc """
   Lets a buffer of this kind run until the calling process dies. The reference keeps it in memory. Entries that a buffer of
-  the same name and the other kind has left stay there for the next buffer of that kind.
+  the same name and the other kind has left stay there for the next buffer of that kind. With outcomes, `get`, `put_new`,
+  `put_newer` and `delete` also see what is in flight.
   """
-  @spec open(atom(), :map | :queue, non_neg_integer()) :: reference()
-  def open(_buffer, _kind, _partition_count), do: not_loaded()
+  @spec open(atom(), :map | :queue, non_neg_integer(), outcomes? :: boolean()) :: reference()
+  def open(_buffer, _kind, _partition_count, _outcomes), do: not_loaded()
 
   @doc "Lets a partition that was closed take writes again."
   @spec reopen(atom(), partition()) :: :ok | :not_running
@@ -69,14 +69,17 @@ defmodule PartitionedBuffer.Native do
   @spec size(atom()) :: non_neg_integer() | :not_running
   def size(_buffer), do: not_loaded()
 
-  @doc "How many entries of a partition wait or are not claimed. Its time grows with the latter."
+  @doc "How many entries of a partition wait, or are in flight without an outcome. Its time grows with the latter."
   @spec held(atom(), partition()) :: non_neg_integer() | :not_running
   def held(_buffer, _partition), do: not_loaded()
 
   @spec put(atom(), route(), term(), term()) :: :ok | :not_running
   def put(_buffer, _to, _key, _value), do: not_loaded()
 
-  @spec put_newer(atom(), route(), term(), term(), integer()) :: :ok | :not_running
+  @spec put_new(atom(), route(), term(), term()) :: :ok | :exists | :not_running
+  def put_new(_buffer, _to, _key, _value), do: not_loaded()
+
+  @spec put_newer(atom(), route(), term(), term(), integer()) :: :ok | :stale | :not_running
   def put_newer(_buffer, _to, _key, _value, _version), do: not_loaded()
 
   @spec get(atom(), route(), term()) :: {:ok, term()} | :error | :not_running
@@ -113,42 +116,77 @@ defmodule PartitionedBuffer.Native do
   def push_all(_buffer, _to, _items, _checked), do: not_loaded()
 
   @doc """
-  Gives the unclaimed entries of the oldest flush (`:rest`), else a new flush of the entries that wait (`:fresh`).
+  Gives the oldest flush that has entries without an outcome (`:rest`), else a new flush of the entries that wait (`:fresh`).
   """
   @spec flush(atom(), partition()) :: {:rest | :fresh, flush()} | :empty | :not_running
   def flush(_buffer, _partition), do: not_loaded()
 
   @doc """
-  The oldest flush of a partition, which a task may be processing. All of its entries may have been claimed.
+  The oldest flush of a partition, which a task may be processing. All of its entries may have an outcome.
   """
   @spec in_flight(atom(), partition()) :: flush() | :empty | :not_running
   def in_flight(_buffer, _partition), do: not_loaded()
 
-  @doc "The position of the first unclaimed entry."
-  @spec position(flush()) :: position()
-  def position(_flush), do: not_loaded()
+  @doc """
+  How many batches of a flush were claimed or leased, how many entries the last one had, how many positions have no outcome,
+  and when the last claim, lease or touch was, in nanoseconds of `System.monotonic_time/1`; nil before the first.
+  """
+  @spec seen(flush()) :: {non_neg_integer(), non_neg_integer(), non_neg_integer(), integer() | nil}
+  def seen(_flush), do: not_loaded()
 
   @doc """
-  The position of the first unclaimed entry, the position behind the last entry, and when the last batch was claimed, in
-  nanoseconds of `System.monotonic_time/1`; nil before the first claim.
+  Reads entries for a batch of at most `size`, until it is complete or the time is up. Gives them, the length of the batch,
+  and whether it is complete. `length` is 0 for a new batch, else the length that the last call gave. A batch that another
+  process has begun to read is taken back. If another process has the batch, there are no entries. `resumed?` leaves out
+  entries for whose keys newer ones wait.
   """
-  @spec progress(flush()) :: {position(), position(), integer() | nil}
-  def progress(_flush), do: not_loaded()
+  @spec read(flush(), non_neg_integer(), pos_integer(), resumed? :: boolean()) ::
+          {[{term(), term(), integer(), non_neg_integer()} | term()], non_neg_integer(),
+           complete? :: boolean()}
+  def read(_flush, _length, _size, _resumed), do: not_loaded()
 
   @doc """
-  At most `count` entries of a map, or items of a queue, from `position` on, and the position behind them. It gives fewer,
-  even none, when its time is up. At the end of the flush it gives `position` back.
+  Gives away the batch that this process has read: its entries are never flushed again. Gives false and changes nothing if
+  another process has begun a batch since.
   """
-  @spec read(flush(), position(), pos_integer()) ::
-          {[{term(), term(), integer(), non_neg_integer()} | term()], position()}
-  def read(_flush, _position, _count), do: not_loaded()
+  @spec claim(flush()) :: boolean()
+  def claim(_flush), do: not_loaded()
 
   @doc """
-  Marks the entries between two positions as given to the processor: they are never flushed again. Gives false and changes
-  nothing if another process has claimed the entry at `from`.
+  Keeps the batch that this process has read, until `succeed/1` or `give_back/4`. Gives false as `claim/1` does.
   """
-  @spec claim(flush(), from :: position(), to :: position()) :: boolean()
-  def claim(_flush, _from, _to), do: not_loaded()
+  @spec lease(flush()) :: boolean()
+  def lease(_flush), do: not_loaded()
+
+  @doc "Ends a batch that is leased or given up: nothing of it is in flight any more."
+  @spec succeed(flush()) :: :ok
+  def succeed(_flush), do: not_loaded()
+
+  @doc """
+  Ends a leased batch of which entries have failed: those with these numbers, from 0 on and in ascending order, or all. They
+  are retried, unless they have failed `max_attempts` times, with this one if it is `counted?`. What has failed so often is
+  the batch from then on, until `succeed/1`. Gives how many are retried, how many are superseded or deleted, and how many
+  are given up.
+  """
+  @spec give_back(flush(), [non_neg_integer()] | :all, counted? :: boolean(), non_neg_integer() | :infinity) ::
+          {non_neg_integer(), non_neg_integer(), non_neg_integer()}
+  def give_back(_flush, _failed, _counted, _max_attempts), do: not_loaded()
+
+  @doc "What a dead process has left: a leased or given-up batch of so many entries, or nil."
+  @spec inherit(flush()) :: {:leased | :given_up, pos_integer()} | nil
+  def inherit(_flush), do: not_loaded()
+
+  @doc "The entries of the present batch."
+  @spec batch(flush()) :: [{term(), term(), integer(), non_neg_integer()} | term()]
+  def batch(_flush), do: not_loaded()
+
+  @doc "How often the entries of the present batch have failed, at most."
+  @spec attempts(flush()) :: non_neg_integer()
+  def attempts(_flush), do: not_loaded()
+
+  @doc "Notes the time, as a lease does."
+  @spec touch(flush()) :: :ok
+  def touch(_flush), do: not_loaded()
 
   @doc "How many bytes and environments the library has allocated. Environments hold the copies of terms."
   @spec memory() :: {non_neg_integer(), non_neg_integer()}

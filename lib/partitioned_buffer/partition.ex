@@ -7,14 +7,32 @@ defmodule PartitionedBuffer.Partition do
 
   require Logger
 
-  alias PartitionedBuffer.{Drain, Identity, Native, Routing, Running, Telemetry}
+  alias PartitionedBuffer.{Drain, Identity, Native, Options, Routing, Running, Telemetry}
 
   defmodule State do
     @moduledoc false
     # `timer` sends the next tick, at the time `due` in milliseconds. `missed?` says that a tick came while the task was at
-    # work. `drained` is the outcome of the last pass of a stop.
+    # work, `trigger` why it was started. `limit` is the timer that looks whether its call takes too long; then it is killed,
+    # and `late?`. `pause` is the timer that ends the pause after `failures` in a row. `requests` are those to flush that wait
+    # for the end of a task, and `round` those for which the present task was started. `drained` is the outcome of the last
+    # pass of a stop.
     @enforce_keys [:identity, :started]
-    defstruct [:identity, :started, :timer, :due, :running, :drained, missed?: false]
+    defstruct [
+      :identity,
+      :started,
+      :timer,
+      :due,
+      :running,
+      :trigger,
+      :limit,
+      :pause,
+      :round,
+      :drained,
+      failures: 0,
+      requests: [],
+      missed?: false,
+      late?: false
+    ]
   end
 
   ## API
@@ -37,10 +55,31 @@ defmodule PartitionedBuffer.Partition do
     do: Module.concat(Routing.partition_name(buffer, partition), TaskSupervisor)
 
   @doc """
-  Changes options, which must be valid. A new interval begins now, but never postpones the tick that is due.
+  Changes options, if they are allowed together with the others. A new interval begins now, but never postpones the tick that is due.
   """
-  @spec update_options(atom(), keyword()) :: :ok
+  @spec update_options(atom(), keyword()) :: :ok | {:error, Exception.t()}
   def update_options(partition, changes), do: GenServer.call(partition, {:update_options, changes})
+
+  @doc """
+  Asks a partition to flush now, and again if it is at work. `callers` are the process that asks, and its own callers. An
+  `async?` request is answered when the flush is under way.
+  """
+  @spec request_flush(atom(), [pid()], boolean()) :: :gen_server.request_id()
+  def request_flush(partition, callers, async?),
+    do: :gen_server.send_request(partition, {:flush, callers, async?})
+
+  @doc """
+  The answer to a request: how many entries have failed. `until` is a time of the VM in milliseconds, or `:infinity`.
+  """
+  @spec await_flush(:gen_server.request_id(), {:abs, integer()} | :infinity) ::
+          {:ok, non_neg_integer()} | :timeout | :died
+  def await_flush(request, until) do
+    case :gen_server.receive_response(request, until) do
+      {:reply, failed} -> {:ok, failed}
+      {:error, {_reason, _partition}} -> :died
+      :timeout -> :timeout
+    end
+  end
 
   @doc """
   Does a pass of the stop that began at `began`. After that the partition flushes only in passes.
@@ -62,17 +101,25 @@ defmodule PartitionedBuffer.Partition do
     state = %State{identity: identity, started: System.monotonic_time()}
     Native.reopen(identity.buffer, identity.number)
     Telemetry.execute([:start], %{system_time: System.system_time()}, Identity.metadata(identity))
-    state = %State{state | running: Running.find(identity)}
-    {:ok, schedule(state, next_tick(state))}
+    {:ok, state |> find_task() |> restore_pause() |> schedule(next_tick(identity))}
   end
 
   @impl GenServer
-  def handle_call({:update_options, changes}, _from, %State{} = state) do
-    options = struct!(Identity.options(state.identity), changes)
-    :ets.insert(state.identity.settings, {:options, options})
-    cadence? = Enum.any?([:processing_interval_ms, :processing_jitter_ms], &Keyword.has_key?(changes, &1))
-    state = if cadence? and state.timer, do: schedule(state, min(state.due, next_tick(state))), else: state
-    {:reply, :ok, state}
+  def handle_call({:update_options, changes}, _from, %State{identity: identity} = state) do
+    case identity |> Identity.options() |> Options.update(changes) do
+      {:ok, options} ->
+        :ets.insert(identity.settings, {:options, options})
+        {:reply, :ok, state |> update_cadence(changes) |> watch()}
+
+      {:error, _error} = error ->
+        {:reply, error, state}
+    end
+  end
+
+  def handle_call({:flush, callers, async?}, from, %State{} = state) do
+    if async?, do: GenServer.reply(from, 0)
+    request = {if(async?, do: nil, else: from), callers}
+    {:noreply, serve(%State{state | requests: [request | state.requests]})}
   end
 
   def handle_call({:drain, began}, _from, %State{} = state) do
@@ -85,16 +132,17 @@ defmodule PartitionedBuffer.Partition do
 
   def handle_cast(:resume, %State{identity: identity} = state) do
     Native.reopen(identity.buffer, identity.number)
-    {:noreply, schedule(%State{state | drained: nil}, next_tick(state))}
+    {:noreply, schedule(%State{state | drained: nil}, next_tick(identity))}
   end
 
   @impl GenServer
-  def handle_info({:timeout, timer, :tick}, %State{timer: timer, running: nil} = state) do
-    {:noreply, state |> start_processing() |> schedule(next_tick(state))}
-  end
-
   def handle_info({:timeout, timer, :tick}, %State{timer: timer} = state),
-    do: {:noreply, schedule(%State{state | missed?: true}, next_tick(state))}
+    do: {:noreply, state |> tick() |> schedule(next_tick(state.identity))}
+
+  def handle_info({:timeout, timer, :pause}, %State{pause: timer} = state),
+    do: {:noreply, start_processing(end_pause(state), state.trigger || :interval)}
+
+  def handle_info({:timeout, timer, :limit}, %State{limit: timer} = state), do: {:noreply, limit(state)}
 
   def handle_info({ref, :ok}, %State{running: %Running{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
@@ -102,10 +150,10 @@ defmodule PartitionedBuffer.Partition do
   end
 
   def handle_info({:DOWN, ref, :process, _pid, reason}, %State{running: %Running{ref: ref}} = state) do
-    {:noreply, ended(state, reason)}
+    {:noreply, ended(state, if(state.late?, do: :timeout, else: reason))}
   end
 
-  # A tick of a replaced timer, the exit of a linked process, or a message of a stranger.
+  # A message of a replaced timer, the exit of a linked process, or a message of a stranger.
   def handle_info(_message, %State{} = state), do: {:noreply, state}
 
   @impl GenServer
@@ -118,13 +166,47 @@ defmodule PartitionedBuffer.Partition do
 
   ## Processing
 
-  defp start_processing(%State{identity: identity} = state) do
-    with {kind, flush} <- Native.flush(identity.buffer, identity.number),
-         {:ok, running} <- Running.start(identity, kind, flush) do
-      %State{state | running: running}
-    else
-      nothing when nothing in [:empty, :not_running] ->
-        state
+  # After a pause everything is processed, so a tick during it means nothing.
+  defp tick(%State{pause: pause} = state) when pause != nil, do: state
+  defp tick(%State{running: nil} = state), do: start_processing(state, :interval)
+  defp tick(%State{} = state), do: %State{state | missed?: true}
+
+  # A flush that is asked for begins a round: first the rest of earlier flushes, then the entries that wait. Requests during
+  # a round wait for the next one, since the entries that wait are in flight already.
+  defp serve(%State{running: nil, requests: [_ | _]} = state) do
+    %State{state | requests: [], round: Enum.reverse(state.requests)}
+    |> end_pause()
+    |> start_processing(:flush)
+  end
+
+  defp serve(%State{} = state), do: state
+
+  defp end_round(%State{round: nil} = state, _failed), do: state
+
+  defp end_round(%State{round: round} = state, failed) do
+    reply(round, failed)
+    serve(%State{state | round: nil})
+  end
+
+  defp reply(requests, failed) do
+    for {from, _callers} <- requests, from != nil, do: GenServer.reply(from, failed)
+  end
+
+  defp start_processing(%State{identity: identity} = state, trigger) do
+    case Native.flush(identity.buffer, identity.number) do
+      {kind, flush} -> start_task(%State{state | trigger: trigger}, kind, flush, nil)
+      nothing when nothing in [:empty, :not_running] -> end_round(state, 0)
+    end
+  end
+
+  # `reason` is why the last task has died, if this one only settles what it has left.
+  defp start_task(%State{identity: identity} = state, kind, flush, reason) do
+    callers = if state.round, do: state.round |> Enum.flat_map(&elem(&1, 1)) |> Enum.uniq()
+    opts = [trigger: state.trigger, failures: state.failures, reason: reason, callers: callers]
+
+    case Running.start(identity, kind, flush, opts) do
+      {:ok, running} ->
+        watch(%State{state | running: running})
 
       # The task supervisor has crashed and will be restarted. The next flush gives these entries as a rest.
       {:error, reason} ->
@@ -133,16 +215,119 @@ defmodule PartitionedBuffer.Partition do
             "at the next interval: #{Exception.format_exit(reason)}"
         )
 
-        state
+        end_round(state, held(state))
     end
   end
 
-  defp ended(%State{running: running} = state, reason) do
-    Running.report(state.identity, running, reason)
-    # After the rest of a failed flush, the entries that wait are due.
-    due? = state.missed? or (running.kind == :rest and reason == :normal) or Running.idle?(running)
-    state = %State{state | running: nil, missed?: false}
-    if due?, do: start_processing(state), else: state
+  defp ended(%State{identity: identity, running: running} = state, reason) do
+    Running.report(identity, running, reason)
+    state = %State{unwatch(state) | running: nil, late?: false}
+
+    cond do
+      reason == :normal -> continue(state, running, Running.ended(identity))
+      Options.outcomes?(Identity.options(identity)) -> recover(state, running, reason)
+      true -> state |> end_round(Running.lost(running) + held(state)) |> make_good()
+    end
+  end
+
+  defp continue(state, _running, %{pause: ms} = ended) when ms != nil, do: pause(state, ms, ended.failures)
+
+  # After the rest of an earlier flush, the entries that wait are due.
+  defp continue(state, %Running{kind: kind}, ended) do
+    state = %State{state | failures: ended.failures}
+
+    cond do
+      kind == :rest or (kind == :found and state.round != nil) -> start_processing(state, state.trigger)
+      true -> state |> end_round(ended.failed) |> make_good()
+    end
+  end
+
+  # Requests, or a tick, that came while the task was at work.
+  defp make_good(%State{requests: [_ | _]} = state), do: serve(state)
+
+  defp make_good(%State{missed?: true, running: nil} = state),
+    do: start_processing(%State{state | missed?: false}, :interval)
+
+  defp make_good(%State{} = state), do: state
+
+  # The task has died with a batch, which has failed then. Another task settles it.
+  defp recover(state, %Running{reason: nil, flush: flush}, reason) when flush != nil,
+    do: start_task(state, :rest, flush, reason)
+
+  defp recover(%State{} = state, _running, _reason) do
+    failures = state.failures + 1
+    pause(state, Options.backoff(Identity.options(state.identity), failures), failures)
+  end
+
+  ## Pauses
+
+  defp pause(%State{identity: identity} = state, ms, failures) do
+    due = System.monotonic_time(:millisecond) + ms
+    Identity.put(identity, :pause, {due, failures})
+    timer = :erlang.start_timer(due, self(), :pause, abs: true)
+    end_round(%State{state | pause: timer, failures: failures, missed?: false}, held(state))
+  end
+
+  defp end_pause(%State{} = state) do
+    cancel(state.pause)
+    Identity.take(state.identity, :pause)
+    %State{state | pause: nil}
+  end
+
+  # A pause outlives this process. What a killed supervision tree has left in flight is processed at once.
+  defp restore_pause(%State{running: running} = state) when running != nil, do: state
+
+  defp restore_pause(%State{identity: identity} = state) do
+    now = System.monotonic_time(:millisecond)
+
+    case Identity.take(identity, :pause) do
+      {due, failures} -> pause(state, max(due - now, 0), failures)
+      nil -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
+    end
+  end
+
+  defp left_in_flight?(identity) do
+    Options.outcomes?(Identity.options(identity)) and
+      case Native.in_flight(identity.buffer, identity.number) do
+        flush when is_reference(flush) -> flush |> Native.seen() |> elem(2) > 0
+        _nothing -> false
+      end
+  end
+
+  ## The time limit of a call, which holds while running for buffers with outcomes
+
+  defp watch(%State{running: %Running{} = running} = state) do
+    options = Identity.options(state.identity)
+    state = unwatch(state)
+
+    if Options.outcomes?(options) and options.processing_timeout_ms != :infinity do
+      called_at = System.convert_time_unit(Running.called_at(running), :nanosecond, :millisecond)
+      due = called_at + options.processing_timeout_ms + 1
+      %State{state | limit: :erlang.start_timer(due, self(), :limit, abs: true)}
+    else
+      state
+    end
+  end
+
+  defp watch(%State{} = state), do: state
+
+  defp unwatch(%State{} = state) do
+    cancel(state.limit)
+    %State{state | limit: nil}
+  end
+
+  # When the time of one call is up, the task may be at another call, which has time left.
+  defp limit(%State{identity: identity, running: %Running{} = running} = state) do
+    limit = Identity.options(identity).processing_timeout_ms
+    passed = System.monotonic_time(:nanosecond) - Running.called_at(running)
+
+    if System.convert_time_unit(passed, :nanosecond, :millisecond) < limit do
+      watch(state)
+    else
+      Logger.error("#{Identity.describe(identity)} kills its processor: a call took longer than #{limit} ms")
+      Process.exit(running.pid, :kill)
+      %State{state | limit: nil, late?: true}
+    end
   end
 
   ## The end
@@ -151,26 +336,68 @@ defmodule PartitionedBuffer.Partition do
   defp pass(%State{drained: :given_up} = state, _began), do: state
 
   defp pass(%State{} = state, began) do
-    cancel_timer(state)
+    cancel(state.timer)
+    state = state |> unwatch() |> end_pause()
     outcome = Drain.pass(state.identity, state.running, began)
-    %State{state | running: nil, missed?: false, timer: nil, drained: outcome}
+    reply(state.requests ++ List.wrap(state.round), held(state))
+
+    %State{
+      state
+      | running: nil,
+        round: nil,
+        requests: [],
+        missed?: false,
+        timer: nil,
+        drained: outcome
+    }
   end
 
   ## Helpers
 
+  defp find_task(%State{identity: identity} = state),
+    do: watch(%State{state | running: Running.find(identity)})
+
+  defp held(%State{identity: identity}) do
+    case Native.held(identity.buffer, identity.number) do
+      :not_running -> 0
+      held -> held
+    end
+  end
+
+  defp update_cadence(%State{drained: nil} = state, changes) do
+    if Enum.any?([:processing_interval_ms, :processing_jitter_ms], &Keyword.has_key?(changes, &1)),
+      do: schedule(state, earliest(state.due, next_tick(state.identity))),
+      else: state
+  end
+
+  defp update_cadence(%State{} = state, _changes), do: state
+
+  # `:infinity` means no tick at all, also not the one that was due.
+  defp earliest(_due, :infinity), do: :infinity
+  defp earliest(due, next), do: min(due, next)
+
+  defp schedule(%State{} = state, :infinity) do
+    cancel(state.timer)
+    %State{state | timer: nil, due: :infinity}
+  end
+
   defp schedule(%State{} = state, due) do
-    cancel_timer(state)
+    cancel(state.timer)
     %State{state | timer: :erlang.start_timer(due, self(), :tick, abs: true), due: due}
   end
 
-  defp next_tick(%State{identity: identity}) do
-    options = Identity.options(identity)
-    jitter = :rand.uniform(options.processing_jitter_ms + 1) - 1
-    System.monotonic_time(:millisecond) + options.processing_interval_ms + jitter
+  defp next_tick(%Identity{} = identity) do
+    case Identity.options(identity) do
+      %Options{processing_interval_ms: :infinity} ->
+        :infinity
+
+      %Options{processing_interval_ms: interval, processing_jitter_ms: longest} ->
+        System.monotonic_time(:millisecond) + interval + :rand.uniform(longest + 1) - 1
+    end
   end
 
-  defp cancel_timer(%State{timer: nil}), do: :ok
-  defp cancel_timer(%State{timer: timer}), do: :erlang.cancel_timer(timer)
+  defp cancel(nil), do: :ok
+  defp cancel(timer), do: :erlang.cancel_timer(timer)
 
   defp graceful?(:normal), do: true
   defp graceful?(:shutdown), do: true

@@ -91,7 +91,7 @@ defmodule PartitionedBuffer.Queue do
   The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `update_options/1`,
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
@@ -144,6 +144,16 @@ defmodule PartitionedBuffer.Queue do
     with :not_running <- Native.push(buffer, route, item),
          do: Call.refused(buffer, :queue, route, &Native.push(buffer, &1, item))
   end
+
+  @doc """
+  Gives all items to the processor now, and waits until it is done. See `PartitionedBuffer.flush/2`.
+
+      iex> PartitionedBuffer.Queue.flush(:doc_queue)
+      :ok
+  """
+  @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
+          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+  def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
 
   @doc """
   Returns how many items wait for the next flush, in all partitions.

@@ -1,35 +1,44 @@
 defmodule PartitionedBuffer.Running do
   @moduledoc false
-  # The task that processes the flush of a partition. There is one at a time, under the partition's own task supervisor. It
-  # is not linked to the partition's process: if that dies, the task goes on, and the next process finds it under the task
-  # supervisor. During a stop a dead task supervisor is not restarted; then the task is a process of its own, which is found
-  # by its name.
+  # The task that processes the flush of a partition. There is one at a time: it registers under a name of its partition, and
+  # one that finds the name taken waits for the end of the other. It runs under the partition's task supervisor, but is not
+  # linked to the partition's process: if that dies, the task goes on, and the next process finds it by its name. During a stop
+  # a dead task supervisor is not restarted; then the task is a process of its own.
+  #
+  # How the task has ended is in the settings of the buffer, since the process that started it may be dead.
 
-  alias PartitionedBuffer.{Flush, Identity, Native, Partition, Telemetry}
+  alias PartitionedBuffer.{Flush, Identity, Native, Options, Partition, Telemetry}
 
   # `kind` is the kind of the flush, or `:found` if an earlier process of the partition has started the task. `flush` is
-  # nil if a found task has no flush in flight. `from` is the position where the task begins to claim, nil if it was
-  # found after it had begun.
-  @enforce_keys [:pid, :ref, :kind, :flush, :from]
-  defstruct @enforce_keys
+  # nil if a found task has no flush in flight. `calls` is how many calls of the processor the flush had before. `since` is
+  # when it was started or found, by `System.monotonic_time(:nanosecond)`. `reason` is why the last task has died, if this one
+  # was started to settle what that one has left.
+  @enforce_keys [:pid, :ref, :kind, :flush, :calls, :since]
+  defstruct @enforce_keys ++ [:reason]
 
   @type t() :: %__MODULE__{
           pid: pid(),
           ref: reference(),
           kind: :rest | :fresh | :found,
           flush: reference() | nil,
-          from: non_neg_integer() | nil
+          calls: non_neg_integer(),
+          since: integer(),
+          reason: any()
         }
 
+  # The key in the dictionary of a task. Its value is the name of the buffer, and its settings.
+  @processing :"$partitioned_buffer"
+
   @doc """
-  Starts the task. It fails while the task supervisor is gone.
+  Starts the task. It fails while the task supervisor is gone. The option `:callers` is for the dictionary of the task, the
+  others are those of `PartitionedBuffer.Flush.process/3`.
   """
-  @spec start(Identity.t(), :rest | :fresh, reference()) :: {:ok, t()} | {:error, term()}
-  def start(%Identity{} = identity, kind, flush) do
-    from = Native.position(flush)
+  @spec start(Identity.t(), :rest | :fresh, reference(), keyword()) :: {:ok, t()} | {:error, term()}
+  def start(%Identity{} = identity, kind, flush, opts) do
     supervisor = Partition.task_supervisor(identity.buffer, identity.number)
-    task = Task.Supervisor.async_nolink(supervisor, work(identity, flush))
-    {:ok, %__MODULE__{pid: task.pid, ref: task.ref, kind: kind, flush: flush, from: from}}
+    running = new(kind, flush, opts)
+    task = Task.Supervisor.async_nolink(supervisor, work(identity, flush, kind, opts))
+    {:ok, %{running | pid: task.pid, ref: task.ref}}
   catch
     :exit, reason -> {:error, reason}
   end
@@ -37,48 +46,98 @@ defmodule PartitionedBuffer.Running do
   @doc """
   Starts the task without a task supervisor.
   """
-  @spec start_alone(Identity.t(), :rest | :fresh, reference()) :: t()
-  def start_alone(%Identity{} = identity, kind, flush) do
-    from = Native.position(flush)
-    work = work(identity, flush)
-
-    # It registers itself, because the process that starts it may die before it could do that.
-    {pid, ref} =
-      spawn_monitor(fn ->
-        Process.register(self(), name_alone(identity))
-        work.()
-      end)
-
-    %__MODULE__{pid: pid, ref: ref, kind: kind, flush: flush, from: from}
+  @spec start_alone(Identity.t(), :rest | :fresh, reference(), keyword()) :: t()
+  def start_alone(%Identity{} = identity, kind, flush, opts) do
+    running = new(kind, flush, opts)
+    {pid, ref} = spawn_monitor(work(identity, flush, kind, opts))
+    %{running | pid: pid, ref: ref}
   end
-
-  defp work(%Identity{} = identity, flush) do
-    options = Identity.options(identity)
-    fn -> Flush.process(flush, options, identity.name) end
-  end
-
-  defp name_alone(%Identity{name: name}), do: Module.concat(name, Rest)
 
   @doc """
-  The task that an earlier process of the partition has started, if it is still at work.
+  Starts a process that does something else with a flush, in the place of a task.
   """
-  @spec find(Identity.t()) :: t() | nil
-  def find(%Identity{} = identity) do
-    if pid = Process.whereis(name_alone(identity)) || List.first(tasks(identity)) do
-      ref = Process.monitor(pid)
-      flush = in_flight(identity)
-      # The position is read before the check: if the task has not begun by then, it begins there or later.
-      position = if flush, do: Native.position(flush)
-      from = if Flush.processing?(pid, identity.buffer), do: nil, else: position
-      %__MODULE__{pid: pid, ref: ref, kind: :found, flush: flush, from: from}
+  @spec start_other(Identity.t(), reference(), (() -> any())) :: t()
+  def start_other(%Identity{} = identity, flush, fun) do
+    running = new(:rest, flush, [])
+
+    {pid, ref} =
+      spawn_monitor(fn ->
+        register(identity)
+        fun.()
+      end)
+
+    %{running | pid: pid, ref: ref}
+  end
+
+  defp new(kind, flush, opts) do
+    %__MODULE__{
+      pid: nil,
+      ref: nil,
+      kind: kind,
+      flush: flush,
+      calls: calls(flush),
+      since: System.monotonic_time(:nanosecond),
+      reason: opts[:reason]
+    }
+  end
+
+  defp calls(nil), do: 0
+  defp calls(flush), do: flush |> Native.seen() |> elem(0)
+
+  defp work(%Identity{} = identity, flush, kind, opts) do
+    fn ->
+      register(identity)
+      if callers = opts[:callers], do: Process.put(:"$callers", callers)
+      ended = Flush.process(flush, identity, [resumed?: kind == :rest] ++ opts)
+      Identity.put(identity, :ended, ended)
+      :ok
     end
   end
 
-  defp tasks(%Identity{} = identity) do
-    Task.Supervisor.children(Partition.task_supervisor(identity.buffer, identity.number))
-  catch
-    # The task supervisor is gone.
-    :exit, _reason -> []
+  # A task of a killed supervision tree may still be at work. With outcomes its batch will be retried, so it must not go on.
+  defp register(%Identity{} = identity) do
+    Process.put(@processing, {identity.buffer, identity.settings})
+
+    try do
+      Process.register(self(), name(identity))
+    rescue
+      ArgumentError ->
+        if pid = Process.whereis(name(identity)), do: await_end(identity, pid)
+        register(identity)
+    end
+  end
+
+  defp await_end(identity, pid) do
+    ref = Process.monitor(pid)
+
+    if Options.outcomes?(Identity.options(identity)) and not own?(identity, pid),
+      do: Process.exit(pid, :kill)
+
+    receive do
+      {:DOWN, ^ref, :process, ^pid, _reason} -> :ok
+    end
+  end
+
+  # Whether a task belongs to the same start of the buffer.
+  defp own?(%Identity{buffer: buffer, settings: settings}, pid), do: processing(pid) == {buffer, settings}
+
+  defp name(%Identity{name: name}), do: Module.concat(name, Task)
+
+  @doc """
+  The task that an earlier process of the partition has started, if it is still at work. One of a killed supervision tree is
+  ended first, if its batch will be retried.
+  """
+  @spec find(Identity.t()) :: t() | nil
+  def find(%Identity{} = identity) do
+    if pid = Process.whereis(name(identity)) do
+      if Options.outcomes?(Identity.options(identity)) and not own?(identity, pid) do
+        await_end(identity, pid)
+        nil
+      else
+        ref = Process.monitor(pid)
+        %{new(:found, in_flight(identity), []) | pid: pid, ref: ref}
+      end
+    end
   end
 
   defp in_flight(%Identity{} = identity) do
@@ -89,44 +148,99 @@ defmodule PartitionedBuffer.Running do
   end
 
   @doc """
-  When the task claimed the batch of its last call of the processor, by `System.monotonic_time(:nanosecond)`; nil if it has
-  not claimed a batch yet.
+  How the task has ended, if it was not killed.
   """
-  @spec called_at(t()) :: integer() | nil
-  def called_at(%__MODULE__{flush: nil}), do: nil
+  @spec ended(Identity.t()) :: Flush.ended()
+  def ended(%Identity{} = identity),
+    do: Identity.take(identity, :ended) || %{pause: nil, failures: 0, failed: 0}
 
-  def called_at(%__MODULE__{flush: flush, from: from}) do
-    case Native.progress(flush) do
-      {^from, _end, _claimed_before} -> nil
-      {_position, _end, claimed_at} -> claimed_at
+  @doc """
+  When the last call of the processor, or of `:dead_letter`, began, by `System.monotonic_time(:nanosecond)`. Before the first
+  one it is when the task was started or found.
+  """
+  @spec called_at(t()) :: integer()
+  def called_at(%__MODULE__{flush: nil, since: since}), do: since
+
+  def called_at(%__MODULE__{flush: flush, since: since}) do
+    {_calls, _called_with, _left, called_at} = Native.seen(flush)
+    max(called_at || since, since)
+  end
+
+  @doc """
+  Kills the task and waits for its end.
+  """
+  @spec kill(t()) :: :ok
+  def kill(%__MODULE__{pid: pid, ref: ref}) do
+    Process.exit(pid, :kill)
+
+    receive do
+      {:DOWN, ^ref, :process, _pid, _reason} -> :ok
     end
   end
 
   @doc """
-  Whether a found task has not begun to work, although entries are left. The process that started it has died before it
-  told the task to begin.
+  Whether there are no entries left for the task. Other entries may wait.
   """
-  @spec idle?(t()) :: boolean()
-  def idle?(%__MODULE__{kind: :found, flush: flush, from: from}) when from != nil do
-    {position, last, _claimed_at} = Native.progress(flush)
-    position == from and position < last
-  end
+  @spec finished?(t()) :: boolean()
+  def finished?(%__MODULE__{flush: nil}), do: true
+  def finished?(%__MODULE__{flush: flush}), do: flush |> Native.seen() |> elem(2) == 0
 
-  def idle?(%__MODULE__{}), do: false
+  @doc """
+  Whether the task has called the processor.
+  """
+  @spec called?(t()) :: boolean()
+  def called?(%__MODULE__{flush: nil}), do: true
+  def called?(%__MODULE__{flush: flush, calls: calls}), do: calls(flush) > calls
+
+  @doc """
+  How many entries a task without outcomes has lost, if it has died.
+  """
+  @spec lost(t()) :: non_neg_integer()
+  def lost(%__MODULE__{} = running) do
+    if running.flush && called?(running), do: running.flush |> Native.seen() |> elem(1), else: 0
+  end
 
   @doc """
   Emits the event `processing_failed` if the task has failed. The exit reason of a task that was dead before it was monitored
-  is unknown, so it has no event.
+  is unknown, so it has no event. With outcomes, the task that settles the batch emits it.
   """
   @spec report(Identity.t(), t(), term()) :: :ok
   def report(_identity, _running, reason) when reason in [:normal, :noproc], do: :ok
 
   def report(%Identity{} = identity, %__MODULE__{} = running, reason) do
-    metadata = identity |> Identity.metadata() |> Map.put(:reason, reason)
-
-    unless idle?(running),
-      do: Telemetry.execute([:processing_failed], %{system_time: System.system_time()}, metadata)
+    unless Options.outcomes?(Identity.options(identity)),
+      do: Telemetry.processing_failed(identity, reason, lost(running))
 
     :ok
   end
+
+  @doc """
+  Whether the calling process runs a processor of this buffer, or is a task that one has started: `$callers` says so.
+  """
+  @spec in_processor?(atom()) :: boolean()
+  def in_processor?(buffer) do
+    match?({^buffer, _settings}, Process.get(@processing)) or
+      Enum.any?(Process.get(:"$callers", []), &match?({^buffer, _settings}, processing(&1)))
+  end
+
+  @doc """
+  Raises in a processor of this buffer, since what it calls would wait for the end of the processor.
+  """
+  @spec refuse!(atom(), String.t()) :: :ok
+  def refuse!(buffer, call) do
+    if in_processor?(buffer) do
+      raise ArgumentError,
+            "a processor of buffer #{inspect(buffer)} cannot #{call} it: the call would wait for the processor itself"
+    end
+
+    :ok
+  end
+
+  defp processing(pid) when node(pid) == node() do
+    with {:dictionary, dictionary} <- Process.info(pid, :dictionary),
+         {@processing, value} <- List.keyfind(dictionary, @processing, 0),
+         do: value
+  end
+
+  defp processing(_on_another_node), do: nil
 end

@@ -20,7 +20,7 @@ defmodule PartitionedBuffer.Supervisor do
 
   use Supervisor
 
-  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition}
+  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition, Running}
 
   @doc """
   The child specification of a buffer that `module.start_link/1` starts. Only that call checks the options.
@@ -43,6 +43,8 @@ defmodule PartitionedBuffer.Supervisor do
   """
   @spec stop(atom() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason, timeout) when is_atom(buffer) do
+    Running.refuse!(buffer, "stop")
+
     case whereis(buffer) do
       nil -> exit({:noproc, {GenServer, :stop, [name(buffer), reason, timeout]}})
       pid -> stop(pid, reason, timeout)
@@ -77,6 +79,17 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   @doc """
+  Waits until a running supervisor has restarted the processes that have died before this call.
+  """
+  @spec await_restarts(atom()) :: :ok
+  def await_restarts(buffer) do
+    Supervisor.count_children(name(buffer))
+    :ok
+  catch
+    :exit, _reason -> :ok
+  end
+
+  @doc """
   The name of a buffer's supervisor.
   """
   @spec name(atom()) :: atom()
@@ -85,7 +98,7 @@ defmodule PartitionedBuffer.Supervisor do
   @impl Supervisor
   def init(%Options{name: buffer, partitions: partition_count} = options) do
     Native.hold()
-    Native.open(buffer, Options.kind(options), partition_count)
+    Native.open(buffer, Options.kind(options), partition_count, Options.outcomes?(options))
     # The supervisor owns the table, so updated options outlive the processes of the partitions.
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})

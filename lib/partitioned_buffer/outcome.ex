@@ -1,0 +1,100 @@
+defmodule PartitionedBuffer.Outcome do
+  @moduledoc false
+  # What a processor has returned means for its batch.
+
+  # The longest timeout of `receive`.
+  @max_ms 4_294_967_295
+
+  @typedoc """
+  All entries succeeded; some or all failed; the processor asks to be called later; some or all cannot succeed. The others
+  succeeded. Entries are given by their numbers in the batch, from 0 on and in ascending order.
+  """
+  @type t() ::
+          :ok
+          | {:error, reason :: any(), numbers()}
+          | {:snooze, non_neg_integer()}
+          | {:cancel, reason :: any(), numbers()}
+
+  @type numbers() :: [non_neg_integer()] | :all
+
+  @doc """
+  The outcome for the entries of a batch.
+  """
+  @spec new(any(), :map | :queue, list()) :: t()
+  def new(:error, _kind, _entries), do: {:error, :error, :all}
+  def new({:error, reason}, _kind, _entries), do: {:error, reason, :all}
+  def new({:snooze, ms}, _kind, _entries) when is_integer(ms) and ms in 0..@max_ms, do: {:snooze, ms}
+  def new({:snooze, _other} = returned, _kind, _entries), do: bad_return(returned)
+  def new({:cancel, reason}, _kind, _entries), do: {:cancel, reason, :all}
+
+  def new({outcome, reason, some} = returned, kind, entries) when outcome in [:error, :cancel] do
+    case numbers(kind, some, entries) do
+      {:ok, []} -> :ok
+      {:ok, numbers} -> {outcome, reason, numbers}
+      :error -> bad_return(returned)
+    end
+  end
+
+  def new(_returned, _kind, _entries), do: :ok
+
+  defp bad_return(returned), do: {:error, {:bad_return, returned}, :all}
+
+  # The entries of a map have different keys. Those that have failed are found by their key, in any order.
+  defp numbers(:map, some, entries) do
+    if proper_list?(some) do
+      by_key = for {entry, number} <- Enum.with_index(entries), into: %{}, do: {elem(entry, 0), number}
+      numbers = Enum.map(some, &number(&1, by_key))
+      if :error in numbers, do: :error, else: {:ok, numbers |> Enum.sort() |> Enum.dedup()}
+    else
+      :error
+    end
+  end
+
+  # Equal items may come several times, so they have to be in their order.
+  defp numbers(:queue, some, items) do
+    if proper_list?(some), do: subsequence(some, items, 0, []), else: :error
+  end
+
+  defp number({key, _value, _version, _updates}, by_key), do: Map.get(by_key, key, :error)
+  defp number(_other, _by_key), do: :error
+
+  defp subsequence([], _items, _number, numbers), do: {:ok, Enum.reverse(numbers)}
+  defp subsequence(_some, [], _number, _numbers), do: :error
+
+  defp subsequence([item | some], [item | items], number, numbers),
+    do: subsequence(some, items, number + 1, [number | numbers])
+
+  defp subsequence(some, [_item | items], number, numbers),
+    do: subsequence(some, items, number + 1, numbers)
+
+  defp proper_list?(term), do: is_list(term) and not List.improper?(term)
+
+  @doc """
+  The reason of a failure that an exception is.
+  """
+  @spec reason(:error | :exit | :throw, any()) :: any()
+  def reason(:error, reason) when is_exception(reason), do: reason
+  def reason(:error, reason), do: Exception.normalize(:error, reason)
+  def reason(:exit, reason), do: {:exit, reason}
+  def reason(:throw, value), do: {:throw, value}
+
+  @doc """
+  A reason in a log line. It shows no terms of an exception, because they may be keys and values.
+  """
+  @spec describe(any()) :: String.t()
+  def describe(reason) when is_exception(reason), do: inspect(reason.__struct__)
+  def describe({:exit, reason}), do: "exit: " <> describe(reason)
+  def describe({:throw, _value}), do: "throw"
+
+  def describe({:bad_return, _returned}),
+    do: "it has returned entries that are not of the batch, or an invalid time to snooze"
+
+  def describe(reason) when is_atom(reason) or is_number(reason), do: inspect(reason)
+  def describe(reason) when is_binary(reason), do: inspect(reason, printable_limit: 200)
+
+  def describe(reason) when is_tuple(reason) and tuple_size(reason) > 0,
+    do: "a tuple with #{describe(elem(reason, 0))}"
+
+  def describe(%struct{}), do: inspect(struct)
+  def describe(_reason), do: "a term that is in the telemetry event"
+end
