@@ -84,15 +84,11 @@ defmodule PartitionedBuffer.Delivery do
   defp deliver(%__MODULE__{flush: flush, options: options} = state) do
     {entries, count} = Flush.read(flush, options, state.resumed?)
 
-    cond do
-      not Native.lease(flush) ->
-        deliver(state)
-
-      count > 0 ->
-        settle(state, call(state, entries, count), count)
-
-      true ->
-        {state.delivered, %{pause: nil, failures: state.failures, failed: state.failed}}
+    case {Native.lease(flush), count} do
+      {_leased?, 0} -> {state.delivered, %{pause: nil, failures: state.failures, failed: state.failed}}
+      {true, count} -> settle(state, call(state, entries, count), count)
+      # Another task has begun a batch since.
+      {false, _count} -> deliver(state)
     end
   end
 

@@ -79,17 +79,17 @@ defmodule PartitionedBuffer.Flush do
   defp deliver_batches(flush, options, delivered) do
     {entries, count} = read(flush, options, false)
 
-    cond do
-      # Another task has read it since.
-      not Native.claim(flush) ->
-        deliver_batches(flush, options, delivered)
+    case {Native.claim(flush), count} do
+      {_claimed?, 0} ->
+        delivered
 
-      count > 0 ->
+      {true, count} ->
         call(options.processor, [entries])
         deliver_batches(flush, options, delivered + count)
 
-      true ->
-        delivered
+      # Another task has begun a batch since.
+      {false, _count} ->
+        deliver_batches(flush, options, delivered)
     end
   end
 
@@ -106,9 +106,9 @@ defmodule PartitionedBuffer.Flush do
 
   # Reads all entries into the table, then claims them as a whole.
   defp fill(flush, table, kind) do
-    insert(flush, table, kind, 0)
+    length = insert(flush, table, kind, 0)
 
-    unless Native.claim(flush) do
+    unless Native.claim(flush) or length == 0 do
       :ets.delete_all_objects(table)
       fill(flush, table, kind)
     end
@@ -117,7 +117,7 @@ defmodule PartitionedBuffer.Flush do
   defp insert(flush, table, kind, length) do
     {entries, length, complete?} = Native.read(flush, length, @max_batch_size, false)
     :ets.insert(table, objects(kind, entries, table))
-    unless complete?, do: insert(flush, table, kind, length)
+    if complete?, do: length, else: insert(flush, table, kind, length)
   end
 
   defp objects(:map, entries, _table) do

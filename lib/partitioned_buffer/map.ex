@@ -48,8 +48,6 @@ defmodule PartitionedBuffer.Map do
 
   alias PartitionedBuffer.{Call, Definition, Native, Options, Routing}
 
-  # What entries have to be, for messages.
-
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
 
