@@ -94,7 +94,7 @@ defmodule Limits do
               do: Bench.Native.put_all(name, for(n <- chunk, do: {n, n}))
 
           {microseconds, {:fresh, flush}} = timed_ns(fn -> PartitionedBuffer.Native.flush(name, 0) end)
-          PartitionedBuffer.Native.claim(flush, 0, size)
+          Bench.Native.process(name, 0, flush, size, fn _batch -> :ok end)
           Bench.Native.free(name)
           microseconds
         end

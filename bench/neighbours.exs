@@ -86,21 +86,35 @@ defmodule Neighbours do
 
   defp free do
     %{
-      prepare: &{filled(&1), nil},
+      prepare: fn
+        Bench.Ets -> {filled(Bench.Ets), nil}
+        mod -> mod |> filled() |> then(&{&1, leased(&1)})
+      end,
       run: fn
         Bench.Ets, {{table, _}, nil} ->
           :ets.delete(table)
 
-        mod, {name, nil} ->
-          for n <- 0..(Native.partition_count(name) - 1) do
-            {:fresh, flush} = Native.flush(name, n)
-            true = Native.claim(flush, 0, @million)
-          end
-
+        mod, {_name, flushes} ->
+          Enum.each(flushes, &Native.succeed/1)
           freed(mod)
       end,
-      check: fn mod, {handle, nil} -> empty?(mod, handle) end
+      check: fn mod, {handle, _flushes} -> empty?(mod, handle) end
     }
+  end
+
+  # The flushes of all partitions, each with all its entries in one batch, which frees them at its end.
+  defp leased(name) do
+    for n <- 0..(Native.partition_count(name) - 1) do
+      {:fresh, flush} = Native.flush(name, n)
+      read_all(flush, 0)
+      true = Native.lease(flush)
+      flush
+    end
+  end
+
+  defp read_all(flush, length) do
+    {_entries, length, complete?} = Native.read(flush, length, @million, false)
+    unless complete?, do: read_all(flush, length)
   end
 
   defp put_all do

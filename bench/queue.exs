@@ -25,7 +25,7 @@ end
 defmodule Bench.Queue do
   @moduledoc "This package's Queue with one partition."
 
-  alias PartitionedBuffer.{Flush, Native, Options, Queue, Routing}
+  alias PartitionedBuffer.{Native, Queue}
 
   def label, do: "this package, 1 partition"
 
@@ -49,10 +49,8 @@ defmodule Bench.Queue do
   def free(name), do: Queue.stop(name)
 
   def drain(name, batch_size, processor) do
-    options = %Options{name: name, processor: processor, module: Queue, processing_batch_size: batch_size}
-
-    for {_kind, batch} <- [Native.flush(name, 0)],
-        do: Flush.process(batch, options, Routing.partition_name(name, 0))
+    for {_kind, flush} <- [Native.flush(name, 0)],
+        do: Bench.Native.process(name, 0, flush, batch_size, processor, Queue)
 
     :ok
   end

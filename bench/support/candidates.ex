@@ -174,7 +174,7 @@ end
 defmodule Bench.Native do
   @moduledoc "This package's Map, by its public functions."
 
-  alias PartitionedBuffer.{Flush, Native, Options, Routing}
+  alias PartitionedBuffer.{Flush, Identity, Native, Options, Routing}
   alias PartitionedBuffer.Map, as: Buffer
 
   @never 86_400_000
@@ -198,13 +198,19 @@ defmodule Bench.Native do
 
   # What a partition and its task do at a tick, on the calling process.
   def drain(name, batch_size, processor) do
-    options = %Options{name: name, processor: processor, module: Buffer, processing_batch_size: batch_size}
-
-    for n <- 0..(Routing.partition_count!(name) - 1), {_kind, batch} <- [Native.flush(name, n)] do
-      Flush.process(batch, options, Routing.partition_name(name, n))
-    end
+    for n <- 0..(Routing.partition_count!(name) - 1),
+        {_kind, flush} <- [Native.flush(name, n)],
+        do: process(name, n, flush, batch_size, processor)
 
     :ok
+  end
+
+  def process(name, n, flush, batch_size, processor, module \\ Buffer) do
+    options = %Options{name: name, processor: processor, module: module, processing_batch_size: batch_size}
+    settings = :ets.new(:settings, [])
+    :ets.insert(settings, {:options, options})
+    Flush.process(flush, Identity.new(name, n, settings), [])
+    :ets.delete(settings)
   end
 
   def free(name), do: Buffer.stop(name)

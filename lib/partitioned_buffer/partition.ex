@@ -274,7 +274,7 @@ defmodule PartitionedBuffer.Partition do
     %State{state | pause: nil}
   end
 
-  # A pause outlives this process. What a killed supervision tree has left in flight is processed at once.
+  # A pause outlives this process. What dead processes have left in flight is processed at once.
   defp restore_pause(%State{running: running} = state) when running != nil, do: state
 
   defp restore_pause(%State{identity: identity} = state) do
@@ -287,11 +287,10 @@ defmodule PartitionedBuffer.Partition do
   end
 
   defp left_in_flight?(identity) do
-    Options.outcomes?(Identity.options(identity)) and
-      case Native.in_flight(identity.buffer, identity.number) do
-        flush when is_reference(flush) -> flush |> Native.seen() |> elem(2) > 0
-        _nothing -> false
-      end
+    case Native.in_flight(identity.buffer, identity.number) do
+      flush when is_reference(flush) -> flush |> Native.seen() |> elem(2) > 0
+      _nothing -> false
+    end
   end
 
   ## The time limit of a call, which holds while running for buffers with outcomes

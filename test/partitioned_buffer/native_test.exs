@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.NativeTest do
 
   # The kinds of the arguments of each NIF.
   @arguments %{
-    open: [:name, :kind, :partitions],
+    open: [:name, :kind, :partitions, :boolean],
     reopen: [:name, :u32],
     drain: [:name, :u32],
     close: [:name, :u32],
@@ -16,6 +16,7 @@ defmodule PartitionedBuffer.NativeTest do
     status: [:name],
     size: [:name],
     put: [:name, :route, :any, :any],
+    put_new: [:name, :route, :any, :any],
     put_newer: [:name, :route, :any, :any, :version],
     get: [:name, :route, :any],
     delete: [:name, :route, :any],
@@ -27,10 +28,16 @@ defmodule PartitionedBuffer.NativeTest do
     flush: [:name, :u32],
     in_flight: [:name, :u32],
     held: [:name, :u32],
-    position: [:flush],
-    progress: [:flush],
-    read: [:flush, :u64, :u64],
-    claim: [:flush, :u64, :u64],
+    seen: [:flush],
+    read: [:flush, :u64, :positive, :boolean],
+    claim: [:flush],
+    lease: [:flush],
+    succeed: [:flush],
+    give_back: [:flush, :numbers, :boolean, :attempts],
+    inherit: [:flush],
+    batch: [:flush],
+    attempts: [:flush],
+    touch: [:flush],
     memory: [],
     await_reclaimed: [],
     longest_calls: []
@@ -46,6 +53,9 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(:partitions, term), do: term in 0..4_096
   defp fits?(:u32, term), do: term in 0..((1 <<< 32) - 1)
   defp fits?(:u64, term), do: term in 0..((1 <<< 64) - 1)
+  defp fits?(:positive, term), do: term in 1..((1 <<< 64) - 1)
+  defp fits?(:numbers, term), do: term == :all or list_of?(term, &fits?(:u64, &1))
+  defp fits?(:attempts, term), do: term == :infinity or fits?(:u32, term)
   defp fits?(:route, {:processor, to}), do: fits?(:to, to)
   defp fits?(:route, to), do: fits?(:to, to)
   defp fits?(:to, {number, among}), do: fits?(:u32, number) and fits?(:u32, among)
@@ -107,7 +117,7 @@ defmodule PartitionedBuffer.NativeTest do
       [fn -> :ok end, fn _ -> self() end, &Kernel.self/0, &Native.put/4] ++
       [make_ref(), :erlang.binary_to_term(<<131, 90, 3::16, there::binary, 1::32, 1::32, 2::32, 3::32>>)] ++
       [:atomics.new(1, []), :counters.new(1, []), table, :ets.whereis(:code), zlib] ++
-      [Native.open(unique_name(), :map, 1)]
+      [Native.open(unique_name(), :map, 1, false)]
   end
 
   describe "the NIFs" do
@@ -145,13 +155,13 @@ defmodule PartitionedBuffer.NativeTest do
       assert Enum.uniq_by(answered, fn {argument, _term, _answer} -> argument end) == []
 
       assert {:rest, rest} = Native.flush(buffer, 0)
-      assert Native.read(rest, 0, 10) == {[{:flushed, 1, 0, 0}], 1}
-      assert Native.claim(rest, 0, 1)
+      assert Native.read(rest, 0, 10, false) == {[{:flushed, 1, 0, 0}], 1, true}
+      assert Native.claim(rest)
       assert {:fresh, fresh} = Native.flush(buffer, 0)
-      assert {entries, _position} = Native.read(fresh, 0, 10)
+      assert {entries, 2, true} = Native.read(fresh, 0, 10, false)
       assert Enum.sort(entries) == [{:key, :value, 0, 0}, {:versioned, :newer, 7, 1}]
       assert {:fresh, items} = Native.flush(queue(buffer), 0)
-      assert Native.read(items, 0, 10) == {[:first, :second], 2}
+      assert Native.read(items, 0, 10, false) == {[:first, :second], 2, true}
     end
 
     test "tell that a partition does not exist, and change nothing" do
@@ -180,13 +190,13 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
-  describe "open/3" do
+  describe "open/4" do
     test "leaves no buffer running if its process is killed during the call" do
       buffer = unique_name()
 
       for round <- 1..1_000 do
         # Many partitions, so that it takes a while.
-        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096) end)
+        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false) end)
         # It is killed at another moment in each round.
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
         Process.exit(pid, :kill)
@@ -203,11 +213,11 @@ defmodule PartitionedBuffer.NativeTest do
       assert Native.status(name) == :not_running
 
       for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
-        Native.open(name, kind, partitions)
+        Native.open(name, kind, partitions, false)
         assert Native.status(name) == {kind, partitions}
       end
 
-      owner = spawn(fn -> Native.open(name, :queue, 0) && receive(do: (:never -> :ok)) end)
+      owner = spawn(fn -> Native.open(name, :queue, 0, false) && receive(do: (:never -> :ok)) end)
       await_status(name, {:queue, 0})
       Process.exit(owner, :kill)
       await_status(name, :not_running)
@@ -278,7 +288,7 @@ defmodule PartitionedBuffer.NativeTest do
 
     test "comes back in order without its written items if a draining partition refuses some" do
       buffer = unique_name()
-      Native.open(queue(buffer), :queue, 3)
+      Native.open(queue(buffer), :queue, 3, false)
       Native.drain(queue(buffer), 1)
       in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
 
@@ -293,8 +303,8 @@ defmodule PartitionedBuffer.NativeTest do
 
         flushed =
           for n <- 0..2, {:fresh, flush} <- [Native.flush(queue(buffer), n)] do
-            {items, position} = Native.read(flush, 0, size)
-            assert Native.claim(flush, 0, position)
+            {items, _length, true} = Native.read(flush, 0, size, false)
+            assert Native.claim(flush)
             assert items == Enum.sort(items)
             items
           end
@@ -314,7 +324,8 @@ defmodule PartitionedBuffer.NativeTest do
 
       # The earlier flush comes first.
       assert {:rest, first} = Native.flush(buffer, 0)
-      assert Native.claim(first, Native.position(first), 10)
+      assert {_flushed, 1, true} = Native.read(first, 0, 10, false)
+      assert Native.claim(first)
       {:fresh, flush} = Native.flush(buffer, 0)
 
       read = Enum.map(reads(flush, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
@@ -347,14 +358,32 @@ defmodule PartitionedBuffer.NativeTest do
       Buffer.put(buffer, :key, 1)
       {:fresh, flush} = Native.flush(buffer, 0)
       largest = (1 <<< 64) - 1
-      assert Native.read(flush, largest, 1) == {[], largest}
-      assert Native.read(flush, 0, 0) == {[], 0}
-      assert {[{:key, 1, 0, 0}], 1} = Native.read(flush, 0, largest)
-      refute Native.claim(flush, 1, largest)
-      refute Native.claim(flush, largest, 0)
-      assert Native.claim(flush, 0, largest)
-      assert Native.read(flush, 0, 10) == {[], 0}
+      assert {[{:key, 1, 0, 0}], 1, true} = Native.read(flush, 0, largest, false)
+      assert Native.read(flush, 1, largest, false) == {[], 1, true}
+      assert Native.read(flush, largest, 1, false) == {[], largest, true}
+      assert Native.claim(flush)
+      refute Native.claim(flush)
+      assert Native.read(flush, 0, 10, false) == {[], 0, true}
       assert Native.flush(buffer, 0) == :empty
+    end
+
+    test "has one batch at a time, which belongs to the process that has begun it last" do
+      buffer = start_buffer(partitions: 1)
+      Buffer.put_all(buffer, a: 1, b: 2)
+      {:fresh, flush} = Native.flush(buffer, 0)
+      assert {[first], 1, true} = Native.read(flush, 0, 1, false)
+      assert Task.await(Task.async(fn -> Native.read(flush, 0, 1, false) end)) == {[first], 1, true}
+      refute Native.claim(flush)
+      refute Native.lease(flush)
+      assert {[^first], 1, true} = Native.read(flush, 0, 1, false)
+      assert Native.lease(flush)
+      assert Native.inherit(flush) == {:leased, 1}
+      # Nothing is read before the batch has an outcome.
+      assert Native.read(flush, 0, 1, false) == {[], 0, true}
+      assert Native.succeed(flush) == :ok
+      assert Native.inherit(flush) == nil
+      assert {[second], 1, true} = Native.read(flush, 0, 1, false)
+      assert keys([first, second]) == [:a, :b]
     end
 
     test "outlives its buffer" do
@@ -363,8 +392,8 @@ defmodule PartitionedBuffer.NativeTest do
       {:fresh, flush} = Native.flush(buffer, 0)
       stop_supervised!(buffer)
       # The drainer has given all of it to the processor.
-      refute Native.claim(flush, 0, 1)
-      assert Native.read(flush, 0, 1) == {[], 0}
+      assert Native.read(flush, 0, 1, false) == {[], 0, true}
+      refute Native.claim(flush)
     end
   end
 
@@ -376,11 +405,11 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
-  # The entries that each call reads, from a position on.
-  defp reads(flush, position) do
-    case Native.read(flush, position, 1_000) do
-      {[], ^position} -> []
-      {read, position} -> [read | reads(flush, position)]
+  # The entries that each call reads of one batch.
+  defp reads(flush, length) do
+    case Native.read(flush, length, 1_000, false) do
+      {read, _length, true} -> [read]
+      {read, length, false} -> [read | reads(flush, length)]
     end
   end
 
@@ -395,9 +424,9 @@ defmodule PartitionedBuffer.NativeTest do
   # A map without processes that has a flush and waiting entries, a queue beside it, and the map's flush.
   defp opened do
     buffer = unique_name()
-    Native.open(queue(buffer), :queue, 1)
+    Native.open(queue(buffer), :queue, 1, false)
     Native.push_all(queue(buffer), nil, [:first, :second], true)
-    Native.open(buffer, :map, 1)
+    Native.open(buffer, :map, 1, false)
     Native.put(buffer, nil, :flushed, 1)
     {:fresh, flush} = Native.flush(buffer, 0)
     Native.put(buffer, nil, :key, :value)
@@ -414,8 +443,8 @@ defmodule PartitionedBuffer.NativeTest do
       partitions: Native.partition_count(buffer),
       size: Native.size(buffer),
       entries: for(key <- [:key, :versioned, :other, 1, 2], do: Native.get(buffer, nil, key)),
-      position: Native.position(flush),
-      flushed: Native.read(flush, 0, 10)
+      seen: Native.seen(flush),
+      flushed: Native.read(flush, 0, 10, false)
     }
   end
 
@@ -433,6 +462,9 @@ defmodule PartitionedBuffer.NativeTest do
   defp fitting(:partitions, _buffer, _flush), do: 2
   defp fitting(:u32, _buffer, _flush), do: 0
   defp fitting(:u64, _buffer, _flush), do: 1
+  defp fitting(:positive, _buffer, _flush), do: 1
+  defp fitting(:numbers, _buffer, _flush), do: [0]
+  defp fitting(:attempts, _buffer, _flush), do: 1
   defp fitting(:route, _buffer, _flush), do: {:processor, nil}
   defp fitting(:version, _buffer, _flush), do: 1 <<< 70
   defp fitting(:pairs, _buffer, _flush), do: [{:other, 1}]

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.ProcessingTest do
   # buffer in StopTest, deaths of other processes in CrashTest.
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.{Flush, Native, Options}
+  alias PartitionedBuffer.{Flush, Native}
 
   @moduletag :capture_log
 
@@ -134,14 +134,8 @@ defmodule PartitionedBuffer.ProcessingTest do
       Buffer.put_all(buffer, for(n <- 1..8, do: {n, n}))
       {:fresh, flush} = Native.flush(buffer, 0)
 
-      options = %Options{
-        name: buffer,
-        module: Buffer,
-        processing_batch_size: 2,
-        processor: asking_processor()
-      }
-
-      process = fn -> Flush.process(flush, options, :partition) end
+      identity = identity(buffer, processing_batch_size: 2, processor: asking_processor())
+      process = fn -> Flush.process(flush, identity, []) end
       first = Task.async(process)
       assert_receive {:asked, pid, one}
       %Task{pid: second_pid} = second = Task.async(process)
@@ -162,8 +156,8 @@ defmodule PartitionedBuffer.ProcessingTest do
       {:fresh, flush} = Native.flush(buffer, 0)
       given = :counters.new(20_000, [])
       processor = fn [{n, n, 0, 0}] -> :counters.add(given, n, 1) end
-      options = %Options{name: buffer, module: Buffer, processing_batch_size: 1, processor: processor}
-      task = fn _ -> Task.async(fn -> Flush.process(flush, options, :partition) end) end
+      identity = identity(buffer, processing_batch_size: 1, processor: processor)
+      task = fn _ -> Task.async(fn -> Flush.process(flush, identity, []) end) end
       1..2 |> Enum.map(task) |> Task.await_many()
       assert Enum.frequencies_by(1..20_000, &:counters.get(given, &1)) == %{1 => 20_000}
     end
@@ -174,8 +168,12 @@ defmodule PartitionedBuffer.ProcessingTest do
       {:fresh, flush} = Native.flush(buffer, 0)
       test = self()
       processor = fn table -> send(test, {:size, :ets.info(table, :size)}) end
-      options = %Options{name: buffer, module: Buffer, processing_batch_size: :table, processor: processor}
-      task = fn n -> Task.async(fn -> Flush.process(flush, options, :"#{buffer}.#{n}") end) end
+      identity = identity(buffer, processing_batch_size: :table, processor: processor)
+
+      task = fn n ->
+        Task.async(fn -> Flush.process(flush, %{identity | name: :"#{buffer}.#{n}"}, []) end)
+      end
+
       1..2 |> Enum.map(task) |> Task.await_many()
       assert_received {:size, one}
       assert_received {:size, other}

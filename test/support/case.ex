@@ -76,6 +76,14 @@ defmodule PartitionedBuffer.Case do
     end
   end
 
+  @doc "The identity of the only partition of a buffer, with options of its own."
+  def identity(buffer, opts) do
+    options = struct!(PartitionedBuffer.Options, [name: buffer, module: PartitionedBuffer.Map] ++ opts)
+    settings = :ets.new(:settings, [:public])
+    :ets.insert(settings, {:options, options})
+    PartitionedBuffer.Identity.new(buffer, 0, settings)
+  end
+
   ## Batches
 
   @doc "All batches that the test has received."
@@ -158,8 +166,8 @@ defmodule PartitionedBuffer.Case do
   @doc "Sends the telemetry events of a buffer to the test as `{event, measurements, metadata}`, without their prefix."
   def attach_telemetry(buffer) do
     id = {buffer, self()}
-    processing = for suffix <- [:start, :stop, :exception], do: [:processing, suffix]
-    suffixes = [[:start], [:stop], [:processing_failed] | processing]
+    spans = for span <- [:processing, :batch], suffix <- [:start, :stop, :exception], do: [span, suffix]
+    suffixes = [[:start], [:stop], [:processing_failed], [:retry], [:dead_letter] | spans]
     events = for suffix <- suffixes, do: [:partitioned_buffer, :partition | suffix]
     :telemetry.attach_many(id, events, &__MODULE__.forward_event/4, {self(), buffer})
     on_exit(fn -> :telemetry.detach(id) end)

@@ -92,18 +92,18 @@ defmodule Panics do
   def flush(buffer, partition) do
     case Native.flush(buffer, partition) do
       :empty -> []
-      {_kind, flush} -> read(flush, 0, [])
+      {_kind, flush} -> read(flush, 0)
     end
   end
 
-  defp read(flush, position, all) do
-    case Native.read(flush, position, 100) do
-      {[], ^position} ->
-        Native.claim(flush, Native.position(flush), position)
-        all
+  defp read(flush, length) do
+    case Native.read(flush, length, 1_000_000, false) do
+      {entries, _length, true} ->
+        Native.claim(flush)
+        entries
 
-      {more, position} ->
-        read(flush, position, all ++ more)
+      {entries, length, false} ->
+        entries ++ read(flush, length)
     end
   end
 

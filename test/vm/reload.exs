@@ -215,7 +215,9 @@ case what do
 
       for number <- 0..1, {_kind, batch} <- [Native.flush(:b, number)] do
         options = %PartitionedBuffer.Options{name: :b, processor: &send(me, {:batch, &1}), module: Buffer}
-        PartitionedBuffer.Flush.process(batch, %{options | processing_batch_size: 1_000}, :storm)
+        settings = :ets.new(:settings, [])
+        :ets.insert(settings, {:options, %{options | processing_batch_size: 1_000}})
+        PartitionedBuffer.Flush.process(batch, PartitionedBuffer.Identity.new(:b, number, settings), [])
       end
 
       for {writer, _task} <- writers, do: receive(do: ({:written, ^writer} -> :ok))

@@ -18,7 +18,7 @@ use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueu
 use crate::registry;
 use crate::vm::memory;
 use crate::vm::term::{
-    charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function, RawTerm,
+    cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function, RawTerm,
 };
 
 /// `size` looks at all partitions, and a step of a list may write to each of them. With this many, both stay well below a
@@ -323,7 +323,7 @@ fn succeed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 nif!(give_back / 4, DirtyCpu);
 fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    let failed: Option<Vec<usize>> = if failed.is_atom() { all(failed)? } else { Some(failed.decode()?) };
+    let failed = if failed.is_atom() { all(failed)? } else { Some(numbers(failed)?) };
     let max_attempts = if max_attempts.is_atom() { infinity(max_attempts)? } else { Some(max_attempts.decode()?) };
     let given_back = flush.0.give_back(failed.as_deref(), counted.decode()?, max_attempts);
     let GivenBack { retried, superseded, given_up } = given_back;
@@ -446,6 +446,20 @@ fn stored(env: Env<'_>, result: Result<Stored, NotRunning>, refused: rustler::At
         Ok(Stored::Stored) => atoms::ok().to_term(env),
         Ok(Stored::Refused) => refused.to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
+    }
+}
+
+/// The numbers of a list.
+fn numbers(list: Term<'_>) -> NifResult<Vec<usize>> {
+    let (mut numbers, mut rest) = (Vec::new(), list);
+    while let Some((number, tail)) = cell(rest) {
+        numbers.push(number.decode()?);
+        rest = tail;
+    }
+    if rest.is_empty_list() {
+        Ok(numbers)
+    } else {
+        Err(Error::BadArg)
     }
 }
 
