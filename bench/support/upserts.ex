@@ -1,0 +1,312 @@
+defmodule Bench.Upserts do
+  @moduledoc """
+  Updates of rows in PostgreSQL: what bench/postgres.exs and its short form in the tests have in common.
+
+  Several writers make updates `{key, value, version}`. Few keys get most of them (`Bench.Zipf`), and all versions come from
+  one clock. A writer remembers what it has written, so at the end it is known what the table must hold.
+
+  All updates come to the table by a conditional upsert: late or doubled ones change nothing, because the highest version
+  stays. The rows of a statement are sorted by key, so two statements cannot wait for each other's rows.
+  """
+
+  alias Bench.Postgres
+  alias Bench.Postgres.Client
+  alias Bench.Zipf
+  alias PartitionedBuffer.Map, as: Buffer
+
+  @buffer :entries
+  @writers 8
+  @rows_per_statement 500
+  @exponent 1.1
+
+  # Every writer has a connection in the other ways, and every partition in that of the buffer.
+  @partitions @writers
+
+  # Places in the counters of a run.
+  @statements 1
+  @rows 2
+  @failures 3
+
+  @typedoc "By key, the highest version and its value."
+  @type fold() :: %{integer() => {version :: integer(), value :: String.t()}}
+
+  ## The work
+
+  @doc "So many `:updates` of so many `:keys`, chosen by a `:seed`."
+  def work(updates: updates, keys: keys, seed: seed) do
+    %{updates: updates, seed: seed, zipf: Zipf.new(keys, @exponent), clock: :atomics.new(1, [])}
+  end
+
+  @doc "Other updates with higher versions."
+  def next(work), do: %{work | seed: work.seed + 1}
+
+  @doc "Starts the writers. `write` gets the number of a writer and its updates as a stream, and returns their fold."
+  @spec start_writers(map(), (pos_integer(), Enumerable.t() -> fold())) :: [Task.t()]
+  def start_writers(work, write) do
+    for writer <- 1..@writers, do: Task.async(fn -> write.(writer, updates(work, writer)) end)
+  end
+
+  @doc "Waits for the writers, and returns the fold over all that they have written."
+  @spec await_writers([Task.t()]) :: fold()
+  def await_writers(writers), do: writers |> Task.await_many(:infinity) |> Enum.reduce(&newest/2)
+
+  @doc "Of each key the higher version of two."
+  @spec newest(fold(), fold()) :: fold()
+  def newest(one, other), do: Map.merge(one, other, fn _key, one, other -> max(one, other) end)
+
+  # The version is taken when the update is.
+  defp updates(work, writer) do
+    Stream.unfold({share(work), :rand.seed_s(:exsss, {work.seed, writer, 0})}, fn
+      {0, _rand} ->
+        nil
+
+      {left, rand} ->
+        {key, rand} = Zipf.next(work.zipf, rand)
+        version = :atomics.add_get(work.clock, 1, 1)
+        {{key, "it's #{version}", version}, {left - 1, rand}}
+    end)
+  end
+
+  defp share(work), do: div(work.updates, @writers)
+
+  defp remember({key, value, version}, fold), do: Map.put(fold, key, {version, value})
+
+  ## Three ways
+
+  @doc "Through the buffer: the writers put, and it flushes."
+  def through_buffer(postgres, work) do
+    run(postgres, work, fn counters ->
+      {:ok, tree} = Supervisor.start_link(children(postgres, counters), strategy: :one_for_one)
+      fold = work |> start_writers(fn _writer, updates -> put_all(updates) end) |> await_writers()
+      {fold, finish(tree)}
+    end)
+  end
+
+  @doc """
+  The same, but the server is killed when the writers have made half of their updates, and is back after `outage` milliseconds.
+  A fifth of the updates comes while it is away.
+  """
+  def through_outage(postgres, work, outage) do
+    run(postgres, work, fn counters ->
+      {:ok, tree} = Supervisor.start_link(children(postgres, counters), strategy: :one_for_one)
+      owner = self()
+      [half, down, back] = for tenths <- [5, 7, 9], do: div(share(work) * tenths, 10)
+
+      reached = fn
+        ^half -> send(owner, :half)
+        ^down -> receive do: (:down -> :ok)
+        ^back -> receive do: (:back -> :ok)
+        _other -> :ok
+      end
+
+      writers = start_writers(work, fn _writer, updates -> put_all(updates, reached) end)
+      for _writer <- writers, do: receive(do: (:half -> :ok))
+      Postgres.kill!(postgres)
+      for writer <- writers, do: send(writer.pid, :down)
+      Process.sleep(outage)
+      Postgres.start!(postgres)
+      for writer <- writers, do: send(writer.pid, :back)
+      {await_writers(writers), finish(tree)}
+    end)
+  end
+
+  @doc "Without a buffer: a statement for each update."
+  def directly(postgres, work) do
+    with_connections(postgres, work, fn updates, client, counters ->
+      Enum.reduce(updates, %{}, fn {key, value, version} = update, fold ->
+        :ok = upsert(client, [{key, value, version, 0}], counters)
+        remember(update, fold)
+      end)
+    end)
+  end
+
+  @doc "Without a buffer: each writer collects as many updates as the buffer gives to its processor, and sends one statement."
+  def in_chunks(postgres, work) do
+    with_connections(postgres, work, fn updates, client, counters ->
+      updates
+      |> Stream.chunk_every(@rows_per_statement)
+      |> Enum.reduce(%{}, fn chunk, fold ->
+        :ok = upsert(client, coalesce(chunk), counters)
+        Enum.reduce(chunk, fold, &remember/2)
+      end)
+    end)
+  end
+
+  defp with_connections(postgres, work, write) do
+    run(postgres, work, fn counters ->
+      clients = for _ <- 1..@writers, do: start_client(postgres)
+
+      writers =
+        start_writers(work, fn writer, updates ->
+          write.(updates, Enum.at(clients, writer - 1), counters)
+        end)
+
+      {await_writers(writers), fn -> Enum.each(clients, &GenServer.stop/1) end}
+    end)
+  end
+
+  defp coalesce(updates) do
+    rows =
+      for {key, value, version} <- updates, reduce: %{} do
+        rows -> Map.update(rows, key, {value, version, 0}, fn {_, _, n} -> {value, version, n + 1} end)
+      end
+
+    for {key, {value, version, updates}} <- rows, do: {key, value, version, updates}
+  end
+
+  # `way` returns the fold when all is stored, and what ends it.
+  defp run(postgres, work, way) do
+    create_table(postgres)
+    counters = :counters.new(3, [])
+    began = System.monotonic_time(:microsecond)
+    {fold, finish} = way.(counters)
+    stored = System.monotonic_time(:microsecond)
+    differences = differences(postgres, fold, work)
+    finish.()
+
+    %{
+      updates: work.updates,
+      statements: :counters.get(counters, @statements),
+      rows: :counters.get(counters, @rows),
+      failures: :counters.get(counters, @failures),
+      seconds: (stored - began) / 1_000_000,
+      differences: differences ++ differences(postgres, fold, work)
+    }
+  end
+
+  ## The buffer
+
+  @doc "Connections and a buffer, for a supervision tree. `opts` are options of the buffer."
+  def children(postgres, counters, opts \\ []) do
+    port = if is_pid(postgres), do: Postgres.port(postgres), else: postgres
+    names = for n <- 1..@partitions, do: :"postgres_#{n}"
+
+    buffer = [
+      name: @buffer,
+      processor: {__MODULE__, :process, [List.to_tuple(names), counters]},
+      partitions: @partitions,
+      processing_interval_ms: 200,
+      processing_batch_size: @rows_per_statement,
+      max_attempts: :infinity,
+      retry_backoff_ms: {50, 500}
+    ]
+
+    Enum.map(names, &{Client, name: &1, port: port}) ++ [{Buffer, Keyword.merge(buffer, opts)}]
+  end
+
+  @doc "The processor."
+  def process([{key, _value, _version, _updates} | _] = batch, clients, counters) do
+    # That of the partition: a key is routed like this.
+    client = elem(clients, :erlang.phash2(:erlang.phash2(key), tuple_size(clients)))
+    upsert(client, batch, counters)
+  end
+
+  @doc "Puts updates, and returns their fold. `reached` is called with the count after each of them."
+  def put_all(updates, reached \\ fn _count -> :ok end) do
+    {_count, fold} =
+      Enum.reduce(updates, {0, %{}}, fn {key, value, version} = update, {count, fold} ->
+        :ok = Buffer.put_newer(@buffer, key, value, version)
+        reached.(count + 1)
+        {count + 1, remember(update, fold)}
+      end)
+
+    fold
+  end
+
+  @doc "Returns when all that was put is stored."
+  def flush, do: :ok = Buffer.flush(@buffer, timeout: 60_000)
+
+  defp finish(tree) do
+    flush()
+    fn -> Supervisor.stop(tree) end
+  end
+
+  ## The table
+
+  @doc "An empty table `entries`."
+  def create_table(postgres) do
+    client = start_client(postgres)
+    {:ok, _} = Client.query(client, "DROP TABLE IF EXISTS entries")
+
+    {:ok, _} =
+      Client.query(client, """
+      CREATE TABLE entries (
+        key bigint PRIMARY KEY, value text NOT NULL, version bigint NOT NULL, updates bigint NOT NULL
+      )
+      """)
+
+    GenServer.stop(client)
+  end
+
+  @doc "What the table holds."
+  @spec stored(pid()) :: fold()
+  def stored(postgres) do
+    for [key, value, version] <- rows(postgres, "SELECT key, value, version FROM entries"), into: %{} do
+      {String.to_integer(key), {String.to_integer(version), value}}
+    end
+  end
+
+  @doc "How often the server had to end a statement because two of them waited for each other."
+  def deadlocks(postgres) do
+    [[count]] =
+      rows(postgres, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+
+    String.to_integer(count)
+  end
+
+  @doc "In what two folds differ: a list of `{key, expected, stored}`."
+  @spec differences(fold(), fold()) :: [{integer(), any(), any()}]
+  def differences(expected, stored) do
+    for key <- Map.keys(Map.merge(expected, stored)), expected[key] != stored[key] do
+      {key, expected[key], stored[key]}
+    end
+  end
+
+  # No update is counted twice. A stale one is not counted at all.
+  defp differences(postgres, fold, work) do
+    [[counted]] = rows(postgres, "SELECT sum(updates) FROM entries")
+
+    counted = if String.to_integer(counted) > work.updates, do: [{:updates, work.updates, counted}], else: []
+    counted ++ differences(fold, stored(postgres))
+  end
+
+  defp upsert(client, rows, counters) do
+    :counters.add(counters, @statements, 1)
+    :counters.add(counters, @rows, length(rows))
+
+    with {:error, reason} <- Client.query(client, rows |> Enum.sort() |> statement()) do
+      :counters.add(counters, @failures, 1)
+      {:error, reason}
+    else
+      {:ok, _result} -> :ok
+    end
+  end
+
+  # An entry stands for the update that made it, and for those that have replaced its value.
+  defp statement(rows) do
+    values =
+      Enum.map_intersperse(rows, ?,, fn {key, value, version, updates} ->
+        literals = Enum.map_intersperse([key, value, version, updates + 1], ?,, &Client.literal/1)
+        [?(, literals, ?)]
+      end)
+
+    [
+      "INSERT INTO entries (key, value, version, updates) VALUES ",
+      values,
+      " ON CONFLICT (key) DO UPDATE SET value = excluded.value, version = excluded.version,",
+      " updates = entries.updates + excluded.updates WHERE excluded.version > entries.version"
+    ]
+  end
+
+  defp rows(postgres, sql) do
+    client = start_client(postgres)
+    {:ok, %{rows: rows}} = Client.query(client, sql, 60_000)
+    GenServer.stop(client)
+    rows
+  end
+
+  defp start_client(postgres) do
+    {:ok, client} = Client.start_link(port: Postgres.port(postgres))
+    client
+  end
+end
