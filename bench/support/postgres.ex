@@ -103,7 +103,8 @@ defmodule Bench.Postgres do
     :ok
   end
 
-  defp postgres!(%{binaries: binaries, dir: dir}, program, args), do: run!(Path.join(binaries, program), args, dir)
+  defp postgres!(%{binaries: binaries, dir: dir}, program, args),
+    do: run!(Path.join(binaries, program), args, dir)
 
   defp run!(program, args, dir) do
     {program, args} = as_postgres(program, args)
@@ -124,7 +125,15 @@ defmodule Bench.Postgres do
 
   # Its standard input ends with this VM, however that ends.
   defp cleanup(binaries, dir) do
-    {shell, args} = as_postgres("/bin/sh", ["-c", "exec >/dev/null 2>&1; " <> @cleanup, "sh", Path.join(binaries, "pg_ctl"), dir])
+    {shell, args} =
+      as_postgres("/bin/sh", [
+        "-c",
+        "exec >/dev/null 2>&1; " <> @cleanup,
+        "sh",
+        Path.join(binaries, "pg_ctl"),
+        dir
+      ])
+
     Port.open({:spawn_executable, System.find_executable(shell)}, [:exit_status, args: args, cd: "/"])
   end
 

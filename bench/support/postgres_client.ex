@@ -14,6 +14,9 @@ defmodule Bench.Postgres.Client do
 
   use GenServer
 
+  # Without the package, `load/0` is false.
+  @compile {:no_warn_undefined, [:pgsql, :pgsql_proto]}
+
   @connect_timeout 5_000
 
   @type error() :: {:error, %{code: String.t(), message: String.t()}}
@@ -49,11 +52,14 @@ defmodule Bench.Postgres.Client do
 
   @doc "An integer or a text, as it is written in a statement."
   @spec literal(integer() | String.t()) :: iodata()
+  # Otherwise a cast would come before the sign, and a sign before this one would begin a comment.
+  def literal(integer) when integer < 0, do: [?(, Integer.to_string(integer), ?)]
   def literal(integer) when is_integer(integer), do: Integer.to_string(integer)
 
   def literal(text) when is_binary(text) do
     (String.valid?(text) and not String.contains?(text, <<0>>)) ||
-      raise ArgumentError, "PostgreSQL has no text like #{inspect(text)}: it has to be UTF-8 without zero bytes"
+      raise ArgumentError,
+            "PostgreSQL has no text like #{inspect(text)}: it has to be UTF-8 without zero bytes"
 
     [?', String.replace(text, "'", "''"), ?']
   end
@@ -97,10 +103,10 @@ defmodule Bench.Postgres.Client do
   # p1_pgsql has no time limit for all of this, and later prints "Sock closed" on what is the group leader now.
   defp connected(%{connection: nil, port: port, silent: silent}) do
     options = [
-      host: '127.0.0.1',
+      host: ~c"127.0.0.1",
       port: port,
-      user: 'postgres',
-      database: 'postgres',
+      user: ~c"postgres",
+      database: ~c"postgres",
       as_binary: true,
       connect_timeout: @connect_timeout
     ]

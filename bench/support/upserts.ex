@@ -19,8 +19,9 @@ defmodule Bench.Upserts do
   @rows_per_statement 500
   @exponent 1.1
 
-  # Every writer has a connection in the other ways, and every partition in that of the buffer.
+  # Every partition has a connection, as every writer has without a buffer.
   @partitions @writers
+  @clients List.to_tuple(for n <- 1..@writers, do: :"postgres_#{n}")
 
   # Places in the counters of a run.
   @statements 1
@@ -75,10 +76,10 @@ defmodule Bench.Upserts do
 
   @doc "Through the buffer: the writers put, and it flushes."
   def through_buffer(postgres, work) do
-    run(postgres, work, fn counters ->
-      {:ok, tree} = Supervisor.start_link(children(postgres, counters), strategy: :one_for_one)
+    run(postgres, work, &children(Postgres.port(postgres), &1), fn _counters ->
       fold = work |> start_writers(fn _writer, updates -> put_all(updates) end) |> await_writers()
-      {fold, finish(tree)}
+      flush()
+      fold
     end)
   end
 
@@ -87,8 +88,7 @@ defmodule Bench.Upserts do
   A fifth of the updates comes while it is away.
   """
   def through_outage(postgres, work, outage) do
-    run(postgres, work, fn counters ->
-      {:ok, tree} = Supervisor.start_link(children(postgres, counters), strategy: :one_for_one)
+    run(postgres, work, &children(Postgres.port(postgres), &1), fn _counters ->
       owner = self()
       [half, down, back] = for tenths <- [5, 7, 9], do: div(share(work) * tenths, 10)
 
@@ -106,13 +106,15 @@ defmodule Bench.Upserts do
       Process.sleep(outage)
       Postgres.start!(postgres)
       for writer <- writers, do: send(writer.pid, :back)
-      {await_writers(writers), finish(tree)}
+      fold = await_writers(writers)
+      flush()
+      fold
     end)
   end
 
   @doc "Without a buffer: a statement for each update."
   def directly(postgres, work) do
-    with_connections(postgres, work, fn updates, client, counters ->
+    without_buffer(postgres, work, fn updates, client, counters ->
       Enum.reduce(updates, %{}, fn {key, value, version} = update, fold ->
         :ok = upsert(client, [{key, value, version, 0}], counters)
         remember(update, fold)
@@ -122,7 +124,7 @@ defmodule Bench.Upserts do
 
   @doc "Without a buffer: each writer collects as many updates as the buffer gives to its processor, and sends one statement."
   def in_chunks(postgres, work) do
-    with_connections(postgres, work, fn updates, client, counters ->
+    without_buffer(postgres, work, fn updates, client, counters ->
       updates
       |> Stream.chunk_every(@rows_per_statement)
       |> Enum.reduce(%{}, fn chunk, fold ->
@@ -132,16 +134,11 @@ defmodule Bench.Upserts do
     end)
   end
 
-  defp with_connections(postgres, work, write) do
-    run(postgres, work, fn counters ->
-      clients = for _ <- 1..@writers, do: start_client(postgres)
-
-      writers =
-        start_writers(work, fn writer, updates ->
-          write.(updates, Enum.at(clients, writer - 1), counters)
-        end)
-
-      {await_writers(writers), fn -> Enum.each(clients, &GenServer.stop/1) end}
+  defp without_buffer(postgres, work, write) do
+    run(postgres, work, fn _counters -> clients(Postgres.port(postgres)) end, fn counters ->
+      work
+      |> start_writers(fn writer, updates -> write.(updates, elem(@clients, writer - 1), counters) end)
+      |> await_writers()
     end)
   end
 
@@ -154,36 +151,42 @@ defmodule Bench.Upserts do
     for {key, {value, version, updates}} <- rows, do: {key, value, version, updates}
   end
 
-  # `way` returns the fold when all is stored, and what ends it.
-  defp run(postgres, work, way) do
+  # `write` returns the fold when all is stored.
+  defp run(postgres, work, children, write) do
     create_table(postgres)
     counters = :counters.new(3, [])
-    began = System.monotonic_time(:microsecond)
-    {fold, finish} = way.(counters)
-    stored = System.monotonic_time(:microsecond)
-    differences = differences(postgres, fold, work)
-    finish.()
+    {:ok, tree} = Supervisor.start_link(children.(counters), strategy: :one_for_one)
 
-    %{
-      updates: work.updates,
-      statements: :counters.get(counters, @statements),
-      rows: :counters.get(counters, @rows),
-      failures: :counters.get(counters, @failures),
-      seconds: (stored - began) / 1_000_000,
-      differences: differences ++ differences(postgres, fold, work)
-    }
+    {fold, result} =
+      try do
+        began = System.monotonic_time(:microsecond)
+        fold = write.(counters)
+        ended = System.monotonic_time(:microsecond)
+
+        {fold,
+         %{
+           updates: work.updates,
+           statements: :counters.get(counters, @statements),
+           rows: :counters.get(counters, @rows),
+           failures: :counters.get(counters, @failures),
+           seconds: (ended - began) / 1_000_000,
+           differences: differences(postgres, fold, work)
+         }}
+      after
+        Supervisor.stop(tree)
+      end
+
+    # A stop leaves it as it is.
+    %{result | differences: result.differences ++ differences(postgres, fold, work)}
   end
 
   ## The buffer
 
   @doc "Connections and a buffer, for a supervision tree. `opts` are options of the buffer."
-  def children(postgres, counters, opts \\ []) do
-    port = if is_pid(postgres), do: Postgres.port(postgres), else: postgres
-    names = for n <- 1..@partitions, do: :"postgres_#{n}"
-
+  def children(port, counters, opts \\ []) do
     buffer = [
       name: @buffer,
-      processor: {__MODULE__, :process, [List.to_tuple(names), counters]},
+      processor: {__MODULE__, :process, [counters]},
       partitions: @partitions,
       processing_interval_ms: 200,
       processing_batch_size: @rows_per_statement,
@@ -191,13 +194,15 @@ defmodule Bench.Upserts do
       retry_backoff_ms: {50, 500}
     ]
 
-    Enum.map(names, &{Client, name: &1, port: port}) ++ [{Buffer, Keyword.merge(buffer, opts)}]
+    clients(port) ++ [{Buffer, Keyword.merge(buffer, opts)}]
   end
 
+  defp clients(port), do: for(name <- Tuple.to_list(@clients), do: {Client, name: name, port: port})
+
   @doc "The processor."
-  def process([{key, _value, _version, _updates} | _] = batch, clients, counters) do
-    # That of the partition: a key is routed like this.
-    client = elem(clients, :erlang.phash2(:erlang.phash2(key), tuple_size(clients)))
+  def process([{key, _value, _version, _updates} | _] = batch, counters) do
+    # That of the partition: the buffer routes a key like this.
+    client = elem(@clients, :erlang.phash2(:erlang.phash2(key), @partitions))
     upsert(client, batch, counters)
   end
 
@@ -215,11 +220,6 @@ defmodule Bench.Upserts do
 
   @doc "Returns when all that was put is stored."
   def flush, do: :ok = Buffer.flush(@buffer, timeout: 60_000)
-
-  defp finish(tree) do
-    flush()
-    fn -> Supervisor.stop(tree) end
-  end
 
   ## The table
 
@@ -248,8 +248,7 @@ defmodule Bench.Upserts do
 
   @doc "How often the server had to end a statement because two of them waited for each other."
   def deadlocks(postgres) do
-    [[count]] =
-      rows(postgres, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    [[count]] = rows(postgres, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
 
     String.to_integer(count)
   end
