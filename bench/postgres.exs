@@ -6,8 +6,8 @@
 # rows of a table, a few of them very often (Zipf, exponent 1.1), by conditional upserts: the highest version stays.
 #
 #   1. The same updates in three ways, with eight connections each: through the buffer; collected by hand, in a statement for
-#      each 500 updates of a process; and directly, in a statement for each update. Shown are the statements and rows that the
-#      server got, and the time until all was stored. The third way does fewer updates, since it would take minutes.
+#      each 500 updates of a process; and directly, in a statement for each update. Shown are the statements and their rows, also
+#      those that failed, and the time until all was stored. The third way does fewer updates, since it would take minutes.
 #   2. The same through the buffer, while the server is killed at half of the updates and stays away for some time.
 #   3. A VM with a buffer gets SIGTERM while the server is away, and may take two seconds to stop: what was not stored has to be
 #      among the dead letters. This has a tenth of the updates.

@@ -85,32 +85,47 @@ defmodule Bench.Upserts do
 
   @doc """
   The same, but the server is killed when the writers have made half of their updates, and is back after `outage` milliseconds.
-  A fifth of the updates comes while it is away.
+
+  A lock sees to it that statements are under way when the server is killed. A fifth of the updates comes while it is locked,
+  and a fifth while the server is away.
   """
   def through_outage(postgres, work, outage) do
     run(postgres, work, &children(Postgres.port(postgres), &1), fn _counters ->
       owner = self()
-      [half, down, back] = for tenths <- [5, 7, 9], do: div(share(work) * tenths, 10)
+      [half, locked, down] = for tenths <- [5, 7, 9], do: div(share(work) * tenths, 10)
 
-      reached = fn
-        ^half -> send(owner, :half)
-        ^down -> receive do: (:down -> :ok)
-        ^back -> receive do: (:back -> :ok)
-        _other -> :ok
+      reached = fn count ->
+        if count in [half, locked, down] do
+          send(owner, {:reached, count})
+          receive do: (:go_on -> :ok)
+        end
       end
 
       writers = start_writers(work, fn _writer, updates -> put_all(updates, reached) end)
-      for _writer <- writers, do: receive(do: (:half -> :ok))
+      await_reached(writers, half)
+      client = start_client(postgres)
+      {:ok, _} = Client.query(client, "BEGIN")
+      {:ok, _} = Client.query(client, "LOCK TABLE entries")
+      go_on(writers)
+      await_reached(writers, locked)
+      await_waiting(client)
       Postgres.kill!(postgres)
-      for writer <- writers, do: send(writer.pid, :down)
+      GenServer.stop(client)
+      go_on(writers)
+      await_reached(writers, down)
       Process.sleep(outage)
       Postgres.start!(postgres)
-      for writer <- writers, do: send(writer.pid, :back)
+      go_on(writers)
       fold = await_writers(writers)
       flush()
       fold
     end)
   end
+
+  defp await_reached(writers, count),
+    do: for(_writer <- writers, do: receive(do: ({:reached, ^count} -> :ok)))
+
+  defp go_on(writers), do: for(writer <- writers, do: send(writer.pid, :go_on))
 
   @doc "Without a buffer: a statement for each update."
   def directly(postgres, work) do
@@ -244,6 +259,12 @@ defmodule Bench.Upserts do
     for [key, value, version] <- rows(postgres, "SELECT key, value, version FROM entries"), into: %{} do
       {String.to_integer(key), {String.to_integer(version), value}}
     end
+  end
+
+  @doc "Returns when a statement of another connection waits for a lock."
+  def await_waiting(client) do
+    {:ok, %{rows: [[waiting]]}} = Client.query(client, "SELECT count(*) FROM pg_locks WHERE NOT granted")
+    if waiting == "0", do: await_waiting(client), else: :ok
   end
 
   @doc "How often the server had to end a statement because two of them waited for each other."
