@@ -28,7 +28,7 @@ defmodule Bench.Postgres do
     client = if Client.load(), do: [], else: ["the Erlang application p1_pgsql"]
 
     if server ++ client != [],
-      do: "#{Enum.join(server ++ client, " and ")} was not found: run `#{@install}` on Debian, as root"
+      do: "not found: #{Enum.join(server ++ client, ", ")}; on Debian install it as root with `#{@install}`"
   end
 
   @doc "Starts a server with an empty database `postgres`, linked to the calling process. Raises if something is missing."

@@ -37,7 +37,7 @@ defmodule Bench.Postgres.Client do
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
     {port, opts} = Keyword.pop!(opts, :port)
-    load() || raise "p1_pgsql was not found"
+    true = load()
     GenServer.start_link(__MODULE__, port, opts)
   end
 

@@ -18,7 +18,9 @@ defmodule PartitionedBuffer.PostgresTest do
   @seed String.to_integer(System.get_env("POSTGRES_SEED", "#{:erlang.phash2(make_ref())}"))
 
   setup_all do
-    if missing = Postgres.missing(), do: raise(missing)
+    if missing = Postgres.missing(),
+      do: raise("#{missing}, or leave these tests out with `mix test --exclude postgres`")
+
     {:ok, postgres: start_supervised!(Postgres)}
   end
 
