@@ -42,7 +42,7 @@ defmodule Bench.Postgres do
   @spec port(GenServer.server()) :: :inet.port_number()
   def port(postgres), do: GenServer.call(postgres, :port)
 
-  @doc "Ends the server as a power failure would: at once, without a word to its clients."
+  @doc "Ends the server at once, as a crash would: statements under way are lost, and so are all connections."
   @spec kill!(GenServer.server()) :: :ok
   def kill!(postgres), do: GenServer.call(postgres, :kill, :infinity)
 

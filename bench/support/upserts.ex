@@ -270,7 +270,6 @@ defmodule Bench.Upserts do
   @doc "How often the server had to end a statement because two of them waited for each other."
   def deadlocks(postgres) do
     [[count]] = rows(postgres, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-
     String.to_integer(count)
   end
 
@@ -285,7 +284,6 @@ defmodule Bench.Upserts do
   # No update is counted twice. A stale one is not counted at all.
   defp differences(postgres, fold, work) do
     [[counted]] = rows(postgres, "SELECT sum(updates) FROM entries")
-
     counted = if String.to_integer(counted) > work.updates, do: [{:updates, work.updates, counted}], else: []
     counted ++ differences(fold, stored(postgres))
   end
@@ -294,11 +292,13 @@ defmodule Bench.Upserts do
     :counters.add(counters, @statements, 1)
     :counters.add(counters, @rows, length(rows))
 
-    with {:error, reason} <- Client.query(client, rows |> Enum.sort() |> statement()) do
-      :counters.add(counters, @failures, 1)
-      {:error, reason}
-    else
-      {:ok, _result} -> :ok
+    case Client.query(client, rows |> Enum.sort() |> statement()) do
+      {:ok, _result} ->
+        :ok
+
+      {:error, reason} ->
+        :counters.add(counters, @failures, 1)
+        {:error, reason}
     end
   end
 
