@@ -2,6 +2,7 @@
 #
 #     mix run bench/conservation.exs                 10 million writes, and the same to the ETS design
 #     mix run bench/conservation.exs --faults        10 million writes, with all kinds of faults
+#     mix run bench/conservation.exs --retries       a buffer with `:max_attempts`, whose processor fails, with or without --faults
 #     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults
 #
 # Options: --writes N, --writers N, --seed N. Prints the counts. Ends with 1 if this package violates anything; violations of
@@ -14,7 +15,7 @@ unless Code.ensure_loaded?(PartitionedBuffer.Model) do
   files =
     for glob <- ~w(model.ex conservation.ex conservation/*.ex), do: Path.wildcard(Path.join(support, glob))
 
-  {:ok, _modules, _warnings} = Kernel.ParallelCompiler.require(Enum.concat(files))
+  {:ok, _modules, _warnings} = Kernel.ParallelCompiler.compile(Enum.concat(files))
 end
 
 Application.ensure_all_started(:telemetry)
@@ -26,7 +27,14 @@ defmodule Conserve do
   def main(argv) do
     {options, [], []} =
       OptionParser.parse(argv,
-        strict: [queue: :boolean, faults: :boolean, writes: :integer, writers: :integer, seed: :integer]
+        strict: [
+          queue: :boolean,
+          faults: :boolean,
+          retries: :boolean,
+          writes: :integer,
+          writers: :integer,
+          seed: :integer
+        ]
       )
 
     seed = options[:seed] || :erlang.phash2(make_ref())
@@ -41,9 +49,16 @@ defmodule Conserve do
         else: {Conservation.Maps, Bench.Lean}
 
     result =
-      if options[:faults] do
-        faults = Conservation.Faults.all()
-        report("this package, with faults", Conservation.package(kind, [faults: faults] ++ opts))
+      if options[:retries] || options[:faults] do
+        faults =
+          case {options[:faults], options[:retries]} do
+            {true, true} -> Conservation.Faults.all_with_retries()
+            {true, _} -> Conservation.Faults.all()
+            _ -> []
+          end
+
+        opts = [faults: faults, retries: options[:retries] || false] ++ opts
+        report("this package", Conservation.package(kind, opts))
       else
         result = report("this package", Conservation.package(kind, opts))
         report("the ETS design", Conservation.ets_design(kind, design, opts))

@@ -89,7 +89,7 @@ defmodule PartitionedBuffer.Conservation do
   | `Code` | values that refer to code that is purged |
   """
 
-  alias PartitionedBuffer.Conservation.{Faults, Kind, Ledger, Writer}
+  alias PartitionedBuffer.Conservation.{Accepted, Faults, Kind, Ledger, Retries, Writer}
 
   @batch_sizes [1, 7, 100, 1_000]
 
@@ -107,7 +107,10 @@ defmodule PartitionedBuffer.Conservation do
   Options: `:writes`, `:seed`, `:writers` (4) and `:faults` ([]), the kinds of faults.
   """
   @spec package(module(), keyword()) :: result()
-  def package(kind, opts) do
+  def package(kind, opts),
+    do: if(opts[:retries], do: with_retries(kind, opts), else: without_retries(kind, opts))
+
+  defp without_retries(kind, opts) do
     buffer = :"conservation_#{System.unique_integer([:positive])}"
     faults = Keyword.get(opts, :faults, [])
     batch_sizes = if :update_options in faults, do: [:table | @batch_sizes], else: [100]
@@ -140,6 +143,47 @@ defmodule PartitionedBuffer.Conservation do
     |> Map.merge(%{figures | faults: injected.counts})
     |> check_reads()
     |> check_reports(injected)
+  end
+
+  # The seed also chooses how often entries are tried, and whether there is a function for those that are given up.
+  defp with_retries(kind, opts) do
+    buffer = :"conservation_#{System.unique_integer([:positive])}"
+
+    {max_attempts, dead_letter?} =
+      elem({{:infinity, false}, {4, true}, {:infinity, true}}, rem(opts[:seed], 3))
+
+    accepted = Accepted.new(max_attempts, dead_letter?)
+    {:ok, ledger} = Retries.start_link(kind.retried(), buffer, 100, accepted)
+    accepted = %{accepted | ledger: ledger}
+    Retries.seed(ledger, opts[:seed])
+
+    options = [
+      name: buffer,
+      module: kind.buffer(),
+      processor: {Retries, :process, [ledger]},
+      partitions: 2,
+      processing_interval_ms: 1,
+      processing_batch_size: 100,
+      processing_timeout_ms: 100,
+      max_attempts: max_attempts,
+      retry_backoff_ms: {3, 10}
+    ]
+
+    faults =
+      Faults.start_link(opts[:seed],
+        kind: kind,
+        options:
+          if(dead_letter?, do: [dead_letter: {Retries, :dead_letter, [ledger]}] ++ options, else: options),
+        ledger: ledger,
+        batch_sizes: @batch_sizes,
+        faults: Keyword.get(opts, :faults, []),
+        accepted: accepted
+      )
+
+    target = fn call, opts -> Kind.refusable(fn -> kind.call(buffer, call, opts) end) end
+    {written, figures} = write(kind, target, [accepted: accepted] ++ opts)
+    injected = Faults.stop(faults)
+    ledger |> Retries.finish(written ++ injected.written) |> Map.merge(%{figures | faults: injected.counts})
   end
 
   @doc "Does the same writes to the documented ETS design, a `design` of `bench/support`."
@@ -183,6 +227,7 @@ defmodule PartitionedBuffer.Conservation do
         writers: writers,
         target: target,
         left: div(opts[:writes], writers),
+        accepted: opts[:accepted],
         hibernate: Keyword.get(opts, :faults, []) != []
       )
     end

@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   @moduledoc false
   # The process that owns the buffer, by another process, and injects a fault every few milliseconds.
 
-  alias PartitionedBuffer.Conservation.{Code, Kind, Ledger}
+  alias PartitionedBuffer.Conservation.{Code, Kind, Ledger, Retries}
   alias PartitionedBuffer.{Partition, Routing}
 
   # An event and the death of the task tell of each of them.
@@ -28,7 +28,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
          ]
 
   # `lists` are the writers of long lists that still run, by their monitors, and `number` is that of the next list or value.
-  # `unreported` is how many failures of tasks have perhaps not been reported, since their partitions died at the same time.
+  # `accepted` is there if the buffer has retries. `unreported` is how many failures of tasks have perhaps not been reported, since their partitions died at the same time.
   # `unseen` is how many of them the ledger perhaps does not know, since the tasks were killed before they said anything.
   defstruct [
     :kind,
@@ -38,6 +38,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     :faults,
     :code,
     :owner,
+    :accepted,
     lists: %{},
     written: [],
     counts: %{},
@@ -46,8 +47,14 @@ defmodule PartitionedBuffer.Conservation.Faults do
     number: 0
   ]
 
+  # Those that need a buffer with retries: what a killed tree has left is not lost with them.
+  @with_retries @all ++ [:kill_tree_at_work, :change_partitions_at_work, :flush]
+
   @doc "All kinds of faults."
   def all, do: @all
+
+  @doc "All kinds of faults of a buffer with retries."
+  def all_with_retries, do: @with_retries
 
   @doc "The kinds of faults in the processor."
   def in_processor, do: @in_processor
@@ -80,7 +87,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
     receive do
       {:stop, from} ->
-        faults = faults |> ensure_running() |> await_lists() |> stop_buffer()
+        faults = faults |> ensure_running() |> await_lists() |> heal() |> stop_buffer()
         send(from, {:stopped, self(), Map.take(faults, [:counts, :written, :unreported, :unseen])})
 
       # `hanging/1` has not waited for it long enough.
@@ -151,13 +158,15 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   defp inject(faults, :kill_tree) do
-    children =
-      for n <- all_partitions(faults), name <- [partition(faults, n), task_supervisor(faults, n)], do: name
-
-    # Once the first is killed, the others begin to die.
-    pids = Enum.map([supervisor(faults) | children], &Process.whereis/1)
-    for pid <- pids, pid != nil, do: Process.exit(pid, :kill)
+    kill_tree(faults)
     faults |> start_again() |> unreported(faults.options[:partitions])
+  end
+
+  # A processor that traps exits outlives its tree.
+  defp inject(faults, :kill_tree_at_work) do
+    at_work(faults)
+    kill_tree(faults)
+    start_again(faults)
   end
 
   defp inject(faults, :owner_dies) do
@@ -199,6 +208,22 @@ defmodule PartitionedBuffer.Conservation.Faults do
     receive do
       {:DOWN, ^ref, :process, ^stop, _reason} -> start_owner(faults)
     end
+  end
+
+  # A stop may leave entries that have failed. Until they are processed, there is no order.
+  defp inject(%{accepted: accepted} = faults, :change_partitions) when accepted != nil do
+    Retries.disorder(faults.ledger)
+    PartitionedBuffer.stop(name(faults))
+    start_disordered(faults)
+  end
+
+  defp inject(faults, :change_partitions_at_work) do
+    pid = at_work(faults)
+    Retries.disorder(faults.ledger)
+    kill_tree(faults)
+    faults = start_disordered(faults)
+    if Process.alive?(pid), do: Retries.report(faults.ledger, :task_outlives_its_entries, pid)
+    faults
   end
 
   # The stop leaves no items. There would be no order between them and new ones in another number of partitions.
@@ -252,6 +277,28 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   ## Others
 
+  defp inject(faults, :flush) do
+    opts = [timeout: :rand.uniform(30) - 1, async: :rand.uniform(2) == 1]
+    spawn(fn -> Kind.refusable(fn -> PartitionedBuffer.flush(name(faults), opts) end) end)
+    faults
+  end
+
+  defp inject(%{accepted: accepted} = faults, :update_options) when accepted != nil do
+    {name, value} =
+      option =
+      Enum.random(
+        processing_batch_size: Enum.random(faults.batch_sizes),
+        processing_interval_ms: :rand.uniform(3),
+        processing_timeout_ms: Enum.random([60, 100, 200]),
+        drain_timeout_ms: Enum.random([0, 30, 60_000]),
+        retry_backoff_ms: Enum.random([{3, 10}, {10, 30}, &__MODULE__.backoff/1])
+      )
+
+    if name == :processing_batch_size, do: Retries.batch_size(faults.ledger, value)
+    PartitionedBuffer.update_options(name(faults), [option])
+    faults
+  end
+
   defp inject(faults, :update_options) do
     option =
       Enum.random(
@@ -273,6 +320,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
     faults
   end
 
+  @doc false
+  def backoff(failures), do: 3 + rem(failures, 5)
+
   ## Processes of the buffer
 
   defp name(faults), do: faults.options[:name]
@@ -291,8 +341,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   # Waits until a processor hangs. There may be no batch, or the task that was to hang may be killed before.
-  defp hanging(faults) do
-    Ledger.arm(faults.ledger, {:hang, self()})
+  defp hanging(faults, verdict \\ &{:hang, &1}) do
+    Ledger.arm(faults.ledger, verdict.(self()))
 
     receive do
       {:hanging, pid} -> pid
@@ -301,6 +351,18 @@ defmodule PartitionedBuffer.Conservation.Faults do
         Ledger.disarm(faults.ledger)
         exit(:no_batch)
     end
+  end
+
+  # A processor that traps exits, and will be at work for some time.
+  defp at_work(faults), do: hanging(faults, &{:trap, &1, 20 + :rand.uniform(40)})
+
+  defp kill_tree(faults) do
+    children =
+      for n <- all_partitions(faults), name <- [partition(faults, n), task_supervisor(faults, n)], do: name
+
+    # Once the first is killed, the others begin to die.
+    pids = Enum.map([supervisor(faults) | children], &Process.whereis/1)
+    for pid <- pids, pid != nil, do: Process.exit(pid, :kill)
   end
 
   defp kill(name), do: Process.exit(Process.whereis(name) || exit(:restarting), :kill)
@@ -377,12 +439,43 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
+  # With another number of partitions, until all that was left is processed.
+  defp start_disordered(faults) do
+    partitions = Enum.random(faults.kind.partitions())
+    faults = start_owner(%{faults | options: Keyword.put(faults.options, :partitions, partitions)})
+    until_flushed(faults, 1_000)
+    Retries.order(faults.ledger)
+    faults
+  end
+
+  defp until_flushed(_faults, 0), do: raise("a healthy sink does not get all")
+
+  defp until_flushed(faults, tries) do
+    flushed = Kind.refusable(fn -> PartitionedBuffer.flush(name(faults), timeout: 60_000) end)
+
+    if flushed != :ok do
+      Process.sleep(1)
+      until_flushed(faults, tries - 1)
+    end
+  end
+
+  # From now on the processor succeeds, so a stop leaves nothing.
+  defp heal(%{accepted: nil} = faults), do: faults
+
+  defp heal(faults) do
+    Retries.heal(faults.ledger)
+    PartitionedBuffer.update_options(name(faults), drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
+    until_flushed(faults, 1_000)
+    faults
+  end
+
   # After a buffer that did not stop.
   defp start_again(faults), do: faults |> start_owner() |> unseen(faults.options[:partitions])
 
   # Processes of the last buffer may still have the names.
   defp start_owner(%{options: options} = faults) do
     me = self()
+    if faults.accepted, do: Retries.restarted(faults.ledger)
 
     {owner, ref} =
       spawn_monitor(fn ->

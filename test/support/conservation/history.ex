@@ -46,6 +46,39 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
+  @doc "The same for a buffer with retries: half of the stale writes are `put_new`, which also needs that there is no entry."
+  def retried(id, number) do
+    with {:put_newer, value, version} when version < 0 and rem(number, 2) == 0 <- write(id, number),
+         do: {:put_new, value}
+  end
+
+  @doc """
+  Whether this may be an entry that the write with this number has made in a buffer with retries. Entries that were replaced
+  in flight are seen by nobody, so `updates` may count fewer than all replacements.
+  """
+  def retried?(id, number, {value, version, updates}) when is_integer(number) and number > 0 do
+    case retried(id, number) do
+      {:put_newer, ^value, ^version} when version > 0 -> updates in 0..most_updates(id, number - 1, 0)
+      {:put_newer, ^value, ^version} -> updates == 0
+      {put, ^value} when put in [:put, :put_new] -> {version, updates} == {0, 0}
+      _other -> false
+    end
+  end
+
+  def retried?(_id, _number, _entry), do: false
+
+  defp most_updates(_id, 0, count), do: count
+
+  defp most_updates(id, number, count) do
+    case kind(id, number) do
+      :newer -> most_updates(id, number - 1, count + 1)
+      # It was ignored, or made the entry that the next write replaced.
+      :stale -> max(count + 1, most_updates(id, number - 1, count))
+      :put -> count + 1
+      :delete -> count
+    end
+  end
+
   @doc "The number of the write that made a value."
   def number({number, _id}), do: number
   def number(<<number::64, _rest::binary>>), do: number

@@ -22,6 +22,9 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @callback write_many(Writer.t()) :: Writer.t()
   @callback read(Writer.t()) :: Writer.t()
 
+  @doc "What a writer has written to a buffer with retries, and is not through after a flush."
+  @callback not_through(Writer.t()) :: [any()]
+
   @doc "All that a writer has written."
   @callback written(Writer.t()) :: [written()]
 
@@ -43,6 +46,9 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @callback code_waits?(atom(), non_neg_integer(), pid()) :: boolean()
 
   ## The ledger
+
+  @doc "The module that compares for buffers with retries."
+  @callback retried() :: module()
 
   @doc "The entries of a table that the processor got, in their order if they have one."
   @callback entries(:ets.table()) :: list()

@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
   @behaviour PartitionedBuffer.Conservation.Kind
 
-  alias PartitionedBuffer.Conservation.{Code, History, Kind, Ledger, Writer}
+  alias PartitionedBuffer.Conservation.{Accepted, Code, History, Kind, Ledger, RetriedMaps, Retries, Writer}
   alias PartitionedBuffer.Map, as: Buffer
 
   @absent {:absent, __MODULE__}
@@ -45,16 +45,53 @@ defmodule PartitionedBuffer.Conservation.Maps do
   @impl Kind
   def write_one(writer), do: write_one(writer, any_slot())
 
-  defp write_one(writer, slot) do
+  defp write_one(%{accepted: nil} = writer, slot) do
     {id, written} = at(writer, slot)
-    writer |> Writer.single(call_of(id, written + 1), option(slot)) |> put_slot(slot, {id, written + 1})
+
+    writer
+    |> Writer.single(call_of(writer, id, written + 1), option(slot))
+    |> put_slot(slot, {id, written + 1})
   end
 
-  defp call_of(id, number) do
+  defp write_one(%{accepted: accepted} = writer, slot) do
+    {id, written} = at(writer, slot)
+    number = written + 1
+    phase = Accepted.phase(accepted)
+    # Every version that may be stale, and some others.
+    stale = if History.kind(id, number) == :stale or rem(number, 4) == 0, do: [stale: :error], else: []
+    call = call_of(writer, id, number)
+    opts = if elem(call, 0) == :put_newer, do: stale ++ option(slot), else: option(slot)
+
+    writer
+    |> Writer.single(call, opts, &note(&1, {id, number, phase}, &2))
+    |> put_slot(slot, {id, number})
+  end
+
+  # A stale write, or `put_new`, is done if there is no entry.
+  defp note(%{accepted: accepted} = writer, {id, number, phase}, result) do
+    current = Accepted.current(accepted, id)
+
+    {effect, right?} =
+      case {History.kind(id, number), result} do
+        {:stale, :ok} -> {:set, current == :none or Accepted.gone?(accepted, id, current)}
+        {:stale, {:error, reason}} when reason in [:stale, :exists] -> {:none, current != :none}
+        {:delete, :ok} -> {:delete, true}
+        {_put_or_newer, result} -> {:set, result == :ok}
+      end
+
+    unless right? or not Accepted.ordered_since?(accepted, phase),
+      do: Retries.report(accepted.ledger, :wrong_results, {id, number, result, current})
+
+    Accepted.wrote(accepted, id, number, effect)
+    writer
+  end
+
+  defp call_of(writer, id, number) do
     key = History.key(id)
 
-    case History.write(id, number) do
+    case if(writer.accepted, do: History.retried(id, number), else: History.write(id, number)) do
       {:put, value} -> {:put, key, value}
+      {:put_new, value} -> {:put_new, key, value}
       {:put_newer, value, version} -> {:put_newer, key, value, version}
       :delete -> {:delete, key}
     end
@@ -69,10 +106,10 @@ defmodule PartitionedBuffer.Conservation.Maps do
     by_call =
       Enum.group_by(slots, fn slot ->
         {id, written} = at(writer, slot)
-        list_call(id, written + 1)
+        list_call(writer, id, written + 1)
       end)
 
-    writer = by_call |> Map.get(:delete, []) |> Enum.reduce(writer, &write_one(&2, &1))
+    writer = by_call |> Map.get(:single, []) |> Enum.reduce(writer, &write_one(&2, &1))
 
     for call <- [:put_all, :put_all_newer], slots = by_call[call], reduce: writer do
       writer -> write_list(writer, call, slots)
@@ -88,37 +125,49 @@ defmodule PartitionedBuffer.Conservation.Maps do
 
     {writer, note} =
       case writer.target.({call, argument}, option(hd(slots))) do
-        :ok -> {Writer.done(writer, call, length(entries)), &written_up_to/3}
+        :ok -> {writer |> note_runs(runs) |> Writer.done(call, length(entries)), &written_up_to/3}
         :refused -> {Writer.count(writer, :lists_cut_short), &give_up/3}
       end
 
     Enum.reduce(runs, writer, fn {slot, numbers}, writer -> note.(writer, slot, numbers.last) end)
   end
 
+  defp note_runs(%{accepted: nil} = writer, _runs), do: writer
+
+  defp note_runs(writer, runs) do
+    for {slot, numbers} <- runs do
+      {id, _written} = at(writer, slot)
+      Accepted.wrote(writer.accepted, id, numbers.last, :set)
+    end
+
+    writer
+  end
+
   # The numbers of the slot's next writes that this call can do.
   defp run(writer, slot, call, longest) do
     {id, written} = at(writer, slot)
-    length = Enum.find(1..longest, longest, &(list_call(id, written + &1 + 1) != call))
+    length = Enum.find(1..longest, longest, &(list_call(writer, id, written + &1 + 1) != call))
     (written + 1)..(written + length)
   end
 
   defp list_entry(writer, slot, number) do
     {id, _written} = at(writer, slot)
-    id |> call_of(number) |> Tuple.delete_at(0)
+    writer |> call_of(id, number) |> Tuple.delete_at(0)
   end
 
-  # The call that can do a write in a list.
-  defp list_call(id, number) do
+  # The call that can do a write in a list. It does not tell which writes were stale, which the ledger of retries has to know.
+  defp list_call(writer, id, number) do
     case History.kind(id, number) do
       :put -> :put_all
-      :delete -> :delete
+      :delete -> :single
+      :stale when writer.accepted != nil -> :single
       _newer_or_stale -> :put_all_newer
     end
   end
 
   # Nobody else writes to the key. So it has its last write, or none if that was flushed.
   @impl Kind
-  def read(writer) do
+  def read(%{accepted: nil} = writer) do
     slot = any_slot()
     {id, written} = at(writer, slot)
 
@@ -129,6 +178,40 @@ defmodule PartitionedBuffer.Conservation.Maps do
       end
 
     Writer.count(writer, what)
+  end
+
+  # The same, until the processor has succeeded with it, or it was given up.
+  def read(%{accepted: accepted} = writer) do
+    slot = any_slot()
+    {id, _written} = at(writer, slot)
+    phase = Accepted.phase(accepted)
+    current = Accepted.current(accepted, id)
+    result = writer.target.({Enum.random([:get, :fetch]), History.key(id)}, option(slot))
+
+    right? =
+      case result do
+        :refused -> true
+        :absent -> current == :none or Accepted.gone?(accepted, id, current)
+        {:ok, value} -> History.number(value) == current
+      end
+
+    unless right? or not Accepted.ordered_since?(accepted, phase),
+      do:
+        Retries.report(
+          accepted.ledger,
+          :wrong_reads,
+          {id, result, Accepted.write(accepted, id), Accepted.batch(accepted, id)}
+        )
+
+    Writer.count(writer, if(is_tuple(result), do: :found, else: result))
+  end
+
+  @impl Kind
+  def not_through(%{accepted: accepted} = writer) do
+    for {id, _written} <- Map.values(writer.state.slots),
+        current = Accepted.current(accepted, id),
+        current != :none and not Accepted.gone?(accepted, id, current),
+        do: {id, Accepted.write(accepted, id), Accepted.batch(accepted, id)}
   end
 
   # The key, a term, a function or an MFA chooses the partition.
@@ -176,6 +259,9 @@ defmodule PartitionedBuffer.Conservation.Maps do
       {:put_all, entries} -> Buffer.put_all(buffer, entries, opts)
       {:put_all_newer, entries} -> Buffer.put_all_newer(buffer, entries, opts)
       {:delete, key} -> Buffer.delete(buffer, key, opts)
+      {:put_new, key, value} -> Buffer.put_new(buffer, key, value, opts)
+      {:fetch, key} -> with :error <- Buffer.fetch(buffer, key, opts), do: :absent
+      :flush -> Buffer.flush(buffer, opts)
       {:get, key} -> found(Buffer.get(buffer, key, @absent, opts), @absent)
     end
   end
@@ -249,17 +335,10 @@ defmodule PartitionedBuffer.Conservation.Maps do
     end
   end
 
-  # A list that was cut short was written in its order. Only among those that were written at once last there may be gaps.
   @impl Kind
   def check({:list, list, outcome}, ledger) do
     arrivals = arrivals(list, ledger)
-    places = for place <- 1..@list_size, :counters.get(arrivals, place) > 0, do: place
-    complete = if outcome == :done, do: @list_size, else: max(List.last(places, 0) - @written_at_once, 0)
-
-    case complete - Enum.count(places, &(&1 <= complete)) do
-      0 -> Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
-      missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing}, ledger.windows > 0)
-    end
+    check_list(list, outcome, &(:counters.get(arrivals, elem(&1, 2)) > 0), ledger.windows > 0, ledger)
   end
 
   # How often a key was written is a range, since a refused call may have done a part of its writes.
@@ -270,4 +349,19 @@ defmodule PartitionedBuffer.Conservation.Maps do
       do: ledger,
       else: Ledger.missing(ledger, 1, {id, seen, written}, ledger.windows > windows)
   end
+
+  @doc "Checks a list of a fault. `came?` tells of a key whether it has come, and `excused?` whether some may be missing."
+  # A list that was cut short was written in its order. Only among those that were written at once last there may be gaps.
+  def check_list(list, outcome, came?, excused?, ledger) do
+    places = for place <- 1..@list_size, came?.({:list, list, place}), do: place
+    complete = if outcome == :done, do: @list_size, else: max(List.last(places, 0) - @written_at_once, 0)
+
+    case complete - Enum.count(places, &(&1 <= complete)) do
+      0 -> Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
+      missing -> Ledger.missing(ledger, missing, {:list, list, outcome, missing}, excused?)
+    end
+  end
+
+  @impl Kind
+  def retried, do: RetriedMaps
 end

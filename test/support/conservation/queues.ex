@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
 
   @behaviour PartitionedBuffer.Conservation.Kind
 
-  alias PartitionedBuffer.Conservation.{Item, Kind, Ledger, Writer}
+  alias PartitionedBuffer.Conservation.{Item, Kind, Ledger, RetriedQueues, Retries, Writer}
   alias PartitionedBuffer.Queue
 
   # The remainder of a stream's number by this is its writer. The last is for the lists that faults push.
@@ -77,6 +77,14 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
+  @impl Kind
+  def not_through(%{number: writer, state: state, accepted: accepted}) do
+    for {partition, last} <- state.last,
+        what = {stream(writer, state), partition, last},
+        last > 0 and not Retries.through?(accepted.ledger, what),
+        do: what
+  end
+
   # The next items of these partitions.
   defp take(%{state: state} = writer, partitions) do
     stream = stream(writer.number, state)
@@ -118,6 +126,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
   @impl Kind
   def call(buffer, {:push, item_or_items}, opts), do: Queue.push(buffer, item_or_items, opts)
   def call(buffer, :size, []), do: Queue.size(buffer)
+  def call(buffer, :flush, opts), do: Queue.flush(buffer, opts)
 
   @impl Kind
   def call_design(design, handle, {:push, items}) when is_list(items),
@@ -140,6 +149,18 @@ defmodule PartitionedBuffer.Conservation.Queues do
   def code_waits?(_buffer, number, ledger), do: not Ledger.code_came?(ledger, number)
 
   ## The ledger
+
+  @doc "Of a stream of lists, by its number: the stream and how many items it has in each partition."
+  def list_stream(number), do: {stream(@lists, number), div(@list_size, @partition_count)}
+
+  @doc "Whether the streams of a writer come one after the other: those of the lists have no order."
+  def ordered?(stream), do: rem(stream, @writers) != @lists
+
+  @doc "The writer of a stream."
+  def writer(stream), do: rem(stream, @writers)
+
+  @impl Kind
+  def retried, do: RetriedQueues
 
   @impl Kind
   def entries(table), do: for({:entry, {:key, _time, _ref}, item, 0, 0} <- :ets.tab2list(table), do: item)

@@ -3,8 +3,11 @@ defmodule PartitionedBuffer.Conservation.Writer do
   # A process that makes calls of all kinds. A single write that the buffer refuses, since it is not running, has not been
   # done, and is tried again. A part of a refused list may have been written.
 
+  alias PartitionedBuffer.Conservation.{Accepted, Retries}
+
   # `target` does a call with options. `left` is the number of writes that are still to be done.
-  defstruct [:kind, :number, :writers, :target, :hibernate, :left, :report_to, :state, counts: %{}]
+  # `accepted` is what the ledger of a buffer with retries is told, nil for other buffers.
+  defstruct [:kind, :number, :writers, :target, :hibernate, :left, :report_to, :state, :accepted, counts: %{}]
 
   @type t() :: %__MODULE__{}
 
@@ -28,6 +31,7 @@ defmodule PartitionedBuffer.Conservation.Writer do
       n when n <= 60 -> writer |> writer.kind.read() |> loop()
       n when n <= 80 -> writer |> yield() |> loop()
       81 when writer.hibernate -> hibernate(writer)
+      82 when writer.accepted != nil -> writer |> flush() |> loop()
       _ -> writer |> writer.kind.write_one() |> loop()
     end
   end
@@ -49,15 +53,37 @@ defmodule PartitionedBuffer.Conservation.Writer do
     writer
   end
 
-  @doc "Does a single write, if need be several times."
-  def single(writer, call, opts) do
-    case writer.target.(call, opts) do
-      :ok ->
-        done(writer, elem(call, 0), 1)
+  # After `:ok` all that this writer has written before is through.
+  defp flush(%{accepted: accepted} = writer) do
+    phase = Accepted.phase(accepted)
+    opts = Enum.random([[timeout: 60_000], [timeout: 60_000], [timeout: 1], [async: true]])
+    result = writer.target.(:flush, opts)
+    writer = count(writer, if(is_tuple(result), do: :flush_failed, else: :flush))
 
+    cond do
+      result == {:error, :timeout} and opts == [timeout: 60_000] ->
+        Retries.report(accepted.ledger, :flush_hangs, opts)
+
+      result == :ok and opts[:async] != true and Accepted.ordered_since?(accepted, phase) ->
+        for what <- writer.kind.not_through(writer),
+            do: Retries.report(accepted.ledger, :flush_is_not_through, what)
+
+      true ->
+        :ok
+    end
+
+    writer
+  end
+
+  @doc "Does a single write, if need be several times. `note` is called with the writer and the result."
+  def single(writer, call, opts, note \\ fn writer, :ok -> writer end) do
+    case writer.target.(call, opts) do
       :refused ->
         Process.sleep(1)
-        writer |> count(:refused) |> single(call, opts)
+        writer |> count(:refused) |> single(call, opts, note)
+
+      result ->
+        writer |> done(elem(call, 0), 1) |> note.(result)
     end
   end
 

@@ -1,0 +1,48 @@
+defmodule PartitionedBuffer.Conservation.Checks do
+  @moduledoc false
+  # What differs between maps and queues for the ledger of a buffer with retries.
+
+  @typedoc "`PartitionedBuffer.Conservation.Retries`"
+  @type ledger() :: struct()
+
+  @typedoc "A mark says what the verdict was on an entry; `:dead` is one that `:dead_letter` has got."
+  @type mark() :: :ok | :failed | :snoozed | :cancelled | :dead
+
+  @typedoc "An entry as the checks know it: what it is, and how often it has failed at least."
+  @type entry() :: %{:attempts => non_neg_integer(), optional(atom()) => any()}
+
+  @typedoc "A batch: its number, task, and whether its entries go to the processor or are given up without a call."
+  @type batch() :: {pos_integer(), struct()}
+
+  @doc "The first state."
+  @callback new() :: any()
+
+  @doc "Whether the processor may name entries in any order."
+  @callback any_order?() :: boolean()
+
+  @doc "Checks the entries of a batch. Returns them in their order."
+  @callback arrive([any()], batch(), ledger()) :: {[entry()], ledger()}
+
+  @doc "Notes the marks of a batch."
+  @callback mark([{entry(), mark()}], batch(), ledger()) :: ledger()
+
+  @doc "Looks at the entries of a failed batch again, just before the processor returns."
+  @callback returning(batch(), ledger()) :: ledger()
+
+  @doc """
+  Checks entries that `:dead_letter` has got: `expected` are those of the task's own batch, nil if another task has had it.
+  """
+  @callback dead([any()], expected :: [entry()] | nil, ledger()) :: ledger()
+
+  @doc "Notes an entry that had to be given up and was not."
+  @callback not_given_up(entry(), ledger()) :: ledger()
+
+  @doc "Whether an entry was deleted or replaced, at the end."
+  @callback replaced?(entry(), ledger()) :: boolean()
+
+  @doc "Whether all that was written before is through; `what` is for the kind to know."
+  @callback through?(what :: any(), ledger()) :: boolean()
+
+  @doc "Compares something that was written with what has come, at the end."
+  @callback check(any(), ledger()) :: ledger()
+end

@@ -1,0 +1,223 @@
+defmodule PartitionedBuffer.Conservation.RetriedMaps do
+  @moduledoc false
+  # Compares the entries of a map with retries with what the writers have done. The number of the write that made an entry
+  # stands for it: at the sink the numbers of a key never fall, and one comes again only if its batch has failed and the key
+  # was not written since.
+
+  @behaviour PartitionedBuffer.Conservation.Checks
+
+  alias PartitionedBuffer.Conservation.{Accepted, Checks, Code, History, Ledger, Maps, Retries}
+
+  @impl Checks
+  def new, do: nil
+
+  @impl Checks
+  def any_order?, do: true
+
+  @impl Checks
+  def arrive(entries, batch, ledger), do: Enum.map_reduce(entries, ledger, &arrive_one(&1, batch, &2))
+
+  defp arrive_one({_key, _value, version, updates} = entry, {number, task}, ledger) do
+    {what, written, right?} = identify(entry)
+    entry = %{what: what, number: written, version: version, updates: updates, batch: number}
+    ledger = if right? and written?(entry, ledger), do: ledger, else: violation(ledger, :wrong, entry, nil)
+    last = Accepted.batch(ledger.accepted, what)
+    ledger = ledger |> check_writes(entry, task) |> compare(entry, last, task)
+    attempts = attempts(ledger, entry, last)
+    {Map.merge(entry, %{attempts: attempts, bad?: Retries.bad?(what, attempts)}), ledger}
+  end
+
+  # Lists and values that refer to code are written once.
+  defp identify({{:list, list, place} = key, value, version, updates}),
+    do: {key, 1, {value, version, updates} == {{list, place}, 0, 0}}
+
+  defp identify({{:code, number} = key, value, version, updates}),
+    do: {key, 1, {version, updates} == {0, 0} and Code.intact?(value, number)}
+
+  defp identify({key, value, version, updates}) do
+    {id, number} = {History.id(key), History.number(value)}
+    {id, number, History.retried?(id, number, {value, version, updates})}
+  end
+
+  # A write that was refused, as stale or since the key was there, has changed nothing.
+  defp written?(%{what: id, number: number}, ledger) do
+    {effective, _at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, id)
+    number <= effective or number > Accepted.written(ledger.accepted, id)
+  end
+
+  # A deleted entry that was not in a batch does not come. One that was replaced does not come after a pause, or in a
+  # flush that began later.
+  defp check_writes(%{disordered?: true} = ledger, _entry, _task), do: ledger
+  # What a stop gives up may be replaced.
+  defp check_writes(ledger, _entry, %{other: true}), do: ledger
+
+  defp check_writes(ledger, %{what: id, number: number} = entry, task) do
+    {effective, at, deleted, deleted_at} = Accepted.write(ledger.accepted, id)
+
+    cond do
+      deleted > number and deleted_at < task.read_after -> violation(ledger, :deleted, entry, deleted)
+      effective > number and at < task.task_after -> violation(ledger, :replaced, entry, effective)
+      true -> ledger
+    end
+  end
+
+  defp compare(ledger, _entry, nil, _task), do: ledger
+  defp compare(ledger, %{number: number}, %{number: last}, _task) when number > last, do: ledger
+
+  defp compare(ledger, %{number: number} = entry, %{number: last} = before, _task) when number < last do
+    if ledger.disordered?,
+      do: Ledger.count(ledger, :disordered),
+      else: violation(ledger, :falls, entry, before)
+  end
+
+  defp compare(ledger, entry, before, task) do
+    case {before.mark, Retries.batch_state(ledger, before.batch)} do
+      {mark, :settled} when mark in [:ok, :cancelled] -> violation(ledger, :again, entry, before)
+      {:dead, _state} -> violation(ledger, :again, entry, before)
+      {_mark, :open} -> violation(ledger, :two_at_a_time, entry, before)
+      _failed_or_died -> compare_retry(ledger, entry, before, task)
+    end
+  end
+
+  defp compare_retry(ledger, entry, before, task) do
+    anything? = ledger.disordered? or task.other
+    same? = {entry.version, entry.updates} == {before.version, before.updates}
+
+    cond do
+      not same? -> violation(ledger, :wrong, entry, before)
+      before.replaced? and not anything? -> violation(ledger, :retried, entry, before)
+      attempts(ledger, entry, before) >= max_attempts(ledger) -> violation(ledger, :too_often, entry, before)
+      true -> Ledger.count(ledger, :retries)
+    end
+  end
+
+  # How often an entry has failed at least.
+  defp attempts(ledger, %{number: number}, %{number: number, mark: mark} = before) do
+    died? = Retries.batch_state(ledger, before.batch) == :died
+    if mark in [:ok, :cancelled] and died?, do: before.attempts + 1, else: before.attempts
+  end
+
+  defp attempts(_ledger, _entry, _other), do: 0
+
+  defp max_attempts(ledger), do: ledger.accepted.max_attempts
+
+  # While the order is lost, an earlier entry may come after a later one.
+  @impl Checks
+  def mark(marked, _batch, ledger) do
+    for {%{what: what, number: number} = entry, mark} <- marked do
+      attempts = if mark == :failed, do: entry.attempts + 1, else: entry.attempts
+      last = Accepted.batch(ledger.accepted, what)
+
+      if last == nil or last.number <= number do
+        entry = %{entry | attempts: attempts} |> Map.drop([:what, :bad?]) |> Map.put(:mark, mark)
+        put(ledger, what, entry)
+      end
+    end
+
+    ledger
+  end
+
+  # A failed entry that was replaced or deleted before the processor returned is not retried.
+  @impl Checks
+  def returning({number, task}, ledger) do
+    for what <- task.entries do
+      entry = Accepted.batch(ledger.accepted, what)
+      if entry.batch == number, do: put(ledger, what, entry)
+    end
+
+    ledger
+  end
+
+  defp put(ledger, what, %{number: number} = entry) do
+    {effective, _at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, what)
+    Accepted.put_batch(ledger.accepted, what, Map.put(entry, :replaced?, effective > number))
+  end
+
+  ## Dead letters
+
+  @impl Checks
+  def dead(entries, expected, ledger) do
+    {known, ledger} = Enum.map_reduce(entries, ledger, &dead_one/2)
+    missing = if expected, do: Enum.reject(expected, &(&1.what in known)), else: []
+    Enum.reduce(missing, ledger, &not_given_up/2)
+  end
+
+  # It has come, and failed often enough, or was in a batch that nobody has seen.
+  defp dead_one({_key, _value, version, updates} = entry, ledger) do
+    {what, number, _right?} = identify(entry)
+
+    case Accepted.batch(ledger.accepted, what) do
+      %{number: ^number, version: ^version, updates: ^updates} = last ->
+        ledger = if may_die?(ledger, last), do: ledger, else: violation(ledger, :given_up_early, entry, last)
+        Accepted.put_batch(ledger.accepted, what, %{last | mark: :dead})
+        {what, ledger}
+
+      other when ledger.windows > 0 ->
+        if other == nil or other.number <= number,
+          do:
+            put(ledger, what, %{
+              number: number,
+              version: version,
+              updates: updates,
+              batch: 0,
+              attempts: 1,
+              mark: :dead
+            })
+
+        {what, Ledger.count(ledger, :given_up_unseen)}
+
+      other ->
+        {what, violation(ledger, :given_up_early, entry, other)}
+    end
+  end
+
+  defp may_die?(_ledger, %{mark: mark}) when mark in [:cancelled, :dead], do: true
+  defp may_die?(ledger, %{attempts: attempts}), do: attempts >= max_attempts(ledger) or ledger.windows > 0
+
+  # It may have been replaced or deleted. The end will tell, because the writer perhaps has not noted it yet.
+  @impl Checks
+  def not_given_up(entry, ledger), do: %{ledger | not_given_up: [entry | ledger.not_given_up]}
+
+  @impl Checks
+  def replaced?(%{what: what, number: number}, ledger) do
+    {effective, _at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, what)
+    effective > number
+  end
+
+  ## The end
+
+  @impl Checks
+  def through?({:code, _number} = what, ledger), do: Accepted.batch(ledger.accepted, what) != nil
+
+  @impl Checks
+  def check({:list, list, outcome}, ledger),
+    do: Maps.check_list(list, outcome, &gone?(ledger, &1, 1), false, ledger)
+
+  def check({:code, _number} = what, ledger),
+    do: if(gone?(ledger, what, 1), do: ledger, else: violation(ledger, :lost, what, nil))
+
+  # The writes of a list that was cut short may have been done in part: then the last number is a range.
+  def check({id, written}, ledger) do
+    last = Accepted.batch(ledger.accepted, id)
+
+    through? =
+      case Accepted.current(ledger.accepted, id) do
+        :none -> true
+        current -> gone?(ledger, id, current)
+      end
+
+    may_be_through? =
+      Range.size(written) > 1 and last != nil and last.number in (written.first + 1)..written.last and
+        gone?(ledger, id, last.number)
+
+    cond do
+      last != nil and last.number > written.last -> violation(ledger, :never_written, {id, written}, last)
+      through? or may_be_through? -> ledger
+      true -> violation(ledger, :lost, {id, written, Accepted.write(ledger.accepted, id)}, last)
+    end
+  end
+
+  defp gone?(ledger, what, number), do: Accepted.gone?(ledger.accepted, what, number)
+
+  defp violation(ledger, kind, entry, other), do: Ledger.violation(ledger, kind, {entry, other})
+end

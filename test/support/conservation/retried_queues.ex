@@ -1,0 +1,280 @@
+defmodule PartitionedBuffer.Conservation.RetriedQueues do
+  @moduledoc false
+  # Compares the items of a queue with retries with what the writers have pushed. A partition gives the items that have failed
+  # first, in their order, and then new ones, also in theirs. So it is known what a batch may have.
+  #
+  # If a task dies, it is not known whether it had settled its batch. So there are several *cases* of what has failed. Those
+  # that the next batch does not fit to are dropped, and it is a violation if none is left.
+
+  @behaviour PartitionedBuffer.Conservation.Checks
+
+  alias PartitionedBuffer.Conservation.{Checks, Code, Item, Ledger, Queues, Retries}
+
+  # Items of one own partition. A case is the list of those that have failed, in their order. `open` is the last batch, if
+  # what became of it is not known yet: its number, and its entries with their marks. Then the cases are what was behind them.
+  defmodule Line do
+    @moduledoc false
+    defstruct cases: [[]], open: nil
+  end
+
+  # `lines` are by own partition, and `last` has the last number that has come of each stream in each partition. `skipped` are
+  # items of a lower number that have not come.
+  @impl Checks
+  def new, do: %{lines: %{}, last: %{}, skipped: MapSet.new()}
+
+  @impl Checks
+  def any_order?, do: false
+
+  @impl Checks
+  def arrive(items, {number, task}, ledger) do
+    entries = for item <- items, do: %{what: identify(item), batch: number, attempts: 0, bad?: false}
+    ledger = Enum.reduce(entries, ledger, &check_partition(&1, task, &2))
+
+    {failures, ledger} =
+      for {own, entries} <- by_line(entries), reduce: {%{}, ledger} do
+        {failures, ledger} ->
+          {attempts, ledger} = arrive_in(own, entries, ledger)
+          {Map.merge(failures, attempts), ledger}
+      end
+
+    entries =
+      for %{what: what} = entry <- entries do
+        attempts = Map.get(failures, what, 0)
+        %{entry | attempts: attempts, bad?: Retries.bad?(what, attempts)}
+      end
+
+    {entries, ledger}
+  end
+
+  # A value that refers to code is a stream of its own.
+  defp identify({:code, number, value}),
+    do: if(Code.intact?(value, number), do: {{:code, number}, {:code, number}, 1}, else: :error)
+
+  defp identify(item), do: Item.read(item)
+
+  defp check_partition(%{what: :error} = entry, _task, ledger), do: Ledger.violation(ledger, :wrong, entry)
+
+  defp check_partition(%{what: {_stream, own, _number}} = entry, task, ledger) do
+    if task.partition == own or task.partition_count != Item.partitions() or not is_integer(own) or
+         ledger.disordered? or
+         task.other,
+       do: ledger,
+       else: Ledger.violation(ledger, :wrong_partition, {entry, task.partition})
+  end
+
+  defp by_line(entries), do: entries |> Enum.filter(&is_tuple(&1.what)) |> Enum.group_by(&elem(&1.what, 1))
+
+  # The attempts of those that have failed before.
+  defp arrive_in(own, entries, ledger) do
+    whats = for entry <- entries, do: entry.what
+    cases = cases(own, ledger)
+    {new, again} = Enum.split_with(whats, &new?(&1, ledger))
+    ledger = check_new(new, ledger)
+    again = MapSet.new(again)
+    rest = if ledger.disordered?, do: &rest_in_any_order(&1, again), else: &rest(&1, whats, again)
+
+    case for(failed <- cases, rest = rest.(failed), do: {failed, rest}) do
+      [] ->
+        what = {own, Enum.take(whats, 3), Enum.map(cases, &Enum.take(&1, 3))}
+        ledger = Ledger.violation(ledger, kind(again, cases), what)
+        {%{}, put(ledger, own, %Line{cases: Enum.uniq(for failed <- cases, do: without(failed, again))})}
+
+      fitting ->
+        ledger = Ledger.count(ledger, :retries, MapSet.size(again))
+        attempts = for {what, attempts} <- least(fitting), what in again, into: %{}, do: {what, attempts}
+        {attempts, put(ledger, own, %Line{cases: fitting |> Enum.map(&elem(&1, 1)) |> Enum.uniq()})}
+    end
+  end
+
+  # What is left of a case behind this batch, nil if it does not fit: the failed items come first.
+  defp rest([{what, _attempts} | failed], [what | whats], again), do: rest(failed, whats, again)
+  defp rest(failed, [], _again), do: failed
+  defp rest([], whats, again), do: if(Enum.any?(whats, &(&1 in again)), do: nil, else: [])
+  defp rest(_failed, _whats, _again), do: nil
+
+  defp rest_in_any_order(failed, again) do
+    rest = without(failed, again)
+    if length(failed) - length(rest) == MapSet.size(again), do: rest
+  end
+
+  defp without(failed, whats), do: Enum.reject(failed, fn {what, _attempts} -> what in whats end)
+
+  # The case in which they have failed the least.
+  defp least(fitting) do
+    {failed, _rest} =
+      Enum.min_by(fitting, fn {failed, _rest} -> failed |> Enum.map(&elem(&1, 1)) |> Enum.max(fn -> 0 end) end)
+
+    failed
+  end
+
+  # An item that has not failed comes again, or those that have failed do not come first.
+  defp kind(again, cases) do
+    known? =
+      Enum.any?(cases, fn failed -> length(failed) - length(without(failed, again)) == MapSet.size(again) end)
+
+    if known?, do: :out_of_order, else: :again
+  end
+
+  ## Numbers
+
+  defp new?({stream, own, number} = what, ledger),
+    do: number > last(stream, own, ledger) or what in ledger.state.skipped
+
+  defp last(stream, own, ledger), do: Map.get(ledger.state.last, {stream, own}, 0)
+
+  defp check_new(whats, ledger), do: Enum.reduce(whats, ledger, &check_number/2)
+
+  # While the order is lost, those that are skipped come later.
+  defp check_number({stream, own, number} = what, ledger) do
+    last = last(stream, own, ledger)
+    ledger = check_stream(what, ledger)
+
+    cond do
+      number == last + 1 ->
+        see(ledger, stream, own, number)
+
+      number <= last ->
+        update_in(ledger.state.skipped, &MapSet.delete(&1, what))
+
+      true ->
+        ledger =
+          if ledger.disordered?, do: ledger, else: Ledger.violation(ledger, :out_of_order, {what, last})
+
+        skipped = for skipped <- (last + 1)..(number - 1), do: {stream, own, skipped}
+        ledger = update_in(ledger.state.skipped, &Enum.into(skipped, &1))
+        see(ledger, stream, own, number)
+    end
+  end
+
+  defp see(ledger, stream, own, number), do: put_in(ledger.state.last[{stream, own}], number)
+
+  # The streams of a writer come one after the other.
+  defp check_stream({stream, own, _number} = what, ledger) when is_integer(stream) do
+    key = {:stream, Queues.writer(stream), own}
+    last = Map.get(ledger.state.last, key, 0)
+
+    cond do
+      stream >= last or not Queues.ordered?(stream) -> put_in(ledger.state.last[key], stream)
+      ledger.disordered? -> ledger
+      true -> Ledger.violation(ledger, :out_of_order, {what, last})
+    end
+  end
+
+  defp check_stream(_code, ledger), do: ledger
+
+  ## Lines
+
+  defp put(ledger, own, line), do: put_in(ledger.state.lines[own], line)
+
+  # What may have failed of a line. If its last batch is not settled, it may become all of it.
+  defp cases(own, ledger) do
+    case Map.get(ledger.state.lines, own, %Line{}) do
+      %Line{cases: cases, open: nil} ->
+        cases
+
+      %Line{cases: cases, open: {number, marked}} ->
+        state = Retries.batch_state(ledger, number)
+        settled = retried(marked, ledger)
+
+        died =
+          if state == :settled,
+            do: [],
+            else: [retried(for({entry, _mark} <- marked, do: {entry, :failed}), ledger)]
+
+        Enum.uniq(for retried <- [settled | died], failed <- cases, do: retried ++ failed)
+    end
+  end
+
+  defp retried(marked, ledger) do
+    for {entry, mark} <- marked, mark in [:failed, :snoozed], not Retries.given_up?(ledger, entry, mark) do
+      {entry.what, if(mark == :failed, do: entry.attempts + 1, else: entry.attempts)}
+    end
+  end
+
+  @impl Checks
+  def mark(marked, {number, _task}, ledger) do
+    marked
+    |> Enum.filter(fn {entry, _mark} -> is_tuple(entry.what) end)
+    |> Enum.group_by(fn {entry, _mark} -> elem(entry.what, 1) end)
+    |> Enum.reduce(ledger, fn {own, marked}, ledger ->
+      put(ledger, own, %{ledger.state.lines[own] | open: {number, marked}})
+    end)
+  end
+
+  @impl Checks
+  def returning(_batch, ledger), do: ledger
+
+  ## Dead letters
+
+  # Those of the task's own batch are known. Others come from the batch of a dead task.
+  @impl Checks
+  def dead(items, expected, ledger) do
+    whats = Enum.map(items, &identify/1)
+
+    ledger =
+      cond do
+        expected != nil and Enum.map(expected, & &1.what) == whats -> ledger
+        ledger.windows == 0 -> Ledger.violation(ledger, :given_up_early, {whats, expected})
+        Enum.any?(whats, &(&1 == :error)) -> Ledger.violation(ledger, :wrong, whats)
+        true -> Ledger.count(ledger, :given_up_unseen, length(whats))
+      end
+
+    for own <- whats |> Enum.filter(&is_tuple/1) |> Enum.map(&elem(&1, 1)) |> Enum.uniq(), reduce: ledger do
+      ledger -> bury(own, whats, ledger)
+    end
+  end
+
+  defp bury(own, whats, ledger) do
+    cases = for failed <- cases(own, ledger), do: without(failed, whats)
+    new = for {stream, ^own, number} <- whats, number > last(stream, own, ledger), do: {stream, own, number}
+    new |> check_new(ledger) |> put(own, %Line{cases: Enum.uniq(cases)})
+  end
+
+  @impl Checks
+  def not_given_up(entry, ledger), do: Ledger.violation(ledger, :not_given_up, entry)
+
+  @impl Checks
+  def replaced?(_entry, _ledger), do: false
+
+  ## The end
+
+  @impl Checks
+  def through?({:code, _number} = code, ledger), do: last(code, code, ledger) > 0
+
+  def through?({stream, own, number}, ledger) do
+    last(stream, own, ledger) >= number and
+      not Enum.any?(ledger.state.skipped, &match?({^stream, ^own, skipped} when skipped <= number, &1)) and
+      Enum.any?(cases(own, ledger), fn failed ->
+        not Enum.any?(failed, &match?({{^stream, ^own, failed}, _attempts} when failed <= number, &1))
+      end)
+  end
+
+  @impl Checks
+  def check({:list, number, outcome}, ledger) do
+    {stream, size} = Queues.list_stream(number)
+    written = if outcome == :done, do: size..size, else: 0..size
+    ledger = Enum.reduce(0..(Item.partitions() - 1), ledger, &check({stream, &1, written}, &2))
+    Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
+  end
+
+  def check({:code, _number} = code, ledger), do: check({code, code, 1..1}, ledger)
+
+  # How many items were pushed is a range, since a refused list may have been pushed in part.
+  def check({stream, own, written}, ledger) do
+    last = last(stream, own, ledger)
+
+    cond do
+      last > written.last ->
+        Ledger.violation(ledger, :never_written, {stream, own, written, last})
+
+      last < written.first ->
+        Ledger.violation(ledger, :lost, {stream, own, written, last}, written.first - last)
+
+      not through?({stream, own, last}, ledger) ->
+        Ledger.violation(ledger, :lost, {stream, own, written, cases(own, ledger)})
+
+      true ->
+        ledger
+    end
+  end
+end

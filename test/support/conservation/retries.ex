@@ -1,0 +1,580 @@
+defmodule PartitionedBuffer.Conservation.Retries do
+  @moduledoc false
+  # The ledger of a buffer with `:max_attempts`. `PartitionedBuffer.Conservation` tells what it knows, and what is a violation.
+  #
+  # The ledger decides on the verdict when a batch comes, and notes what it means for each entry. Whether the buffer has
+  # acted on it, the ledger knows by the next sign of the task: then the batch is *settled*. A task that dies before has
+  # perhaps not settled it, so all of its entries may come again. The ledger takes each batch as one that the sink has
+  # applied, also if the verdict is a failure: the stricter view.
+
+  use GenServer
+
+  @compile {:no_warn_undefined, :telemetry}
+
+  import PartitionedBuffer.Conservation.Ledger, only: [count: 2, count: 3, violation: 3]
+
+  alias PartitionedBuffer.Conservation.{Accepted, Verdict}
+
+  # `batch` is the number of the last batch until it is settled, and `verdict` that on it. `failed` is how many entries of it
+  # have failed, `accounted` how many of them events have told of, and `reported` how many failures. `entries` are those to
+  # be retried, and `to_bury` those to be given up. `succeeded` counts the others, of all batches. `other` is a task without
+  # events, which gives up what a stop leaves. What was deleted before `read_after` is not in the batch; what was replaced before
+  # `task_after` neither.
+  defmodule Task do
+    @moduledoc false
+    defstruct [
+      :partition,
+      :partition_count,
+      :trigger,
+      :started,
+      :task_after,
+      :read_after,
+      :generation,
+      :batch,
+      :verdict,
+      attempts: 0,
+      size: 0,
+      at_work: false,
+      failed: 0,
+      accounted: 0,
+      to_bury: [],
+      entries: [],
+      succeeded: 0,
+      reported: 0,
+      stopped: false,
+      other: false
+    ]
+  end
+
+  # `checks` is the module for maps or queues, and `state` its own. `batches` is a table of the batches that are settled or
+  # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` counts the
+  # starts of the buffer. `pauses` has when the pause of each partition ends, and `last` when it was last seen at work.
+  # `outage` is how many batches will fail, and `windows` counts the deaths of tasks. `not_given_up` are entries that should
+  # have been given up, unless they were replaced or deleted.
+  defstruct [
+    :checks,
+    :state,
+    :accepted,
+    :buffer,
+    :batches,
+    :sizes,
+    generation: 0,
+    pauses: %{},
+    last: %{},
+    outage: 0,
+    healthy?: false,
+    disordered?: false,
+    tasks: %{},
+    next: 1,
+    armed: [],
+    windows: 0,
+    not_given_up: [],
+    counts: %{},
+    violations: %{},
+    finish: nil
+  ]
+
+  @type t() :: %__MODULE__{}
+
+  # An event is late by up to this, in milliseconds: the VM's timers are as coarse.
+  @tolerance 1
+
+  # Half of the least `:retry_backoff_ms` of all that the faults set, rounded up.
+  @least_pause 2
+
+  @long_ago Bitwise.bsl(-1, 62)
+
+  @events for suffix <- [
+                [:processing, :start],
+                [:processing, :stop],
+                [:processing, :exception],
+                [:batch, :stop],
+                [:batch, :exception],
+                [:processing_failed],
+                [:retry],
+                [:dead_letter]
+              ],
+              do: [:partitioned_buffer, :partition | suffix]
+
+  ## In the processor
+
+  def process(entries, ledger) do
+    # As the ledger has it: otherwise the writers would leave time for few flushes.
+    Process.flag(:priority, :high)
+    ask(ledger, {:batch, self(), System.monotonic_time(), entries})
+  end
+
+  def dead_letter(entries, reason, ledger) do
+    Process.flag(:priority, :high)
+    ask(ledger, {:dead_letter, self(), entries, reason})
+  end
+
+  defp ask(ledger, message) do
+    send(ledger, message)
+
+    receive do
+      {:verdict, verdict} -> Verdict.obey(verdict, fn -> send(ledger, {:returning, self()}) end)
+    end
+  end
+
+  def event([_, _ | suffix], measurements, metadata, {ledger, buffer}) do
+    if metadata.buffer == buffer do
+      metadata = Map.put(metadata, :partition_count, PartitionedBuffer.Native.partition_count(buffer))
+      send(ledger, {:event, suffix, measurements, metadata, System.monotonic_time(), self()})
+    end
+  end
+
+  ## API
+
+  @doc "Starts a ledger of a buffer."
+  def start_link(checks, buffer, batch_size, accepted) do
+    {:ok, ledger} = GenServer.start_link(__MODULE__, {checks, buffer, batch_size, accepted})
+    :telemetry.attach_many(buffer, @events, &__MODULE__.event/4, {ledger, buffer})
+    {:ok, ledger}
+  end
+
+  @doc "The verdicts follow from this seed."
+  def seed(ledger, seed), do: GenServer.call(ledger, {:seed, seed})
+
+  @doc "Adds a verdict on one of the next batches."
+  def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
+
+  @doc "Waits until all tasks have ended; returns counts and violations."
+  def finish(ledger, written) do
+    result = GenServer.call(ledger, {:finish, written}, :infinity)
+    GenServer.stop(ledger)
+    result
+  end
+
+  @doc "The batch size changes now."
+  def batch_size(ledger, size), do: send(ledger, {:batch_size, System.monotonic_time(), size})
+
+  @doc "The buffer starts. It knows nothing of pauses before."
+  def restarted(ledger), do: send(ledger, :restarted)
+
+  @doc "From now on the processor succeeds with all."
+  def heal(ledger), do: GenServer.call(ledger, {:heal, true}, :infinity)
+
+  @doc "From now on the order is lost, and the processor succeeds with all."
+  def disorder(ledger), do: GenServer.call(ledger, {:disorder, true}, :infinity)
+
+  @doc "From now on the order is kept again, and the processor fails again."
+  def order(ledger), do: GenServer.call(ledger, {:disorder, false}, :infinity)
+
+  @doc "Whether all that was written before is through."
+  def through?(ledger, what), do: GenServer.call(ledger, {:through?, what}, :infinity)
+
+  @doc "A writer has found a violation."
+  def report(ledger, kind, what), do: send(ledger, {:violation, kind, what})
+
+  ## Callbacks
+
+  @impl GenServer
+  def init({checks, buffer, batch_size, accepted}) do
+    Process.flag(:priority, :high)
+
+    {:ok,
+     %__MODULE__{
+       checks: checks,
+       state: checks.new(),
+       accepted: accepted,
+       buffer: buffer,
+       batches: :ets.new(:batches, [:set]),
+       sizes: [{System.monotonic_time(), batch_size}]
+     }}
+  end
+
+  @impl GenServer
+  def handle_call({:seed, seed}, _from, state) do
+    :rand.seed(:exsss, {seed, 1, 1})
+    {:reply, :ok, state}
+  end
+
+  def handle_call({:code_came?, number}, _from, state),
+    do: {:reply, state.checks.through?({:code, number}, state), state}
+
+  def handle_call({:through?, what}, _from, state), do: {:reply, state.checks.through?(what, state), state}
+  def handle_call({:heal, healthy?}, _from, state), do: {:reply, :ok, heal(state, healthy?)}
+
+  def handle_call({:disorder, disordered?}, _from, state) do
+    Accepted.next_phase(state.accepted)
+    {:reply, :ok, heal(%{state | disordered?: disordered?}, disordered?)}
+  end
+
+  def handle_call({:finish, written}, from, state) do
+    {:noreply, finish_if_idle(%{state | finish: {from, written}, armed: []})}
+  end
+
+  @impl GenServer
+  def handle_info({:batch, pid, time, entries}, state) do
+    state = state |> known(pid) |> bury_dead(pid) |> settled(pid)
+    task = state.tasks[pid]
+    state = state |> check_alone(pid) |> check_pause(task, time)
+    {batch, state} = next(state, pid)
+    {known, state} = state.checks.arrive(entries, batch, state)
+    attempts = known |> Enum.map(& &1.attempts) |> Enum.max(fn -> 0 end)
+    size = length(entries)
+    state = if size == 0, do: violation(state, :empty_batch, pid), else: state
+    state = check_size(state, task, size, attempts)
+    {verdict, state} = verdict(state, entries, known)
+    {:noreply, state |> judge(pid, batch, known, verdict, attempts) |> answer(pid, verdict)}
+  end
+
+  def handle_info({:dead_letter, pid, entries, reason}, state) do
+    state = state |> known(pid) |> bury_dead(pid)
+    verdict = if state.healthy? or :rand.uniform(20) > 1, do: Verdict.ok(), else: Verdict.failing(:raise)
+    state = count(state, :dead_letters, length(entries))
+    {:noreply, state |> check_alone(pid) |> dead_letter(pid, entries, reason) |> answer(pid, verdict)}
+  end
+
+  def handle_info({:returning, pid}, state) do
+    task = state.tasks[pid]
+    state = put_in(state.tasks[pid].at_work, false)
+
+    if task.failed > 0 and task.accounted == 0,
+      do: {:noreply, state.checks.returning({task.batch, task}, state)},
+      else: {:noreply, state}
+  end
+
+  def handle_info({:violation, kind, what}, state), do: {:noreply, violation(state, kind, what)}
+  def handle_info({:arm, verdict}, state), do: {:noreply, %{state | armed: state.armed ++ [verdict]}}
+  def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
+
+  def handle_info({:batch_size, time, size}, state),
+    do: {:noreply, %{state | sizes: Enum.take([{time, size} | state.sizes], 40)}}
+
+  def handle_info(:restarted, state),
+    do: {:noreply, %{state | generation: state.generation + 1, pauses: %{}}}
+
+  def handle_info({:event, [:processing, :start], measurements, metadata, _time, pid}, state) do
+    started = measurements.monotonic_time
+    partition = number(metadata.partition)
+
+    task = %Task{
+      partition: partition,
+      partition_count: metadata.partition_count,
+      trigger: metadata.trigger,
+      started: started,
+      task_after: Map.get(state.last, partition, @long_ago),
+      read_after: started,
+      generation: state.generation
+    }
+
+    {:noreply, state |> known(pid, task) |> count(:flushes)}
+  end
+
+  def handle_info({:event, [:processing, :stop], measurements, _metadata, time, pid}, state) do
+    state = settled(state, pid)
+    %Task{} = task = state.tasks[pid]
+    state = put_in(state.tasks[pid].stopped, true)
+    state = %{state | last: Map.put(state.last, task.partition, time)}
+
+    if not task.at_work and measurements.size == task.succeeded,
+      do: {:noreply, state},
+      else: {:noreply, violation(state, :stop_event, {measurements.size, task})}
+  end
+
+  # `Delivery` catches what a processor does. Only a task of a killed supervisor finds no options.
+  def handle_info({:event, [:processing, :exception], _measurements, metadata, _time, _pid}, state) do
+    case metadata.reason do
+      %ArgumentError{} -> {:noreply, count(state, :no_options)}
+      other -> {:noreply, violation(state, :exception_event, other)}
+    end
+  end
+
+  def handle_info({:event, [:batch, :stop], measurements, metadata, _time, pid}, state) do
+    %Task{verdict: verdict} = task = state.tasks[pid]
+    outcome = with {:snooze, _ms} <- verdict.outcome, do: :snooze
+
+    if match?({:return, _term}, verdict.then) and metadata.outcome == outcome,
+      do: {:noreply, check_event(state, task, measurements, metadata)},
+      else: {:noreply, violation(state, :batch_event, {metadata, task})}
+  end
+
+  def handle_info({:event, [:batch, :exception], measurements, metadata, _time, pid}, state) do
+    task = state.tasks[pid]
+
+    state =
+      case {task.verdict.then, metadata.kind, metadata.reason} do
+        {:raise, :error, %RuntimeError{message: "as told"}} -> count(state, :raised)
+        {:throw, :throw, :as_told} -> count(state, :threw)
+        {:exit, :exit, :as_told} -> count(state, :exited)
+        _ -> violation(state, :batch_event, {metadata, task})
+      end
+
+    {:noreply, check_event(state, task, measurements, metadata)}
+  end
+
+  def handle_info({:event, [:processing_failed], _measurements, _metadata, _time, pid}, state) do
+    state = count(state, :processing_failed)
+    {:noreply, update_in(state.tasks[pid].reported, &(&1 + 1))}
+  end
+
+  def handle_info({:event, [:retry], measurements, metadata, time, pid}, state) do
+    accounted = measurements.count + measurements.superseded
+    state = update_in(state.tasks[pid].accounted, &(&1 + accounted))
+    %Task{} = task = state.tasks[pid]
+    state = state |> close(task.batch, :settled) |> check_delay(task, measurements.delay)
+    state = state |> count(:retried, measurements.count) |> count(:superseded, measurements.superseded)
+
+    if measurements.delay > 0 and task.generation == state.generation do
+      until = time + native(measurements.delay - @tolerance)
+      {:noreply, %{state | pauses: Map.put(state.pauses, number(metadata.partition), until)}}
+    else
+      {:noreply, state}
+    end
+  end
+
+  # Given up without a function to call: the entries are known by the verdict.
+  def handle_info({:event, [:dead_letter], %{count: count}, metadata, _time, pid}, state) do
+    state = count(state, :given_up, count)
+    state = if metadata.handled, do: state, else: count(state, :unhandled, count)
+
+    case state.tasks[pid] do
+      %Task{} -> {:noreply, update_in(state.tasks[pid].accounted, &(&1 + count))}
+      nil -> {:noreply, state}
+    end
+  end
+
+  def handle_info({:DOWN, _ref, :process, pid, reason}, state) do
+    {task, tasks} = Map.pop(state.tasks, pid)
+    {:noreply, %{state | tasks: tasks} |> check_end(task, reason) |> finish_if_idle()}
+  end
+
+  ## Verdicts
+
+  defp heal(state, healthy?), do: %{state | healthy?: healthy?, armed: [], outage: 0}
+
+  defp verdict(%{healthy?: true} = state, _entries, _known), do: {Verdict.ok(), state}
+
+  defp verdict(%{armed: [ordered | armed]} = state, _entries, _known),
+    do: {Verdict.ordered(ordered), %{state | armed: armed}}
+
+  # The sink is away for some batches, or one of the entries is bad, or it is chance.
+  defp verdict(%{outage: outage} = state, entries, known) do
+    cond do
+      outage > 0 ->
+        {Verdict.failing(), %{state | outage: outage - 1}}
+
+      :rand.uniform(500) == 1 ->
+        {Verdict.failing(), count(%{state | outage: :rand.uniform(20)}, :outages)}
+
+      Enum.any?(known, & &1.bad?) ->
+        {Verdict.failing(), count(state, :bad)}
+
+      true ->
+        {Verdict.draw(entries, state.checks.any_order?()), state}
+    end
+  end
+
+  # A bad entry is one with which the processor fails until it has failed as often.
+  @doc "Whether the processor fails with this entry."
+  def bad?(what, attempts), do: attempts < 6 and :erlang.phash2(what, 3_000) == 0
+
+  defp judge(state, pid, {number, _task} = batch, known, verdict, attempts) do
+    marked = Enum.zip(known, Verdict.marks(verdict, length(known)))
+    failed = for {_entry, mark} = marked <- marked, mark in [:failed, :cancelled, :snoozed], do: marked
+    to_bury = for {entry, mark} <- failed, given_up?(state, entry, mark), do: entry
+    now = System.monotonic_time()
+
+    task = %{
+      state.tasks[pid]
+      | batch: number,
+        verdict: verdict,
+        attempts: attempts,
+        size: length(known),
+        failed: length(failed),
+        accounted: 0,
+        reported: 0,
+        to_bury: to_bury,
+        entries: for({entry, mark} <- failed, mark != :cancelled, do: entry.what),
+        succeeded: state.tasks[pid].succeeded + length(known) - length(failed),
+        read_after: now
+    }
+
+    state = %{state | tasks: %{state.tasks | pid => task}, last: Map.put(state.last, task.partition, now)}
+    state = if failed == [], do: state, else: count(state, :failed_batches)
+    state.checks.mark(marked, batch, state) |> count(:batches) |> count(:entries, length(known))
+  end
+
+  @doc "Whether the buffer gives up an entry with this mark."
+  def given_up?(_ledger, _entry, :cancelled), do: true
+  def given_up?(ledger, entry, :failed), do: entry.attempts + 1 >= ledger.accepted.max_attempts
+  def given_up?(_ledger, _entry, _mark), do: false
+
+  defp answer(state, pid, verdict) do
+    send(pid, {:verdict, verdict})
+    put_in(state.tasks[pid].at_work, true)
+  end
+
+  ## Dead letters
+
+  # What a stop gives up has perhaps never been in a batch.
+  defp dead_letter(state, pid, entries, :stopped) do
+    state = settled(state, pid)
+    {batch, state} = next(state, pid)
+    {known, state} = state.checks.arrive(entries, batch, state)
+    state = close(state, elem(batch, 0), :settled)
+    state.checks.mark(Enum.map(known, &{&1, :dead}), batch, state)
+  end
+
+  defp dead_letter(state, pid, entries, _reason) do
+    %Task{batch: batch, to_bury: to_bury} = state.tasks[pid]
+    state = close(state, batch, :settled)
+    state = put_in(state.tasks[pid].to_bury, [])
+    state.checks.dead(entries, if(batch, do: to_bury), state)
+  end
+
+  ## Batches
+
+  defp next(%{next: number} = state, pid), do: {{number, state.tasks[pid]}, %{state | next: number + 1}}
+
+  @doc "What is known of a batch: it is `:open`, `:settled`, or its task has `:died`."
+  def batch_state(ledger, number) do
+    case :ets.lookup(ledger.batches, number) do
+      [{_number, what}] -> what
+      [] -> :open
+    end
+  end
+
+  defp close(state, nil, _what), do: state
+
+  defp close(state, number, what) do
+    :ets.insert_new(state.batches, {number, what})
+    state
+  end
+
+  # The task has given a sign that it has settled its batch.
+  defp settled(state, pid) do
+    case state.tasks[pid] do
+      %Task{batch: nil} -> state
+      %Task{} = task -> state |> close(task.batch, :settled) |> check_settled(task) |> forget(pid)
+    end
+  end
+
+  defp forget(state, pid), do: update_in(state.tasks[pid], &%{&1 | batch: nil, to_bury: [], failed: 0})
+
+  # Each failed entry is told of by an event, and each failure by another. What is to be given up was given up.
+  defp check_settled(state, %Task{failed: failed} = task) do
+    unburied = if state.disordered? or not state.accepted.dead_letter?, do: [], else: task.to_bury
+    state = Enum.reduce(unburied, state, &state.checks.not_given_up/2)
+    reported = if task.verdict.outcome == :error, do: 1, else: 0
+
+    # What was deleted is not given up.
+    accounted? =
+      if task.verdict.outcome == :cancel, do: task.accounted <= failed, else: task.accounted == failed
+
+    cond do
+      not accounted? -> violation(state, :retry_event, task)
+      task.reported != reported -> violation(state, :reports, task)
+      true -> state
+    end
+  end
+
+  ## Tasks
+
+  defp known(state, pid, task \\ %Task{other: true})
+  defp known(%{tasks: tasks} = state, pid, _task) when is_map_key(tasks, pid), do: state
+
+  defp known(state, pid, task) do
+    Process.monitor(pid)
+    put_in(state.tasks[pid], task)
+  end
+
+  # The message of a death may be still on its way when the next task sends a batch.
+  defp bury_dead(state, pid) do
+    for {other, %Task{batch: batch}} <- state.tasks,
+        batch != nil,
+        other != pid,
+        not Process.alive?(other),
+        reduce: state do
+      state -> close(state, batch, :died)
+    end
+  end
+
+  defp check_alone(state, pid) do
+    partition = state.tasks[pid].partition
+
+    others =
+      for {other, %Task{partition: ^partition, at_work: true}} when partition != nil <- state.tasks,
+          other != pid and Process.alive?(other),
+          do: other
+
+    if others == [], do: state, else: violation(state, :two_at_a_time, partition)
+  end
+
+  defp check_pause(state, task, time) do
+    until = Map.get(state.pauses, task.partition)
+
+    if task.trigger in [:flush, :stop] or until == nil or time >= until,
+      do: state,
+      else: violation(state, :pause, {task, until - time})
+  end
+
+  # Only a part of a map's batch fails without a pause. A task that settles the batch of a dead one has no verdict.
+  defp check_delay(state, task, delay) do
+    fits? =
+      case task.verdict do
+        %Verdict{outcome: {:snooze, ms}} when task.batch != nil -> delay == ms
+        %Verdict{outcome: :error, chosen: [_ | _]} when delay == 0 -> state.checks.any_order?()
+        _failure -> delay >= @least_pause
+      end
+
+    if fits?, do: state, else: violation(state, :pause, {task, delay})
+  end
+
+  # The options of a task are those at its start, or those before if an update was on its way.
+  defp check_size(state, task, size, attempts) do
+    {after_start, before} = Enum.split_while(state.sizes, fn {time, _size} -> time > task.started end)
+    largest = (after_start ++ Enum.take(before, 2)) |> Enum.map(&elem(&1, 1)) |> Enum.max()
+
+    if size <= max(div(largest, 4 ** min(attempts, 20)), 1),
+      do: state,
+      else: violation(state, :batch_size, {size, attempts, task})
+  end
+
+  # Attempts of which nobody knows are those of tasks that were killed just before they called the processor.
+  defp check_event(state, task, measurements, metadata) do
+    exact? = state.windows == 0 and not state.disordered?
+    attempts = task.attempts + 1
+
+    if measurements.size == task.size and
+         (metadata.attempt == attempts or (metadata.attempt > attempts and not exact?)),
+       do: state,
+       else: violation(state, :batch_event, {measurements, metadata, task})
+  end
+
+  defp check_end(state, %Task{stopped: true}, reason) when reason in [:normal, :noproc], do: state
+  defp check_end(state, %Task{other: true}, :normal), do: state
+
+  # It may have got a batch that nobody has seen.
+  defp check_end(state, task, reason) when reason in [:killed, :shutdown, :noproc] do
+    state = close(%{state | windows: state.windows + 1}, task.batch, :died)
+    count(state, if(task.at_work, do: :killed_at_work, else: :killed))
+  end
+
+  # Its supervisor is dead, and so are the options.
+  defp check_end(state, task, {:badarg, _stack}),
+    do: %{state | windows: state.windows + 1} |> close(task.batch, :died) |> count(:no_options)
+
+  defp check_end(state, task, reason), do: violation(state, :task_end, {task, reason})
+
+  defp number(partition), do: partition |> Module.split() |> List.last() |> String.to_integer()
+  defp native(ms), do: System.convert_time_unit(ms, :millisecond, :native)
+
+  ## The end
+
+  defp finish_if_idle(%{finish: {from, written}, tasks: tasks} = state) when tasks == %{} do
+    state = Enum.reduce(written, state, &state.checks.check/2)
+    state = Enum.reduce(state.not_given_up, state, &check_given_up/2)
+    GenServer.reply(from, Map.take(state, [:counts, :violations]))
+    :telemetry.detach(state.buffer)
+    %{state | finish: nil}
+  end
+
+  defp finish_if_idle(state), do: state
+
+  defp check_given_up(entry, state) do
+    if state.checks.replaced?(entry, state), do: state, else: violation(state, :not_given_up, entry)
+  end
+end
