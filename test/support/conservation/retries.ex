@@ -230,6 +230,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:returning, pid}, state) do
     task = state.tasks[pid]
     state = put_in(state.tasks[pid].at_work, false)
+    state = if Verdict.hangs?(task.verdict), do: violation(state, :time_limit, task), else: state
 
     if task.failed > 0 and task.accounted == 0,
       do: {:noreply, state.checks.returning({task.batch, task}, state)},

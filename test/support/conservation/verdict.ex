@@ -57,6 +57,11 @@ defmodule PartitionedBuffer.Conservation.Verdict do
     %__MODULE__{then: {:return, {outcome, :some, named}}, outcome: outcome_of_named, chosen: chosen}
   end
 
+  @doc "Whether the processor does not return in time."
+  def hangs?(%__MODULE__{first: :hang}), do: true
+  def hangs?(%__MODULE__{first: {:hang, _who}}), do: true
+  def hangs?(_verdict), do: false
+
   @doc "The mark of each of so many entries."
   def marks(%__MODULE__{outcome: outcome, chosen: :all}, count), do: List.duplicate(mark(outcome), count)
 
