@@ -226,6 +226,6 @@ defmodule PartitionedBuffer.Delivery do
         {module, function, arity, location}
       end
 
-    "** (#{Outcome.describe(Outcome.reason(kind, reason))})\n#{Exception.format_stacktrace(stacktrace)}"
+    Exception.format_banner(kind, reason) <> "\n" <> Exception.format_stacktrace(stacktrace)
   end
 end
