@@ -52,8 +52,10 @@ fn run(seed: u64, operations: usize, keys: u64) {
                 let new = random.below(100) as i64 - 50;
                 let version = version(&mut caller, new);
                 let (value, version) = value.parcel_with(version);
-                generation.put_newer(hash, &key.parcel(), &value, version);
+                let is_stored = generation.put_newer(hash, &key.parcel(), &value, version, || None);
+                let is_new = !model.contains_key(&key.content());
                 let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
+                assert_eq!(is_stored, is_new || new > entry.1, "seed {seed}, step {step}");
                 if new > entry.1 {
                     *entry = (step as i64, new, entry.2 + 1);
                 }

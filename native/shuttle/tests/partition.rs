@@ -60,7 +60,7 @@ impl Buffer {
         self.operate_on((key, version), |partition, among, key, value| {
             let (key_parcel, value) = (key.parcel(), value.parcel());
             let hash = hash(&self.hasher, key);
-            partition.put_newer(among | mark, hash, &key_parcel, &value, Version::Int(version))
+            partition.put_newer(among | mark, hash, &key_parcel, &value, Version::Int(version)).map(|_stored| ())
         })
     }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 pub mod model;
+pub mod reading;
 
 use std::cell::Cell;
 use std::cmp::Ordering;

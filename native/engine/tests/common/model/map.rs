@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Frozen, Generation, Hash, Hasher, Heap, MapPartition, Version};
+use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored, Version};
 
 use super::{Buffer, Model, PARTITIONS};
 use crate::common::{hash, TestHeap, TestTerm};
@@ -19,9 +19,9 @@ const SMALL_VERSION: i64 = 40;
 type Key = (bool, i64);
 
 /// The entry of a key: value, version, updates.
-type Stored = (i64, i64, u64);
+type Value = (i64, i64, u64);
 
-type Contents = HashMap<Key, Stored>;
+type Contents = HashMap<Key, Value>;
 
 /// See the module's documentation.
 struct Map {
@@ -106,10 +106,12 @@ impl Map {
         let key_parcel = term.parcel();
         let result =
             self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, &key_parcel, &parcel, of_term);
-        assert_eq!(result, self.buffer.expected(number, ()));
-        if result.is_ok() {
-            self.buffer.models[number].put_newer(key, value, version);
-        }
+        let stored = match self.buffer.expected(number, ()) {
+            Ok(()) if self.buffer.models[number].put_newer(key, value, version) => Ok(Stored::Stored),
+            Ok(()) => Ok(Stored::Refused),
+            Err(closed) => Err(closed),
+        };
+        assert_eq!(result, stored);
     }
 
     /// Writes the keys, every other one with a version, and takes each lock once.
@@ -174,11 +176,15 @@ impl Model<Contents> {
         }
     }
 
-    fn put_newer(&mut self, key: Key, value: i64, version: i64) {
+    /// Whether it is stored.
+    fn put_newer(&mut self, key: Key, value: i64, version: i64) -> bool {
+        let is_new = !self.waiting.contains_key(&key);
         let stored = self.waiting.entry(key).or_insert((value, version, 0));
-        if version > stored.1 {
+        let is_newer = version > stored.1;
+        if is_newer {
             *stored = (value, version, stored.2 + 1);
         }
+        is_new || is_newer
     }
 }
 
@@ -194,9 +200,9 @@ fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
 
 impl super::Contents<Generation<TestHeap>> for Contents {
     /// Panics if a key is there twice.
-    fn read(frozen: &Frozen<Generation<TestHeap>>, start: usize, end: usize) -> Self {
+    fn read(records: impl Iterator<Item = Record<TestTerm>>) -> Self {
         let mut contents = Contents::new();
-        for Record { key, value, version, updates } in (start..end).filter_map(|position| frozen.record(position)) {
+        for Record { key, value, version, updates } in records {
             let version = match version {
                 Version::Int(version) => version,
                 Version::Below(version) | Version::Above(version) => version.content().1,
