@@ -1,6 +1,7 @@
 //! A heap for tests. A use of a term after its heap was dropped panics, where it would crash a BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
+pub mod map;
 pub mod model;
 pub mod reading;
 
@@ -194,6 +195,28 @@ impl Drop for TestHeap {
             contents.remove(&id);
         }
         HEAPS.fetch_sub(1, Memory::SeqCst);
+    }
+}
+
+/// The greatest distance from 0 of a version that is not boxed, as integers beyond 64 bits are in Erlang.
+pub const SMALL_VERSION: i64 = 40;
+
+/// The version of this number.
+pub fn to_version(caller: &mut TestHeap, number: i64) -> Version<TestTerm> {
+    if number < -SMALL_VERSION {
+        Version::Below(caller.boxed(number))
+    } else if number > SMALL_VERSION {
+        Version::Above(caller.boxed(number))
+    } else {
+        Version::Int(number)
+    }
+}
+
+/// The number of a version.
+pub fn version_number(version: Version<TestTerm>) -> i64 {
+    match version {
+        Version::Int(number) => number,
+        Version::Below(term) | Version::Above(term) => term.content().1,
     }
 }
 

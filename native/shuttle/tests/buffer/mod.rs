@@ -1,19 +1,22 @@
 //! For the tests of maps and queues: the runs under shuttle, and a buffer as the NIF library has it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod history;
+pub mod map;
+
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use partitioned_buffer_engine::{Closed, Flush, Hasher, Partition, Store};
+use partitioned_buffer_engine::{Closed, Flush, GivenBack, Hasher, Partition, Store};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
-use crate::common::reading::{flush, read};
+use crate::common::reading::{flush, read, read_resumed};
 use crate::common::set_lanes;
 
 /// How often a thread of lower priority may overtake one of higher priority in the schedules by priority.
@@ -54,6 +57,12 @@ struct Batch<D> {
     deliveries: Vec<D>,
 }
 
+/// A batch that the processor has.
+pub struct Lease<S: Store, D> {
+    pub flush: Arc<Flush<S>>,
+    pub entries: Vec<D>,
+}
+
 /// A buffer as the NIF library has it: partitions, and how many of them run.
 pub struct Buffer<S: Store, const SHARDS: usize, D> {
     pub hasher: Hasher,
@@ -64,16 +73,21 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     /// All flushes.
     flushes: Mutex<Vec<Known<S, D>>>,
     batches: Mutex<Vec<Batch<D>>>,
+    /// What readers have leased.
+    leased: Mutex<Vec<D>>,
+    /// What the processor has succeeded with, in order.
+    sink: Mutex<Vec<D>>,
     /// The number of the last reader.
     readers: AtomicU64,
 }
 
 impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHARDS, D> {
-    pub fn start(running: u32, delivery: fn(S::Record) -> D) -> Arc<Self> {
+    pub fn start(running: u32, has_outcomes: bool, delivery: fn(S::Record) -> D) -> Arc<Self> {
         let hasher = Hasher::seeded(0);
         // The same in each run, since shuttle runs all its threads in one.
         set_lanes(Some(0));
         let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
+        partitions.iter().for_each(|partition| partition.set_outcomes(has_outcomes));
         partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
         let running = AtomicU32::new(running);
         Arc::new(Buffer {
@@ -83,6 +97,8 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
             delivery,
             flushes: Mutex::default(),
             batches: Mutex::default(),
+            leased: Mutex::default(),
+            sink: Mutex::default(),
             readers: AtomicU64::new(0),
         })
     }
@@ -167,6 +183,66 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         for _ in 0..times {
             self.deliver(self.first(), count);
         }
+    }
+
+    /// The flush of the first partition.
+    pub fn flush(&self) -> Option<Arc<Flush<S>>> {
+        flush(self.first())
+    }
+
+    /// Leases a batch of at most `size` entries of the first partition, without what newer writes have replaced. `None` if there
+    /// is no flush, or none of its entries is for this reader.
+    pub fn lease(&self, size: usize) -> Option<Lease<S, D>> {
+        let flush = self.flush()?;
+        let reader = self.new_reader();
+        let entries = read_resumed(self.first(), &flush, reader, size, self.delivery)?;
+        let is_own = flush.lease(reader, 0);
+        self.first().settle(&flush);
+        if is_own {
+            held(&self.leased).extend(entries.iter().cloned());
+        }
+        (is_own && !entries.is_empty()).then_some(Lease { flush, entries })
+    }
+
+    /// The processor succeeds with a batch.
+    pub fn succeed(&self, lease: Lease<S, D>) {
+        held(&self.sink).extend(lease.entries);
+        lease.flush.succeed();
+        self.first().settle(&lease.flush);
+    }
+
+    /// The processor fails with entries of a batch, those with these numbers or all, and succeeds with the others.
+    pub fn fail(&self, lease: &Lease<S, D>, failed: Option<&[usize]>) -> GivenBack {
+        let is_failed = |number: &usize| failed.is_none_or(|failed| failed.contains(number));
+        let succeeded = lease.entries.iter().enumerate().filter(|(number, _)| !is_failed(number));
+        held(&self.sink).extend(succeeded.map(|(_, entry)| entry.clone()));
+        self.give_back(&lease.flush, failed)
+    }
+
+    /// Gives back the batch of a flush, or the entries with these numbers.
+    pub fn give_back(&self, flush: &Arc<Flush<S>>, failed: Option<&[usize]>) -> GivenBack {
+        let given_back = self.first().give_back(flush, failed, true, None);
+        self.first().settle(flush);
+        given_back
+    }
+
+    /// The processor succeeds with all that the first partition has, in batches of at most `size` entries. Then nothing must be left.
+    pub fn succeed_with_all(&self, size: usize) {
+        // A batch may be empty, if newer writes have replaced all of it.
+        while self.flush().is_some() {
+            self.lease(size).into_iter().for_each(|lease| self.succeed(lease));
+        }
+        assert_eq!(self.first().held(), 0, "nothing is held");
+    }
+
+    /// What readers have leased. Its memory has to be free when all has succeeded.
+    pub fn leased(&self) -> Vec<D> {
+        held(&self.leased).clone()
+    }
+
+    /// What the processor has succeeded with, in order.
+    pub fn sink(&self) -> Vec<D> {
+        held(&self.sink).clone()
     }
 
     /// Closes the first partition, delivers one of its entries, and opens it again.

@@ -4,16 +4,13 @@ use std::collections::HashMap;
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored, Version};
+use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored};
 
 use super::{Buffer, Model, PARTITIONS};
-use crate::common::{hash, TestHeap, TestTerm};
+use crate::common::{hash, to_version, version_number, TestHeap, TestTerm};
 
 /// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in Erlang.
 const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
-
-/// The greatest distance from 0 of a version that is not boxed.
-const SMALL_VERSION: i64 = 40;
 
 /// Whether the key is boxed, and its content.
 type Key = (bool, i64);
@@ -102,7 +99,7 @@ impl Map {
         let mut caller = TestHeap::new();
         let value = self.buffer.value(false);
         let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
-        let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+        let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
         let key_parcel = term.parcel();
         let result =
             self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, &key_parcel, &parcel, of_term);
@@ -130,7 +127,7 @@ impl Map {
                 self.buffer.models[number].put_if(is_open, key, value);
             } else {
                 let version = value % 100 - 50;
-                let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+                let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
                 shard.push((hash, Write::PutNewer(term.parcel(), parcel, of_term)));
                 if is_open {
                     self.buffer.models[number].put_newer(key, value, version);
@@ -188,26 +185,12 @@ impl Model<Contents> {
     }
 }
 
-fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
-    if version < -SMALL_VERSION {
-        Version::Below(caller.boxed(version))
-    } else if version > SMALL_VERSION {
-        Version::Above(caller.boxed(version))
-    } else {
-        Version::Int(version)
-    }
-}
-
 impl super::Contents<Generation<TestHeap>> for Contents {
     /// Panics if a key is there twice.
     fn read(records: impl Iterator<Item = Record<TestTerm>>) -> Self {
         let mut contents = Contents::new();
         for Record { key, value, version, updates } in records {
-            let version = match version {
-                Version::Int(version) => version,
-                Version::Below(version) | Version::Above(version) => version.content().1,
-            };
-            let before = contents.insert(key.content(), (value.content().1, version, updates));
+            let before = contents.insert(key.content(), (value.content().1, version_number(version), updates));
             assert_eq!(before, None, "a key comes once in a flush");
         }
         contents
