@@ -121,7 +121,7 @@ pub(crate) enum Retry {
     Waits,
     /// It stays in this flush, before all entries that were in no batch.
     Stays,
-    /// Nowhere: a newer write has replaced it.
+    /// Nowhere: a newer write has replaced it, or it was deleted.
     IsSuperseded,
 }
 
@@ -379,7 +379,7 @@ impl<S: Store> Flush<S> {
     }
 
     /// Whether an entry was deleted in flight.
-    fn is_cancelled(&self, position: usize) -> bool {
+    pub(crate) fn is_cancelled(&self, position: usize) -> bool {
         let bit = 1 << (position % BITS);
         self.cancelled.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
     }

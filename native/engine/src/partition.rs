@@ -272,6 +272,10 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         flush.give_back(failed, counted, max_attempts, |frozen, position, attempts| {
             let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
             let mut state = self.shards[shard].lock();
+            // Asked again under the lock that a delete takes: the entry that it has deleted must not wait again.
+            if flush.is_cancelled(position) {
+                return Retry::IsSuperseded;
+            }
             // Entries stay in the flush of a closed partition, because another partition may have adopted it.
             if S::KEEPS_ORDER || state.partition_count == 0 {
                 Retry::Stays

@@ -52,6 +52,20 @@ fn finish(buffer: &Buffer) {
 }
 
 #[test]
+fn a_delete_while_the_entry_is_given_back_is_not_lost() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1]);
+        let processor = spawn(&buffer, move |buffer| buffer.fail(&lease, None));
+        buffer.delete(1);
+        assert_eq!(buffer.get(1), None, "a deleted entry is gone at once");
+        join(processor);
+        assert_eq!(buffer.get(1), None, "and does not come back");
+        finish(&buffer);
+        assert_eq!(buffer.sink(), [], "a deleted entry is not retried");
+    });
+}
+
+#[test]
 fn an_entry_is_read_until_the_processor_has_succeeded_with_it() {
     check(|| {
         let (buffer, lease) = start_in_flight(&[1, 2]);
@@ -227,4 +241,30 @@ impl Buffer {
         }
         has_flush == Answer::Is(true)
     }
+}
+
+#[test]
+fn a_key_behaves_as_if_all_steps_were_done_one_by_one() {
+    check(|| {
+        let (buffer, history) = (map::start(1, true), Arc::new(History::default()));
+        buffer.step(&history, Step::PutNewer(1, FIRST));
+        let writers = [1, 2].map(|writer| {
+            let history = history.clone();
+            spawn(&buffer, move |buffer| write_at_random(buffer, &history, writer))
+        });
+        let processor = {
+            let history = history.clone();
+            spawn(&buffer, move |buffer| {
+                for _ in 0..3 {
+                    buffer.process(&history, thread_rng().gen_ratio(2, 3));
+                }
+            })
+        };
+        writers.into_iter().for_each(join);
+        join(processor);
+        buffer.step(&history, Step::Get);
+        while buffer.process(&history, false) {}
+        history.assert_linearizable();
+        finish(&buffer);
+    });
 }
