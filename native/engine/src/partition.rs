@@ -234,29 +234,27 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Decides whether operations look into flushes. The partition must be closed.
     pub fn set_outcomes(&self, has_outcomes: bool) {
-        self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
         let in_flight = self.in_flight.lock();
-        self.look_into(in_flight.front().filter(|_| has_outcomes));
+        self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
+        self.look_into(in_flight.iter().find(|flush| has_outcomes && !flush.is_finished()));
     }
 
-    /// Lets the shards look into this flush, or into none.
+    /// Lets the shards look into this flush, or into none. The caller has the lock of `in_flight`.
     fn look_into(&self, flush: Option<&Arc<Flush<S>>>) {
         let new = flush.and_then(|flush| Some(InFlight { flush: flush.clone(), frozen: flush.entries()? }));
-        for shard in &self.shards {
-            let old = std::mem::replace(&mut shard.lock().in_flight, new.clone());
-            drop(old);
-        }
+        let old = self.shards.each_ref().map(|shard| std::mem::replace(&mut shard.lock().in_flight, new.clone()));
+        drop(old);
     }
 
     /// Frees the stores of a flush if all its entries have an outcome.
     pub fn settle(&self, flush: &Arc<Flush<S>>) {
         if self.has_outcomes.load(Ordering::SeqCst) && flush.is_finished() {
-            for shard in &self.shards {
-                let mut state = shard.lock();
-                let old = state.in_flight.take_if(|old| Arc::ptr_eq(&old.flush, flush));
-                drop(state);
-                drop(old);
-            }
+            // No other thread is about to let the shards look into this flush.
+            let in_flight = self.in_flight.lock();
+            let is_this = |other: &mut InFlight<S>| Arc::ptr_eq(&other.flush, flush);
+            let old = self.shards.each_ref().map(|shard| shard.lock().in_flight.take_if(is_this));
+            drop(in_flight);
+            drop(old);
         }
     }
 
@@ -330,13 +328,14 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         while in_flight.front().is_some_and(|oldest| oldest.is_finished()) {
             in_flight.pop_front();
         }
+        let has_outcomes = self.has_outcomes.load(Ordering::SeqCst);
+        if has_outcomes {
+            self.look_into(in_flight.front());
+        }
         if let Some(rest) = in_flight.front() {
-            if self.has_outcomes.load(Ordering::SeqCst) {
-                self.look_into(Some(rest));
-            }
             return Some(Flushed::Rest(rest.clone()));
         }
-        let fresh = self.freeze()?;
+        let fresh = self.freeze(has_outcomes)?;
         in_flight.push_back(fresh.clone());
         Some(Flushed::Fresh(fresh))
     }
@@ -353,8 +352,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let mut in_flight = self.in_flight.lock();
         let mut evicted = std::mem::take(&mut *in_flight);
         evicted.retain(|flush| !flush.is_finished());
-        evicted.extend(self.freeze());
         self.look_into(None);
+        evicted.extend(self.freeze(false));
         evicted
     }
 
@@ -364,8 +363,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     }
 
     /// Takes the entries of all shards at one point in time, when all their locks are held; `None` if there are none. At
-    /// each lock it waits for at most one operation of another thread.
-    fn freeze(&self) -> Option<Arc<Flush<S>>> {
+    /// each lock it waits for at most one operation of another thread. The shards look into the flush if it is `visible`,
+    /// and must look into no other.
+    fn freeze(&self, visible: bool) -> Option<Arc<Flush<S>>> {
         let mut stores = Vec::with_capacity(SHARDS);
         let mut states = self.shards.each_ref().map(Shard::lock);
         if states.iter().all(|state| state.waiting.end() == 0) {
@@ -376,7 +376,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let is_empty = stores.iter().all(Store::is_empty);
         let frozen = Arc::new(Frozen::new(stores));
         let flush = Arc::new(Flush::new(frozen.clone()));
-        if !is_empty && self.has_outcomes.load(Ordering::SeqCst) {
+        if !is_empty && visible {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));
         }

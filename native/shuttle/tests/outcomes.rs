@@ -188,6 +188,24 @@ fn a_success_takes_only_what_was_in_the_batch() {
     });
 }
 
+#[test]
+fn two_readers_never_lease_the_same_batch() {
+    check(|| {
+        let buffer = map::start(1, true);
+        (0..5).for_each(|key| buffer.put(key, key).expect("the buffer runs"));
+        let readers = [1, 2].map(|size| {
+            spawn(&buffer, move |buffer| {
+                for lease in (0..4).filter_map(|_| buffer.lease(size)) {
+                    buffer.succeed(lease);
+                }
+            })
+        });
+        readers.into_iter().for_each(join);
+        finish(&buffer);
+        (0..5).for_each(|key| assert_eq!(buffer.sunk(key), [key]));
+    });
+}
+
 /// Does random steps with key 1.
 fn write_at_random(buffer: &Buffer, history: &History, writer: i64) {
     for step in 1..=3 {

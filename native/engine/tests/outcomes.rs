@@ -1,0 +1,64 @@
+//! Partitions of maps with outcomes: an entry is there until the processor has succeeded with it.
+#![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::map::{entry, Entry, Map, MapFlush};
+use common::reading::read;
+use partitioned_buffer_engine::reclaim;
+
+/// A copy of the value of each entry in a flush, to see whether it is freed.
+fn copies(flush: &MapFlush) -> Vec<common::TestTerm> {
+    let frozen = flush.entries().unwrap();
+    (0..flush.end()).filter_map(|position| frozen.record(position)).map(|record| record.value).collect()
+}
+
+fn assert_freed(copies: &[common::TestTerm]) {
+    reclaim::settle();
+    assert!(copies.iter().all(|copy| !copy.is_live()), "nothing refers to the stores");
+}
+
+#[test]
+fn a_flush_of_which_all_was_deleted_is_freed_though_its_reader_has_died() {
+    let map = Map::start();
+    map.put_all([1, 2]);
+    let flush = map.flush().unwrap();
+    let copies = copies(&flush);
+    map.delete(1);
+    map.delete(2);
+    assert_eq!(read(&flush, 1, 10, entry), Some(vec![]));
+    drop(flush);
+    assert!(map.flush().is_none());
+    assert_freed(&copies);
+}
+
+#[test]
+fn an_adopted_flush_that_an_old_reader_ends_is_freed_by_the_next_flush() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put_all([1, 2]);
+    let (flush, _) = old.lease_all();
+    let copies = copies(&flush);
+    new.partition.adopt(old.partition.evict());
+    new.open(1);
+    assert_eq!(new.get(1), Some(1));
+    old.succeed(&flush);
+    assert_eq!(new.get(1), None);
+    assert!(new.flush().is_none());
+    assert_freed(&copies);
+}
+
+#[test]
+fn a_partition_that_is_opened_looks_into_its_oldest_unfinished_flush() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put(1, 1);
+    let (flush, _) = old.lease_all();
+    old.put(2, 2);
+    new.partition.adopt(old.partition.evict());
+    old.succeed(&flush);
+    new.open(1);
+    assert_eq!(new.get(2), Some(2));
+}
