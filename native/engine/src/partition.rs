@@ -110,6 +110,20 @@ struct InFlight<S: Store> {
     frozen: Arc<Frozen<S>>,
 }
 
+/// Where failed entries of a flush may wait again. In a closed partition they stay in the flush, because another
+/// partition may adopt it, and in that of another partition as well.
+struct Home<S: Store> {
+    /// While the partition is open for this count; 0 if it never is.
+    partition_count: u32,
+    /// The stores of later flushes, which have newer entries. Only a restart with another partition count makes some.
+    later: Vec<Arc<Frozen<S>>>,
+}
+
+impl<S: Store> Home<S> {
+    /// All entries stay in the flush.
+    const NOWHERE: Self = Home { partition_count: 0, later: Vec::new() };
+}
+
 impl<S: Store> Clone for InFlight<S> {
     fn clone(&self) -> Self {
         InFlight { flush: self.flush.clone(), frozen: self.frozen.clone() }
@@ -267,22 +281,35 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         counted: bool,
         max_attempts: Option<u32>,
     ) -> GivenBack {
+        let Home { partition_count, later } = self.home(flush);
         flush.give_back(failed, counted, max_attempts, |frozen, position, attempts| {
             let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
+            let flushed = &frozen.stores[shard];
             let mut state = self.shards[shard].lock();
             // Asked again under the lock that a delete takes: the entry that it has deleted must not wait again.
             if flush.is_cancelled(position) {
-                return Retry::IsSuperseded;
-            }
-            // Entries stay in the flush of a closed partition, because another partition may have adopted it.
-            if S::KEEPS_ORDER || state.partition_count == 0 {
+                Retry::IsSuperseded
+            } else if S::KEEPS_ORDER
+                || state.partition_count == 0
+                || state.partition_count & !DRAINING != partition_count
+            {
                 Retry::Stays
-            } else if state.waiting.take_back(&frozen.stores[shard], id, attempts) {
+            } else if later.iter().any(|later| later.stores[shard].supersedes(flushed, id)) {
+                Retry::IsSuperseded
+            } else if state.waiting.take_back(flushed, id, attempts) {
                 Retry::Waits
             } else {
                 Retry::IsSuperseded
             }
         })
+    }
+
+    /// Where failed entries of a flush may wait again.
+    fn home(&self, flush: &Arc<Flush<S>>) -> Home<S> {
+        let in_flight = self.in_flight.lock();
+        let Some(place) = in_flight.iter().position(|own| Arc::ptr_eq(own, flush)) else { return Home::NOWHERE };
+        let later = in_flight.iter().skip(place + 1).filter_map(|later| later.entries()).collect();
+        Home { partition_count: self.shards[0].lock().partition_count & !DRAINING, later }
     }
 
     /// Whether an entry that waits replaces the one at this position of a flush.

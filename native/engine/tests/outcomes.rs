@@ -3,11 +3,9 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::map::{entry, Entry, Map, MapFlush};
+use common::map::{entry, Map, MapFlush};
 use common::reading::read;
-use partitioned_buffer_engine::reclaim;
+use partitioned_buffer_engine::{reclaim, BatchState, GivenBack};
 
 /// A copy of the value of each entry in a flush, to see whether it is freed.
 fn copies(flush: &MapFlush) -> Vec<common::TestTerm> {
@@ -61,4 +59,36 @@ fn a_partition_that_is_opened_looks_into_its_oldest_unfinished_flush() {
     old.succeed(&flush);
     new.open(1);
     assert_eq!(new.get(2), Some(2));
+}
+
+#[test]
+fn a_newer_entry_of_a_later_flush_replaces_one_that_is_given_back_after_a_restart() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put_newer(1, 10, 1);
+    old.put(2, 2);
+    old.lease_all();
+    old.put_newer(1, 20, 2);
+    new.partition.adopt(old.partition.evict());
+    new.open(1);
+    let left = new.flush().unwrap();
+    assert_eq!(left.inherit(), Some((BatchState::Leased, 2)));
+    assert_eq!(new.fail(&left, None, None), GivenBack { retried: 1, superseded: 1, given_up: 0 });
+    let left: Vec<_> = new.succeed_with_all().iter().map(|entry| (entry.key, entry.value)).collect();
+    assert_eq!(left, [(1, 20), (2, 2)]);
+}
+
+#[test]
+fn an_old_reader_gives_entries_back_to_the_flush_that_another_partition_has_adopted() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put(1, 1);
+    let (flush, batch) = old.lease_all();
+    new.partition.adopt(old.partition.evict());
+    // Even if the old partition is open again.
+    old.open(1);
+    new.open(1);
+    assert_eq!(old.fail(&flush, None, None).retried, 1);
+    assert!(old.flush().is_none());
+    assert_eq!(new.succeed_with_all(), batch);
 }
