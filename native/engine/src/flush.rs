@@ -143,11 +143,12 @@ impl Batch {
     const NONE: Batch =
         Batch { reader: 0, state: BatchState::Read, from: 0, runs: Vec::new(), length: 0, size: 0, limit: 0 };
 
-    /// Adds an entry.
+    /// Adds an entry. A run has only retried entries or only others, so that each goes back to where it came from.
     fn push(&mut self, position: usize, attempts: u32) {
         self.length += 1;
+        let is_next = |run: &Run| run.first + run.length == position && run.attempts == attempts;
         match self.runs.last_mut() {
-            Some(run) if run.first + run.length == position && run.attempts == attempts => run.length += 1,
+            Some(run) if is_next(run) && position != self.from => run.length += 1,
             _ => self.runs.push(Run { first: position, length: 1, attempts }),
         }
     }

@@ -9,7 +9,7 @@ use std::thread;
 
 use common::reading::{flush, read};
 use common::{TestHeap, TestTerm};
-use partitioned_buffer_engine::{Closed, Flush, Hasher, Heap, Log, QueuePartition};
+use partitioned_buffer_engine::{Closed, Flush, GivenBack, Hasher, Heap, Log, QueuePartition};
 
 fn partition() -> QueuePartition<TestHeap> {
     let partition = QueuePartition::new(&Hasher::new());
@@ -102,4 +102,24 @@ fn items_of_several_threads_come_out_once_and_in_the_order_of_their_thread() {
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
     assert!(flush(&partition).is_none());
+}
+
+/// Reads a batch of at most `size` items for the processor.
+fn lease(flush: &Flush<Log<TestHeap>>, size: usize) -> Vec<i64> {
+    let batch = read(flush, 1, size, content).unwrap();
+    assert!(flush.lease(1, 0));
+    batch
+}
+
+#[test]
+fn a_batch_of_retried_and_other_items_comes_again_if_its_reader_dies() {
+    let partition = partition();
+    (0..5).for_each(|item| push(&partition, item).unwrap());
+    let first = flush(&partition).unwrap();
+    assert_eq!(lease(&first, 2), [0, 1]);
+    // Not counted, so these have failed as seldom as those behind them.
+    let given_back = partition.give_back(&first, None, false, None);
+    assert_eq!(given_back, GivenBack { retried: 2, superseded: 0, given_up: 0 });
+    assert_eq!(read(&first, 2, 4, content).unwrap(), [0, 1, 2, 3]);
+    assert_eq!(claim(&first, usize::MAX), [0, 1, 2, 3, 4]);
 }
