@@ -14,7 +14,7 @@
 //!
 //! All of this is guarded by one lock, which readers hold for some hundred microseconds. It is taken after the lock of
 //! [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
-//! before `settled` has an outcome, and an entry in `cancelled` was deleted while it was in flight.
+//! before `settled` has an outcome, and an entry in `gone` has one too, or was deleted.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -39,10 +39,11 @@ pub struct Flush<S: Store> {
     frozen: Mutex<Option<Arc<Frozen<S>>>>,
     /// The position behind the last entry.
     end: usize,
-    /// Each entry before this position has an outcome, or is a failed item of a queue.
+    /// Each entry before this position has an outcome.
     settled: AtomicUsize,
-    /// A bit for each position, set when the entry was deleted. Most flushes have none.
-    cancelled: OnceLock<Box<[AtomicUsize]>>,
+    /// A bit for each position, set when the entry was deleted, or has an outcome behind an entry of a map that has none.
+    /// Most flushes have no such entry.
+    gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
     progress: Mutex<Progress>,
 }
@@ -204,7 +205,7 @@ impl<S: Store> Flush<S> {
             frozen: Mutex::new(Some(frozen)),
             end,
             settled: AtomicUsize::new(0),
-            cancelled: OnceLock::new(),
+            gone: OnceLock::new(),
             progress: Mutex::new(progress),
         }
     }
@@ -305,7 +306,7 @@ impl<S: Store> Flush<S> {
         let mut is_failed = is_among(failed);
         for (_number, (position, attempts)) in batch.entries().enumerate().filter(|(number, _)| is_failed(*number)) {
             let attempts = attempts.saturating_add(counted.into());
-            if self.is_cancelled(position) {
+            if self.is_gone(position) {
                 result.superseded += 1;
             } else if max_attempts.is_some_and(|max| attempts >= max) {
                 given_up.push(position, attempts);
@@ -321,6 +322,11 @@ impl<S: Store> Flush<S> {
                 }
             }
         }
+        if !S::KEEPS_ORDER && retries.length > 0 {
+            let mut staying = retries.entries().map(|(position, _attempts)| position).peekable();
+            let ended = batch.entries().map(|(position, _attempts)| position);
+            ended.filter(|position| staying.next_if_eq(position).is_none()).for_each(|position| self.remove(position));
+        }
         retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
         if given_up.length > 0 {
             progress.batch = given_up;
@@ -331,7 +337,8 @@ impl<S: Store> Flush<S> {
 
     /// Publishes what has an outcome, and frees the stores after the last one.
     fn settle(&self, progress: &Progress) {
-        self.settled.store(progress.position, Ordering::Release);
+        let settled = progress.retries.front().map_or(progress.position, |run| run.first);
+        self.settled.store(settled, Ordering::Release);
         if progress.is_finished(self.end) {
             drop(self.frozen.lock().take());
         }
@@ -358,10 +365,13 @@ impl<S: Store> Flush<S> {
     pub(crate) fn unsettled(&self) -> usize {
         let progress = self.progress.lock();
         let Some(frozen) = self.entries() else { return 0 };
-        let is_held = |position: usize| frozen.record(position).is_some() && !self.is_cancelled(position);
-        let runs = progress.retries.iter().chain(&progress.batch.runs);
-        let tried = runs.flat_map(|run| run.first..run.first + run.length);
-        tried.chain(progress.position..self.end).filter(|&position| is_held(position)).count()
+        let is_held = |position: usize| frozen.record(position).is_some() && !self.is_gone(position);
+        let tried = progress.retries.iter().flat_map(|run| run.first..run.first + run.length);
+        let batch = match progress.batch.state {
+            BatchState::GivenUp => progress.batch.length,
+            _ => progress.batch.entries().filter(|&(position, _attempts)| is_held(position)).count(),
+        };
+        batch + tried.chain(progress.position..self.end).filter(|&position| is_held(position)).count()
     }
 
     /// The position behind the last entry.
@@ -374,26 +384,26 @@ impl<S: Store> Flush<S> {
         self.frozen.lock().clone()
     }
 
-    /// Whether an entry of a map has no outcome yet and was not deleted.
+    /// Whether an entry of a map has no outcome yet, and was neither given up nor deleted.
     pub(crate) fn is_live(&self, position: usize) -> bool {
-        position >= self.settled.load(Ordering::Acquire) && !self.is_cancelled(position)
+        position >= self.settled.load(Ordering::Acquire) && !self.is_gone(position)
     }
 
-    /// Whether an entry was deleted in flight.
-    pub(crate) fn is_cancelled(&self, position: usize) -> bool {
+    /// Whether an entry was deleted in flight, or has an outcome behind one that has none.
+    pub(crate) fn is_gone(&self, position: usize) -> bool {
         let bit = 1 << (position % BITS);
-        self.cancelled.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
+        self.gone.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
     }
 
     /// Deletes an entry in flight: it is in no further batch.
-    pub(crate) fn cancel(&self, position: usize) {
+    pub(crate) fn remove(&self, position: usize) {
         let words = || (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect();
         let bit = 1 << (position % BITS);
-        self.cancelled.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
+        self.gone.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
     }
 }
 
-/// Bits in a word of [`Flush::cancelled`].
+/// Bits in a word of [`Flush::gone`].
 const BITS: usize = usize::BITS as usize;
 
 impl Progress {
@@ -473,7 +483,7 @@ impl<S: Store> Reader<'_, S> {
         if position >= self.flush.end {
             return Next::End;
         }
-        let is_skipped = |_: &S::Record| self.flush.is_cancelled(position) || is_superseded(&self.frozen, position);
+        let is_skipped = |_: &S::Record| self.flush.is_gone(position) || is_superseded(&self.frozen, position);
         let record = self.frozen.record(position).filter(|record| !is_skipped(record));
         if let Some(record) = record {
             let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);

@@ -287,7 +287,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             let flushed = &frozen.stores[shard];
             let mut state = self.shards[shard].lock();
             // Asked again under the lock that a delete takes: the entry that it has deleted must not wait again.
-            if flush.is_cancelled(position) {
+            if flush.is_gone(position) {
                 Retry::IsSuperseded
             } else if S::KEEPS_ORDER
                 || state.partition_count == 0
@@ -540,7 +540,7 @@ impl<H: Heap> MapPartition<H> {
         state.waiting.delete(hash, key);
         if let Some(in_flight) = &state.in_flight {
             if let Some((_id, position)) = in_flight.find(hash, key) {
-                in_flight.flush.cancel(position);
+                in_flight.flush.remove(position);
             }
         }
         Self::unlock(state);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::map::{entry, Map, MapFlush};
+use common::map::{entry, Entry, Map, MapFlush};
 use common::reading::read;
 use partitioned_buffer_engine::{reclaim, BatchState, GivenBack};
 
@@ -91,4 +91,36 @@ fn an_old_reader_gives_entries_back_to_the_flush_that_another_partition_has_adop
     assert_eq!(old.fail(&flush, None, None).retried, 1);
     assert!(old.flush().is_none());
     assert_eq!(new.succeed_with_all(), batch);
+}
+
+#[test]
+fn what_is_given_back_to_a_closed_partition_stays_in_the_flush_where_it_is_seen_after_the_reopening() {
+    let map = Map::start();
+    (1..=4).for_each(|key| assert!(map.put_newer(key, 10 * key, 5)));
+    let flush = map.flush().unwrap();
+    let order: Vec<i64> = read(&flush, 1, 4, |record| entry(record).key).unwrap();
+    assert!(flush.lease(1, 0));
+    map.partition.close();
+    // The others have succeeded.
+    assert_eq!(map.fail(&flush, Some(&[0, 2]), None), GivenBack { retried: 2, superseded: 0, given_up: 0 });
+    assert_eq!(map.partition.held(), 2);
+    map.open(1);
+    assert_eq!(map.len(), 0);
+    let [first, second, third, fourth] = order[..] else { panic!("four entries") };
+    let seen = [first, second, third, fourth].map(|key| map.get(key));
+    assert_eq!(seen, [Some(10 * first), None, Some(10 * third), None]);
+    assert!(!map.put_newer(first, 1, 5), "the version in the flush is as high");
+    assert!(!map.put_new(third, 1));
+    assert!(map.put_new(second, 1));
+    assert!(map.put_newer(fourth, 1, 1));
+    map.delete(third);
+    assert_eq!((map.get(third), map.partition.held()), (None, 3));
+
+    let rest = map.flush().unwrap();
+    let retried = map.lease_resumed(&rest, 10);
+    assert_eq!(retried, [Entry { key: first, value: 10 * first, version: 5, updates: 0 }]);
+    assert_eq!(rest.attempts(), 1);
+    assert_eq!(map.fail(&rest, None, None), GivenBack { retried: 1, superseded: 0, given_up: 0 });
+    assert_eq!((map.len(), map.get(first)), (3, Some(10 * first)), "it waits in an open partition");
+    assert_eq!(map.succeed_with_all().len(), 3);
 }
