@@ -12,8 +12,8 @@
 //! one [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
 //! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad entry ends up alone.
 //!
-//! All of this is guarded by one lock, which readers hold for some hundred microseconds. It is taken after the lock of
-//! [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
+//! All of this is guarded by one lock, which readers hold for some hundred microseconds, and nobody longer. It is taken after
+//! the lock of [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
 //! before `settled` has an outcome, and an entry in `gone` has one too, or was deleted.
 
 use std::collections::VecDeque;
@@ -46,6 +46,8 @@ pub struct Flush<S: Store> {
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
     progress: Mutex<Progress>,
+    /// Held while a batch is given back, which may take long. It is taken before the lock of `progress`.
+    giving_back: Mutex<()>,
 }
 
 /// How far readers have come.
@@ -76,6 +78,7 @@ struct Run {
 }
 
 /// The entries that are to be given to the processor together.
+#[derive(Clone)]
 struct Batch {
     /// Who reads it, by a number that no other reader has.
     reader: u64,
@@ -103,6 +106,9 @@ pub enum BatchState {
     /// The processor has failed with it, and it will not be retried.
     GivenUp,
 }
+
+/// Records, and the stores that they are in.
+pub type Records<S> = (Arc<Frozen<S>>, Vec<<S as Store>::Record>);
 
 /// What became of the failed entries of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -207,6 +213,7 @@ impl<S: Store> Flush<S> {
             settled: AtomicUsize::new(0),
             gone: OnceLock::new(),
             progress: Mutex::new(progress),
+            giving_back: Mutex::new(()),
         }
     }
 
@@ -264,19 +271,20 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// The batch that a reader has left, and how many entries it has; `None` if it has left none.
+    /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has died
+    /// while it gave the batch back, this waits until that is done.
     pub fn inherit(&self) -> Option<(BatchState, usize)> {
+        let _giving_back = self.giving_back.lock();
         let mut progress = self.progress.lock();
         progress.undo_read();
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
     }
 
     /// The records of the present batch, and the stores that they are in.
-    pub fn batch(&self) -> Option<(Arc<Frozen<S>>, Vec<S::Record>)> {
-        let progress = self.progress.lock();
+    pub fn batch(&self) -> Option<Records<S>> {
+        let batch = self.progress.lock().batch.clone();
         let frozen = self.entries()?;
-        let entries = progress.batch.entries();
-        let records = entries.filter_map(|(position, _attempts)| frozen.record(position)).collect();
+        let records = batch.entries().filter_map(|(position, _attempts)| frozen.record(position)).collect();
         Some((frozen, records))
     }
 
@@ -296,11 +304,10 @@ impl<S: Store> Flush<S> {
         mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
     ) -> GivenBack {
         let mut result = GivenBack::default();
-        let mut progress = self.progress.lock();
-        let Some(frozen) = self.entries().filter(|_| progress.batch.state == BatchState::Leased) else {
-            return result;
-        };
-        let batch = std::mem::replace(&mut progress.batch, Batch::NONE);
+        // Nobody else ends a batch that is leased, so it needs no lock of `progress` to be gone through.
+        let _giving_back = self.giving_back.lock();
+        let batch = self.progress.lock().batch.clone();
+        let Some(frozen) = self.entries().filter(|_| batch.state == BatchState::Leased) else { return result };
         let mut given_up = Batch { state: BatchState::GivenUp, ..Batch::NONE };
         let mut retries = Batch::NONE;
         let mut is_failed = is_among(failed);
@@ -327,10 +334,9 @@ impl<S: Store> Flush<S> {
             let ended = batch.entries().map(|(position, _attempts)| position);
             ended.filter(|position| staying.next_if_eq(position).is_none()).for_each(|position| self.remove(position));
         }
+        let mut progress = self.progress.lock();
         retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
-        if given_up.length > 0 {
-            progress.batch = given_up;
-        }
+        progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
         self.settle(&progress);
         result
     }
@@ -361,17 +367,22 @@ impl<S: Store> Flush<S> {
         Seen { calls, called_with, left: self.end - position + retried + batch.length, called_at }
     }
 
-    /// How many entries have no outcome. It looks at each of them.
-    pub(crate) fn unsettled(&self) -> usize {
+    /// How many entries have no outcome now. The result counts them, and looks at each without a lock.
+    pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {
         let progress = self.progress.lock();
-        let Some(frozen) = self.entries() else { return 0 };
-        let is_held = |position: usize| frozen.record(position).is_some() && !self.is_gone(position);
-        let tried = progress.retries.iter().flat_map(|run| run.first..run.first + run.length);
-        let batch = match progress.batch.state {
-            BatchState::GivenUp => progress.batch.length,
-            _ => progress.batch.entries().filter(|&(position, _attempts)| is_held(position)).count(),
-        };
-        batch + tried.chain(progress.position..self.end).filter(|&position| is_held(position)).count()
+        let (position, batch) = (progress.position, progress.batch.clone());
+        let retries: Vec<Run> = progress.retries.iter().copied().collect();
+        drop(progress);
+        move || {
+            let Some(frozen) = self.entries() else { return 0 };
+            let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
+            let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
+            let batch = match batch.state {
+                BatchState::GivenUp => batch.length,
+                _ => batch.entries().filter(|(position, _attempts)| is_held(position)).count(),
+            };
+            batch + rest.filter(is_held).count()
+        }
     }
 
     /// The position behind the last entry.

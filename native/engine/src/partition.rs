@@ -343,10 +343,12 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// How many entries wait, or are in flight without an outcome. It looks at each of the latter.
     pub fn held(&self) -> usize {
         let in_flight = self.in_flight.lock();
+        let flushes = in_flight.clone();
+        // Before those that wait: an entry that is given back meanwhile is rather counted twice than not at all.
+        let unsettled: Vec<_> = flushes.iter().map(|flush| flush.unsettled()).collect();
         let waiting: usize = self.shards.iter().map(|shard| shard.lock().waiting.len()).sum();
-        let flushed = in_flight.clone();
         drop(in_flight);
-        waiting + flushed.iter().map(|flush| flush.unsettled()).sum::<usize>()
+        waiting + unsettled.into_iter().map(|count| count()).sum::<usize>()
     }
 
     /// The rest of the oldest unfinished flush; else a new flush of the entries that wait; `None` if there are none.

@@ -26,6 +26,7 @@ pub const HIDDEN: i64 = 1 << 41;
 thread_local! {
     static LANES: Cell<Option<u64>> = const { Cell::new(None) };
     static COPIES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static ON_COPY: Cell<Option<fn()>> = const { Cell::new(None) };
     static ON_DROP: Cell<Option<fn()>> = const { Cell::new(None) };
     static FREED: Cell<usize> = const { Cell::new(0) };
 }
@@ -38,6 +39,11 @@ pub fn copies() -> (usize, usize) {
 /// How many terms this thread has freed since the last call.
 pub fn freed() -> usize {
     FREED.take()
+}
+
+/// Sets what this thread does whenever it copies a term.
+pub fn on_copy(action: Option<fn()>) {
+    ON_COPY.set(action);
 }
 
 /// Sets what this thread does whenever it drops a heap.
@@ -151,6 +157,9 @@ impl Heap for TestHeap {
     }
 
     fn copy(&mut self, term: TestTerm) -> TestTerm {
+        if let Some(action) = ON_COPY.get() {
+            action();
+        }
         match term {
             TestTerm::Immediate(_) => term,
             TestTerm::Boxed(_) => {
