@@ -12,6 +12,7 @@ use std::sync::Arc;
 use buffer::history::{Answer, History, Step};
 use buffer::map::{self, Buffer};
 use buffer::{check, join, spawn};
+use common::reading::flush;
 use partitioned_buffer_engine::{GivenBack, Stored};
 use shuttle::rand::{thread_rng, Rng};
 use shuttle::sync::atomic::{AtomicBool, Ordering};
@@ -206,6 +207,59 @@ fn two_readers_never_lease_the_same_batch() {
     });
 }
 
+#[test]
+fn a_batch_is_inherited_as_a_whole_or_when_it_has_been_given_back() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1, 2, 3]);
+        let flush = lease.flush.clone();
+        // It dies while it gives the batch back, but not before that is done.
+        let dead = spawn(&buffer, move |buffer| buffer.give_back(0, &lease.flush, Some(&[0])));
+        let heir = buffer.inherit(0, &flush);
+        let given_back = [join(dead), heir].map(|given_back| given_back.retried);
+        assert!(matches!(given_back, [1, 0] | [0, 3]), "{given_back:?}");
+        assert_eq!(buffer.first().len(1), Ok(given_back.iter().sum()));
+        finish(&buffer);
+    });
+}
+
+/// Writes and fails while the partition count changes.
+fn restart<const BEFORE: u32, const AFTER: u32>() {
+    let buffer = map::start(BEFORE, true);
+    // A write between the two states is refused. The writers go on.
+    let writers = [0, 1].map(|key| {
+        spawn(&buffer, move |buffer| {
+            (1..=5).filter(|&version| buffer.put_newer(key, version).is_ok()).collect::<Vec<i64>>()
+        })
+    });
+    let processor = spawn(&buffer, |buffer| {
+        for number in [0, BEFORE as usize - 1, 0] {
+            if let Some(lease) = buffer.lease_from(number, usize::MAX) {
+                buffer.fail(&lease, Some(&[0]));
+            }
+        }
+    });
+    let owner = spawn(&buffer, |buffer| buffer.restart(BEFORE, AFTER));
+    let accepted = writers.map(join);
+    join(owner);
+    join(processor);
+    finish(&buffer);
+    for (key, accepted) in (0..).zip(accepted) {
+        let versions = buffer.sunk(key);
+        assert!(versions.is_sorted_by(|old, new| old < new), "versions rise: {versions:?}");
+        assert_eq!(versions.last(), accepted.last(), "the last accepted version comes last: {versions:?}");
+    }
+}
+
+#[test]
+fn added_partitions_neither_lose_nor_double_what_has_failed() {
+    check(restart::<1, 2>);
+}
+
+#[test]
+fn removed_partitions_neither_lose_nor_double_what_has_failed() {
+    check(restart::<2, 1>);
+}
+
 /// Does random steps with key 1.
 fn write_at_random(buffer: &Buffer, history: &History, writer: i64) {
     for step in 1..=3 {
@@ -239,7 +293,7 @@ impl Buffer {
 
     /// Flushes, leases all, and succeeds or fails with it.
     fn process(&self, history: &History, is_failure: bool) -> bool {
-        let has_flush = history.note(Step::Flush, || Answer::Is(self.flush().is_some()));
+        let has_flush = history.note(Step::Flush, || Answer::Is(flush(self.first()).is_some()));
         if has_flush == Answer::Is(true) {
             let mut lease = None;
             history.note(Step::Lease, || {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use partitioned_buffer_engine::{Closed, Flush, GivenBack, Hasher, Partition, Store};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Partition, Store};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
@@ -59,6 +59,8 @@ struct Batch<D> {
 
 /// A batch that the processor has.
 pub struct Lease<S: Store, D> {
+    /// The number of the partition that has given the flush.
+    pub partition: usize,
     pub flush: Arc<Flush<S>>,
     pub entries: Vec<D>,
 }
@@ -68,6 +70,7 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     pub hasher: Hasher,
     pub partitions: [Partition<S, SHARDS>; 2],
     pub running: AtomicU32,
+    has_outcomes: bool,
     /// What a reader notes of a record.
     delivery: fn(S::Record) -> D,
     /// All flushes.
@@ -94,6 +97,7 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
             hasher,
             partitions,
             running,
+            has_outcomes,
             delivery,
             flushes: Mutex::default(),
             batches: Mutex::default(),
@@ -185,30 +189,30 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         }
     }
 
-    /// The flush of the first partition.
-    pub fn flush(&self) -> Option<Arc<Flush<S>>> {
-        flush(self.first())
+    /// Leases a batch of at most `size` entries of the first partition.
+    pub fn lease(&self, size: usize) -> Option<Lease<S, D>> {
+        self.lease_from(0, size)
     }
 
-    /// Leases a batch of at most `size` entries of the first partition, without what newer writes have replaced. `None` if there
-    /// is no flush, or none of its entries is for this reader.
-    pub fn lease(&self, size: usize) -> Option<Lease<S, D>> {
-        let flush = self.flush()?;
+    /// Leases a batch of at most `size` entries of a partition, without what newer writes have replaced. `None` if there is no flush, or none of its entries is for this reader.
+    pub fn lease_from(&self, number: usize, size: usize) -> Option<Lease<S, D>> {
+        let partition = &self.partitions[number];
+        let flush = flush(partition)?;
         let reader = self.new_reader();
-        let entries = read_resumed(self.first(), &flush, reader, size, self.delivery)?;
+        let entries = read_resumed(partition, &flush, reader, size, self.delivery)?;
         let is_own = flush.lease(reader, 0);
-        self.first().settle(&flush);
+        partition.settle(&flush);
         if is_own {
             held(&self.leased).extend(entries.iter().cloned());
         }
-        (is_own && !entries.is_empty()).then_some(Lease { flush, entries })
+        (is_own && !entries.is_empty()).then_some(Lease { partition: number, flush, entries })
     }
 
     /// The processor succeeds with a batch.
     pub fn succeed(&self, lease: Lease<S, D>) {
         held(&self.sink).extend(lease.entries);
         lease.flush.succeed();
-        self.first().settle(&lease.flush);
+        self.partitions[lease.partition].settle(&lease.flush);
     }
 
     /// The processor fails with entries of a batch, those with these numbers or all, and succeeds with the others.
@@ -216,23 +220,39 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         let is_failed = |number: &usize| failed.is_none_or(|failed| failed.contains(number));
         let succeeded = lease.entries.iter().enumerate().filter(|(number, _)| !is_failed(number));
         held(&self.sink).extend(succeeded.map(|(_, entry)| entry.clone()));
-        self.give_back(&lease.flush, failed)
+        self.give_back(lease.partition, &lease.flush, failed)
     }
 
-    /// Gives back the batch of a flush, or the entries with these numbers.
-    pub fn give_back(&self, flush: &Arc<Flush<S>>, failed: Option<&[usize]>) -> GivenBack {
-        let given_back = self.first().give_back(flush, failed, true, None);
-        self.first().settle(flush);
+    /// Gives back the batch of a flush to a partition, or the entries with these numbers.
+    pub fn give_back(&self, partition: usize, flush: &Arc<Flush<S>>, failed: Option<&[usize]>) -> GivenBack {
+        let partition = &self.partitions[partition];
+        let given_back = partition.give_back(flush, failed, true, None);
+        partition.settle(flush);
         given_back
     }
 
-    /// The processor succeeds with all that the first partition has, in batches of at most `size` entries. Then nothing must be left.
-    pub fn succeed_with_all(&self, size: usize) {
-        // A batch may be empty, if newer writes have replaced all of it.
-        while self.flush().is_some() {
-            self.lease(size).into_iter().for_each(|lease| self.succeed(lease));
+    /// The processor fails with the batch that a dead reader of the flush has left.
+    pub fn inherit(&self, partition: usize, flush: &Arc<Flush<S>>) -> GivenBack {
+        match flush.inherit() {
+            Some((BatchState::Leased, _length)) => self.give_back(partition, flush, None),
+            left => {
+                assert_eq!(left, None);
+                GivenBack::default()
+            }
         }
-        assert_eq!(self.first().held(), 0, "nothing is held");
+    }
+
+    /// The processor succeeds with all that the running partitions have, in batches of at most `size` entries. Then nothing
+    /// must be left.
+    pub fn succeed_with_all(&self, size: usize) {
+        for number in 0..self.running.load(Ordering::SeqCst) as usize {
+            // A batch may be empty, if newer writes have replaced all of it.
+            while let Some(flush) = flush(&self.partitions[number]) {
+                self.inherit(number, &flush);
+                self.lease_from(number, size).into_iter().for_each(|lease| self.succeed(lease));
+            }
+        }
+        assert!(self.partitions.iter().all(|partition| partition.held() == 0), "nothing is held");
     }
 
     /// What readers have leased. Its memory has to be free when all has succeeded.
@@ -270,7 +290,10 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         for (number, evicted) in (0..running as usize).cycle().zip(held) {
             self.partitions[number].adopt(evicted);
         }
-        self.partitions[..running as usize].iter().for_each(|partition| partition.open(running));
+        for partition in &self.partitions[..running as usize] {
+            partition.set_outcomes(self.has_outcomes);
+            partition.open(running);
+        }
         self.running.store(running, Ordering::SeqCst);
     }
 
