@@ -12,9 +12,9 @@
 //! one [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
 //! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad entry ends up alone.
 //!
-//! All of this is guarded by one lock, which readers hold for some hundred microseconds. It is taken after the lock of
-//! [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
-//! before `settled` has an outcome, and an entry in `cancelled` was deleted while it was in flight.
+//! All of this is guarded by one lock, which readers hold for some hundred microseconds, and nobody longer. It is taken after
+//! the lock of [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
+//! before `settled` has an outcome, and an entry in `gone` has one too, or was deleted.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -39,12 +39,15 @@ pub struct Flush<S: Store> {
     frozen: Mutex<Option<Arc<Frozen<S>>>>,
     /// The position behind the last entry.
     end: usize,
-    /// Each entry before this position has an outcome, or is a failed item of a queue.
+    /// Each entry before this position has an outcome.
     settled: AtomicUsize,
-    /// A bit for each position, set when the entry was deleted. Most flushes have none.
-    cancelled: OnceLock<Box<[AtomicUsize]>>,
+    /// A bit for each position, set when the entry was deleted, or has an outcome behind an entry of a map that has none.
+    /// Most flushes have no such entry.
+    gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
     progress: Mutex<Progress>,
+    /// Held while a batch is given back, which may take long. It is taken before the lock of `progress`.
+    giving_back: Mutex<()>,
 }
 
 /// How far readers have come.
@@ -75,6 +78,7 @@ struct Run {
 }
 
 /// The entries that are to be given to the processor together.
+#[derive(Clone)]
 struct Batch {
     /// Who reads it, by a number that no other reader has.
     reader: u64,
@@ -103,6 +107,9 @@ pub enum BatchState {
     GivenUp,
 }
 
+/// Records, and the stores that they are in.
+pub type Records<S> = (Arc<Frozen<S>>, Vec<<S as Store>::Record>);
+
 /// What became of the failed entries of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GivenBack {
@@ -121,7 +128,7 @@ pub(crate) enum Retry {
     Waits,
     /// It stays in this flush, before all entries that were in no batch.
     Stays,
-    /// Nowhere: a newer write has replaced it.
+    /// Nowhere: a newer write has replaced it, or it was deleted.
     IsSuperseded,
 }
 
@@ -143,11 +150,12 @@ impl Batch {
     const NONE: Batch =
         Batch { reader: 0, state: BatchState::Read, from: 0, runs: Vec::new(), length: 0, size: 0, limit: 0 };
 
-    /// Adds an entry.
+    /// Adds an entry. A run has only retried entries or only others, so that each goes back to where it came from.
     fn push(&mut self, position: usize, attempts: u32) {
         self.length += 1;
+        let is_next = |run: &Run| run.first + run.length == position && run.attempts == attempts;
         match self.runs.last_mut() {
-            Some(run) if run.first + run.length == position && run.attempts == attempts => run.length += 1,
+            Some(run) if is_next(run) && position != self.from => run.length += 1,
             _ => self.runs.push(Run { first: position, length: 1, attempts }),
         }
     }
@@ -203,8 +211,9 @@ impl<S: Store> Flush<S> {
             frozen: Mutex::new(Some(frozen)),
             end,
             settled: AtomicUsize::new(0),
-            cancelled: OnceLock::new(),
+            gone: OnceLock::new(),
             progress: Mutex::new(progress),
+            giving_back: Mutex::new(()),
         }
     }
 
@@ -262,19 +271,20 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// The batch that a reader has left, and how many entries it has; `None` if it has left none.
+    /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has died
+    /// while it gave the batch back, this waits until that is done.
     pub fn inherit(&self) -> Option<(BatchState, usize)> {
+        let _giving_back = self.giving_back.lock();
         let mut progress = self.progress.lock();
         progress.undo_read();
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
     }
 
     /// The records of the present batch, and the stores that they are in.
-    pub fn batch(&self) -> Option<(Arc<Frozen<S>>, Vec<S::Record>)> {
-        let progress = self.progress.lock();
+    pub fn batch(&self) -> Option<Records<S>> {
+        let batch = self.progress.lock().batch.clone();
         let frozen = self.entries()?;
-        let entries = progress.batch.entries();
-        let records = entries.filter_map(|(position, _attempts)| frozen.record(position)).collect();
+        let records = batch.entries().filter_map(|(position, _attempts)| frozen.record(position)).collect();
         Some((frozen, records))
     }
 
@@ -294,17 +304,16 @@ impl<S: Store> Flush<S> {
         mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
     ) -> GivenBack {
         let mut result = GivenBack::default();
-        let mut progress = self.progress.lock();
-        let Some(frozen) = self.entries().filter(|_| progress.batch.state == BatchState::Leased) else {
-            return result;
-        };
-        let batch = std::mem::replace(&mut progress.batch, Batch::NONE);
+        // Nobody else ends a batch that is leased, so it needs no lock of `progress` to be gone through.
+        let _giving_back = self.giving_back.lock();
+        let batch = self.progress.lock().batch.clone();
+        let Some(frozen) = self.entries().filter(|_| batch.state == BatchState::Leased) else { return result };
         let mut given_up = Batch { state: BatchState::GivenUp, ..Batch::NONE };
         let mut retries = Batch::NONE;
         let mut is_failed = is_among(failed);
         for (_number, (position, attempts)) in batch.entries().enumerate().filter(|(number, _)| is_failed(*number)) {
             let attempts = attempts.saturating_add(counted.into());
-            if self.is_cancelled(position) {
+            if self.is_gone(position) {
                 result.superseded += 1;
             } else if max_attempts.is_some_and(|max| attempts >= max) {
                 given_up.push(position, attempts);
@@ -320,17 +329,22 @@ impl<S: Store> Flush<S> {
                 }
             }
         }
-        retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
-        if given_up.length > 0 {
-            progress.batch = given_up;
+        if !S::KEEPS_ORDER && retries.length > 0 {
+            let mut staying = retries.entries().map(|(position, _attempts)| position).peekable();
+            let ended = batch.entries().map(|(position, _attempts)| position);
+            ended.filter(|position| staying.next_if_eq(position).is_none()).for_each(|position| self.remove(position));
         }
+        let mut progress = self.progress.lock();
+        retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
+        progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
         self.settle(&progress);
         result
     }
 
     /// Publishes what has an outcome, and frees the stores after the last one.
     fn settle(&self, progress: &Progress) {
-        self.settled.store(progress.position, Ordering::Release);
+        let settled = progress.retries.front().map_or(progress.position, |run| run.first);
+        self.settled.store(settled, Ordering::Release);
         if progress.is_finished(self.end) {
             drop(self.frozen.lock().take());
         }
@@ -353,14 +367,22 @@ impl<S: Store> Flush<S> {
         Seen { calls, called_with, left: self.end - position + retried + batch.length, called_at }
     }
 
-    /// How many entries have no outcome. It looks at each of them.
-    pub(crate) fn unsettled(&self) -> usize {
+    /// How many entries have no outcome now. The result counts them, and looks at each without a lock.
+    pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {
         let progress = self.progress.lock();
-        let Some(frozen) = self.entries() else { return 0 };
-        let is_held = |position: usize| frozen.record(position).is_some() && !self.is_cancelled(position);
-        let runs = progress.retries.iter().chain(&progress.batch.runs);
-        let tried = runs.flat_map(|run| run.first..run.first + run.length);
-        tried.chain(progress.position..self.end).filter(|&position| is_held(position)).count()
+        let (position, batch) = (progress.position, progress.batch.clone());
+        let retries: Vec<Run> = progress.retries.iter().copied().collect();
+        drop(progress);
+        move || {
+            let Some(frozen) = self.entries() else { return 0 };
+            let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
+            let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
+            let batch = match batch.state {
+                BatchState::GivenUp => batch.length,
+                _ => batch.entries().filter(|(position, _attempts)| is_held(position)).count(),
+            };
+            batch + rest.filter(is_held).count()
+        }
     }
 
     /// The position behind the last entry.
@@ -373,26 +395,26 @@ impl<S: Store> Flush<S> {
         self.frozen.lock().clone()
     }
 
-    /// Whether an entry of a map has no outcome yet and was not deleted.
+    /// Whether an entry of a map has no outcome yet, and was neither given up nor deleted.
     pub(crate) fn is_live(&self, position: usize) -> bool {
-        position >= self.settled.load(Ordering::Acquire) && !self.is_cancelled(position)
+        position >= self.settled.load(Ordering::Acquire) && !self.is_gone(position)
     }
 
-    /// Whether an entry was deleted in flight.
-    fn is_cancelled(&self, position: usize) -> bool {
+    /// Whether an entry was deleted in flight, or has an outcome behind one that has none.
+    pub(crate) fn is_gone(&self, position: usize) -> bool {
         let bit = 1 << (position % BITS);
-        self.cancelled.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
+        self.gone.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
     }
 
     /// Deletes an entry in flight: it is in no further batch.
-    pub(crate) fn cancel(&self, position: usize) {
+    pub(crate) fn remove(&self, position: usize) {
         let words = || (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect();
         let bit = 1 << (position % BITS);
-        self.cancelled.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
+        self.gone.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
     }
 }
 
-/// Bits in a word of [`Flush::cancelled`].
+/// Bits in a word of [`Flush::gone`].
 const BITS: usize = usize::BITS as usize;
 
 impl Progress {
@@ -472,7 +494,7 @@ impl<S: Store> Reader<'_, S> {
         if position >= self.flush.end {
             return Next::End;
         }
-        let is_skipped = |_: &S::Record| self.flush.is_cancelled(position) || is_superseded(&self.frozen, position);
+        let is_skipped = |_: &S::Record| self.flush.is_gone(position) || is_superseded(&self.frozen, position);
         let record = self.frozen.record(position).filter(|record| !is_skipped(record));
         if let Some(record) = record {
             let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);

@@ -22,7 +22,7 @@ type Buffer = buffer::Buffer<Log<TestHeap>, 1, Delivery>;
 const WRITER: i64 = 100;
 
 fn start(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, |copy: TestTerm| (copy.content().1, copy))
+    Buffer::start(running, false, |copy: TestTerm| (copy.content().1, copy))
 }
 
 impl Buffer {

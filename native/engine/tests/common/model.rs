@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use partitioned_buffer_engine::reclaim::settle;
 use partitioned_buffer_engine::{Closed, Flush, Flushed, Frozen, Hasher, Partition, Store};
 
+use super::reading::read;
 use super::{heaps, set_lanes, HIDDEN, LARGE};
 
 pub mod map;
@@ -21,8 +22,8 @@ const PARTITIONS: usize = 3;
 
 /// The contents of a store, or of a part of one.
 trait Contents<S: Store>: Default + PartialEq + Debug {
-    /// Reads what is between two positions.
-    fn read(frozen: &Frozen<S>, start: usize, end: usize) -> Self;
+    /// Reads records, in their order.
+    fn read(records: impl Iterator<Item = S::Record>) -> Self;
 
     /// The number of entries or items.
     fn len(&self) -> usize;
@@ -78,9 +79,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
     fn step(&mut self, operation: u8, a: u8, b: u8) {
         let partition = usize::from(a) % PARTITIONS;
         match operation % 32 {
-            24 => self.flush(partition, |start, _end| start + usize::from(b)),
-            25 => self.flush(partition, |_start, end| end.saturating_sub(usize::from(b) % 4)),
-            26..=27 => self.flush(partition, |_start, end| end),
+            24 => self.flush(partition, |_left| usize::from(b)),
+            25 => self.flush(partition, |left| left.saturating_sub(usize::from(b) % 4)),
+            26..=27 => self.flush(partition, |_left| usize::MAX),
             28 => self.read_again(),
             29 => self.restart(1 + partition),
             30 => self.open_or_close(partition, b < 128),
@@ -107,8 +108,8 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// Compares a flush of a partition with the model, and claims up to a position that is given its start and its end.
-    fn flush(&mut self, number: usize, position: impl Fn(usize, usize) -> usize) {
+    /// Compares a flush of a partition with the model, and claims a batch of a size that is given how many entries are left.
+    fn flush(&mut self, number: usize, size: impl Fn(usize) -> usize) {
         self.operations += 1;
         let model = &mut self.models[number];
         let flushed = match self.partitions[number].flush() {
@@ -129,32 +130,33 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         let (start, end) = (flushed.position(), flushed.end());
         let rest = &mut model.in_flight[0];
         let frozen = flushed.entries().expect("not all is claimed");
-        assert_eq!(*rest, C::read(&frozen, start, end), "the unclaimed rest of a flush");
+        let between = |start, end| C::read((start..end).filter_map(|position| frozen.record(position)));
+        assert_eq!(*rest, between(start, end), "the unclaimed rest of a flush");
         assert!(frozen.record(end).is_none(), "there is no record after the end");
         if start == 0 {
-            self.reader = Some((frozen.clone(), end, C::read(&frozen, 0, end)));
+            self.reader = Some((frozen.clone(), end, between(0, end)));
         }
 
-        let position = position(start, end).clamp(start, end);
-        rest.remove(&C::read(&frozen, start, position));
-        self.claim(number, &flushed, start, position);
+        let size = size(rest.len());
+        let batch =
+            if size == 0 { Vec::new() } else { read(&flushed, 1, size, |record| record).expect("no other reader") };
+        assert_eq!(batch.len(), size.min(rest.len()), "a batch is as large as it may be");
+        rest.remove(&C::read(batch.iter().copied()));
+        assert_eq!(*rest, between(flushed.position(), end), "a batch is what comes next");
+        self.claim(number, &flushed, batch.len());
     }
 
-    fn claim(&mut self, number: usize, flushed: &Arc<Flush<S>>, start: usize, position: usize) {
-        let end = flushed.end();
-        assert!(!flushed.claim(start + 1, end, 0), "a claim skips nothing");
-        // A claim beyond the end is one to the end.
-        let to = if position == end { usize::MAX } else { position };
-        assert!(flushed.claim(start, to, 0));
-        // Nothing is claimed twice, in whole or in part.
-        if position > start {
-            assert!(!flushed.claim(start, position, 0));
-            assert!(!flushed.claim(start, end, 0));
-            assert!(!flushed.claim(position - 1, end, 0));
+    fn claim(&mut self, number: usize, flushed: &Arc<Flush<S>>, length: usize) {
+        let position = flushed.position();
+        if length > 0 {
+            assert!(!flushed.claim(2, 0), "a batch is claimed by its reader");
+            assert!(flushed.claim(1, 0));
+            assert!(!flushed.claim(1, 0), "nothing is claimed twice");
         }
         assert_eq!(flushed.position(), position);
-        assert_eq!(flushed.entries().is_none(), position == end);
-        if position == end {
+        let is_finished = self.models[number].in_flight[0].len() == 0;
+        assert_eq!(flushed.entries().is_none(), is_finished);
+        if is_finished {
             self.models[number].in_flight.pop_front();
         }
     }
@@ -163,7 +165,7 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
     fn read_again(&mut self) {
         self.operations += 1;
         if let Some((frozen, end, first)) = &self.reader {
-            assert_eq!(C::read(frozen, 0, *end), *first);
+            assert_eq!(C::read((0..*end).filter_map(|position| frozen.record(position))), *first);
         }
     }
 
@@ -213,9 +215,9 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         self.read_again();
         for number in 0..PARTITIONS {
             while !self.models[number].in_flight.is_empty() || self.models[number].waiting.len() > 0 {
-                self.flush(number, |_start, end| end);
+                self.flush(number, |_left| usize::MAX);
             }
-            self.flush(number, |_start, end| end);
+            self.flush(number, |_left| usize::MAX);
         }
         self.read_again();
         self.reader = None;

@@ -4,24 +4,21 @@ use std::collections::HashMap;
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Frozen, Generation, Hash, Hasher, Heap, MapPartition, Version};
+use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored};
 
 use super::{Buffer, Model, PARTITIONS};
-use crate::common::{hash, TestHeap, TestTerm};
+use crate::common::{hash, to_version, version_number, TestHeap, TestTerm};
 
 /// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in Erlang.
 const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
-
-/// The greatest distance from 0 of a version that is not boxed.
-const SMALL_VERSION: i64 = 40;
 
 /// Whether the key is boxed, and its content.
 type Key = (bool, i64);
 
 /// The entry of a key: value, version, updates.
-type Stored = (i64, i64, u64);
+type Value = (i64, i64, u64);
 
-type Contents = HashMap<Key, Stored>;
+type Contents = HashMap<Key, Value>;
 
 /// See the module's documentation.
 struct Map {
@@ -102,14 +99,16 @@ impl Map {
         let mut caller = TestHeap::new();
         let value = self.buffer.value(false);
         let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
-        let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+        let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
         let key_parcel = term.parcel();
         let result =
             self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, &key_parcel, &parcel, of_term);
-        assert_eq!(result, self.buffer.expected(number, ()));
-        if result.is_ok() {
-            self.buffer.models[number].put_newer(key, value, version);
-        }
+        let stored = match self.buffer.expected(number, ()) {
+            Ok(()) if self.buffer.models[number].put_newer(key, value, version) => Ok(Stored::Stored),
+            Ok(()) => Ok(Stored::Refused),
+            Err(closed) => Err(closed),
+        };
+        assert_eq!(result, stored);
     }
 
     /// Writes the keys, every other one with a version, and takes each lock once.
@@ -128,7 +127,7 @@ impl Map {
                 self.buffer.models[number].put_if(is_open, key, value);
             } else {
                 let version = value % 100 - 50;
-                let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+                let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
                 shard.push((hash, Write::PutNewer(term.parcel(), parcel, of_term)));
                 if is_open {
                     self.buffer.models[number].put_newer(key, value, version);
@@ -174,34 +173,24 @@ impl Model<Contents> {
         }
     }
 
-    fn put_newer(&mut self, key: Key, value: i64, version: i64) {
+    /// Whether it is stored.
+    fn put_newer(&mut self, key: Key, value: i64, version: i64) -> bool {
+        let is_new = !self.waiting.contains_key(&key);
         let stored = self.waiting.entry(key).or_insert((value, version, 0));
-        if version > stored.1 {
+        let is_newer = version > stored.1;
+        if is_newer {
             *stored = (value, version, stored.2 + 1);
         }
-    }
-}
-
-fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
-    if version < -SMALL_VERSION {
-        Version::Below(caller.boxed(version))
-    } else if version > SMALL_VERSION {
-        Version::Above(caller.boxed(version))
-    } else {
-        Version::Int(version)
+        is_new || is_newer
     }
 }
 
 impl super::Contents<Generation<TestHeap>> for Contents {
     /// Panics if a key is there twice.
-    fn read(frozen: &Frozen<Generation<TestHeap>>, start: usize, end: usize) -> Self {
+    fn read(records: impl Iterator<Item = Record<TestTerm>>) -> Self {
         let mut contents = Contents::new();
-        for Record { key, value, version, updates } in (start..end).filter_map(|position| frozen.record(position)) {
-            let version = match version {
-                Version::Int(version) => version,
-                Version::Below(version) | Version::Above(version) => version.content().1,
-            };
-            let before = contents.insert(key.content(), (value.content().1, version, updates));
+        for Record { key, value, version, updates } in records {
+            let before = contents.insert(key.content(), (value.content().1, version_number(version), updates));
             assert_eq!(before, None, "a key comes once in a flush");
         }
         contents

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use partitioned_buffer_engine::{Frozen, Hasher, Heap, Log};
+use partitioned_buffer_engine::{Hasher, Heap, Log};
 
 use super::{Buffer, PARTITIONS};
 use crate::common::{TestHeap, TestTerm};
@@ -42,7 +42,7 @@ impl Queue {
             // Claims batch by batch, as a reader does, perhaps not to the end.
             19..=23 => {
                 let partition = usize::from(a) % PARTITIONS;
-                (0..a / 32).for_each(|_| self.buffer.flush(partition, |start, _end| start + count));
+                (0..a / 32).for_each(|_| self.buffer.flush(partition, |_left| count));
             }
             _ => self.buffer.step(operation, a, b),
         }
@@ -80,8 +80,8 @@ impl Queue {
 }
 
 impl super::Contents<Log<TestHeap>> for Items {
-    fn read(frozen: &Frozen<Log<TestHeap>>, start: usize, end: usize) -> Self {
-        (start..end).map(|position| frozen.record(position).expect("no item is ever deleted").content()).collect()
+    fn read(records: impl Iterator<Item = TestTerm>) -> Self {
+        records.map(TestTerm::content).collect()
     }
 
     fn len(&self) -> usize {
