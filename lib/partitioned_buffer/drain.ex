@@ -188,7 +188,8 @@ defmodule PartitionedBuffer.Drain do
 
     min(
       call_left(options, Running.called_at(running), began),
-      {drain_left(options, began), "it took longer than #{options.drain_timeout_ms} ms, the limit for all of it,"}
+      {drain_left(options, began),
+       "it took longer than #{options.drain_timeout_ms} ms, the limit for all of it,"}
     )
   end
 
