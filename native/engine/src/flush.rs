@@ -176,22 +176,28 @@ impl Progress {
         }
     }
 
-    /// Ends the present batch.
+    /// Ends the present batch, and keeps its memory for the next one.
     fn end_batch(&mut self) {
-        self.batch = Batch::NONE;
+        let mut runs = std::mem::take(&mut self.batch.runs);
+        runs.clear();
+        self.batch = Batch { runs, ..Batch::NONE };
     }
 
-    /// Goes on to the next entry: of those to be retried, or of all others.
-    #[inline]
-    fn pass(&mut self, is_retry: bool) {
+    /// Goes on by some positions: of those to be retried, or of all others.
+    fn pass(&mut self, is_retry: bool, count: usize) {
         if !is_retry {
-            self.position += 1;
+            self.position += count;
         } else if let Some(run) = self.retries.front_mut() {
-            (run.first, run.length) = (run.first + 1, run.length - 1);
+            (run.first, run.length) = (run.first + count, run.length - count);
             if run.length == 0 {
                 self.retries.pop_front();
             }
         }
+    }
+
+    /// Whether each entry before `end` was read since it was last to be retried.
+    fn is_read(&self, end: usize) -> bool {
+        self.position >= end && self.retries.is_empty()
     }
 }
 
@@ -227,7 +233,9 @@ impl<S: Store> Flush<S> {
             if progress.batch.length > 0 {
                 return None;
             }
-            progress.batch = Batch { reader, from: progress.position, size, limit: size, ..Batch::NONE };
+            let from = progress.position;
+            let batch = &mut progress.batch;
+            (batch.reader, batch.from, batch.size, batch.limit) = (reader, from, size, size);
         } else if !progress.is_read_by(reader, length) {
             return None;
         }
@@ -437,7 +445,7 @@ impl Progress {
 
     /// Whether all entries before `end` have an outcome.
     fn is_finished(&self, end: usize) -> bool {
-        self.position >= end && self.retries.is_empty() && self.batch.length == 0
+        self.is_read(end) && self.batch.length == 0
     }
 }
 
@@ -451,16 +459,6 @@ fn is_among(chosen: Option<&[usize]>) -> impl FnMut(usize) -> bool + '_ {
             numbers.next_if_eq(&number).is_some()
         }
     }
-}
-
-/// What a reader finds at the next position.
-pub enum Next<R> {
-    /// A record, which is in the batch now.
-    Record(R),
-    /// An entry that was deleted, or a newer write has replaced.
-    Skipped,
-    /// The batch is full, or there are no more entries.
-    End,
 }
 
 /// Puts a batch together. It holds the lock of the flush.
@@ -484,32 +482,49 @@ impl<S: Store> Reader<'_, S> {
         self.progress.batch.length
     }
 
-    /// The next record, unless a newer write has replaced it, as `is_superseded` says.
+    /// Looks at the next `count` positions, or fewer. Adds their entries to the batch and calls `each` with their records;
+    /// leaves out those that were deleted or that a newer write has replaced, as `is_superseded` says. Gives `true` when the
+    /// batch is full or there are no more entries.
     #[inline]
-    pub fn next(&mut self, is_superseded: impl Fn(&Frozen<S>, usize) -> bool) -> Next<S::Record> {
-        let progress = &mut *self.progress;
-        let Batch { length, size, limit, .. } = progress.batch;
-        let retry = progress.retries.front().map(|run| (run.first, run.attempts));
-        let position = retry.map_or(progress.position, |(position, _attempts)| position);
-        if position >= self.flush.end {
-            return Next::End;
-        }
-        let is_skipped = |_: &S::Record| self.flush.is_gone(position) || is_superseded(&self.frozen, position);
-        let record = self.frozen.record(position).filter(|record| !is_skipped(record));
-        if let Some(record) = record {
-            let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);
-            let limit = limit.min(size >> (2 * attempts).min(usize::BITS - 1)).max(1);
-            if length >= limit {
-                return Next::End;
+    pub fn read(
+        &mut self,
+        count: usize,
+        is_superseded: impl Fn(&Frozen<S>, usize) -> bool,
+        mut each: impl FnMut(S::Record),
+    ) -> bool {
+        let Reader { flush, frozen, progress } = self;
+        let retry = progress.retries.front().copied();
+        let (first, end) = match retry {
+            Some(run) => (run.first, run.first + run.length),
+            None => (progress.position, flush.end),
+        };
+        let batch = &mut progress.batch;
+        let mut position = first;
+        while position < end.min(first.saturating_add(count)) {
+            let record =
+                frozen.record(position).filter(|_| !flush.is_gone(position) && !is_superseded(frozen, position));
+            if let Some(record) = record {
+                let attempts = match retry {
+                    Some(run) => run.attempts,
+                    None if frozen.has_failed => frozen.attempts(position),
+                    None => 0,
+                };
+                let limit = batch.size >> attempts.saturating_mul(2).min(usize::BITS - 1);
+                let limit = batch.limit.min(limit.max(1));
+                if batch.length >= limit {
+                    break;
+                }
+                batch.limit = limit;
+                batch.push(position, attempts);
+                each(record);
+            } else if batch.length >= batch.limit {
+                break;
             }
-            progress.batch.limit = limit;
-            progress.batch.push(position, attempts);
-            progress.pass(retry.is_some());
-            Next::Record(record)
-        } else {
-            progress.pass(retry.is_some());
-            Next::Skipped
+            position += 1;
         }
+        progress.pass(retry.is_some(), position - first);
+        let is_full = progress.batch.length >= progress.batch.limit;
+        is_full || (position < end.min(first.saturating_add(count))) || progress.is_read(flush.end)
     }
 }
 
@@ -519,6 +534,8 @@ pub struct Frozen<S: Store> {
     pub(crate) stores: Vec<S>,
     /// The position behind each store's last record.
     ends: Vec<usize>,
+    /// Whether the processor may have failed with some of the entries before.
+    has_failed: bool,
 }
 
 impl<S: Store> Frozen<S> {
@@ -529,7 +546,8 @@ impl<S: Store> Frozen<S> {
             Some(*end)
         };
         let ends = stores.iter().scan(0, sum).collect();
-        Frozen { stores, ends }
+        let has_failed = stores.iter().any(Store::has_failed);
+        Frozen { stores, ends, has_failed }
     }
 
     /// The position behind the last entry.

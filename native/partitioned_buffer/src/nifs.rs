@@ -18,7 +18,8 @@ use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueu
 use crate::registry;
 use crate::vm::memory;
 use crate::vm::term::{
-    cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function, RawTerm,
+    cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function,
+    RawTerm,
 };
 
 /// `size` looks at all partitions, and a step of a list may write to each of them. With this many, both stay well below a
