@@ -494,9 +494,12 @@ impl<S: Store> Reader<'_, S> {
         if position >= self.flush.end {
             return Next::End;
         }
-        let is_skipped = |_: &S::Record| self.flush.is_gone(position) || is_superseded(&self.frozen, position);
-        let record = self.frozen.record(position).filter(|record| !is_skipped(record));
-        if let Some(record) = record {
+        let record = self.frozen.record(position).filter(|_record| !self.flush.is_gone(position));
+        let is_superseded = record.is_some() && is_superseded(&self.frozen, position);
+        if is_superseded {
+            self.flush.remove(position);
+        }
+        if let Some(record) = record.filter(|_record| !is_superseded) {
             let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);
             let limit = limit.min(size >> (2 * attempts).min(usize::BITS - 1)).max(1);
             if length >= limit {
