@@ -484,7 +484,7 @@ impl<S: Store> Reader<'_, S> {
 
     /// Looks at the next `count` positions, or fewer. Adds their entries to the batch and calls `each` with their records;
     /// leaves out those that were deleted or that a newer write has replaced, as `is_superseded` says. Gives `true` when the
-    /// batch is full or there are no more entries.
+    /// batch has no room for the next entry, or there are no more entries.
     #[inline]
     pub fn read(
         &mut self,
@@ -499,10 +499,14 @@ impl<S: Store> Reader<'_, S> {
             None => (progress.position, flush.end),
         };
         let batch = &mut progress.batch;
+        let stop = end.min(first.saturating_add(count));
         let mut position = first;
-        while position < end.min(first.saturating_add(count)) {
-            let record =
-                frozen.record(position).filter(|_| !flush.is_gone(position) && !is_superseded(frozen, position));
+        while position < stop {
+            let mut record = frozen.record(position).filter(|_record| !flush.is_gone(position));
+            if record.is_some() && is_superseded(frozen, position) {
+                flush.remove(position);
+                record = None;
+            }
             if let Some(record) = record {
                 let attempts = match retry {
                     Some(run) => run.attempts,
@@ -517,14 +521,12 @@ impl<S: Store> Reader<'_, S> {
                 batch.limit = limit;
                 batch.push(position, attempts);
                 each(record);
-            } else if batch.length >= batch.limit {
-                break;
             }
             position += 1;
         }
         progress.pass(retry.is_some(), position - first);
-        let is_full = progress.batch.length >= progress.batch.limit;
-        is_full || (position < end.min(first.saturating_add(count))) || progress.is_read(flush.end)
+        let is_full = position < stop;
+        is_full || progress.is_read(flush.end)
     }
 }
 

@@ -98,7 +98,7 @@ impl Map {
         flush(&self.partition)
     }
 
-    /// A batch of at most `size` entries of a flush, which the processor gets. In the order of their keys.
+    /// A batch of at most `size` entries of a flush, which the processor gets.
     pub fn lease(&self, flush: &Arc<MapFlush>, size: usize) -> Vec<Entry> {
         self.lease_read(flush, read(flush, 1, size, entry))
     }
@@ -109,10 +109,9 @@ impl Map {
     }
 
     fn lease_read(&self, flush: &Arc<MapFlush>, read: Option<Vec<Entry>>) -> Vec<Entry> {
-        let mut batch = read.expect("no other batch is with the processor");
+        let batch = read.expect("no other batch is with the processor");
         assert!(flush.lease(1, 0));
         self.partition.settle(flush);
-        batch.sort_unstable();
         batch
     }
 

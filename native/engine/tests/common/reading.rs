@@ -1,6 +1,6 @@
 //! What a reader of a flush does: it reads a batch, lets go of the flush, and then claims or leases what it has read.
 
-use partitioned_buffer_engine::{Flush, Flushed, Frozen, Next, Partition, Store};
+use partitioned_buffer_engine::{Flush, Flushed, Frozen, Partition, Store};
 
 /// The flush that a partition gives, the rest of an earlier one or a fresh one.
 pub fn flush<S: Store, const SHARDS: usize>(partition: &Partition<S, SHARDS>) -> Option<std::sync::Arc<Flush<S>>> {
@@ -45,10 +45,8 @@ pub fn read_slices<S: Store, V>(
     loop {
         let mut reading = flush.read(reader, batch.len(), size)?;
         for _ in 0..slice {
-            match reading.next(is_superseded) {
-                Next::Record(record) => batch.push(view(record)),
-                Next::Skipped => {}
-                Next::End => return Some(batch),
+            if reading.read(1, is_superseded, |record| batch.push(view(record))) {
+                return Some(batch);
             }
         }
         assert_eq!(reading.length(), batch.len());
