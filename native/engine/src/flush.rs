@@ -35,8 +35,6 @@ pub enum Flushed<S: Store> {
 /// Frozen stores, and how far readers have come with them. The stores are freed with the outcome of the last entry, even
 /// if the flush itself is still referred to.
 pub struct Flush<S: Store> {
-    /// The stores, until all entries have an outcome. The lock is held only to take a reference to them.
-    frozen: Mutex<Option<Arc<Frozen<S>>>>,
     /// The position behind the last entry.
     end: usize,
     /// Each entry before this position has an outcome.
@@ -45,13 +43,15 @@ pub struct Flush<S: Store> {
     /// Most flushes have no such entry.
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
-    progress: Mutex<Progress>,
+    progress: Mutex<Progress<S>>,
     /// Held while a batch is given back, which may take long. It is taken before the lock of `progress`.
     giving_back: Mutex<()>,
 }
 
 /// How far readers have come.
-struct Progress {
+struct Progress<S: Store> {
+    /// The stores, until all entries have an outcome.
+    frozen: Option<Arc<Frozen<S>>>,
     /// No entry from this position on was in a batch.
     position: usize,
     /// Failed entries that stay here, before `position`. They come first.
@@ -166,7 +166,7 @@ impl Batch {
     }
 }
 
-impl Progress {
+impl<S: Store> Progress<S> {
     /// Takes back a batch of which the processor knows nothing.
     fn undo_read(&mut self) {
         if self.batch.state == BatchState::Read && self.batch.length > 0 {
@@ -206,6 +206,7 @@ impl<S: Store> Flush<S> {
     pub(crate) fn new(frozen: Arc<Frozen<S>>) -> Self {
         let end = frozen.end();
         let progress = Progress {
+            frozen: Some(frozen),
             position: 0,
             retries: VecDeque::new(),
             batch: Batch::NONE,
@@ -214,7 +215,6 @@ impl<S: Store> Flush<S> {
             called_at: None,
         };
         Flush {
-            frozen: Mutex::new(Some(frozen)),
             end,
             settled: AtomicUsize::new(0),
             gone: OnceLock::new(),
@@ -226,8 +226,10 @@ impl<S: Store> Flush<S> {
     /// Goes on with the batch of this reader, which has `length` entries already; with 0 it begins a batch of at most
     /// `size`. `None` if there is nothing to read, or if another reader has begun a batch since.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
-        let frozen = self.entries()?;
         let mut progress = self.progress.lock();
+        if progress.frozen.is_none() {
+            return None;
+        }
         if length == 0 {
             progress.undo_read();
             if progress.batch.length > 0 {
@@ -239,7 +241,7 @@ impl<S: Store> Flush<S> {
         } else if !progress.is_read_by(reader, length) {
             return None;
         }
-        Some(Reader { flush: self, frozen, progress })
+        Some(Reader { flush: self, progress })
     }
 
     /// Gives the batch away for good; `false` if it is not this reader's. `now` is the time.
@@ -248,7 +250,7 @@ impl<S: Store> Flush<S> {
         let is_own = progress.call(reader, now);
         if is_own {
             progress.end_batch();
-            self.settle(&progress);
+            self.settle(&mut progress);
         }
         is_own
     }
@@ -260,7 +262,7 @@ impl<S: Store> Flush<S> {
         if is_own && progress.batch.length > 0 {
             progress.batch.state = BatchState::Leased;
         } else if is_own {
-            self.settle(&progress);
+            self.settle(&mut progress);
         }
         is_own
     }
@@ -275,7 +277,7 @@ impl<S: Store> Flush<S> {
         let mut progress = self.progress.lock();
         if progress.batch.state != BatchState::Read {
             progress.end_batch();
-            self.settle(&progress);
+            self.settle(&mut progress);
         }
     }
 
@@ -345,16 +347,16 @@ impl<S: Store> Flush<S> {
         let mut progress = self.progress.lock();
         retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
         progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
-        self.settle(&progress);
+        self.settle(&mut progress);
         result
     }
 
     /// Publishes what has an outcome, and frees the stores after the last one.
-    fn settle(&self, progress: &Progress) {
+    fn settle(&self, progress: &mut Progress<S>) {
         let settled = progress.retries.front().map_or(progress.position, |run| run.first);
         self.settled.store(settled, Ordering::Release);
         if progress.is_finished(self.end) {
-            drop(self.frozen.lock().take());
+            progress.frozen = None;
         }
     }
 
@@ -370,7 +372,7 @@ impl<S: Store> Flush<S> {
 
     /// How far readers have come.
     pub fn seen(&self) -> Seen {
-        let Progress { position, ref retries, ref batch, calls, called_with, called_at } = *self.progress.lock();
+        let Progress { position, ref retries, ref batch, calls, called_with, called_at, .. } = *self.progress.lock();
         let retried: usize = retries.iter().map(|run| run.length).sum();
         Seen { calls, called_with, left: self.end - position + retried + batch.length, called_at }
     }
@@ -400,7 +402,7 @@ impl<S: Store> Flush<S> {
 
     /// The stores, to be read without a lock; `None` when all entries have an outcome.
     pub fn entries(&self) -> Option<Arc<Frozen<S>>> {
-        self.frozen.lock().clone()
+        self.progress.lock().frozen.clone()
     }
 
     /// Whether an entry of a map has no outcome yet, and was neither given up nor deleted.
@@ -425,7 +427,7 @@ impl<S: Store> Flush<S> {
 /// Bits in a word of [`Flush::gone`].
 const BITS: usize = usize::BITS as usize;
 
-impl Progress {
+impl<S: Store> Progress<S> {
     /// Whether this reader has read as many entries of the present batch.
     fn is_read_by(&self, reader: u64, length: usize) -> bool {
         let Batch { state, reader: own, length: read, .. } = self.batch;
@@ -465,16 +467,14 @@ fn is_among(chosen: Option<&[usize]>) -> impl FnMut(usize) -> bool + '_ {
 pub struct Reader<'f, S: Store> {
     /// The flush.
     flush: &'f Flush<S>,
-    /// Its stores.
-    frozen: Arc<Frozen<S>>,
-    /// How far readers have come.
-    progress: MutexGuard<'f, Progress>,
+    /// How far readers have come, and the stores.
+    progress: MutexGuard<'f, Progress<S>>,
 }
 
 impl<S: Store> Reader<'_, S> {
-    /// The stores.
-    pub fn frozen(&self) -> &Frozen<S> {
-        &self.frozen
+    /// Whether some terms may be large, so that copying even a few records may take long.
+    pub fn has_large(&self) -> bool {
+        self.progress.frozen.as_ref().is_some_and(|frozen| frozen.has_large())
     }
 
     /// How many entries the batch has.
@@ -492,7 +492,9 @@ impl<S: Store> Reader<'_, S> {
         is_superseded: impl Fn(&Frozen<S>, usize) -> bool,
         mut each: impl FnMut(S::Record),
     ) -> bool {
-        let Reader { flush, frozen, progress } = self;
+        let Reader { flush, progress } = self;
+        let progress = &mut **progress;
+        let Some(frozen) = &progress.frozen else { return true };
         let retry = progress.retries.front().copied();
         let (first, end) = match retry {
             Some(run) => (run.first, run.first + run.length),

@@ -95,7 +95,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<
         let Some(mut reader) = self.flush.read(reader(env), length, size) else {
             return (records.build(), length, true);
         };
-        let has_large = reader.frozen().has_large();
+        let has_large = reader.has_large();
         let is_superseded = |frozen: &Frozen<S>, position| resumed && self.partition.supersedes(frozen, position);
         let is_complete = loop {
             // Nothing announces a large record, so the clock is read after each one.
