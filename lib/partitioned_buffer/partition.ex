@@ -211,11 +211,13 @@ defmodule PartitionedBuffer.Partition do
       # The task supervisor has crashed and will be restarted. The next flush gives these entries as a rest.
       {:error, reason} ->
         Logger.warning(
-          "#{Identity.describe(identity)} could not start a task for its processor and tries again " <>
-            "at the next interval: #{Exception.format_exit(reason)}"
+          "#{Identity.describe(identity)} could not start a task for its processor and tries again later: " <>
+            Exception.format_exit(reason)
         )
 
-        end_round(state, held(state))
+        if Options.outcomes?(Identity.options(identity)),
+          do: pause(state),
+          else: end_round(state, held(state))
     end
   end
 
@@ -238,7 +240,7 @@ defmodule PartitionedBuffer.Partition do
 
     cond do
       kind == :rest or (kind == :found and state.round != nil) -> start_processing(state, state.trigger)
-      true -> state |> end_round(ended.failed) |> make_good()
+      true -> state |> end_round(ended.failed) |> make_good() |> retry(ended.failed)
     end
   end
 
@@ -254,12 +256,18 @@ defmodule PartitionedBuffer.Partition do
   defp recover(state, %Running{reason: nil, flush: flush}, reason) when flush != nil,
     do: start_task(state, :rest, flush, reason)
 
-  defp recover(%State{} = state, _running, _reason) do
-    failures = state.failures + 1
-    pause(state, Options.backoff(Identity.options(state.identity), failures), failures)
-  end
+  defp recover(%State{} = state, _running, _reason), do: pause(state)
+
+  # What has failed in part waits for the next tick. If there are no ticks, it waits for the end of a pause.
+  defp retry(%State{running: nil, due: :infinity} = state, failed) when failed > 0, do: pause(state)
+  defp retry(%State{} = state, _failed), do: state
 
   ## Pauses
+
+  defp pause(%State{identity: identity} = state) do
+    failures = state.failures + 1
+    pause(state, Options.backoff(Identity.options(identity), failures), failures)
+  end
 
   defp pause(%State{identity: identity} = state, ms, failures) do
     due = System.monotonic_time(:millisecond) + ms

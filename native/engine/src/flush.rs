@@ -357,6 +357,7 @@ impl<S: Store> Flush<S> {
         self.settled.store(settled, Ordering::Release);
         if progress.is_finished(self.end) {
             progress.frozen = None;
+            progress.batch = Batch::NONE;
         }
     }
 
