@@ -21,10 +21,14 @@ defmodule PartitionedBuffer do
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
   | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation raises a `RuntimeError` |
-  | `:processing_interval_ms` | positive integer | 5000 | how often each partition flushes |
+  | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only `flush/2` and a stop flush, and what has failed is still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
-  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take during a stop; see [Guarantees](#module-guarantees) |
+  | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per batch; see [Tables](#module-tables) |
+  | `:max_attempts` | positive integer, or `:infinity` | not given | how often an entry is given to the processor before it is given up; see [Delivery](#module-delivery) |
+  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: it doubles from `min` to `max` with each failure in a row, and a random half to whole of it is taken. A function gets the number of failures and returns milliseconds |
+  | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries that are given up, and the reason; needs `:max_attempts` |
+  | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An anonymous function survives
   one load of its module, but not a second.
@@ -40,8 +44,47 @@ defmodule PartitionedBuffer do
       other term except `nil` is the partition key of all entries of the call. Entries with the same partition key are in
       the same partition. An entry is found only with the partition key that it was put with.
 
+  `PartitionedBuffer.Map.put_newer/5` also takes `stale: :error`, and `flush/2` has options of its own.
+
   The partition of a partition key is `:erlang.phash2(partition_key, partitions)`. Without a partition key, a key or item is
   in the partition `:erlang.phash2(:erlang.phash2(key), partitions)`.
+
+  ## Delivery
+
+  Without `:max_attempts` the processor gets each batch once, and what it returns means nothing. With `:max_attempts` an entry
+  is in the buffer until the processor has succeeded with it, and what the processor returns is the outcome of the batch:
+
+  | return | meaning | counts as an attempt | the partition |
+  |---|---|---|---|
+  | `:error`, `{:error, reason}`, an exception, throw, exit or kill, the time limit | all entries failed | yes | pauses |
+  | `{:error, reason, entries}` | these entries failed, the others succeeded | yes, for these | goes on; of a queue: pauses |
+  | `{:snooze, ms}` | not now: all entries are tried again | no | pauses for `ms` milliseconds |
+  | `{:cancel, reason}`, `{:cancel, reason, entries}` | all or these entries cannot succeed and are given up, the others succeeded | | goes on |
+  | anything else | all entries succeeded | | goes on |
+
+  `entries` are entries of the batch, of a queue in their order. With anything else the whole batch has failed, with the reason
+  `{:bad_return, returned}`.
+
+    * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of its key waits or it was
+      deleted meanwhile. A newer write begins with no attempts.
+    * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind it.
+    * **A pause** means one call of the processor for each partition and pause, however much is written. `flush/2` tries at once.
+    * **Smaller batches.** A batch with an entry that has failed `a` times has at most `processing_batch_size / 4^a` entries. So
+      of 500 a bad entry is alone at its fifth attempt, and the others are stored.
+    * **Given up** is an entry that has failed `:max_attempts` times or was cancelled. It goes to `:dead_letter`, within the time
+      limit of the processor. Without that function, or if it fails, the entry is gone, and its count and reason are logged.
+    * **Reads see what is in flight**: `get`, `fetch`, `put_new` and `put_newer` of `PartitionedBuffer.Map`. A delete ends the
+      retries of an entry in flight, and one that is not in a batch yet is not given to the processor.
+    * **At least once.** After a failure, a kill or a time limit the sink may have the entries already, or may still store them
+      after newer ones. So the sink should be idempotent, and refuse older versions:
+      `WHERE users.version < excluded.version`.
+    * **Also after crashes.** If a task dies, its batch has failed. If the whole supervision tree was killed, the next one ends
+      a task that is still at work, before it tries the batch again.
+    * **A stop** retries with the shortest pause until `:drain_timeout_ms` is over. What is left then goes to `:dead_letter` with
+      the reason `:stopped`. Without that function it is kept for the next start of the name, and its count is logged.
+
+  `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of partitions, what was left is
+  processed by the partitions that it was given to. Reads do not see it there, and its order against new writes is not promised.
 
   ## Guarantees
 
@@ -49,8 +92,8 @@ defmodule PartitionedBuffer do
       version was there, or it was deleted.
     * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write is either in the flush
       or waits for the next one.
-    * **At most once.** The processor gets each entry of a flush at most once. If the processor raises, exits or is killed,
-      no later call gets that batch. The rest of the flush is processed at the next interval.
+    * **At most once**, without `:max_attempts`. The processor gets each entry of a flush at most once. If the processor raises,
+      exits or is killed, no later call gets that batch. The rest of the flush is processed at the next interval.
     * **Crashes.** Entries are kept in native memory until the processor gets them. If a partition, a task or the whole
       supervision tree dies, they are processed when the buffer runs again. They are lost if the VM ends.
     * **Order.** A partition processes one batch at a time, and its flushes in their order. If a key is written in the order
@@ -61,12 +104,13 @@ defmodule PartitionedBuffer do
       process or its task supervisor has just died, or dies during the stop.
     * **Time limit of a stop.** A call of the processor that is running when the stop begins may take
       `:processing_timeout_ms` from then on. Each later call may take as long from its own beginning, and at least 5 seconds.
-      A call that takes longer is killed, and its partition does not call the processor again.
+      A call that takes longer is killed, and its partition does not call the processor again. With `:max_attempts` each call
+      may take `:processing_timeout_ms` from its beginning, as always.
     * **Reads and writes during a stop.** Reads and deletes work until the stop ends. A partition refuses writes as soon as
       its flush in flight is done, except from processors of the same buffer and from tasks that these have started. The
       same stop processes their writes, in at most ten passes over all partitions.
     * **Leftovers of a stop.** Entries that a stop could not process are kept until a buffer of the same name and kind
-      starts. An error with their count is logged.
+      starts, or go to `:dead_letter`. An error with their count is logged.
     * **Equal terms.** The processor gets terms exactly as they were written.
     * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices. Only the copy of a single
       term is never split: it takes as long as sending the term in a message and is charged to the process. A list of large
@@ -102,14 +146,31 @@ defmodule PartitionedBuffer do
   |---|---|---|
   | `[:partitioned_buffer, :partition, :start]` | `system_time` | `buffer`, `partition` |
   | `[:partitioned_buffer, :partition, :stop]` | `duration` | `buffer`, `partition`, `reason` |
-  | `[:partitioned_buffer, :partition, :processing, :start]` | `system_time`, `monotonic_time` | `buffer`, `partition` |
-  | `[:partitioned_buffer, :partition, :processing, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition` |
-  | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `kind`, `reason`, `stacktrace` |
-  | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time` | `buffer`, `partition`, `reason` |
+  | `[:partitioned_buffer, :partition, :processing, :start]` | `system_time`, `monotonic_time` | `buffer`, `partition`, `trigger` |
+  | `[:partitioned_buffer, :partition, :processing, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `trigger` |
+  | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `trigger`, `kind`, `reason`, `stacktrace` |
+  | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time`, `count` | `buffer`, `partition`, `reason` |
 
-  The `processing` events span one flush. `size` is the number of its entries that were processed. Their metadata also has a
-  `telemetry_span_context`. The `reason` of `processing_failed` is the exit reason of the task that called the processor. An
-  interval in which nothing was written has no event.
+  The `processing` events span what a task processes of one flush. `size` is the number of its entries that were processed,
+  `trigger` is `:interval`, `:flush` or `:stop`. Their metadata also has a `telemetry_span_context`. The `reason` of
+  `processing_failed` is the exit reason of the task that called the processor, and `count` is how many entries are lost. With
+  `:max_attempts` they are the reason of the failure, and how many entries will be retried. An interval in which nothing was
+  written has no event.
+
+  With `:max_attempts` there are also:
+
+  | event | measurements | metadata |
+  |---|---|---|
+  | `[:partitioned_buffer, :partition, :batch, :start]` | `system_time`, `monotonic_time`, `size` | `buffer`, `partition`, `attempt` |
+  | `[:partitioned_buffer, :partition, :batch, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `attempt`, `outcome`, `reason` |
+  | `[:partitioned_buffer, :partition, :batch, :exception]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `attempt`, `outcome`, `kind`, `reason`, `stacktrace` |
+  | `[:partitioned_buffer, :partition, :retry]` | `count`, `superseded`, `delay` | `buffer`, `partition`, `reason`, `failures` |
+  | `[:partitioned_buffer, :partition, :dead_letter]` | `count` | `buffer`, `partition`, `reason`, `handled` |
+
+  A `batch` spans one call of the processor. `attempt` is 1 for entries that have not failed yet, else it is that of the entry
+  that has failed most often. `outcome` is `:ok`, `:error`, `:snooze` or `:cancel`. A call that is killed has no `:stop`, but a
+  `retry`. `retry` tells how many entries will be retried, how many a newer write or a delete has superseded, after how many
+  milliseconds, and after how many failures in a row. `handled` says whether `:dead_letter` has taken the entries.
   """
 
   alias PartitionedBuffer.{Native, Options, Partition, Routing, Running}
@@ -182,7 +243,7 @@ defmodule PartitionedBuffer do
 
   @doc """
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`, `:processing_timeout_ms`,
-  `:processing_batch_size`.
+  `:processing_batch_size`, `:retry_backoff_ms`, `:drain_timeout_ms`, and `:max_attempts` if the buffer was started with it.
 
   Options that are not given keep their values. A shorter interval or jitter takes effect at once, a longer one after the
   tick that is due. A new batch size applies from the next flush on. Raises and changes nothing if an option is unknown or

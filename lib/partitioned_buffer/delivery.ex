@@ -28,7 +28,10 @@ defmodule PartitionedBuffer.Delivery do
       failures: opts[:failures]
     }
 
-    case {Native.inherit(flush), opts[:reason]} do
+    # Only an earlier task can have left something.
+    left = if opts[:resumed?], do: Native.inherit(flush)
+
+    case {left, opts[:reason]} do
       {nil, nil} ->
         deliver(state)
 
@@ -226,6 +229,6 @@ defmodule PartitionedBuffer.Delivery do
         {module, function, arity, location}
       end
 
-    "** (#{Outcome.describe(Outcome.reason(kind, reason))})\n#{Exception.format_stacktrace(stacktrace)}"
+    Exception.format_banner(kind, reason) <> "\n" <> Exception.format_stacktrace(stacktrace)
   end
 end

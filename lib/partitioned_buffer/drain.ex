@@ -176,7 +176,7 @@ defmodule PartitionedBuffer.Drain do
   end
 
   defp kill(identity, running, limit) do
-    Logger.error("#{Identity.describe(identity)} kills its processor during a stop: #{limit}")
+    Logger.error("#{Identity.describe(identity)} kills its processor: #{limit} during a stop")
     Running.kill(running)
     Running.report(identity, running, :killed)
     :killed
@@ -188,7 +188,8 @@ defmodule PartitionedBuffer.Drain do
 
     min(
       call_left(options, Running.called_at(running), began),
-      {drain_left(options, began), "the stop takes longer than #{options.drain_timeout_ms} ms"}
+      {drain_left(options, began),
+       "it took longer than #{options.drain_timeout_ms} ms, the limit for all of it,"}
     )
   end
 
@@ -200,7 +201,7 @@ defmodule PartitionedBuffer.Drain do
     end
   end
 
-  defp call_left(from, limit), do: {left(from, limit), "a call takes longer than #{limit} ms"}
+  defp call_left(from, limit), do: {left(from, limit), "a call took longer than #{limit} ms, the limit"}
 
   defp timeout_left(identity, running),
     do: call_left(Running.called_at(running), Identity.options(identity).processing_timeout_ms)

@@ -37,7 +37,7 @@ defmodule PartitionedBuffer.Flush do
     Telemetry.processing(identity, opts[:trigger], fn ->
       if Options.outcomes?(options),
         do: Delivery.process(flush, identity, options, opts),
-        else: {deliver(flush, options, identity), %{pause: nil, failures: 0, failed: 0}}
+        else: {deliver(flush, options, identity, opts), %{pause: nil, failures: 0, failed: 0}}
     end)
   end
 
@@ -68,8 +68,8 @@ defmodule PartitionedBuffer.Flush do
   def call(function, arguments), do: apply(function, arguments)
 
   # What a dead task has left of a buffer that had outcomes is given to the processor again.
-  defp deliver(flush, %Options{} = options, identity) do
-    Delivery.settle_left(flush)
+  defp deliver(flush, %Options{} = options, identity, opts) do
+    if opts[:resumed?], do: Delivery.settle_left(flush)
 
     if options.processing_batch_size == :table,
       do: deliver_table(flush, options, identity.name),

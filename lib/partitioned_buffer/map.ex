@@ -29,7 +29,8 @@ defmodule PartitionedBuffer.Map do
     * The buffer forgets the versions that it has flushed. An old version that arrives after the flush of a newer one is
       flushed too. If that can happen, let the processor write conditionally, for example with
       `ON CONFLICT (id) DO UPDATE ... WHERE users.version < excluded.version`.
-    * `get/4`, `delete/3` and `size/1` see the entries that wait for the next flush, but none that are in flight.
+    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the entries that wait for the next flush, but none that are in flight. With
+      `:max_attempts` all but `size/1` see entries in flight as well; see [Delivery](`m:PartitionedBuffer#module-delivery`).
     * A call that raises because of its arguments has written nothing.
     * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
@@ -38,7 +39,8 @@ defmodule PartitionedBuffer.Map do
   The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for an entry that was
   written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3` has replaced the value since the
   last flush; `put/4` and `put_all/3` set it to 0. Each entry of a flush is in one batch. Batches have
-  `:processing_batch_size` entries, the last one may have fewer.
+  `:processing_batch_size` entries, the last one may have fewer. What the processor returns is ignored, unless the buffer has
+  `:max_attempts`.
 
       def process(batch) do
         rows = for {id, user, _version, _updates} <- batch, do: %{id: id, name: user.name}

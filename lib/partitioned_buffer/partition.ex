@@ -23,11 +23,11 @@ defmodule PartitionedBuffer.Partition do
       :timer,
       :due,
       :running,
-      :trigger,
       :limit,
       :pause,
       :round,
       :drained,
+      trigger: :interval,
       failures: 0,
       requests: [],
       missed?: false,
@@ -140,7 +140,7 @@ defmodule PartitionedBuffer.Partition do
     do: {:noreply, state |> tick() |> schedule(next_tick(state.identity))}
 
   def handle_info({:timeout, timer, :pause}, %State{pause: timer} = state),
-    do: {:noreply, start_processing(end_pause(state), state.trigger || :interval)}
+    do: {:noreply, start_processing(end_pause(state), state.trigger)}
 
   def handle_info({:timeout, timer, :limit}, %State{limit: timer} = state), do: {:noreply, limit(state)}
 
@@ -188,6 +188,10 @@ defmodule PartitionedBuffer.Partition do
     serve(%State{state | round: nil})
   end
 
+  # What is left in the buffer has failed as well, since the round was to process all of it.
+  defp fail_round(%State{round: nil} = state, _lost), do: state
+  defp fail_round(%State{} = state, lost), do: end_round(state, lost + held(state))
+
   defp reply(requests, failed) do
     for {from, _callers} <- requests, from != nil, do: GenServer.reply(from, failed)
   end
@@ -211,11 +215,13 @@ defmodule PartitionedBuffer.Partition do
       # The task supervisor has crashed and will be restarted. The next flush gives these entries as a rest.
       {:error, reason} ->
         Logger.warning(
-          "#{Identity.describe(identity)} could not start a task for its processor and tries again " <>
-            "at the next interval: #{Exception.format_exit(reason)}"
+          "#{Identity.describe(identity)} could not start a task for its processor and tries again later: " <>
+            Exception.format_exit(reason)
         )
 
-        end_round(state, held(state))
+        if Options.outcomes?(Identity.options(identity)),
+          do: pause(state),
+          else: fail_round(state, 0)
     end
   end
 
@@ -226,20 +232,21 @@ defmodule PartitionedBuffer.Partition do
     cond do
       reason == :normal -> continue(state, running, Running.ended(identity))
       Options.outcomes?(Identity.options(identity)) -> recover(state, running, reason)
-      true -> state |> end_round(Running.lost(running) + held(state)) |> make_good()
+      true -> state |> fail_round(Running.lost(running)) |> make_good()
     end
   end
 
   defp continue(state, _running, %{pause: ms} = ended) when ms != nil, do: pause(state, ms, ended.failures)
 
   # After the rest of an earlier flush, the entries that wait are due.
-  defp continue(state, %Running{kind: kind}, ended) do
-    state = %State{state | failures: ended.failures}
+  defp continue(state, %Running{kind: :rest}, ended),
+    do: start_processing(%State{state | failures: ended.failures}, state.trigger)
 
-    cond do
-      kind == :rest or (kind == :found and state.round != nil) -> start_processing(state, state.trigger)
-      true -> state |> end_round(ended.failed) |> make_good()
-    end
+  defp continue(state, _running, ended) do
+    %State{state | failures: ended.failures}
+    |> end_round(ended.failed)
+    |> make_good()
+    |> retry(ended.failed)
   end
 
   # Requests, or a tick, that came while the task was at work.
@@ -254,18 +261,24 @@ defmodule PartitionedBuffer.Partition do
   defp recover(state, %Running{reason: nil, flush: flush}, reason) when flush != nil,
     do: start_task(state, :rest, flush, reason)
 
-  defp recover(%State{} = state, _running, _reason) do
-    failures = state.failures + 1
-    pause(state, Options.backoff(Identity.options(state.identity), failures), failures)
-  end
+  defp recover(%State{} = state, _running, _reason), do: pause(state)
+
+  # What has failed in part waits for the next tick. If there are no ticks, it waits for the end of a pause.
+  defp retry(%State{running: nil, due: :infinity} = state, failed) when failed > 0, do: pause(state)
+  defp retry(%State{} = state, _failed), do: state
 
   ## Pauses
+
+  defp pause(%State{identity: identity} = state) do
+    failures = state.failures + 1
+    pause(state, Options.backoff(Identity.options(identity), failures), failures)
+  end
 
   defp pause(%State{identity: identity} = state, ms, failures) do
     due = System.monotonic_time(:millisecond) + ms
     Identity.put(identity, :pause, {due, failures})
     timer = :erlang.start_timer(due, self(), :pause, abs: true)
-    end_round(%State{state | pause: timer, failures: failures, missed?: false}, held(state))
+    fail_round(%State{state | pause: timer, failures: failures, missed?: false}, 0)
   end
 
   defp end_pause(%State{} = state) do
@@ -338,7 +351,8 @@ defmodule PartitionedBuffer.Partition do
     cancel(state.timer)
     state = state |> unwatch() |> end_pause()
     outcome = Drain.pass(state.identity, state.running, began)
-    reply(state.requests ++ List.wrap(state.round), held(state))
+    requests = state.requests ++ List.wrap(state.round)
+    if requests != [], do: reply(requests, held(state))
 
     %State{
       state

@@ -1,5 +1,7 @@
 defmodule PartitionedBuffer.LawsTest do
-  # Random commands on random terms do to a map what they do to the model of an entry.
+  # Random commands on random terms do to a map what they do to the model of an entry. If the map has outcomes and its sink is
+  # away, they do the same: what waits and what is in flight are one map, though every partition flushes all the time and each
+  # flush fails. When the sink is back, it gets the last entry of each key.
   #
   #     LAWS_SEQUENTIAL=100000 LAWS_PARALLEL=10000 LAWS_REPEATS=20 LAWS_SEED=1 mix test test/partitioned_buffer/laws_test.exs
 
@@ -12,41 +14,92 @@ defmodule PartitionedBuffer.LawsTest do
 
   @absent {:absent, __MODULE__}
 
-  setup do
-    {:ok, buffers: for(n <- 1..3, into: %{}, do: {n, start_buffer(partitions: n)})}
+  setup context do
+    sink = if context[:away], do: :counters.new(1, [])
+
+    {:ok,
+     sink: sink, buffers: for(n <- 1..3, into: %{}, do: {n, start_buffer([partitions: n] ++ outage(sink))})}
   end
 
-  test "a map does what the model does", %{buffers: buffers} do
-    Laws.holds("maps", Laws.sequential(), Generators.sequential(), fn {partitions, keys, commands} ->
-      context = context(buffers, partitions, keys)
-      with {:ok, entries} <- run(commands ++ [:size, :flush], %{}, context), do: explained(entries == %{})
-    end)
+  defp outage(nil), do: []
+
+  # 0 in the counter means that the sink is away.
+  defp outage(sink) do
+    test = self()
+
+    processor = fn batch ->
+      case {:counters.get(sink, 1), :rand.uniform(4)} do
+        {1, _any} -> send(test, {:batch, {own_partition(), batch}})
+        {0, 1} -> {:error, :away}
+        {0, 2} -> {:error, :away, batch}
+        {0, 3} -> {:snooze, 0}
+        {0, 4} -> Process.exit(self(), :kill)
+      end
+    end
+
+    [
+      processor: processor,
+      max_attempts: :infinity,
+      retry_backoff_ms: {0, 1},
+      processing_interval_ms: 1,
+      processing_batch_size: 3
+    ]
   end
 
-  test "the commands of several processes on a map are linearizable for each key", %{buffers: buffers} do
-    Laws.holds_repeatedly("parallel maps", Laws.parallel(), Generators.parallel(), fn case ->
-      {partitions, keys, before, suffixes} = case
-      run_parallel(before, Tuple.to_list(suffixes), context(buffers, partitions, keys))
-    end)
+  # The task of a partition has its number in its name.
+  defp own_partition do
+    {:registered_name, name} = Process.info(self(), :registered_name)
+    name |> Atom.to_string() |> String.split(".") |> Enum.at(-2) |> String.to_integer()
   end
+
+  test "a map does what the model does", setup do
+    Laws.holds("maps", Laws.sequential(), Generators.sequential(), &sequential(&1, setup))
+  end
+
+  test "the commands of several processes on a map are linearizable for each key", setup do
+    Laws.holds_repeatedly("parallel maps", Laws.parallel(), Generators.parallel(), &parallel(&1, setup))
+  end
+
+  @tag :away
+  @tag :capture_log
+  test "a map whose sink is away does what the model does", setup do
+    cases = div(Laws.sequential(), 10)
+    Laws.holds("maps in an outage", cases, Generators.sequential(), &sequential(&1, setup))
+  end
+
+  @tag :away
+  @tag :capture_log
+  test "the commands of several processes on a map whose sink is away are linearizable for each key", setup do
+    cases = div(Laws.parallel(), 4)
+    Laws.holds_repeatedly("parallel maps in an outage", cases, Generators.parallel(), &parallel(&1, setup))
+  end
+
+  defp sequential({partitions, keys, commands}, setup) do
+    context = context(setup, partitions, keys)
+    with {:ok, entries} <- run(commands ++ [:size, :flush], %{}, context), do: explained(entries == %{})
+  end
+
+  defp parallel({partitions, keys, before, suffixes}, setup),
+    do: run_parallel(before, Tuple.to_list(suffixes), context(setup, partitions, keys))
 
   defp explained(true), do: :ok
   defp explained(false), do: :left_over
 
   ## A case
 
-  defp context(buffers, partitions, keys) do
+  defp context(%{buffers: buffers, sink: sink}, partitions, keys) do
     buffer = Map.fetch!(buffers, partitions)
+    context = %{buffer: buffer, partitions: partitions, keys: List.to_tuple(keys), sink: sink}
     # A failed case may have left entries.
-    if Buffer.size(buffer) > 0, do: flush(buffer)
+    if sink || Buffer.size(buffer) > 0, do: call(:flush, context)
     received_batches()
-    %{buffer: buffer, partitions: partitions, keys: List.to_tuple(keys)}
+    context
   end
 
   # Does commands in this process alone; returns the entries after them.
   defp run(commands, entries, context) do
     Enum.reduce_while(commands, {:ok, entries}, fn command, {:ok, entries} ->
-      command = with_keys(command, context.keys)
+      command = command |> with_keys(context.keys) |> variant(context)
       result = call(command, context)
 
       case explain(command, result, entries, context) do
@@ -56,8 +109,9 @@ defmodule PartitionedBuffer.LawsTest do
     end)
   end
 
-  defp explain(:size, size, entries, _context) do
-    if size == map_size(entries), do: {:ok, entries}, else: :error
+  # What is in flight has no size.
+  defp explain(:size, size, entries, %{sink: sink}) do
+    if size == map_size(entries) or (sink && size <= map_size(entries)), do: {:ok, entries}, else: :error
   end
 
   defp explain(command, result, entries, context) do
@@ -86,9 +140,24 @@ defmodule PartitionedBuffer.LawsTest do
   defp writes_and_reads(commands),
     do: Enum.reject(commands, &(&1 == :flush or match?({:batch_size, _size}, &1)))
 
-  # The size tells nothing of a single key.
-  defp in_parallel(commands, context),
-    do: for(command <- commands, command != :size, do: with_keys(command, context.keys))
+  # The size tells nothing of a single key. If the sink was back meanwhile, nobody would know when it got an entry.
+  defp in_parallel(commands, context) do
+    for command <- commands, command != :size, command != :flush or context.sink == nil do
+      command |> with_keys(context.keys) |> variant(context)
+    end
+  end
+
+  # With outcomes, some commands are done in another way, which tells more.
+  defp variant(command, %{sink: nil}), do: command
+
+  defp variant(command, _context) do
+    case {command, :erlang.phash2(command, 2)} do
+      {{:put, key, value, route}, 0} -> {:put_new, key, value, route}
+      {{:put_newer, key, value, version, route}, 0} -> {:put_if_newer, key, value, version, route}
+      {{:get, key, route}, 0} -> {:fetch, key, route}
+      {command, _any} -> command
+    end
+  end
 
   ## Linearizability: some order of the effects on a key obeys their times, and gives their results.
 
@@ -154,9 +223,28 @@ defmodule PartitionedBuffer.LawsTest do
   end
 
   defp effects({:get, key, route}, value, _places, n), do: [{place(route, key, n), {:get, value}}]
+  defp effects({:fetch, key, route}, :error, _places, n), do: [{place(route, key, n), {:get, @absent}}]
+  defp effects({:fetch, key, route}, {:ok, value}, _places, n), do: [{place(route, key, n), {:get, value}}]
+
+  defp effects({:put_new, key, value, route}, result, _places, n),
+    do: [{place(route, key, n), {:put_new, value, result}}]
+
+  defp effects({:put_if_newer, key, value, version, route}, result, _places, n),
+    do: [{place(route, key, n), {:put_if_newer, value, version, result}}]
+
   defp effects({:delete, key, route}, :ok, _places, n), do: [{place(route, key, n), :delete}]
   defp effects({:invalid, _pairs, _route}, :raised, _places, _n), do: []
   defp effects({:batch_size, _size}, :ok, _places, _n), do: []
+
+  # The sink may have got an older entry of a key before.
+  defp effects(:flush, {:last, batches}, places, _n) do
+    taken =
+      for {partition, batch} <- batches, {key, value, version, updates} <- batch, into: %{} do
+        {{partition, key}, {value, version, updates}}
+      end
+
+    for place <- Enum.uniq(places ++ Map.keys(taken)), do: {place, {:take_last, taken[place]}}
+  end
 
   defp effects(:flush, flushes, places, _n) do
     for({_partition, {:malformed, _batches} = wrong} <- flushes, do: {wrong, :impossible}) ++
@@ -176,6 +264,24 @@ defmodule PartitionedBuffer.LawsTest do
   defp step(nil, {:get, value}), do: if(value === @absent, do: {:ok, nil}, else: :error)
   defp step({value, _, _} = entry, {:get, got}), do: if(value === got, do: {:ok, entry}, else: :error)
   defp step(entry, {:take, taken}), do: if(entry === taken, do: {:ok, nil}, else: :error)
+
+  # Those updates count that were made since the last failure.
+  defp step({value, version, updates}, {:take_last, {got, at, counted}}),
+    do: if({value, version} === {got, at} and counted <= updates, do: {:ok, nil}, else: :error)
+
+  defp step(entry, {:take_last, taken}), do: if(entry === taken, do: {:ok, nil}, else: :error)
+  defp step(nil, {:put_new, value, :ok}), do: {:ok, Model.write(nil, {:put, value})}
+  defp step(nil, {:put_new, _value, {:error, :exists}}), do: :error
+
+  defp step(entry, {:put_new, _value, result}),
+    do: if(result == {:error, :exists}, do: {:ok, entry}, else: :error)
+
+  defp step(entry, {:put_if_newer, value, version, result}) do
+    newer? = entry == nil or version > elem(entry, 1)
+    expected = if newer?, do: :ok, else: {:error, :stale}
+    if result == expected, do: step(entry, {:put_newer, value, version}), else: :error
+  end
+
   defp step(entry, write), do: {:ok, Model.write(entry, write)}
 
   ## Calls
@@ -205,6 +311,13 @@ defmodule PartitionedBuffer.LawsTest do
 
   defp call(:size, %{buffer: buffer}), do: Buffer.size(buffer)
 
+  defp call(:flush, %{buffer: buffer, sink: sink}) when sink != nil do
+    :counters.put(sink, 1, 1)
+    :ok = Buffer.flush(buffer)
+    :counters.put(sink, 1, 0)
+    {:last, received_batches()}
+  end
+
   defp call(:flush, %{buffer: buffer}) do
     for {partition, number} <- Enum.with_index(partitions(buffer)) do
       {batches, size} = Laws.flush(partition)
@@ -226,6 +339,14 @@ defmodule PartitionedBuffer.LawsTest do
     do: Buffer.put_all_newer(buffer, entries, option(route))
 
   defp call({:get, key, route}, %{buffer: buffer}), do: Buffer.get(buffer, key, @absent, option(route))
+  defp call({:fetch, key, route}, %{buffer: buffer}), do: Buffer.fetch(buffer, key, option(route))
+
+  defp call({:put_new, key, value, route}, %{buffer: buffer}),
+    do: Buffer.put_new(buffer, key, value, option(route))
+
+  defp call({:put_if_newer, key, value, version, route}, %{buffer: buffer}),
+    do: Buffer.put_newer(buffer, key, value, version, [stale: :error] ++ option(route))
+
   defp call({:delete, key, route}, %{buffer: buffer}), do: Buffer.delete(buffer, key, option(route))
 
   defp call({:invalid, pairs, route}, %{buffer: buffer}) do

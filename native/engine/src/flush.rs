@@ -12,9 +12,9 @@
 //! one [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
 //! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad entry ends up alone.
 //!
-//! All of this is guarded by one lock, which readers hold for some hundred microseconds. It is taken after the lock of
-//! [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
-//! before `settled` has an outcome, and an entry in `cancelled` was deleted while it was in flight.
+//! All of this is guarded by one lock, which readers hold for some hundred microseconds, and nobody longer. It is taken after
+//! the lock of [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
+//! before `settled` has an outcome, and an entry in `gone` has one too, or was deleted.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -35,20 +35,23 @@ pub enum Flushed<S: Store> {
 /// Frozen stores, and how far readers have come with them. The stores are freed with the outcome of the last entry, even
 /// if the flush itself is still referred to.
 pub struct Flush<S: Store> {
-    /// The stores, until all entries have an outcome. The lock is held only to take a reference to them.
-    frozen: Mutex<Option<Arc<Frozen<S>>>>,
     /// The position behind the last entry.
     end: usize,
-    /// Each entry before this position has an outcome, or is a failed item of a queue.
+    /// Each entry before this position has an outcome.
     settled: AtomicUsize,
-    /// A bit for each position, set when the entry was deleted. Most flushes have none.
-    cancelled: OnceLock<Box<[AtomicUsize]>>,
+    /// A bit for each position, set when the entry was deleted, or has an outcome behind an entry of a map that has none.
+    /// Most flushes have no such entry.
+    gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
-    progress: Mutex<Progress>,
+    progress: Mutex<Progress<S>>,
+    /// Held while a batch is given back, which may take long. It is taken before the lock of `progress`.
+    giving_back: Mutex<()>,
 }
 
 /// How far readers have come.
-struct Progress {
+struct Progress<S: Store> {
+    /// The stores, until all entries have an outcome.
+    frozen: Option<Arc<Frozen<S>>>,
     /// No entry from this position on was in a batch.
     position: usize,
     /// Failed entries that stay here, before `position`. They come first.
@@ -75,6 +78,7 @@ struct Run {
 }
 
 /// The entries that are to be given to the processor together.
+#[derive(Clone)]
 struct Batch {
     /// Who reads it, by a number that no other reader has.
     reader: u64,
@@ -103,6 +107,9 @@ pub enum BatchState {
     GivenUp,
 }
 
+/// Records, and the stores that they are in.
+pub type Records<S> = (Arc<Frozen<S>>, Vec<<S as Store>::Record>);
+
 /// What became of the failed entries of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GivenBack {
@@ -121,7 +128,7 @@ pub(crate) enum Retry {
     Waits,
     /// It stays in this flush, before all entries that were in no batch.
     Stays,
-    /// Nowhere: a newer write has replaced it.
+    /// Nowhere: a newer write has replaced it, or it was deleted.
     IsSuperseded,
 }
 
@@ -143,11 +150,12 @@ impl Batch {
     const NONE: Batch =
         Batch { reader: 0, state: BatchState::Read, from: 0, runs: Vec::new(), length: 0, size: 0, limit: 0 };
 
-    /// Adds an entry.
+    /// Adds an entry. A run has only retried entries or only others, so that each goes back to where it came from.
     fn push(&mut self, position: usize, attempts: u32) {
         self.length += 1;
+        let is_next = |run: &Run| run.first + run.length == position && run.attempts == attempts;
         match self.runs.last_mut() {
-            Some(run) if run.first + run.length == position && run.attempts == attempts => run.length += 1,
+            Some(run) if is_next(run) && position != self.from => run.length += 1,
             _ => self.runs.push(Run { first: position, length: 1, attempts }),
         }
     }
@@ -158,7 +166,7 @@ impl Batch {
     }
 }
 
-impl Progress {
+impl<S: Store> Progress<S> {
     /// Takes back a batch of which the processor knows nothing.
     fn undo_read(&mut self) {
         if self.batch.state == BatchState::Read && self.batch.length > 0 {
@@ -168,22 +176,28 @@ impl Progress {
         }
     }
 
-    /// Ends the present batch.
+    /// Ends the present batch, and keeps its memory for the next one.
     fn end_batch(&mut self) {
-        self.batch = Batch::NONE;
+        let mut runs = std::mem::take(&mut self.batch.runs);
+        runs.clear();
+        self.batch = Batch { runs, ..Batch::NONE };
     }
 
-    /// Goes on to the next entry: of those to be retried, or of all others.
-    #[inline]
-    fn pass(&mut self, is_retry: bool) {
+    /// Goes on by some positions: of those to be retried, or of all others.
+    fn pass(&mut self, is_retry: bool, count: usize) {
         if !is_retry {
-            self.position += 1;
+            self.position += count;
         } else if let Some(run) = self.retries.front_mut() {
-            (run.first, run.length) = (run.first + 1, run.length - 1);
+            (run.first, run.length) = (run.first + count, run.length - count);
             if run.length == 0 {
                 self.retries.pop_front();
             }
         }
+    }
+
+    /// Whether each entry before `end` was read since it was last to be retried.
+    fn is_read(&self, end: usize) -> bool {
+        self.position >= end && self.retries.is_empty()
     }
 }
 
@@ -192,6 +206,7 @@ impl<S: Store> Flush<S> {
     pub(crate) fn new(frozen: Arc<Frozen<S>>) -> Self {
         let end = frozen.end();
         let progress = Progress {
+            frozen: Some(frozen),
             position: 0,
             retries: VecDeque::new(),
             batch: Batch::NONE,
@@ -200,29 +215,33 @@ impl<S: Store> Flush<S> {
             called_at: None,
         };
         Flush {
-            frozen: Mutex::new(Some(frozen)),
             end,
             settled: AtomicUsize::new(0),
-            cancelled: OnceLock::new(),
+            gone: OnceLock::new(),
             progress: Mutex::new(progress),
+            giving_back: Mutex::new(()),
         }
     }
 
     /// Goes on with the batch of this reader, which has `length` entries already; with 0 it begins a batch of at most
     /// `size`. `None` if there is nothing to read, or if another reader has begun a batch since.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
-        let frozen = self.entries()?;
         let mut progress = self.progress.lock();
+        if progress.frozen.is_none() {
+            return None;
+        }
         if length == 0 {
             progress.undo_read();
             if progress.batch.length > 0 {
                 return None;
             }
-            progress.batch = Batch { reader, from: progress.position, size, limit: size, ..Batch::NONE };
+            let from = progress.position;
+            let batch = &mut progress.batch;
+            (batch.reader, batch.from, batch.size, batch.limit) = (reader, from, size, size);
         } else if !progress.is_read_by(reader, length) {
             return None;
         }
-        Some(Reader { flush: self, frozen, progress })
+        Some(Reader { flush: self, progress })
     }
 
     /// Gives the batch away for good; `false` if it is not this reader's. `now` is the time.
@@ -231,7 +250,7 @@ impl<S: Store> Flush<S> {
         let is_own = progress.call(reader, now);
         if is_own {
             progress.end_batch();
-            self.settle(&progress);
+            self.settle(&mut progress);
         }
         is_own
     }
@@ -243,7 +262,7 @@ impl<S: Store> Flush<S> {
         if is_own && progress.batch.length > 0 {
             progress.batch.state = BatchState::Leased;
         } else if is_own {
-            self.settle(&progress);
+            self.settle(&mut progress);
         }
         is_own
     }
@@ -258,23 +277,24 @@ impl<S: Store> Flush<S> {
         let mut progress = self.progress.lock();
         if progress.batch.state != BatchState::Read {
             progress.end_batch();
-            self.settle(&progress);
+            self.settle(&mut progress);
         }
     }
 
-    /// The batch that a reader has left, and how many entries it has; `None` if it has left none.
+    /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has died
+    /// while it gave the batch back, this waits until that is done.
     pub fn inherit(&self) -> Option<(BatchState, usize)> {
+        let _giving_back = self.giving_back.lock();
         let mut progress = self.progress.lock();
         progress.undo_read();
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
     }
 
     /// The records of the present batch, and the stores that they are in.
-    pub fn batch(&self) -> Option<(Arc<Frozen<S>>, Vec<S::Record>)> {
-        let progress = self.progress.lock();
+    pub fn batch(&self) -> Option<Records<S>> {
+        let batch = self.progress.lock().batch.clone();
         let frozen = self.entries()?;
-        let entries = progress.batch.entries();
-        let records = entries.filter_map(|(position, _attempts)| frozen.record(position)).collect();
+        let records = batch.entries().filter_map(|(position, _attempts)| frozen.record(position)).collect();
         Some((frozen, records))
     }
 
@@ -294,17 +314,16 @@ impl<S: Store> Flush<S> {
         mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
     ) -> GivenBack {
         let mut result = GivenBack::default();
-        let mut progress = self.progress.lock();
-        let Some(frozen) = self.entries().filter(|_| progress.batch.state == BatchState::Leased) else {
-            return result;
-        };
-        let batch = std::mem::replace(&mut progress.batch, Batch::NONE);
+        // Nobody else ends a batch that is leased, so it needs no lock of `progress` to be gone through.
+        let _giving_back = self.giving_back.lock();
+        let batch = self.progress.lock().batch.clone();
+        let Some(frozen) = self.entries().filter(|_| batch.state == BatchState::Leased) else { return result };
         let mut given_up = Batch { state: BatchState::GivenUp, ..Batch::NONE };
         let mut retries = Batch::NONE;
         let mut is_failed = is_among(failed);
         for (_number, (position, attempts)) in batch.entries().enumerate().filter(|(number, _)| is_failed(*number)) {
             let attempts = attempts.saturating_add(counted.into());
-            if self.is_cancelled(position) {
+            if self.is_gone(position) {
                 result.superseded += 1;
             } else if max_attempts.is_some_and(|max| attempts >= max) {
                 given_up.push(position, attempts);
@@ -320,19 +339,25 @@ impl<S: Store> Flush<S> {
                 }
             }
         }
-        retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
-        if given_up.length > 0 {
-            progress.batch = given_up;
+        if !S::KEEPS_ORDER && retries.length > 0 {
+            let mut staying = retries.entries().map(|(position, _attempts)| position).peekable();
+            let ended = batch.entries().map(|(position, _attempts)| position);
+            ended.filter(|position| staying.next_if_eq(position).is_none()).for_each(|position| self.remove(position));
         }
-        self.settle(&progress);
+        let mut progress = self.progress.lock();
+        retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
+        progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
+        self.settle(&mut progress);
         result
     }
 
     /// Publishes what has an outcome, and frees the stores after the last one.
-    fn settle(&self, progress: &Progress) {
-        self.settled.store(progress.position, Ordering::Release);
+    fn settle(&self, progress: &mut Progress<S>) {
+        let settled = progress.retries.front().map_or(progress.position, |run| run.first);
+        self.settled.store(settled, Ordering::Release);
         if progress.is_finished(self.end) {
-            drop(self.frozen.lock().take());
+            progress.frozen = None;
+            progress.batch = Batch::NONE;
         }
     }
 
@@ -348,19 +373,27 @@ impl<S: Store> Flush<S> {
 
     /// How far readers have come.
     pub fn seen(&self) -> Seen {
-        let Progress { position, ref retries, ref batch, calls, called_with, called_at } = *self.progress.lock();
+        let Progress { position, ref retries, ref batch, calls, called_with, called_at, .. } = *self.progress.lock();
         let retried: usize = retries.iter().map(|run| run.length).sum();
         Seen { calls, called_with, left: self.end - position + retried + batch.length, called_at }
     }
 
-    /// How many entries have no outcome. It looks at each of them.
-    pub(crate) fn unsettled(&self) -> usize {
+    /// How many entries have no outcome now. The result counts them, and looks at each without a lock.
+    pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {
         let progress = self.progress.lock();
-        let Some(frozen) = self.entries() else { return 0 };
-        let is_held = |position: usize| frozen.record(position).is_some() && !self.is_cancelled(position);
-        let runs = progress.retries.iter().chain(&progress.batch.runs);
-        let tried = runs.flat_map(|run| run.first..run.first + run.length);
-        tried.chain(progress.position..self.end).filter(|&position| is_held(position)).count()
+        let (position, batch) = (progress.position, progress.batch.clone());
+        let retries: Vec<Run> = progress.retries.iter().copied().collect();
+        drop(progress);
+        move || {
+            let Some(frozen) = self.entries() else { return 0 };
+            let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
+            let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
+            let batch = match batch.state {
+                BatchState::GivenUp => batch.length,
+                _ => batch.entries().filter(|(position, _attempts)| is_held(position)).count(),
+            };
+            batch + rest.filter(is_held).count()
+        }
     }
 
     /// The position behind the last entry.
@@ -370,32 +403,32 @@ impl<S: Store> Flush<S> {
 
     /// The stores, to be read without a lock; `None` when all entries have an outcome.
     pub fn entries(&self) -> Option<Arc<Frozen<S>>> {
-        self.frozen.lock().clone()
+        self.progress.lock().frozen.clone()
     }
 
-    /// Whether an entry of a map has no outcome yet and was not deleted.
+    /// Whether an entry of a map has no outcome yet, and was neither given up nor deleted.
     pub(crate) fn is_live(&self, position: usize) -> bool {
-        position >= self.settled.load(Ordering::Acquire) && !self.is_cancelled(position)
+        position >= self.settled.load(Ordering::Acquire) && !self.is_gone(position)
     }
 
-    /// Whether an entry was deleted in flight.
-    fn is_cancelled(&self, position: usize) -> bool {
+    /// Whether an entry was deleted in flight, or has an outcome behind one that has none.
+    pub(crate) fn is_gone(&self, position: usize) -> bool {
         let bit = 1 << (position % BITS);
-        self.cancelled.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
+        self.gone.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
     }
 
     /// Deletes an entry in flight: it is in no further batch.
-    pub(crate) fn cancel(&self, position: usize) {
+    pub(crate) fn remove(&self, position: usize) {
         let words = || (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect();
         let bit = 1 << (position % BITS);
-        self.cancelled.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
+        self.gone.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
     }
 }
 
-/// Bits in a word of [`Flush::cancelled`].
+/// Bits in a word of [`Flush::gone`].
 const BITS: usize = usize::BITS as usize;
 
-impl Progress {
+impl<S: Store> Progress<S> {
     /// Whether this reader has read as many entries of the present batch.
     fn is_read_by(&self, reader: u64, length: usize) -> bool {
         let Batch { state, reader: own, length: read, .. } = self.batch;
@@ -415,7 +448,7 @@ impl Progress {
 
     /// Whether all entries before `end` have an outcome.
     fn is_finished(&self, end: usize) -> bool {
-        self.position >= end && self.retries.is_empty() && self.batch.length == 0
+        self.is_read(end) && self.batch.length == 0
     }
 }
 
@@ -431,30 +464,18 @@ fn is_among(chosen: Option<&[usize]>) -> impl FnMut(usize) -> bool + '_ {
     }
 }
 
-/// What a reader finds at the next position.
-pub enum Next<R> {
-    /// A record, which is in the batch now.
-    Record(R),
-    /// An entry that was deleted, or a newer write has replaced.
-    Skipped,
-    /// The batch is full, or there are no more entries.
-    End,
-}
-
 /// Puts a batch together. It holds the lock of the flush.
 pub struct Reader<'f, S: Store> {
     /// The flush.
     flush: &'f Flush<S>,
-    /// Its stores.
-    frozen: Arc<Frozen<S>>,
-    /// How far readers have come.
-    progress: MutexGuard<'f, Progress>,
+    /// How far readers have come, and the stores.
+    progress: MutexGuard<'f, Progress<S>>,
 }
 
 impl<S: Store> Reader<'_, S> {
-    /// The stores.
-    pub fn frozen(&self) -> &Frozen<S> {
-        &self.frozen
+    /// Whether some terms may be large, so that copying even a few records may take long.
+    pub fn has_large(&self) -> bool {
+        self.progress.frozen.as_ref().is_some_and(|frozen| frozen.has_large())
     }
 
     /// How many entries the batch has.
@@ -462,32 +483,53 @@ impl<S: Store> Reader<'_, S> {
         self.progress.batch.length
     }
 
-    /// The next record, unless a newer write has replaced it, as `is_superseded` says.
+    /// Looks at the next `count` positions, or fewer. Adds their entries to the batch and calls `each` with their records;
+    /// leaves out those that were deleted or that a newer write has replaced, as `is_superseded` says. Gives `true` when the
+    /// batch has no room for the next entry, or there are no more entries.
     #[inline]
-    pub fn next(&mut self, is_superseded: impl Fn(&Frozen<S>, usize) -> bool) -> Next<S::Record> {
-        let progress = &mut *self.progress;
-        let Batch { length, size, limit, .. } = progress.batch;
-        let retry = progress.retries.front().map(|run| (run.first, run.attempts));
-        let position = retry.map_or(progress.position, |(position, _attempts)| position);
-        if position >= self.flush.end {
-            return Next::End;
-        }
-        let is_skipped = |_: &S::Record| self.flush.is_cancelled(position) || is_superseded(&self.frozen, position);
-        let record = self.frozen.record(position).filter(|record| !is_skipped(record));
-        if let Some(record) = record {
-            let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);
-            let limit = limit.min(size >> (2 * attempts).min(usize::BITS - 1)).max(1);
-            if length >= limit {
-                return Next::End;
+    pub fn read(
+        &mut self,
+        count: usize,
+        is_superseded: impl Fn(&Frozen<S>, usize) -> bool,
+        mut each: impl FnMut(S::Record),
+    ) -> bool {
+        let Reader { flush, progress } = self;
+        let progress = &mut **progress;
+        let Some(frozen) = &progress.frozen else { return true };
+        let retry = progress.retries.front().copied();
+        let (first, end) = match retry {
+            Some(run) => (run.first, run.first + run.length),
+            None => (progress.position, flush.end),
+        };
+        let batch = &mut progress.batch;
+        let stop = end.min(first.saturating_add(count));
+        let mut position = first;
+        while position < stop {
+            let mut record = frozen.record(position).filter(|_record| !flush.is_gone(position));
+            if record.is_some() && is_superseded(frozen, position) {
+                flush.remove(position);
+                record = None;
             }
-            progress.batch.limit = limit;
-            progress.batch.push(position, attempts);
-            progress.pass(retry.is_some());
-            Next::Record(record)
-        } else {
-            progress.pass(retry.is_some());
-            Next::Skipped
+            if let Some(record) = record {
+                let attempts = match retry {
+                    Some(run) => run.attempts,
+                    None if frozen.has_failed => frozen.attempts(position),
+                    None => 0,
+                };
+                let limit = batch.size >> attempts.saturating_mul(2).min(usize::BITS - 1);
+                let limit = batch.limit.min(limit.max(1));
+                if batch.length >= limit {
+                    break;
+                }
+                batch.limit = limit;
+                batch.push(position, attempts);
+                each(record);
+            }
+            position += 1;
         }
+        progress.pass(retry.is_some(), position - first);
+        let is_full = position < stop;
+        is_full || progress.is_read(flush.end)
     }
 }
 
@@ -497,6 +539,8 @@ pub struct Frozen<S: Store> {
     pub(crate) stores: Vec<S>,
     /// The position behind each store's last record.
     ends: Vec<usize>,
+    /// Whether the processor may have failed with some of the entries before.
+    has_failed: bool,
 }
 
 impl<S: Store> Frozen<S> {
@@ -507,7 +551,8 @@ impl<S: Store> Frozen<S> {
             Some(*end)
         };
         let ends = stores.iter().scan(0, sum).collect();
-        Frozen { stores, ends }
+        let has_failed = stores.iter().any(Store::has_failed);
+        Frozen { stores, ends, has_failed }
     }
 
     /// The position behind the last entry.

@@ -23,6 +23,8 @@ pub struct Generation<H: Heap> {
     keys: Arena<H>,
     /// Where the values live, and the versions beyond 64 bits.
     values: Arena<H>,
+    /// Whether an entry was ever taken back.
+    has_failed: bool,
     /// The heaps given up since the last [`Generation::take_garbage`].
     garbage: Vec<Garbage<H>>,
 }
@@ -233,7 +235,14 @@ impl<H: Heap> Store for Generation<H> {
 
     fn new(hasher: &Hasher) -> Self {
         let index = Index::new(hasher.clone());
-        Generation { index, entries: Entries::new(), keys: Arena::new(), values: Arena::new(), garbage: Vec::new() }
+        Generation {
+            index,
+            entries: Entries::new(),
+            keys: Arena::new(),
+            values: Arena::new(),
+            has_failed: false,
+            garbage: Vec::new(),
+        }
     }
 
     fn successor(&self) -> Self {
@@ -259,6 +268,10 @@ impl<H: Heap> Store for Generation<H> {
         Some(Record { key, value, version: history.version(), updates: history.counts().updates })
     }
 
+    fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
     fn attempts(&self, id: EntryId) -> u32 {
         self.entries.history(id).counts().attempts
     }
@@ -278,6 +291,7 @@ impl<H: Heap> Store for Generation<H> {
         let value = flushed.values.parcel(entry.value_segment, entry.value);
         let copy = store_value(&mut self.values, &value, history.version());
         self.insert(hash, &key, copy, Counts { attempts, ..history.counts() });
+        self.has_failed = true;
         true
     }
 }

@@ -38,7 +38,7 @@ pub mod store;
 mod sync;
 pub mod term;
 
-pub use flush::{BatchState, Flush, Flushed, Frozen, GivenBack, Next, Reader, Seen};
+pub use flush::{BatchState, Flush, Flushed, Frozen, GivenBack, Reader, Seen};
 pub use generation::Generation;
 pub use ids::EntryId;
 pub use index::{Hash, Hasher};

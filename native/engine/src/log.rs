@@ -68,6 +68,10 @@ impl<H: Heap> Store for Log<H> {
         self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK).copied()
     }
 
+    fn has_failed(&self) -> bool {
+        false
+    }
+
     fn attempts(&self, _id: EntryId) -> u32 {
         0
     }

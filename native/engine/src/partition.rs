@@ -110,6 +110,20 @@ struct InFlight<S: Store> {
     frozen: Arc<Frozen<S>>,
 }
 
+/// Where failed entries of a flush may wait again. In a closed partition they stay in the flush, because another
+/// partition may adopt it, and in that of another partition as well.
+struct Home<S: Store> {
+    /// While the partition is open for this count; 0 if it never is.
+    partition_count: u32,
+    /// The stores of later flushes, which have newer entries. Only a restart with another partition count makes some.
+    later: Vec<Arc<Frozen<S>>>,
+}
+
+impl<S: Store> Home<S> {
+    /// All entries stay in the flush.
+    const NOWHERE: Self = Home { partition_count: 0, later: Vec::new() };
+}
+
 impl<S: Store> Clone for InFlight<S> {
     fn clone(&self) -> Self {
         InFlight { flush: self.flush.clone(), frozen: self.frozen.clone() }
@@ -234,29 +248,27 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Decides whether operations look into flushes. The partition must be closed.
     pub fn set_outcomes(&self, has_outcomes: bool) {
-        self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
         let in_flight = self.in_flight.lock();
-        self.look_into(in_flight.front().filter(|_| has_outcomes));
+        self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
+        self.look_into(in_flight.iter().find(|flush| has_outcomes && !flush.is_finished()));
     }
 
-    /// Lets the shards look into this flush, or into none.
+    /// Lets the shards look into this flush, or into none. The caller has the lock of `in_flight`.
     fn look_into(&self, flush: Option<&Arc<Flush<S>>>) {
         let new = flush.and_then(|flush| Some(InFlight { flush: flush.clone(), frozen: flush.entries()? }));
-        for shard in &self.shards {
-            let old = std::mem::replace(&mut shard.lock().in_flight, new.clone());
-            drop(old);
-        }
+        let old = self.shards.each_ref().map(|shard| std::mem::replace(&mut shard.lock().in_flight, new.clone()));
+        drop(old);
     }
 
     /// Frees the stores of a flush if all its entries have an outcome.
     pub fn settle(&self, flush: &Arc<Flush<S>>) {
         if self.has_outcomes.load(Ordering::SeqCst) && flush.is_finished() {
-            for shard in &self.shards {
-                let mut state = shard.lock();
-                let old = state.in_flight.take_if(|old| Arc::ptr_eq(&old.flush, flush));
-                drop(state);
-                drop(old);
-            }
+            // No other thread is about to let the shards look into this flush.
+            let in_flight = self.in_flight.lock();
+            let is_this = |other: &mut InFlight<S>| Arc::ptr_eq(&other.flush, flush);
+            let old = self.shards.each_ref().map(|shard| shard.lock().in_flight.take_if(is_this));
+            drop(in_flight);
+            drop(old);
         }
     }
 
@@ -269,18 +281,35 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         counted: bool,
         max_attempts: Option<u32>,
     ) -> GivenBack {
+        let Home { partition_count, later } = self.home(flush);
         flush.give_back(failed, counted, max_attempts, |frozen, position, attempts| {
             let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
+            let flushed = &frozen.stores[shard];
             let mut state = self.shards[shard].lock();
-            // Entries stay in the flush of a closed partition, because another partition may have adopted it.
-            if S::KEEPS_ORDER || state.partition_count == 0 {
+            // Asked again under the lock that a delete takes: the entry that it has deleted must not wait again.
+            if flush.is_gone(position) {
+                Retry::IsSuperseded
+            } else if S::KEEPS_ORDER
+                || state.partition_count == 0
+                || state.partition_count & !DRAINING != partition_count
+            {
                 Retry::Stays
-            } else if state.waiting.take_back(&frozen.stores[shard], id, attempts) {
+            } else if later.iter().any(|later| later.stores[shard].supersedes(flushed, id)) {
+                Retry::IsSuperseded
+            } else if state.waiting.take_back(flushed, id, attempts) {
                 Retry::Waits
             } else {
                 Retry::IsSuperseded
             }
         })
+    }
+
+    /// Where failed entries of a flush may wait again.
+    fn home(&self, flush: &Arc<Flush<S>>) -> Home<S> {
+        let in_flight = self.in_flight.lock();
+        let Some(place) = in_flight.iter().position(|own| Arc::ptr_eq(own, flush)) else { return Home::NOWHERE };
+        let later = in_flight.iter().skip(place + 1).filter_map(|later| later.entries()).collect();
+        Home { partition_count: self.shards[0].lock().partition_count & !DRAINING, later }
     }
 
     /// Whether an entry that waits replaces the one at this position of a flush.
@@ -314,10 +343,12 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// How many entries wait, or are in flight without an outcome. It looks at each of the latter.
     pub fn held(&self) -> usize {
         let in_flight = self.in_flight.lock();
+        let flushes = in_flight.clone();
+        // Before those that wait: an entry that is given back meanwhile is rather counted twice than not at all.
+        let unsettled: Vec<_> = flushes.iter().map(|flush| flush.unsettled()).collect();
         let waiting: usize = self.shards.iter().map(|shard| shard.lock().waiting.len()).sum();
-        let flushed = in_flight.clone();
         drop(in_flight);
-        waiting + flushed.iter().map(|flush| flush.unsettled()).sum::<usize>()
+        waiting + unsettled.into_iter().map(|count| count()).sum::<usize>()
     }
 
     /// The rest of the oldest unfinished flush; else a new flush of the entries that wait; `None` if there are none.
@@ -326,13 +357,14 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         while in_flight.front().is_some_and(|oldest| oldest.is_finished()) {
             in_flight.pop_front();
         }
+        let has_outcomes = self.has_outcomes.load(Ordering::SeqCst);
+        if has_outcomes {
+            self.look_into(in_flight.front());
+        }
         if let Some(rest) = in_flight.front() {
-            if self.has_outcomes.load(Ordering::SeqCst) {
-                self.look_into(Some(rest));
-            }
             return Some(Flushed::Rest(rest.clone()));
         }
-        let fresh = self.freeze()?;
+        let fresh = self.freeze(has_outcomes)?;
         in_flight.push_back(fresh.clone());
         Some(Flushed::Fresh(fresh))
     }
@@ -349,8 +381,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let mut in_flight = self.in_flight.lock();
         let mut evicted = std::mem::take(&mut *in_flight);
         evicted.retain(|flush| !flush.is_finished());
-        evicted.extend(self.freeze());
         self.look_into(None);
+        evicted.extend(self.freeze(false));
         evicted
     }
 
@@ -360,8 +392,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     }
 
     /// Takes the entries of all shards at one point in time, when all their locks are held; `None` if there are none. At
-    /// each lock it waits for at most one operation of another thread.
-    fn freeze(&self) -> Option<Arc<Flush<S>>> {
+    /// each lock it waits for at most one operation of another thread. The shards look into the flush if it is `visible`,
+    /// and must look into no other.
+    fn freeze(&self, visible: bool) -> Option<Arc<Flush<S>>> {
         let mut stores = Vec::with_capacity(SHARDS);
         let mut states = self.shards.each_ref().map(Shard::lock);
         if states.iter().all(|state| state.waiting.end() == 0) {
@@ -372,7 +405,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let is_empty = stores.iter().all(Store::is_empty);
         let frozen = Arc::new(Frozen::new(stores));
         let flush = Arc::new(Flush::new(frozen.clone()));
-        if !is_empty && self.has_outcomes.load(Ordering::SeqCst) {
+        if !is_empty && visible {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));
         }
@@ -509,7 +542,7 @@ impl<H: Heap> MapPartition<H> {
         state.waiting.delete(hash, key);
         if let Some(in_flight) = &state.in_flight {
             if let Some((_id, position)) = in_flight.find(hash, key) {
-                in_flight.flush.cancel(position);
+                in_flight.flush.remove(position);
             }
         }
         Self::unlock(state);

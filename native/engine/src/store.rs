@@ -35,6 +35,9 @@ pub trait Store: Send + Sync + 'static {
     /// The record of an entry; `None` if it was deleted or there is no such id.
     fn record(&self, id: EntryId) -> Option<Self::Record>;
 
+    /// Whether the processor may have failed with some of the entries before they were written here.
+    fn has_failed(&self) -> bool;
+
     /// How often the processor had failed with an entry when it was written here.
     fn attempts(&self, id: EntryId) -> u32;
 

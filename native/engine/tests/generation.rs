@@ -5,31 +5,15 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{hash, Random, TestHeap, TestTerm};
-use partitioned_buffer_engine::{Generation, Hasher, Heap, Store, Version};
+use common::{hash, to_version, version_number, Random, TestHeap};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, Store};
 
 type Model = HashMap<(bool, i64), (i64, i64, u64)>;
-
-fn version(heap: &mut TestHeap, number: i64) -> Version<TestTerm> {
-    // Versions beyond a bound are terms, as integers beyond 64 bits are in Erlang.
-    match number {
-        ..-40 => Version::Below(heap.boxed(number)),
-        -40..=40 => Version::Int(number),
-        _ => Version::Above(heap.boxed(number)),
-    }
-}
-
-fn number(version: Version<TestTerm>) -> i64 {
-    match version {
-        Version::Int(number) => number,
-        Version::Below(term) | Version::Above(term) => term.content().1,
-    }
-}
 
 fn contents(generation: &Generation<TestHeap>) -> Model {
     (0..generation.end())
         .filter_map(|id| generation.record(id as u32))
-        .map(|entry| (entry.key.content(), (entry.value.content().1, number(entry.version), entry.updates)))
+        .map(|entry| (entry.key.content(), (entry.value.content().1, version_number(entry.version), entry.updates)))
         .collect()
 }
 
@@ -50,10 +34,12 @@ fn run(seed: u64, operations: usize, keys: u64) {
             }
             4..=7 => {
                 let new = random.below(100) as i64 - 50;
-                let version = version(&mut caller, new);
+                let version = to_version(&mut caller, new);
                 let (value, version) = value.parcel_with(version);
-                generation.put_newer(hash, &key.parcel(), &value, version);
+                let is_stored = generation.put_newer(hash, &key.parcel(), &value, version, || None);
+                let is_new = !model.contains_key(&key.content());
                 let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
+                assert_eq!(is_stored, is_new || new > entry.1, "seed {seed}, step {step}");
                 if new > entry.1 {
                     *entry = (step as i64, new, entry.2 + 1);
                 }

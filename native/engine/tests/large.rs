@@ -7,7 +7,8 @@ use std::sync::{mpsc, Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
-use common::{copies, freed, hash, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE};
+use common::map::Map;
+use common::{copies, freed, hash, on_copy, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE};
 use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Parcel, Store};
 
 static HASHER: LazyLock<Hasher> = LazyLock::new(Hasher::new);
@@ -59,6 +60,26 @@ fn no_lock_is_held_while_a_heap_is_dropped_or_a_large_value_is_read() {
         value.content().1
     });
     assert_eq!(read, Ok(Some(LARGE + 199)));
+}
+
+static MAP: LazyLock<Arc<Map>> = LazyLock::new(|| Arc::new(Map::start()));
+
+/// Panics if this thread holds the lock of a flush: another thread could not see how far it is then.
+fn assert_no_flush_is_locked() {
+    let (sender, receiver) = mpsc::channel();
+    let flush = MAP.partition.in_flight().expect("entries are in flight");
+    thread::spawn(move || sender.send(flush.seen().left));
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Ok(20), "the batch has its outcome as a whole");
+}
+
+#[test]
+fn the_lock_of_a_flush_is_free_while_its_batch_is_given_back() {
+    MAP.put_all(0..20);
+    let (flush, _batch) = MAP.lease_all();
+    on_copy(Some(assert_no_flush_is_locked));
+    let given_back = MAP.fail(&flush, None, None);
+    on_copy(None);
+    assert_eq!((given_back.retried, flush.seen().left), (20, 0));
 }
 
 #[test]

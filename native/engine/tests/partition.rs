@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread;
 
-use common::{hash, Random, TestHeap};
+use common::reading::{flush, read};
+use common::{hash, Random, TestHeap, TestTerm};
+use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, DRAINING};
 use partitioned_buffer_engine::{Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Version};
 
@@ -24,18 +26,23 @@ fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64
     partition.put(1, hash(hasher, key), &key.parcel(), &value.parcel())
 }
 
-fn flush(partition: &MapPartition<TestHeap>) -> Option<Arc<Flush<Generation<TestHeap>>>> {
-    partition.flush().map(|flushed| match flushed {
-        Flushed::Rest(flush) | Flushed::Fresh(flush) => flush,
-    })
-}
-
 fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
     let frozen = flush.entries().unwrap();
     (flush.position()..flush.end())
         .filter_map(|position| frozen.record(position))
         .map(|entry| entry.key.content().1)
         .collect()
+}
+
+fn key(record: Record<TestTerm>) -> i64 {
+    record.key.content().1
+}
+
+/// Reads a batch of at most `size` entries and claims it at a time. Returns its keys.
+fn claim(flush: &Flush<Generation<TestHeap>>, size: usize, now: i64) -> Vec<i64> {
+    let batch = read(flush, 1, size, key).unwrap();
+    assert!(flush.claim(1, now));
+    batch
 }
 
 #[test]
@@ -101,17 +108,18 @@ fn a_partition_flushes_unclaimed_entries_again() {
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
     let first = flush(&partition).unwrap();
     let all = keys(&first);
-    assert!(first.claim(0, 2, 0));
-    assert!(!first.claim(0, 3, 0), "another reader was first");
+    assert_eq!(read(&first, 2, 3, key).unwrap(), all[..3]);
+    assert_eq!(claim(&first, 2, 0), all[..2]);
+    assert!(!first.claim(2, 0), "another reader was first");
     put(&partition, &hasher, 9, 9).unwrap();
     let Some(Flushed::Rest(rest)) = partition.flush() else { panic!("a rest is flushed") };
     let unclaimed = keys(&rest);
     assert_eq!(unclaimed.len(), 3);
     assert!(unclaimed.iter().all(|key| all[2..].contains(key)));
-    assert!(rest.claim(2, 5, 0));
+    assert_eq!(claim(&rest, usize::MAX, 0), unclaimed);
     let next = flush(&partition).unwrap();
     assert_eq!(keys(&next), [9]);
-    assert!(next.claim(0, 1, 0));
+    assert_eq!(claim(&next, usize::MAX, 0), [9]);
     assert!(flush(&partition).is_none());
 }
 
@@ -121,12 +129,12 @@ fn a_flush_knows_when_its_last_batch_was_claimed() {
     let partition = partition(&hasher);
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
     let first = flush(&partition).unwrap();
-    assert_eq!(first.claimed_at(), None);
-    assert!(first.claim(0, 2, -7));
-    assert_eq!(first.claimed_at(), Some(-7));
-    assert!(first.claim(2, 4, -3));
-    assert_eq!(first.claimed_at(), Some(-3));
-    assert_eq!(partition.in_flight().unwrap().claimed_at(), Some(-3));
+    assert_eq!(first.seen().called_at, None);
+    claim(&first, 2, -7);
+    assert_eq!(first.seen().called_at, Some(-7));
+    claim(&first, 2, -3);
+    assert_eq!(first.seen().called_at, Some(-3));
+    assert_eq!(partition.in_flight().unwrap().seen().called_at, Some(-3));
 }
 
 #[test]
@@ -140,14 +148,11 @@ fn a_partition_counts_unclaimed_and_waiting_entries_but_no_deleted_ones() {
     partition.delete(1, hash(&hasher, key), key).unwrap();
     assert_eq!(partition.held(), 4);
     let first = flush(&partition).unwrap();
-    let batch = (1..=first.end())
-        .find(|&end| (0..end).filter_map(|at| first.entries().unwrap().record(at)).count() == 2)
-        .unwrap();
-    assert!(first.claim(0, batch, 0));
+    assert_eq!(claim(&first, 2, 0).len(), 2);
     put(&partition, &hasher, 9, 9).unwrap();
     partition.close();
     assert_eq!(partition.held(), 3);
-    assert!(first.claim(batch, first.end(), 0));
+    assert_eq!(claim(&first, usize::MAX, 0).len(), 2);
     assert_eq!(partition.held(), 1);
 }
 
@@ -177,7 +182,7 @@ fn a_partition_flushes_adopted_entries_before_its_own() {
     for expected in 1..=3 {
         let next = flush(&new).unwrap();
         assert_eq!(keys(&next), [expected]);
-        assert!(next.claim(0, next.end(), 0));
+        assert_eq!(claim(&next, usize::MAX, 0), [expected]);
     }
     assert!(flush(&new).is_none());
 }
@@ -190,7 +195,7 @@ fn a_partition_skips_an_adopted_flush_that_an_old_reader_has_claimed_to_its_end(
     let first = flush(&old).unwrap();
     new.adopt(old.evict());
     put(&new, &hasher, 2, 2).unwrap();
-    assert!(first.claim(0, 1, 0));
+    assert_eq!(claim(&first, usize::MAX, 0), [1]);
     assert_eq!(keys(&flush(&new).unwrap()), [2]);
 }
 
@@ -211,16 +216,15 @@ fn every_write_is_flushed_once_or_superseded_by_a_newer_one() {
             loop {
                 let last = done.load(Ordering::SeqCst);
                 while let Some(flush) = flush(&partition) {
-                    let frozen = flush.entries().unwrap();
-                    for entry in (flush.position()..flush.end()).filter_map(|at| frozen.record(at)) {
-                        let Version::Int(version) = entry.version else { panic!("a small version") };
-                        let key = entry.key.content().1;
+                    let view = |entry: Record<TestTerm>| (key(entry), entry.version, entry.updates);
+                    for (key, version, updates) in read(&flush, 1, usize::MAX, view).unwrap() {
+                        let Version::Int(version) = version else { panic!("a small version") };
                         let before = newest.insert(key, version);
                         // One writer writes to a key, and counts its versions up. So no version comes twice or late.
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
-                        flushed += 1 + entry.updates;
+                        flushed += 1 + updates;
                     }
-                    assert!(flush.claim(0, flush.end(), 0));
+                    assert!(flush.claim(1, 0));
                 }
                 if last {
                     return (newest, flushed);
@@ -301,12 +305,12 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
             let mut entries = 0;
             while !done.load(Ordering::SeqCst) || partition.len(1).unwrap() > 0 {
                 let Some(flush) = flush(&partition) else { continue };
-                let frozen = flush.entries().unwrap();
-                for entry in (0..flush.end()).filter_map(|at| frozen.record(at)) {
-                    check(entry.key.content().1, entry.value.content().1);
+                let view = |entry: Record<TestTerm>| (key(entry), entry.value.content().1);
+                for (key, value) in read(&flush, 1, usize::MAX, view).unwrap() {
+                    check(key, value);
                     entries += 1;
                 }
-                assert!(flush.claim(0, flush.end(), 0));
+                assert!(flush.claim(1, 0));
             }
             entries
         })

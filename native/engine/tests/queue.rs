@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 
-use common::TestHeap;
-use partitioned_buffer_engine::{Closed, Flush, Flushed, Hasher, Heap, Log, QueuePartition};
+use common::reading::{flush, read};
+use common::{Random, TestHeap, TestTerm};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Heap, Log, QueuePartition};
 
 fn partition() -> QueuePartition<TestHeap> {
     let partition = QueuePartition::new(&Hasher::new());
@@ -21,16 +22,21 @@ fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
     partition.push(1, &caller.boxed(item).parcel())
 }
 
-fn flush(partition: &QueuePartition<TestHeap>) -> Option<Arc<Flush<Log<TestHeap>>>> {
-    partition.flush().map(|flushed| match flushed {
-        Flushed::Rest(flush) | Flushed::Fresh(flush) => flush,
-    })
-}
-
 fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
     let frozen = flush.entries().expect("not all is claimed");
     let positions = flush.position()..flush.end();
     positions.map(|at| frozen.record(at).expect("no item is ever deleted").content().1).collect()
+}
+
+fn content(item: TestTerm) -> i64 {
+    item.content().1
+}
+
+/// Reads a batch of at most `size` items and claims it.
+fn claim(flush: &Flush<Log<TestHeap>>, size: usize) -> Vec<i64> {
+    let batch = read(flush, 1, size, content).unwrap();
+    assert!(flush.claim(1, 0));
+    batch
 }
 
 #[test]
@@ -52,11 +58,11 @@ fn unclaimed_items_come_again_before_new_ones() {
     let partition = partition();
     (0..5).for_each(|item| push(&partition, item).unwrap());
     let first = flush(&partition).unwrap();
-    assert!(first.claim(0, 2, 0));
+    assert_eq!(claim(&first, 2), [0, 1]);
     push(&partition, 5).unwrap();
     let rest = flush(&partition).unwrap();
     assert_eq!(items(&rest), [2, 3, 4]);
-    assert!(rest.claim(2, 5, 0));
+    assert_eq!(claim(&rest, usize::MAX), [2, 3, 4]);
     assert_eq!(items(&flush(&partition).unwrap()), [5]);
 }
 
@@ -87,14 +93,172 @@ fn items_of_several_threads_come_out_once_and_in_the_order_of_their_thread() {
             thread::yield_now();
             continue;
         };
-        for item in items(&flush) {
+        for item in claim(&flush, usize::MAX) {
             let expected = next.entry(item / ITEMS).or_default();
             assert_eq!(item % ITEMS, *expected, "thread {}", item / ITEMS);
             *expected += 1;
             taken += 1;
         }
-        assert!(flush.claim(0, flush.end(), 0));
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
     assert!(flush(&partition).is_none());
+}
+
+/// A partition that is open with outcomes.
+fn partition_with_outcomes() -> QueuePartition<TestHeap> {
+    let partition = QueuePartition::new(&Hasher::new());
+    partition.set_outcomes(true);
+    partition.open(1);
+    partition
+}
+
+/// The same with so many items from 0 on, and its flush of them.
+fn start_in_flight(items: i64) -> (QueuePartition<TestHeap>, Arc<Flush<Log<TestHeap>>>) {
+    let partition = partition_with_outcomes();
+    (0..items).for_each(|item| push(&partition, item).unwrap());
+    let flush = flush(&partition).unwrap();
+    (partition, flush)
+}
+
+/// Reads a batch of at most `size` items for the processor.
+fn lease(flush: &Flush<Log<TestHeap>>, size: usize) -> Vec<i64> {
+    let batch = read(flush, 1, size, content).unwrap();
+    assert!(flush.lease(1, 0));
+    batch
+}
+
+/// The result of giving back a batch of which so many will be retried.
+fn retried(retried: usize) -> GivenBack {
+    GivenBack { retried, ..GivenBack::default() }
+}
+
+#[test]
+fn failed_items_stay_at_the_head_in_their_order() {
+    let (partition, first) = start_in_flight(8);
+    assert_eq!(lease(&first, 4), [0, 1, 2, 3]);
+    assert_eq!(partition.give_back(&first, Some(&[1, 3]), true, None), retried(2));
+    push(&partition, 8).unwrap();
+    assert_eq!((partition.len(1), partition.held()), (Ok(1), 7), "what is retried does not wait");
+    assert!(Arc::ptr_eq(&flush(&partition).unwrap(), &first));
+    assert_eq!(lease(&first, 16), [1, 3, 4, 5]);
+    assert_eq!(partition.give_back(&first, Some(&[0, 2]), true, None), retried(2));
+    // A batch ends before one that has failed too often for its length.
+    assert_eq!((lease(&first, 32), first.attempts()), (vec![1, 4], 2));
+    first.succeed();
+    assert_eq!((lease(&first, 16), first.attempts()), (vec![6, 7], 0));
+    first.succeed();
+    assert_eq!(lease(&flush(&partition).unwrap(), 16), [8]);
+}
+
+#[test]
+fn a_batch_of_items_is_a_quarter_of_the_last_one_for_each_failure() {
+    let (partition, first) = start_in_flight(600);
+    for (attempts, length) in (0..).zip([500, 125, 31, 7, 1, 1]) {
+        assert_eq!((lease(&first, 500), first.attempts()), ((0..length).collect(), attempts));
+        assert_eq!(partition.give_back(&first, None, true, None), retried(length as usize));
+    }
+    for next in 0..600 {
+        assert_eq!(read(&first, 2, 1, content).unwrap(), [next]);
+        assert!(first.claim(2, 0));
+    }
+    assert!(flush(&partition).is_none());
+}
+
+#[test]
+fn items_that_are_not_counted_come_again_in_a_batch_of_the_same_length() {
+    let (partition, first) = start_in_flight(5);
+    for _ in 0..3 {
+        assert_eq!((lease(&first, 3), first.attempts()), (vec![0, 1, 2], 0));
+        assert_eq!(partition.give_back(&first, None, false, Some(1)), retried(3));
+    }
+    assert_eq!(lease(&first, 5), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn items_that_are_given_up_are_the_batch_until_the_end() {
+    let (partition, first) = start_in_flight(6);
+    assert_eq!(lease(&first, 4), [0, 1, 2, 3]);
+    partition.give_back(&first, Some(&[0, 1]), true, Some(2));
+    assert_eq!(lease(&first, 16), [0, 1, 4, 5]);
+    let given_back = partition.give_back(&first, Some(&[0, 1, 3]), true, Some(2));
+    assert_eq!(given_back, GivenBack { retried: 1, superseded: 0, given_up: 2 });
+    assert_eq!((first.inherit(), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
+    let (frozen, records) = first.batch().unwrap();
+    assert_eq!(records.into_iter().map(content).collect::<Vec<_>>(), [0, 1]);
+    drop(frozen);
+    assert_eq!(read(&first, 2, 1, content), None);
+    first.succeed();
+    assert_eq!((partition.held(), claim(&first, 9)), (1, vec![5]));
+    assert!(flush(&partition).is_none());
+}
+
+#[test]
+fn failed_items_stay_first_over_a_restart() {
+    let (old, first) = start_in_flight(4);
+    assert_eq!(lease(&first, 1), [0]);
+    assert_eq!(old.give_back(&first, None, true, None), retried(1));
+    assert_eq!(lease(&first, 1), [0]);
+    push(&old, 4).unwrap();
+    let new = partition();
+    new.close();
+    new.adopt(old.evict());
+    new.set_outcomes(true);
+    new.open(1);
+    push(&new, 5).unwrap();
+    assert_eq!((old.held(), new.held()), (0, 6));
+    let left = flush(&new).unwrap();
+    assert_eq!(left.inherit(), Some((BatchState::Leased, 1)));
+    // The old reader is still there.
+    assert_eq!(old.give_back(&first, None, true, None), retried(1));
+    assert_eq!((lease(&left, 64), left.attempts()), (vec![0, 1, 2, 3], 2));
+    left.succeed();
+    new.settle(&left);
+    for expected in [4, 5] {
+        assert_eq!(claim(&flush(&new).unwrap(), 9), [expected]);
+    }
+    assert_eq!(new.held(), 0);
+}
+
+#[test]
+fn a_batch_of_retried_and_other_items_comes_again_if_its_reader_dies() {
+    let (partition, first) = start_in_flight(5);
+    assert_eq!(lease(&first, 2), [0, 1]);
+    // Not counted, so these have failed as seldom as those behind them.
+    assert_eq!(partition.give_back(&first, None, false, None), retried(2));
+    assert_eq!(read(&first, 2, 4, content).unwrap(), [0, 1, 2, 3]);
+    assert_eq!(claim(&first, usize::MAX), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn under_threads_items_succeed_once_and_in_the_order_of_their_thread_though_batches_fail() {
+    const THREADS: i64 = 3;
+    const ITEMS: i64 = 10_000;
+    let partition = partition_with_outcomes();
+    let mut random = Random(1);
+    let mut sink: Vec<i64> = Vec::new();
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let partition = &partition;
+            scope.spawn(move || (0..ITEMS).for_each(|item| push(partition, thread * ITEMS + item).unwrap()));
+        }
+        while sink.len() < (THREADS * ITEMS) as usize {
+            let Some(flush) = flush(&partition) else {
+                thread::yield_now();
+                continue;
+            };
+            let batch = lease(&flush, 1 + random.below(60) as usize);
+            if random.below(2) == 0 {
+                assert_eq!(partition.give_back(&flush, None, true, None), retried(batch.len()));
+            } else {
+                sink.extend(batch);
+                flush.succeed();
+                partition.settle(&flush);
+            }
+        }
+    });
+    for thread in 0..THREADS {
+        let own = sink.iter().copied().filter(|item| item / ITEMS == thread);
+        assert!(own.eq(thread * ITEMS..(thread + 1) * ITEMS), "thread {thread}");
+    }
+    assert_eq!(partition.held(), 0);
 }

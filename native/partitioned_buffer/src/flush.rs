@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Next, Partition, Seen, Store};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Partition, Seen, Store};
 use rustler::{Encoder, Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Partitions};
@@ -95,18 +95,13 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<
         let Some(mut reader) = self.flush.read(reader(env), length, size) else {
             return (records.build(), length, true);
         };
-        let has_large = reader.frozen().has_large();
+        let has_large = reader.has_large();
         let is_superseded = |frozen: &Frozen<S>, position| resumed && self.partition.supersedes(frozen, position);
-        let is_complete = 'slice: loop {
+        let is_complete = loop {
             // Nothing announces a large record, so the clock is read after each one.
             let step = if has_large { 1 } else { pace.step };
-            for _ in 0..step {
-                match reader.next(is_superseded) {
-                    Next::Record(record) => records.push(record.to_term(env)),
-                    // Positions of deleted entries count as well.
-                    Next::Skipped => {}
-                    Next::End => break 'slice true,
-                }
+            if reader.read(step, is_superseded, |record| records.push(record.to_term(env))) {
+                break true;
             }
             if !pace.goes_on(step) {
                 break false;

@@ -18,7 +18,8 @@ use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueu
 use crate::registry;
 use crate::vm::memory;
 use crate::vm::term::{
-    cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function, RawTerm,
+    cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function,
+    RawTerm,
 };
 
 /// `size` looks at all partitions, and a step of a list may write to each of them. With this many, both stay well below a
@@ -330,7 +331,7 @@ fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>
     Ok((retried, superseded, given_up).encode(env))
 }
 
-nif!(inherit / 1);
+nif!(inherit / 1, DirtyCpu);
 fn inherit<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
     Ok(match flush.0.inherit() {

@@ -12,77 +12,12 @@ mod common;
 mod buffer;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
+use buffer::map::{self, Buffer};
 use buffer::{check, join, race, spawn};
-use common::{hash, TestHeap, TestTerm};
-use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::partition::{DRAINING, MAP_SHARDS};
-use partitioned_buffer_engine::{Closed, Generation, Heap, MapPartition, Version};
+use partitioned_buffer_engine::partition::DRAINING;
+use partitioned_buffer_engine::Closed;
 use shuttle::sync::atomic::Ordering;
-
-/// A claimed entry: key, value, version, updates.
-type Delivery = (i64, i64, i64, u64);
-
-type Buffer = buffer::Buffer<Generation<TestHeap>, MAP_SHARDS, Delivery>;
-
-fn start(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, |record: Record<TestTerm>| {
-        let Version::Int(version) = record.version else { panic!("a small version") };
-        (record.key.content().1, record.value.content().1, version, record.updates)
-    })
-}
-
-impl Buffer {
-    /// Does `operation` with a key and a value in the key's partition.
-    fn operate_on<R>(
-        &self,
-        (key, value): (i64, i64),
-        operation: impl Fn(&MapPartition<TestHeap>, u32, TestTerm, TestTerm) -> Result<R, Closed>,
-    ) -> Result<R, Closed> {
-        let mut caller = TestHeap::new();
-        let (key_term, value) = (caller.boxed(key), caller.boxed(value));
-        self.operate(key, |partition, among| operation(partition, among, key_term, value))
-    }
-
-    fn put(&self, key: i64, value: i64) -> Result<(), Closed> {
-        self.operate_on((key, value), |partition, among, key, value| {
-            partition.put(among, hash(&self.hasher, key), &key.parcel(), &value.parcel())
-        })
-    }
-
-    fn put_newer(&self, key: i64, version: i64) -> Result<(), Closed> {
-        self.put_newer_as(0, key, version)
-    }
-
-    /// The same with a mark, as `DRAINING`, in the partition count that routes it.
-    fn put_newer_as(&self, mark: u32, key: i64, version: i64) -> Result<(), Closed> {
-        self.operate_on((key, version), |partition, among, key, value| {
-            let (key_parcel, value) = (key.parcel(), value.parcel());
-            let hash = hash(&self.hasher, key);
-            partition.put_newer(among | mark, hash, &key_parcel, &value, Version::Int(version))
-        })
-    }
-
-    fn get(&self, key: i64) -> Option<i64> {
-        let get = |partition: &MapPartition<TestHeap>, among, key, _value| {
-            partition.get(among, hash(&self.hasher, key), key, |value, _heap| value.content().1)
-        };
-        self.operate_on((key, 0), get).expect("the buffer runs")
-    }
-
-    fn delete(&self, key: i64) {
-        let delete = |partition: &MapPartition<TestHeap>, among, key, _value| {
-            partition.delete(among, hash(&self.hasher, key), key)
-        };
-        self.operate_on((key, 0), delete).expect("the buffer runs")
-    }
-
-    /// The delivered values of a key, in order.
-    fn values(&self, key: i64) -> Vec<i64> {
-        self.delivered().iter().filter(|delivery| delivery.0 == key).map(|delivery| delivery.1).collect()
-    }
-}
 
 fn is_increasing(values: &[i64]) -> bool {
     values.windows(2).all(|pair| pair[0] < pair[1])
@@ -98,7 +33,7 @@ fn write_versions_as(buffer: &Buffer, mark: u32, writer: i64, writes: i64) -> Ha
     let keys = [writer * 10, writer * 10 + 1];
     (1..=writes)
         .map(|version| (keys[version as usize % 2], version))
-        .take_while(|&(key, version)| buffer.put_newer_as(mark, key, version).is_ok())
+        .take_while(|&(key, version)| buffer.put_newer_as(mark, key, version, version).is_ok())
         .collect()
 }
 
@@ -106,23 +41,23 @@ fn write_versions_as(buffer: &Buffer, mark: u32, writer: i64, writes: i64) -> Ha
 fn assert_conserved(buffer: &Buffer, accepted: &[HashMap<i64, i64>]) {
     for newest in accepted {
         for (&key, &version) in newest {
-            let delivered: Vec<_> = buffer.delivered().into_iter().filter(|delivery| delivery.0 == key).collect();
-            let versions: Vec<i64> = delivered.iter().map(|delivery| delivery.2).collect();
+            let delivered: Vec<_> = buffer.delivered().into_iter().filter(|delivery| delivery.key == key).collect();
+            let versions: Vec<i64> = delivered.iter().map(|delivery| delivery.version).collect();
             assert!(is_increasing(&versions), "versions go up: {delivered:?}");
             assert_eq!(versions.last(), Some(&version), "the last accepted version comes last: {delivered:?}");
-            let writes: u64 = delivered.iter().map(|delivery| 1 + delivery.3).sum();
+            let writes: u64 = delivered.iter().map(|delivery| 1 + delivery.updates).sum();
             assert_eq!(writes as i64, (version + 1) / 2, "one delivery counts each write: {delivered:?}");
         }
     }
     let keys: usize = accepted.iter().map(HashMap::len).sum();
-    let delivered: HashSet<i64> = buffer.delivered().iter().map(|delivery| delivery.0).collect();
+    let delivered: HashSet<i64> = buffer.delivered().iter().map(|delivery| delivery.key).collect();
     assert_eq!(delivered.len(), keys, "only accepted writes are delivered");
 }
 
 #[test]
 fn every_write_is_in_one_flush_or_superseded_by_a_newer_one() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let accepted =
             race(&buffer, |buffer, n| write_versions(buffer, n, 5), |buffer| buffer.deliver_times(3, usize::MAX));
         buffer.drain();
@@ -135,7 +70,7 @@ fn every_write_is_in_one_flush_or_superseded_by_a_newer_one() {
 fn no_write_comes_in_an_earlier_flush_than_the_write_before_it() {
     const KEYS: i64 = 4;
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         // It writes all keys in order, round after round.
         let write = |buffer: &Buffer| {
             (1..=3).for_each(|round| (0..KEYS).for_each(|key| buffer.put(key, round).expect("the buffer runs")))
@@ -147,7 +82,7 @@ fn no_write_comes_in_an_earlier_flush_than_the_write_before_it() {
         buffer.drain();
         let mut rounds = [0; KEYS as usize];
         for flush in buffer.batches() {
-            flush.into_iter().for_each(|(key, round, ..)| rounds[key as usize] = round);
+            flush.into_iter().for_each(|delivery| rounds[delivery.key as usize] = delivery.value);
             assert!(rounds.is_sorted_by(|earlier, later| earlier >= later), "a later write comes first: {rounds:?}");
         }
         assert_eq!(rounds, [3; KEYS as usize]);
@@ -157,7 +92,7 @@ fn no_write_comes_in_an_earlier_flush_than_the_write_before_it() {
 #[test]
 fn the_next_reader_delivers_what_a_dead_one_has_not_claimed_and_nothing_twice() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), |buffer| buffer.deliver_times(4, 2));
         buffer.drain();
         assert_conserved(&buffer, &accepted);
@@ -167,7 +102,7 @@ fn the_next_reader_delivers_what_a_dead_one_has_not_claimed_and_nothing_twice() 
 #[test]
 fn two_concurrent_readers_never_claim_the_same_batch() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 4));
         let readers = [1, 2].map(|count| spawn(&buffer, move |buffer| buffer.deliver_times(3, count)));
         let accepted = join(writer);
@@ -181,7 +116,7 @@ fn two_concurrent_readers_never_claim_the_same_batch() {
 #[test]
 fn a_read_sees_the_last_write_of_its_thread_or_nothing_after_a_flush() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let writers: Vec<_> = (1..=2)
             .map(|key| {
                 spawn(&buffer, move |buffer| {
@@ -217,7 +152,7 @@ fn a_read_sees_the_last_write_of_its_thread_or_nothing_after_a_flush() {
 #[test]
 fn the_last_write_of_several_writers_of_one_key_is_delivered_last() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let writers: Vec<_> = (1..=2)
             .map(|writer| {
                 spawn(&buffer, move |buffer| {
@@ -248,7 +183,7 @@ fn the_last_write_of_several_writers_of_one_key_is_delivered_last() {
 #[test]
 fn a_write_during_the_close_is_either_refused_or_evicted() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let writers: Vec<_> = (0..2).map(|n| spawn(&buffer, move |buffer| write_versions(buffer, n, 6))).collect();
         let reader = spawn(&buffer, |buffer| buffer.deliver(buffer.first(), 1));
         let evicted = spawn(&buffer, |buffer| {
@@ -267,7 +202,7 @@ fn a_write_during_the_close_is_either_refused_or_evicted() {
 #[test]
 fn a_draining_partition_takes_only_writes_of_processors_and_delivers_all_of_them() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 6));
         let processor = spawn(&buffer, |buffer| write_versions_as(buffer, DRAINING, 1, 6));
         let stop = spawn(&buffer, |buffer| {
@@ -287,7 +222,7 @@ fn a_draining_partition_takes_only_writes_of_processors_and_delivers_all_of_them
 #[test]
 fn a_partition_that_is_closed_and_opened_again_keeps_all_accepted_writes() {
     check(|| {
-        let buffer = start(1);
+        let buffer = map::start(1, false);
         let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), Buffer::close_and_open);
         buffer.drain();
         assert_conserved(&buffer, &accepted);
@@ -296,7 +231,7 @@ fn a_partition_that_is_closed_and_opened_again_keeps_all_accepted_writes() {
 
 /// Writes and delivers while the partition count changes.
 fn restart<const BEFORE: u32, const AFTER: u32>() {
-    let buffer = start(BEFORE);
+    let buffer = map::start(BEFORE, false);
     // A write between the two states is refused. The writers go on.
     let writers: Vec<_> = (0..2)
         .map(|key| {
@@ -315,11 +250,11 @@ fn restart<const BEFORE: u32, const AFTER: u32>() {
     join(reader);
     buffer.drain();
     for (key, accepted) in (0..).zip(accepted) {
-        let delivered: Vec<_> = buffer.delivered().into_iter().filter(|delivery| delivery.0 == key).collect();
-        let versions: Vec<i64> = delivered.iter().map(|delivery| delivery.2).collect();
+        let delivered: Vec<_> = buffer.delivered().into_iter().filter(|delivery| delivery.key == key).collect();
+        let versions: Vec<i64> = delivered.iter().map(|delivery| delivery.version).collect();
         assert!(is_increasing(&versions), "versions go up: {delivered:?}");
         assert_eq!(versions.last(), accepted.last(), "the last accepted version comes last: {delivered:?}");
-        let writes: u64 = delivered.iter().map(|delivery| 1 + delivery.3).sum();
+        let writes: u64 = delivered.iter().map(|delivery| 1 + delivery.updates).sum();
         assert_eq!(writes, accepted.len() as u64, "one delivery counts each write: {delivered:?}");
     }
 }

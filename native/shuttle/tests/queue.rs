@@ -22,7 +22,11 @@ type Buffer = buffer::Buffer<Log<TestHeap>, 1, Delivery>;
 const WRITER: i64 = 100;
 
 fn start(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, |copy: TestTerm| (copy.content().1, copy))
+    Buffer::start(running, false, |copy: TestTerm| (copy.content().1, copy))
+}
+
+fn start_with_outcomes(running: u32) -> Arc<Buffer> {
+    Buffer::start(running, true, |copy: TestTerm| (copy.content().1, copy))
 }
 
 impl Buffer {
@@ -214,4 +218,88 @@ fn added_partitions_neither_lose_nor_double_nor_reorder_items() {
 #[test]
 fn removed_partitions_neither_lose_nor_double_nor_reorder_items() {
     check(restart::<2, 1>);
+}
+
+/// Lets the processor succeed with all that is left, and checks that it has succeeded with the accepted items of each writer once
+/// and in order, and with nothing else. Checks also that the copies are gone.
+fn assert_succeeded(buffer: &Buffer, accepted: &[Vec<i64>]) {
+    buffer.succeed_with_all(2);
+    let sink: Vec<i64> = buffer.sink().into_iter().map(|(item, _)| item).collect();
+    for (writer, accepted) in (0..).zip(accepted) {
+        let own = sink.iter().filter(|&item| item / WRITER == writer);
+        let numbers: Vec<i64> = own.map(|item| item % WRITER).collect();
+        assert_eq!(numbers, *accepted, "items of writer {writer} in {sink:?}");
+    }
+    assert_eq!(sink.len(), accepted.iter().map(Vec::len).sum::<usize>(), "nothing else has succeeded");
+    assert!(buffer.leased().iter().all(|(_, copy)| !copy.is_live()), "the last outcome frees the memory");
+}
+
+#[test]
+fn failed_items_come_again_before_all_others() {
+    check(|| {
+        let buffer = start_with_outcomes(1);
+        let accepted = race(
+            &buffer,
+            |buffer, writer| buffer.push_each(writer, 4),
+            |buffer| {
+                let Some(lease) = buffer.lease(3) else { return };
+                buffer.fail(&lease, None);
+                let again = buffer.lease(4).expect("the items are still there");
+                // Once failed, so one of them alone.
+                assert_eq!(again.entries, lease.entries[..1]);
+                buffer.fail(&again, None);
+                buffer.lease(16).into_iter().for_each(|lease| buffer.succeed(lease));
+            },
+        );
+        assert_succeeded(&buffer, &accepted);
+    });
+}
+
+#[test]
+fn each_item_succeeds_once_though_some_of_its_batch_fail() {
+    check(|| {
+        let buffer = start_with_outcomes(1);
+        let accepted = race(
+            &buffer,
+            |buffer, writer| buffer.push_each(writer, 4),
+            |buffer| {
+                for lease in (0..3).filter_map(|_| buffer.lease(4)) {
+                    let odd: Vec<usize> = (0..lease.entries.len()).filter(|number| number % 2 == 1).collect();
+                    let given_back = buffer.fail(&lease, Some(&odd));
+                    assert_eq!((given_back.retried, given_back.superseded), (odd.len(), 0));
+                }
+            },
+        );
+        buffer.succeed_with_all(3);
+        let mut sink: Vec<i64> = buffer.sink().into_iter().map(|(item, _)| item).collect();
+        sink.sort_unstable();
+        let pushed = |writer| accepted[writer as usize].iter().map(move |number| writer * WRITER + number);
+        assert!(sink.into_iter().eq(pushed(0).chain(pushed(1))), "each item once");
+    });
+}
+
+/// Pushes and fails while the partition count changes.
+fn restart_with_failures<const BEFORE: u32, const AFTER: u32>() {
+    let buffer = start_with_outcomes(BEFORE);
+    let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 6))).collect();
+    let processor = spawn(&buffer, |buffer| {
+        for number in [0, BEFORE as usize - 1, 0] {
+            buffer.lease_from(number, 2).into_iter().for_each(|lease| _ = buffer.fail(&lease, None));
+        }
+    });
+    let owner = spawn(&buffer, |buffer| buffer.restart(BEFORE, AFTER));
+    let accepted: Vec<_> = writers.into_iter().map(join).collect();
+    join(owner);
+    join(processor);
+    assert_succeeded(&buffer, &accepted);
+}
+
+#[test]
+fn added_partitions_neither_lose_nor_double_nor_reorder_failed_items() {
+    check(restart_with_failures::<1, 2>);
+}
+
+#[test]
+fn removed_partitions_neither_lose_nor_double_nor_reorder_failed_items() {
+    check(restart_with_failures::<2, 1>);
 }

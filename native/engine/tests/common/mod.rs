@@ -1,7 +1,9 @@
 //! A heap for tests. A use of a term after its heap was dropped panics, where it would crash a BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
+pub mod map;
 pub mod model;
+pub mod reading;
 
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -24,6 +26,7 @@ pub const HIDDEN: i64 = 1 << 41;
 thread_local! {
     static LANES: Cell<Option<u64>> = const { Cell::new(None) };
     static COPIES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static ON_COPY: Cell<Option<fn()>> = const { Cell::new(None) };
     static ON_DROP: Cell<Option<fn()>> = const { Cell::new(None) };
     static FREED: Cell<usize> = const { Cell::new(0) };
 }
@@ -36,6 +39,11 @@ pub fn copies() -> (usize, usize) {
 /// How many terms this thread has freed since the last call.
 pub fn freed() -> usize {
     FREED.take()
+}
+
+/// Sets what this thread does whenever it copies a term.
+pub fn on_copy(action: Option<fn()>) {
+    ON_COPY.set(action);
 }
 
 /// Sets what this thread does whenever it drops a heap.
@@ -149,6 +157,9 @@ impl Heap for TestHeap {
     }
 
     fn copy(&mut self, term: TestTerm) -> TestTerm {
+        if let Some(action) = ON_COPY.get() {
+            action();
+        }
         match term {
             TestTerm::Immediate(_) => term,
             TestTerm::Boxed(_) => {
@@ -193,6 +204,28 @@ impl Drop for TestHeap {
             contents.remove(&id);
         }
         HEAPS.fetch_sub(1, Memory::SeqCst);
+    }
+}
+
+/// The greatest distance from 0 of a version that is not boxed, as integers beyond 64 bits are in Erlang.
+pub const SMALL_VERSION: i64 = 40;
+
+/// The version of this number.
+pub fn to_version(caller: &mut TestHeap, number: i64) -> Version<TestTerm> {
+    if number < -SMALL_VERSION {
+        Version::Below(caller.boxed(number))
+    } else if number > SMALL_VERSION {
+        Version::Above(caller.boxed(number))
+    } else {
+        Version::Int(number)
+    }
+}
+
+/// The number of a version.
+pub fn version_number(version: Version<TestTerm>) -> i64 {
+    match version {
+        Version::Int(number) => number,
+        Version::Below(term) | Version::Above(term) => term.content().1,
     }
 }
 

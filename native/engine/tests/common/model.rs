@@ -1,16 +1,19 @@
-//! Buffers of partitions, and models of their waiting entries and their flushes. Long sequences of operations, read from
-//! bytes, are done to both. Their answers and contents must be the same.
+//! Buffers of partitions, and models of them. Long sequences of operations, read from bytes, are done to both. Their answers
+//! and contents must be the same.
 //!
-//! The random tests and the fuzz targets share this module, since any bytes are a sequence of operations. [`map`] and
-//! [`queue`] have the operations of one kind of buffer, and this module those of all.
+//! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`] and [`queue`] have
+//! the operations of one kind of buffer, and this module those of all. The random tests and the fuzz targets share them, since
+//! any bytes are a sequence of operations.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use partitioned_buffer_engine::reclaim::settle;
-use partitioned_buffer_engine::{Closed, Flush, Flushed, Frozen, Hasher, Partition, Store};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Hasher, Partition, Store};
 
+use super::reading::read_slices;
 use super::{heaps, set_lanes, HIDDEN, LARGE};
 
 pub mod map;
@@ -19,37 +22,114 @@ pub mod queue;
 /// The most partitions of a buffer.
 const PARTITIONS: usize = 3;
 
-/// The contents of a store, or of a part of one.
-trait Contents<S: Store>: Default + PartialEq + Debug {
-    /// Reads what is between two positions.
-    fn read(frozen: &Frozen<S>, start: usize, end: usize) -> Self;
+/// What waits in a partition.
+trait Waiting<S: Store>: Default + Debug {
+    /// An entry or item.
+    type Entry: Copy + PartialEq + Debug;
 
-    /// The number of entries or items.
+    /// What no two entries of a store have in common.
+    type Key: Copy + Eq + Hash;
+
+    fn entry(record: S::Record) -> Self::Entry;
+
+    fn key(entry: Self::Entry) -> Self::Key;
+
+    /// How many entries there are.
     fn len(&self) -> usize;
 
-    /// Removes what was claimed, all of which must be there.
-    fn remove(&mut self, claimed: &Self);
+    /// Whether there is a newer entry for the key of this one.
+    fn supersedes(&self, entry: Self::Entry) -> bool;
+
+    /// Adds an entry that has failed so often.
+    fn take_back(&mut self, entry: Self::Entry, attempts: u32);
+
+    /// How often each entry has failed. The entries are all that are here, in the order in which they are read.
+    fn attempts(&self, entries: &[Self::Entry]) -> Vec<u32>;
 }
 
 /// A partition as it should be.
-#[derive(Default)]
-struct Model<C> {
+struct Model<S: Store, W: Waiting<S>> {
     partition_count: usize,
-    waiting: C,
-    /// The unclaimed rests of the flushes, the oldest first.
-    in_flight: VecDeque<C>,
+    waiting: W,
+    /// The flushes, the oldest first. Finished ones stay until the next flush.
+    in_flight: VecDeque<InFlight<S, W>>,
+}
+
+/// A flush as it should be.
+struct InFlight<S: Store, W: Waiting<S>> {
+    /// The entries, in the order in which they are read for the first time.
+    entries: Vec<Entry<W::Entry>>,
+    /// Where each key is among them.
+    places: HashMap<W::Key, usize>,
+    /// Whether operations see what is here.
+    is_visible: bool,
+    /// Of the entries in [`Place::Batch`].
+    state: BatchState,
+    /// How many batches were claimed or leased.
+    calls: usize,
+}
+
+/// An entry in flight.
+#[derive(Debug)]
+struct Entry<E> {
+    entry: E,
+    attempts: u32,
+    place: Place,
+    /// Whether it is one of those to be retried first.
+    is_retried: bool,
+    is_deleted: bool,
+}
+
+/// Where an entry in flight is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// To be read.
+    Ahead,
+    Batch,
+    /// It has an outcome.
+    Gone,
+}
+
+/// What becomes of a batch.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Claimed,
+    Succeeds,
+    /// It fails: all of it, or every so many entries.
+    Fails {
+        every: usize,
+        is_counted: bool,
+        max_attempts: Option<u32>,
+    },
+    /// Its reader dies before it has leased it.
+    IsLost,
+    /// Its reader dies when it has leased it.
+    IsLeft,
+}
+
+/// How a batch is read.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    size: usize,
+    /// How many positions are read at a time.
+    slice: usize,
+    /// Whether what newer writes have replaced is left out, in a buffer with outcomes.
+    is_resumed: bool,
 }
 
 /// See the module's documentation.
-struct Buffer<S: Store, const SHARDS: usize, C> {
+struct Buffer<S: Store, const SHARDS: usize, W: Waiting<S>> {
     partitions: [Partition<S, SHARDS>; PARTITIONS],
-    models: [Model<C>; PARTITIONS],
+    models: [Model<S, W>; PARTITIONS],
     running: usize,
+    has_outcomes: bool,
     /// The number of the last value: no two values are the same.
     writes: i64,
+    /// The number of the last reader.
+    readers: u64,
     operations: usize,
-    /// A reader that still reads a flush after its last claim, with its end and its contents at first.
-    reader: Option<(Arc<Frozen<S>>, usize, C)>,
+    /// A reader that still reads a flush after its last outcome, and the contents at first.
+    slow_reader: Option<(Arc<Frozen<S>>, usize, Vec<W::Entry>)>,
 }
 
 /// Runs `operations` with these lanes. Only one sequence runs at a time, since all heaps of the process are counted.
@@ -60,29 +140,181 @@ fn run(lanes: Option<u64>, operations: impl FnOnce() -> usize) -> usize {
     operations()
 }
 
-impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
-    fn start(hasher: &Hasher, running: usize) -> Self {
+impl<S: Store, W: Waiting<S>> Default for Model<S, W> {
+    fn default() -> Self {
+        Model { partition_count: 0, waiting: W::default(), in_flight: VecDeque::new() }
+    }
+}
+
+impl<S: Store, W: Waiting<S>> Model<S, W> {
+    /// The flush that is to be given: the rest of an earlier one, or a fresh one of these entries.
+    fn flush(&mut self, fresh: Option<Vec<W::Entry>>, has_outcomes: bool) {
+        while self.in_flight.front().is_some_and(InFlight::is_finished) {
+            self.in_flight.pop_front();
+        }
+        if let Some(entries) = fresh {
+            assert!(self.in_flight.is_empty(), "a rest comes before a fresh flush");
+            let attempts = std::mem::take(&mut self.waiting).attempts(&entries);
+            self.in_flight.push_back(InFlight::new(entries, attempts));
+        }
+        self.look_into_oldest(has_outcomes);
+    }
+
+    /// Operations see the oldest unfinished flush, if the partition has outcomes.
+    fn look_into_oldest(&mut self, has_outcomes: bool) {
+        self.in_flight.iter_mut().for_each(|flush| flush.is_visible = false);
+        if let Some(oldest) = self.in_flight.iter_mut().find(|flush| has_outcomes && !flush.is_finished()) {
+            oldest.is_visible = true;
+        }
+    }
+
+    /// The entry of a key that operations see in flight.
+    fn find_in_flight(&mut self, key: W::Key) -> Option<&mut Entry<W::Entry>> {
+        let InFlight { entries, places, state, .. } = self.in_flight.iter_mut().find(|flush| flush.is_visible)?;
+        let is_given_up = *state == BatchState::GivenUp;
+        let entry = &mut entries[*places.get(&key)?];
+        let is_live = match entry.place {
+            Place::Ahead => true,
+            Place::Batch => !is_given_up,
+            Place::Gone => false,
+        };
+        (is_live && !entry.is_deleted).then_some(entry)
+    }
+
+    /// The failure of the oldest flush's batch, in its own partition or in another.
+    fn give_back(&mut self, failed: &[usize], is_counted: bool, max: Option<u32>, is_own: bool) -> GivenBack {
+        let can_wait = is_own && !S::KEEPS_ORDER && self.partition_count > 0;
+        let mut result = GivenBack::default();
+        let Some((oldest, later)) = self.in_flight.make_contiguous().split_first_mut() else { return result };
+        for (number, entry) in oldest.entries.iter_mut().filter(|entry| entry.place == Place::Batch).enumerate() {
+            entry.place = Place::Gone;
+            if !failed.contains(&number) {
+                continue;
+            }
+            entry.attempts += u32::from(is_counted);
+            let is_later = later.iter().any(|flush| flush.places.contains_key(&W::key(entry.entry)));
+            if entry.is_deleted {
+                result.superseded += 1;
+            } else if max.is_some_and(|max| entry.attempts >= max) {
+                result.given_up += 1;
+                entry.place = Place::Batch;
+            } else if !can_wait {
+                result.retried += 1;
+                (entry.place, entry.is_retried) = (Place::Ahead, true);
+            } else if is_later || self.waiting.supersedes(entry.entry) {
+                result.superseded += 1;
+            } else {
+                result.retried += 1;
+                self.waiting.take_back(entry.entry, entry.attempts);
+            }
+        }
+        oldest.state = if result.given_up > 0 { BatchState::GivenUp } else { BatchState::Read };
+        result
+    }
+}
+
+impl<S: Store, W: Waiting<S>> InFlight<S, W> {
+    fn new(entries: Vec<W::Entry>, attempts: Vec<u32>) -> Self {
+        let places = entries.iter().enumerate().map(|(place, &entry)| (W::key(entry), place)).collect();
+        let new =
+            |(entry, attempts)| Entry { entry, attempts, place: Place::Ahead, is_retried: false, is_deleted: false };
+        let entries = entries.into_iter().zip(attempts).map(new).collect();
+        InFlight { entries, places, is_visible: false, state: BatchState::Read, calls: 0 }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.entries.iter().all(|entry| entry.place == Place::Gone)
+    }
+
+    /// How many entries have no outcome.
+    fn held(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.place != Place::Gone && !entry.is_deleted).count()
+    }
+
+    fn batch(&self) -> impl Iterator<Item = &Entry<W::Entry>> {
+        self.entries.iter().filter(|entry| entry.place == Place::Batch)
+    }
+
+    /// The batch that a reader has left, which is none if it was not leased.
+    fn inherit(&mut self) -> Option<(BatchState, usize)> {
+        if self.state == BatchState::Read {
+            self.move_batch(Place::Ahead);
+        }
+        let length = self.batch().count();
+        (length > 0).then_some((self.state, length))
+    }
+
+    fn move_batch(&mut self, place: Place) {
+        let batch = self.entries.iter_mut().filter(|entry| entry.place == Place::Batch);
+        batch.for_each(|entry| entry.place = place);
+    }
+
+    /// The batch has succeeded, or was claimed.
+    fn end_batch(&mut self) {
+        self.move_batch(Place::Gone);
+        self.state = BatchState::Read;
+    }
+
+    /// The next batch; `None` if there is one with the processor.
+    fn read(&mut self, size: usize, is_superseded: impl Fn(W::Entry) -> bool) -> Option<Vec<W::Entry>> {
+        if self.inherit().is_some() {
+            return None;
+        }
+        let mut batch = Vec::new();
+        let mut limit = size;
+        for is_retried in [true, false] {
+            let ahead = |entry: &&mut Entry<W::Entry>| entry.place == Place::Ahead && entry.is_retried == is_retried;
+            for entry in self.entries.iter_mut().filter(ahead) {
+                if entry.is_deleted || is_superseded(entry.entry) {
+                    entry.place = Place::Gone;
+                    continue;
+                }
+                let quartered = (0..entry.attempts).fold(size, |size, _attempt| size / 4);
+                let shorter = limit.min(quartered).max(1);
+                if batch.len() >= shorter {
+                    return Some(batch);
+                }
+                limit = shorter;
+                entry.place = Place::Batch;
+                batch.push(entry.entry);
+            }
+        }
+        Some(batch)
+    }
+}
+
+impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
+    fn start(hasher: &Hasher, running: usize, has_outcomes: bool) -> Self {
         let mut buffer = Buffer {
             partitions: std::array::from_fn(|_| Partition::new(hasher)),
             models: Default::default(),
             running: 0,
+            has_outcomes,
             writes: 0,
+            readers: 0,
             operations: 0,
-            reader: None,
+            slow_reader: None,
         };
-        buffer.restart(running);
+        buffer.restart(running, has_outcomes);
         buffer
     }
 
-    /// Does an operation that all kinds have: those from number 24 on.
+    /// Does an operation that all kinds have: those from number 22 on.
     fn step(&mut self, operation: u8, a: u8, b: u8) {
-        let partition = usize::from(a) % PARTITIONS;
+        let (partition, more) = (usize::from(a) % PARTITIONS, usize::from(a) / PARTITIONS);
         match operation % 32 {
-            24 => self.flush(partition, |start, _end| start + usize::from(b)),
-            25 => self.flush(partition, |_start, end| end.saturating_sub(usize::from(b) % 4)),
-            26..=27 => self.flush(partition, |_start, end| end),
+            22..=27 => {
+                let left = self.models[partition].in_flight.front().map_or(0, InFlight::held);
+                let size = match operation % 32 {
+                    22..=23 => usize::from(b) % 16,
+                    24 => usize::from(b),
+                    25 => left.saturating_sub(usize::from(b) % 4),
+                    _ => usize::MAX,
+                };
+                self.process(partition, Reading::new(size, more), fate(operation, b), more % 8 == 7);
+            }
             28 => self.read_again(),
-            29 => self.restart(1 + partition),
+            29 => self.restart(1 + partition, self.has_outcomes != (b % 4 == 0)),
             30 => self.open_or_close(partition, b < 128),
             _ => self.check_sizes(),
         }
@@ -107,75 +339,140 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
         }
     }
 
-    /// Compares a flush of a partition with the model, and claims up to a position that is given its start and its end.
-    fn flush(&mut self, number: usize, position: impl Fn(usize, usize) -> usize) {
+    /// Takes the flush that a partition gives, and compares a fresh one with what waits.
+    fn flush(&mut self, number: usize) -> Option<Arc<Flush<S>>> {
         self.operations += 1;
-        let model = &mut self.models[number];
-        let flushed = match self.partitions[number].flush() {
-            None => {
-                assert!(
-                    model.in_flight.is_empty() && model.waiting.len() == 0,
-                    "nothing is flushed though there is something"
-                );
-                return;
-            }
-            Some(Flushed::Rest(flush)) => flush,
+        let (flush, fresh) = match self.partitions[number].flush() {
+            None => (None, None),
+            Some(Flushed::Rest(flush)) => (Some(flush), None),
             Some(Flushed::Fresh(flush)) => {
-                assert!(model.in_flight.is_empty(), "a rest comes before a fresh flush");
-                model.in_flight.push_back(std::mem::take(&mut model.waiting));
-                flush
+                let (frozen, end) = (flush.entries().expect("it has no outcome"), flush.end());
+                let entries = contents::<S, W>(&frozen, end);
+                assert!(frozen.record(end).is_none(), "there is no record after the end");
+                self.slow_reader = Some((frozen, end, entries.clone()));
+                (Some(flush), Some(entries))
             }
         };
-        let (start, end) = (flushed.position(), flushed.end());
-        let rest = &mut model.in_flight[0];
-        let frozen = flushed.entries().expect("not all is claimed");
-        assert_eq!(*rest, C::read(&frozen, start, end), "the unclaimed rest of a flush");
-        assert!(frozen.record(end).is_none(), "there is no record after the end");
-        if start == 0 {
-            self.reader = Some((frozen.clone(), end, C::read(&frozen, 0, end)));
+        let model = &mut self.models[number];
+        model.flush(fresh, self.has_outcomes);
+        assert_eq!(flush.is_some(), !model.in_flight.is_empty(), "a rest is given, and nothing else is");
+        if flush.is_none() {
+            assert_eq!(model.waiting.len(), 0, "what waits is given");
         }
-
-        let position = position(start, end).clamp(start, end);
-        rest.remove(&C::read(&frozen, start, position));
-        self.claim(number, &flushed, start, position);
+        flush
     }
 
-    fn claim(&mut self, number: usize, flushed: &Arc<Flush<S>>, start: usize, position: usize) {
-        let end = flushed.end();
-        assert!(!flushed.claim(start + 1, end, 0), "a claim skips nothing");
-        // A claim beyond the end is one to the end.
-        let to = if position == end { usize::MAX } else { position };
-        assert!(flushed.claim(start, to, 0));
-        // Nothing is claimed twice, in whole or in part.
-        if position > start {
-            assert!(!flushed.claim(start, position, 0));
-            assert!(!flushed.claim(start, end, 0));
-            assert!(!flushed.claim(position - 1, end, 0));
+    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles it. Another partition does
+    /// that if the reader `is_old`, and had the flush before a restart.
+    fn process(&mut self, number: usize, reading: Reading, fate: Fate, is_old: bool) {
+        let Some(flush) = self.flush(number) else { return };
+        let oldest = &mut self.models[number].in_flight[0];
+        if !matches!(fate, Fate::Claimed) {
+            assert_eq!(flush.inherit(), oldest.inherit());
         }
-        assert_eq!(flushed.position(), position);
-        assert_eq!(flushed.entries().is_none(), position == end);
-        if position == end {
-            self.models[number].in_flight.pop_front();
+        if let Some(batch) = self.read(number, &flush, reading) {
+            if !self.call(number, &flush, &batch, fate) {
+                return;
+            }
+        }
+        let through = if is_old { (number + 1) % PARTITIONS } else { number };
+        self.settle(number, &flush, fate, through);
+        self.partitions[through].settle(&flush);
+        self.check(number, &flush);
+    }
+
+    /// Reads the next batch, unless there is one with the processor.
+    fn read(&mut self, number: usize, flush: &Flush<S>, reading: Reading) -> Option<Vec<W::Entry>> {
+        let Reading { size, slice, is_resumed } = reading;
+        let is_resumed = is_resumed && self.has_outcomes;
+        let partition = &self.partitions[number];
+        let is_superseded = |frozen: &Frozen<S>, position| is_resumed && partition.supersedes(frozen, position);
+        self.readers += 1;
+        let batch = read_slices(flush, self.readers, size, slice, is_superseded, W::entry);
+        let Model { waiting, in_flight, .. } = &mut self.models[number];
+        assert_eq!(batch, in_flight[0].read(size, |entry| is_resumed && waiting.supersedes(entry)));
+        batch
+    }
+
+    /// Claims or leases a batch. Whether it has to be settled.
+    fn call(&mut self, number: usize, flush: &Flush<S>, batch: &[W::Entry], fate: Fate) -> bool {
+        let (reader, now) = (self.readers, self.operations as i64);
+        let oldest = &mut self.models[number].in_flight[0];
+        assert!(!flush.claim(reader + 1, 0) && !flush.lease(reader + 1, 0), "a batch belongs to its reader");
+        match fate {
+            Fate::IsLost => return false,
+            Fate::Claimed => assert!(flush.claim(reader, now)),
+            _ => assert!(flush.lease(reader, now)),
+        }
+        if !batch.is_empty() {
+            oldest.calls += 1;
+            assert_eq!((flush.seen().called_with, flush.seen().called_at), (batch.len(), Some(now)));
+            assert!(!flush.claim(reader, 0) && !flush.lease(reader, 0), "nothing is claimed or leased twice");
+            oldest.state = BatchState::Leased;
+        }
+        assert_eq!(flush.seen().calls, oldest.calls);
+        true
+    }
+
+    /// Ends the batch that was leased or is given up.
+    fn settle(&mut self, number: usize, flush: &Arc<Flush<S>>, fate: Fate, through: usize) {
+        let model = &mut self.models[number];
+        match fate {
+            Fate::IsLost | Fate::IsLeft => {}
+            Fate::Claimed | Fate::Succeeds => {
+                flush.succeed();
+                model.in_flight[0].end_batch();
+            }
+            Fate::Fails { every, is_counted, max_attempts } => {
+                let failed: Vec<usize> = (0..model.in_flight[0].batch().count()).step_by(every).collect();
+                let numbers = (every > 1).then_some(&failed[..]);
+                let given_back = self.partitions[through].give_back(flush, numbers, is_counted, max_attempts);
+                if model.in_flight[0].state == BatchState::Leased {
+                    assert_eq!(given_back, model.give_back(&failed, is_counted, max_attempts, through == number));
+                } else {
+                    assert_eq!(given_back, GivenBack::default(), "what is given up is not given back");
+                }
+            }
         }
     }
 
-    /// Checks that the contents of a reader have not changed, whatever has been written or freed since.
+    /// Compares what a flush tells of itself.
+    fn check(&mut self, number: usize, flush: &Flush<S>) {
+        let oldest = &self.models[number].in_flight[0];
+        let batch: Vec<&Entry<W::Entry>> = oldest.batch().collect();
+        assert_eq!(flush.attempts(), batch.iter().map(|entry| entry.attempts).max().unwrap_or(0));
+        if let Some((_frozen, records)) = flush.batch() {
+            assert!(records.into_iter().map(W::entry).eq(batch.iter().map(|entry| entry.entry)));
+        }
+        let is_finished = oldest.is_finished();
+        assert_eq!(flush.seen().left == 0, is_finished);
+        assert_eq!(flush.entries().is_none(), is_finished, "the last outcome frees the stores");
+    }
+
+    /// Checks that what a slow reader reads has not changed, whatever has been written or freed since.
     fn read_again(&mut self) {
         self.operations += 1;
-        if let Some((frozen, end, first)) = &self.reader {
-            assert_eq!(C::read(frozen, 0, *end), *first);
+        if let Some((frozen, end, first)) = &self.slow_reader {
+            assert_eq!(contents::<S, W>(frozen, *end), *first);
         }
     }
 
-    /// Restarts with this number of partitions, as a supervisor does.
-    fn restart(&mut self, running: usize) {
+    /// Restarts with this number of partitions, as a supervisor does, with outcomes or without.
+    fn restart(&mut self, running: usize, has_outcomes: bool) {
         self.operations += 1;
         if running != self.running {
             let held: Vec<_> = (0..self.running)
                 .map(|number| {
-                    let model = std::mem::take(&mut self.models[number]);
-                    let active = Some(model.waiting).filter(|active| active.len() > 0);
-                    (self.partitions[number].evict(), model.in_flight.into_iter().chain(active).collect::<Vec<_>>())
+                    let Model { waiting, mut in_flight, .. } = std::mem::take(&mut self.models[number]);
+                    in_flight.retain(|flush| !flush.is_finished());
+                    let evicted = self.partitions[number].evict();
+                    if waiting.len() > 0 {
+                        let fresh = evicted.back().expect("what waits is evicted");
+                        let entries = contents::<S, W>(&fresh.entries().expect("it has no outcome"), fresh.end());
+                        let attempts = waiting.attempts(&entries);
+                        in_flight.push_back(InFlight::new(entries, attempts));
+                    }
+                    (evicted, in_flight)
                 })
                 .collect();
             for (number, (evicted, in_flight)) in (0..running).cycle().zip(held) {
@@ -185,7 +482,13 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
             }
             self.running = running;
         }
-        (0..running).for_each(|number| self.open_or_close(number, true));
+        self.has_outcomes = has_outcomes;
+        for number in 0..running {
+            self.open_or_close(number, false);
+            self.partitions[number].set_outcomes(has_outcomes);
+            self.models[number].look_into_oldest(has_outcomes);
+            self.open_or_close(number, true);
+        }
     }
 
     fn open_or_close(&mut self, number: usize, is_open: bool) {
@@ -201,26 +504,55 @@ impl<S: Store, const SHARDS: usize, C: Contents<S>> Buffer<S, SHARDS, C> {
 
     fn check_sizes(&mut self) {
         self.operations += 1;
-        for number in 0..PARTITIONS {
-            let expected = self.expected(number, self.models[number].waiting.len());
-            assert_eq!(self.partitions[number].len(self.running as u32), expected);
+        for (number, model) in self.models.iter().enumerate() {
+            let waiting = model.waiting.len();
+            assert_eq!(self.partitions[number].len(self.running as u32), self.expected(number, waiting));
+            let held: usize = model.in_flight.iter().map(InFlight::held).sum();
+            assert_eq!(self.partitions[number].held(), waiting + held);
         }
     }
 
-    /// Flushes the rest, after which all memory must be free. Returns the number of operations.
+    /// Lets the rest succeed, after which all memory must be free. Returns the number of operations.
     fn finish(mut self) -> usize {
         self.check_sizes();
         self.read_again();
+        let all = Reading { size: usize::MAX, slice: usize::MAX, is_resumed: false };
         for number in 0..PARTITIONS {
-            while !self.models[number].in_flight.is_empty() || self.models[number].waiting.len() > 0 {
-                self.flush(number, |_start, end| end);
+            while self.flush(number).is_some() {
+                self.process(number, all, Fate::Succeeds, false);
             }
-            self.flush(number, |_start, end| end);
         }
+        self.check_sizes();
         self.read_again();
-        self.reader = None;
+        self.slow_reader = None;
         settle();
-        assert_eq!(heaps(), 0, "no heap outlives its claim");
+        assert_eq!(heaps(), 0, "no heap outlives the last outcome");
         self.operations
     }
+}
+
+impl Reading {
+    fn new(size: usize, number: usize) -> Self {
+        let slice = if number % 3 == 0 { 1 + number } else { usize::MAX };
+        Reading { size: size.max(1), slice, is_resumed: number % 2 == 0 }
+    }
+}
+
+/// The fate of a batch that the highest bits of an operation and a byte choose.
+fn fate(operation: u8, b: u8) -> Fate {
+    let max_attempts = [None, Some(3), Some(1), Some(0)][usize::from(b / 8) % 4];
+    match operation / 32 {
+        0..=1 => Fate::Claimed,
+        2 => Fate::Succeeds,
+        3 => Fate::IsLost,
+        4 => Fate::IsLeft,
+        5 => Fate::Fails { every: 1, is_counted: true, max_attempts },
+        6 => Fate::Fails { every: 1 + usize::from(b % 8), is_counted: true, max_attempts },
+        _ => Fate::Fails { every: 1 + usize::from(b % 2), is_counted: false, max_attempts },
+    }
+}
+
+/// All records of a flush.
+fn contents<S: Store, W: Waiting<S>>(frozen: &Frozen<S>, end: usize) -> Vec<W::Entry> {
+    (0..end).filter_map(|position| frozen.record(position)).map(W::entry).collect()
 }

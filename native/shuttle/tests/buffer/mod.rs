@@ -1,16 +1,22 @@
 //! For the tests of maps and queues: the runs under shuttle, and a buffer as the NIF library has it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod history;
+pub mod map;
+
+use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use partitioned_buffer_engine::{Closed, Flush, Flushed, Hasher, Partition, Store};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Partition, Store};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
+use crate::common::reading::{flush, read, read_resumed};
 use crate::common::set_lanes;
 
 /// How often a thread of lower priority may overtake one of higher priority in the schedules by priority.
@@ -37,12 +43,26 @@ pub fn check(body: fn()) {
     Runner::new(PctScheduler::new_from_seed(seed, PRIORITY_CHANGES, iterations), config).run(body);
 }
 
-/// A batch that a reader has claimed, and the number of its flush.
+/// A flush, held to the end of the test. Its memory has to be free earlier.
+struct Known<S: Store, D> {
+    flush: Arc<Flush<S>>,
+    /// All its entries, in their order.
+    entries: Vec<D>,
+}
+
+/// A batch that a reader has claimed, the number of its flush, and its place among the entries there.
 struct Batch<D> {
     flush: usize,
     start: usize,
-    end: usize,
     deliveries: Vec<D>,
+}
+
+/// A batch that the processor has.
+pub struct Lease<S: Store, D> {
+    /// The number of the partition that has given the flush.
+    pub partition: usize,
+    pub flush: Arc<Flush<S>>,
+    pub entries: Vec<D>,
 }
 
 /// A buffer as the NIF library has it: partitions, and how many of them run.
@@ -50,22 +70,41 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     pub hasher: Hasher,
     pub partitions: [Partition<S, SHARDS>; 2],
     pub running: AtomicU32,
+    has_outcomes: bool,
     /// What a reader notes of a record.
     delivery: fn(S::Record) -> D,
-    /// All flushes, held to the end of the test. Their memory has to be free earlier.
-    flushes: Mutex<Vec<Arc<Flush<S>>>>,
+    /// All flushes.
+    flushes: Mutex<Vec<Known<S, D>>>,
     batches: Mutex<Vec<Batch<D>>>,
+    /// What readers have leased.
+    leased: Mutex<Vec<D>>,
+    /// What the processor has succeeded with, in order.
+    sink: Mutex<Vec<D>>,
+    /// The number of the last reader.
+    readers: AtomicU64,
 }
 
-impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
-    pub fn start(running: u32, delivery: fn(S::Record) -> D) -> Arc<Self> {
+impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHARDS, D> {
+    pub fn start(running: u32, has_outcomes: bool, delivery: fn(S::Record) -> D) -> Arc<Self> {
         let hasher = Hasher::seeded(0);
         // The same in each run, since shuttle runs all its threads in one.
         set_lanes(Some(0));
         let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
+        partitions.iter().for_each(|partition| partition.set_outcomes(has_outcomes));
         partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
         let running = AtomicU32::new(running);
-        Arc::new(Buffer { hasher, partitions, running, delivery, flushes: Mutex::default(), batches: Mutex::default() })
+        Arc::new(Buffer {
+            hasher,
+            partitions,
+            running,
+            has_outcomes,
+            delivery,
+            flushes: Mutex::default(),
+            batches: Mutex::default(),
+            leased: Mutex::default(),
+            sink: Mutex::default(),
+            readers: AtomicU64::new(0),
+        })
     }
 
     pub fn first(&self) -> &Partition<S, SHARDS> {
@@ -88,39 +127,57 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         }
     }
 
-    /// Reads and claims `count` positions of a partition's flush, as a reader does that dies then. Returns whether there was a
-    /// flush.
-    pub fn deliver(&self, partition: &Partition<S, SHARDS>, count: usize) -> bool {
-        let Some(Flushed::Rest(flush) | Flushed::Fresh(flush)) = partition.flush() else {
-            return false;
-        };
-        self.claim(&flush, count);
-        true
+    /// Reads and claims a batch of at most `size` entries of a partition's flush, as a reader does that dies then. Returns whether
+    /// there was a flush.
+    pub fn deliver(&self, partition: &Partition<S, SHARDS>, size: usize) -> bool {
+        let flush = flush(partition);
+        flush.iter().for_each(|flush| self.claim(flush, size));
+        flush.is_some()
     }
 
-    /// Reads and claims `count` positions of a flush, unless another reader claims them.
-    pub fn claim(&self, flush: &Arc<Flush<S>>, count: usize) {
+    /// Reads and claims a batch of at most `size` entries, unless another reader has begun one since.
+    pub fn claim(&self, flush: &Arc<Flush<S>>, size: usize) {
         let number = self.number(flush);
-        let start = flush.position();
-        let end = start.saturating_add(count).min(flush.end());
-        let frozen = flush.entries();
-        let records = frozen.iter().flat_map(|frozen| (start..end).filter_map(|position| frozen.record(position)));
-        let deliveries = records.map(self.delivery).collect();
-        drop(frozen);
-        // Once more at the end, as a reader does that finds nothing after the last batch.
-        if flush.claim(start, end, 0) {
-            flush.claim(end, end, 0);
-            held(&self.batches).push(Batch { flush: number, start, end, deliveries });
+        let reader = self.new_reader();
+        let Some(deliveries) = read(flush, reader, size, self.delivery) else { return };
+        if flush.claim(reader, 0) {
+            self.note(number, deliveries);
+            // Once more at the end, as a reader does that finds nothing after the last batch.
+            let reader = self.new_reader();
+            if flush.seen().left == 0 && read(flush, reader, size, self.delivery).is_some() {
+                flush.claim(reader, 0);
+            }
+        }
+    }
+
+    /// The number of a reader, which no other one has.
+    pub fn new_reader(&self) -> u64 {
+        1 + self.readers.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Notes a batch that was claimed.
+    fn note(&self, flush: usize, deliveries: Vec<D>) {
+        if let Some(first) = deliveries.first() {
+            let start = held(&self.flushes)[flush].entries.iter().position(|entry| entry == first);
+            let start = start.expect("a delivered entry is one of the flush");
+            held(&self.batches).push(Batch { flush, start, deliveries });
         }
     }
 
     /// The number of a flush. Each is numbered before anything of it is claimed, and claimed before the next flush of its
     /// partition. So the numbers are in the order of the flushes.
     fn number(&self, flush: &Arc<Flush<S>>) -> usize {
+        let number = |known: &[Known<S, D>]| known.iter().position(|known| Arc::ptr_eq(&known.flush, flush));
+        if let Some(known) = number(&held(&self.flushes)) {
+            return known;
+        }
+        // Threads change here, so the notes must not be locked.
+        let frozen = flush.entries();
         let mut flushes = held(&self.flushes);
-        let known = flushes.iter().position(|known| Arc::ptr_eq(known, flush));
-        known.unwrap_or_else(|| {
-            flushes.push(flush.clone());
+        number(&flushes).unwrap_or_else(|| {
+            let frozen = frozen.expect("nothing is claimed before the flush has its number");
+            let entries = (0..flush.end()).filter_map(|position| frozen.record(position)).map(self.delivery).collect();
+            flushes.push(Known { flush: flush.clone(), entries });
             flushes.len() - 1
         })
     }
@@ -130,6 +187,82 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         for _ in 0..times {
             self.deliver(self.first(), count);
         }
+    }
+
+    /// Leases a batch of at most `size` entries of the first partition.
+    pub fn lease(&self, size: usize) -> Option<Lease<S, D>> {
+        self.lease_from(0, size)
+    }
+
+    /// Leases a batch of at most `size` entries of a partition, without what newer writes have replaced. `None` if there is no flush, or none of its entries is for this reader.
+    pub fn lease_from(&self, number: usize, size: usize) -> Option<Lease<S, D>> {
+        let partition = &self.partitions[number];
+        let flush = flush(partition)?;
+        let reader = self.new_reader();
+        let entries = read_resumed(partition, &flush, reader, size, self.delivery)?;
+        let is_own = flush.lease(reader, 0);
+        partition.settle(&flush);
+        if is_own {
+            held(&self.leased).extend(entries.iter().cloned());
+        }
+        (is_own && !entries.is_empty()).then_some(Lease { partition: number, flush, entries })
+    }
+
+    /// The processor succeeds with a batch.
+    pub fn succeed(&self, lease: Lease<S, D>) {
+        held(&self.sink).extend(lease.entries);
+        lease.flush.succeed();
+        self.partitions[lease.partition].settle(&lease.flush);
+    }
+
+    /// The processor fails with entries of a batch, those with these numbers or all, and succeeds with the others.
+    pub fn fail(&self, lease: &Lease<S, D>, failed: Option<&[usize]>) -> GivenBack {
+        let is_failed = |number: &usize| failed.is_none_or(|failed| failed.contains(number));
+        let succeeded = lease.entries.iter().enumerate().filter(|(number, _)| !is_failed(number));
+        held(&self.sink).extend(succeeded.map(|(_, entry)| entry.clone()));
+        self.give_back(lease.partition, &lease.flush, failed)
+    }
+
+    /// Gives back the batch of a flush to a partition, or the entries with these numbers.
+    pub fn give_back(&self, partition: usize, flush: &Arc<Flush<S>>, failed: Option<&[usize]>) -> GivenBack {
+        let partition = &self.partitions[partition];
+        let given_back = partition.give_back(flush, failed, true, None);
+        partition.settle(flush);
+        given_back
+    }
+
+    /// The processor fails with the batch that a dead reader of the flush has left.
+    pub fn inherit(&self, partition: usize, flush: &Arc<Flush<S>>) -> GivenBack {
+        match flush.inherit() {
+            Some((BatchState::Leased, _length)) => self.give_back(partition, flush, None),
+            left => {
+                assert_eq!(left, None);
+                GivenBack::default()
+            }
+        }
+    }
+
+    /// The processor succeeds with all that the running partitions have, in batches of at most `size` entries. Then nothing
+    /// must be left.
+    pub fn succeed_with_all(&self, size: usize) {
+        for number in 0..self.running.load(Ordering::SeqCst) as usize {
+            // A batch may be empty, if newer writes have replaced all of it.
+            while let Some(flush) = flush(&self.partitions[number]) {
+                self.inherit(number, &flush);
+                self.lease_from(number, size).into_iter().for_each(|lease| self.succeed(lease));
+            }
+        }
+        assert!(self.partitions.iter().all(|partition| partition.held() == 0), "nothing is held");
+    }
+
+    /// What readers have leased. Its memory has to be free when all has succeeded.
+    pub fn leased(&self) -> Vec<D> {
+        held(&self.leased).clone()
+    }
+
+    /// What the processor has succeeded with, in order.
+    pub fn sink(&self) -> Vec<D> {
+        held(&self.sink).clone()
     }
 
     /// Closes the first partition, delivers one of its entries, and opens it again.
@@ -143,7 +276,7 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
     pub fn drain(&self) {
         let running = self.running.load(Ordering::SeqCst) as usize;
         for partition in &self.partitions[..running] {
-            while let Some(Flushed::Rest(flush) | Flushed::Fresh(flush)) = partition.flush() {
+            while let Some(flush) = flush(partition) {
                 assert!(flush.position() < flush.end(), "a finished flush does not come again");
                 self.claim(&flush, usize::MAX);
             }
@@ -157,22 +290,22 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
         for (number, evicted) in (0..running as usize).cycle().zip(held) {
             self.partitions[number].adopt(evicted);
         }
-        self.partitions[..running as usize].iter().for_each(|partition| partition.open(running));
+        for partition in &self.partitions[..running as usize] {
+            partition.set_outcomes(self.has_outcomes);
+            partition.open(running);
+        }
         self.running.store(running, Ordering::SeqCst);
     }
 
-    /// All deliveries, in order. Panics unless each position of each flush was claimed exactly once.
+    /// All deliveries, in order. Panics unless each entry of each flush was claimed exactly once.
     pub fn delivered(&self) -> Vec<D> {
         let batches = held(&self.batches);
-        for (number, flush) in held(&self.flushes).iter().enumerate() {
-            let own = batches.iter().filter(|batch| batch.flush == number);
-            let mut places: Vec<_> = own.map(|batch| (batch.start, batch.end)).collect();
-            places.sort_unstable();
-            let end = places.into_iter().fold(0, |before, (start, end)| {
-                assert_eq!(start, before, "a batch begins at the end of the one before");
-                end
-            });
-            assert_eq!(end, flush.end(), "a flush is claimed to its end");
+        for (number, Known { flush, entries }) in held(&self.flushes).iter().enumerate() {
+            let mut own: Vec<_> = batches.iter().filter(|batch| batch.flush == number).collect();
+            own.sort_by_key(|batch| batch.start);
+            let claimed: Vec<D> = own.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect();
+            assert_eq!(claimed, *entries, "each entry is claimed once");
+            assert_eq!(flush.seen().left, 0, "a flush is claimed to its end");
         }
         batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()
     }
@@ -184,12 +317,12 @@ impl<S: Store, const SHARDS: usize, D: Clone> Buffer<S, SHARDS, D> {
 
     /// Sorts the deliveries in the order of the flushes, since concurrent readers note their batches in any order.
     pub fn sort(&self) {
-        held(&self.batches).sort_by_key(|batch| (batch.flush, batch.start, batch.end));
+        held(&self.batches).sort_by_key(|batch| (batch.flush, batch.start));
     }
 
     /// The number of positions in all flushes.
     pub fn flushed(&self) -> usize {
-        held(&self.flushes).iter().map(|flush| flush.end()).sum()
+        held(&self.flushes).iter().map(|known| known.flush.end()).sum()
     }
 }
 

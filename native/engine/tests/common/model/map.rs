@@ -4,28 +4,31 @@ use std::collections::HashMap;
 
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Frozen, Generation, Hash, Hasher, Heap, MapPartition, Version};
+use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored};
 
 use super::{Buffer, Model, PARTITIONS};
-use crate::common::{hash, TestHeap, TestTerm};
+use crate::common::{hash, to_version, version_number, TestHeap, TestTerm};
 
 /// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in Erlang.
 const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
 
-/// The greatest distance from 0 of a version that is not boxed.
-const SMALL_VERSION: i64 = 40;
-
 /// Whether the key is boxed, and its content.
 type Key = (bool, i64);
 
-/// The entry of a key: value, version, updates.
-type Stored = (i64, i64, u64);
+/// What is stored for a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Value {
+    value: i64,
+    version: i64,
+    updates: u64,
+}
 
-type Contents = HashMap<Key, Stored>;
+/// The entries that wait, and how often each has failed.
+type Waiting = HashMap<Key, (Value, u32)>;
 
 /// See the module's documentation.
 struct Map {
-    buffer: Buffer<Generation<TestHeap>, MAP_SHARDS, Contents>,
+    buffer: Buffer<Generation<TestHeap>, MAP_SHARDS, Waiting>,
     hasher: Hasher,
     /// The number of keys.
     keys: i64,
@@ -37,7 +40,7 @@ pub fn run(bytes: &[u8]) -> usize {
     let hasher = Hasher::seeded(u64::from(seed));
     let running = 1 + usize::from(size) / 14 % PARTITIONS;
     super::run((seed % 2 == 1).then_some(seed.into()), || {
-        let mut map = Map { buffer: Buffer::start(&hasher, running), hasher, keys: 1 << (size % 14) };
+        let mut map = Map { buffer: Buffer::start(&hasher, running, seed % 4 < 2), hasher, keys: 1 << (size % 14) };
         bytes.chunks_exact(3).for_each(|step| map.step(step[0], step[1], step[2]));
         map.buffer.finish()
     })
@@ -47,17 +50,18 @@ impl Map {
     fn step(&mut self, operation: u8, a: u8, b: u8) {
         let key = self.key(i64::from(a) | i64::from(b) << 8);
         match operation % 32 {
-            0..=5 => self.put(key, false),
+            0..=4 => self.put(key, false),
+            5 => self.put_new(key, b % 8 == 0),
             6..=7 => self.put(key, true),
-            8..=13 => self.put_newer(key, VERSIONS[(usize::from(operation / 32) + usize::from(b)) % VERSIONS.len()]),
-            14..=16 => self.delete(key),
-            17..=18 => self.get(key),
+            8..=12 => self.put_newer(key, VERSIONS[(usize::from(operation / 32) + usize::from(b)) % VERSIONS.len()]),
+            13..=14 => self.delete(key),
+            15..=16 => self.get(key),
             // Many writes, which a short sequence of bytes would not reach otherwise.
-            19 => self.neighbours(a, b).for_each(|key| self.put(key, operation / 32 == 0)),
-            20 => self.neighbours(a, b).for_each(|key| self.put_newer(key, i64::from(operation))),
-            21 => self.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
-            22 => (0..b).for_each(|_| self.put(key, false)),
-            23 => self.write_all(&self.neighbours(a, b).collect::<Vec<_>>()),
+            17 => self.neighbours(a, b).for_each(|key| self.put(key, operation / 32 == 0)),
+            18 => self.neighbours(a, b).for_each(|key| self.put_newer(key, i64::from(operation))),
+            19 => self.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
+            20 => (0..many(a, b)).for_each(|_| self.put(key, false)),
+            21 => self.write_all(&self.neighbours(a, b).collect::<Vec<_>>()),
             _ => self.buffer.step(operation, a, b),
         }
     }
@@ -70,7 +74,7 @@ impl Map {
 
     /// Neighbouring keys.
     fn neighbours(&self, a: u8, b: u8) -> impl Iterator<Item = Key> {
-        let (first, count) = (i64::from(a) << 3, i64::from(b) * 2);
+        let (first, count) = (i64::from(a) << 3, 2 * many(a, b));
         let keys: Vec<Key> = (first..first + count).map(|number| self.key(number)).collect();
         keys.into_iter()
     }
@@ -97,19 +101,28 @@ impl Map {
         }
     }
 
+    fn put_new(&mut self, key: Key, is_large: bool) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let value = self.buffer.value(is_large);
+        let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+        let result =
+            self.buffer.partitions[number].put_new(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
+        let is_open = self.buffer.expected(number, ());
+        assert_eq!(result, is_open.map(|()| self.buffer.models[number].put_new(key, value)));
+    }
+
     fn put_newer(&mut self, key: Key, version: i64) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let value = self.buffer.value(false);
         let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
-        let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+        let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
         let key_parcel = term.parcel();
         let result =
             self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, &key_parcel, &parcel, of_term);
-        assert_eq!(result, self.buffer.expected(number, ()));
-        if result.is_ok() {
-            self.buffer.models[number].put_newer(key, value, version);
-        }
+        let is_open = self.buffer.expected(number, ());
+        assert_eq!(result, is_open.map(|()| self.buffer.models[number].put_newer(key, value, version)));
     }
 
     /// Writes the keys, every other one with a version, and takes each lock once.
@@ -128,7 +141,7 @@ impl Map {
                 self.buffer.models[number].put_if(is_open, key, value);
             } else {
                 let version = value % 100 - 50;
-                let (parcel, of_term) = boxed.parcel_with(version_of(&mut caller, version));
+                let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
                 shard.push((hash, Write::PutNewer(term.parcel(), parcel, of_term)));
                 if is_open {
                     self.buffer.models[number].put_newer(key, value, version);
@@ -148,7 +161,7 @@ impl Map {
         let result = self.buffer.partitions[number].delete(self.buffer.running as u32, hash, term);
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
-            self.buffer.models[number].waiting.remove(&key);
+            self.buffer.models[number].delete(key);
         }
     }
 
@@ -158,14 +171,25 @@ impl Map {
         let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
         let found =
             self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value, _| value.content().1);
-        let stored = self.buffer.models[number].waiting.get(&key).map(|stored| stored.0);
-        assert_eq!(found, self.buffer.expected(number, stored));
+        let seen = self.buffer.models[number].seen(key).map(|seen| seen.value);
+        assert_eq!(found, self.buffer.expected(number, seen));
     }
 }
 
-impl Model<Contents> {
+/// How many writes two bytes ask for: most often few, so that a sequence has other operations as well.
+fn many(a: u8, b: u8) -> i64 {
+    i64::from(if a % 8 == 0 { b } else { b % 16 })
+}
+
+impl Model<Generation<TestHeap>, Waiting> {
+    /// What is there for a key: what waits hides what is in flight.
+    fn seen(&mut self, key: Key) -> Option<Value> {
+        let waiting = self.waiting.get(&key).map(|(value, _attempts)| *value);
+        waiting.or_else(|| self.find_in_flight(key).map(|entry| entry.entry.1))
+    }
+
     fn put(&mut self, key: Key, value: i64) {
-        self.waiting.insert(key, (value, 0, 0));
+        self.waiting.insert(key, (Value { value, version: 0, updates: 0 }, 0));
     }
 
     fn put_if(&mut self, is_open: bool, key: Key, value: i64) {
@@ -174,44 +198,63 @@ impl Model<Contents> {
         }
     }
 
-    fn put_newer(&mut self, key: Key, value: i64, version: i64) {
-        let stored = self.waiting.entry(key).or_insert((value, version, 0));
-        if version > stored.1 {
-            *stored = (value, version, stored.2 + 1);
+    fn put_new(&mut self, key: Key, value: i64) -> Stored {
+        if self.seen(key).is_some() {
+            return Stored::Refused;
+        }
+        self.put(key, value);
+        Stored::Stored
+    }
+
+    fn put_newer(&mut self, key: Key, value: i64, version: i64) -> Stored {
+        if self.seen(key).is_some_and(|seen| version <= seen.version) {
+            return Stored::Refused;
+        }
+        let updates = self.waiting.get(&key).map_or(0, |(replaced, _attempts)| replaced.updates + 1);
+        self.waiting.insert(key, (Value { value, version, updates }, 0));
+        Stored::Stored
+    }
+
+    fn delete(&mut self, key: Key) {
+        self.waiting.remove(&key);
+        if let Some(entry) = self.find_in_flight(key) {
+            entry.is_deleted = true;
         }
     }
 }
 
-fn version_of(caller: &mut TestHeap, version: i64) -> Version<TestTerm> {
-    if version < -SMALL_VERSION {
-        Version::Below(caller.boxed(version))
-    } else if version > SMALL_VERSION {
-        Version::Above(caller.boxed(version))
-    } else {
-        Version::Int(version)
-    }
-}
+impl super::Waiting<Generation<TestHeap>> for Waiting {
+    type Entry = (Key, Value);
+    type Key = Key;
 
-impl super::Contents<Generation<TestHeap>> for Contents {
-    /// Panics if a key is there twice.
-    fn read(frozen: &Frozen<Generation<TestHeap>>, start: usize, end: usize) -> Self {
-        let mut contents = Contents::new();
-        for Record { key, value, version, updates } in (start..end).filter_map(|position| frozen.record(position)) {
-            let version = match version {
-                Version::Int(version) => version,
-                Version::Below(version) | Version::Above(version) => version.content().1,
-            };
-            let before = contents.insert(key.content(), (value.content().1, version, updates));
-            assert_eq!(before, None, "a key comes once in a flush");
-        }
-        contents
+    fn entry(record: Record<TestTerm>) -> (Key, Value) {
+        let Record { key, value, version, updates } = record;
+        (key.content(), Value { value: value.content().1, version: version_number(version), updates })
+    }
+
+    fn key((key, _value): (Key, Value)) -> Key {
+        key
     }
 
     fn len(&self) -> usize {
         self.len()
     }
 
-    fn remove(&mut self, claimed: &Self) {
-        self.retain(|key, _| !claimed.contains_key(key));
+    fn supersedes(&self, (key, _value): (Key, Value)) -> bool {
+        self.contains_key(&key)
+    }
+
+    fn take_back(&mut self, (key, value): (Key, Value), attempts: u32) {
+        self.insert(key, (value, attempts));
+    }
+
+    fn attempts(&self, entries: &[(Key, Value)]) -> Vec<u32> {
+        assert_eq!(entries.len(), self.len(), "each key comes once");
+        let attempts = |(key, value)| {
+            let (expected, attempts) = self.get(key).expect("it waits");
+            assert_eq!(value, expected);
+            *attempts
+        };
+        entries.iter().map(|(key, value)| attempts((key, value))).collect()
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use partitioned_buffer_engine::{Frozen, Hasher, Heap, Log};
+use partitioned_buffer_engine::{Hasher, Heap, Log};
 
-use super::{Buffer, PARTITIONS};
+use super::{fate, Buffer, Reading, PARTITIONS};
 use crate::common::{TestHeap, TestTerm};
 
 /// Whether the item is boxed, and its content.
@@ -22,7 +22,7 @@ pub fn run(bytes: &[u8]) -> usize {
     let (&[size], bytes) = bytes.split_first_chunk().unwrap_or((&[0], &[]));
     let running = 1 + usize::from(size) % PARTITIONS;
     super::run((size % 2 == 1).then_some(size.into()), || {
-        let mut queue = Queue { buffer: Buffer::start(&Hasher::seeded(0), running) };
+        let mut queue = Queue { buffer: Buffer::start(&Hasher::seeded(0), running, size % 4 < 2) };
         bytes.chunks_exact(3).for_each(|step| queue.step(step[0], step[1], step[2]));
         queue.buffer.finish()
     })
@@ -39,10 +39,10 @@ impl Queue {
             11..=13 => (0..count).for_each(|_| self.push(number, false)),
             14..=16 => self.push_all(number, count),
             17..=18 => self.push_all(number, 4 * count),
-            // Claims batch by batch, as a reader does, perhaps not to the end.
-            19..=23 => {
-                let partition = usize::from(a) % PARTITIONS;
-                (0..a / 32).for_each(|_| self.buffer.flush(partition, |start, _end| start + count));
+            // Batch by batch, as a reader reads, perhaps not to the end.
+            19..=21 => {
+                let (partition, reading) = (usize::from(a) % PARTITIONS, Reading::new(count, usize::from(a)));
+                (0..a / 32).for_each(|_| self.buffer.process(partition, reading, fate(operation, b), false));
             }
             _ => self.buffer.step(operation, a, b),
         }
@@ -79,16 +79,32 @@ impl Queue {
     }
 }
 
-impl super::Contents<Log<TestHeap>> for Items {
-    fn read(frozen: &Frozen<Log<TestHeap>>, start: usize, end: usize) -> Self {
-        (start..end).map(|position| frozen.record(position).expect("no item is ever deleted").content()).collect()
+impl super::Waiting<Log<TestHeap>> for Items {
+    type Entry = Item;
+    type Key = Item;
+
+    fn entry(record: TestTerm) -> Item {
+        record.content()
+    }
+
+    fn key(entry: Item) -> Item {
+        entry
     }
 
     fn len(&self) -> usize {
         self.len()
     }
 
-    fn remove(&mut self, claimed: &Self) {
-        self.drain(..claimed.len());
+    fn supersedes(&self, _entry: Item) -> bool {
+        false
+    }
+
+    fn take_back(&mut self, _entry: Item, _attempts: u32) {
+        panic!("a failed item stays in its flush");
+    }
+
+    fn attempts(&self, entries: &[Item]) -> Vec<u32> {
+        assert_eq!(entries, Vec::from(self.clone()), "all items come, in their order");
+        vec![0; entries.len()]
     }
 }

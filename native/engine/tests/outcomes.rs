@@ -1,0 +1,749 @@
+//! Partitions of maps with outcomes: an entry is there until the processor has succeeded with it.
+#![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use common::map::{entry, Entry, Map, MapFlush};
+use common::reading::read;
+use common::{Random, TestTerm, LARGE};
+use partitioned_buffer_engine::{reclaim, BatchState, GivenBack};
+
+/// The result of giving back a batch of which so many will be retried, and so many are superseded.
+fn given_back(retried: usize, superseded: usize) -> GivenBack {
+    GivenBack { retried, superseded, given_up: 0 }
+}
+
+/// The keys of entries, in their order.
+fn keys(batch: &[Entry]) -> Vec<i64> {
+    let mut keys: Vec<i64> = batch.iter().map(|entry| entry.key).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// Those of these keys that are there.
+fn seen(map: &Map, keys: impl IntoIterator<Item = i64>) -> Vec<i64> {
+    keys.into_iter().filter(|&key| map.get(key).is_some()).collect()
+}
+
+/// An entry that was put.
+fn plain(key: i64, value: i64) -> Entry {
+    Entry { key, value, version: 0, updates: 0 }
+}
+
+/// A copy of the value of each entry in a flush, to see whether it is freed.
+fn copies(flush: &MapFlush) -> Vec<TestTerm> {
+    let frozen = flush.entries().unwrap();
+    (0..flush.end()).filter_map(|position| frozen.record(position)).map(|record| record.value).collect()
+}
+
+fn assert_freed(copies: &[TestTerm]) {
+    reclaim::settle();
+    assert!(copies.iter().all(|copy| !copy.is_live()), "nothing refers to the stores");
+}
+
+/// A map with key 1 in flight, with value 10 and version 5.
+fn start_in_flight() -> (Map, Arc<MapFlush>) {
+    let map = Map::start();
+    assert!(map.put_newer(1, 10, 5));
+    let (flush, batch) = map.lease_all();
+    assert_eq!(batch, [Entry { key: 1, value: 10, version: 5, updates: 0 }]);
+    (map, flush)
+}
+
+#[test]
+fn an_entry_in_flight_is_there_until_the_processor_has_succeeded() {
+    let map = Map::start();
+    map.put_all([1, 2]);
+    let flush = map.flush().unwrap();
+    assert_eq!((map.get(1), map.get(3), map.len(), map.partition.held()), (Some(1), None, 0, 2));
+    assert_eq!(map.lease(&flush, 1).len(), 1);
+    assert_eq!((map.get(1), map.get(2), map.partition.held()), (Some(1), Some(2), 2));
+    map.succeed(&flush);
+    assert_eq!((seen(&map, [1, 2]).len(), map.partition.held()), (1, 1));
+    assert_eq!(map.lease(&flush, 1).len(), 1);
+    map.succeed(&flush);
+    assert_eq!((map.get(1), map.get(2), map.partition.held()), (None, None, 0));
+    assert!(map.flush().is_none());
+}
+
+#[test]
+fn without_outcomes_nothing_in_flight_is_seen() {
+    let map = Map::start();
+    map.partition.close();
+    map.partition.set_outcomes(false);
+    map.partition.open(1);
+    map.put(1, 1);
+    let flush = map.flush().unwrap();
+    assert_eq!(map.get(1), None);
+    map.delete(1);
+    assert!(map.put_new(1, 2));
+    assert_eq!(map.lease(&flush, 10), [plain(1, 1)]);
+}
+
+#[test]
+fn outcomes_can_be_switched_on_and_off_over_an_unfinished_flush() {
+    let map = Map::start();
+    map.put_all([1, 2, 3]);
+    let flush = map.flush().unwrap();
+    let claimed = read(&flush, 1, 1, entry).unwrap()[0].key;
+    let set_outcomes = |has_outcomes| {
+        map.partition.close();
+        map.partition.set_outcomes(has_outcomes);
+        map.partition.open(1);
+    };
+    set_outcomes(false);
+    assert!(flush.claim(1, 0));
+    assert_eq!(seen(&map, 1..=3), []);
+    set_outcomes(true);
+    let left: Vec<i64> = (1..=3).filter(|&key| key != claimed).collect();
+    assert_eq!(seen(&map, 1..=3), left, "what is claimed is gone");
+    let leased = map.lease(&flush, 1)[0].key;
+    set_outcomes(false);
+    assert_eq!(map.fail(&flush, None, None), given_back(1, 0));
+    assert_eq!(seen(&map, 1..=3), [leased], "it waits");
+    set_outcomes(true);
+    assert_eq!(seen(&map, 1..=3), left);
+    assert_eq!(keys(&map.succeed_with_all()), left);
+}
+
+#[test]
+fn a_batch_is_a_quarter_of_the_last_one_for_each_failure() {
+    let map = Map::start();
+    map.put_all(0..500);
+    // Of 500 a bad one is alone at its fifth attempt. Whatever is in a batch with it fails.
+    for (attempts, length) in (0..).zip([500, 125, 31, 7, 1, 1]) {
+        let flush = map.flush().unwrap();
+        while flush.seen().left > 0 {
+            let batch = map.lease(&flush, 500);
+            assert!((1..=length).contains(&batch.len()));
+            assert_eq!(flush.attempts(), attempts);
+            if batch.iter().any(|entry| entry.key == 321) {
+                assert!(batch.len() == length || flush.seen().left == batch.len(), "only the last batch is shorter");
+                assert_eq!(map.fail(&flush, None, None), given_back(batch.len(), 0));
+            } else {
+                map.succeed(&flush);
+            }
+        }
+    }
+    assert_eq!(map.succeed_with_all(), [plain(321, 321)]);
+}
+
+#[test]
+fn a_batch_ends_before_an_entry_that_has_failed_too_often_for_its_length() {
+    let map = Map::start();
+    map.put_all(0..40);
+    let (flush, _) = map.lease_all();
+    map.fail(&flush, Some(&[0, 20]), None);
+    map.put_all(100..140);
+    // The order of entries is that of the shards. So what has failed is among the others.
+    let flush = map.flush().unwrap();
+    let mut read = Vec::new();
+    while flush.seen().left > 0 {
+        let batch = map.lease(&flush, 16);
+        let has_failed = batch.iter().any(|entry| entry.key < 100);
+        assert!(batch.len() <= if has_failed { 4 } else { 16 }, "{batch:?}");
+        assert_eq!(flush.attempts(), u32::from(has_failed));
+        read.extend(keys(&batch));
+        map.succeed(&flush);
+    }
+    assert_eq!(read.len(), 42);
+}
+
+#[test]
+fn the_entries_that_fail_are_chosen_by_their_numbers_in_the_batch() {
+    let map = Map::start();
+    map.put_all(0..10);
+    let flush = map.flush().unwrap();
+    let order = read(&flush, 1, 10, |record| entry(record).key).unwrap();
+    assert!(flush.lease(1, 0));
+    // Numbers beyond the batch, and one that comes twice, change nothing.
+    assert_eq!(map.fail(&flush, Some(&[0, 3, 3, 9, 10, 99]), None), given_back(3, 0));
+    let mut failed = [order[0], order[3], order[9]];
+    failed.sort_unstable();
+    assert_eq!(seen(&map, 0..10), failed);
+    assert_eq!((map.len(), flush.seen().left), (3, 0));
+    assert_eq!(keys(&map.succeed_with_all()), failed);
+}
+
+#[test]
+fn a_batch_without_failed_entries_has_succeeded() {
+    let (map, flush) = start_in_flight();
+    assert_eq!(map.fail(&flush, Some(&[]), None), GivenBack::default());
+    assert_eq!((map.get(1), flush.seen().left), (None, 0));
+}
+
+#[test]
+fn a_batch_that_is_not_counted_has_failed_as_often_as_before() {
+    let (map, flush) = start_in_flight();
+    assert_eq!(map.fail(&flush, None, Some(2)), given_back(1, 0));
+    for _ in 0..3 {
+        let (flush, _) = map.lease_all();
+        assert_eq!(flush.attempts(), 1);
+        assert_eq!(map.give_back(&flush, None, false, Some(2)), given_back(1, 0));
+    }
+    let (flush, _) = map.lease_all();
+    assert_eq!(map.fail(&flush, None, Some(2)), GivenBack { given_up: 1, ..GivenBack::default() });
+}
+
+#[test]
+fn entries_that_are_given_up_are_the_batch_until_the_end() {
+    let map = Map::start();
+    map.put_all(0..6);
+    let (flush, _) = map.lease_all();
+    map.fail(&flush, Some(&[1, 2]), Some(2));
+    map.put_all(10..13);
+    let flush = map.flush().unwrap();
+    let retried = seen(&map, 0..6);
+    assert_eq!(keys(&map.lease(&flush, 1000)), [&retried[..], &[10, 11, 12]].concat());
+    assert_eq!(map.fail(&flush, None, Some(2)), GivenBack { retried: 3, superseded: 0, given_up: 2 });
+
+    // They are still held, but nothing sees them.
+    assert_eq!((map.get(retried[0]), map.get(10), map.len(), map.partition.held()), (None, Some(10), 3, 5));
+    assert!(map.put_new(retried[0], 99));
+    assert_eq!(flush.inherit(), Some((BatchState::GivenUp, 2)));
+    assert_eq!(flush.attempts(), 2);
+    assert_eq!(read(&flush, 2, 10, entry), None, "they are with the processor");
+    assert_eq!(map.fail(&flush, None, None), GivenBack::default(), "they are given up for good");
+    let (frozen, records) = flush.batch().unwrap();
+    let mut batch: Vec<Entry> = records.into_iter().map(entry).collect();
+    batch.sort_unstable();
+    assert_eq!(batch, [plain(retried[0], retried[0]), plain(retried[1], retried[1])]);
+    drop(frozen);
+    map.succeed(&flush);
+    assert_eq!(flush.seen().left, 0);
+    assert_eq!(keys(&map.succeed_with_all()), [retried[0], 10, 11, 12]);
+}
+
+#[test]
+fn entries_are_cancelled_by_no_more_attempts() {
+    let map = Map::start();
+    map.put_all(0..4);
+    let (flush, _) = map.lease_all();
+    map.delete(0);
+    let GivenBack { retried, superseded, given_up } = map.fail(&flush, None, Some(0));
+    assert_eq!((retried, superseded, given_up), (0, 1, 3), "what was deleted is not given up");
+    map.succeed(&flush);
+    assert_eq!((map.partition.held(), map.flush().is_none()), (0, true));
+}
+
+#[test]
+fn a_reader_that_dies_while_it_reads_takes_nothing() {
+    let map = Map::start();
+    map.put_all(0..10);
+    let flush = map.flush().unwrap();
+    let all = read(&flush, 1, 10, entry).unwrap();
+    assert_eq!(read(&flush, 2, 4, entry).unwrap(), all[..4]);
+    assert_eq!(flush.inherit(), None);
+    assert_eq!(flush.seen().left, 10);
+    assert!(!flush.lease(2, 0), "its batch was taken from it");
+    assert!(flush.read(2, 4, 4).is_none());
+    assert_eq!(read(&flush, 3, 3, entry).unwrap(), all[..3]);
+    assert!(flush.lease(3, 7));
+    assert_eq!(flush.seen().called_at, Some(7));
+    map.succeed(&flush);
+    // Nor does one that dies while it reads what was retried.
+    assert_eq!(read(&flush, 3, 3, entry).unwrap(), all[3..6]);
+    assert!(flush.lease(3, 8));
+    map.partition.close();
+    assert_eq!(map.give_back(&flush, None, false, None), given_back(3, 0));
+    map.open(1);
+    assert_eq!(read(&flush, 4, 2, entry).unwrap(), all[3..5]);
+    assert_eq!(read(&flush, 5, 5, entry).unwrap(), all[3..8]);
+    assert_eq!(read(&flush, 6, 10, entry).unwrap(), all[3..]);
+    assert!(flush.claim(6, 9));
+    assert_eq!(flush.seen().calls, 3);
+    assert!(map.flush().is_none());
+}
+
+#[test]
+fn what_a_dead_reader_has_leased_is_inherited() {
+    let map = Map::start();
+    map.put_all(0..5);
+    let flush = map.flush().unwrap();
+    assert_eq!(map.lease(&flush, 3).len(), 3);
+    assert_eq!(flush.inherit(), Some((BatchState::Leased, 3)));
+    assert_eq!(flush.inherit(), Some((BatchState::Leased, 3)));
+    assert!(!flush.claim(1, 0) && !flush.lease(1, 0), "it is leased");
+    assert_eq!(map.fail(&flush, None, None), given_back(3, 0));
+    assert_eq!(flush.inherit(), None);
+    assert_eq!((map.lease(&flush, 5).len(), map.len()), (2, 3));
+    map.succeed(&flush);
+    assert_eq!(map.succeed_with_all().len(), 3);
+}
+
+#[test]
+fn two_readers_never_claim_or_lease_the_same_batch() {
+    let map = Map::start();
+    map.put_all(0..4);
+    let flush = map.flush().unwrap();
+    let first = read(&flush, 1, 2, entry).unwrap();
+    assert_eq!(read(&flush, 2, 2, entry).unwrap(), first);
+    assert!(!flush.lease(1, 0) && !flush.claim(1, 0), "the last one to begin has it");
+    assert!(flush.lease(2, 0));
+    assert!(!flush.lease(2, 0) && !flush.claim(2, 0), "once");
+    assert_eq!(read(&flush, 1, 2, entry), None);
+    assert!(!flush.lease(1, 0) && !flush.claim(1, 0));
+    map.succeed(&flush);
+    assert_ne!(read(&flush, 1, 2, entry).unwrap(), first);
+    assert!(flush.claim(1, 0) && !flush.claim(1, 0));
+    assert!(map.flush().is_none());
+}
+
+#[test]
+fn a_failed_entry_waits_again_with_its_version_its_updates_and_its_attempts() {
+    let map = Map::start();
+    for version in 1..=4 {
+        assert!(map.put_newer(1, 10 * version, version));
+    }
+    let expected = [Entry { key: 1, value: 40, version: 4, updates: 3 }];
+    for attempts in 0..5 {
+        let (flush, batch) = map.lease_all();
+        assert_eq!((&batch[..], flush.attempts()), (&expected[..], attempts));
+        assert!(!map.put_newer(1, 99, 4), "in flight");
+        assert_eq!(map.fail(&flush, None, None), given_back(1, 0));
+        assert!(!map.put_newer(1, 99, 4), "it waits");
+        assert_eq!((map.get(1), map.len()), (Some(40), 1));
+    }
+    assert!(map.put_newer(1, 50, 5));
+    let (flush, batch) = map.lease_all();
+    assert_eq!(batch, [Entry { key: 1, value: 50, version: 5, updates: 4 }]);
+    assert_eq!(flush.attempts(), 0, "a newer write starts anew");
+}
+
+#[test]
+fn a_write_over_what_waits_again_starts_without_attempts() {
+    let writes: [fn(&Map); 3] = [
+        |map| map.put(1, 11),
+        |map| assert!(map.put_newer(1, 11, 6)),
+        |map| {
+            map.delete(1);
+            assert!(map.put_new(1, 11));
+        },
+    ];
+    for write in writes {
+        let (map, flush) = start_in_flight();
+        map.fail(&flush, None, None);
+        write(&map);
+        let (flush, batch) = map.lease_all();
+        assert_eq!((batch[0].value, flush.attempts()), (11, 0));
+    }
+}
+
+#[test]
+fn large_terms_and_versions_beyond_64_bits_survive_the_stores_that_they_came_from() {
+    let map = Map::start();
+    // Contents below 0 and above 40 are versions that need a heap. Some values are packed, some are not.
+    let entries: Vec<Entry> = (0..30)
+        .map(|key| {
+            let value = if key % 2 == 0 { LARGE + key } else { key };
+            Entry { key, value, version: [-1_000, -41, -40, 0, 40, 41, 1_000][key as usize % 7] - key % 3, updates: 0 }
+        })
+        .collect();
+    for &Entry { key, value, version, .. } in &entries {
+        assert!(map.put_newer(key, value, version));
+    }
+    for _ in 0..3 {
+        let (flush, mut batch) = map.lease_all();
+        batch.sort_unstable();
+        assert_eq!(batch, entries);
+        let copies = copies(&flush);
+        assert_eq!(map.fail(&flush, None, None), given_back(30, 0));
+        reclaim::settle();
+        let is_packed = |copy: &&TestTerm| copy.is_live();
+        let live = copies.iter().filter(is_packed).count();
+        assert!((1..30).contains(&live), "only heaps of their own go from store to store: {live}");
+        for &Entry { key, value, version, .. } in &entries {
+            assert_eq!(map.get(key), Some(value));
+            assert!(!map.put_newer(key, 0, version), "version {version}");
+        }
+    }
+    for &Entry { key, version, .. } in &entries {
+        assert!(map.put_newer(key, key, version + 1));
+    }
+    assert!(map.succeed_with_all().iter().all(|entry| entry.value == entry.key && entry.updates == 1));
+}
+
+#[test]
+fn resumed_reading_leaves_out_what_waits_and_what_was_deleted() {
+    let map = Map::start();
+    map.put_all(0..6);
+    let flush = map.flush().unwrap();
+    map.put(1, 11);
+    map.put_newer(2, 22, 1);
+    map.delete(3);
+    assert_eq!(keys(&map.lease(&flush, 10)), [0, 1, 2, 4, 5], "the first reading leaves out what was deleted only");
+
+    let map = Map::start();
+    map.put_all(0..6);
+    let flush = map.flush().unwrap();
+    map.put(1, 11);
+    map.put_newer(2, 22, 1);
+    map.delete(3);
+    assert_eq!(keys(&map.lease_resumed(&flush, 10)), [0, 4, 5]);
+    map.succeed(&flush);
+    assert_eq!(map.succeed_with_all(), [plain(1, 11), Entry { version: 1, ..plain(2, 22) }]);
+}
+
+// The table "Races" of the contract: A is key 1, with value 10 and version 5.
+
+#[test]
+fn race_nothing_comes_between() {
+    let (map, flush) = start_in_flight();
+    map.succeed(&flush);
+    assert_eq!((map.get(1), map.flush().is_none()), (None, true));
+
+    let (map, flush) = start_in_flight();
+    assert_eq!(map.fail(&flush, None, None), given_back(1, 0));
+    let (flush, batch) = map.lease_all();
+    assert_eq!((batch[0].value, flush.attempts()), (10, 1));
+}
+
+#[test]
+fn race_a_put_or_a_newer_version() {
+    let writes: [fn(&Map); 2] = [|map| map.put(1, 20), |map| assert!(map.put_newer(1, 20, 6))];
+    for write in writes {
+        let (map, flush) = start_in_flight();
+        write(&map);
+        assert_eq!((map.get(1), map.len()), (Some(20), 1), "what waits hides what is in flight");
+        map.succeed(&flush);
+        let (second, batch) = map.lease_all();
+        assert_eq!((batch[0].value, second.attempts()), (20, 0));
+        map.succeed(&second);
+        assert!(map.flush().is_none());
+
+        let (map, flush) = start_in_flight();
+        write(&map);
+        assert_eq!(map.fail(&flush, None, Some(9)), given_back(0, 1));
+        let (second, batch) = map.lease_all();
+        assert_eq!((batch.len(), batch[0].value, batch[0].updates, second.attempts()), (1, 20, 0, 0));
+    }
+}
+
+#[test]
+fn race_a_version_that_is_not_newer() {
+    for version in [4, 5] {
+        let (map, flush) = start_in_flight();
+        assert!(!map.put_newer(1, 20, version));
+        map.succeed(&flush);
+        assert_eq!((map.get(1), map.flush().is_none()), (None, true), "it was never stored");
+
+        let (map, flush) = start_in_flight();
+        assert!(!map.put_newer(1, 20, version));
+        assert_eq!(map.fail(&flush, None, None), given_back(1, 0));
+        assert!(!map.put_newer(1, 20, version), "it stays stale");
+        assert_eq!(map.get(1), Some(10));
+    }
+}
+
+#[test]
+fn race_a_value_for_a_new_key() {
+    let (map, flush) = start_in_flight();
+    assert!(!map.put_new(1, 20));
+    map.succeed(&flush);
+    assert!(map.put_new(1, 20));
+    assert_eq!(map.get(1), Some(20));
+
+    let (map, flush) = start_in_flight();
+    assert!(!map.put_new(1, 20));
+    map.fail(&flush, None, None);
+    assert!(!map.put_new(1, 20));
+    assert_eq!(map.get(1), Some(10));
+}
+
+#[test]
+fn race_a_delete_before_the_processor_has_the_entry() {
+    let map = Map::start();
+    map.put_all([1, 2]);
+    let flush = map.flush().unwrap();
+    map.delete(1);
+    assert_eq!((map.get(1), map.partition.held()), (None, 1));
+    assert_eq!(map.lease(&flush, 10), [plain(2, 2)]);
+    map.succeed(&flush);
+    assert!(map.flush().is_none());
+}
+
+#[test]
+fn race_a_delete_when_the_processor_has_the_entry() {
+    let (map, flush) = start_in_flight();
+    map.delete(1);
+    assert_eq!(map.get(1), None, "at once");
+    map.succeed(&flush);
+    assert_eq!((map.get(1), map.flush().is_none()), (None, true));
+
+    let (map, flush) = start_in_flight();
+    map.delete(1);
+    assert_eq!(map.fail(&flush, None, None), given_back(0, 1));
+    assert_eq!((map.get(1), map.flush().is_none()), (None, true), "it is not retried");
+}
+
+#[test]
+fn race_a_delete_and_then_a_put() {
+    let writes: [fn(&Map); 3] =
+        [|map| map.put(1, 30), |map| assert!(map.put_new(1, 30)), |map| assert!(map.put_newer(1, 30, 1))];
+    for write in writes {
+        for is_success in [true, false] {
+            let (map, flush) = start_in_flight();
+            map.delete(1);
+            write(&map);
+            assert_eq!(map.get(1), Some(30));
+            if is_success {
+                map.succeed(&flush);
+            } else {
+                assert_eq!(map.fail(&flush, None, None), given_back(0, 1));
+            }
+            let (second, batch) = map.lease_all();
+            assert_eq!((batch.len(), batch[0].value, second.attempts()), (1, 30, 0));
+        }
+    }
+}
+
+#[test]
+fn race_a_delete_of_what_waits_and_of_what_is_in_flight() {
+    let (map, flush) = start_in_flight();
+    map.put(1, 20);
+    map.delete(1);
+    assert_eq!((map.get(1), map.len()), (None, 0));
+    assert_eq!(map.fail(&flush, None, None), given_back(0, 1));
+    assert!(map.flush().is_none());
+}
+
+#[test]
+fn a_restart_keeps_a_leased_batch_and_what_lies_behind_it() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put_all(0..6);
+    let flush = old.flush().unwrap();
+    let leased = keys(&old.lease(&flush, 2));
+    old.put(10, 10);
+    assert_eq!(old.partition.held(), 7);
+    new.partition.adopt(old.partition.evict());
+    assert_eq!((old.partition.held(), new.partition.held()), (0, 7));
+    new.open(1);
+    assert_eq!(seen(&new, 0..6).len(), 6);
+    let left = new.flush().unwrap();
+    assert!(Arc::ptr_eq(&left, &flush));
+    assert_eq!(left.inherit(), Some((BatchState::Leased, 2)));
+    assert_eq!(new.fail(&left, None, None), given_back(2, 0));
+    let rest = keys(&new.lease_resumed(&left, 10));
+    assert!(rest.len() == 4 && rest.iter().all(|key| !leased.contains(key)));
+    new.succeed(&left);
+    assert_eq!(new.partition.held(), 3);
+    assert_eq!(keys(&new.succeed_with_all()), [&leased[..], &[10]].concat());
+}
+
+#[test]
+fn a_flush_of_which_all_was_deleted_is_freed_though_its_reader_has_died() {
+    let map = Map::start();
+    map.put_all([1, 2]);
+    let flush = map.flush().unwrap();
+    let copies = copies(&flush);
+    map.delete(1);
+    map.delete(2);
+    assert_eq!(read(&flush, 1, 10, entry), Some(vec![]));
+    drop(flush);
+    assert!(map.flush().is_none());
+    assert_freed(&copies);
+}
+
+#[test]
+fn an_adopted_flush_that_an_old_reader_ends_is_freed_by_the_next_flush() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put_all([1, 2]);
+    let (flush, _) = old.lease_all();
+    let copies = copies(&flush);
+    new.partition.adopt(old.partition.evict());
+    new.open(1);
+    assert_eq!(new.get(1), Some(1));
+    old.succeed(&flush);
+    assert_eq!(new.get(1), None);
+    assert!(new.flush().is_none());
+    assert_freed(&copies);
+}
+
+#[test]
+fn a_partition_that_is_opened_looks_into_its_oldest_unfinished_flush() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put(1, 1);
+    let (flush, _) = old.lease_all();
+    old.put(2, 2);
+    new.partition.adopt(old.partition.evict());
+    old.succeed(&flush);
+    new.open(1);
+    assert_eq!(new.get(2), Some(2));
+}
+
+#[test]
+fn a_newer_entry_of_a_later_flush_replaces_one_that_is_given_back_after_a_restart() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put_newer(1, 10, 1);
+    old.put(2, 2);
+    old.lease_all();
+    old.put_newer(1, 20, 2);
+    new.partition.adopt(old.partition.evict());
+    new.open(1);
+    let left = new.flush().unwrap();
+    assert_eq!(left.inherit(), Some((BatchState::Leased, 2)));
+    assert_eq!(new.fail(&left, None, None), GivenBack { retried: 1, superseded: 1, given_up: 0 });
+    let left: Vec<_> = new.succeed_with_all().iter().map(|entry| (entry.key, entry.value)).collect();
+    assert_eq!(left, [(1, 20), (2, 2)]);
+}
+
+#[test]
+fn an_old_reader_gives_entries_back_to_the_flush_that_another_partition_has_adopted() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put(1, 1);
+    let (flush, batch) = old.lease_all();
+    new.partition.adopt(old.partition.evict());
+    // Even if the old partition is open again.
+    old.open(1);
+    new.open(1);
+    assert_eq!(old.fail(&flush, None, None).retried, 1);
+    assert!(old.flush().is_none());
+    assert_eq!(new.succeed_with_all(), batch);
+}
+
+#[test]
+fn what_is_given_back_to_a_closed_partition_stays_in_the_flush_where_it_is_seen_after_the_reopening() {
+    let map = Map::start();
+    (1..=4).for_each(|key| assert!(map.put_newer(key, 10 * key, 5)));
+    let flush = map.flush().unwrap();
+    let order: Vec<i64> = read(&flush, 1, 4, |record| entry(record).key).unwrap();
+    assert!(flush.lease(1, 0));
+    map.partition.close();
+    // The others have succeeded.
+    assert_eq!(map.fail(&flush, Some(&[0, 2]), None), GivenBack { retried: 2, superseded: 0, given_up: 0 });
+    assert_eq!(map.partition.held(), 2);
+    map.open(1);
+    assert_eq!(map.len(), 0);
+    let [first, second, third, fourth] = order[..] else { panic!("four entries") };
+    let seen = [first, second, third, fourth].map(|key| map.get(key));
+    assert_eq!(seen, [Some(10 * first), None, Some(10 * third), None]);
+    assert!(!map.put_newer(first, 1, 5), "the version in the flush is as high");
+    assert!(!map.put_new(third, 1));
+    assert!(map.put_new(second, 1));
+    assert!(map.put_newer(fourth, 1, 1));
+    map.delete(third);
+    assert_eq!((map.get(third), map.partition.held()), (None, 3));
+
+    let rest = map.flush().unwrap();
+    let retried = map.lease_resumed(&rest, 10);
+    assert_eq!(retried, [Entry { key: first, value: 10 * first, version: 5, updates: 0 }]);
+    assert_eq!(rest.attempts(), 1);
+    assert_eq!(map.fail(&rest, None, None), GivenBack { retried: 1, superseded: 0, given_up: 0 });
+    assert_eq!((map.len(), map.get(first)), (3, Some(10 * first)), "it waits in an open partition");
+    assert_eq!(map.succeed_with_all().len(), 3);
+}
+
+#[test]
+fn a_restart_keeps_what_stays_in_a_flush() {
+    let old = Map::start();
+    let new = Map::new(&old.hasher);
+    old.put_all(0..6);
+    let (flush, _) = old.lease_all();
+    old.partition.close();
+    assert_eq!(old.fail(&flush, Some(&[1, 4]), None), given_back(2, 0));
+    new.partition.adopt(old.partition.evict());
+    new.open(1);
+    assert_eq!(new.partition.held(), 2);
+    let left = seen(&new, 0..6);
+    assert_eq!(left.len(), 2);
+    let flush = new.flush().unwrap();
+    assert_eq!((keys(&new.lease_resumed(&flush, 10)), flush.attempts()), (left, 1));
+}
+
+/// Writers write versions of their own keys, while a processor fails with most batches.
+#[test]
+fn under_threads_an_entry_is_there_until_the_sink_has_it_and_versions_rise_in_the_sink() {
+    const WRITERS: i64 = 3;
+    const WRITES: i64 = 10_000;
+    const KEYS: u64 = 40;
+    let map = Map::start();
+    // The newest version of each key that the processor has succeeded with.
+    let sink: Mutex<HashMap<i64, i64>> = Mutex::default();
+    let done = AtomicBool::new(false);
+
+    let process = |random: &mut Random| {
+        let Some(flush) = map.flush() else { return thread::yield_now() };
+        let batch = map.lease_resumed(&flush, 1 + random.below(30) as usize);
+        let (is_counted, fails) = (random.below(4) > 0, random.below(4));
+        let failed: Vec<usize> = (0..batch.len()).filter(|_| random.below(4) < fails).collect();
+        for (_, entry) in batch.iter().enumerate().filter(|(number, _)| !failed.contains(number)) {
+            let before = sink.lock().unwrap().insert(entry.key, entry.version);
+            assert!(before.is_none_or(|before| before < entry.version), "{entry:?} after {before:?}");
+        }
+        let GivenBack { retried, superseded, given_up } = map.give_back(&flush, Some(&failed), is_counted, None);
+        assert_eq!((retried + superseded, given_up), (failed.len(), 0));
+    };
+    let expected: HashMap<i64, i64> = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random(0);
+            while !done.load(Ordering::SeqCst) {
+                process(&mut random);
+            }
+        });
+        let writers = [0, 1, 2].map(|writer| {
+            let (map, sink) = (&map, &sink);
+            scope.spawn(move || {
+                let mut random = Random(writer as u64 + 1);
+                let mut last = HashMap::new();
+                for version in 1..=WRITES {
+                    let key = random.below(KEYS) as i64 * WRITERS + writer;
+                    assert!(map.put_newer(key, version, version), "a newer version is stored");
+                    match map.get(key) {
+                        Some(read) => assert_eq!(read, version),
+                        None => assert_eq!(sink.lock().unwrap().get(&key), Some(&version)),
+                    }
+                    last.insert(key, version);
+                }
+                last
+            })
+        });
+        let last = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+        done.store(true, Ordering::SeqCst);
+        last
+    });
+    let rest = map.succeed_with_all();
+    let mut sink = sink.into_inner().unwrap();
+    for Entry { key, version, .. } in rest {
+        assert!(sink.insert(key, version).is_none_or(|before| before < version));
+    }
+    assert_eq!(sink, expected);
+}
+
+#[test]
+fn under_threads_each_entry_is_leased_by_one_reader() {
+    const KEYS: i64 = 20_000;
+    let map = Map::start();
+    map.put_all(0..KEYS);
+    let flush = map.flush().unwrap();
+    // The first reader claims, the others lease.
+    let read_all = &|reader| {
+        let mut own = Vec::new();
+        while flush.seen().left > 0 {
+            let Some(batch) = read(&flush, reader, 7, entry) else { continue };
+            let is_own = if reader == 1 { flush.claim(reader, 0) } else { flush.lease(reader, 0) };
+            if is_own {
+                own.extend(keys(&batch));
+            }
+            if is_own && reader != 1 && !batch.is_empty() {
+                map.succeed(&flush);
+            }
+        }
+        own
+    };
+    let mut all = thread::scope(|scope| {
+        let readers = [1, 2, 3].map(|reader| scope.spawn(move || read_all(reader)));
+        readers.map(|reader| reader.join().unwrap()).concat()
+    });
+    all.sort_unstable();
+    assert!(all.into_iter().eq(0..KEYS), "each key once");
+}

@@ -1,0 +1,767 @@
+defmodule PartitionedBuffer.DeliveryTest do
+  # With `:max_attempts` an entry is in the buffer until the processor has succeeded with it.
+  use PartitionedBuffer.Case, async: true
+
+  import ExUnit.CaptureLog
+
+  alias PartitionedBuffer.{Native, Partition, Queue}
+
+  # Flushes only when it is asked to, and pauses so long that no test sees the end of a pause.
+  defp start(opts) do
+    [partitions: 1, processing_interval_ms: :infinity, max_attempts: 5, retry_backoff_ms: {60_000, 60_000}]
+    |> Keyword.merge(opts)
+    |> start_buffer()
+  end
+
+  # A processor that sends each batch to the test, and returns what `outcomes` says: a list, of which each call takes the first
+  # and the last one stays, or a function of the batch.
+  defp returning(outcomes) when is_list(outcomes) do
+    test = self()
+    {:ok, agent} = Agent.start_link(fn -> outcomes end)
+
+    fn batch ->
+      send(test, {:batch, batch})
+
+      Agent.get_and_update(agent, fn
+        [last] -> {last, [last]}
+        [next | outcomes] -> {next, outcomes}
+      end)
+      |> perform()
+    end
+  end
+
+  defp returning(outcome) when is_function(outcome) do
+    test = self()
+
+    fn batch ->
+      send(test, {:batch, batch})
+      outcome.(batch)
+    end
+  end
+
+  defp perform(:raise), do: raise("the sink is away")
+  defp perform(:throw), do: throw(:away)
+  defp perform(:exit), do: exit(:away)
+  defp perform(:kill), do: Process.exit(self(), :kill)
+  defp perform(:hang), do: receive(do: (:never -> :ok))
+  defp perform(value), do: value
+
+  defp dead_letter do
+    test = self()
+    fn entries, reason -> send(test, {:dead, entries, reason}) end
+  end
+
+  defp quietly(fun) do
+    {result, _log} = with_log(fun)
+    result
+  end
+
+  defp partition_of(buffer), do: PartitionedBuffer.Routing.partition_name(buffer, 0)
+
+  # The keys of each batch that has come.
+  defp received_keys, do: Enum.map(received_batches(), &keys/1)
+
+  describe "what a processor returns" do
+    test "is success for all but the documented terms" do
+      for returned <- [:ok, {:ok, 1}, {3, nil}, nil, [], {:error}, {:errors, :x}, %{}, {:snoozed, 1}] do
+        buffer = start(processor: returning([returned]))
+        Buffer.put(buffer, :key, 1)
+        assert Buffer.flush(buffer) == :ok
+        assert {Buffer.size(buffer), Buffer.fetch(buffer, :key)} == {0, :error}
+        assert Buffer.flush(buffer) == :ok
+        assert [[{:key, 1, 0, 0}]] = received_batches()
+      end
+    end
+
+    test "is failure of all entries for :error, {:error, reason}, raise, throw, exit, kill and the time limit" do
+      failures = [
+        {:error, :error},
+        {{:error, :down}, :down},
+        {:raise, %RuntimeError{message: "the sink is away"}},
+        {:throw, {:throw, :away}},
+        {:exit, {:exit, :away}},
+        {:kill, :killed},
+        {:hang, :timeout},
+        {{:snooze, :soon}, {:bad_return, {:snooze, :soon}}},
+        {{:error, :down, :key}, {:bad_return, {:error, :down, :key}}},
+        {{:error, :down, [:key | :tail]}, {:bad_return, {:error, :down, [:key | :tail]}}},
+        {{:cancel, :no, [{:other, 1, 0, 0}]}, {:bad_return, {:cancel, :no, [{:other, 1, 0, 0}]}}}
+      ]
+
+      for {returned, reason} <- failures do
+        buffer = start(processor: returning([returned, :ok]), processing_timeout_ms: 100)
+        attach_telemetry(buffer)
+        Buffer.put_all(buffer, a: 1, b: 2)
+        assert {returned, quietly(fn -> Buffer.flush(buffer) end)} == {returned, {:error, {:failed, 2}}}
+        assert {Buffer.size(buffer), Buffer.get(buffer, :a)} == {2, 1}
+        assert_received {[:retry], %{count: 2, superseded: 0, delay: delay}, %{reason: ^reason, failures: 1}}
+        assert delay in 30_000..60_000
+        assert_received {[:processing_failed], %{count: 2}, %{reason: ^reason}}
+        assert Buffer.flush(buffer) == :ok
+        assert Buffer.size(buffer) == 0
+      end
+    end
+
+    test "may name the entries of a map that have failed, in any order, and the partition goes on" do
+      buffer =
+        start(
+          processor:
+            returning(fn batch -> {:error, :bad, Enum.filter(Enum.reverse(batch), &(elem(&1, 1) < 0))} end),
+          processing_batch_size: 10
+        )
+
+      Buffer.put_all(buffer, for(n <- 1..30, do: {n, if(rem(n, 10) == 0, do: -n, else: n)}))
+      assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, 3}}
+      assert length(received_batches()) == 3
+      assert Buffer.size(buffer) == 3
+      assert for(n <- [1, 10, 20, 30], do: Buffer.get(buffer, n)) == [nil, -10, -20, -30]
+    end
+
+    test "may name the items of a queue that have failed, as a subsequence, and the partition pauses" do
+      buffer =
+        start(
+          module: Queue,
+          processor: returning([{:error, :bad, [:a, :a]}, :ok]),
+          processing_batch_size: 4
+        )
+
+      Queue.push(buffer, [:a, :b, :a, :c, :d])
+      assert quietly(fn -> Queue.flush(buffer) end) == {:error, {:failed, 3}}
+      assert received_batches() == [[:a, :b, :a, :c]]
+      # A batch with an item that has failed once has a quarter of the size.
+      assert Queue.flush(buffer) == :ok
+      assert received_batches() == [[:a], [:a], [:d]]
+    end
+
+    test "is a bad return if it names what is no subsequence of a queue's batch" do
+      buffer = start(module: Queue, processor: returning([{:error, :bad, [:b, :a]}]))
+      attach_telemetry(buffer)
+      Queue.push(buffer, [:a, :b])
+      assert quietly(fn -> Queue.flush(buffer) end) == {:error, {:failed, 2}}
+      assert_received {[:retry], _measurements, %{reason: {:bad_return, {:error, :bad, [:b, :a]}}}}
+    end
+
+    test "{:snooze, ms} pauses for exactly that time, and counts neither as an attempt nor as a failure" do
+      buffer = start(processor: returning([{:snooze, 50}, {:snooze, 50}, :ok]), max_attempts: 1)
+      attach_telemetry(buffer)
+      Buffer.put(buffer, :key, 1)
+      assert Buffer.flush(buffer) == {:error, {:failed, 1}}
+      assert_receive {[:retry], %{delay: 50, count: 1}, %{failures: 0, reason: :snooze}}
+      # The pauses end by themselves.
+      assert_receive {[:batch, :stop], _measurements, %{outcome: :ok, attempt: 1}}
+      assert length(received_batches()) == 3
+    end
+
+    test "{:cancel, reason} gives up at once, all entries or some, and the partition goes on" do
+      dead_letter = dead_letter()
+
+      for {cancel, given_up} <- [{&{:cancel, &1}, 1..4}, {&{:cancel, &1, [{2, 2, 0, 0}]}, 2..2}] do
+        buffer = start(processor: returning([cancel.(:invalid), :ok]), dead_letter: dead_letter)
+        attach_telemetry(buffer)
+        Buffer.put_all(buffer, for(n <- 1..4, do: {n, n}))
+        assert Buffer.flush(buffer) == :ok
+        assert_received {:dead, entries, :invalid}
+        assert keys(entries) == Enum.to_list(given_up)
+        assert_received {[:dead_letter], %{count: count}, %{reason: :invalid, handled: true}}
+        assert count == length(entries)
+        assert {Buffer.size(buffer), Buffer.get(buffer, 2)} == {0, nil}
+        refute_received {[:retry], _measurements, _metadata}
+      end
+    end
+  end
+
+  describe "attempts" do
+    test "are counted for each entry; one bad entry of 500 ends up alone, and the others are stored" do
+      stored = :counters.new(500, [])
+
+      processor = fn batch ->
+        if List.keymember?(batch, 250, 0),
+          do: {:error, :bad},
+          else: Enum.each(batch, fn {n, n, 0, 0} -> :counters.add(stored, n, 1) end)
+      end
+
+      buffer = start(processor: returning(processor), processing_batch_size: 500, dead_letter: dead_letter())
+      Buffer.put_all(buffer, for(n <- 1..500, do: {n, n}))
+      results = for _ <- 1..8, do: quietly(fn -> Buffer.flush(buffer) end)
+      assert :ok in results
+      assert_received {:dead, [{250, 250, 0, 0}], :bad}
+      refute_received {:dead, _entries, _reason}
+      assert for(n <- 1..500, :counters.get(stored, n) != 1, do: n) == [250]
+      bad = for batch <- received_batches(), List.keymember?(batch, 250, 0), do: length(batch)
+      assert [500 | _] = bad
+      assert List.last(bad) == 1
+      assert Enum.zip(bad, [500, 125, 31, 7, 1]) |> Enum.all?(fn {size, most} -> size <= most end)
+    end
+
+    test "begin at 0 again for a newer write" do
+      buffer =
+        start(
+          processor: returning([:error, :error, :error, :ok]),
+          max_attempts: 2,
+          dead_letter: dead_letter()
+        )
+
+      Buffer.put(buffer, :key, 1)
+      quietly(fn -> Buffer.flush(buffer) end)
+      Buffer.put(buffer, :key, 2)
+      assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, 1}}
+      # The second failure with this value.
+      assert quietly(fn -> Buffer.flush(buffer) end) == :ok
+      assert_received {:dead, [{:key, 2, 0, 0}], :error}
+      assert Buffer.size(buffer) == 0
+    end
+
+    test "keep version and updates" do
+      buffer = start(processor: returning([:error, :error, :ok]))
+      big = Integer.pow(2, 100)
+      Buffer.put_newer(buffer, :key, "first", big)
+      Buffer.put_newer(buffer, :key, "second", big + 1)
+      quietly(fn -> for _ <- 1..3, do: Buffer.flush(buffer) end)
+      assert received_batches() == List.duplicate([{:key, "second", big + 1, 1}], 3)
+    end
+
+    test "of a queue's items keep their order, with new items behind them" do
+      buffer = start(module: Queue, processor: returning([:error, :error, :ok]), processing_batch_size: 4)
+      Queue.push(buffer, [1, 2, 3, 4, 5])
+      quietly(fn -> Queue.flush(buffer) end)
+      Queue.push(buffer, [6, 7])
+      quietly(fn -> Queue.flush(buffer) end)
+      assert Queue.flush(buffer) == :ok
+      assert [[1, 2, 3, 4], [1] | batches] = received_batches()
+      assert Enum.concat(batches) == [1, 2, 3, 4, 5, 6, 7]
+    end
+
+    test "used up without a :dead_letter are logged with count and reason, and without keys and values" do
+      buffer = start(processor: returning([{:error, %ArgumentError{message: "secret"}}]), max_attempts: 1)
+      attach_telemetry(buffer)
+      Buffer.put(buffer, "secret key", "secret value")
+      assert {:ok, log} = with_log(fn -> Buffer.flush(buffer) end)
+      assert log =~ "partition 0 of buffer #{inspect(buffer)} gives up 1 entries: ArgumentError"
+      refute log =~ "secret"
+      assert_received {[:dead_letter], %{count: 1}, %{handled: false, reason: %ArgumentError{}}}
+      assert Buffer.size(buffer) == 0
+    end
+
+    test "used up with a :dead_letter that fails or hangs are reported, and the entries are gone" do
+      for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, fn _, _ -> perform(:hang) end] do
+        buffer =
+          start(
+            processor: returning([:error, :ok]),
+            max_attempts: 1,
+            dead_letter: failing,
+            processing_timeout_ms: 100
+          )
+
+        attach_telemetry(buffer)
+        Buffer.put(buffer, :key, 1)
+        quietly(fn -> Buffer.flush(buffer) end)
+        assert_receive {[:dead_letter], %{count: 1}, %{handled: false}}
+        assert Buffer.flush(buffer) == :ok
+        assert received_batches() == [[{:key, 1, 0, 0}]]
+      end
+    end
+
+    test "used up go to a :dead_letter given as module, function and arguments" do
+      buffer =
+        start(
+          processor: returning([:error]),
+          max_attempts: 1,
+          dead_letter: {__MODULE__, :report, [self(), :extra]}
+        )
+
+      Buffer.put(buffer, :key, 1)
+      quietly(fn -> Buffer.flush(buffer) end)
+      assert_received {:reported, [{:key, 1, 0, 0}], :error, :extra}
+    end
+  end
+
+  def report(entries, reason, test, extra), do: send(test, {:reported, entries, reason, extra})
+
+  # `A` is in flight with version 5. Its batch is with the processor, which waits for the test.
+  defp in_flight(opts \\ []) do
+    buffer = start([processor: asking_processor()] ++ opts)
+    Buffer.put_newer(buffer, :key, "A", 5)
+    Buffer.flush(buffer, async: true)
+    assert_receive {:asked, task, [{:key, "A", 5, 0}]}
+    {buffer, task}
+  end
+
+  defp succeed({buffer, task}) do
+    send(task, :return)
+    wait_idle(partition_of(buffer))
+  end
+
+  defp fail({buffer, task}) do
+    quietly(fn ->
+      send(task, {:throw, :failed})
+      wait_idle(partition_of(buffer))
+    end)
+  end
+
+  # The batch of a flush now; nil if there is nothing to flush.
+  defp next_batch(buffer) do
+    %Task{ref: ref} = Task.async(fn -> Buffer.flush(buffer) end)
+
+    receive do
+      {:asked, task, batch} ->
+        send(task, :return)
+        assert_receive {^ref, :ok}
+        batch
+
+      {^ref, :ok} ->
+        nil
+    end
+  end
+
+  describe "an entry in flight" do
+    test "is seen until the processor succeeds" do
+      {buffer, _task} = running = in_flight()
+
+      assert {Buffer.get(buffer, :key), Buffer.fetch(buffer, :key), Buffer.size(buffer)} ==
+               {"A", {:ok, "A"}, 0}
+
+      succeed(running)
+      assert {Buffer.get(buffer, :key, :none), Buffer.fetch(buffer, :key)} == {:none, :error}
+    end
+
+    test "waits again when it fails" do
+      {buffer, _task} = running = in_flight()
+      fail(running)
+      assert {Buffer.get(buffer, :key), Buffer.size(buffer)} == {"A", 1}
+      assert next_batch(buffer) == [{:key, "A", 5, 0}]
+    end
+
+    test "is followed by a newer write, or dropped for it" do
+      for write <- [&Buffer.put(&1, :key, "B"), &Buffer.put_newer(&1, :key, "B", 6)],
+          settle <- [&succeed/1, &fail/1] do
+        {buffer, _task} = running = in_flight()
+        assert write.(buffer) == :ok
+        assert Buffer.get(buffer, :key) == "B"
+        settle.(running)
+        assert [{:key, "B", _version, 0}] = next_batch(buffer)
+        assert next_batch(buffer) == nil
+      end
+    end
+
+    test "makes a version that is not above its own stale, whatever becomes of it" do
+      for version <- [4, 5], settle <- [&succeed/1, &fail/1] do
+        {buffer, _task} = running = in_flight()
+        assert Buffer.put_newer(buffer, :key, "B", version) == :ok
+        assert Buffer.put_newer(buffer, :key, "B", version, stale: :error) == {:error, :stale}
+        assert {Buffer.get(buffer, :key), Buffer.size(buffer)} == {"A", 0}
+        settle.(running)
+        assert next_batch(buffer) in [nil, [{:key, "A", 5, 0}]]
+        assert Buffer.put_newer(buffer, :key, "B", version, stale: :error) == :ok
+        assert next_batch(buffer) == [{:key, "B", version, 0}]
+      end
+    end
+
+    test "exists for put_new" do
+      for settle <- [&succeed/1, &fail/1] do
+        {buffer, _task} = running = in_flight()
+        assert Buffer.put_new(buffer, :key, "B") == {:error, :exists}
+        settle.(running)
+        assert next_batch(buffer) in [nil, [{:key, "A", 5, 0}]]
+        assert Buffer.put_new(buffer, :key, "B") == :ok
+        assert Buffer.put_new(buffer, :key, "C") == {:error, :exists}
+        assert next_batch(buffer) == [{:key, "B", 0, 0}]
+      end
+    end
+
+    test "that is deleted is seen no more and not retried" do
+      for settle <- [&succeed/1, &fail/1] do
+        {buffer, _task} = running = in_flight()
+        assert Buffer.delete(buffer, :key) == :ok
+        assert Buffer.get(buffer, :key) == nil
+        settle.(running)
+        assert next_batch(buffer) == nil
+      end
+    end
+
+    test "that is deleted makes room for any write, which comes after it" do
+      for settle <- [&succeed/1, &fail/1] do
+        {buffer, _task} = running = in_flight()
+        Buffer.delete(buffer, :key)
+        assert Buffer.put_newer(buffer, :key, "C", 1, stale: :error) == :ok
+        assert Buffer.get(buffer, :key) == "C"
+        settle.(running)
+        assert next_batch(buffer) == [{:key, "C", 1, 0}]
+      end
+    end
+
+    test "that is deleted before it is in a batch is not given to the processor" do
+      buffer = start(processor: asking_processor(), processing_batch_size: 1)
+      Buffer.put_all(buffer, for(n <- 1..3, do: {n, n}))
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, task, [{first, _, 0, 0}]}
+      [second, third] = [1, 2, 3] -- [first]
+      Buffer.delete(buffer, second)
+      assert Buffer.get(buffer, second) == nil
+      send(task, :return)
+      assert_receive {:asked, task, [{^third, ^third, 0, 0}]}
+      send(task, :return)
+      wait_idle(partition_of(buffer))
+      assert Buffer.flush(buffer) == :ok
+      refute_received {:asked, _task, _batch}
+    end
+
+    test "behind a failed batch comes after the pause, unless a newer write has superseded it or it was deleted" do
+      buffer = start(processor: returning([:error, :ok]), processing_batch_size: 1)
+      Buffer.put_all(buffer, for(n <- 1..4, do: {n, :old}))
+      assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, 4}}
+      assert [[{failed, :old, 0, 0}]] = received_batches()
+      [superseded, deleted, kept] = [1, 2, 3, 4] -- [failed]
+      Buffer.put(buffer, superseded, :new)
+      Buffer.delete(buffer, deleted)
+      assert Buffer.flush(buffer) == :ok
+      expected = [{failed, :old, 0, 0}, {kept, :old, 0, 0}, {superseded, :new, 0, 0}]
+      assert Enum.sort(received_entries()) == Enum.sort(expected)
+    end
+
+    test "is not seen without :max_attempts" do
+      buffer = start_buffer(processor: asking_processor(), partitions: 1)
+      Buffer.put_newer(buffer, :key, "A", 5)
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, task, _batch}
+      assert Buffer.get(buffer, :key) == nil
+      assert Buffer.put_newer(buffer, :key, "B", 1, stale: :error) == :ok
+      assert Buffer.delete(buffer, :key) == :ok
+      assert Buffer.put_new(buffer, :key, "C") == :ok
+      send(task, :return)
+      assert next_batch(buffer) == [{:key, "C", 0, 0}]
+    end
+  end
+
+  describe "a pause" do
+    test "lets no tick through, doubles up to the maximum, and ends with a success" do
+      buffer = start(processor: returning([:error, :error, :error, :ok]), retry_backoff_ms: {20, 40})
+      attach_telemetry(buffer)
+      Buffer.put(buffer, :key, 1)
+
+      quietly(fn ->
+        Buffer.flush(buffer)
+        for failures <- 1..3, do: assert_receive({[:retry], _measurements, %{failures: ^failures}})
+        assert_receive {[:batch, :stop], _measurements, %{outcome: :ok}}
+      end)
+
+      wait_idle(partition_of(buffer))
+      assert %{failures: 0, pause: nil} = :sys.get_state(partition_of(buffer))
+    end
+
+    test "has a random half to whole of the time between minimum and maximum, or what a function returns" do
+      options = fn backoff ->
+        struct!(PartitionedBuffer.Options, retry_backoff_ms: backoff, name: :b, processor: 1, module: 1)
+      end
+
+      delays = fn failures ->
+        for _ <- 1..500, do: PartitionedBuffer.Options.backoff(options.({100, 1_000}), failures)
+      end
+
+      for {failures, longest} <- [{1, 100}, {2, 200}, {4, 800}, {5, 1_000}, {1_000_000, 1_000}] do
+        assert Enum.min_max(delays.(failures))
+               |> then(fn {least, most} ->
+                 least in div(longest, 2)..longest and most in div(longest, 2)..longest
+               end)
+
+        assert Enum.max(delays.(failures)) - Enum.min(delays.(failures)) > longest / 4
+      end
+
+      assert PartitionedBuffer.Options.backoff(options.(fn failures -> failures * 7 end), 3) == 21
+
+      for bad <- [fn _ -> -1 end, fn _ -> :soon end, fn _ -> raise "no" end] do
+        assert {30_000, log} = with_log(fn -> PartitionedBuffer.Options.backoff(options.(bad), 1) end)
+        assert log =~ "retry_backoff_ms of buffer :b has failed"
+      end
+    end
+
+    test "of an outage costs one call each, memory for the distinct keys, and one pass at its end" do
+      up = :counters.new(1, [])
+
+      processor = fn batch ->
+        if :counters.get(up, 1) == 0, do: {:error, :down}, else: Enum.each(batch, fn _ -> :ok end)
+      end
+
+      buffer =
+        start(
+          processor: returning(processor),
+          processing_interval_ms: 1,
+          max_attempts: :infinity,
+          retry_backoff_ms: {5, 20},
+          processing_batch_size: 100
+        )
+
+      attach_telemetry(buffer)
+
+      quietly(fn ->
+        for round <- 1..200 do
+          Buffer.put_all(buffer, for(n <- 1..1_000, do: {n, round}))
+          Process.sleep(1)
+        end
+
+        for _ <- 1..20, do: assert_receive({[:retry], %{}, %{reason: :down}})
+      end)
+
+      failed = length(received_batches())
+      assert Native.held(buffer, 0) <= 2_000
+      :counters.put(up, 1, 1)
+      assert Buffer.flush(buffer) == :ok
+      assert received_entries() |> Map.new(&{elem(&1, 0), elem(&1, 1)}) == Map.new(1..1_000, &{&1, 200})
+      # At least the half of the shortest pause lies between two calls.
+      assert failed < 400
+    end
+
+    test "outlives the partition's process" do
+      buffer = start(processor: returning([:error, :ok]))
+      partition = partition_of(buffer)
+      Buffer.put(buffer, :key, 1)
+      quietly(fn -> Buffer.flush(buffer) end)
+      kill_and_await_restart(partition)
+      assert %{failures: 1, pause: pause} = :sys.get_state(partition)
+      assert :erlang.read_timer(pause) > 20_000
+      assert length(received_batches()) == 1
+      assert Buffer.flush(buffer) == :ok
+    end
+  end
+
+  describe "a task that dies" do
+    test "has failed with the batch that it held, also if the partition's process has died before" do
+      {buffer, task} = in_flight()
+      attach_telemetry(buffer)
+      kill_and_await_restart(partition_of(buffer))
+      assert Buffer.get(buffer, :key) == "A"
+
+      quietly(fn ->
+        Process.exit(task, :kill)
+        assert_receive {[:retry], %{count: 1}, %{reason: :killed}}
+      end)
+
+      assert next_batch(buffer) == [{:key, "A", 5, 0}]
+    end
+
+    test "together with its supervision tree has failed with its batch" do
+      {buffer, _task} = in_flight(restart: :permanent)
+      attach_telemetry(buffer)
+
+      quietly(fn ->
+        kill_tree(buffer)
+        assert_receive {[:retry], %{count: 1}, %{reason: :killed}}
+      end)
+
+      assert next_batch(buffer) == [{:key, "A", 5, 0}]
+    end
+
+    test "later than its supervision tree is ended before its batch is retried" do
+      test = self()
+
+      processor = fn batch ->
+        Process.flag(:trap_exit, true)
+        send(test, {:asked, self(), batch})
+        receive(do: (:return -> :ok))
+      end
+
+      buffer = start(processor: processor, restart: :permanent)
+      Buffer.put(buffer, :key, 1)
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, task, _batch}
+      ref = Process.monitor(task)
+      attach_telemetry(buffer)
+
+      quietly(fn ->
+        kill_tree(buffer)
+        assert_receive {:DOWN, ^ref, :process, ^task, :killed}
+        assert_receive {[:retry], %{count: 1}, %{reason: :killed}}
+      end)
+
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, next, [{:key, 1, 0, 0}]}
+      send(next, :return)
+    end
+  end
+
+  describe "a stop" do
+    test "retries with the shortest pause until all has succeeded" do
+      buffer =
+        start(processor: returning([:error, :raise, {:snooze, 60_000}, :ok]), retry_backoff_ms: {10, 60_000})
+
+      Buffer.put_all(buffer, for(n <- 1..20, do: {n, n}))
+      assert quietly(fn -> Buffer.stop(buffer) end) == :ok
+      assert [_failed, _raised, _snoozed | succeeded] = received_keys()
+      assert Enum.sort(Enum.concat(succeeded)) == Enum.to_list(1..20)
+    end
+
+    test "ends after :drain_timeout_ms, and gives what is left to :dead_letter" do
+      buffer =
+        start(
+          processor: returning([:error]),
+          max_attempts: :infinity,
+          retry_backoff_ms: {20, 20},
+          drain_timeout_ms: 200,
+          dead_letter: dead_letter()
+        )
+
+      Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
+      {microseconds, :ok} = :timer.tc(fn -> quietly(fn -> Buffer.stop(buffer) end) end)
+      assert microseconds in 150_000..5_000_000
+      assert keys(dead_entries()) == Enum.to_list(1..25)
+    end
+
+    test "keeps what is left for the next start of the name if there is no :dead_letter, and logs its count" do
+      options =
+        buffer_options(
+          processor: returning([:error]),
+          partitions: 1,
+          max_attempts: :infinity,
+          retry_backoff_ms: {20, 20},
+          drain_timeout_ms: 50
+        )
+
+      {:ok, _pid} = Buffer.start_link(options)
+      Buffer.put_all(options[:name], for(n <- 1..25, do: {n, n}))
+      {:ok, log} = with_log(fn -> Buffer.stop(options[:name]) end)
+      assert log =~ "25 are kept until a buffer of this name and kind starts"
+      received_batches()
+      test = self()
+      {:ok, _pid} = Buffer.start_link(Keyword.merge(options, processor: &send(test, {:batch, &1})))
+      assert Buffer.get(options[:name], 7) == 7
+      Buffer.stop(options[:name])
+      assert keys(received_entries()) == Enum.to_list(1..25)
+    end
+
+    test "kills a call that hangs once, and tries nothing that lies behind it" do
+      buffer =
+        start(
+          processor: returning([:hang]),
+          processing_timeout_ms: 100,
+          processing_batch_size: 5,
+          retry_backoff_ms: {1, 1},
+          dead_letter: dead_letter()
+        )
+
+      Buffer.put_all(buffer, for(n <- 1..20, do: {n, n}))
+      assert quietly(fn -> Buffer.stop(buffer) end) == :ok
+      assert length(received_batches()) == 1
+      assert keys(dead_entries()) == Enum.to_list(1..20)
+    end
+
+    test "of a queue gives what is left to :dead_letter in its order" do
+      buffer =
+        start(
+          module: Queue,
+          processor: returning([:error]),
+          max_attempts: :infinity,
+          retry_backoff_ms: {5, 5},
+          drain_timeout_ms: 50,
+          dead_letter: dead_letter()
+        )
+
+      Queue.push(buffer, Enum.to_list(1..25))
+      quietly(fn -> Queue.stop(buffer) end)
+      assert dead_entries() == Enum.to_list(1..25)
+    end
+  end
+
+  defp dead_entries(entries \\ []) do
+    receive do
+      {:dead, more, :stopped} -> dead_entries(entries ++ more)
+    after
+      0 -> entries
+    end
+  end
+
+  describe "options" do
+    test "that exclude each other are an error at the start and in an update" do
+      assert_raise ArgumentError, ~r/:table of buffer :x excludes :max_attempts/, fn ->
+        Buffer.start_link(name: :x, processor: & &1, max_attempts: 1, processing_batch_size: :table)
+      end
+
+      assert_raise ArgumentError, ~r/:dead_letter of buffer :x needs :max_attempts/, fn ->
+        Buffer.start_link(name: :x, processor: & &1, dead_letter: fn _, _ -> :ok end)
+      end
+
+      buffer = start(processor: & &1)
+
+      assert_raise ArgumentError, ~r/excludes/, fn ->
+        Buffer.update_options(buffer, processing_batch_size: :table)
+      end
+
+      plain = start_buffer()
+
+      assert_raise ArgumentError, ~r/cannot set :max_attempts: the buffer was started without it/, fn ->
+        Buffer.update_options(plain, max_attempts: 3)
+      end
+    end
+
+    test "of a running buffer can be changed" do
+      buffer = start(processor: returning([:error]), dead_letter: dead_letter())
+      Buffer.put(buffer, :key, 1)
+      assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, 1}}
+
+      assert Buffer.update_options(buffer, max_attempts: 2, retry_backoff_ms: {1, 1}, drain_timeout_ms: 10) ==
+               :ok
+
+      assert quietly(fn -> Buffer.flush(buffer) end) == :ok
+      assert_received {:dead, [{:key, 1, 0, 0}], :error}
+    end
+  end
+
+  describe "the events" do
+    test "of a batch tell size, attempt, outcome and reason" do
+      buffer = start(processor: returning([{:error, :down}, {:snooze, 60_000}, :raise, :ok]))
+      attach_telemetry(buffer)
+      Buffer.put_all(buffer, a: 1, b: 2)
+      partition = partition_of(buffer)
+      quietly(fn -> for _ <- 1..4, do: Buffer.flush(buffer) end)
+
+      assert_received {[:batch, :start], %{size: 2}, %{buffer: ^buffer, partition: ^partition, attempt: 1}}
+
+      assert_received {[:batch, :stop], %{size: 2, duration: _},
+                       %{attempt: 1, outcome: :error, reason: :down}}
+
+      assert_received {[:batch, :stop], _measurements, %{attempt: 2, outcome: :snooze}}
+
+      assert_received {[:batch, :exception], %{duration: _},
+                       %{attempt: 2, outcome: :error, kind: :error, reason: %RuntimeError{}}}
+
+      assert_received {[:batch, :stop], _measurements, %{attempt: 3, outcome: :ok, reason: nil}}
+    end
+
+    test "of processing tell what has triggered the flush" do
+      buffer = start(processor: returning([:ok]), processing_interval_ms: 5)
+      attach_telemetry(buffer)
+      Buffer.put(buffer, :key, 1)
+      assert_receive {[:processing, :stop], %{size: 1}, %{trigger: :interval}}
+      Buffer.update_options(buffer, processing_interval_ms: :infinity)
+      Buffer.put(buffer, :key, 1)
+      Buffer.flush(buffer)
+      assert_received {[:processing, :stop], %{size: 1}, %{trigger: :flush}}
+      Buffer.put(buffer, :key, 1)
+      Buffer.stop(buffer)
+      assert_received {[:processing, :stop], %{size: 1}, %{trigger: :stop}}
+    end
+  end
+
+  describe "a processor" do
+    test "may write to its own buffer, and its writes are not lost" do
+      buffer = unique_name()
+
+      start(
+        name: buffer,
+        processor: fn batch ->
+          for {{:again, n}, value, _, _} <- batch, n > 0, do: Buffer.put(buffer, {:again, n - 1}, value)
+          :ok
+        end
+      )
+
+      Buffer.put(buffer, {:again, 3}, 1)
+      for _ <- 1..4, do: assert(Buffer.flush(buffer) == :ok)
+      assert Buffer.size(buffer) == 0
+    end
+  end
+
+  test "the task of a partition has a name, which only one process has at a time" do
+    {buffer, task} = in_flight()
+    assert Process.whereis(Module.concat(partition_of(buffer), Task)) == task
+    assert Process.whereis(Partition.task_supervisor(buffer, 0))
+    send(task, :return)
+  end
+end
