@@ -181,7 +181,8 @@ defmodule PartitionedBuffer.Partition do
 
   defp serve(%State{} = state), do: state
 
-  defp end_round(%State{round: nil} = state, _failed), do: state
+  # Then the requests are served that came meanwhile.
+  defp end_round(%State{round: nil} = state, _failed), do: serve(state)
 
   defp end_round(%State{round: round} = state, failed) do
     reply(round, failed)
@@ -189,7 +190,7 @@ defmodule PartitionedBuffer.Partition do
   end
 
   # What is left in the buffer has failed as well, since the round was to process all of it.
-  defp fail_round(%State{round: nil} = state, _lost), do: state
+  defp fail_round(%State{round: nil} = state, _lost), do: serve(state)
   defp fail_round(%State{} = state, lost), do: end_round(state, lost + held(state))
 
   defp reply(requests, failed) do
@@ -249,9 +250,7 @@ defmodule PartitionedBuffer.Partition do
     |> retry(ended.failed)
   end
 
-  # Requests, or a tick, that came while the task was at work.
-  defp make_good(%State{requests: [_ | _]} = state), do: serve(state)
-
+  # A tick that came while the task was at work.
   defp make_good(%State{missed?: true, running: nil} = state),
     do: start_processing(%State{state | missed?: false}, :interval)
 
