@@ -272,9 +272,8 @@ impl<S: Store> Flush<S> {
     }
 
     /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has died
-    /// while it gave the batch back, this waits until that is done.
+    /// while it gave the batch back, the batch is leased until that is done, and who gives it back again waits for that.
     pub fn inherit(&self) -> Option<(BatchState, usize)> {
-        let _giving_back = self.giving_back.lock();
         let mut progress = self.progress.lock();
         progress.undo_read();
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
@@ -501,7 +500,7 @@ impl<S: Store> Reader<'_, S> {
         }
         if let Some(record) = record.filter(|_record| !is_superseded) {
             let attempts = retry.map_or_else(|| self.frozen.attempts(position), |(_position, attempts)| attempts);
-            let limit = limit.min(size >> (2 * attempts).min(usize::BITS - 1)).max(1);
+            let limit = limit.min(size >> attempts.saturating_mul(2).min(usize::BITS - 1)).max(1);
             if length >= limit {
                 return Next::End;
             }
