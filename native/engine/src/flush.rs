@@ -371,9 +371,10 @@ impl<S: Store> Flush<S> {
         let progress = self.progress.lock();
         let (position, batch) = (progress.position, progress.batch.clone());
         let retries: Vec<Run> = progress.retries.iter().copied().collect();
+        let frozen = self.entries();
         drop(progress);
         move || {
-            let Some(frozen) = self.entries() else { return 0 };
+            let Some(frozen) = frozen else { return 0 };
             let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
             let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
             let batch = match batch.state {

@@ -90,6 +90,19 @@ fn an_entry_is_read_until_the_processor_has_succeeded_with_it() {
 }
 
 #[test]
+fn an_entry_is_held_all_the_time_while_it_is_given_back() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1]);
+        let processor = spawn(&buffer, move |buffer| buffer.fail(&lease, None));
+        let held = buffer.first().held();
+        assert!((1..=2).contains(&held), "{held} are held");
+        join(processor);
+        assert_eq!(buffer.first().held(), 1);
+        finish(&buffer);
+    });
+}
+
+#[test]
 fn a_key_is_new_only_when_the_processor_has_succeeded_with_its_entry() {
     check(|| {
         let (buffer, lease) = start_in_flight(&[1]);
