@@ -282,9 +282,8 @@ impl<S: Store> Flush<S> {
     }
 
     /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has died
-    /// while it gave the batch back, this waits until that is done.
+    /// while it gave the batch back, the batch is leased until that is done, and who gives it back again waits for that.
     pub fn inherit(&self) -> Option<(BatchState, usize)> {
-        let _giving_back = self.giving_back.lock();
         let mut progress = self.progress.lock();
         progress.undo_read();
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
@@ -383,9 +382,10 @@ impl<S: Store> Flush<S> {
         let progress = self.progress.lock();
         let (position, batch) = (progress.position, progress.batch.clone());
         let retries: Vec<Run> = progress.retries.iter().copied().collect();
+        let frozen = progress.frozen.clone();
         drop(progress);
         move || {
-            let Some(frozen) = self.entries() else { return 0 };
+            let Some(frozen) = frozen else { return 0 };
             let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
             let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
             let batch = match batch.state {
