@@ -227,9 +227,7 @@ impl<S: Store> Flush<S> {
     /// `size`. `None` if there is nothing to read, or if another reader has begun a batch since.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
         let mut progress = self.progress.lock();
-        if progress.frozen.is_none() {
-            return None;
-        }
+        progress.frozen.as_ref()?;
         if length == 0 {
             progress.undo_read();
             if progress.batch.length > 0 {

@@ -117,6 +117,9 @@ struct Reading {
     is_resumed: bool,
 }
 
+/// Stores, their end, and what they held at first.
+type SlowReader<S, E> = (Arc<Frozen<S>>, usize, Vec<E>);
+
 /// See the module's documentation.
 struct Buffer<S: Store, const SHARDS: usize, W: Waiting<S>> {
     partitions: [Partition<S, SHARDS>; PARTITIONS],
@@ -129,7 +132,7 @@ struct Buffer<S: Store, const SHARDS: usize, W: Waiting<S>> {
     readers: u64,
     operations: usize,
     /// A reader that still reads a flush after its last outcome, and the contents at first.
-    slow_reader: Option<(Arc<Frozen<S>>, usize, Vec<W::Entry>)>,
+    slow_reader: Option<SlowReader<S, W::Entry>>,
 }
 
 /// Runs `operations` with these lanes. Only one sequence runs at a time, since all heaps of the process are counted.
