@@ -286,15 +286,17 @@ defmodule PartitionedBuffer.Partition do
     %State{state | pause: nil}
   end
 
-  # A pause outlives this process. What dead processes have left in flight is processed at once.
+  # A pause outlives this process, and a task may have ended while there was none. What dead processes have left in flight is
+  # processed at once.
   defp restore_pause(%State{running: running} = state) when running != nil, do: state
 
   defp restore_pause(%State{identity: identity} = state) do
     now = System.monotonic_time(:millisecond)
 
-    case Identity.take(identity, :pause) do
-      {due, failures} -> pause(state, max(due - now, 0), failures)
-      nil -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
+    case {Running.ended(identity), Identity.take(identity, :pause)} do
+      {%{pause: ms} = ended, _earlier} when ms != nil -> pause(state, ms, ended.failures)
+      {_ended, {due, failures}} -> pause(state, max(due - now, 0), failures)
+      {_ended, nil} -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
     end
   end
 
