@@ -1,5 +1,5 @@
-//! Entries in flight with outcomes, in the partition of a map, under thousands of schedules. `partition.rs` tells how to choose
-//! them and run one again.
+//! Entries in flight with outcomes, in the partition of a map, under thousands of schedules. `partition.rs` tells how
+//! to choose them and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
