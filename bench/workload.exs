@@ -3,7 +3,7 @@
 #     mix run bench/workload.exs
 #
 # WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done. Writers meet flushes, deletions, changes of
-# options, and restarts with other numbers of partitions; each term that comes back is looked at.
+# options, and restarts with other numbers of partitions, with outcomes and without; each term that comes back is looked at.
 
 defmodule Workload do
   alias PartitionedBuffer.{Map, Queue}
@@ -13,7 +13,8 @@ defmodule Workload do
   @writers 4
   @terms 400
   @operations_per_change 1_000
-  @kinds ~w(put put_newer put_all put_all_newer get delete size push push_all update_options restart processed)a
+  @writes_and_reads ~w(put put_newer put_new put_all put_all_newer get delete size flush push push_all)a
+  @kinds @writes_and_reads ++ ~w(update_options restart processed failed dead_letter)a
 
   def main do
     Process.flag(:trap_exit, true)
@@ -55,7 +56,8 @@ defmodule Workload do
       operate(terms, done)
   end
 
-  defp kind(n) when n <= 30, do: :put
+  defp kind(n) when n <= 27, do: :put
+  defp kind(n) when n <= 30, do: :put_new
   defp kind(n) when n <= 47, do: :put_newer
   defp kind(n) when n <= 52, do: :put_all
   defp kind(n) when n <= 57, do: :put_all_newer
@@ -63,6 +65,7 @@ defmodule Workload do
   defp kind(n) when n <= 85, do: :delete
   defp kind(n) when n <= 94, do: :push
   defp kind(n) when n <= 98, do: :push_all
+  defp kind(99), do: :flush
   defp kind(_n), do: :size
 
   defp perform(:put, terms), do: Map.put(@map, pick(terms), pick(terms), options())
@@ -70,7 +73,9 @@ defmodule Workload do
   defp perform(:put_newer, terms),
     do: Map.put_newer(@map, pick(terms), pick(terms), version(), options())
 
-  defp perform(:get, terms), do: :erlang.phash2(Map.get(@map, pick(terms), :none, options()))
+  defp perform(:put_new, terms), do: Map.put_new(@map, pick(terms), pick(terms), options())
+  defp perform(:get, terms), do: :erlang.phash2(Map.fetch(@map, pick(terms), options()))
+  defp perform(:flush, _terms), do: PartitionedBuffer.flush(Enum.random([@map, @queue]), timeout: 20)
   defp perform(:delete, terms), do: Map.delete(@map, pick(terms), options())
   defp perform(:size, _terms), do: true = Map.size(@map) >= 0
 
@@ -180,14 +185,18 @@ defmodule Workload do
 
   # The names of a killed tree may be taken for a moment more.
   defp start(buffer, round, done) do
+    outcomes? = rem(round, 3) != 0
+
     options = [
       module: if(buffer == @map, do: Map, else: Queue),
       name: buffer,
-      processor: {__MODULE__, :process, [done]},
+      processor: {__MODULE__, :process, [outcomes?, done]},
       partitions: 1 + rem(round, 3),
       processing_interval_ms: 5,
-      processing_batch_size: if(rem(round, 3) == 0, do: :table, else: 7)
+      processing_batch_size: if(outcomes?, do: 20, else: :table)
     ]
+
+    options = if outcomes?, do: options ++ outcomes(done), else: options
 
     case PartitionedBuffer.start_link(options) do
       {:ok, supervisor} ->
@@ -199,12 +208,46 @@ defmodule Workload do
     end
   end
 
-  def process(entries, done) when is_list(entries) do
-    true = :erlang.phash2(entries) >= 0
-    :counters.add(done, place(:processed), length(entries))
+  defp outcomes(done) do
+    [
+      max_attempts: 4,
+      retry_backoff_ms: {0, 2},
+      dead_letter: {__MODULE__, :dead_letter, [done]},
+      processing_timeout_ms: 200,
+      drain_timeout_ms: 300
+    ]
   end
 
-  def process(table, done), do: process(:ets.tab2list(table), done)
+  def process(entries, outcomes?, done) when is_list(entries) do
+    true = :erlang.phash2(entries) >= 0
+    if outcomes? and :rand.uniform(4) == 1, do: fail(entries, done), else: succeed(entries, done)
+  end
+
+  def process(table, outcomes?, done), do: process(:ets.tab2list(table), outcomes?, done)
+
+  defp succeed(entries, done) do
+    :counters.add(done, place(:processed), length(entries))
+    :ok
+  end
+
+  defp fail(entries, done) do
+    :counters.add(done, place(:failed), length(entries))
+    some = Enum.filter(entries, fn _ -> :rand.uniform(2) == 1 end)
+
+    case :rand.uniform(6) do
+      1 -> {:error, :away}
+      2 -> {:error, :some, some}
+      3 -> {:cancel, :some, some}
+      4 -> {:snooze, 1}
+      5 -> raise "away"
+      6 -> Process.exit(self(), :kill)
+    end
+  end
+
+  def dead_letter(entries, _reason, done) do
+    true = :erlang.phash2(entries) >= 0
+    :counters.add(done, place(:dead_letter), length(entries))
+  end
 
   ## Counts
 
@@ -212,9 +255,7 @@ defmodule Workload do
   defp place(kind), do: Enum.find_index(@kinds, &(&1 == kind)) + 1
 
   defp operations(done) do
-    Enum.sum(
-      for kind <- @kinds -- [:processed, :restart, :update_options], do: :counters.get(done, place(kind))
-    )
+    Enum.sum(for kind <- @writes_and_reads, do: :counters.get(done, place(kind)))
   end
 
   defp report(done, wanted) do

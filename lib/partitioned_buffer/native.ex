@@ -6,8 +6,8 @@ defmodule PartitionedBuffer.Native do
   # an ArgumentError (badarg) and change nothing.
   #
   # A call takes at most a millisecond, plus the time to copy one key and one value, or one item. A list may copy up to 32
-  # large ones, if no large term was written for a while (`pace.rs`). `open`, `held`, `inherit`, `batch` and `give_back`
-  # may take longer, so they run on dirty schedulers.
+  # large ones, if no large term was written for a while (`pace.rs`). `open`, `held`, `batch` and `give_back` may take
+  # longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #

@@ -181,7 +181,8 @@ defmodule PartitionedBuffer.Partition do
 
   defp serve(%State{} = state), do: state
 
-  defp end_round(%State{round: nil} = state, _failed), do: state
+  # Then the requests are served that came meanwhile.
+  defp end_round(%State{round: nil} = state, _failed), do: serve(state)
 
   defp end_round(%State{round: round} = state, failed) do
     reply(round, failed)
@@ -189,7 +190,7 @@ defmodule PartitionedBuffer.Partition do
   end
 
   # What is left in the buffer has failed as well, since the round was to process all of it.
-  defp fail_round(%State{round: nil} = state, _lost), do: state
+  defp fail_round(%State{round: nil} = state, _lost), do: serve(state)
   defp fail_round(%State{} = state, lost), do: end_round(state, lost + held(state))
 
   defp reply(requests, failed) do
@@ -249,9 +250,7 @@ defmodule PartitionedBuffer.Partition do
     |> retry(ended.failed)
   end
 
-  # Requests, or a tick, that came while the task was at work.
-  defp make_good(%State{requests: [_ | _]} = state), do: serve(state)
-
+  # A tick that came while the task was at work.
   defp make_good(%State{missed?: true, running: nil} = state),
     do: start_processing(%State{state | missed?: false}, :interval)
 
@@ -287,15 +286,17 @@ defmodule PartitionedBuffer.Partition do
     %State{state | pause: nil}
   end
 
-  # A pause outlives this process. What dead processes have left in flight is processed at once.
+  # A pause outlives this process, and a task may have ended while there was none. What dead processes have left in flight is
+  # processed at once.
   defp restore_pause(%State{running: running} = state) when running != nil, do: state
 
   defp restore_pause(%State{identity: identity} = state) do
     now = System.monotonic_time(:millisecond)
 
-    case Identity.take(identity, :pause) do
-      {due, failures} -> pause(state, max(due - now, 0), failures)
-      nil -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
+    case {Running.ended(identity), Identity.take(identity, :pause)} do
+      {%{pause: ms} = ended, _earlier} when ms != nil -> pause(state, ms, ended.failures)
+      {_ended, {due, failures}} -> pause(state, max(due - now, 0), failures)
+      {_ended, nil} -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
     end
   end
 

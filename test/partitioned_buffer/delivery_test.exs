@@ -523,6 +523,18 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
   end
 
+  describe "a task that ends while its partition has no process" do
+    test "leaves its outcome to the next process" do
+      buffer = start(processor: returning([:ok]))
+      partition = partition_of(buffer)
+      %{identity: identity} = :sys.get_state(partition)
+      PartitionedBuffer.Identity.put(identity, :ended, %{pause: 30_000, failures: 7, failed: 1})
+      kill_and_await_restart(partition)
+      assert %{failures: 7, pause: pause} = :sys.get_state(partition)
+      assert :erlang.read_timer(pause) in 20_000..30_000
+    end
+  end
+
   describe "a task that dies" do
     test "has failed with the batch that it held, also if the partition's process has died before" do
       {buffer, task} = in_flight()

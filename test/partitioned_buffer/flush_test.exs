@@ -71,6 +71,25 @@ defmodule PartitionedBuffer.FlushTest do
       end
     end
 
+    test "that comes while a task fails tries again at once, and ends also if nothing is left" do
+      for delete? <- [false, true] do
+        buffer = start_buffer([partitions: 1, processor: asking_processor()] ++ List.last(@kinds))
+        Buffer.put(buffer, :key, 1)
+        tick(partition_of(buffer))
+        assert_receive {:asked, task, [{:key, 1, 0, 0}]}
+        if delete?, do: Buffer.delete(buffer, :key)
+        :erlang.trace(Process.whereis(partition_of(buffer)), true, [:receive])
+        %Task{ref: ref} = Task.async(fn -> Buffer.flush(buffer) end)
+        assert_receive {:trace, _pid, :receive, {:"$gen_call", _from, {:flush, _callers, false}}}
+
+        capture_log(fn ->
+          send(task, {:throw, :failed})
+          unless delete?, do: answer(:return)
+          assert_receive {^ref, :ok}
+        end)
+      end
+    end
+
     test "tells that it has failed, and how many entries are lost or left" do
       buffer = start_buffer(partitions: 1, processor: fn _batch -> raise "no" end, processing_batch_size: 3)
       Buffer.put_all(buffer, for(n <- 1..10, do: {n, n}))

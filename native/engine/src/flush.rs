@@ -4,17 +4,18 @@
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | read | the reader [claims](Flush::claim) it: none; it [leases](Flush::lease) it: leased; a reader begins a batch: none, and the entries are as before |
-//! | leased | it [succeeds](Flush::succeed): none; [entries have failed](crate::Partition::give_back): given up, or none |
+//! | read | it is [claimed](Flush::claim): none; it is [leased](Flush::lease): leased; another batch is begun: none |
+//! | leased | it [succeeds](Flush::succeed): none; [entries fail](crate::Partition::give_back): given up, or none |
 //! | given up | the dead letters are written: it succeeds, none |
 //!
-//! Who claims a batch gives it away for good, at most once. Who leases it owes it an outcome: if that reader dies, the next
-//! one [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
-//! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad entry ends up alone.
+//! If a batch that was read is neither claimed nor leased, its entries are as before. Who claims a batch gives it away
+//! for good, at most once. Who leases it owes it an outcome: if that reader dies, the next one
+//! [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
+//! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad one ends up alone.
 //!
-//! All of this is guarded by one lock, which readers hold for some hundred microseconds, and nobody longer. It is taken after
-//! the lock of [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read without it: an entry
-//! before `settled` has an outcome, and an entry in `gone` has one too, or was deleted.
+//! All of this is guarded by one lock, which readers hold for some hundred microseconds, and nobody longer. It is taken
+//! after the lock of [`Partition::in_flight`](crate::Partition) and before those of the shards. Two things are read
+//! without it: an entry before `settled` has an outcome, and an entry in `gone` has one too, or was deleted.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -32,15 +33,15 @@ pub enum Flushed<S: Store> {
     Fresh(Arc<Flush<S>>),
 }
 
-/// Frozen stores, and how far readers have come with them. The stores are freed with the outcome of the last entry, even
-/// if the flush itself is still referred to.
+/// Frozen stores, and how far readers have come with them. The stores are freed with the outcome of the last entry,
+/// even if the flush itself is still referred to.
 pub struct Flush<S: Store> {
     /// The position behind the last entry.
     end: usize,
     /// Each entry before this position has an outcome.
     settled: AtomicUsize,
-    /// A bit for each position, set when the entry was deleted, or has an outcome behind an entry of a map that has none.
-    /// Most flushes have no such entry.
+    /// A bit for each position, set when the entry is deleted, when a reader leaves it out since a newer one waits, and
+    /// when it gets its outcome before an earlier entry of a map. Most flushes have no such entry.
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
     progress: Mutex<Progress<S>>,
@@ -224,12 +225,10 @@ impl<S: Store> Flush<S> {
     }
 
     /// Goes on with the batch of this reader, which has `length` entries already; with 0 it begins a batch of at most
-    /// `size`. `None` if there is nothing to read, or if another reader has begun a batch since.
+    /// `size`. `None` if all entries have an outcome, if the processor has a batch, or if another reader has begun one.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
         let mut progress = self.progress.lock();
-        if progress.frozen.is_none() {
-            return None;
-        }
+        progress.frozen.as_ref()?;
         if length == 0 {
             progress.undo_read();
             if progress.batch.length > 0 {
@@ -281,10 +280,9 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has died
-    /// while it gave the batch back, this waits until that is done.
+    /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has
+    /// died while it gave the batch back, it is leased until that is done, and who gives it back again waits for that.
     pub fn inherit(&self) -> Option<(BatchState, usize)> {
-        let _giving_back = self.giving_back.lock();
         let mut progress = self.progress.lock();
         progress.undo_read();
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
@@ -303,9 +301,10 @@ impl<S: Store> Flush<S> {
         self.progress.lock().batch.runs.iter().map(|run| run.attempts).max().unwrap_or(0)
     }
 
-    /// Takes the failed entries out of the batch, calls `retry` for each that has failed less than `max_attempts` times,
-    /// and ends the batch but for the others. All other entries have succeeded. `failed` has the numbers of the failed ones
-    /// in the batch, in their order; `None` means all. `retry` gets the position and how often the entry has failed.
+    /// Takes the failed entries out of the batch, calls `retry` for each that has failed less than `max_attempts`
+    /// times, and ends the batch but for the others. All other entries have succeeded. `failed` has the numbers of the
+    /// failed ones in the batch, in their order; `None` means all. `retry` gets the position and how often the entry
+    /// has failed.
     pub(crate) fn give_back(
         &self,
         failed: Option<&[usize]>,
@@ -314,7 +313,7 @@ impl<S: Store> Flush<S> {
         mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
     ) -> GivenBack {
         let mut result = GivenBack::default();
-        // Nobody else ends a batch that is leased, so it needs no lock of `progress` to be gone through.
+        // Nobody else ends a leased batch, so its entries are gone through without the lock of `progress`.
         let _giving_back = self.giving_back.lock();
         let batch = self.progress.lock().batch.clone();
         let Some(frozen) = self.entries().filter(|_| batch.state == BatchState::Leased) else { return result };
@@ -340,6 +339,7 @@ impl<S: Store> Flush<S> {
             }
         }
         if !S::KEEPS_ORDER && retries.length > 0 {
+            // `settled` will not go beyond the first that stays.
             let mut staying = retries.entries().map(|(position, _attempts)| position).peekable();
             let ended = batch.entries().map(|(position, _attempts)| position);
             ended.filter(|position| staying.next_if_eq(position).is_none()).for_each(|position| self.remove(position));
@@ -383,9 +383,10 @@ impl<S: Store> Flush<S> {
         let progress = self.progress.lock();
         let (position, batch) = (progress.position, progress.batch.clone());
         let retries: Vec<Run> = progress.retries.iter().copied().collect();
+        let frozen = progress.frozen.clone();
         drop(progress);
         move || {
-            let Some(frozen) = self.entries() else { return 0 };
+            let Some(frozen) = frozen else { return 0 };
             let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
             let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
             let batch = match batch.state {
@@ -411,13 +412,13 @@ impl<S: Store> Flush<S> {
         position >= self.settled.load(Ordering::Acquire) && !self.is_gone(position)
     }
 
-    /// Whether an entry was deleted in flight, or has an outcome behind one that has none.
+    /// Whether an entry was [removed](Self::remove).
     pub(crate) fn is_gone(&self, position: usize) -> bool {
         let bit = 1 << (position % BITS);
         self.gone.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
     }
 
-    /// Deletes an entry in flight: it is in no further batch.
+    /// Takes an entry out, which was deleted or has an outcome: it is in no further batch, and not seen any more.
     pub(crate) fn remove(&self, position: usize) {
         let words = || (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect();
         let bit = 1 << (position % BITS);

@@ -9,7 +9,8 @@
 //!
 //! A partition that is open *with outcomes* also looks into its flush: each shard has a reference to it, set together
 //! with the swap. So an operation sees what waits and what is in flight in one picture. An entry that waits hides the
-//! one of its key in flight.
+//! one of its key in flight. After a restart with another partition count there may be several flushes: operations see
+//! the oldest one only, until it has ended.
 //!
 //! | state | reads, deletes | writes | writes of a processor | flush |
 //! |---|---|---|---|---|
@@ -20,9 +21,9 @@
 //! A partition drains while a stop processes what it holds: a processor may write to its own buffer.
 //!
 //! A lock is held for one operation on one store, or for the swap. No store is freed and no foreign code runs under a
-//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order. A write changes three
-//! cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths in the old
-//! value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
+//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order. A write
+//! changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths
+//! in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -260,7 +261,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         drop(old);
     }
 
-    /// Frees the stores of a flush if all its entries have an outcome.
+    /// Lets the shards give up a flush, so that its stores are freed, if all its entries have an outcome. To be called
+    /// after a batch of it was claimed or leased, has succeeded or was given back.
     pub fn settle(&self, flush: &Arc<Flush<S>>) {
         if self.has_outcomes.load(Ordering::SeqCst) && flush.is_finished() {
             // No other thread is about to let the shards look into this flush.
@@ -272,8 +274,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
     }
 
-    /// The processor has failed with entries of the batch of a flush: those with these numbers, or all. They are retried
-    /// unless they have failed `max_attempts` times. If this one is not `counted`, they have failed as often as before.
+    /// The processor has failed with entries of the batch of a flush: those with these numbers, or all. They are
+    /// retried unless they have failed `max_attempts` times. If this one is not `counted`, they have failed as often as
+    /// before.
     pub fn give_back(
         &self,
         flush: &Arc<Flush<S>>,
@@ -391,9 +394,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.in_flight.lock().extend(evicted);
     }
 
-    /// Takes the entries of all shards at one point in time, when all their locks are held; `None` if there are none. At
-    /// each lock it waits for at most one operation of another thread. The shards look into the flush if it is `visible`,
-    /// and must look into no other.
+    /// Takes the entries of all shards at one point in time, when all their locks are held; `None` if there are none.
+    /// At each lock it waits for at most one operation of another thread. The shards look into the flush if it is
+    /// `visible`, and must look into no other.
     fn freeze(&self, visible: bool) -> Option<Arc<Flush<S>>> {
         let mut stores = Vec::with_capacity(SHARDS);
         let mut states = self.shards.each_ref().map(Shard::lock);

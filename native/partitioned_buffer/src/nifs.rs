@@ -331,7 +331,7 @@ fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>
     Ok((retried, superseded, given_up).encode(env))
 }
 
-nif!(inherit / 1, DirtyCpu);
+nif!(inherit / 1);
 fn inherit<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
     Ok(match flush.0.inherit() {

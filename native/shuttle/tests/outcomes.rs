@@ -1,5 +1,5 @@
-//! Entries in flight with outcomes, in the partition of a map, under thousands of schedules. `partition.rs` tells how to choose
-//! them and run one again.
+//! Entries in flight with outcomes, in the partition of a map, under thousands of schedules. `partition.rs` tells how
+//! to choose them and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -48,8 +48,12 @@ impl Buffer {
 /// Lets the processor succeed with all that is left, and checks that no memory is.
 fn finish(buffer: &Buffer) {
     buffer.succeed_with_all(2);
-    let copies = buffer.leased().into_iter().flat_map(|entry| entry.copies);
-    assert!(copies.into_iter().all(|copy| !copy.is_live()), "the last outcome frees the memory");
+    assert_freed(buffer);
+}
+
+fn assert_freed(buffer: &Buffer) {
+    let mut copies = buffer.leased().into_iter().flat_map(|entry| entry.copies);
+    assert!(copies.all(|copy| !copy.is_live()), "the last outcome frees the memory");
 }
 
 #[test]
@@ -82,6 +86,19 @@ fn an_entry_is_read_until_the_processor_has_succeeded_with_it() {
         assert_eq!(buffer.sink(), []);
         finish(&buffer);
         assert_eq!((buffer.get(1), buffer.get(2)), (None, None));
+    });
+}
+
+#[test]
+fn an_entry_is_held_all_the_time_while_it_is_given_back() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1]);
+        let processor = spawn(&buffer, move |buffer| buffer.fail(&lease, None));
+        let held = buffer.first().held();
+        assert!((1..=2).contains(&held), "{held} are held");
+        join(processor);
+        assert_eq!(buffer.first().held(), 1);
+        finish(&buffer);
     });
 }
 
@@ -222,6 +239,17 @@ fn a_batch_is_inherited_as_a_whole_or_when_it_has_been_given_back() {
     });
 }
 
+#[test]
+fn a_flush_that_ends_while_the_shards_begin_to_look_into_it_is_freed() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1, 2]);
+        let processor = spawn(&buffer, move |buffer| buffer.succeed(lease));
+        drop(buffer.first().flush());
+        join(processor);
+        assert_freed(&buffer);
+    });
+}
+
 /// Writes and fails while the partition count changes.
 fn restart<const BEFORE: u32, const AFTER: u32>() {
     let buffer = map::start(BEFORE, true);
@@ -264,11 +292,11 @@ fn removed_partitions_neither_lose_nor_double_what_has_failed() {
 fn write_at_random(buffer: &Buffer, history: &History, writer: i64) {
     for step in 1..=3 {
         let value = writer * 10 + step;
-        match thread_rng().gen_range(0..6) {
+        match thread_rng().gen_range(0..7) {
             0 => buffer.step(history, Step::Put(value)),
             1 => buffer.step(history, Step::PutNew(value)),
             2 => buffer.step(history, Step::PutNewer(value, thread_rng().gen_range(FIRST - 2..FIRST + 4))),
-            3 => buffer.step(history, Step::Delete),
+            3..=4 => buffer.step(history, Step::Delete),
             _ => buffer.step(history, Step::Get),
         };
     }

@@ -220,8 +220,8 @@ fn removed_partitions_neither_lose_nor_double_nor_reorder_items() {
     check(restart::<2, 1>);
 }
 
-/// Lets the processor succeed with all that is left, and checks that it has succeeded with the accepted items of each writer once
-/// and in order, and with nothing else. Checks also that the copies are gone.
+/// Lets the processor succeed with all that is left, and checks that it has succeeded with the accepted items of each
+/// writer once and in order, and with nothing else. Checks also that the copies are gone.
 fn assert_succeeded(buffer: &Buffer, accepted: &[Vec<i64>]) {
     buffer.succeed_with_all(2);
     let sink: Vec<i64> = buffer.sink().into_iter().map(|(item, _)| item).collect();

@@ -1,9 +1,9 @@
-//! Buffers of partitions, and models of them. Long sequences of operations, read from bytes, are done to both. Their answers
-//! and contents must be the same.
+//! Buffers of partitions, and models of them. Long sequences of operations, read from bytes, are done to both. Their
+//! answers and contents must be the same.
 //!
-//! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`] and [`queue`] have
-//! the operations of one kind of buffer, and this module those of all. The random tests and the fuzz targets share them, since
-//! any bytes are a sequence of operations.
+//! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`] and
+//! [`queue`] have the operations of one kind of buffer, and this module those of all. The random tests and the fuzz
+//! targets share them, since any bytes are a sequence of operations.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
@@ -128,8 +128,15 @@ struct Buffer<S: Store, const SHARDS: usize, W: Waiting<S>> {
     /// The number of the last reader.
     readers: u64,
     operations: usize,
-    /// A reader that still reads a flush after its last outcome, and the contents at first.
-    slow_reader: Option<(Arc<Frozen<S>>, usize, Vec<W::Entry>)>,
+    slow_reader: Option<SlowReader<S, W>>,
+}
+
+/// A reader that still reads a flush after its last outcome.
+struct SlowReader<S: Store, W: Waiting<S>> {
+    frozen: Arc<Frozen<S>>,
+    end: usize,
+    /// What it has read at first.
+    entries: Vec<W::Entry>,
 }
 
 /// Runs `operations` with these lanes. Only one sequence runs at a time, since all heaps of the process are counted.
@@ -349,7 +356,7 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
                 let (frozen, end) = (flush.entries().expect("it has no outcome"), flush.end());
                 let entries = contents::<S, W>(&frozen, end);
                 assert!(frozen.record(end).is_none(), "there is no record after the end");
-                self.slow_reader = Some((frozen, end, entries.clone()));
+                self.slow_reader = Some(SlowReader { frozen, end, entries: entries.clone() });
                 (Some(flush), Some(entries))
             }
         };
@@ -362,8 +369,8 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         flush
     }
 
-    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles it. Another partition does
-    /// that if the reader `is_old`, and had the flush before a restart.
+    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles it. Another partition
+    /// does that if the reader `is_old`, and had the flush before a restart.
     fn process(&mut self, number: usize, reading: Reading, fate: Fate, is_old: bool) {
         let Some(flush) = self.flush(number) else { return };
         let oldest = &mut self.models[number].in_flight[0];
@@ -452,8 +459,8 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
     /// Checks that what a slow reader reads has not changed, whatever has been written or freed since.
     fn read_again(&mut self) {
         self.operations += 1;
-        if let Some((frozen, end, first)) = &self.slow_reader {
-            assert_eq!(contents::<S, W>(frozen, *end), *first);
+        if let Some(SlowReader { frozen, end, entries }) = &self.slow_reader {
+            assert_eq!(contents::<S, W>(frozen, *end), *entries);
         }
     }
 

@@ -61,8 +61,8 @@ impl History {
         answer
     }
 
-    /// Panics unless there is an order of all steps, in which no step comes before one that had ended when it began, and each
-    /// has its answer.
+    /// Panics unless there is an order of all steps, in which no step comes before one that had ended when it began,
+    /// and each has its answer.
     pub fn assert_linearizable(&self) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner).clone();
         done.sort_by_key(|done| done.begun);

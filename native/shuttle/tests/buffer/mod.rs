@@ -127,8 +127,8 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         }
     }
 
-    /// Reads and claims a batch of at most `size` entries of a partition's flush, as a reader does that dies then. Returns whether
-    /// there was a flush.
+    /// Reads and claims a batch of at most `size` entries of a partition's flush, as a reader does that dies then.
+    /// Returns whether there was a flush.
     pub fn deliver(&self, partition: &Partition<S, SHARDS>, size: usize) -> bool {
         let flush = flush(partition);
         flush.iter().for_each(|flush| self.claim(flush, size));
@@ -194,7 +194,8 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         self.lease_from(0, size)
     }
 
-    /// Leases a batch of at most `size` entries of a partition, without what newer writes have replaced. `None` if there is no flush, or none of its entries is for this reader.
+    /// Leases a batch of at most `size` entries of a partition, without what newer writes have replaced. `None` if
+    /// there is no flush, or none of its entries is for this reader.
     pub fn lease_from(&self, number: usize, size: usize) -> Option<Lease<S, D>> {
         let partition = &self.partitions[number];
         let flush = flush(partition)?;
@@ -242,8 +243,8 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         }
     }
 
-    /// The processor succeeds with all that the running partitions have, in batches of at most `size` entries. Then nothing
-    /// must be left.
+    /// The processor succeeds with all that the running partitions have, in batches of at most `size` entries. Then
+    /// nothing must be left.
     pub fn succeed_with_all(&self, size: usize) {
         for number in 0..self.running.load(Ordering::SeqCst) as usize {
             // A batch may be empty, if newer writes have replaced all of it.
