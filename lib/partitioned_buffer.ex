@@ -296,10 +296,11 @@ defmodule PartitionedBuffer do
     until =
       if timeout == :infinity, do: :infinity, else: {:abs, System.monotonic_time(:millisecond) + timeout}
 
-    flush(buffer, Routing.partition_names(buffer), async?, until)
+    all = Routing.partition_names(buffer)
+    flush(buffer, all, all, async?, until)
   end
 
-  defp flush(buffer, partitions, async?, until) do
+  defp flush(buffer, all, partitions, async?, until) do
     callers = [self() | Process.get(:"$callers", [])]
 
     requests =
@@ -316,10 +317,11 @@ defmodule PartitionedBuffer do
         if Enum.any?(answers, &match?({_partition, :timeout}, &1)), do: {:error, :timeout}, else: :ok
 
       died ->
-        # They are restarted, or the buffer ends.
+        # They are restarted, or the buffer ends. After a start with another number of partitions, any of these may have
+        # the entries.
         PartitionedBuffer.Supervisor.await_restarts(buffer)
-        Routing.partition_count!(buffer)
-        flush(buffer, died, async?, until)
+        now = Routing.partition_names(buffer)
+        flush(buffer, now, if(now == all, do: died, else: now), async?, until)
     end
   end
 

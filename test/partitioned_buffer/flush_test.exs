@@ -129,6 +129,27 @@ defmodule PartitionedBuffer.FlushTest do
       end
     end
 
+    test "goes on after a start with another number of partitions" do
+      for kind <- @kinds, partition_count <- [1, 3] do
+        buffer = start_buffer([partitions: 2, processor: asking_processor()] ++ kind)
+        Buffer.put_all(buffer, for(n <- 1..100, do: {n, n}))
+        %Task{ref: ref, pid: pid} = Task.async(fn -> Buffer.flush(buffer) end)
+        for _ <- 1..2, do: assert_receive({:asked, _task, _batch})
+        Buffer.put_all(buffer, for(n <- 101..200, do: {n, n}))
+        :erlang.suspend_process(pid)
+        kill_tree(buffer)
+        start_buffer([name: buffer, partitions: partition_count, processing_batch_size: 1_000] ++ kind)
+        :erlang.resume_process(pid)
+        assert_receive {^ref, result} when result == :ok or kind != [], 5_000
+        # With outcomes, the batches of the killed tree have failed.
+        if result == :ok,
+          do: assert(Enum.to_list(101..200) -- keys(received_entries()) == []),
+          else: assert({:error, {:failed, _count}} = result)
+
+        stop_supervised!(buffer)
+      end
+    end
+
     test "lets the task have the caller, and its callers, as `$callers`" do
       test = self()
       processor = fn _batch -> send(test, {:callers, Process.get(:"$callers")}) end
