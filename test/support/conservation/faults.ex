@@ -104,6 +104,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   # There is no fault if the buffer is restarting, or gone because its supervisor has given up.
   defp try_fault(faults, kind) do
+    if faults.accepted, do: Retries.fault(faults.ledger, kind)
+
     case Kind.refusable(fn -> inject(faults, kind) end) do
       nothing when nothing in [:nothing, :refused] -> faults
       faults -> count(faults, kind)
@@ -290,7 +292,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
         processing_batch_size: Enum.random(faults.batch_sizes),
         processing_interval_ms: :rand.uniform(3),
         processing_timeout_ms: Enum.random([60, 100, 200]),
-        drain_timeout_ms: Enum.random([0, 30, 60_000]),
+        drain_timeout_ms: Enum.random([30, 60_000]),
         retry_backoff_ms: Enum.random([{3, 10}, {10, 30}, &__MODULE__.backoff/1])
       )
 
@@ -475,7 +477,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # Processes of the last buffer may still have the names.
   defp start_owner(%{options: options} = faults) do
     me = self()
-    if faults.accepted, do: Retries.restarted(faults.ledger)
+    if faults.accepted, do: Retries.restarted(faults.ledger, options[:processing_batch_size])
 
     {owner, ref} =
       spawn_monitor(fn ->
@@ -487,6 +489,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
     receive do
       {:started, ^owner} ->
         Process.demonitor(ref, [:flush])
+        # Tasks of the last buffer may have ended only now.
+        if faults.accepted, do: Retries.restarted(faults.ledger, options[:processing_batch_size])
         %{faults | owner: owner}
 
       {:DOWN, ^ref, :process, ^owner, _reason} ->

@@ -80,7 +80,12 @@ defmodule PartitionedBuffer.Conservation.Maps do
       end
 
     unless right? or not Accepted.ordered_since?(accepted, phase),
-      do: Retries.report(accepted.ledger, :wrong_results, {id, number, result, current})
+      do:
+        Retries.report(
+          accepted.ledger,
+          :wrong_results,
+          {id, number, result, current, Accepted.batch(accepted, id)}
+        )
 
     Accepted.wrote(accepted, id, number, effect)
     writer

@@ -219,5 +219,5 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   defp gone?(ledger, what, number), do: Accepted.gone?(ledger.accepted, what, number)
 
-  defp violation(ledger, kind, entry, other), do: Ledger.violation(ledger, kind, {entry, other})
+  defp violation(ledger, kind, entry, other), do: Retries.violation(ledger, kind, {entry, other})
 end

@@ -52,14 +52,14 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp identify(item), do: Item.read(item)
 
-  defp check_partition(%{what: :error} = entry, _task, ledger), do: Ledger.violation(ledger, :wrong, entry)
+  defp check_partition(%{what: :error} = entry, _task, ledger), do: Retries.violation(ledger, :wrong, entry)
 
   defp check_partition(%{what: {_stream, own, _number}} = entry, task, ledger) do
     if task.partition == own or task.partition_count != Item.partitions() or not is_integer(own) or
          ledger.disordered? or
          task.other,
        do: ledger,
-       else: Ledger.violation(ledger, :wrong_partition, {entry, task.partition})
+       else: Retries.violation(ledger, :wrong_partition, {entry, task.partition})
   end
 
   defp by_line(entries), do: entries |> Enum.filter(&is_tuple(&1.what)) |> Enum.group_by(&elem(&1.what, 1))
@@ -76,7 +76,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     case for(failed <- cases, rest = rest.(failed), do: {failed, rest}) do
       [] ->
         what = {own, Enum.take(whats, 3), Enum.map(cases, &Enum.take(&1, 3))}
-        ledger = Ledger.violation(ledger, kind(again, cases), what)
+        ledger = Retries.violation(ledger, kind(again, cases), what)
         {%{}, put(ledger, own, %Line{cases: Enum.uniq(for failed <- cases, do: without(failed, again))})}
 
       fitting ->
@@ -138,7 +138,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
       true ->
         ledger =
-          if ledger.disordered?, do: ledger, else: Ledger.violation(ledger, :out_of_order, {what, last})
+          if ledger.disordered?, do: ledger, else: Retries.violation(ledger, :out_of_order, {what, last})
 
         skipped = for skipped <- (last + 1)..(number - 1), do: {stream, own, skipped}
         ledger = update_in(ledger.state.skipped, &Enum.into(skipped, &1))
@@ -156,7 +156,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     cond do
       stream >= last or not Queues.ordered?(stream) -> put_in(ledger.state.last[key], stream)
       ledger.disordered? -> ledger
-      true -> Ledger.violation(ledger, :out_of_order, {what, last})
+      true -> Retries.violation(ledger, :out_of_order, {what, last})
     end
   end
 
@@ -214,8 +214,8 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     ledger =
       cond do
         expected != nil and Enum.map(expected, & &1.what) == whats -> ledger
-        ledger.windows == 0 -> Ledger.violation(ledger, :given_up_early, {whats, expected})
-        Enum.any?(whats, &(&1 == :error)) -> Ledger.violation(ledger, :wrong, whats)
+        ledger.windows == 0 -> Retries.violation(ledger, :given_up_early, {whats, expected})
+        Enum.any?(whats, &(&1 == :error)) -> Retries.violation(ledger, :wrong, whats)
         true -> Ledger.count(ledger, :given_up_unseen, length(whats))
       end
 
@@ -231,7 +231,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   end
 
   @impl Checks
-  def not_given_up(entry, ledger), do: Ledger.violation(ledger, :not_given_up, entry)
+  def not_given_up(entry, ledger), do: Retries.violation(ledger, :not_given_up, entry)
 
   @impl Checks
   def replaced?(_entry, _ledger), do: false
@@ -265,13 +265,13 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
     cond do
       last > written.last ->
-        Ledger.violation(ledger, :never_written, {stream, own, written, last})
+        Retries.violation(ledger, :never_written, {stream, own, written, last})
 
       last < written.first ->
-        Ledger.violation(ledger, :lost, {stream, own, written, last}, written.first - last)
+        Retries.violation(ledger, :lost, {stream, own, written, last}, written.first - last)
 
       not through?({stream, own, last}, ledger) ->
-        Ledger.violation(ledger, :lost, {stream, own, written, cases(own, ledger)})
+        Retries.violation(ledger, :lost, {stream, own, written, cases(own, ledger)})
 
       true ->
         ledger

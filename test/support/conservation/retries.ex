@@ -11,9 +11,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   @compile {:no_warn_undefined, :telemetry}
 
-  import PartitionedBuffer.Conservation.Ledger, only: [count: 2, count: 3, violation: 3]
+  import PartitionedBuffer.Conservation.Ledger, only: [count: 2, count: 3]
 
-  alias PartitionedBuffer.Conservation.{Accepted, Verdict}
+  alias PartitionedBuffer.Conservation.{Accepted, Ledger, Verdict}
 
   # `batch` is the number of the last batch until it is settled, and `verdict` that on it. `failed` is how many entries of it
   # have failed, `accounted` how many of them events have told of, and `reported` how many failures. `entries` are those to
@@ -49,7 +49,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # `checks` is the module for maps or queues, and `state` its own. `batches` is a table of the batches that are settled or
   # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` counts the
   # starts of the buffer. `pauses` has when the pause of each partition ends, and `last` when it was last seen at work.
-  # `outage` is how many batches will fail, and `windows` counts the deaths of tasks. `not_given_up` are entries that should
+  # `faults` are the last ones. `outage` is how many batches will fail, and `windows` counts the deaths of tasks. `not_given_up` are entries that should
   # have been given up, unless they were replaced or deleted.
   defstruct [
     :checks,
@@ -68,6 +68,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     next: 1,
     armed: [],
     windows: 0,
+    faults: [],
     not_given_up: [],
     counts: %{},
     violations: %{},
@@ -136,6 +137,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "The verdicts follow from this seed."
   def seed(ledger, seed), do: GenServer.call(ledger, {:seed, seed})
 
+  @doc "A fault is about to be injected."
+  def fault(ledger, kind), do: send(ledger, {:fault, kind})
+
   @doc "Adds a verdict on one of the next batches."
   def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
 
@@ -149,8 +153,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "The batch size changes now."
   def batch_size(ledger, size), do: send(ledger, {:batch_size, System.monotonic_time(), size})
 
-  @doc "The buffer starts. It knows nothing of pauses before."
-  def restarted(ledger), do: send(ledger, :restarted)
+  @doc "The buffer starts, with this batch size. It knows nothing of pauses before."
+  def restarted(ledger, batch_size) do
+    batch_size(ledger, batch_size)
+    send(ledger, :restarted)
+  end
 
   @doc "From now on the processor succeeds with all."
   def heal(ledger), do: GenServer.call(ledger, {:heal, true}, :infinity)
@@ -238,6 +245,10 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   def handle_info({:violation, kind, what}, state), do: {:noreply, violation(state, kind, what)}
+
+  def handle_info({:fault, kind}, state),
+    do: {:noreply, %{state | faults: Enum.take([kind | state.faults], 3)}}
+
   def handle_info({:arm, verdict}, state), do: {:noreply, %{state | armed: state.armed ++ [verdict]}}
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
@@ -320,7 +331,17 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
     if measurements.delay > 0 and task.generation == state.generation do
       until = time + native(measurements.delay - @tolerance)
-      {:noreply, %{state | pauses: Map.put(state.pauses, number(metadata.partition), until)}}
+
+      {:noreply,
+       %{
+         state
+         | pauses:
+             Map.put(
+               state.pauses,
+               number(metadata.partition),
+               {until, {measurements, metadata, task.trigger}}
+             )
+       }}
     else
       {:noreply, state}
     end
@@ -505,11 +526,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   defp check_pause(state, task, time) do
-    until = Map.get(state.pauses, task.partition)
+    {until, why} = Map.get(state.pauses, task.partition, {nil, nil})
 
     if task.trigger in [:flush, :stop] or until == nil or time >= until,
       do: state,
-      else: violation(state, :pause, {task, until - time})
+      else: violation(state, :pause, {until - time, why, task})
   end
 
   # Only a part of a map's batch fails without a pause. A task that settles the batch of a dead one has no verdict.
@@ -562,6 +583,10 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   defp number(partition), do: partition |> Module.split() |> List.last() |> String.to_integer()
   defp native(ms), do: System.convert_time_unit(ms, :millisecond, :native)
+
+  @doc "Counts a violation, and keeps the first of its kind, with the last faults before it."
+  def violation(state, kind, what, by \\ 1),
+    do: Ledger.violation(state, kind, {what, after: state.faults}, by)
 
   ## The end
 

@@ -53,16 +53,19 @@ defmodule PartitionedBuffer.Conservation.Writer do
     writer
   end
 
+  # Longer than a flush takes, in milliseconds.
+  @patience 20_000
+
   # After `:ok` all that this writer has written before is through.
   defp flush(%{accepted: accepted} = writer) do
     phase = Accepted.phase(accepted)
-    opts = Enum.random([[timeout: 60_000], [timeout: 60_000], [timeout: 1], [async: true]])
-    result = writer.target.(:flush, opts)
+    opts = Enum.random([[timeout: @patience], [timeout: @patience], [timeout: 1], [async: true]])
+    {time, result} = :timer.tc(fn -> writer.target.(:flush, opts) end)
     writer = count(writer, if(is_tuple(result), do: :flush_failed, else: :flush))
 
     cond do
-      result == {:error, :timeout} and opts == [timeout: 60_000] ->
-        Retries.report(accepted.ledger, :flush_hangs, opts)
+      time >= 1_000 * @patience ->
+        Retries.report(accepted.ledger, :flush_hangs, {result, opts})
 
       result == :ok and opts[:async] != true and Accepted.ordered_since?(accepted, phase) ->
         for what <- writer.kind.not_through(writer),
