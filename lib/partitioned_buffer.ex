@@ -84,7 +84,7 @@ defmodule PartitionedBuffer do
       the reason `:stopped`. Without that function it is kept for the next start of the name, and its count is logged.
 
   `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of partitions, what was left is
-  processed by the partitions that it was given to. Reads do not see it there, and its order against new writes is not promised.
+  processed by the partitions that it was given to. Reads may not see it there, and its order against new writes is not promised.
 
   ## Guarantees
 

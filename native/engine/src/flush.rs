@@ -506,11 +506,12 @@ impl<S: Store> Reader<'_, S> {
         let stop = end.min(first.saturating_add(count));
         let mut position = first;
         while position < stop {
-            let mut record = frozen.record(position).filter(|_record| !flush.is_gone(position));
+            let mut record = frozen.record(position);
             if record.is_some() && is_superseded(frozen, position) {
                 flush.remove(position);
-                record = None;
             }
+            // Only now: a delete may just have taken out both this entry and the one that replaces it.
+            record = record.filter(|_record| !flush.is_gone(position));
             if let Some(record) = record {
                 let attempts = match retry {
                     Some(run) => run.attempts,

@@ -99,8 +99,8 @@ struct ShardState<S: Store> {
     partition_count: u32,
     /// The entries written since the last flush.
     waiting: S,
-    /// The flush that the shard's operations look into, if there is one and the partition has outcomes.
-    in_flight: Option<InFlight<S>>,
+    /// The flushes that the shard's operations look into, oldest first: none if the partition has no outcomes.
+    in_flight: Vec<InFlight<S>>,
 }
 
 /// A flush with its stores, which stay until the shard gives this up.
@@ -193,29 +193,48 @@ impl<H: Heap> ShardState<Generation<H>> {
     #[inline]
     fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Stored {
         let ShardState { waiting, in_flight, .. } = self;
-        let old = || in_flight.as_ref().and_then(|in_flight| in_flight.version(hash, key.term));
+        let old = || find_in_flight(in_flight, hash, key.term).map(|found| found.version());
         Stored::from(waiting.put_newer(hash, key, value, version, old))
     }
 }
 
+/// An entry in flight.
+struct FoundInFlight<'s, H: Heap> {
+    /// Its flush.
+    in_flight: &'s InFlight<Generation<H>>,
+    /// The shard.
+    shard: usize,
+    /// The entry's id there.
+    id: EntryId,
+    /// The entry's position in the flush.
+    position: usize,
+}
+
+impl<H: Heap> FoundInFlight<'_, H> {
+    /// Its version.
+    fn version(&self) -> Version<H::Term> {
+        self.in_flight.frozen.stores[self.shard].version(self.id)
+    }
+}
+
+/// The entry of `key` in the latest of these flushes that has one, unless it has an outcome or was deleted.
+#[inline]
+fn find_in_flight<H: Heap>(
+    in_flight: &[InFlight<Generation<H>>],
+    hash: Hash,
+    key: H::Term,
+) -> Option<FoundInFlight<'_, H>> {
+    in_flight.iter().rev().find_map(|in_flight| in_flight.find(hash, key))
+}
+
 impl<H: Heap> InFlight<Generation<H>> {
-    /// The store that has the entries with this hash.
-    fn store(&self, hash: Hash) -> &Generation<H> {
-        &self.frozen.stores[MapPartition::<H>::shard_of(hash)]
-    }
-
-    /// The entry of `key`, unless it has an outcome or was deleted: its id and its position.
+    /// The entry of `key`, unless it has an outcome or was deleted.
     #[cold]
-    fn find(&self, hash: Hash, key: H::Term) -> Option<(EntryId, usize)> {
-        let id = self.store(hash).find(hash, key)?;
-        let position = self.frozen.start(MapPartition::<H>::shard_of(hash)) + id as usize;
-        self.flush.is_live(position).then_some((id, position))
-    }
-
-    /// The version of that entry.
-    #[cold]
-    fn version(&self, hash: Hash, key: H::Term) -> Option<Version<H::Term>> {
-        self.find(hash, key).map(|(id, _position)| self.store(hash).version(id))
+    fn find(&self, hash: Hash, key: H::Term) -> Option<FoundInFlight<'_, H>> {
+        let shard = MapPartition::<H>::shard_of(hash);
+        let id = self.frozen.stores[shard].find(hash, key)?;
+        let position = self.frozen.start(shard) + id as usize;
+        self.flush.is_live(position).then_some(FoundInFlight { in_flight: self, shard, id, position })
     }
 }
 
@@ -234,7 +253,8 @@ impl From<bool> for Stored {
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// A closed, empty partition.
     pub fn new(hasher: &Hasher) -> Self {
-        let shard = |_| Shard(Mutex::new(ShardState { partition_count: 0, waiting: S::new(hasher), in_flight: None }));
+        let shard =
+            |_| Shard(Mutex::new(ShardState { partition_count: 0, waiting: S::new(hasher), in_flight: Vec::new() }));
         Partition {
             shards: std::array::from_fn(shard),
             in_flight: Mutex::default(),
@@ -251,12 +271,13 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     pub fn set_outcomes(&self, has_outcomes: bool) {
         let in_flight = self.in_flight.lock();
         self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
-        self.look_into(in_flight.iter().find(|flush| has_outcomes && !flush.is_finished()));
+        self.look_into(in_flight.iter().filter(|_| has_outcomes));
     }
 
-    /// Lets the shards look into this flush, or into none. The caller has the lock of `in_flight`.
-    fn look_into(&self, flush: Option<&Arc<Flush<S>>>) {
-        let new = flush.and_then(|flush| Some(InFlight { flush: flush.clone(), frozen: flush.entries()? }));
+    /// Lets the shards look into these flushes, as far as they are not finished. The caller has the lock of `in_flight`.
+    fn look_into<'f>(&self, flushes: impl Iterator<Item = &'f Arc<Flush<S>>>) {
+        let visible = |flush: &Arc<Flush<S>>| Some(InFlight { flush: flush.clone(), frozen: flush.entries()? });
+        let new: Vec<_> = flushes.filter_map(visible).collect();
         let old = self.shards.each_ref().map(|shard| std::mem::replace(&mut shard.lock().in_flight, new.clone()));
         drop(old);
     }
@@ -267,10 +288,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         if self.has_outcomes.load(Ordering::SeqCst) && flush.is_finished() {
             // No other thread is about to let the shards look into this flush.
             let in_flight = self.in_flight.lock();
-            let is_this = |other: &mut InFlight<S>| Arc::ptr_eq(&other.flush, flush);
-            let old = self.shards.each_ref().map(|shard| shard.lock().in_flight.take_if(is_this));
-            drop(in_flight);
-            drop(old);
+            self.look_into(in_flight.iter());
         }
     }
 
@@ -357,12 +375,13 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// The rest of the oldest unfinished flush; else a new flush of the entries that wait; `None` if there are none.
     pub fn flush(&self) -> Option<Flushed<S>> {
         let mut in_flight = self.in_flight.lock();
+        let has_outcomes = self.has_outcomes.load(Ordering::SeqCst);
+        let before = in_flight.len();
         while in_flight.front().is_some_and(|oldest| oldest.is_finished()) {
             in_flight.pop_front();
         }
-        let has_outcomes = self.has_outcomes.load(Ordering::SeqCst);
-        if has_outcomes {
-            self.look_into(in_flight.front());
+        if has_outcomes && in_flight.len() < before {
+            self.look_into(in_flight.iter());
         }
         if let Some(rest) = in_flight.front() {
             return Some(Flushed::Rest(rest.clone()));
@@ -384,7 +403,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let mut in_flight = self.in_flight.lock();
         let mut evicted = std::mem::take(&mut *in_flight);
         evicted.retain(|flush| !flush.is_finished());
-        self.look_into(None);
+        self.look_into(std::iter::empty());
         evicted.extend(self.freeze(false));
         evicted
     }
@@ -410,7 +429,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let flush = Arc::new(Flush::new(frozen.clone()));
         if !is_empty && visible {
             let in_flight = InFlight { flush: flush.clone(), frozen };
-            states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));
+            states.iter_mut().for_each(|state| state.in_flight.push(in_flight.clone()));
         }
         drop(states);
         (!is_empty).then_some(flush)
@@ -458,7 +477,7 @@ impl<H: Heap> MapPartition<H> {
         value: &Parcel<H>,
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(partition_count, hash)?;
-        if state.in_flight.as_ref().is_some_and(|in_flight| in_flight.find(hash, key.term).is_some()) {
+        if find_in_flight(&state.in_flight, hash, key.term).is_some() {
             return Ok(Stored::Refused);
         }
         let stored = state.waiting.put_new(hash, key, value);
@@ -531,11 +550,10 @@ impl<H: Heap> MapPartition<H> {
         key: H::Term,
         copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Option<R> {
-        let in_flight = state.in_flight.as_ref()?;
-        let (id, _position) = in_flight.find(hash, key)?;
-        let in_flight = in_flight.clone();
+        let FoundInFlight { in_flight, shard, id, .. } = find_in_flight(&state.in_flight, hash, key)?;
+        let frozen = in_flight.frozen.clone();
         drop(state);
-        let Found { value, heap } = in_flight.store(hash).value(id)?;
+        let Found { value, heap } = frozen.stores[shard].value(id)?;
         Some(copy(value, heap.as_deref()))
     }
 
@@ -543,10 +561,8 @@ impl<H: Heap> MapPartition<H> {
     pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
         state.waiting.delete(hash, key);
-        if let Some(in_flight) = &state.in_flight {
-            if let Some((_id, position)) = in_flight.find(hash, key) {
-                in_flight.flush.remove(position);
-            }
+        for FoundInFlight { in_flight, position, .. } in state.in_flight.iter().filter_map(|own| own.find(hash, key)) {
+            in_flight.flush.remove(position);
         }
         Self::unlock(state);
         Ok(())

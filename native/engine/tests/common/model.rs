@@ -164,28 +164,17 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
             let attempts = std::mem::take(&mut self.waiting).attempts(&entries);
             self.in_flight.push_back(InFlight::new(entries, attempts));
         }
-        self.look_into_oldest(has_outcomes);
+        self.look_into(has_outcomes);
     }
 
-    /// Operations see the oldest unfinished flush, if the partition has outcomes.
-    fn look_into_oldest(&mut self, has_outcomes: bool) {
-        self.in_flight.iter_mut().for_each(|flush| flush.is_visible = false);
-        if let Some(oldest) = self.in_flight.iter_mut().find(|flush| has_outcomes && !flush.is_finished()) {
-            oldest.is_visible = true;
-        }
+    /// Operations see the flushes that are not finished, if the partition has outcomes.
+    fn look_into(&mut self, has_outcomes: bool) {
+        self.in_flight.iter_mut().for_each(|flush| flush.is_visible = has_outcomes);
     }
 
-    /// The entry of a key that operations see in flight.
-    fn find_in_flight(&mut self, key: W::Key) -> Option<&mut Entry<W::Entry>> {
-        let InFlight { entries, places, state, .. } = self.in_flight.iter_mut().find(|flush| flush.is_visible)?;
-        let is_given_up = *state == BatchState::GivenUp;
-        let entry = &mut entries[*places.get(&key)?];
-        let is_live = match entry.place {
-            Place::Ahead => true,
-            Place::Batch => !is_given_up,
-            Place::Gone => false,
-        };
-        (is_live && !entry.is_deleted).then_some(entry)
+    /// The entries of a key that operations see in flight, the latest first.
+    fn find_in_flight(&mut self, key: W::Key) -> impl Iterator<Item = &mut Entry<W::Entry>> {
+        self.in_flight.iter_mut().rev().filter_map(move |flush| flush.find(key))
     }
 
     /// The failure of the oldest flush's batch, in its own partition or in another.
@@ -227,6 +216,18 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             |(entry, attempts)| Entry { entry, attempts, place: Place::Ahead, is_retried: false, is_deleted: false };
         let entries = entries.into_iter().zip(attempts).map(new).collect();
         InFlight { entries, places, is_visible: false, state: BatchState::Read, calls: 0 }
+    }
+
+    /// The entry of a key that operations see.
+    fn find(&mut self, key: W::Key) -> Option<&mut Entry<W::Entry>> {
+        let InFlight { entries, places, state, is_visible, .. } = self;
+        let entry = &mut entries[*places.get(&key).filter(|_place| *is_visible)?];
+        let is_live = match entry.place {
+            Place::Ahead => true,
+            Place::Batch => *state != BatchState::GivenUp,
+            Place::Gone => false,
+        };
+        (is_live && !entry.is_deleted).then_some(entry)
     }
 
     fn is_finished(&self) -> bool {
@@ -493,7 +494,7 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         for number in 0..running {
             self.open_or_close(number, false);
             self.partitions[number].set_outcomes(has_outcomes);
-            self.models[number].look_into_oldest(has_outcomes);
+            self.models[number].look_into(has_outcomes);
             self.open_or_close(number, true);
         }
     }

@@ -185,7 +185,7 @@ impl Model<Generation<TestHeap>, Waiting> {
     /// What is there for a key: what waits hides what is in flight.
     fn seen(&mut self, key: Key) -> Option<Value> {
         let waiting = self.waiting.get(&key).map(|(value, _attempts)| *value);
-        waiting.or_else(|| self.find_in_flight(key).map(|entry| entry.entry.1))
+        waiting.or_else(|| self.find_in_flight(key).next().map(|entry| entry.entry.1))
     }
 
     fn put(&mut self, key: Key, value: i64) {
@@ -217,9 +217,7 @@ impl Model<Generation<TestHeap>, Waiting> {
 
     fn delete(&mut self, key: Key) {
         self.waiting.remove(&key);
-        if let Some(entry) = self.find_in_flight(key) {
-            entry.is_deleted = true;
-        }
+        self.find_in_flight(key).for_each(|entry| entry.is_deleted = true);
     }
 }
 
