@@ -166,7 +166,7 @@ defmodule PartitionedBuffer.Conservation do
       processing_batch_size: 100,
       processing_timeout_ms: 100,
       max_attempts: max_attempts,
-      retry_backoff_ms: {3, 10}
+      retry_backoff_ms: {6, 20}
     ]
 
     faults =

@@ -84,6 +84,8 @@ defmodule PartitionedBuffer.Conservation.Accepted do
     case batch(accepted, id) do
       %{number: ^number, mark: mark} when mark in [:ok, :cancelled, :dead] -> true
       %{number: ^number, mark: :failed, attempts: attempts} -> attempts >= accepted.max_attempts
+      # A later one has come, which the writer has not noted yet.
+      %{number: last} -> last > number
       _other -> false
     end
   end

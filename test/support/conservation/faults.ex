@@ -293,7 +293,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
         processing_interval_ms: :rand.uniform(3),
         processing_timeout_ms: Enum.random([60, 100, 200]),
         drain_timeout_ms: Enum.random([30, 60_000]),
-        retry_backoff_ms: Enum.random([{3, 10}, {10, 30}, &__MODULE__.backoff/1])
+        retry_backoff_ms: Enum.random([{6, 20}, {10, 30}, &__MODULE__.backoff/1])
       )
 
     if name == :processing_batch_size, do: Retries.batch_size(faults.ledger, value)
@@ -323,7 +323,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   @doc false
-  def backoff(failures), do: 3 + rem(failures, 5)
+  def backoff(failures), do: 6 + rem(failures, 5)
 
   ## Processes of the buffer
 

@@ -64,16 +64,22 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp by_line(entries), do: entries |> Enum.filter(&is_tuple(&1.what)) |> Enum.group_by(&elem(&1.what, 1))
 
-  # The attempts of those that have failed before.
+  # The attempts of those that have failed before. While the order is lost, two partitions may have items of one line, so it
+  # is not known what comes next; in the end all is through.
+  defp arrive_in(own, entries, %{disordered?: true} = ledger) do
+    {new, again} = Enum.split_with(for(entry <- entries, do: entry.what), &new?(&1, ledger))
+    ledger = Ledger.count(ledger, :disordered, length(again))
+    {%{}, new |> check_new(ledger) |> put(own, %Line{})}
+  end
+
   defp arrive_in(own, entries, ledger) do
     whats = for entry <- entries, do: entry.what
     cases = cases(own, ledger)
     {new, again} = Enum.split_with(whats, &new?(&1, ledger))
     ledger = check_new(new, ledger)
     again = MapSet.new(again)
-    rest = if ledger.disordered?, do: &rest_in_any_order(&1, again), else: &rest(&1, whats, again)
 
-    case for(failed <- cases, rest = rest.(failed), do: {failed, rest}) do
+    case for(failed <- cases, rest = rest(failed, whats, again), do: {failed, rest}) do
       [] ->
         what = {own, Enum.take(whats, 3), Enum.map(cases, &Enum.take(&1, 3))}
         ledger = Retries.violation(ledger, kind(again, cases), what)
@@ -91,11 +97,6 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   defp rest(failed, [], _again), do: failed
   defp rest([], whats, again), do: if(Enum.any?(whats, &(&1 in again)), do: nil, else: [])
   defp rest(_failed, _whats, _again), do: nil
-
-  defp rest_in_any_order(failed, again) do
-    rest = without(failed, again)
-    if length(failed) - length(rest) == MapSet.size(again), do: rest
-  end
 
   defp without(failed, whats), do: Enum.reject(failed, fn {what, _attempts} -> what in whats end)
 

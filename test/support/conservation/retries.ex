@@ -77,11 +77,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   @type t() :: %__MODULE__{}
 
-  # An event is late by up to this, in milliseconds: the VM's timers are as coarse.
-  @tolerance 1
+  # A pause is shorter than its event tells by up to this, in milliseconds: the VM's timers are as coarse.
+  @tolerance 2
 
   # Half of the least `:retry_backoff_ms` of all that the faults set, rounded up.
-  @least_pause 2
+  @least_pause 3
 
   @long_ago Bitwise.bsl(-1, 62)
 
@@ -271,6 +271,10 @@ defmodule PartitionedBuffer.Conservation.Retries do
       read_after: started,
       generation: state.generation
     }
+
+    # What was asked for does not wait, and ends the pause.
+    state =
+      if task.trigger in [:flush, :stop], do: update_in(state.pauses, &Map.delete(&1, partition)), else: state
 
     {:noreply, state |> known(pid, task) |> count(:flushes)}
   end
@@ -528,7 +532,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp check_pause(state, task, time) do
     {until, why} = Map.get(state.pauses, task.partition, {nil, nil})
 
-    if task.trigger in [:flush, :stop] or until == nil or time >= until,
+    if until == nil or time >= until,
       do: state,
       else: violation(state, :pause, {until - time, why, task})
   end
