@@ -219,5 +219,8 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   defp gone?(ledger, what, number), do: Accepted.gone?(ledger.accepted, what, number)
 
+  defp violation(ledger, kind, %{what: what} = entry, other),
+    do: Retries.violation(ledger, kind, {entry, other, written: Accepted.write(ledger.accepted, what)})
+
   defp violation(ledger, kind, entry, other), do: Retries.violation(ledger, kind, {entry, other})
 end
