@@ -191,7 +191,13 @@ defmodule PartitionedBuffer.Partition do
 
   # What is left in the buffer has failed as well, since the round was to process all of it.
   defp fail_round(%State{round: nil} = state, _lost), do: serve(state)
-  defp fail_round(%State{} = state, lost), do: end_round(state, lost + held(state))
+
+  defp fail_round(%State{identity: identity} = state, lost) do
+    case Native.held(identity.buffer, identity.number) do
+      :not_running -> state
+      held -> end_round(state, lost + held)
+    end
+  end
 
   defp reply(requests, failed) do
     for {from, _callers} <- requests, from != nil, do: GenServer.reply(from, failed)
@@ -200,7 +206,9 @@ defmodule PartitionedBuffer.Partition do
   defp start_processing(%State{identity: identity} = state, trigger) do
     case Native.flush(identity.buffer, identity.number) do
       {kind, flush} -> start_task(%State{state | trigger: trigger}, kind, flush, nil)
-      nothing when nothing in [:empty, :not_running] -> end_round(state, 0)
+      :empty -> end_round(state, 0)
+      # The supervisor is dead, and this process will end. Nobody may hear from it that all is done.
+      :not_running -> state
     end
   end
 
@@ -352,8 +360,7 @@ defmodule PartitionedBuffer.Partition do
     cancel(state.timer)
     state = state |> unwatch() |> end_pause()
     outcome = Drain.pass(state.identity, state.running, began)
-    requests = state.requests ++ List.wrap(state.round)
-    if requests != [], do: reply(requests, held(state))
+    answer_all(state)
 
     %State{
       state
@@ -366,17 +373,17 @@ defmodule PartitionedBuffer.Partition do
     }
   end
 
+  defp answer_all(%State{round: nil, requests: []}), do: :ok
+
+  defp answer_all(%State{identity: identity} = state) do
+    with held when is_integer(held) <- Native.held(identity.buffer, identity.number),
+         do: reply(state.requests ++ List.wrap(state.round), held)
+  end
+
   ## Helpers
 
   defp find_task(%State{identity: identity} = state),
     do: watch(%State{state | running: Running.find(identity)})
-
-  defp held(%State{identity: identity}) do
-    case Native.held(identity.buffer, identity.number) do
-      :not_running -> 0
-      held -> held
-    end
-  end
 
   defp update_cadence(%State{drained: nil} = state, changes) do
     if Enum.any?([:processing_interval_ms, :processing_jitter_ms], &Keyword.has_key?(changes, &1)),
