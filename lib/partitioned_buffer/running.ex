@@ -94,7 +94,8 @@ defmodule PartitionedBuffer.Running do
     end
   end
 
-  # A task of a killed supervision tree may still be at work. With outcomes its batch will be retried, so it must not go on.
+  # Another task may be at work: one of a killed supervision tree, or one that was started just before the partition's process
+  # died.
   defp register(%Identity{} = identity) do
     Process.put(@processing, {identity.buffer, identity.settings})
 
@@ -102,41 +103,48 @@ defmodule PartitionedBuffer.Running do
       Process.register(self(), name(identity))
     rescue
       ArgumentError ->
-        if pid = Process.whereis(name(identity)), do: await_end(identity, pid)
+        if pid = Process.whereis(name(identity)), do: await_end(pid)
         register(identity)
     end
   end
 
-  defp await_end(identity, pid) do
+  defp await_end(pid) do
     ref = Process.monitor(pid)
-
-    if Options.outcomes?(Identity.options(identity)) and not own?(identity, pid),
-      do: Process.exit(pid, :kill)
 
     receive do
       {:DOWN, ^ref, :process, ^pid, _reason} -> :ok
     end
   end
 
-  # Whether a task belongs to the same start of the buffer.
-  defp own?(%Identity{buffer: buffer, settings: settings}, pid), do: processing(pid) == {buffer, settings}
-
   defp name(%Identity{name: name}), do: Module.concat(name, Task)
 
   @doc """
-  The task that an earlier process of the partition has started, if it is still at work. One of a killed supervision tree is
-  ended first, if its batch will be retried.
+  Ends the tasks of a buffer that are still at work although its supervision tree was killed. With outcomes their batches will
+  be retried, perhaps by other partitions, so they must not go on. The buffer must not have been started again.
+  """
+  @spec end_left(atom()) :: :ok
+  def end_left(buffer) do
+    prefix = "#{Module.concat([buffer])}."
+
+    for name <- Process.registered(),
+        String.starts_with?(Atom.to_string(name), prefix),
+        pid = Process.whereis(name),
+        match?({^buffer, _settings}, processing(pid)) do
+      Process.exit(pid, :kill)
+      await_end(pid)
+    end
+
+    :ok
+  end
+
+  @doc """
+  The task that an earlier process of the partition has started, if it is still at work.
   """
   @spec find(Identity.t()) :: t() | nil
   def find(%Identity{} = identity) do
     if pid = Process.whereis(name(identity)) do
-      if Options.outcomes?(Identity.options(identity)) and not own?(identity, pid) do
-        await_end(identity, pid)
-        nil
-      else
-        ref = Process.monitor(pid)
-        %{new(:found, in_flight(identity), []) | pid: pid, ref: ref}
-      end
+      ref = Process.monitor(pid)
+      %{new(:found, in_flight(identity), []) | pid: pid, ref: ref}
     end
   end
 

@@ -98,6 +98,7 @@ defmodule PartitionedBuffer.Supervisor do
   @impl Supervisor
   def init(%Options{name: buffer, partitions: partition_count} = options) do
     Native.hold()
+    if Options.outcomes?(options), do: Running.end_left(buffer)
     Native.open(buffer, Options.kind(options), partition_count, Options.outcomes?(options))
     # The supervisor owns the table, so updated options outlive the processes of the partitions.
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])

@@ -573,23 +573,53 @@ defmodule PartitionedBuffer.DeliveryTest do
         receive(do: (:return -> :ok))
       end
 
-      buffer = start(processor: processor, restart: :permanent)
-      Buffer.put(buffer, :key, 1)
-      Buffer.flush(buffer, async: true)
-      assert_receive {:asked, task, _batch}
-      ref = Process.monitor(task)
-      attach_telemetry(buffer)
+      # With the same number of partitions and with fewer, so that another partition gets the batch.
+      for partitions <- [2, 1] do
+        options =
+          buffer_options(
+            processor: processor,
+            partitions: 2,
+            max_attempts: 5,
+            retry_backoff_ms: {60_000, 60_000}
+          )
 
-      quietly(fn ->
-        kill_tree(buffer)
-        assert_receive {:DOWN, ^ref, :process, ^task, :killed}
-        assert_receive {[:retry], %{count: 1}, %{reason: :killed}}
-      end)
+        buffer = options[:name]
+        {:ok, supervisor} = GenServer.start(__MODULE__.Owner, options)
+        key = Enum.find(1..100, &(PartitionedBuffer.get_partition(buffer, nil, &1) == :"Elixir.#{buffer}.1"))
+        Buffer.put(buffer, key, 1)
+        Buffer.flush(buffer, async: true)
+        assert_receive {:asked, task, _batch}
+        ref = Process.monitor(task)
+        attach_telemetry(buffer)
 
-      Buffer.flush(buffer, async: true)
-      assert_receive {:asked, next, [{:key, 1, 0, 0}]}
-      send(next, :return)
+        quietly(fn ->
+          kill_tree(buffer)
+          await_end(supervisor)
+          {:ok, _pid} = Buffer.start_link(Keyword.put(options, :partitions, partitions))
+          assert_received {:DOWN, ^ref, :process, ^task, :killed}
+          assert_receive {[:retry], %{count: 1}, %{reason: :killed}}
+        end)
+
+        Buffer.flush(buffer, async: true)
+        assert_receive {:asked, next, [{^key, 1, 0, 0}]}
+        send(next, :return)
+      end
     end
+  end
+
+  # A buffer that is not linked to the test.
+  defmodule Owner do
+    use GenServer
+    @impl GenServer
+    def init(options) do
+      {:ok, _supervisor} = PartitionedBuffer.Map.start_link(options)
+      {:ok, nil}
+    end
+  end
+
+  defp await_end(pid) do
+    ref = Process.monitor(pid)
+    assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
   end
 
   describe "a stop" do
