@@ -348,7 +348,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state = state |> close(task.batch, :settled) |> check_delay(task, measurements.delay)
     state = state |> count(:retried, measurements.count) |> count(:superseded, measurements.superseded)
 
-    if measurements.delay > 0 and task.generation == state.generation do
+    # A pause ends with the buffer.
+    if measurements.delay > 0 and task.generation == state.generation and is_integer(metadata.partition_count) do
       until = time + native(measurements.delay - @tolerance)
 
       {:noreply,
