@@ -30,6 +30,21 @@ defmodule PartitionedBuffer.ConservationTest do
     end
   end
 
+  # The seeds that follow each other have all options of retries.
+  for {title, kind, faults, writes} <- [
+        {"a map with retries loses nothing, and retries nothing that was replaced or deleted",
+         Conservation.Maps, [], 100_000},
+        {"nor do deaths, stops and starts", Conservation.Maps, Faults.all_with_retries(), 100_000},
+        {"a queue with retries loses nothing, and keeps its order", Conservation.Queues, [], 50_000},
+        {"also with deaths, stops and starts", Conservation.Queues, Faults.all_with_retries(), 50_000}
+      ] do
+    test title do
+      for seed <- @seed..(@seed + 2) do
+        check(unquote(kind), seed, 0, 0, writes: unquote(writes), faults: unquote(faults), retries: true)
+      end
+    end
+  end
+
   # On a busy machine there are few flushes to lose something at, and few faults: then again, with the next seed.
   defp check(kind, seed, flushes, faults, opts) do
     result = Conservation.package(kind, [seed: seed] ++ opts)

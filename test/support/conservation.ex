@@ -48,9 +48,48 @@ defmodule PartitionedBuffer.Conservation do
 
   A result has the violations, the first of each kind with its number; all other counts are figures.
 
+  ## With retries
+
+  With `retries: true` the buffer has `:max_attempts`, so an entry is in it until the processor has succeeded. Two thirds of
+  the seeds try for ever, of them half without `:dead_letter`; the others give an entry up after its fourth attempt. Another
+  ledger, `Retries`, decides on a verdict when a batch comes, by chance: all succeed, all or some fail, some are cancelled,
+  the processor snoozes, raises, throws, exits, is killed, or hangs until its time is up. At times the sink is away for some
+  batches, and some entries are bad: their batches fail until these are alone. For the ledger the sink has applied every batch,
+  also one that fails. Writers also use `put_new`, `fetch` and `stale: :error`, and flush.
+
+  The writers note each write when its call has returned, and the ledger notes each batch before its processor returns
+  (`Accepted`). So all of them know what the buffer must have, what it may have let go, and what must not come any more.
+
+  There are no windows: whatever dies, nothing may be missing. A task that dies has perhaps not settled its batch, so only
+  this batch may come again. After a start with another number of partitions the order is not promised until all that was
+  left is through: the sink is healthy and the buffer is flushed until then, and what comes out of order is only counted.
+
+  | violation | meaning |
+  |---|---|
+  | `lost` | at the end a write has neither succeeded nor was it replaced, deleted or given up |
+  | `falls` | an entry came after a later one of its key |
+  | `again` | an entry came that had succeeded or was given up, though its task lived to settle it |
+  | `retried` | a failed entry came again that was replaced or deleted before the processor returned |
+  | `deleted`, `replaced` | an entry came in its first batch after that, though it was not in a batch yet |
+  | `out_of_order`, `again` | of a queue: a batch is not what has failed, in its order, and then the next new items |
+  | `wrong`, `never_written`, `wrong_partition`, `empty_batch` | as above |
+  | `wrong_reads` | a read has not found the last write, though it has neither succeeded nor was given up; or another one |
+  | `wrong_results` | `put_new` or a stale `put_newer` was done although there is an entry, or refused although there is none |
+  | `flush_is_not_through` | a flush has returned `:ok`, and something that its caller had written before is not through |
+  | `flush_hangs` | a flush has not returned in time |
+  | `batch_size` | a batch has more than `batch_size / 4^a` entries, of which one has failed `a` times |
+  | `too_often` | an entry came again after its last attempt |
+  | `given_up_early`, `not_given_up` | the entries that `:dead_letter` gets are not those whose attempts are used up, or that were cancelled |
+  | `pause` | a batch came before the end of a pause, or a pause is too short. Only a flush or a stop ends a pause |
+  | `time_limit` | a processor that hangs was not killed when its time was up |
+  | `two_at_a_time` | two tasks of a partition, or two with the same entry, were in the processor |
+  | `task_outlives_its_entries` | a task of a killed tree is alive when its entries have been given to another |
+  | `batch_event`, `retry_event`, `stop_event`, `exception_event`, `reports` | the telemetry events of a task are not those of its verdicts |
+  | `task_end` | as above |
+
   ## Faults
 
-  `Faults.in_processor/0` are the first two rows, and `Faults.all/0` are all of them.
+  `Faults.in_processor/0` are the first two rows, `Faults.all/0` are all but the last two, which need retries.
 
   | fault | what happens |
   |---|---|
@@ -66,10 +105,13 @@ defmodule PartitionedBuffer.Conservation do
   | `update_options` | the batch size, the interval or the timeout changes |
   | `collect_garbage` | garbage is collected in the processes of the buffer |
   | `purge_code` | a value refers to code that is purged while the value waits |
+  | `kill_tree_at_work`, `change_partitions_at_work` | the tree is killed while a task that traps exits is at work; the next one has the same or another number of partitions |
+  | `flush` | a process asks for a flush, and perhaps does not wait |
 
   ## To run a seed again
 
       mix run bench/conservation.exs --seed 3 --queue --faults --writes 1000000
+      mix run bench/conservation.exs --seed 3 --retries --faults --writes 1000000
       CONSERVATION_SEED=3 mix test test/partitioned_buffer/conservation_test.exs
 
   The seed decides the calls of the writers and the faults, but not when the scheduler runs whom. So a violation may need
@@ -86,6 +128,11 @@ defmodule PartitionedBuffer.Conservation do
   | `Kind` | the behaviour for everything that differs between maps and queues |
   | `Maps`, `History` | maps, and the writes to a key |
   | `Queues`, `Item` | queues, and their items |
+  | `Retries` | the ledger of a buffer with retries |
+  | `Verdict` | what the processor of such a buffer does with a batch |
+  | `Accepted` | what the writers and this ledger know of the keys of a map |
+  | `Checks` | the behaviour for what differs between maps and queues in this ledger |
+  | `RetriedMaps`, `RetriedQueues` | these |
   | `Code` | values that refer to code that is purged |
   """
 
@@ -104,7 +151,7 @@ defmodule PartitionedBuffer.Conservation do
   @doc """
   Writes to a buffer of this package.
 
-  Options: `:writes`, `:seed`, `:writers` (4) and `:faults` ([]), the kinds of faults.
+  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false) and `:faults` ([]), the kinds of faults.
   """
   @spec package(module(), keyword()) :: result()
   def package(kind, opts),

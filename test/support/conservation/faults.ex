@@ -281,7 +281,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :flush) do
     opts = [timeout: :rand.uniform(30) - 1, async: :rand.uniform(2) == 1]
-    spawn(fn -> Kind.refusable(fn -> PartitionedBuffer.flush(name(faults), opts) end) end)
+    flush = fn -> Kind.refusable(fn -> PartitionedBuffer.flush(name(faults), opts) end) end
+    spawn(fn -> Retries.flushing(faults.ledger, flush) end)
     faults
   end
 

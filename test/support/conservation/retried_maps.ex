@@ -84,10 +84,17 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     same? = {entry.version, entry.updates} == {before.version, before.updates}
 
     cond do
-      not same? -> violation(ledger, :wrong, entry, before)
-      before.replaced? and not anything? -> violation(ledger, :retried, entry, before)
-      attempts(ledger, entry, before) >= max_attempts(ledger) -> violation(ledger, :too_often, entry, before)
-      true -> Ledger.count(ledger, :retries)
+      not same? ->
+        violation(ledger, :wrong, entry, before)
+
+      before.replaced? and not anything? ->
+        violation(ledger, :retried, entry, before)
+
+      attempts(ledger, entry, before) >= max_attempts(ledger) and not anything? ->
+        violation(ledger, :too_often, entry, before)
+
+      true ->
+        Ledger.count(ledger, :retries)
     end
   end
 

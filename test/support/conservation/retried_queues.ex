@@ -33,7 +33,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     {failures, ledger} =
       for {own, entries} <- by_line(entries), reduce: {%{}, ledger} do
         {failures, ledger} ->
-          {attempts, ledger} = arrive_in(own, entries, ledger)
+          {attempts, ledger} = arrive_in(own, entries, task, ledger)
           {Map.merge(failures, attempts), ledger}
       end
 
@@ -66,15 +66,16 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   # The attempts of those that have failed before. While the order is lost, two partitions may have items of one line, so it
   # is not known what comes next; in the end all is through.
-  defp arrive_in(own, entries, %{disordered?: true} = ledger) do
+  defp arrive_in(own, entries, _task, %{disordered?: true} = ledger) do
     {new, again} = Enum.split_with(for(entry <- entries, do: entry.what), &new?(&1, ledger))
     ledger = Ledger.count(ledger, :disordered, length(again))
     {%{}, new |> check_new(ledger) |> put(own, %Line{})}
   end
 
-  defp arrive_in(own, entries, ledger) do
+  # A stop gives up what a killed task has left, however often it has failed.
+  defp arrive_in(own, entries, task, ledger) do
     whats = for entry <- entries, do: entry.what
-    cases = cases(own, ledger)
+    cases = if task.other, do: cases(own, ledger) ++ cases(own, ledger, :unsettled), else: cases(own, ledger)
     {new, again} = Enum.split_with(whats, &new?(&1, ledger))
     ledger = check_new(new, ledger)
     again = MapSet.new(again)
@@ -167,29 +168,29 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp put(ledger, own, line), do: put_in(ledger.state.lines[own], line)
 
-  # What may have failed of a line. If its last batch is not settled, it may become all of it.
-  defp cases(own, ledger) do
+  # What may have failed of a line. If its last batch is not settled, all of it may fail yet, or have failed.
+  defp cases(own, ledger, last \\ :failed) do
     case Map.get(ledger.state.lines, own, %Line{}) do
       %Line{cases: cases, open: nil} ->
         cases
 
       %Line{cases: cases, open: {number, marked}} ->
-        state = Retries.batch_state(ledger, number)
-        settled = retried(marked, ledger)
+        died = for {entry, _mark} <- marked, do: {entry, last}
+        settled? = Retries.batch_state(ledger, number) == :settled
 
-        died =
-          if state == :settled,
-            do: [],
-            else: [retried(for({entry, _mark} <- marked, do: {entry, :failed}), ledger)]
-
-        Enum.uniq(for retried <- [settled | died], failed <- cases, do: retried ++ failed)
+        Enum.uniq(
+          for marked <- if(settled?, do: [marked], else: [marked, died]),
+              failed <- cases,
+              do: retried(marked, ledger) ++ failed
+        )
     end
   end
 
   defp retried(marked, ledger) do
-    for {entry, mark} <- marked, mark in [:failed, :snoozed], not Retries.given_up?(ledger, entry, mark) do
-      {entry.what, if(mark == :failed, do: entry.attempts + 1, else: entry.attempts)}
-    end
+    for {entry, mark} <- marked,
+        mark in [:failed, :snoozed, :unsettled],
+        not Retries.given_up?(ledger, entry, mark),
+        do: {entry.what, if(mark == :failed, do: entry.attempts + 1, else: entry.attempts)}
   end
 
   @impl Checks

@@ -49,7 +49,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # `checks` is the module for maps or queues, and `state` its own. `batches` is a table of the batches that are settled or
   # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` counts the
   # starts of the buffer. `pauses` has when the pause of each partition ends, and `last` when it was last seen at work.
-  # `faults` are the last ones. `outage` is how many batches will fail, and `windows` counts the deaths of tasks. `not_given_up` are entries that should
+  # `faults` are the last ones. `outage` is how many batches will fail, and `windows` counts the deaths of tasks. `flushes` is how many flushes are asked for. `not_given_up` are entries that should
   # have been given up, unless they were replaced or deleted.
   defstruct [
     :checks,
@@ -68,6 +68,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     next: 1,
     armed: [],
     windows: 0,
+    flushes: 0,
     faults: [],
     not_given_up: [],
     counts: %{},
@@ -139,6 +140,14 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   @doc "A fault is about to be injected."
   def fault(ledger, kind), do: send(ledger, {:fault, kind})
+
+  @doc "Calls a function that asks for a flush. Nobody knows when one is done that nobody waits for."
+  def flushing(ledger, flush) do
+    send(ledger, {:flushes, 1})
+    flush.()
+  after
+    Process.send_after(ledger, {:flushes, -1}, 100)
+  end
 
   @doc "Adds a verdict on one of the next batches."
   def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
@@ -246,6 +255,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def handle_info({:violation, kind, what}, state), do: {:noreply, violation(state, kind, what)}
 
+  # A partition that dies before it does the flush that it was asked for has ended its pause already.
+  def handle_info({:fault, :kill_partition}, %{flushes: flushes} = state) when flushes > 0,
+    do: {:noreply, %{state | faults: Enum.take([:kill_partition | state.faults], 3), pauses: %{}}}
+
+  def handle_info({:flushes, by}, state), do: {:noreply, update_in(state.flushes, &(&1 + by))}
+
   def handle_info({:fault, kind}, state),
     do: {:noreply, %{state | faults: Enum.take([kind | state.faults], 3)}}
 
@@ -333,7 +348,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state = state |> close(task.batch, :settled) |> check_delay(task, measurements.delay)
     state = state |> count(:retried, measurements.count) |> count(:superseded, measurements.superseded)
 
-    if measurements.delay > 0 and task.generation == state.generation do
+    # A pause ends with the buffer.
+    if measurements.delay > 0 and task.generation == state.generation and is_integer(metadata.partition_count) do
       until = time + native(measurements.delay - @tolerance)
 
       {:noreply,

@@ -60,7 +60,10 @@ defmodule PartitionedBuffer.Conservation.Writer do
   defp flush(%{accepted: accepted} = writer) do
     phase = Accepted.phase(accepted)
     opts = Enum.random([[timeout: @patience], [timeout: @patience], [timeout: 1], [async: true]])
-    {time, result} = :timer.tc(fn -> writer.target.(:flush, opts) end)
+
+    {time, result} =
+      :timer.tc(fn -> Retries.flushing(accepted.ledger, fn -> writer.target.(:flush, opts) end) end)
+
     writer = count(writer, if(is_tuple(result), do: :flush_failed, else: :flush))
 
     cond do
