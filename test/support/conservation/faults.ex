@@ -478,7 +478,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # Processes of the last buffer may still have the names.
   defp start_owner(%{options: options} = faults) do
     me = self()
-    if faults.accepted, do: Retries.restarted(faults.ledger, options[:processing_batch_size])
+    if faults.accepted, do: Retries.starting(faults.ledger, options[:processing_batch_size])
 
     {owner, ref} =
       spawn_monitor(fn ->
@@ -490,8 +490,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     receive do
       {:started, ^owner} ->
         Process.demonitor(ref, [:flush])
-        # Tasks of the last buffer may have ended only now.
-        if faults.accepted, do: Retries.restarted(faults.ledger, options[:processing_batch_size])
+        if faults.accepted, do: Retries.started(faults.ledger)
         %{faults | owner: owner}
 
       {:DOWN, ^ref, :process, ^owner, _reason} ->

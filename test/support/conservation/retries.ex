@@ -47,10 +47,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   # `checks` is the module for maps or queues, and `state` its own. `batches` is a table of the batches that are settled or
-  # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` counts the
-  # starts of the buffer. `pauses` has when the pause of each partition ends, and `last` when it was last seen at work.
-  # `faults` are the last ones. `outage` is how many batches will fail, and `windows` counts the deaths of tasks. `flushes` is how many flushes are asked for. `not_given_up` are entries that should
-  # have been given up, unless they were replaced or deleted.
+  # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` is the present
+  # start of the buffer, nil while it starts. `pauses` has when the pause of each partition ends, and `last` when it was last
+  # seen at work. `faults` are the last ones. `outage` is how many batches will fail, `windows` counts the deaths of tasks, and
+  # `flushes` the flushes that are asked for. `not_given_up` are entries that should have been given up, unless they were
+  # replaced or deleted.
   defstruct [
     :checks,
     :state,
@@ -58,7 +59,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     :buffer,
     :batches,
     :sizes,
-    generation: 0,
+    generation: nil,
     pauses: %{},
     last: %{},
     outage: 0,
@@ -162,11 +163,14 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "The batch size changes now."
   def batch_size(ledger, size), do: send(ledger, {:batch_size, System.monotonic_time(), size})
 
-  @doc "The buffer starts, with this batch size. It knows nothing of pauses before."
-  def restarted(ledger, batch_size) do
+  @doc "The buffer is about to start, with this batch size. It knows nothing of pauses before."
+  def starting(ledger, batch_size) do
     batch_size(ledger, batch_size)
-    send(ledger, :restarted)
+    send(ledger, {:generation, nil})
   end
+
+  @doc "The buffer runs, and all processes of the last one are dead."
+  def started(ledger), do: send(ledger, {:generation, make_ref()})
 
   @doc "From now on the processor succeeds with all."
   def heal(ledger), do: GenServer.call(ledger, {:heal, true}, :infinity)
@@ -270,8 +274,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:batch_size, time, size}, state),
     do: {:noreply, %{state | sizes: Enum.take([{time, size} | state.sizes], 40)}}
 
-  def handle_info(:restarted, state),
-    do: {:noreply, %{state | generation: state.generation + 1, pauses: %{}}}
+  def handle_info({:generation, generation}, state),
+    do: {:noreply, %{state | generation: generation, pauses: %{}}}
 
   def handle_info({:event, [:processing, :start], measurements, metadata, _time, pid}, state) do
     started = measurements.monotonic_time
@@ -349,7 +353,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state = state |> count(:retried, measurements.count) |> count(:superseded, measurements.superseded)
 
     # A pause ends with the buffer.
-    if measurements.delay > 0 and task.generation == state.generation and is_integer(metadata.partition_count) do
+    if measurements.delay > 0 and task.generation != nil and task.generation == state.generation do
       until = time + native(measurements.delay - @tolerance)
 
       {:noreply,
