@@ -64,6 +64,7 @@ defmodule PartitionedBuffer.Flush do
   Calls a function of the options, `{m, f, args}` with `args` behind the arguments.
   """
   @spec call((... -> any()) | {module(), atom(), list()}, list()) :: any()
+  def call(function, [argument]) when is_function(function), do: function.(argument)
   def call({module, function, args}, arguments), do: apply(module, function, arguments ++ args)
   def call(function, arguments), do: apply(function, arguments)
 
@@ -78,17 +79,18 @@ defmodule PartitionedBuffer.Flush do
 
   defp deliver_batches(flush, options, delivered) do
     {entries, count} = read(flush, options, false)
+    claimed? = Native.claim(flush)
 
-    case {Native.claim(flush), count} do
-      {_claimed?, 0} ->
+    cond do
+      count == 0 ->
         delivered
 
-      {true, count} ->
+      claimed? ->
         call(options.processor, [entries])
         deliver_batches(flush, options, delivered + count)
 
       # Another task has begun a batch since.
-      {false, _count} ->
+      true ->
         deliver_batches(flush, options, delivered)
     end
   end
