@@ -55,7 +55,7 @@ defmodule PartitionedBuffer.Delivery do
   @spec settle_left(reference()) :: :ok
   def settle_left(flush) do
     with {_state, _count} <- Native.inherit(flush) do
-      Native.give_back(flush, :all, false, :infinity)
+      give_back(flush, :all, false, :infinity)
       Native.succeed(flush)
     end
 
@@ -79,7 +79,7 @@ defmodule PartitionedBuffer.Delivery do
   end
 
   defp give_up_batch(state, reason) do
-    Native.give_back(state.flush, :all, true, 0)
+    give_back(state.flush, :all, true, 0)
     bury(state, reason)
     give_up_rest(state, reason)
   end
@@ -123,7 +123,7 @@ defmodule PartitionedBuffer.Delivery do
   end
 
   defp settle(state, {:snooze, ms}, count) do
-    {retried, superseded, 0} = Native.give_back(state.flush, :all, false, :infinity)
+    {retried, superseded, 0} = give_back(state.flush, :all, false, :infinity)
 
     Telemetry.retry(state.identity, %{
       count: retried,
@@ -137,18 +137,29 @@ defmodule PartitionedBuffer.Delivery do
   end
 
   defp settle(state, {:cancel, reason, cancelled}, count) do
-    {0, _superseded, given_up} = Native.give_back(state.flush, cancelled, true, 0)
+    {0, _superseded, given_up} = give_back(state.flush, cancelled, true, 0)
     kept = if cancelled == :all, do: 0, else: count - length(cancelled)
     state = if kept > 0, do: succeeded(state, kept), else: state
     state = if given_up > 0, do: bury(state, reason), else: state
     deliver(state)
   end
 
+  # The longest batch that is given back in less than a millisecond.
+  @many 1_000
+
+  defp give_back(flush, failed, counted?, max_attempts) do
+    {_calls, length, _left, _called_at} = Native.seen(flush)
+
+    if length <= @many,
+      do: Native.give_back(flush, failed, counted?, max_attempts),
+      else: Native.give_back_many(flush, failed, counted?, max_attempts)
+  end
+
   defp succeeded(state, count), do: %{state | delivered: state.delivered + count, failures: 0}
 
   # Ends the task, or goes on because the sink has taken other entries of the batch.
   defp fail(state, reason, failed, next) do
-    {retried, superseded, given_up} = Native.give_back(state.flush, failed, true, state.options.max_attempts)
+    {retried, superseded, given_up} = give_back(state.flush, failed, true, state.options.max_attempts)
     state = %{state | failed: state.failed + retried}
     delay = if next == :pause, do: Options.backoff(state.options, state.failures + 1), else: 0
     log_failure(state.identity, reason, retried, delay)

@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Native do
   # an ArgumentError (badarg) and change nothing.
   #
   # A call takes at most a millisecond, plus the time to copy one key and one value, or one item. A list may copy up to 32
-  # large ones, if no large term was written for a while (`pace.rs`). `open`, `held`, `batch` and `give_back` may take
+  # large ones, if no large term was written for a while (`pace.rs`). `open`, `held`, `batch` and `give_back_many` may take
   # longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
@@ -171,6 +171,14 @@ defmodule PartitionedBuffer.Native do
   @spec give_back(flush(), [non_neg_integer()] | :all, counted? :: boolean(), non_neg_integer() | :infinity) ::
           {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   def give_back(_flush, _failed, _counted, _max_attempts), do: not_loaded()
+
+  @doc """
+  As `give_back/4`, on a dirty scheduler, for batches of more than a thousand entries. A process that is killed meanwhile may be
+  dead before this has ended, so `give_back/4` is better for all others.
+  """
+  @spec give_back_many(flush(), [non_neg_integer()] | :all, boolean(), non_neg_integer() | :infinity) ::
+          {non_neg_integer(), non_neg_integer(), non_neg_integer()}
+  def give_back_many(_flush, _failed, _counted, _max_attempts), do: not_loaded()
 
   @doc "What a dead process has left: a leased or given-up batch of so many entries, or nil."
   @spec inherit(flush()) :: {:leased | :given_up, pos_integer()} | nil

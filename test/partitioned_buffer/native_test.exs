@@ -34,6 +34,7 @@ defmodule PartitionedBuffer.NativeTest do
     lease: [:flush],
     succeed: [:flush],
     give_back: [:flush, :numbers, :boolean, :attempts],
+    give_back_many: [:flush, :numbers, :boolean, :attempts],
     inherit: [:flush],
     batch: [:flush],
     attempts: [:flush],

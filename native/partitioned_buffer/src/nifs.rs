@@ -321,7 +321,7 @@ fn succeed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(atoms::ok().to_term(env))
 }
 
-nif!(give_back / 4, DirtyCpu);
+nif!(give_back / 4);
 fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
     let failed = if failed.is_atom() { all(failed)? } else { Some(numbers(failed)?) };
@@ -329,6 +329,11 @@ fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>
     let given_back = flush.0.give_back(failed.as_deref(), counted.decode()?, max_attempts);
     let GivenBack { retried, superseded, given_up } = given_back;
     Ok((retried, superseded, given_up).encode(env))
+}
+
+nif!(give_back_many / 4, DirtyCpu);
+fn give_back_many<'a>(env: Env<'a>, arguments: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    give_back(env, arguments)
 }
 
 nif!(inherit / 1);
