@@ -39,10 +39,15 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     {id, number, History.retried?(id, number, {value, version, updates})}
   end
 
-  # A write that was refused, as stale or since the key was there, has changed nothing.
+  # A write that was refused, as stale or since the key was there, has changed nothing. The writer may note a write between
+  # the two looks, so the second one has to see it.
   defp written?(%{what: id, number: number}, ledger) do
-    {effective, _at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, id)
-    number <= effective or number > Accepted.written(ledger.accepted, id)
+    if number > Accepted.written(ledger.accepted, id) do
+      true
+    else
+      {effective, _at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, id)
+      number <= effective
+    end
   end
 
   # A deleted entry that was not in a batch does not come. One that was replaced does not come after a pause, or in a
