@@ -4,8 +4,8 @@ defmodule PartitionedBuffer.Delivery do
   # the processor returns. A failure ends the task, and the partition pauses.
   #
   # Nothing is settled by a process that has died. So each task begins with the batch that the last one has left: the
-  # processor has failed with it. If the last task died while it gave entries up, they go to `:dead_letter` again, unless they
-  # were the reason of its death.
+  # processor has failed with it. If the last task died before it called `:dead_letter`, this one does; if it died in that
+  # call, this one calls it again only if the whole supervision tree was killed.
 
   require Logger
 
@@ -41,11 +41,14 @@ defmodule PartitionedBuffer.Delivery do
       {{:leased, _count}, reason} ->
         fail(state, reason || :killed, :all, :pause)
 
-      {{:given_up, _count}, nil} ->
+      {{:buried, count}, reason} when reason != nil ->
+        state |> bury_failed(count, reason) |> pause(Options.backoff(options, state.failures + 1))
+
+      {{given_up, _count}, nil} when given_up in [:given_up, :buried] ->
         state |> bury(:killed) |> deliver()
 
-      {{:given_up, count}, reason} ->
-        state |> bury_failed(count, reason) |> pause(Options.backoff(options, state.failures + 1))
+      {{:given_up, _count}, reason} ->
+        state |> bury(reason) |> pause(Options.backoff(options, state.failures + 1))
     end
   end
 
@@ -195,7 +198,7 @@ defmodule PartitionedBuffer.Delivery do
   end
 
   defp dead_letter(state, entries, reason) do
-    Native.touch(state.flush)
+    Native.bury(state.flush)
     Flush.call(state.options.dead_letter, [entries, reason])
     true
   catch

@@ -129,7 +129,7 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   How many batches of a flush were claimed or leased, how many entries the last one had, how many positions have no outcome,
-  and when the last claim, lease or touch was, in nanoseconds of `System.monotonic_time/1`; nil before the first.
+  and when the last one was claimed, leased or buried, in nanoseconds of `System.monotonic_time/1`; nil before the first.
   """
   @spec seen(flush()) :: {non_neg_integer(), non_neg_integer(), non_neg_integer(), integer() | nil}
   def seen(_flush), do: not_loaded()
@@ -180,8 +180,11 @@ defmodule PartitionedBuffer.Native do
           {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   def give_back_many(_flush, _failed, _counted, _max_attempts), do: not_loaded()
 
-  @doc "What a dead process has left: a leased or given-up batch of so many entries, or nil."
-  @spec inherit(flush()) :: {:leased | :given_up, pos_integer()} | nil
+  @doc """
+  What a dead process has left, which is the caller's from now on: a batch of so many entries that is leased, given up, or with
+  `:dead_letter`; or nil.
+  """
+  @spec inherit(flush()) :: {:leased | :given_up | :buried, pos_integer()} | nil
   def inherit(_flush), do: not_loaded()
 
   @doc "The entries of the present batch."
@@ -192,9 +195,9 @@ defmodule PartitionedBuffer.Native do
   @spec attempts(flush()) :: non_neg_integer()
   def attempts(_flush), do: not_loaded()
 
-  @doc "Notes the time, as a lease does."
-  @spec touch(flush()) :: :ok
-  def touch(_flush), do: not_loaded()
+  @doc "Notes that `:dead_letter` is about to be called with the batch, which is given up."
+  @spec bury(flush()) :: :ok
+  def bury(_flush), do: not_loaded()
 
   @doc "How many bytes and environments the library has allocated. Environments hold the copies of terms."
   @spec memory() :: {non_neg_integer(), non_neg_integer()}

@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.DeliveryTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.{Native, Partition, Queue}
+  alias PartitionedBuffer.{Delivery, Identity, Native, Partition, Queue}
 
   # Flushes only when it is asked to, and pauses so long that no test sees the end of a pause.
   defp start(opts) do
@@ -562,6 +562,46 @@ defmodule PartitionedBuffer.DeliveryTest do
       end)
 
       assert next_batch(buffer) == [{:key, "A", 5, 0}]
+    end
+
+    test "with a batch that is given up leaves it for :dead_letter, unless that is what it has died of" do
+      for {left, reason, dead} <- [
+            {:given_up, nil, :killed},
+            {:given_up, :no_memory, :no_memory},
+            {:buried, nil, :killed},
+            {:buried, :no_memory, nil}
+          ] do
+        buffer = start(processor: returning([:ok]), dead_letter: dead_letter())
+        attach_telemetry(buffer)
+        Buffer.put(buffer, :key, 1)
+        {:fresh, flush} = Native.flush(buffer, 0)
+
+        await_end(
+          spawn(fn ->
+            {[_entry], 1, true} = Native.read(flush, 0, 10, false)
+            true = Native.lease(flush)
+            {0, 0, 1} = Native.give_back(flush, :all, true, 0)
+            if left == :buried, do: Native.bury(flush)
+          end)
+        )
+
+        identity = :sys.get_state(partition_of(buffer)).identity
+        opts = [resumed?: true, failures: 0, reason: reason]
+
+        quietly(fn ->
+          assert {0, %{failed: 0}} = Delivery.process(flush, identity, Identity.options(identity), opts)
+        end)
+
+        handled? = dead != nil
+
+        if handled?,
+          do: assert_received({:dead, [{:key, 1, 0, 0}], ^dead}),
+          else: refute_received({:dead, _, _})
+
+        assert_received {[:dead_letter], %{count: 1}, %{handled: ^handled?}}
+        assert PartitionedBuffer.flush(buffer) == :ok
+        refute_received {:batch, _batch}
+      end
     end
 
     test "later than its supervision tree is ended before its batch is retried" do

@@ -38,7 +38,7 @@ defmodule PartitionedBuffer.NativeTest do
     inherit: [:flush],
     batch: [:flush],
     attempts: [:flush],
-    touch: [:flush],
+    bury: [:flush],
     memory: [],
     await_reclaimed: [],
     longest_calls: []

@@ -6,11 +6,12 @@
 //! |---|---|
 //! | read | it is [claimed](Flush::claim): none; it is [leased](Flush::lease): leased; another batch is begun: none |
 //! | leased | it [succeeds](Flush::succeed): none; [entries fail](crate::Partition::give_back): given up, or none |
-//! | given up | the dead letters are written: it succeeds, none |
+//! | given up | it is [buried](Flush::bury): buried |
+//! | buried | the dead letters are written: it succeeds, none |
 //!
 //! If a batch that was read is neither claimed nor leased, its entries are as before. Who claims a batch gives it away
-//! for good, at most once. Who leases it owes it an outcome: if that reader dies, the next one
-//! [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
+//! for good, at most once. Who leases it owes it an outcome, and nobody else can end it: if that reader dies, the next
+//! one [inherits](Flush::inherit) the batch. A failed entry of a map waits again; a failed item of a queue is the first to
 //! be read, for its order. A batch has fewer entries the more often one of them has failed, so a bad one ends up alone.
 //!
 //! All of this is guarded by one lock, which readers hold for some hundred microseconds, and nobody longer. It is taken
@@ -63,7 +64,7 @@ struct Progress<S: Store> {
     calls: usize,
     /// How many entries the last one had.
     called_with: usize,
-    /// The time of the last claim or lease, or of a later [`Flush::touch`].
+    /// The time of the last claim or lease, or of a later [`Flush::bury`].
     called_at: Option<i64>,
 }
 
@@ -81,7 +82,7 @@ struct Run {
 /// The entries that are to be given to the processor together.
 #[derive(Clone)]
 struct Batch {
-    /// Who reads it, by a number that no other reader has.
+    /// Whose it is, by a number that no other reader has.
     reader: u64,
     /// What has been done with it.
     state: BatchState,
@@ -106,6 +107,8 @@ pub enum BatchState {
     Leased,
     /// The processor has failed with it, and it will not be retried.
     GivenUp,
+    /// It is with the function for dead letters.
+    Buried,
 }
 
 /// Records, and the stores that they are in.
@@ -142,7 +145,7 @@ pub struct Seen {
     pub called_with: usize,
     /// How many positions have no outcome yet.
     pub left: usize,
-    /// The time of the last claim, lease or touch.
+    /// When a function of the user was last called.
     pub called_at: Option<i64>,
 }
 
@@ -266,25 +269,31 @@ impl<S: Store> Flush<S> {
         is_own
     }
 
-    /// Notes that something else than the processor is called for the batch.
-    pub fn touch(&self, now: i64) {
-        self.progress.lock().called_at = Some(now);
+    /// The function for dead letters is called with a batch that is given up. `now` is the time.
+    pub fn bury(&self, now: i64) {
+        let mut progress = self.progress.lock();
+        if matches!(progress.batch.state, BatchState::GivenUp | BatchState::Buried) {
+            progress.batch.state = BatchState::Buried;
+            progress.called_at = Some(now);
+        }
     }
 
-    /// The end of a batch that is leased or given up.
-    pub fn succeed(&self) {
+    /// The end of this reader's batch, which was leased.
+    pub fn succeed(&self, reader: u64) {
         let mut progress = self.progress.lock();
-        if progress.batch.state != BatchState::Read {
+        if progress.batch.state != BatchState::Read && progress.batch.reader == reader {
             progress.end_batch();
             self.settle(&mut progress);
         }
     }
 
-    /// The batch that a reader has left, and how many entries it has; `None` if it has left none. If the reader has
-    /// died while it gave the batch back, it is leased until that is done, and who gives it back again waits for that.
-    pub fn inherit(&self) -> Option<(BatchState, usize)> {
+    /// The batch that another reader has left, which is this one's from now on, and how many entries it has; `None` if
+    /// there is none. If the other has died while it gave the batch back, it is leased until that is done, and who
+    /// gives it back again waits for that.
+    pub fn inherit(&self, reader: u64) -> Option<(BatchState, usize)> {
         let mut progress = self.progress.lock();
         progress.undo_read();
+        progress.batch.reader = reader;
         (progress.batch.length > 0).then_some((progress.batch.state, progress.batch.length))
     }
 
@@ -301,12 +310,13 @@ impl<S: Store> Flush<S> {
         self.progress.lock().batch.runs.iter().map(|run| run.attempts).max().unwrap_or(0)
     }
 
-    /// Takes the failed entries out of the batch, calls `retry` for each that has failed less than `max_attempts`
-    /// times, and ends the batch but for the others. All other entries have succeeded. `failed` has the numbers of the
+    /// Takes the failed entries out of this reader's batch, calls `retry` for each that has failed less than
+    /// `max_attempts` times, and ends the batch but for the others. All other entries have succeeded. `failed` has the numbers of the
     /// failed ones in the batch, in their order; `None` means all. `retry` gets the position and how often the entry
     /// has failed.
     pub(crate) fn give_back(
         &self,
+        reader: u64,
         failed: Option<&[usize]>,
         counted: bool,
         max_attempts: Option<u32>,
@@ -316,7 +326,8 @@ impl<S: Store> Flush<S> {
         // Nobody else ends a leased batch, so its entries are gone through without the lock of `progress`.
         let _giving_back = self.giving_back.lock();
         let batch = self.progress.lock().batch.clone();
-        let Some(frozen) = self.entries().filter(|_| batch.state == BatchState::Leased) else { return result };
+        let is_own = batch.state == BatchState::Leased && batch.reader == reader;
+        let Some(frozen) = self.entries().filter(|_| is_own) else { return result };
         let mut given_up = Batch { state: BatchState::GivenUp, ..Batch::NONE };
         let mut retries = Batch::NONE;
         let mut is_failed = is_among(failed);
@@ -346,6 +357,8 @@ impl<S: Store> Flush<S> {
         }
         let mut progress = self.progress.lock();
         retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
+        // Another reader may have inherited the batch meanwhile.
+        given_up.reader = progress.batch.reader;
         progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
         self.settle(&mut progress);
         result
@@ -390,7 +403,7 @@ impl<S: Store> Flush<S> {
             let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
             let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
             let batch = match batch.state {
-                BatchState::GivenUp => batch.length,
+                BatchState::GivenUp | BatchState::Buried => batch.length,
                 _ => batch.entries().filter(|(position, _attempts)| is_held(position)).count(),
             };
             batch + rest.filter(is_held).count()

@@ -292,18 +292,19 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
     }
 
-    /// The processor has failed with entries of the batch of a flush: those with these numbers, or all. They are
+    /// The processor has failed with entries of this reader's batch: those with these numbers, or all. They are
     /// retried unless they have failed `max_attempts` times. If this one is not `counted`, they have failed as often as
     /// before.
     pub fn give_back(
         &self,
         flush: &Arc<Flush<S>>,
+        reader: u64,
         failed: Option<&[usize]>,
         counted: bool,
         max_attempts: Option<u32>,
     ) -> GivenBack {
         let Home { partition_count, later } = self.home(flush);
-        flush.give_back(failed, counted, max_attempts, |frozen, position, attempts| {
+        flush.give_back(reader, failed, counted, max_attempts, |frozen, position, attempts| {
             let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
             let flushed = &frozen.stores[shard];
             let mut state = self.shards[shard].lock();

@@ -205,7 +205,7 @@ fn entries_that_are_given_up_are_the_batch_until_the_end() {
     // They are still held, but nothing sees them.
     assert_eq!((map.get(retried[0]), map.get(10), map.len(), map.partition.held()), (None, Some(10), 3, 5));
     assert!(map.put_new(retried[0], 99));
-    assert_eq!(flush.inherit(), Some((BatchState::GivenUp, 2)));
+    assert_eq!(flush.inherit(1), Some((BatchState::GivenUp, 2)));
     assert_eq!(flush.attempts(), 2);
     assert_eq!(read(&flush, 2, 10, entry), None, "they are with the processor");
     assert_eq!(map.fail(&flush, None, None), GivenBack::default(), "they are given up for good");
@@ -214,8 +214,15 @@ fn entries_that_are_given_up_are_the_batch_until_the_end() {
     batch.sort_unstable();
     assert_eq!(batch, [plain(retried[0], retried[0]), plain(retried[1], retried[1])]);
     drop(frozen);
+    flush.bury(8);
+    assert_eq!((flush.inherit(1), flush.seen().called_at), (Some((BatchState::Buried, 2)), Some(8)));
+    flush.bury(9);
+    assert_eq!(flush.seen().called_at, Some(9));
+    assert_eq!((map.fail(&flush, None, None), map.partition.held()), (GivenBack::default(), 6));
     map.succeed(&flush);
     assert_eq!(flush.seen().left, 0);
+    flush.bury(10);
+    assert_eq!((flush.inherit(1), flush.seen().called_at), (None, Some(9)));
     assert_eq!(keys(&map.succeed_with_all()), [retried[0], 10, 11, 12]);
 }
 
@@ -238,19 +245,19 @@ fn a_reader_that_dies_while_it_reads_takes_nothing() {
     let flush = map.flush().unwrap();
     let all = read(&flush, 1, 10, entry).unwrap();
     assert_eq!(read(&flush, 2, 4, entry).unwrap(), all[..4]);
-    assert_eq!(flush.inherit(), None);
+    assert_eq!(flush.inherit(1), None);
     assert_eq!(flush.seen().left, 10);
     assert!(!flush.lease(2, 0), "its batch was taken from it");
     assert!(flush.read(2, 4, 4).is_none());
     assert_eq!(read(&flush, 3, 3, entry).unwrap(), all[..3]);
     assert!(flush.lease(3, 7));
     assert_eq!(flush.seen().called_at, Some(7));
-    map.succeed(&flush);
+    flush.succeed(3);
     // Nor does one that dies while it reads what was retried.
     assert_eq!(read(&flush, 3, 3, entry).unwrap(), all[3..6]);
     assert!(flush.lease(3, 8));
     map.partition.close();
-    assert_eq!(map.give_back(&flush, None, false, None), given_back(3, 0));
+    assert_eq!(map.partition.give_back(&flush, 3, None, false, None), given_back(3, 0));
     map.open(1);
     assert_eq!(read(&flush, 4, 2, entry).unwrap(), all[3..5]);
     assert_eq!(read(&flush, 5, 5, entry).unwrap(), all[3..8]);
@@ -266,11 +273,15 @@ fn what_a_dead_reader_has_leased_is_inherited() {
     map.put_all(0..5);
     let flush = map.flush().unwrap();
     assert_eq!(map.lease(&flush, 3).len(), 3);
-    assert_eq!(flush.inherit(), Some((BatchState::Leased, 3)));
-    assert_eq!(flush.inherit(), Some((BatchState::Leased, 3)));
-    assert!(!flush.claim(1, 0) && !flush.lease(1, 0), "it is leased");
+    for heir in [3, 2, 1] {
+        assert_eq!(flush.inherit(heir), Some((BatchState::Leased, 3)));
+        assert!(!flush.claim(heir, 0) && !flush.lease(heir, 0), "it is leased");
+    }
+    // Those who had it before cannot end it any more.
+    flush.succeed(2);
+    assert_eq!(map.partition.give_back(&flush, 3, None, true, None), GivenBack::default());
     assert_eq!(map.fail(&flush, None, None), given_back(3, 0));
-    assert_eq!(flush.inherit(), None);
+    assert_eq!(flush.inherit(1), None);
     assert_eq!((map.lease(&flush, 5).len(), map.len()), (2, 3));
     map.succeed(&flush);
     assert_eq!(map.succeed_with_all().len(), 3);
@@ -288,7 +299,9 @@ fn two_readers_never_claim_or_lease_the_same_batch() {
     assert!(!flush.lease(2, 0) && !flush.claim(2, 0), "once");
     assert_eq!(read(&flush, 1, 2, entry), None);
     assert!(!flush.lease(1, 0) && !flush.claim(1, 0));
-    map.succeed(&flush);
+    flush.succeed(1);
+    assert_eq!(read(&flush, 1, 2, entry), None, "it is not his to end");
+    flush.succeed(2);
     assert_ne!(read(&flush, 1, 2, entry).unwrap(), first);
     assert!(flush.claim(1, 0) && !flush.claim(1, 0));
     assert!(map.flush().is_none());
@@ -527,7 +540,7 @@ fn a_restart_keeps_a_leased_batch_and_what_lies_behind_it() {
     assert_eq!(seen(&new, 0..6).len(), 6);
     let left = new.flush().unwrap();
     assert!(Arc::ptr_eq(&left, &flush));
-    assert_eq!(left.inherit(), Some((BatchState::Leased, 2)));
+    assert_eq!(left.inherit(1), Some((BatchState::Leased, 2)));
     assert_eq!(new.fail(&left, None, None), given_back(2, 0));
     let rest = keys(&new.lease_resumed(&left, 10));
     assert!(rest.len() == 4 && rest.iter().all(|key| !leased.contains(key)));
@@ -590,7 +603,7 @@ fn a_newer_entry_of_a_later_flush_replaces_one_that_is_given_back_after_a_restar
     new.partition.adopt(old.partition.evict());
     new.open(1);
     let left = new.flush().unwrap();
-    assert_eq!(left.inherit(), Some((BatchState::Leased, 2)));
+    assert_eq!(left.inherit(1), Some((BatchState::Leased, 2)));
     assert_eq!(new.fail(&left, None, None), GivenBack { retried: 1, superseded: 1, given_up: 0 });
     let left: Vec<_> = new.succeed_with_all().iter().map(|entry| (entry.key, entry.value)).collect();
     assert_eq!(left, [(1, 20), (2, 2)]);
@@ -735,7 +748,7 @@ fn under_threads_each_entry_is_leased_by_one_reader() {
                 own.extend(keys(&batch));
             }
             if is_own && reader != 1 && !batch.is_empty() {
-                map.succeed(&flush);
+                flush.succeed(reader);
             }
         }
         own

@@ -136,17 +136,17 @@ fn retried(retried: usize) -> GivenBack {
 fn failed_items_stay_at_the_head_in_their_order() {
     let (partition, first) = start_in_flight(8);
     assert_eq!(lease(&first, 4), [0, 1, 2, 3]);
-    assert_eq!(partition.give_back(&first, Some(&[1, 3]), true, None), retried(2));
+    assert_eq!(partition.give_back(&first, 1, Some(&[1, 3]), true, None), retried(2));
     push(&partition, 8).unwrap();
     assert_eq!((partition.len(1), partition.held()), (Ok(1), 7), "what is retried does not wait");
     assert!(Arc::ptr_eq(&flush(&partition).unwrap(), &first));
     assert_eq!(lease(&first, 16), [1, 3, 4, 5]);
-    assert_eq!(partition.give_back(&first, Some(&[0, 2]), true, None), retried(2));
+    assert_eq!(partition.give_back(&first, 1, Some(&[0, 2]), true, None), retried(2));
     // A batch ends before one that has failed too often for its length.
     assert_eq!((lease(&first, 32), first.attempts()), (vec![1, 4], 2));
-    first.succeed();
+    first.succeed(1);
     assert_eq!((lease(&first, 16), first.attempts()), (vec![6, 7], 0));
-    first.succeed();
+    first.succeed(1);
     assert_eq!(lease(&flush(&partition).unwrap(), 16), [8]);
 }
 
@@ -155,7 +155,7 @@ fn a_batch_of_items_is_a_quarter_of_the_last_one_for_each_failure() {
     let (partition, first) = start_in_flight(600);
     for (attempts, length) in (0..).zip([500, 125, 31, 7, 1, 1]) {
         assert_eq!((lease(&first, 500), first.attempts()), ((0..length).collect(), attempts));
-        assert_eq!(partition.give_back(&first, None, true, None), retried(length as usize));
+        assert_eq!(partition.give_back(&first, 1, None, true, None), retried(length as usize));
     }
     for next in 0..600 {
         assert_eq!(read(&first, 2, 1, content).unwrap(), [next]);
@@ -169,7 +169,7 @@ fn items_that_are_not_counted_come_again_in_a_batch_of_the_same_length() {
     let (partition, first) = start_in_flight(5);
     for _ in 0..3 {
         assert_eq!((lease(&first, 3), first.attempts()), (vec![0, 1, 2], 0));
-        assert_eq!(partition.give_back(&first, None, false, Some(1)), retried(3));
+        assert_eq!(partition.give_back(&first, 1, None, false, Some(1)), retried(3));
     }
     assert_eq!(lease(&first, 5), [0, 1, 2, 3, 4]);
 }
@@ -178,16 +178,16 @@ fn items_that_are_not_counted_come_again_in_a_batch_of_the_same_length() {
 fn items_that_are_given_up_are_the_batch_until_the_end() {
     let (partition, first) = start_in_flight(6);
     assert_eq!(lease(&first, 4), [0, 1, 2, 3]);
-    partition.give_back(&first, Some(&[0, 1]), true, Some(2));
+    partition.give_back(&first, 1, Some(&[0, 1]), true, Some(2));
     assert_eq!(lease(&first, 16), [0, 1, 4, 5]);
-    let given_back = partition.give_back(&first, Some(&[0, 1, 3]), true, Some(2));
+    let given_back = partition.give_back(&first, 1, Some(&[0, 1, 3]), true, Some(2));
     assert_eq!(given_back, GivenBack { retried: 1, superseded: 0, given_up: 2 });
-    assert_eq!((first.inherit(), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
+    assert_eq!((first.inherit(1), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
     let (frozen, records) = first.batch().unwrap();
     assert_eq!(records.into_iter().map(content).collect::<Vec<_>>(), [0, 1]);
     drop(frozen);
     assert_eq!(read(&first, 2, 1, content), None);
-    first.succeed();
+    first.succeed(1);
     assert_eq!((partition.held(), claim(&first, 9)), (1, vec![5]));
     assert!(flush(&partition).is_none());
 }
@@ -196,7 +196,7 @@ fn items_that_are_given_up_are_the_batch_until_the_end() {
 fn failed_items_stay_first_over_a_restart() {
     let (old, first) = start_in_flight(4);
     assert_eq!(lease(&first, 1), [0]);
-    assert_eq!(old.give_back(&first, None, true, None), retried(1));
+    assert_eq!(old.give_back(&first, 1, None, true, None), retried(1));
     assert_eq!(lease(&first, 1), [0]);
     push(&old, 4).unwrap();
     let new = partition();
@@ -207,11 +207,11 @@ fn failed_items_stay_first_over_a_restart() {
     push(&new, 5).unwrap();
     assert_eq!((old.held(), new.held()), (0, 6));
     let left = flush(&new).unwrap();
-    assert_eq!(left.inherit(), Some((BatchState::Leased, 1)));
+    assert_eq!(left.inherit(1), Some((BatchState::Leased, 1)));
     // The old reader is still there.
-    assert_eq!(old.give_back(&first, None, true, None), retried(1));
+    assert_eq!(old.give_back(&first, 1, None, true, None), retried(1));
     assert_eq!((lease(&left, 64), left.attempts()), (vec![0, 1, 2, 3], 2));
-    left.succeed();
+    left.succeed(1);
     new.settle(&left);
     for expected in [4, 5] {
         assert_eq!(claim(&flush(&new).unwrap(), 9), [expected]);
@@ -224,7 +224,7 @@ fn a_batch_of_retried_and_other_items_comes_again_if_its_reader_dies() {
     let (partition, first) = start_in_flight(5);
     assert_eq!(lease(&first, 2), [0, 1]);
     // Not counted, so these have failed as seldom as those behind them.
-    assert_eq!(partition.give_back(&first, None, false, None), retried(2));
+    assert_eq!(partition.give_back(&first, 1, None, false, None), retried(2));
     assert_eq!(read(&first, 2, 4, content).unwrap(), [0, 1, 2, 3]);
     assert_eq!(claim(&first, usize::MAX), [0, 1, 2, 3, 4]);
 }
@@ -248,10 +248,10 @@ fn under_threads_items_succeed_once_and_in_the_order_of_their_thread_though_batc
             };
             let batch = lease(&flush, 1 + random.below(60) as usize);
             if random.below(2) == 0 {
-                assert_eq!(partition.give_back(&flush, None, true, None), retried(batch.len()));
+                assert_eq!(partition.give_back(&flush, 1, None, true, None), retried(batch.len()));
             } else {
                 sink.extend(batch);
-                flush.succeed();
+                flush.succeed(1);
                 partition.settle(&flush);
             }
         }

@@ -101,13 +101,13 @@ fn the_last_outcome_frees_the_memory_though_the_flush_is_held() {
     for _ in 0..3 {
         read(&items, 1, 100, |_| ()).unwrap();
         assert!(items.lease(1, 0));
-        queue.give_back(&items, None, true, None);
+        queue.give_back(&items, 1, None, true, None);
         assert!(heaps_left() > 0);
     }
     while items.seen().left > 0 {
         read(&items, 1, 100, |_| ()).unwrap();
         assert!(items.lease(1, 0));
-        items.succeed();
+        items.succeed(1);
         queue.settle(&items);
     }
     assert_eq!(heaps_left(), 0, "a queue");

@@ -54,13 +54,13 @@ pub(crate) trait AnyFlush: Send + Sync {
     fn lease(&self, env: Env<'_>) -> bool;
 
     /// See [`Flush::succeed`].
-    fn succeed(&self);
+    fn succeed(&self, env: Env<'_>);
 
     /// See [`Partition::give_back`].
-    fn give_back(&self, failed: Option<&[usize]>, counted: bool, max_attempts: Option<u32>) -> GivenBack;
+    fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, counted: bool, max: Option<u32>) -> GivenBack;
 
     /// See [`Flush::inherit`].
-    fn inherit(&self) -> Option<(BatchState, usize)>;
+    fn inherit(&self, env: Env<'_>) -> Option<(BatchState, usize)>;
 
     /// All records of the batch, however long it takes.
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a>;
@@ -68,8 +68,8 @@ pub(crate) trait AnyFlush: Send + Sync {
     /// See [`Flush::attempts`].
     fn attempts(&self) -> u32;
 
-    /// See [`Flush::touch`].
-    fn touch(&self);
+    /// See [`Flush::bury`].
+    fn bury(&self);
 
     /// See [`Flush::seen`].
     fn seen(&self) -> Seen;
@@ -125,19 +125,19 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<
         is_own
     }
 
-    fn succeed(&self) {
-        self.flush.succeed();
+    fn succeed(&self, env: Env<'_>) {
+        self.flush.succeed(reader(env));
         self.partition.settle(&self.flush);
     }
 
-    fn give_back(&self, failed: Option<&[usize]>, counted: bool, max_attempts: Option<u32>) -> GivenBack {
-        let given_back = self.partition.give_back(&self.flush, failed, counted, max_attempts);
+    fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, counted: bool, max: Option<u32>) -> GivenBack {
+        let given_back = self.partition.give_back(&self.flush, reader(env), failed, counted, max);
         self.partition.settle(&self.flush);
         given_back
     }
 
-    fn inherit(&self) -> Option<(BatchState, usize)> {
-        self.flush.inherit()
+    fn inherit(&self, env: Env<'_>) -> Option<(BatchState, usize)> {
+        self.flush.inherit(reader(env))
     }
 
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
@@ -152,8 +152,8 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<
         self.flush.attempts()
     }
 
-    fn touch(&self) {
-        self.flush.touch(monotonic_time());
+    fn bury(&self) {
+        self.flush.bury(monotonic_time());
     }
 
     fn seen(&self) -> Seen {

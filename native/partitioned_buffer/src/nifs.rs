@@ -53,7 +53,8 @@ mod atoms {
         all,
         infinity,
         leased,
-        given_up
+        given_up,
+        buried
     }
 }
 
@@ -317,7 +318,7 @@ fn lease<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 nif!(succeed / 1);
 fn succeed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    flush.0.succeed();
+    flush.0.succeed(env);
     Ok(atoms::ok().to_term(env))
 }
 
@@ -326,7 +327,7 @@ fn give_back<'a>(env: Env<'a>, [flush, failed, counted, max_attempts]: [Term<'a>
     let flush: ResourceArc<FlushResource> = flush.decode()?;
     let failed = if failed.is_atom() { all(failed)? } else { Some(numbers(failed)?) };
     let max_attempts = if max_attempts.is_atom() { infinity(max_attempts)? } else { Some(max_attempts.decode()?) };
-    let given_back = flush.0.give_back(failed.as_deref(), counted.decode()?, max_attempts);
+    let given_back = flush.0.give_back(env, failed.as_deref(), counted.decode()?, max_attempts);
     let GivenBack { retried, superseded, given_up } = given_back;
     Ok((retried, superseded, given_up).encode(env))
 }
@@ -339,7 +340,8 @@ fn give_back_many<'a>(env: Env<'a>, arguments: [Term<'a>; 4]) -> NifResult<Term<
 nif!(inherit / 1);
 fn inherit<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(match flush.0.inherit() {
+    Ok(match flush.0.inherit(env) {
+        Some((BatchState::Buried, length)) => (atoms::buried(), length).encode(env),
         Some((BatchState::GivenUp, length)) => (atoms::given_up(), length).encode(env),
         Some((BatchState::Leased | BatchState::Read, length)) => (atoms::leased(), length).encode(env),
         None => atoms::nil().to_term(env),
@@ -358,10 +360,10 @@ fn attempts<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(unsigned_to(env, flush.0.attempts().into()))
 }
 
-nif!(touch / 1);
-fn touch<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+nif!(bury / 1);
+fn bury<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    flush.0.touch();
+    flush.0.bury();
     Ok(atoms::ok().to_term(env))
 }
 

@@ -230,7 +230,7 @@ fn a_batch_is_inherited_as_a_whole_or_when_it_has_been_given_back() {
         let (buffer, lease) = start_in_flight(&[1, 2, 3]);
         let flush = lease.flush.clone();
         // It dies while it gives the batch back, but not before that is done.
-        let dead = spawn(&buffer, move |buffer| buffer.give_back(0, &lease.flush, Some(&[0])));
+        let dead = spawn(&buffer, move |buffer| buffer.give_back(0, &lease.flush, lease.reader, Some(&[0])));
         let heir = buffer.inherit(0, &flush);
         let given_back = [join(dead), heir].map(|given_back| given_back.retried);
         assert!(matches!(given_back, [1, 0] | [0, 3]), "{given_back:?}");

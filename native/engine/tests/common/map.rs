@@ -123,7 +123,7 @@ impl Map {
     }
 
     pub fn succeed(&self, flush: &Arc<MapFlush>) {
-        flush.succeed();
+        flush.succeed(1);
         self.partition.settle(flush);
     }
 
@@ -139,7 +139,7 @@ impl Map {
         counted: bool,
         max_attempts: Option<u32>,
     ) -> GivenBack {
-        let given_back = self.partition.give_back(flush, failed, counted, max_attempts);
+        let given_back = self.partition.give_back(flush, 1, failed, counted, max_attempts);
         self.partition.settle(flush);
         given_back
     }

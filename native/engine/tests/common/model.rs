@@ -224,7 +224,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
         let entry = &mut entries[*places.get(&key).filter(|_place| *is_visible)?];
         let is_live = match entry.place {
             Place::Ahead => true,
-            Place::Batch => *state != BatchState::GivenUp,
+            Place::Batch => !matches!(state, BatchState::GivenUp | BatchState::Buried),
             Place::Gone => false,
         };
         (is_live && !entry.is_deleted).then_some(entry)
@@ -250,6 +250,13 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
         }
         let length = self.batch().count();
         (length > 0).then_some((self.state, length))
+    }
+
+    /// The function for dead letters is called, if the batch is given up.
+    fn bury(&mut self) {
+        if self.state == BatchState::GivenUp {
+            self.state = BatchState::Buried;
+        }
     }
 
     fn move_batch(&mut self, place: Place) {
@@ -375,9 +382,8 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
     fn process(&mut self, number: usize, reading: Reading, fate: Fate, is_old: bool) {
         let Some(flush) = self.flush(number) else { return };
         let oldest = &mut self.models[number].in_flight[0];
-        if !matches!(fate, Fate::Claimed) {
-            assert_eq!(flush.inherit(), oldest.inherit());
-        }
+        self.readers += 1;
+        assert_eq!(flush.inherit(self.readers), oldest.inherit());
         if let Some(batch) = self.read(number, &flush, reading) {
             if !self.call(number, &flush, &batch, fate) {
                 return;
@@ -395,7 +401,6 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         let is_resumed = is_resumed && self.has_outcomes;
         let partition = &self.partitions[number];
         let is_superseded = |frozen: &Frozen<S>, position| is_resumed && partition.supersedes(frozen, position);
-        self.readers += 1;
         let batch = read_slices(flush, self.readers, size, slice, is_superseded, W::entry);
         let Model { waiting, in_flight, .. } = &mut self.models[number];
         assert_eq!(batch, in_flight[0].read(size, |entry| is_resumed && waiting.supersedes(entry)));
@@ -424,21 +429,29 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
 
     /// Ends the batch that was leased or is given up.
     fn settle(&mut self, number: usize, flush: &Arc<Flush<S>>, fate: Fate, through: usize) {
+        let (reader, now) = (self.readers, self.operations as i64);
         let model = &mut self.models[number];
         match fate {
             Fate::IsLost | Fate::IsLeft => {}
             Fate::Claimed | Fate::Succeeds => {
-                flush.succeed();
+                flush.succeed(reader + 1);
+                flush.succeed(reader);
                 model.in_flight[0].end_batch();
             }
             Fate::Fails { every, is_counted, max_attempts } => {
                 let failed: Vec<usize> = (0..model.in_flight[0].batch().count()).step_by(every).collect();
                 let numbers = (every > 1).then_some(&failed[..]);
-                let given_back = self.partitions[through].give_back(flush, numbers, is_counted, max_attempts);
+                let give_back =
+                    |reader| self.partitions[through].give_back(flush, reader, numbers, is_counted, max_attempts);
+                assert_eq!(give_back(reader + 1), GivenBack::default(), "a batch belongs to its reader");
+                let given_back = give_back(reader);
                 if model.in_flight[0].state == BatchState::Leased {
                     assert_eq!(given_back, model.give_back(&failed, is_counted, max_attempts, through == number));
                 } else {
                     assert_eq!(given_back, GivenBack::default(), "what is given up is not given back");
+                    flush.bury(now);
+                    model.in_flight[0].bury();
+                    assert!(model.in_flight[0].state == BatchState::Read || flush.seen().called_at == Some(now));
                 }
             }
         }

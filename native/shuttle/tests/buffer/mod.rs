@@ -59,6 +59,8 @@ struct Batch<D> {
 
 /// A batch that the processor has.
 pub struct Lease<S: Store, D> {
+    /// Whose it is.
+    pub reader: u64,
     /// The number of the partition that has given the flush.
     pub partition: usize,
     pub flush: Arc<Flush<S>>,
@@ -206,13 +208,13 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         if is_own {
             held(&self.leased).extend(entries.iter().cloned());
         }
-        (is_own && !entries.is_empty()).then_some(Lease { partition: number, flush, entries })
+        (is_own && !entries.is_empty()).then_some(Lease { reader, partition: number, flush, entries })
     }
 
     /// The processor succeeds with a batch.
     pub fn succeed(&self, lease: Lease<S, D>) {
         held(&self.sink).extend(lease.entries);
-        lease.flush.succeed();
+        lease.flush.succeed(lease.reader);
         self.partitions[lease.partition].settle(&lease.flush);
     }
 
@@ -221,21 +223,28 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         let is_failed = |number: &usize| failed.is_none_or(|failed| failed.contains(number));
         let succeeded = lease.entries.iter().enumerate().filter(|(number, _)| !is_failed(number));
         held(&self.sink).extend(succeeded.map(|(_, entry)| entry.clone()));
-        self.give_back(lease.partition, &lease.flush, failed)
+        self.give_back(lease.partition, &lease.flush, lease.reader, failed)
     }
 
-    /// Gives back the batch of a flush to a partition, or the entries with these numbers.
-    pub fn give_back(&self, partition: usize, flush: &Arc<Flush<S>>, failed: Option<&[usize]>) -> GivenBack {
+    /// Gives back a reader's batch to a partition, or the entries with these numbers.
+    pub fn give_back(
+        &self,
+        partition: usize,
+        flush: &Arc<Flush<S>>,
+        reader: u64,
+        failed: Option<&[usize]>,
+    ) -> GivenBack {
         let partition = &self.partitions[partition];
-        let given_back = partition.give_back(flush, failed, true, None);
+        let given_back = partition.give_back(flush, reader, failed, true, None);
         partition.settle(flush);
         given_back
     }
 
     /// The processor fails with the batch that a dead reader of the flush has left.
     pub fn inherit(&self, partition: usize, flush: &Arc<Flush<S>>) -> GivenBack {
-        match flush.inherit() {
-            Some((BatchState::Leased, _length)) => self.give_back(partition, flush, None),
+        let reader = self.new_reader();
+        match flush.inherit(reader) {
+            Some((BatchState::Leased, _length)) => self.give_back(partition, flush, reader, None),
             left => {
                 assert_eq!(left, None);
                 GivenBack::default()
