@@ -26,8 +26,8 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @doc "Notes the marks of a batch."
   @callback mark([{entry(), mark()}], batch(), ledger()) :: ledger()
 
-  @doc "Looks at the entries of a failed batch again, just before the processor returns."
-  @callback returning(batch(), ledger()) :: ledger()
+  @doc "Looks at the entries of a failed batch again, as they were at the time just before the processor returned."
+  @callback returning(batch(), time :: integer(), ledger()) :: ledger()
 
   @doc """
   Checks entries that `:dead_letter` has got: `expected` are those of the task's own batch, nil if another task has had it.

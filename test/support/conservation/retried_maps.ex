@@ -131,18 +131,19 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   # A failed entry that was replaced or deleted before the processor returned is not retried.
   @impl Checks
-  def returning({number, task}, ledger) do
+  def returning({number, task}, time, ledger) do
     for what <- task.entries do
       entry = Accepted.batch(ledger.accepted, what)
-      if entry.batch == number, do: put(ledger, what, entry)
+      if entry.batch == number, do: put(ledger, what, entry, time)
     end
 
     ledger
   end
 
-  defp put(ledger, what, %{number: number} = entry) do
-    {effective, _at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, what)
-    Accepted.put_batch(ledger.accepted, what, Map.put(entry, :replaced?, effective > number))
+  defp put(ledger, what, %{number: number} = entry, time \\ System.monotonic_time()) do
+    {effective, at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, what)
+    replaced? = effective > number and at <= time
+    Accepted.put_batch(ledger.accepted, what, Map.put(entry, :replaced?, replaced?))
   end
 
   ## Dead letters

@@ -204,7 +204,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   end
 
   @impl Checks
-  def returning(_batch, ledger), do: ledger
+  def returning(_batch, _time, ledger), do: ledger
 
   ## Dead letters
 

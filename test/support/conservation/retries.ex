@@ -116,7 +116,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
     send(ledger, message)
 
     receive do
-      {:verdict, verdict} -> Verdict.obey(verdict, fn -> send(ledger, {:returning, self()}) end)
+      {:verdict, verdict} ->
+        Verdict.obey(verdict, fn -> send(ledger, {:returning, self(), System.monotonic_time()}) end)
     end
   end
 
@@ -247,13 +248,13 @@ defmodule PartitionedBuffer.Conservation.Retries do
     {:noreply, state |> check_alone(pid) |> dead_letter(pid, entries, reason) |> answer(pid, verdict)}
   end
 
-  def handle_info({:returning, pid}, state) do
+  def handle_info({:returning, pid, time}, state) do
     task = state.tasks[pid]
     state = put_in(state.tasks[pid].at_work, false)
     state = if Verdict.hangs?(task.verdict), do: violation(state, :time_limit, task), else: state
 
     if task.failed > 0 and task.accounted == 0,
-      do: {:noreply, state.checks.returning({task.batch, task}, state)},
+      do: {:noreply, state.checks.returning({task.batch, task}, time, state)},
       else: {:noreply, state}
   end
 
