@@ -115,14 +115,14 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   # While the order is lost, an earlier entry may come after a later one.
   @impl Checks
-  def mark(marked, _batch, ledger) do
+  def mark(marked, {_number, task}, ledger) do
     for {%{what: what, number: number} = entry, mark} <- marked do
       attempts = if mark == :failed, do: entry.attempts + 1, else: entry.attempts
       last = Accepted.batch(ledger.accepted, what)
 
       if last == nil or last.number <= number do
         entry = %{entry | attempts: attempts} |> Map.drop([:what, :bad?]) |> Map.put(:mark, mark)
-        put(ledger, what, entry)
+        put(ledger, what, entry, task.sent)
       end
     end
 
@@ -140,7 +140,8 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     ledger
   end
 
-  defp put(ledger, what, %{number: number} = entry, time \\ System.monotonic_time()) do
+  # `time` is when the buffer had the entry for certain.
+  defp put(ledger, what, %{number: number} = entry, time) do
     {effective, at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, what)
     replaced? = effective > number and at <= time
     Accepted.put_batch(ledger.accepted, what, Map.put(entry, :replaced?, replaced?))
@@ -168,12 +169,13 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
       other when ledger.windows > 0 ->
         if other == nil or other.number <= number,
           do:
-            put(ledger, what, %{
+            Accepted.put_batch(ledger.accepted, what, %{
               number: number,
               version: version,
               updates: updates,
               batch: 0,
               attempts: 1,
+              replaced?: false,
               mark: :dead
             })
 

@@ -18,8 +18,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # `batch` is the number of the last batch until it is settled, and `verdict` that on it. `failed` is how many entries of it
   # have failed, `accounted` how many of them events have told of, and `reported` how many failures. `entries` are those to
   # be retried, and `to_bury` those to be given up. `succeeded` counts the others, of all batches. `other` is a task without
-  # events, which gives up what a stop leaves. What was deleted before `read_after` is not in the batch; what was replaced before
-  # `task_after` neither.
+  # events, which gives up what a stop leaves. `sent` is when it has sent the batch. What was deleted before `read_after` is not
+  # in the batch; what was replaced before `task_after` neither.
   defmodule Task do
     @moduledoc false
     defstruct [
@@ -31,6 +31,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       :read_after,
       :generation,
       :batch,
+      :sent,
       :verdict,
       attempts: 0,
       size: 0,
@@ -48,8 +49,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # `checks` is the module for maps or queues, and `state` its own. `batches` is a table of the batches that are settled or
   # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` is the present
-  # start of the buffer, nil while it starts. `pauses` has when the pause of each partition ends, and `last` when it was last
-  # seen at work. `faults` are the last ones. `outage` is how many batches will fail, `windows` counts the deaths of tasks, and
+  # start of the buffer, nil while it starts. `pauses` has when the pause of each partition ends, and which task began
+  # it; `last` has when it was last seen at work. `faults` are the last ones. `outage` is how many batches will fail, `windows` counts the deaths of tasks, and
   # `flushes` the flushes that are asked for. `not_given_up` are entries that should have been given up, unless they were
   # replaced or deleted.
   defstruct [
@@ -227,8 +228,10 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   @impl GenServer
+  # The task may have been killed since it has sent the batch, and the batch may have been given back.
   def handle_info({:batch, pid, time, entries}, state) do
     state = state |> known(pid) |> bury_dead(pid) |> settled(pid)
+    state = put_in(state.tasks[pid].sent, time)
     task = state.tasks[pid]
     state = state |> check_alone(pid) |> check_pause(task, time)
     {batch, state} = next(state, pid)
@@ -271,6 +274,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def handle_info({:arm, verdict}, state), do: {:noreply, %{state | armed: state.armed ++ [verdict]}}
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
+
+  # A start that fails is tried again.
+  def handle_info({:batch_size, _time, size}, %{sizes: [{_earlier, size} | _]} = state), do: {:noreply, state}
 
   def handle_info({:batch_size, time, size}, state),
     do: {:noreply, %{state | sizes: Enum.take([{time, size} | state.sizes], 40)}}
@@ -364,7 +370,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
              Map.put(
                state.pauses,
                number(metadata.partition),
-               {until, {measurements, metadata, task.trigger}}
+               {until, pid, {measurements, metadata, task.trigger}}
              )
        }}
     else
@@ -384,8 +390,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   def handle_info({:DOWN, _ref, :process, pid, reason}, state) do
+    cut_short? = cut_short?(state, pid)
     {task, tasks} = Map.pop(state.tasks, pid)
-    {:noreply, %{state | tasks: tasks} |> check_end(task, reason) |> finish_if_idle()}
+    lasts? = fn {_partition, {_until, other, _why}} -> other != pid or not cut_short? end
+    state = %{state | tasks: tasks, pauses: Map.filter(state.pauses, lasts?)}
+    {:noreply, state |> check_end(task, reason) |> finish_if_idle()}
   end
 
   ## Verdicts
@@ -439,7 +448,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
         read_after: now
     }
 
-    state = %{state | tasks: %{state.tasks | pid => task}, last: Map.put(state.last, task.partition, now)}
+    state = %{
+      state
+      | tasks: %{state.tasks | pid => task},
+        last: Map.put(state.last, task.partition, task.sent)
+    }
+
     state = if failed == [], do: state, else: count(state, :failed_batches)
     state.checks.mark(marked, batch, state) |> count(:batches) |> count(:entries, length(known))
   end
@@ -551,11 +565,19 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   defp check_pause(state, task, time) do
-    {until, why} = Map.get(state.pauses, task.partition, {nil, nil})
+    {until, pid, why} = Map.get(state.pauses, task.partition, {nil, nil, nil})
 
-    if until == nil or time >= until,
+    if until == nil or time >= until or cut_short?(state, pid),
       do: state,
       else: violation(state, :pause, {until - time, why, task})
+  end
+
+  # The partition has not heard of the pause of a task that was killed before its end.
+  defp cut_short?(state, pid) do
+    case state.tasks[pid] do
+      %Task{stopped: false} -> not Process.alive?(pid)
+      _other -> false
+    end
   end
 
   # Only a part of a map's batch fails without a pause. A task that settles the batch of a dead one has no verdict.
