@@ -247,6 +247,14 @@ defmodule PartitionedBuffer.Partition do
 
   defp continue(state, _running, %{pause: ms} = ended) when ms != nil, do: pause(state, ms, ended.failures)
 
+  # It was about to end when an earlier process of the partition paused and died.
+  defp continue(state, %Running{kind: :found} = running, ended) do
+    case left_pause(state.identity) do
+      {ms, failures} -> pause(state, ms, failures)
+      nil -> continue(state, %{running | kind: :fresh}, ended)
+    end
+  end
+
   # After the rest of an earlier flush, the entries that wait are due.
   defp continue(state, %Running{kind: :rest}, ended),
     do: start_processing(%State{state | failures: ended.failures}, state.trigger)
@@ -299,13 +307,17 @@ defmodule PartitionedBuffer.Partition do
   defp restore_pause(%State{running: running} = state) when running != nil, do: state
 
   defp restore_pause(%State{identity: identity} = state) do
-    now = System.monotonic_time(:millisecond)
-
-    case {Running.ended(identity), Identity.take(identity, :pause)} do
+    case {Running.ended(identity), left_pause(identity)} do
       {%{pause: ms} = ended, _earlier} when ms != nil -> pause(state, ms, ended.failures)
-      {_ended, {due, failures}} -> pause(state, max(due - now, 0), failures)
+      {_ended, {ms, failures}} -> pause(state, ms, failures)
       {_ended, nil} -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
     end
+  end
+
+  # What is left of the pause of an earlier process of the partition.
+  defp left_pause(identity) do
+    with {due, failures} <- Identity.take(identity, :pause),
+         do: {max(due - System.monotonic_time(:millisecond), 0), failures}
   end
 
   defp left_in_flight?(identity) do

@@ -523,6 +523,18 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert length(received_batches()) == 1
       assert Buffer.flush(buffer) == :ok
     end
+
+    test "outlives the partition's process also if the task ends after the next one has started" do
+      {buffer, task} = in_flight()
+      partition = partition_of(buffer)
+      %{identity: identity} = :sys.get_state(partition)
+      due = System.monotonic_time(:millisecond) + 30_000
+      Identity.put(identity, :pause, {due, 7})
+      kill_and_await_restart(partition)
+      succeed({buffer, task})
+      assert %{failures: 7, pause: pause} = :sys.get_state(partition)
+      assert :erlang.read_timer(pause) in 20_000..30_000
+    end
   end
 
   describe "a task that ends while its partition has no process" do
