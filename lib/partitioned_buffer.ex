@@ -150,6 +150,7 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `trigger` |
   | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `trigger`, `kind`, `reason`, `stacktrace` |
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time`, `count` | `buffer`, `partition`, `reason` |
+  | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals | `buffer`, `kind` |
 
   The `processing` events span what a task processes of one flush. `size` is the number of its entries that were processed,
   `trigger` is `:interval`, `:flush` or `:stop`. Their metadata also has a `telemetry_span_context`. The `reason` of
@@ -173,7 +174,7 @@ defmodule PartitionedBuffer do
   milliseconds, and after how many failures in a row. `handled` says whether `:dead_letter` has taken the entries.
   """
 
-  alias PartitionedBuffer.{Native, Options, Partition, Routing, Running}
+  alias PartitionedBuffer.{Info, Native, Options, Partition, Routing, Running}
 
   @typedoc "The name of a buffer."
   @type buffer() :: atom()
@@ -324,6 +325,103 @@ defmodule PartitionedBuffer do
         flush(buffer, now, if(now == all, do: died, else: now), async?, until)
     end
   end
+
+  @typedoc """
+  What a buffer holds, as `info/1` returns it.
+  """
+  @type info() :: %{
+          kind: :map | :queue,
+          size: non_neg_integer(),
+          in_flight: non_neg_integer(),
+          retrying: non_neg_integer(),
+          bytes: non_neg_integer(),
+          max_size: pos_integer() | :infinity,
+          oldest_ms: non_neg_integer() | nil,
+          waiting_writers: non_neg_integer(),
+          last_error: %{reason: atom() | String.t(), system_time: integer(), partition: atom()} | nil,
+          totals: %{
+            written: non_neg_integer(),
+            coalesced: non_neg_integer(),
+            stale: non_neg_integer(),
+            deleted: non_neg_integer(),
+            superseded: non_neg_integer(),
+            processed: non_neg_integer(),
+            failed: non_neg_integer(),
+            given_up: non_neg_integer(),
+            refused: non_neg_integer(),
+            dropped: non_neg_integer()
+          },
+          partitions: [
+            %{
+              name: atom(),
+              size: non_neg_integer(),
+              in_flight: non_neg_integer(),
+              state: :idle | :processing | :paused | :closed,
+              failures: non_neg_integer(),
+              next_ms: non_neg_integer() | nil
+            }
+          ]
+        }
+
+  @doc """
+  Returns what a buffer holds, how late it is, and what it has counted. It shows no keys and values.
+
+  | key | meaning |
+  |---|---|
+  | `:kind` | `:map` or `:queue` |
+  | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
+  | `:in_flight` | entries that were flushed and have no outcome yet |
+  | `:retrying` | entries of both that have failed and wait for the next attempt |
+  | `:bytes` | an estimate of the memory of the entries |
+  | `:max_size` | the option |
+  | `:oldest_ms` | the age in milliseconds of the oldest entry without an outcome, counted from the first write of its flush; `nil` if there is none |
+  | `:waiting_writers` | processes that wait for room |
+  | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` if there was none since the start |
+  | `:totals` | counts that only grow, from the first start of the name in this VM on |
+  | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms`, the time to the next tick or the end of a pause |
+
+  The totals are:
+
+  | total | meaning |
+  |---|---|
+  | `:written` | writes that were taken |
+  | `:coalesced` | those of them that replaced an entry that waited |
+  | `:stale` | writes of `PartitionedBuffer.Map.put_newer/5` that were not taken, since the version there was as high |
+  | `:deleted` | entries that were deleted while they waited |
+  | `:superseded` | entries in flight that were dropped: a newer write had replaced them, or they were deleted |
+  | `:processed` | entries that the processor has succeeded with; without `:max_attempts`, that it was given |
+  | `:given_up` | entries that were given up |
+  | `:failed` | how often the processor has failed with an entry. Without `:max_attempts` these are lost, and `:processed` has them as well |
+  | `:refused` | writes that found no room |
+  | `:dropped` | writes that found no room and were dropped, as `when_full: :drop_newest` says |
+
+  If nothing is written or processed meanwhile, each entry is counted once:
+
+      written - coalesced == size + in_flight + deleted + superseded + processed + given_up
+
+  It takes some microseconds for each partition, however many entries there are, and no process of the buffer is asked. Raises
+  an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
+
+      iex> PartitionedBuffer.Map.put(:doc, :key, 1)
+      iex> %{size: 1, in_flight: 0, totals: totals} = PartitionedBuffer.info(:doc)
+      iex> totals.written >= 1
+      true
+  """
+  @spec info(buffer()) :: info()
+  def info(buffer) when is_atom(buffer), do: Info.info(buffer)
+
+  @doc """
+  Emits the telemetry event `[:partitioned_buffer, :info]` with the numbers of `info/1`, for one buffer or for `:all` that run.
+
+  Returns `:ok` also if the buffer is not running, so `:telemetry_poller` can call it:
+
+      {:telemetry_poller, measurements: [{PartitionedBuffer, :emit_info, [:all]}], period: 10_000}
+
+      iex> PartitionedBuffer.emit_info(:all)
+      :ok
+  """
+  @spec emit_info(buffer() | :all) :: :ok
+  def emit_info(buffer_or_all) when is_atom(buffer_or_all), do: Info.emit(buffer_or_all)
 
   @doc """
   Returns how much memory the native library has allocated for all buffers together.

@@ -43,6 +43,10 @@ defmodule PartitionedBuffer.Definition do
               :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
       def flush(opts \\ []), do: PartitionedBuffer.flush(__MODULE__, opts)
 
+      @doc "Returns what this buffer holds and has counted. See `PartitionedBuffer.info/1`."
+      @spec info() :: PartitionedBuffer.info()
+      def info, do: PartitionedBuffer.info(__MODULE__)
+
       @doc "Changes options of this buffer. See `PartitionedBuffer.update_options/2`."
       @spec update_options(keyword()) :: :ok
       def update_options(opts), do: PartitionedBuffer.update_options(__MODULE__, opts)

@@ -166,6 +166,7 @@ defmodule PartitionedBuffer.Delivery do
     state = %{state | failed: state.failed + retried}
     delay = if next == :pause, do: Options.backoff(state.options, state.failures + 1), else: 0
     log_failure(state.identity, reason, retried, delay)
+    Identity.put_error(state.identity, Outcome.summary(reason))
     Telemetry.processing_failed(state.identity, reason, retried)
 
     Telemetry.retry(state.identity, %{

@@ -52,6 +52,29 @@ defmodule PartitionedBuffer.Identity do
   end
 
   @doc """
+  What `put/3` has kept in these settings, or nil.
+  """
+  @spec get(:ets.tid(), non_neg_integer(), atom()) :: any()
+  def get(settings, number, key) do
+    case :ets.lookup(settings, {key, number}) do
+      [{_key, value}] -> value
+      [] -> nil
+    end
+  end
+
+  @doc """
+  Keeps the last failure of a processor of the buffer.
+  """
+  @spec put_error(t(), any()) :: :ok
+  def put_error(%__MODULE__{settings: settings, name: name}, reason) do
+    error = %{reason: reason, system_time: System.system_time(:millisecond), partition: name}
+    :ets.insert(settings, {:last_error, error})
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  @doc """
   The metadata of every telemetry event of the partition.
   """
   @spec metadata(t()) :: map()

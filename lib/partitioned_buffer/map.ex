@@ -117,7 +117,7 @@ defmodule PartitionedBuffer.Map do
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`, `put_all/1` and
       `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`,
       `get/1` and `get/3`, `fetch/1` and `fetch/2`, `delete/1` and `delete/2`. There is no `get/2`, because its second argument could mean the default or the options.
@@ -399,6 +399,15 @@ defmodule PartitionedBuffer.Map do
   """
   @spec size(buffer()) :: non_neg_integer()
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
+
+  @doc """
+  Returns what the buffer holds, how late it is, and what it has counted. See `PartitionedBuffer.info/1`.
+
+      iex> PartitionedBuffer.Map.info(:doc).kind
+      :map
+  """
+  @spec info(buffer()) :: PartitionedBuffer.info()
+  def info(buffer), do: PartitionedBuffer.info(buffer)
 
   @doc """
   Changes options of a running buffer. See `PartitionedBuffer.update_options/2`.

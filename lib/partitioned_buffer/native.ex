@@ -89,6 +89,22 @@ defmodule PartitionedBuffer.Native do
   def delete(_buffer, _to, _key), do: not_loaded()
 
   @doc """
+  What a partition holds and has counted: how many entries wait, are in flight, and have failed and wait for another attempt,
+  and the bytes of all; the age of the oldest in milliseconds; written, coalesced, stale and deleted; superseded, processed,
+  failed and given up; whether it refuses writes.
+  """
+  @spec info(atom(), partition()) ::
+          {{count, count, count, bytes :: count}, count | nil, {count, count, count, count},
+           {count, count, count, count}, boolean()}
+          | :not_running
+        when count: non_neg_integer()
+  def info(_buffer, _partition), do: not_loaded()
+
+  @doc "Counts entries that a buffer without outcomes has lost."
+  @spec failed(atom(), partition(), non_neg_integer()) :: :ok | :not_running
+  def failed(_buffer, _partition, _count), do: not_loaded()
+
+  @doc """
   Checks the elements of a list until the time is up. The caller checks the rest by another call.
   """
   @spec check(:pair | :versioned | :item, list()) :: :ok | {:more, list()} | invalid()

@@ -79,6 +79,13 @@ defmodule PartitionedBuffer.Outcome do
   def reason(:throw, value), do: {:throw, value}
 
   @doc """
+  A reason that shows no keys and values: an atom, or a description.
+  """
+  @spec summary(any()) :: atom() | String.t()
+  def summary(reason) when is_atom(reason), do: reason
+  def summary(reason), do: describe(reason)
+
+  @doc """
   A reason in a log line. It shows no terms of an exception, because they may be keys and values.
   """
   @spec describe(any()) :: String.t()

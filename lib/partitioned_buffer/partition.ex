@@ -257,10 +257,11 @@ defmodule PartitionedBuffer.Partition do
 
   # After the rest of an earlier flush, the entries that wait are due.
   defp continue(state, %Running{kind: :rest}, ended),
-    do: start_processing(%State{state | failures: ended.failures}, state.trigger)
+    do: state |> count_failures(ended.failures) |> start_processing(state.trigger)
 
   defp continue(state, _running, ended) do
-    %State{state | failures: ended.failures}
+    state
+    |> count_failures(ended.failures)
     |> end_round(ended.failed)
     |> make_good()
     |> retry(ended.failed)
@@ -293,7 +294,15 @@ defmodule PartitionedBuffer.Partition do
     due = System.monotonic_time(:millisecond) + ms
     Identity.put(identity, :pause, {due, failures})
     timer = :erlang.start_timer(due, self(), :pause, abs: true)
-    fail_round(%State{state | pause: timer, failures: failures, missed?: false}, 0)
+    fail_round(%State{count_failures(state, failures) | pause: timer, missed?: false}, 0)
+  end
+
+  # `info/1` tells them.
+  defp count_failures(%State{failures: failures} = state, failures), do: state
+
+  defp count_failures(%State{} = state, failures) do
+    Identity.put(state.identity, :failures, failures)
+    %State{state | failures: failures}
   end
 
   defp end_pause(%State{} = state) do
@@ -409,12 +418,17 @@ defmodule PartitionedBuffer.Partition do
   defp earliest(_due, :infinity), do: :infinity
   defp earliest(due, next), do: min(due, next)
 
-  defp schedule(%State{} = state, :infinity) do
+  defp schedule(%State{} = state, due) do
+    Identity.put(state.identity, :due, due)
+    start_timer(state, due)
+  end
+
+  defp start_timer(%State{} = state, :infinity) do
     cancel(state.timer)
     %State{state | timer: nil, due: :infinity}
   end
 
-  defp schedule(%State{} = state, due) do
+  defp start_timer(%State{} = state, due) do
     cancel(state.timer)
     %State{state | timer: :erlang.start_timer(due, self(), :tick, abs: true), due: due}
   end

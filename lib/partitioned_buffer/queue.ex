@@ -91,7 +91,7 @@ defmodule PartitionedBuffer.Queue do
   The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
@@ -163,6 +163,15 @@ defmodule PartitionedBuffer.Queue do
   """
   @spec size(buffer()) :: non_neg_integer()
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
+
+  @doc """
+  Returns what the buffer holds, how late it is, and what it has counted. See `PartitionedBuffer.info/1`.
+
+      iex> PartitionedBuffer.Queue.info(:doc_queue).kind
+      :queue
+  """
+  @spec info(buffer()) :: PartitionedBuffer.info()
+  def info(buffer), do: PartitionedBuffer.info(buffer)
 
   @doc """
   Changes options of a running buffer. See `PartitionedBuffer.update_options/2`.

@@ -7,7 +7,7 @@ defmodule PartitionedBuffer.Running do
   #
   # How the task has ended is in the settings of the buffer, since the process that started it may be dead.
 
-  alias PartitionedBuffer.{Flush, Identity, Native, Options, Partition, Telemetry}
+  alias PartitionedBuffer.{Flush, Identity, Native, Options, Outcome, Partition, Telemetry}
 
   # `kind` is the kind of the flush, or `:found` if an earlier process of the partition has started the task. `flush` is
   # nil if a found task has no flush in flight. `calls` is how many calls of the processor the flush had before. `since` is
@@ -116,7 +116,14 @@ defmodule PartitionedBuffer.Running do
     end
   end
 
-  defp name(%Identity{name: name}), do: Module.concat(name, Task)
+  defp name(%Identity{name: name}), do: name(name)
+  defp name(partition), do: Module.concat(partition, Task)
+
+  @doc """
+  Whether the task of the partition of this name is at work.
+  """
+  @spec at_work?(atom()) :: boolean()
+  def at_work?(partition), do: Process.whereis(name(partition)) != nil
 
   @doc """
   Ends the tasks of a buffer that are still at work although its supervision tree was killed. With outcomes their batches will
@@ -216,8 +223,12 @@ defmodule PartitionedBuffer.Running do
   def report(_identity, _running, reason) when reason in [:normal, :noproc], do: :ok
 
   def report(%Identity{} = identity, %__MODULE__{} = running, reason) do
-    unless Options.outcomes?(Identity.options(identity)),
-      do: Telemetry.processing_failed(identity, reason, lost(running))
+    unless Options.outcomes?(Identity.options(identity)) do
+      lost = lost(running)
+      Native.failed(identity.buffer, identity.number, lost)
+      Identity.put_error(identity, Outcome.summary(reason))
+      Telemetry.processing_failed(identity, reason, lost)
+    end
 
     :ok
   end

@@ -20,6 +20,9 @@ defmodule PartitionedBuffer.Supervisor do
 
   use Supervisor
 
+  # The key of the settings in the dictionary of this process.
+  @settings :"$partitioned_buffer_settings"
+
   alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition, Running}
 
   @doc """
@@ -79,6 +82,42 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   @doc """
+  The table with the options of a running buffer, and with what its partitions keep there; nil if it is not running.
+  """
+  @spec settings(atom()) :: :ets.tid() | nil
+  def settings(buffer) do
+    if pid = buffer |> name() |> Process.whereis(), do: settings_of(pid)
+  end
+
+  @doc """
+  The names of all running buffers.
+  """
+  @spec buffers() :: [atom()]
+  def buffers do
+    for name <- Process.registered(),
+        String.ends_with?(Atom.to_string(name), ".Supervisor"),
+        pid = Process.whereis(name),
+        settings = settings_of(pid),
+        {:options, options} <- lookup(settings, :options),
+        do: options.name
+  end
+
+  defp settings_of(pid) do
+    with {:dictionary, dictionary} <- Process.info(pid, :dictionary),
+         {@settings, settings} <- List.keyfind(dictionary, @settings, 0) do
+      settings
+    else
+      _not_of_a_buffer -> nil
+    end
+  end
+
+  defp lookup(settings, key) do
+    :ets.lookup(settings, key)
+  rescue
+    ArgumentError -> []
+  end
+
+  @doc """
   Waits until a running supervisor has restarted the processes that have died before this call.
   """
   @spec await_restarts(atom()) :: :ok
@@ -103,6 +142,7 @@ defmodule PartitionedBuffer.Supervisor do
     # The supervisor owns the table, so updated options outlive the processes of the partitions.
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})
+    Process.put(@settings, settings)
 
     partitions = for partition <- 0..(partition_count - 1)//1, do: Identity.new(buffer, partition, settings)
 

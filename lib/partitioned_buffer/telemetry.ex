@@ -11,10 +11,16 @@ defmodule PartitionedBuffer.Telemetry do
   Emits the event `[:partitioned_buffer, :partition | suffix]`.
   """
   @spec execute([atom()], map(), map()) :: :ok
-  def execute(suffix, measurements, metadata) do
-    if :erlang.function_exported(:telemetry, :execute, 3) do
-      :telemetry.execute([:partitioned_buffer, :partition | suffix], measurements, metadata)
-    end
+  def execute(suffix, measurements, metadata),
+    do: execute_of_buffer([:partition | suffix], measurements, metadata)
+
+  @doc """
+  Emits the event `[:partitioned_buffer | suffix]`.
+  """
+  @spec execute_of_buffer([atom()], map(), map()) :: :ok
+  def execute_of_buffer(suffix, measurements, metadata) do
+    if :erlang.function_exported(:telemetry, :execute, 3),
+      do: :telemetry.execute([:partitioned_buffer | suffix], measurements, metadata)
 
     :ok
   end

@@ -28,6 +28,8 @@ defmodule PartitionedBuffer.NativeTest do
     flush: [:name, :u32],
     in_flight: [:name, :u32],
     held: [:name, :u32],
+    info: [:name, :u32],
+    failed: [:name, :u32, :u32],
     seen: [:flush],
     read: [:flush, :u64, :positive, :boolean],
     claim: [:flush],

@@ -73,6 +73,9 @@ const HEAVY: usize = 8 * 1024;
 /// copies matter little beside all else that is written.
 const WEIGH_ALL_DIVISOR: usize = 8;
 
+/// What a segment takes beside its copies.
+const SEGMENT_BYTES: usize = 2 * 1024;
+
 /// The work of one operation on an evacuated segment, measured in dead copies that it skips.
 const EVACUATION_STEP: usize = 128;
 
@@ -258,6 +261,8 @@ pub struct Arena<H> {
     evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
     own_heaps: OwnHeaps<H>,
+    /// The estimated bytes of these.
+    own_weight: usize,
     /// Whether there has ever been a large copy.
     had_large: bool,
     /// How many copies, live or dead, all full segments hold.
@@ -278,6 +283,7 @@ impl<H: Heap> Arena<H> {
             sparse: VecDeque::new(),
             evacuation: None,
             own_heaps: OwnHeaps::new(),
+            own_weight: 0,
             had_large: false,
             full: 0,
             full_weight: 0,
@@ -305,14 +311,22 @@ impl<H: Heap> Arena<H> {
     }
 
     /// Takes over a large copy with its heap.
-    pub fn keep(&mut self, heap: &Arc<H>) -> Unowned {
+    pub fn keep(&mut self, term: H::Term, heap: &Arc<H>) -> Unowned {
         self.had_large = true;
+        self.own_weight += heap.weigh(term);
         Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
     }
 
     /// Whether there has ever been a large copy.
     pub fn had_large(&self) -> bool {
         self.had_large
+    }
+
+    /// Estimates how many bytes the copies take, live and dead ones.
+    pub fn bytes(&self) -> usize {
+        let open = self.open.iter().filter(|id| id.is_segment()).map(|id| self.segments[id.index()].weight as usize);
+        let heaps = (self.segments.len() - self.vacant.len()) * SEGMENT_BYTES;
+        heaps + self.full_weight + open.sum::<usize>() + self.own_weight
     }
 
     /// Copies a small term, or takes over a large copy.
@@ -323,7 +337,7 @@ impl<H: Heap> Arena<H> {
                 let ([copy], unowned) = self.copy([parcel.term]);
                 (copy, unowned)
             }
-            Some(heap) => (parcel.term, self.keep(heap)),
+            Some(heap) => (parcel.term, self.keep(parcel.term, heap)),
         }
     }
 
@@ -373,8 +387,9 @@ impl<H: Heap> Arena<H> {
     #[inline]
     pub fn release(&mut self, id: SegmentId, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
         if !id.is_segment() {
-            if let Some(slot) = id.own_heap() {
-                garbage.extend(self.own_heaps.remove(slot).map(Garbage::Own));
+            if let Some(heap) = id.own_heap().and_then(|slot| self.own_heaps.remove(slot)) {
+                self.own_weight = self.own_weight.saturating_sub(heap.weigh(term));
+                garbage.push(Garbage::Own(heap));
             }
             return;
         }

@@ -120,6 +120,8 @@ pub struct Entries<T> {
     vacancies: usize,
     /// One above the highest id.
     end: usize,
+    /// The room for histories in all chunks.
+    history_room: usize,
 }
 
 /// The chunk of an entry, and its slot in there.
@@ -131,7 +133,7 @@ fn locate(id: EntryId) -> (usize, usize) {
 impl<T: Term> Entries<T> {
     /// No entries; allocates nothing.
     pub fn new() -> Self {
-        Entries { chunks: Vec::new(), vacant: NONE, vacancies: 0, end: 0 }
+        Entries { chunks: Vec::new(), vacant: NONE, vacancies: 0, end: 0, history_room: 0 }
     }
 
     /// How many entries there are.
@@ -147,6 +149,18 @@ impl<T: Term> Entries<T> {
     /// One above the highest id that was ever given out.
     pub fn end(&self) -> usize {
         self.end
+    }
+
+    /// How many bytes the entries take, without their terms.
+    pub fn bytes(&self) -> usize {
+        let entry = size_of::<Entry<T>>() + size_of::<u32>();
+        // Only the first chunk may be small.
+        let room = match self.end {
+            0 => 0,
+            1..=CHUNK => self.end.next_power_of_two(),
+            _ => self.chunks.len() * CHUNK,
+        };
+        room * entry + self.history_room * size_of::<History<T>>()
     }
 
     /// The id that the next inserted entry gets.
@@ -256,6 +270,7 @@ impl<T: Term> Entries<T> {
                 return;
             }
             let length = if chunk > 0 { CHUNK } else { (slot + 1).next_power_of_two() };
+            self.history_room += length - histories.len();
             histories.resize(length, History::UNVERSIONED);
         }
         histories[slot] = history;

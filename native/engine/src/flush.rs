@@ -20,11 +20,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use crate::ids::EntryId;
 use crate::reclaim::reclaim;
 use crate::store::Store;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::totals::{Ended, Outcomes};
 
 /// The result of [`Partition::flush`](crate::Partition::flush).
 pub enum Flushed<S: Store> {
@@ -39,6 +41,16 @@ pub enum Flushed<S: Store> {
 pub struct Flush<S: Store> {
     /// The position behind the last entry.
     end: usize,
+    /// When the first entry was written.
+    since: Option<Instant>,
+    /// The estimated bytes of the stores.
+    bytes: usize,
+    /// Where the outcomes are counted.
+    outcomes: Arc<Outcomes>,
+    /// How many entries have no outcome and do not wait again. Of a deleted one this is known when a reader comes to it.
+    left: AtomicUsize,
+    /// How many of these have failed and stay here, to be retried.
+    staying: AtomicUsize,
     /// Each entry before this position has an outcome.
     settled: AtomicUsize,
     /// A bit for each position, set when the entry is deleted, when a reader leaves it out since a newer one waits, and
@@ -96,6 +108,8 @@ struct Batch {
     size: usize,
     /// How many there may be.
     limit: usize,
+    /// How many entries from `from` on were left out, since they are superseded.
+    skipped: usize,
 }
 
 /// What has been done with a batch.
@@ -151,8 +165,16 @@ pub struct Seen {
 
 impl Batch {
     /// No batch.
-    const NONE: Batch =
-        Batch { reader: 0, state: BatchState::Read, from: 0, runs: Vec::new(), length: 0, size: 0, limit: 0 };
+    const NONE: Batch = Batch {
+        reader: 0,
+        state: BatchState::Read,
+        from: 0,
+        runs: Vec::new(),
+        length: 0,
+        size: 0,
+        limit: 0,
+        skipped: 0,
+    };
 
     /// Adds an entry. A run has only retried entries or only others, so that each goes back to where it came from.
     fn push(&mut self, position: usize, attempts: u32) {
@@ -207,8 +229,11 @@ impl<S: Store> Progress<S> {
 
 impl<S: Store> Flush<S> {
     /// A flush of which nothing has been read.
-    pub(crate) fn new(frozen: Arc<Frozen<S>>) -> Self {
+    pub(crate) fn new(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>) -> Self {
         let end = frozen.end();
+        let left = frozen.stores.iter().map(Store::len).sum();
+        let since = frozen.stores.iter().filter_map(Store::since).min();
+        let bytes = frozen.stores.iter().map(Store::bytes).sum();
         let progress = Progress {
             frozen: Some(frozen),
             position: 0,
@@ -220,6 +245,11 @@ impl<S: Store> Flush<S> {
         };
         Flush {
             end,
+            since,
+            bytes,
+            outcomes,
+            left: AtomicUsize::new(left),
+            staying: AtomicUsize::new(0),
             settled: AtomicUsize::new(0),
             gone: OnceLock::new(),
             progress: Mutex::new(progress),
@@ -240,6 +270,9 @@ impl<S: Store> Flush<S> {
             let from = progress.position;
             let batch = &mut progress.batch;
             (batch.reader, batch.from, batch.size, batch.limit) = (reader, from, size, size);
+            // No reader comes to these again.
+            let superseded = std::mem::take(&mut batch.skipped);
+            self.count(Ended { superseded, ..Ended::default() });
         } else if !progress.is_read_by(reader, length) {
             return None;
         }
@@ -251,7 +284,9 @@ impl<S: Store> Flush<S> {
         let mut progress = self.progress.lock();
         let is_own = progress.call(reader, now);
         if is_own {
+            let Batch { length: processed, skipped: superseded, .. } = progress.batch;
             progress.end_batch();
+            self.count(Ended { processed, superseded, ..Ended::default() });
             self.settle(&mut progress);
         }
         is_own
@@ -261,10 +296,14 @@ impl<S: Store> Flush<S> {
     pub fn lease(&self, reader: u64, now: i64) -> bool {
         let mut progress = self.progress.lock();
         let is_own = progress.call(reader, now);
-        if is_own && progress.batch.length > 0 {
-            progress.batch.state = BatchState::Leased;
-        } else if is_own {
-            self.settle(&mut progress);
+        if is_own {
+            let superseded = std::mem::take(&mut progress.batch.skipped);
+            self.count(Ended { superseded, ..Ended::default() });
+            if progress.batch.length > 0 {
+                progress.batch.state = BatchState::Leased;
+            } else {
+                self.settle(&mut progress);
+            }
         }
         is_own
     }
@@ -281,8 +320,13 @@ impl<S: Store> Flush<S> {
     /// The end of this reader's batch, which was leased.
     pub fn succeed(&self, reader: u64) {
         let mut progress = self.progress.lock();
-        if progress.batch.state != BatchState::Read && progress.batch.reader == reader {
+        let Batch { state, reader: own, length, .. } = progress.batch;
+        if state != BatchState::Read && own == reader {
             progress.end_batch();
+            self.count(match state {
+                BatchState::GivenUp | BatchState::Buried => Ended { given_up: length, ..Ended::default() },
+                _ => Ended { processed: length, ..Ended::default() },
+            });
             self.settle(&mut progress);
         }
     }
@@ -355,17 +399,35 @@ impl<S: Store> Flush<S> {
             let ended = batch.entries().map(|(position, _attempts)| position);
             ended.filter(|position| staying.next_if_eq(position).is_none()).for_each(|position| self.remove(position));
         }
+        let waits = result.retried - retries.length;
+        let failed = result.retried + result.superseded + result.given_up;
+        let processed = batch.length - failed;
         let mut progress = self.progress.lock();
         retries.runs.into_iter().rev().for_each(|run| progress.retries.push_front(run));
         // Another reader may have inherited the batch meanwhile.
         given_up.reader = progress.batch.reader;
         progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
+        self.left.fetch_sub(waits, Ordering::Relaxed);
+        self.count(Ended {
+            processed,
+            superseded: result.superseded,
+            failed: if counted { failed } else { 0 },
+            given_up: 0,
+        });
         self.settle(&mut progress);
         result
     }
 
+    /// Counts outcomes. The caller has the lock of `progress`.
+    fn count(&self, ended: Ended) {
+        self.left.fetch_sub(ended.left(), Ordering::Relaxed);
+        self.outcomes.add(ended);
+    }
+
     /// Publishes what has an outcome, and frees the stores after the last one.
     fn settle(&self, progress: &mut Progress<S>) {
+        let failed = progress.retries.iter().filter(|run| run.attempts > 0).map(|run| run.length);
+        self.staying.store(failed.sum(), Ordering::Relaxed);
         let settled = progress.retries.front().map_or(progress.position, |run| run.first);
         self.settled.store(settled, Ordering::Release);
         if progress.is_finished(self.end) {
@@ -413,6 +475,26 @@ impl<S: Store> Flush<S> {
     /// The position behind the last entry.
     pub fn end(&self) -> usize {
         self.end
+    }
+
+    /// How many entries have no outcome and do not wait again.
+    pub(crate) fn left(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// How many entries have failed and stay here.
+    pub(crate) fn staying(&self) -> usize {
+        self.staying.load(Ordering::Relaxed)
+    }
+
+    /// When the first entry was written.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// The estimated bytes of the stores.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The stores, to be read without a lock; `None` when all entries have an outcome.
@@ -517,15 +599,16 @@ impl<S: Store> Reader<'_, S> {
         };
         let batch = &mut progress.batch;
         let stop = end.min(first.saturating_add(count));
-        let mut position = first;
+        let (mut position, mut skipped) = (first, 0);
         while position < stop {
-            let mut record = frozen.record(position);
+            let record = frozen.record(position);
             if record.is_some() && is_superseded(frozen, position) {
                 flush.remove(position);
             }
             // Only now: a delete may just have taken out both this entry and the one that replaces it.
-            record = record.filter(|_record| !flush.is_gone(position));
-            if let Some(record) = record {
+            if record.is_some() && flush.is_gone(position) {
+                skipped += 1;
+            } else if let Some(record) = record {
                 let attempts = match retry {
                     Some(run) => run.attempts,
                     None if frozen.has_failed => frozen.attempts(position),
@@ -541,6 +624,12 @@ impl<S: Store> Reader<'_, S> {
                 each(record);
             }
             position += 1;
+        }
+        if retry.is_none() {
+            batch.skipped += skipped;
+        } else {
+            // Nobody comes to these again.
+            flush.count(Ended { superseded: skipped, ..Ended::default() });
         }
         progress.pass(retry.is_some(), position - first);
         let is_full = position < stop;

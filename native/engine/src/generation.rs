@@ -4,6 +4,7 @@
 //! entry names count it as one live copy.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::arena::{Arena, Evacuation, Garbage, Unowned};
 use crate::entries::{Counts, Entries, Entry, History, Record};
@@ -12,6 +13,7 @@ use crate::index::{Hash, Hasher, Index, Seeds};
 use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::term::{Heap, Term, Version};
+use crate::totals::Writes;
 
 /// See the module's documentation.
 pub struct Generation<H: Heap> {
@@ -23,8 +25,18 @@ pub struct Generation<H: Heap> {
     keys: Arena<H>,
     /// Where the values live, and the versions beyond 64 bits.
     values: Arena<H>,
-    /// Whether an entry was ever taken back.
-    has_failed: bool,
+    /// How many entries were replaced.
+    replaced: usize,
+    /// How many writes were stale.
+    stale: usize,
+    /// How many entries were deleted.
+    deleted: usize,
+    /// How many entries were taken back.
+    taken_back: usize,
+    /// How many of the present entries have failed before.
+    retried: usize,
+    /// When the first entry was written, or the first of those that were taken back.
+    since: Option<Instant>,
     /// The heaps given up since the last [`Generation::take_garbage`].
     garbage: Vec<Garbage<H>>,
 }
@@ -89,6 +101,7 @@ impl<H: Heap> Generation<H> {
         match self.find(hash, key.term) {
             None => {
                 if in_flight().is_some_and(|old| !version.is_newer_than(old)) {
+                    self.stale += 1;
                     return false;
                 }
                 let copy = store_value(&mut self.values, value, version);
@@ -97,6 +110,7 @@ impl<H: Heap> Generation<H> {
             Some(id) => {
                 let old = self.entries.history(id);
                 if !version.is_newer_than(old.version()) {
+                    self.stale += 1;
                     return false;
                 }
                 let copy = store_value(&mut self.values, value, version);
@@ -134,6 +148,8 @@ impl<H: Heap> Generation<H> {
         let Generation { index, entries, .. } = self;
         let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
         if let Some(id) = found {
+            self.deleted += 1;
+            self.forget_failures(id);
             let entry = self.entries.remove(id);
             self.keys.release(entry.key_segment, entry.key, &mut self.garbage);
             self.values.release(entry.value_segment, entry.value, &mut self.garbage);
@@ -155,10 +171,21 @@ impl<H: Heap> Generation<H> {
         self.index.hasher().rehash(*self.entries.seed(id))
     }
 
+    /// An entry that has failed is about to be replaced or deleted.
+    #[inline]
+    fn forget_failures(&mut self, id: EntryId) {
+        if self.taken_back > 0 && self.entries.history(id).counts().attempts > 0 {
+            self.retried -= 1;
+        }
+    }
+
     /// Adds an entry for a key that has none.
     #[inline]
     fn insert(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>, counts: Counts) {
         let id = self.entries.next_id();
+        if id == 0 {
+            self.since.get_or_insert_with(Instant::now);
+        }
         let (key, unowned) = self.keys.store(key);
         let key_segment = self.keys.own(unowned, id);
         let value_segment = self.values.own(copy.unowned, id);
@@ -171,6 +198,8 @@ impl<H: Heap> Generation<H> {
     /// Replaces the value and the history of an entry.
     #[inline]
     fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, counts: Counts) {
+        self.replaced += 1;
+        self.forget_failures(id);
         let segment = self.values.own(copy.unowned, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
         let old_value = std::mem::replace(&mut entry.value, copy.value);
@@ -240,7 +269,12 @@ impl<H: Heap> Store for Generation<H> {
             entries: Entries::new(),
             keys: Arena::new(),
             values: Arena::new(),
-            has_failed: false,
+            replaced: 0,
+            stale: 0,
+            deleted: 0,
+            taken_back: 0,
+            retried: 0,
+            since: None,
             garbage: Vec::new(),
         }
     }
@@ -257,6 +291,23 @@ impl<H: Heap> Store for Generation<H> {
         self.entries.end()
     }
 
+    fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    fn writes(&self) -> Writes {
+        let Generation { replaced: coalesced, stale, deleted, taken_back, .. } = *self;
+        Writes { written: self.len() + deleted + coalesced - taken_back, coalesced, stale, deleted }
+    }
+
+    fn retried(&self) -> usize {
+        self.retried
+    }
+
+    fn bytes(&self) -> usize {
+        self.index.bytes() + self.entries.bytes() + self.keys.bytes() + self.values.bytes()
+    }
+
     fn has_large(&self) -> bool {
         self.keys.had_large() || self.values.had_large()
     }
@@ -269,7 +320,7 @@ impl<H: Heap> Store for Generation<H> {
     }
 
     fn has_failed(&self) -> bool {
-        self.has_failed
+        self.taken_back > 0
     }
 
     fn attempts(&self, id: EntryId) -> u32 {
@@ -291,7 +342,9 @@ impl<H: Heap> Store for Generation<H> {
         let value = flushed.values.parcel(entry.value_segment, entry.value);
         let copy = store_value(&mut self.values, &value, history.version());
         self.insert(hash, &key, copy, Counts { attempts, ..history.counts() });
-        self.has_failed = true;
+        self.taken_back += 1;
+        self.retried += usize::from(attempts > 0);
+        self.since = [self.since, flushed.since].into_iter().flatten().min();
         true
     }
 }
@@ -326,7 +379,7 @@ struct ValueCopy<T> {
 fn store_value<H: Heap>(arena: &mut Arena<H>, value: &Parcel<H>, version: Version<H::Term>) -> ValueCopy<H::Term> {
     match &value.heap {
         None => copy_value(arena, value.term, version),
-        Some(heap) => ValueCopy { value: value.term, version, unowned: arena.keep(heap) },
+        Some(heap) => ValueCopy { value: value.term, version, unowned: arena.keep(value.term, heap) },
     }
 }
 

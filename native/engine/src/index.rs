@@ -283,6 +283,11 @@ impl Index {
         Index { hasher, directory: Vec::new(), stripes: Vec::new() }
     }
 
+    /// How many bytes the stripes take, as if they were equally large.
+    pub fn bytes(&self) -> usize {
+        self.stripes.first().map_or(0, |stripe| stripe.lines.len() * size_of::<Line>()) * self.stripes.len()
+    }
+
     /// The hasher that makes the hashes.
     pub fn hasher(&self) -> &Hasher {
         &self.hasher

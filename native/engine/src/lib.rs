@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
 //! | [`flush`] | the entries in flight, the batch that the processor has, and their outcomes |
+//! | [`totals`] | what is counted of the entries |
 //! | [`routing`] | from a key to its partition |
 //! | [`reclaim`] | the thread that frees memory |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
@@ -37,6 +38,7 @@ pub mod routing;
 pub mod store;
 mod sync;
 pub mod term;
+pub mod totals;
 
 pub use flush::{BatchState, Flush, Flushed, Frozen, GivenBack, Reader, Seen};
 pub use generation::Generation;
@@ -44,6 +46,7 @@ pub use ids::EntryId;
 pub use index::{Hash, Hasher};
 pub use log::Log;
 pub use parcel::Parcel;
-pub use partition::{Closed, MapPartition, Partition, QueuePartition, Stored};
+pub use partition::{Closed, Info, MapPartition, Partition, QueuePartition, Stored};
 pub use store::Store;
 pub use term::{Heap, Term, Version};
+pub use totals::{Ended, Outcomes, Writes};

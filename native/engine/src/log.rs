@@ -2,12 +2,15 @@
 //!
 //! Items are never replaced or deleted, so the log keeps only their terms and frees all segments at its end.
 
+use std::time::Instant;
+
 use crate::arena::Arena;
 use crate::ids::EntryId;
 use crate::index::Hasher;
 use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::term::Heap;
+use crate::totals::Writes;
 
 /// Items in a chunk. Growing moves no item, so it never takes long.
 const CHUNK: usize = 1024;
@@ -20,6 +23,8 @@ pub struct Log<H: Heap> {
     length: usize,
     /// Where the items live.
     copies: Arena<H>,
+    /// When the first item was written.
+    since: Option<Instant>,
 }
 
 impl<H: Heap> Log<H> {
@@ -32,6 +37,7 @@ impl<H: Heap> Log<H> {
         if self.length % CHUNK == 0 {
             // The first chunk may stay small, the others are likely to fill.
             self.chunks.push(Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK }));
+            self.since.get_or_insert_with(Instant::now);
         }
         self.chunks[self.length / CHUNK].push(copy);
         self.length += 1;
@@ -44,11 +50,11 @@ impl<H: Heap> Store for Log<H> {
     const KEEPS_ORDER: bool = true;
 
     fn new(_hasher: &Hasher) -> Self {
-        Log { chunks: Vec::new(), length: 0, copies: Arena::new() }
+        Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None }
     }
 
     fn successor(&self) -> Self {
-        Log { chunks: Vec::new(), length: 0, copies: Arena::new() }
+        Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None }
     }
 
     fn len(&self) -> usize {
@@ -57,6 +63,24 @@ impl<H: Heap> Store for Log<H> {
 
     fn end(&self) -> usize {
         self.length
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    fn writes(&self) -> Writes {
+        Writes { written: self.length, ..Writes::default() }
+    }
+
+    fn retried(&self) -> usize {
+        0
+    }
+
+    fn bytes(&self) -> usize {
+        self.chunks.iter().last().map_or(0, Vec::capacity) * size_of::<H::Term>()
+            + self.length / CHUNK * CHUNK * size_of::<H::Term>()
+            + self.copies.bytes()
     }
 
     fn has_large(&self) -> bool {

@@ -27,6 +27,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::flush::{Flush, Flushed, Frozen, GivenBack, Retry};
 use crate::generation::{Found, Generation};
@@ -37,6 +38,7 @@ use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
+use crate::totals::{Ended, Outcomes, Writes};
 
 /// Added to a partition count, this marks the write of a processor, which is taken until the partition is closed. No
 /// buffer has as many partitions.
@@ -77,6 +79,30 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     in_flight: Mutex<VecDeque<Arc<Flush<S>>>>,
     /// Whether it is open with outcomes. It changes only while nobody writes.
     has_outcomes: AtomicBool,
+    /// What became of the entries of its flushes.
+    outcomes: Arc<Outcomes>,
+}
+
+/// What a partition holds, and what was counted. Without the locks of all shards at once, so writes that come meanwhile
+/// are in it or not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Info {
+    /// How many entries wait.
+    pub waiting: usize,
+    /// How many entries are in flight. Of deleted ones this is known when a reader comes to them.
+    pub in_flight: usize,
+    /// How many of both have failed, and wait for the next attempt.
+    pub retried: usize,
+    /// The estimated bytes of both.
+    pub bytes: usize,
+    /// When the oldest of both was written, or one of its flush before it.
+    pub since: Option<Instant>,
+    /// What writes have done.
+    pub writes: Writes,
+    /// What became of the entries in flight.
+    pub ended: Ended,
+    /// Whether it refuses the writes of others than processors.
+    pub is_closed: bool,
 }
 
 /// What [`MapPartition::put_newer`] found.
@@ -101,6 +127,8 @@ struct ShardState<S: Store> {
     waiting: S,
     /// The flushes that the shard's operations look into, oldest first: none if the partition has no outcomes.
     in_flight: Vec<InFlight<S>>,
+    /// What was counted before the last flush.
+    before: Writes,
 }
 
 /// A flush with its stores, which stay until the shard gives this up.
@@ -183,6 +211,7 @@ impl<S: Store> Shard<S> {
 impl<S: Store> ShardState<S> {
     /// Replaces the store by an empty one.
     fn freeze(&mut self) -> S {
+        self.before += self.waiting.writes();
         let successor = self.waiting.successor();
         std::mem::replace(&mut self.waiting, successor)
     }
@@ -253,12 +282,17 @@ impl From<bool> for Stored {
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// A closed, empty partition.
     pub fn new(hasher: &Hasher) -> Self {
-        let shard =
-            |_| Shard(Mutex::new(ShardState { partition_count: 0, waiting: S::new(hasher), in_flight: Vec::new() }));
+        let state = || ShardState {
+            partition_count: 0,
+            waiting: S::new(hasher),
+            in_flight: Vec::new(),
+            before: Writes::default(),
+        };
         Partition {
-            shards: std::array::from_fn(shard),
+            shards: std::array::from_fn(|_| Shard(Mutex::new(state()))),
             in_flight: Mutex::default(),
             has_outcomes: AtomicBool::new(false),
+            outcomes: Arc::default(),
         }
     }
 
@@ -362,6 +396,36 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().map(|shard| Ok(shard.lock_readable(partition_count)?.waiting.len())).sum()
     }
 
+    /// What the partition holds, and what was counted. It takes a few microseconds, however many entries there are.
+    pub fn info(&self) -> Info {
+        let mut info = Info { ended: self.outcomes.get(), ..Info::default() };
+        // Those that wait come last: an entry that is given back meanwhile is rather counted twice than not at all.
+        for flush in self.in_flight.lock().iter().filter(|flush| flush.left() > 0) {
+            info.in_flight += flush.left();
+            info.retried += flush.staying();
+            info.bytes += flush.bytes();
+            info.since = [info.since, flush.since()].into_iter().flatten().min();
+        }
+        for shard in &self.shards {
+            let state = shard.lock();
+            info.waiting += state.waiting.len();
+            info.retried += state.waiting.retried();
+            info.bytes += state.waiting.bytes();
+            if !state.waiting.is_empty() {
+                info.since = [info.since, state.waiting.since()].into_iter().flatten().min();
+            }
+            info.writes += state.before;
+            info.writes += state.waiting.writes();
+            info.is_closed |= state.partition_count == 0 || state.partition_count & DRAINING != 0;
+        }
+        info
+    }
+
+    /// Counts failures of which a flush without outcomes knows nothing.
+    pub fn count_failed(&self, failed: usize) {
+        self.outcomes.add(Ended { failed, ..Ended::default() });
+    }
+
     /// How many entries wait, or are in flight without an outcome. It looks at each of the latter.
     pub fn held(&self) -> usize {
         let in_flight = self.in_flight.lock();
@@ -427,7 +491,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         // Stores whose entries were all deleted are only memory, freed like the others.
         let is_empty = stores.iter().all(Store::is_empty);
         let frozen = Arc::new(Frozen::new(stores));
-        let flush = Arc::new(Flush::new(frozen.clone()));
+        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone()));
         if !is_empty && visible {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight.push(in_flight.clone()));

@@ -1,7 +1,10 @@
 //! What a partition needs of a generation or a log.
 
+use std::time::Instant;
+
 use crate::ids::EntryId;
 use crate::index::Hasher;
+use crate::totals::Writes;
 
 /// The entries of a shard since the last flush. Threads write it under the shard's lock. The flush freezes it, and then
 /// any thread reads it without a lock.
@@ -29,6 +32,19 @@ pub trait Store: Send + Sync + 'static {
     /// One above the highest id.
     fn end(&self) -> usize;
 
+    /// When the first entry was written, or earlier if some entries are from an earlier store; `None` if there never was
+    /// one.
+    fn since(&self) -> Option<Instant>;
+
+    /// What was counted since the store was new.
+    fn writes(&self) -> Writes;
+
+    /// How many entries the processor has failed with before they were written here.
+    fn retried(&self) -> usize;
+
+    /// Estimates how many bytes the store takes.
+    fn bytes(&self) -> usize;
+
     /// Whether some terms may be large, so that copying even a few records may take long.
     fn has_large(&self) -> bool;
 
@@ -44,6 +60,6 @@ pub trait Store: Send + Sync + 'static {
     /// Whether this store has an entry that replaces one of `flushed`, an earlier store of the shard.
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool;
 
-    /// Writes an entry of `flushed` again, with which the processor has failed so often; `false` if it is superseded.
+    /// Takes an entry of `flushed` again, with which the processor has failed so often; `false` if it is superseded.
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> bool;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Partition, Seen, Store};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Info, Partition, Seen, Store};
 use rustler::{Encoder, Env, Resource, Term};
 
 use crate::buffer::{Buffer, NotRunning, Partitions};
@@ -185,6 +185,10 @@ pub(crate) trait AnyPartitions {
     fn close(&self, partition: u32) -> Result<(), NotRunning>;
     /// See [`Partition::held`].
     fn held(&self, partition: u32) -> Result<usize, NotRunning>;
+    /// See [`Partition::info`].
+    fn info(&self, partition: u32) -> Result<Info, NotRunning>;
+    /// See [`Partition::count_failed`].
+    fn count_failed(&self, partition: u32, failed: usize) -> Result<(), NotRunning>;
     /// See [`Partition::flush`].
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning>;
     /// See [`Partition::in_flight`].
@@ -214,6 +218,14 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
 
     fn held(&self, partition: u32) -> Result<usize, NotRunning> {
         self.running(partition).map(Partition::held)
+    }
+
+    fn info(&self, partition: u32) -> Result<Info, NotRunning> {
+        self.running(partition).map(Partition::info)
+    }
+
+    fn count_failed(&self, partition: u32, failed: usize) -> Result<(), NotRunning> {
+        self.running(partition).map(|partition| partition.count_failed(failed))
     }
 
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning> {

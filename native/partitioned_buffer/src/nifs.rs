@@ -8,7 +8,7 @@
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Seen, Stored};
+use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Info, Seen, Stored};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
@@ -154,6 +154,26 @@ fn held<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a
     let partition = partition.decode()?;
     let held = find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.held(partition));
     Ok(count_or_not_running(env, held.map(|held| held as u64)))
+}
+
+nif!(info / 2);
+fn info<'a>(env: Env<'a>, [name, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partition = partition.decode()?;
+    let Ok(info) = find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.info(partition)) else {
+        return Ok(atoms::not_running().to_term(env));
+    };
+    let Info { waiting, in_flight, retried, bytes, since, writes, ended, is_closed } = info;
+    let age = since.map(|since| since.elapsed().as_millis() as u64);
+    let writes = (writes.written, writes.coalesced, writes.stale, writes.deleted);
+    let ended = (ended.superseded, ended.processed, ended.failed, ended.given_up);
+    Ok(((waiting, in_flight, retried, bytes), age, writes, ended, is_closed).encode(env))
+}
+
+nif!(failed / 3);
+fn failed<'a>(env: Env<'a>, [name, partition, count]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (partition, count): (u32, u32) = (partition.decode()?, count.decode()?);
+    let partitions = find(name)?.and_then(Buffer::running);
+    Ok(done(env, partitions.and_then(|partitions| partitions.count_failed(partition, count as usize))))
 }
 
 nif!(put / 4);
