@@ -7,10 +7,18 @@ defmodule :telemetry do
   def attach(id, event, function, config), do: attach_many(id, [event], function, config)
 
   def attach_many(id, events, function, config) do
-    update(&Map.put(&1, id, {events, function, config}))
+    update(fn
+      %{^id => _handler} -> {:error, :already_exists}
+      handlers -> {:ok, Map.put(handlers, id, {events, function, config})}
+    end)
   end
 
-  def detach(id), do: update(&Map.delete(&1, id))
+  def detach(id) do
+    update(fn
+      %{^id => _handler} = handlers -> {:ok, Map.delete(handlers, id)}
+      _handlers -> {:error, :not_found}
+    end)
+  end
 
   def execute(event, measurements, metadata) do
     for {id, {events, function, config}} <- handlers(), event in events do
@@ -27,10 +35,10 @@ defmodule :telemetry do
   defp handlers, do: :persistent_term.get(@handlers, %{})
 
   defp update(change) do
-    :global.trans({@handlers, self()}, fn -> :persistent_term.put(@handlers, change.(handlers())) end, [
-      node()
-    ])
-
-    :ok
+    :global.trans(
+      {@handlers, self()},
+      fn -> with {:ok, handlers} <- change.(handlers()), do: :persistent_term.put(@handlers, handlers) end,
+      [node()]
+    )
   end
 end

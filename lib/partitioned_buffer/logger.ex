@@ -1,0 +1,134 @@
+defmodule PartitionedBuffer.DefaultLogger do
+  @moduledoc false
+  # Logs what operators want to know, and the library does not log itself: failures, pauses, and entries that are given up with
+  # nobody to take them have lines of their own where they happen. No line has a key, a value or another term of an entry.
+
+  alias PartitionedBuffer.Outcome
+
+  require Logger
+
+  @compile {:no_warn_undefined, :telemetry}
+
+  @id :partitioned_buffer_default_logger
+
+  @levels [:emergency, :alert, :critical, :error, :warning, :notice, :info, :debug]
+
+  @names %{
+    full: [[:full, :start], [:full, :stop]],
+    dead_letter: [[:partition, :dead_letter]],
+    processing: [[:partition, :processing, :stop]]
+  }
+
+  @defaults [level: :info, events: [:full, :dead_letter]]
+
+  @doc """
+  Attaches the logger. See `PartitionedBuffer.attach_default_logger/1`.
+  """
+  @spec attach(keyword()) :: :ok | {:error, :already_exists | :no_telemetry}
+  def attach(opts \\ []) do
+    {level, events} = options!(opts)
+
+    # The module may be there without being loaded yet.
+    if Code.ensure_loaded?(:telemetry) and :erlang.function_exported(:telemetry, :attach_many, 4),
+      do: :telemetry.attach_many(@id, events, &__MODULE__.handle/4, %{level: level}),
+      else: {:error, :no_telemetry}
+  end
+
+  @doc """
+  Detaches the logger.
+  """
+  @spec detach() :: :ok | {:error, :not_found | :no_telemetry}
+  def detach do
+    if Code.ensure_loaded?(:telemetry) and :erlang.function_exported(:telemetry, :detach, 1),
+      do: :telemetry.detach(@id),
+      else: {:error, :no_telemetry}
+  end
+
+  defp options!(opts) do
+    opts = Keyword.validate!(opts, @defaults)
+    known = Map.keys(@names)
+
+    unless opts[:level] in @levels do
+      raise ArgumentError,
+            "invalid option :level of the default logger: expected one of #{inspect(@levels)}, " <>
+              "got: #{inspect(opts[:level])}"
+    end
+
+    names = if opts[:events] == :all, do: known, else: opts[:events]
+
+    unless is_list(names) and Enum.all?(names, &(&1 in known)) do
+      raise ArgumentError,
+            "invalid option :events of the default logger: expected :all or a list of #{inspect(known)}, " <>
+              "got: #{inspect(names)}"
+    end
+
+    {opts[:level], for(name <- Enum.uniq(names), suffix <- @names[name], do: [:partitioned_buffer | suffix])}
+  end
+
+  @doc false
+  # A handler that raises would be detached, so each clause takes what is there.
+  def handle([:partitioned_buffer, :full, :start], _measurements, metadata, _config) do
+    log(
+      :warning,
+      :full_start,
+      metadata,
+      [],
+      "#{buffer(metadata)} is full: new entries wait for room, or are refused"
+    )
+  end
+
+  def handle([:partitioned_buffer, :full, :stop], measurements, metadata, config) do
+    %{duration: duration, refused: refused, dropped: dropped, waited: waited} = measurements
+    level = if refused + dropped > 0, do: :warning, else: config.level
+
+    log(
+      level,
+      :full_stop,
+      metadata,
+      [duration_ms: ms(duration), refused: refused, dropped: dropped, waited: waited],
+      "#{buffer(metadata)} has room again after #{ms(duration)} ms: " <>
+        "writers that waited: #{waited}, writes refused: #{refused}, dropped: #{dropped}"
+    )
+  end
+
+  # What the function :dead_letter has not taken is logged as an error already.
+  def handle([:partitioned_buffer, :partition, :dead_letter], _measurements, %{handled: false}, _config),
+    do: :ok
+
+  def handle([:partitioned_buffer, :partition, :dead_letter], %{count: count}, metadata, _config) do
+    log(
+      :error,
+      :dead_letter,
+      metadata,
+      [count: count],
+      "#{partition(metadata)} has given #{count} entries to its function :dead_letter: " <>
+        Outcome.describe(metadata.reason)
+    )
+  end
+
+  # All of it has failed, which is logged already.
+  def handle([:partitioned_buffer, :partition, :processing, :stop], %{size: 0}, _metadata, _config), do: :ok
+
+  def handle([:partitioned_buffer, :partition, :processing, :stop], measurements, metadata, config) do
+    %{duration: duration, size: size} = measurements
+
+    log(
+      config.level,
+      :processing_stop,
+      metadata,
+      [size: size, duration_ms: ms(duration)],
+      "#{partition(metadata)} has processed #{size} entries in #{ms(duration)} ms"
+    )
+  end
+
+  defp log(level, event, metadata, numbers, message) do
+    about = metadata |> Map.take([:buffer, :partition, :trigger]) |> Map.to_list()
+    Logger.log(level, message, [event: event] ++ about ++ numbers)
+    :ok
+  end
+
+  defp buffer(metadata), do: "buffer #{inspect(metadata.buffer)}"
+  defp partition(metadata), do: "partition #{inspect(metadata.partition)} of #{buffer(metadata)}"
+
+  defp ms(native), do: System.convert_time_unit(native, :native, :millisecond)
+end
