@@ -174,7 +174,7 @@ defmodule PartitionedBuffer do
   milliseconds, and after how many failures in a row. `handled` says whether `:dead_letter` has taken the entries.
   """
 
-  alias PartitionedBuffer.{Info, Native, Options, Partition, Routing, Running}
+  alias PartitionedBuffer.{DefaultLogger, Info, Native, Options, Partition, Routing, Running, Watch}
 
   @typedoc "The name of a buffer."
   @type buffer() :: atom()
@@ -422,6 +422,64 @@ defmodule PartitionedBuffer do
   """
   @spec emit_info(buffer() | :all) :: :ok
   def emit_info(buffer_or_all) when is_atom(buffer_or_all), do: Info.emit(buffer_or_all)
+
+  @doc """
+  Shows a page about a running buffer in the terminal, and replaces it once a second: what it holds, the rates of writes, what
+  has failed, and a line for each partition.
+
+  Everything on it is from `info/1`. It returns `:ok` when the buffer is not running any more. To end it earlier in IEx, press
+  Ctrl-C and `a`, which ends the shell as well, or Ctrl-G and then `i` and `c`, which does not. In a remote shell Ctrl-C ends
+  only the shell, not the node that it is connected to.
+
+  Options:
+
+    * `:interval` – milliseconds between two pages. The default is 1000.
+    * `:rounds` – how many pages, or `:infinity`, the default.
+    * `:device` – where to print. The default is `:stdio`.
+    * `:ansi` – whether a page replaces the one before, or comes below it. The default is `IO.ANSI.enabled?/0` of the node that
+      has the buffer, which may be false in a remote shell.
+  """
+  @spec watch(buffer(), keyword()) :: :ok
+  def watch(buffer, opts \\ []) when is_atom(buffer), do: Watch.run(buffer, opts)
+
+  @doc """
+  Logs what operators want to know about all buffers, in one line at the start of the application.
+
+  The library itself logs failures, pauses, and entries that are lost or given up. This logger adds the rest:
+
+  | event | level | line |
+  |---|---|---|
+  | `:full` | `:warning` | a buffer is full |
+  | `:full` | `:level`, or `:warning` if writes were refused or dropped | it has room again: for how long it was full, and how many writers waited |
+  | `:dead_letter` | `:error` | `:dead_letter` has taken entries that were given up: their count and the reason |
+  | `:processing` | `:level` | a flush: its size and duration |
+
+  The lines never show keys, values or other terms of entries. Their Logger metadata are `buffer`, `partition`, `event`
+  (`:full_start`, `:full_stop`, `:dead_letter` or `:processing_stop`) and the numbers of the line.
+
+  Options:
+
+    * `:level` – the level of lines about normal work. The default is `:info`.
+    * `:events` – which of `:full`, `:dead_letter` and `:processing` to log, or `:all`. The default is `[:full, :dead_letter]`,
+      since `:processing` is a line for each flush.
+
+  Returns `{:error, :already_exists}` if it is attached, and `{:error, :no_telemetry}` if the application `:telemetry` is not
+  present. Raises an `ArgumentError` if an option is invalid.
+
+      iex> PartitionedBuffer.attach_default_logger(level: :debug)
+      :ok
+      iex> PartitionedBuffer.detach_default_logger()
+      :ok
+  """
+  @spec attach_default_logger(level: Logger.level(), events: :all | [:full | :dead_letter | :processing]) ::
+          :ok | {:error, :already_exists | :no_telemetry}
+  def attach_default_logger(opts \\ []), do: DefaultLogger.attach(opts)
+
+  @doc """
+  Detaches the logger of `attach_default_logger/1`. Returns `{:error, :not_found}` if it is not attached.
+  """
+  @spec detach_default_logger() :: :ok | {:error, :not_found | :no_telemetry}
+  def detach_default_logger, do: DefaultLogger.detach()
 
   @doc """
   Returns how much memory the native library has allocated for all buffers together.

@@ -3,8 +3,6 @@ defmodule PartitionedBuffer.Watch do
   # A page in the terminal about a running buffer. Everything on it is from `PartitionedBuffer.info/1`; the rates are the
   # differences of two infos.
 
-  alias PartitionedBuffer.Outcome
-
   # If the device does not know its size.
   @rows 24
   @columns 80
@@ -152,7 +150,7 @@ defmodule PartitionedBuffer.Watch do
 
   defp last_error(%{reason: reason, partition: partition, system_time: at}, now) do
     age = if now, do: ", #{duration(max(now - at, 0))} ago", else: ""
-    "#{Outcome.describe(reason)} in #{short(partition)}#{age}"
+    "#{if is_atom(reason), do: inspect(reason), else: reason} in #{short(partition)}#{age}"
   end
 
   ## Partitions
