@@ -174,7 +174,7 @@ defmodule PartitionedBuffer do
   milliseconds, and after how many failures in a row. `handled` says whether `:dead_letter` has taken the entries.
   """
 
-  alias PartitionedBuffer.{DefaultLogger, Info, Native, Options, Partition, Routing, Running, Watch}
+  alias PartitionedBuffer.{DefaultLogger, Info, Native, Options, Partition, Room, Routing, Running, Watch}
 
   @typedoc "The name of a buffer."
   @type buffer() :: atom()
@@ -262,6 +262,7 @@ defmodule PartitionedBuffer do
       with {:error, error} <- Partition.update_options(partition, changes), do: raise(error)
     end
 
+    if Keyword.has_key?(changes, :max_size), do: Room.changed(buffer)
     :ok
   end
 

@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Call do
   @moduledoc false
   # The parts of a call that all kinds of buffers share: options, results, lists.
 
-  alias PartitionedBuffer.{Native, Options, Routing, Running}
+  alias PartitionedBuffer.{Native, Options, Room, Routing, Running}
 
   @doc """
   The route that the options choose for a key or item; nil if the key or item itself decides.
@@ -25,22 +25,41 @@ defmodule PartitionedBuffer.Call do
   def taken!(result, _buffer, _kind), do: result
 
   @doc """
-  Handles a write that the partitions refused. A processor may write to its own buffer until the stop has ended: then `write`
-  writes again, by a route with the mark of processors. Any other write raises.
+  Handles a write that no partition took, since they refuse writes or since the buffer is full. A processor may write to its own
+  buffer until the stop has ended: then `write` writes again, by a route with the mark of processors. Any other write raises. A
+  write that finds no room waits for it, as the options say.
   """
   @spec refused(
+          :not_running | :full,
           atom(),
           :map | :queue,
           Routing.route() | {:processor, Routing.route()},
-          (any() -> result | :not_running)
-        ) :: result
+          (any() -> result | :not_running | :full)
+        ) :: result | :ok | {:error, :full}
         when result: atom()
-  def refused(buffer, kind, {:processor, _route}, _write), do: Routing.not_running!(buffer, kind)
+  def refused(:full, buffer, kind, route, write) do
+    attempt = fn next? ->
+      with :not_running <- write.(if next?, do: {:next, route}, else: route),
+           do: refused(:not_running, buffer, kind, route, write)
+    end
 
-  def refused(buffer, kind, route, write) do
-    if Running.in_processor?(buffer),
-      do: {:processor, route} |> write.() |> taken!(buffer, kind),
-      else: Routing.not_running!(buffer, kind)
+    Room.wait(buffer, 1, attempt)
+  end
+
+  def refused(:not_running, buffer, kind, {:processor, _route}, _write),
+    do: Routing.not_running!(buffer, kind)
+
+  def refused(:not_running, buffer, kind, route, write) do
+    if Running.in_processor?(buffer) do
+      route = {:processor, route}
+
+      case write.(route) do
+        refused when refused in [:not_running, :full] -> refused(refused, buffer, kind, route, write)
+        result -> result
+      end
+    else
+      Routing.not_running!(buffer, kind)
+    end
   end
 
   @typedoc "A NIF that writes a list."
@@ -54,16 +73,16 @@ defmodule PartitionedBuffer.Call do
   @doc """
   Writes a list. Raises, and writes nothing, if an element has another shape than the operation needs.
   """
-  @spec write_list(atom(), operation(), list(), keyword()) :: :ok
+  @spec write_list(atom(), operation(), list(), keyword()) :: :ok | {:error, :full}
   def write_list(buffer, operation, list, []) do
     # The NIF checks a short list itself.
     case apply(Native, operation, [buffer, nil, list, false]) do
-      :long ->
+      again when again in [:long, :bounded] ->
         check!(buffer, @shapes[operation], list)
-        write(buffer, operation, nil, list)
+        write_reserved(buffer, operation, [{nil, list}], length(list))
 
       result ->
-        written(result, buffer, operation, nil, list)
+        written(result, buffer, operation, nil, list, true)
     end
   end
 
@@ -72,38 +91,61 @@ defmodule PartitionedBuffer.Call do
 
     case Options.partition_key!(buffer, opts) do
       partition_key when partition_key == nil or list == [] ->
-        write(buffer, operation, nil, list)
+        write_reserved(buffer, operation, [{nil, list}], length(list))
 
       partition_key ->
         # The partition key may be a function that raises, so all routes are chosen before the first write. They share one
         # partition count.
         partition_count = Routing.partition_count!(buffer)
-
-        list
-        |> Enum.group_by(&Routing.route(partition_key, routed_by(operation, &1), partition_count))
-        |> Enum.each(fn {route, list} -> write(buffer, operation, route, list) end)
+        groups = Enum.group_by(list, &Routing.route(partition_key, routed_by(operation, &1), partition_count))
+        write_reserved(buffer, operation, Map.to_list(groups), length(list))
     end
   end
 
   defp routed_by(:push_all, item), do: item
   defp routed_by(_put, entry), do: elem(entry, 0)
 
-  defp write(buffer, operation, route, list) do
-    Native
-    |> apply(operation, [buffer, route, list, true])
-    |> written(buffer, operation, route, list)
+  # All of a list is written, or nothing, if the buffer has a bound. Without one there is always room.
+  defp write_reserved(buffer, operation, groups, count) do
+    attempt = fn next? ->
+      case Native.reserve(buffer, count, next?) do
+        :full -> :full
+        :not_running -> write_groups(buffer, operation, groups, true)
+        reservation -> write_and_release(buffer, operation, groups, reservation)
+      end
+    end
+
+    with :full <- attempt.(false), do: Room.wait(buffer, count, attempt)
   end
 
-  defp written(:ok, _buffer, _operation, _route, _list), do: :ok
-  defp written({:more, rest}, buffer, operation, route, _list), do: write(buffer, operation, route, rest)
+  defp write_and_release(buffer, operation, groups, reservation) do
+    write_groups(buffer, operation, groups, reservation)
+  after
+    Native.release(reservation)
+  end
 
-  defp written({:refused, rest}, buffer, operation, route, _list),
-    do: refused(buffer, @kinds[operation], route, &write(buffer, operation, &1, rest))
+  defp write_groups(buffer, operation, groups, checked),
+    do: Enum.each(groups, fn {route, list} -> write(buffer, operation, route, list, checked) end)
 
-  defp written(:not_running, buffer, operation, route, list),
-    do: refused(buffer, @kinds[operation], route, &write(buffer, operation, &1, list))
+  defp write(buffer, operation, route, list, checked) do
+    Native
+    |> apply(operation, [buffer, route, list, checked])
+    |> written(buffer, operation, route, list, checked)
+  end
 
-  defp written(invalid, buffer, operation, _route, _list), do: invalid!(invalid, buffer, @shapes[operation])
+  defp written(:ok, _buffer, _operation, _route, _list, _checked), do: :ok
+
+  defp written({:more, rest}, buffer, operation, route, _list, checked),
+    do: write(buffer, operation, route, rest, checked)
+
+  defp written({:refused, rest}, buffer, operation, route, _list, checked),
+    do: refused(:not_running, buffer, @kinds[operation], route, &write(buffer, operation, &1, rest, checked))
+
+  defp written(:not_running, buffer, operation, route, list, checked),
+    do: refused(:not_running, buffer, @kinds[operation], route, &write(buffer, operation, &1, list, checked))
+
+  defp written(invalid, buffer, operation, _route, _list, _checked),
+    do: invalid!(invalid, buffer, @shapes[operation])
 
   defp check!(buffer, shape, list) do
     case Native.check(shape, list) do

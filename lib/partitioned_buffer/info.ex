@@ -40,6 +40,8 @@ defmodule PartitionedBuffer.Info do
 
   defp sum(buffer, settings, partitions, counted) do
     {kind, _count} = Native.status(buffer)
+    {_held, refused, dropped} = Native.bound(buffer)
+    [{:options, options}] = :ets.lookup(settings, :options)
     totals = Enum.zip_with(Enum.map(counted, & &1.totals), &Enum.sum/1)
 
     %{
@@ -48,20 +50,20 @@ defmodule PartitionedBuffer.Info do
       in_flight: total(partitions, :in_flight),
       retrying: total(counted, :retrying),
       bytes: total(counted, :bytes),
-      max_size: :infinity,
+      max_size: options.max_size,
       oldest_ms: counted |> Enum.map(& &1.oldest_ms) |> Enum.reject(&is_nil/1) |> Enum.max(fn -> nil end),
-      waiting_writers: 0,
-      last_error: last_error(settings),
-      totals: @totals |> Enum.zip(totals ++ [0, 0]) |> Map.new(),
+      waiting_writers: value(settings, :waiting_writers) || 0,
+      last_error: value(settings, :last_error),
+      totals: @totals |> Enum.zip(totals ++ [refused, dropped]) |> Map.new(),
       partitions: partitions
     }
   end
 
   defp total(maps, key), do: maps |> Enum.map(& &1[key]) |> Enum.sum()
 
-  defp last_error(settings) do
-    case :ets.lookup(settings, :last_error) do
-      [{:last_error, error}] -> error
+  defp value(settings, key) do
+    case :ets.lookup(settings, key) do
+      [{_key, value}] -> value
       [] -> nil
     end
   end

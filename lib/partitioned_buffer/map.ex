@@ -140,27 +140,27 @@ defmodule PartitionedBuffer.Map do
       unquote(Definition.functions(__MODULE__, opts))
 
       @doc "See `PartitionedBuffer.Map.put/4`."
-      @spec put(any(), any(), keyword()) :: :ok
+      @spec put(any(), any(), keyword()) :: :ok | {:error, :full}
       def put(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all/3`."
-      @spec put_all(Enumerable.t(), keyword()) :: :ok
+      @spec put_all(Enumerable.t(), keyword()) :: :ok | {:error, :full}
       def put_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
       @doc "See `PartitionedBuffer.Map.put_newer/5`."
-      @spec put_newer(any(), any(), integer(), keyword()) :: :ok | {:error, :stale}
+      @spec put_newer(any(), any(), integer(), keyword()) :: :ok | {:error, :stale | :full}
       def put_newer(key, value, version, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
 
       @doc "See `PartitionedBuffer.Map.put_new/4`."
-      @spec put_new(any(), any(), keyword()) :: :ok | {:error, :exists}
+      @spec put_new(any(), any(), keyword()) :: :ok | {:error, :exists | :full}
       def put_new(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_new(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
-      @spec put_all_newer(Enumerable.t(), keyword()) :: :ok
+      @spec put_all_newer(Enumerable.t(), keyword()) :: :ok | {:error, :full}
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
@@ -193,19 +193,19 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put(:doc, {:eu, 7}, "value", partition_key: fn {region, _id} -> region end)
       :ok
   """
-  @spec put(buffer(), any(), any(), keyword()) :: :ok
+  @spec put(buffer(), any(), any(), keyword()) :: :ok | {:error, :full}
   def put(buffer, key, value, opts \\ [])
 
   def put(buffer, key, value, []) when is_atom(buffer) do
-    with :not_running <- Native.put(buffer, nil, key, value),
-         do: Call.refused(buffer, :map, nil, &Native.put(buffer, &1, key, value))
+    with refused when refused != :ok <- Native.put(buffer, nil, key, value),
+         do: Call.refused(refused, buffer, :map, nil, &Native.put(buffer, &1, key, value))
   end
 
   def put(buffer, key, value, opts) when is_atom(buffer) do
     route = Call.route(buffer, key, opts)
 
-    with :not_running <- Native.put(buffer, route, key, value),
-         do: Call.refused(buffer, :map, route, &Native.put(buffer, &1, key, value))
+    with refused when refused != :ok <- Native.put(buffer, route, key, value),
+         do: Call.refused(refused, buffer, :map, route, &Native.put(buffer, &1, key, value))
   end
 
   @doc """
@@ -225,7 +225,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_all(:doc, Stream.map(1..3, &{&1, &1 * &1}))
       :ok
   """
-  @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok
+  @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
   def put_all(buffer, entries, opts \\ []) when is_atom(buffer) do
     Call.write_list(
       buffer,
@@ -254,14 +254,13 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_newer(:doc, :user, "late", 100, stale: :error)
       {:error, :stale}
   """
-  @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok | {:error, :stale}
+  @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok | {:error, :stale | :full}
   def put_newer(buffer, key, value, version, opts \\ [])
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
-    with :not_running <- Native.put_newer(buffer, nil, key, value, version),
-         do: Call.refused(buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version))
-
-    :ok
+    with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, nil, key, value, version),
+         do: Call.refused(refused, buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version)),
+         else: (_stored_or_stale -> :ok)
   end
 
   def put_newer(buffer, key, value, version, opts) when is_atom(buffer) and is_integer(version) do
@@ -269,10 +268,14 @@ defmodule PartitionedBuffer.Map do
     route = Call.route(buffer, key, opts)
 
     result =
-      with :not_running <- Native.put_newer(buffer, route, key, value, version),
-           do: Call.refused(buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
+      with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, route, key, value, version),
+           do: Call.refused(refused, buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
 
-    if result == :stale and stale_is_error?, do: {:error, :stale}, else: :ok
+    case result do
+      :stale when stale_is_error? -> {:error, :stale}
+      :stale -> :ok
+      taken_or_full -> taken_or_full
+    end
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
@@ -289,15 +292,15 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_new(:doc, :once, 2)
       {:error, :exists}
   """
-  @spec put_new(buffer(), any(), any(), keyword()) :: :ok | {:error, :exists}
+  @spec put_new(buffer(), any(), any(), keyword()) :: :ok | {:error, :exists | :full}
   def put_new(buffer, key, value, opts \\ []) when is_atom(buffer) do
     route = Call.route(buffer, key, opts)
 
     result =
-      with :not_running <- Native.put_new(buffer, route, key, value),
-           do: Call.refused(buffer, :map, route, &Native.put_new(buffer, &1, key, value))
+      with refused when refused not in [:ok, :exists] <- Native.put_new(buffer, route, key, value),
+           do: Call.refused(refused, buffer, :map, route, &Native.put_new(buffer, &1, key, value))
 
-    if result == :exists, do: {:error, :exists}, else: :ok
+    if result == :exists, do: {:error, :exists}, else: result
   end
 
   @doc """
@@ -312,7 +315,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :x)
       "second"
   """
-  @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok
+  @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
   def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer) do
     Call.write_list(
       buffer,

@@ -1,13 +1,14 @@
 defmodule PartitionedBuffer.Native do
   @moduledoc false
   # The NIFs. They take a buffer by its name, an atom. `to` is a partition and the partition count that it was chosen by, or nil to
-  # route by the key itself; `{:processor, to}` marks the write of a processor. `:not_running` means that the buffer was
+  # route by the key itself; `{:processor, to}` marks the write of a processor, and `{:next, to}` that of
+  # a process that has waited for room. `:full` means that there is no room for another entry. `:not_running` means that the buffer was
   # never started, has ended, has no partitions, or has another partition count than `to`. Arguments of another form raise
   # an ArgumentError (badarg) and change nothing.
   #
   # A call takes at most a millisecond, plus the time to copy one key and one value, or one item. A list may copy up to 32
   # large ones, if no large term was written for a while (`pace.rs`). `open`, `held`, `batch` and `give_back_many` may take
-  # longer, so they run on dirty schedulers.
+  # longer, so they run on dirty schedulers, and so does `set_max_size`.
 
   # This module can be loaded again while the VM runs:
   #
@@ -31,18 +32,70 @@ defmodule PartitionedBuffer.Native do
 
   @typep partition() :: non_neg_integer()
   @typep to() :: PartitionedBuffer.Routing.route()
-  @typep route() :: to() | {:processor, to()}
+  @typep route() :: to() | {:processor | :next, to()}
+  @typep limit() :: pos_integer() | :infinity
+  @typep reservation() :: reference()
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
-  @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | invalid() | :not_running
+  @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | :bounded | invalid() | :not_running
   @typep flush() :: reference()
 
   @doc """
   Lets a buffer of this kind run until the calling process dies. The reference keeps it in memory. Entries that a buffer of
   the same name and the other kind has left stay there for the next buffer of that kind. With outcomes, `get`, `put_new`,
-  `put_newer` and `delete` also see what is in flight.
+  `put_newer` and `delete` also see what is in flight. With a `max_size` it holds no more entries than that, waiting and in
+  flight, unless there are more already.
   """
-  @spec open(atom(), :map | :queue, non_neg_integer(), outcomes? :: boolean()) :: reference()
-  def open(_buffer, _kind, _partition_count, _outcomes), do: not_loaded()
+  @spec open(atom(), :map | :queue, non_neg_integer(), outcomes? :: boolean(), max_size :: limit()) ::
+          reference()
+  def open(_buffer, _kind, _partition_count, _outcomes, _max_size), do: not_loaded()
+
+  @doc "Changes how many entries a buffer holds. It throws nothing away."
+  @spec set_max_size(atom(), limit()) :: :ok | :not_running
+  def set_max_size(_buffer, _max_size), do: not_loaded()
+
+  @doc "Changes how many entries are enough for a partition to flush. Returns whether as many wait."
+  @spec set_threshold(atom(), partition(), limit()) :: boolean() | :not_running
+  def set_threshold(_buffer, _partition, _threshold), do: not_loaded()
+
+  @doc """
+  The calling process will be told of a partition, or of the room in the buffer, in the place of another one. It gets the
+  message `:enough` from the write with which enough entries wait in the partition, once for each flush; `:full` from a write
+  that finds no room; `:room` if there may be room since.
+  """
+  @spec watch(atom(), partition() | :room) :: :ok | :not_running
+  def watch(_buffer, _what), do: not_loaded()
+
+  @doc """
+  Takes room for so many entries of a list. While others wait for room only the `next?` one gets any. `release/1` gives back what
+  the list does not need, and so does the end of the last process that has the reference.
+  """
+  @spec reserve(atom(), non_neg_integer(), next? :: boolean()) :: reservation() | :full | :not_running
+  def reserve(_buffer, _count, _next), do: not_loaded()
+
+  @spec release(reservation()) :: :ok
+  def release(_reservation), do: not_loaded()
+
+  @spec has_room(atom(), non_neg_integer()) :: boolean() | :not_running
+  def has_room(_buffer, _count), do: not_loaded()
+
+  @doc "Says whether writers wait for room."
+  @spec set_queued(atom(), boolean()) :: :ok | :not_running
+  def set_queued(_buffer, _queued), do: not_loaded()
+
+  @doc "Ends a time in which the buffer was full, unless there is still little room. Returns whether it has ended."
+  @spec clear_full(atom()) :: boolean() | :not_running
+  def clear_full(_buffer), do: not_loaded()
+
+  @doc "Counts writes that were refused, or dropped, since there was no room."
+  @spec count_refused(atom(), non_neg_integer(), non_neg_integer()) :: :ok | :not_running
+  def count_refused(_buffer, _refused, _dropped), do: not_loaded()
+
+  @doc """
+  What a bound has counted: entries and room that was given out for others, which is 0 without a `max_size`; how many writes
+  were refused, and how many were dropped.
+  """
+  @spec bound(atom()) :: {non_neg_integer(), non_neg_integer(), non_neg_integer()} | :not_running
+  def bound(_buffer), do: not_loaded()
 
   @doc "Lets a partition that was closed take writes again."
   @spec reopen(atom(), partition()) :: :ok | :not_running
@@ -73,13 +126,13 @@ defmodule PartitionedBuffer.Native do
   @spec held(atom(), partition()) :: non_neg_integer() | :not_running
   def held(_buffer, _partition), do: not_loaded()
 
-  @spec put(atom(), route(), term(), term()) :: :ok | :not_running
+  @spec put(atom(), route(), term(), term()) :: :ok | :full | :not_running
   def put(_buffer, _to, _key, _value), do: not_loaded()
 
-  @spec put_new(atom(), route(), term(), term()) :: :ok | :exists | :not_running
+  @spec put_new(atom(), route(), term(), term()) :: :ok | :exists | :full | :not_running
   def put_new(_buffer, _to, _key, _value), do: not_loaded()
 
-  @spec put_newer(atom(), route(), term(), term(), integer()) :: :ok | :stale | :not_running
+  @spec put_newer(atom(), route(), term(), term(), integer()) :: :ok | :stale | :full | :not_running
   def put_newer(_buffer, _to, _key, _value, _version), do: not_loaded()
 
   @spec get(atom(), route(), term()) :: {:ok, term()} | :error | :not_running
@@ -114,21 +167,23 @@ defmodule PartitionedBuffer.Native do
   Puts entries until the time is up. The caller puts the rest by another call. If a partition refuses a write, the rest is
   the entries that are not written.
 
-  A list that the caller has not `checked` is checked here, and nothing is written if it is invalid or `:long`. A list that
-  the caller says it has checked, but that is invalid, raises badarg; the entries before may be written.
+  A list that the caller has not `checked` is checked here, and nothing is written if it is invalid or `:long`, or if the buffer
+  is `:bounded`. Room that is reserved for all entries of a list says that it is checked. A list that the caller says it has
+  checked, but that is invalid, raises badarg; the entries before may be written.
   """
-  @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean()) :: written()
+  @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean() | reservation()) :: written()
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
 
   @doc "As `put_all/4`, with versions."
-  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean()) :: written()
+  @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean() | reservation()) ::
+          written()
   def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
 
-  @spec push(atom(), route(), term()) :: :ok | :not_running
+  @spec push(atom(), route(), term()) :: :ok | :full | :not_running
   def push(_buffer, _to, _item), do: not_loaded()
 
   @doc "As `put_all/4`, for the items of a queue. Only an improper list is invalid."
-  @spec push_all(atom(), route(), [term()], checked :: boolean()) :: written()
+  @spec push_all(atom(), route(), [term()], checked :: boolean() | reservation()) :: written()
   def push_all(_buffer, _to, _items, _checked), do: not_loaded()
 
   @doc """

@@ -17,6 +17,10 @@ defmodule PartitionedBuffer.Options do
                 processing_jitter_ms: 0,
                 processing_timeout_ms: 60_000,
                 processing_batch_size: 10,
+                processing_threshold: :infinity,
+                max_size: :infinity,
+                when_full: :raise,
+                full_timeout_ms: 5_000,
                 retry_backoff_ms: {1_000, 30_000}
               ]
 
@@ -32,7 +36,11 @@ defmodule PartitionedBuffer.Options do
           processing_interval_ms: pos_integer() | :infinity,
           processing_jitter_ms: non_neg_integer(),
           processing_timeout_ms: timeout(),
-          processing_batch_size: pos_integer() | :table
+          processing_batch_size: pos_integer() | :table,
+          processing_threshold: pos_integer() | :infinity,
+          max_size: pos_integer() | :infinity,
+          when_full: :raise | :error | :drop_newest,
+          full_timeout_ms: non_neg_integer()
         }
 
   @updatable [
@@ -40,6 +48,10 @@ defmodule PartitionedBuffer.Options do
     :processing_jitter_ms,
     :processing_timeout_ms,
     :processing_batch_size,
+    :processing_threshold,
+    :max_size,
+    :when_full,
+    :full_timeout_ms,
     :max_attempts,
     :retry_backoff_ms,
     :drain_timeout_ms
@@ -51,6 +63,9 @@ defmodule PartitionedBuffer.Options do
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
+
+  # The most entries that a bound or a threshold can count.
+  @max_count 4_294_967_295
 
   # The pause if the user's function of it fails.
   @fallback_ms 30_000
@@ -296,6 +311,14 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:processing_batch_size, :table), do: true
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
 
+  defp valid?(key, :infinity) when key in [:processing_threshold, :max_size], do: true
+
+  defp valid?(key, count) when key in [:processing_threshold, :max_size],
+    do: is_integer(count) and count in 1..@max_count
+
+  defp valid?(:when_full, what), do: what in [:raise, :error, :drop_newest]
+  defp valid?(:full_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
+
   defp expected(:name), do: "an atom"
   defp expected(:module), do: "PartitionedBuffer.Map or PartitionedBuffer.Queue"
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
@@ -317,6 +340,12 @@ defmodule PartitionedBuffer.Options do
     do: "a non-negative integer up to #{@max_ms} (milliseconds) or :infinity"
 
   defp expected(:processing_batch_size), do: "a positive integer or :table"
+
+  defp expected(key) when key in [:processing_threshold, :max_size],
+    do: "a positive integer up to #{@max_count} or :infinity"
+
+  defp expected(:when_full), do: ":raise, :error or :drop_newest"
+  defp expected(:full_timeout_ms), do: "a non-negative integer up to #{@max_ms} (milliseconds)"
 
   # `:erlang.start_timer/4` takes no time after the end of the VM's clock. The clock starts below 0 and stays there for
   # years, so the current time plus this interval is before its end.

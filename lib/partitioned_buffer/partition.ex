@@ -11,8 +11,8 @@ defmodule PartitionedBuffer.Partition do
 
   defmodule State do
     @moduledoc false
-    # `timer` sends the next tick, at the time `due` in milliseconds. `missed?` says that a tick came while the task was at
-    # work, `trigger` why it was started. `limit` is the timer that looks whether its call takes too long; then it is killed,
+    # `timer` sends the next tick, at the time `due` in milliseconds. `missed` is what would have begun a flush while the task
+    # was at work, `trigger` why it was started. `limit` is the timer that looks whether its call takes too long; then it is killed,
     # and `late?`. `pause` is the timer that ends the pause after `failures` in a row. `requests` are those to flush that wait
     # for the end of a task, and `round` those for which the present task was started. `drained` is the outcome of the last
     # pass of a stop.
@@ -30,7 +30,7 @@ defmodule PartitionedBuffer.Partition do
       trigger: :interval,
       failures: 0,
       requests: [],
-      missed?: false,
+      missed: nil,
       late?: false
     ]
   end
@@ -69,6 +69,12 @@ defmodule PartitionedBuffer.Partition do
     do: :gen_server.send_request(partition, {:flush, callers, async?})
 
   @doc """
+  Lets a partition flush as soon as it can, for this reason. During a pause it does nothing.
+  """
+  @spec flush_early(atom(), :full) :: :ok
+  def flush_early(partition, trigger), do: GenServer.cast(partition, {:flush_early, trigger})
+
+  @doc """
   The answer to a request: how many entries have failed. `until` is a time of the VM in milliseconds, or `:infinity`.
   """
   @spec await_flush(:gen_server.request_id(), {:abs, integer()} | :infinity) ::
@@ -100,8 +106,10 @@ defmodule PartitionedBuffer.Partition do
     Process.flag(:trap_exit, true)
     state = %State{identity: identity, started: System.monotonic_time()}
     Native.reopen(identity.buffer, identity.number)
+    Native.watch(identity.buffer, identity.number)
     Telemetry.execute([:start], %{system_time: System.system_time()}, Identity.metadata(identity))
-    {:ok, state |> find_task() |> restore_pause() |> schedule(next_tick(identity))}
+    state = state |> find_task() |> restore_pause() |> schedule(next_tick(identity))
+    {:ok, set_threshold(state, Identity.options(identity))}
   end
 
   @impl GenServer
@@ -109,7 +117,8 @@ defmodule PartitionedBuffer.Partition do
     case identity |> Identity.options() |> Options.update(changes) do
       {:ok, options} ->
         :ets.insert(identity.settings, {:options, options})
-        {:reply, :ok, state |> update_cadence(changes) |> watch()}
+        state = state |> update_cadence(changes) |> watch()
+        {:reply, :ok, if(changes[:processing_threshold], do: set_threshold(state, options), else: state)}
 
       {:error, _error} = error ->
         {:reply, error, state}
@@ -135,7 +144,11 @@ defmodule PartitionedBuffer.Partition do
     {:noreply, schedule(%State{state | drained: nil}, next_tick(identity))}
   end
 
+  def handle_cast({:flush_early, trigger}, %State{} = state), do: {:noreply, flush_early_now(state, trigger)}
+
   @impl GenServer
+  def handle_info(:enough, %State{} = state), do: {:noreply, flush_early_now(state, :threshold)}
+
   def handle_info({:timeout, timer, :tick}, %State{timer: timer} = state),
     do: {:noreply, state |> tick() |> schedule(next_tick(state.identity))}
 
@@ -169,7 +182,22 @@ defmodule PartitionedBuffer.Partition do
   # After a pause everything is processed, so a tick during it means nothing.
   defp tick(%State{pause: pause} = state) when pause != nil, do: state
   defp tick(%State{running: nil} = state), do: start_processing(state, :interval)
-  defp tick(%State{} = state), do: %State{state | missed?: true}
+  defp tick(%State{} = state), do: %State{state | missed: :interval}
+
+  # Neither does a threshold, or a full buffer. During a stop, its passes process everything.
+  defp flush_early_now(%State{pause: pause, drained: drained} = state, _trigger)
+       when pause != nil or drained != nil,
+       do: state
+
+  defp flush_early_now(%State{running: nil} = state, trigger), do: start_processing(state, trigger)
+  defp flush_early_now(%State{} = state, trigger), do: %State{state | missed: trigger}
+
+  # Enough entries may wait already.
+  defp set_threshold(%State{identity: identity} = state, options) do
+    if Native.set_threshold(identity.buffer, identity.number, options.processing_threshold) == true,
+      do: flush_early_now(state, :threshold),
+      else: state
+  end
 
   # A flush that is asked for begins a round: first the rest of earlier flushes, then the entries that wait. Requests during
   # a round wait for the next one, since the entries that wait are in flight already.
@@ -267,9 +295,9 @@ defmodule PartitionedBuffer.Partition do
     |> retry(ended.failed)
   end
 
-  # A tick that came while the task was at work.
-  defp make_good(%State{missed?: true, running: nil} = state),
-    do: start_processing(%State{state | missed?: false}, :interval)
+  # What came while the task was at work.
+  defp make_good(%State{missed: trigger, running: nil} = state) when trigger != nil,
+    do: start_processing(%State{state | missed: nil}, trigger)
 
   defp make_good(%State{} = state), do: state
 
@@ -294,7 +322,7 @@ defmodule PartitionedBuffer.Partition do
     due = System.monotonic_time(:millisecond) + ms
     Identity.put(identity, :pause, {due, failures})
     timer = :erlang.start_timer(due, self(), :pause, abs: true)
-    fail_round(%State{count_failures(state, failures) | pause: timer, missed?: false}, 0)
+    fail_round(%State{count_failures(state, failures) | pause: timer, missed: nil}, 0)
   end
 
   # `info/1` tells them.
@@ -388,7 +416,7 @@ defmodule PartitionedBuffer.Partition do
       | running: nil,
         round: nil,
         requests: [],
-        missed?: false,
+        missed: nil,
         timer: nil,
         drained: outcome
     }

@@ -110,7 +110,7 @@ defmodule PartitionedBuffer.Queue do
       unquote(Definition.functions(__MODULE__, opts))
 
       @doc "See `PartitionedBuffer.Queue.push/3`."
-      @spec push(any() | [any()], keyword()) :: :ok
+      @spec push(any() | [any()], keyword()) :: :ok | {:error, :full}
       def push(item_or_items, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Queue.push(__MODULE__, item_or_items, opts)
     end
@@ -132,7 +132,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       4
   """
-  @spec push(buffer(), any() | [any()], keyword()) :: :ok
+  @spec push(buffer(), any() | [any()], keyword()) :: :ok | {:error, :full}
   def push(buffer, item_or_items, opts \\ [])
 
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
@@ -141,8 +141,8 @@ defmodule PartitionedBuffer.Queue do
   def push(buffer, item, opts) when is_atom(buffer) do
     route = Call.route(buffer, item, opts)
 
-    with :not_running <- Native.push(buffer, route, item),
-         do: Call.refused(buffer, :queue, route, &Native.push(buffer, &1, item))
+    with refused when refused != :ok <- Native.push(buffer, route, item),
+         do: Call.refused(refused, buffer, :queue, route, &Native.push(buffer, &1, item))
   end
 
   @doc """

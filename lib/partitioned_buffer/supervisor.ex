@@ -5,6 +5,7 @@ defmodule PartitionedBuffer.Supervisor do
   #
   #     name.Supervisor
   #     ├── PartitionedBuffer.Drainer
+  #     ├── name.Room               writers wait here for room
   #     ├── name.0.TaskSupervisor   the processor is called here
   #     ├── name.0                  PartitionedBuffer.Partition
   #     ├── name.1.TaskSupervisor
@@ -23,7 +24,7 @@ defmodule PartitionedBuffer.Supervisor do
   # The key of the settings in the dictionary of this process.
   @settings :"$partitioned_buffer_settings"
 
-  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition, Running}
+  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition, Room, Running}
 
   @doc """
   The child specification of a buffer that `module.start_link/1` starts. Only that call checks the options.
@@ -90,6 +91,19 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   @doc """
+  The options of a running buffer; nil if it is not running.
+  """
+  @spec options(atom()) :: Options.t() | nil
+  def options(buffer) do
+    with settings when settings != nil <- settings(buffer),
+         [{:options, options}] <- lookup(settings, :options) do
+      options
+    else
+      _not_running -> nil
+    end
+  end
+
+  @doc """
   The names of all running buffers.
   """
   @spec buffers() :: [atom()]
@@ -138,7 +152,7 @@ defmodule PartitionedBuffer.Supervisor do
   def init(%Options{name: buffer, partitions: partition_count} = options) do
     Native.hold()
     if Options.outcomes?(options), do: Running.end_left(buffer)
-    Native.open(buffer, Options.kind(options), partition_count, Options.outcomes?(options))
+    Native.open(buffer, Options.kind(options), partition_count, Options.outcomes?(options), options.max_size)
     # The supervisor owns the table, so updated options outlive the processes of the partitions.
     settings = :ets.new(:partitioned_buffer_settings, [:public, read_concurrency: true])
     :ets.insert(settings, {:options, options})
@@ -149,7 +163,9 @@ defmodule PartitionedBuffer.Supervisor do
     children =
       for partition <- partitions, child <- [task_supervisor(partition), {Partition, partition}], do: child
 
-    Supervisor.init([{Drainer, {:first, partitions}}] ++ children ++ [{Drainer, {:last, partitions}}],
+    before = [{Drainer, {:first, partitions}}, {Room, {buffer, settings}}]
+
+    Supervisor.init(before ++ children ++ [{Drainer, {:last, partitions}}],
       strategy: :one_for_one,
       max_restarts: 3 + 3 * partition_count,
       max_seconds: 5

@@ -8,7 +8,17 @@ defmodule PartitionedBuffer.NativeTest do
 
   # The kinds of the arguments of each NIF.
   @arguments %{
-    open: [:name, :kind, :partitions, :boolean],
+    open: [:name, :kind, :partitions, :boolean, :limit],
+    set_max_size: [:name, :limit],
+    set_threshold: [:name, :u32, :limit],
+    watch: [:name, :watched],
+    reserve: [:name, :u64, :boolean],
+    release: [:reservation],
+    has_room: [:name, :u64],
+    set_queued: [:name, :boolean],
+    clear_full: [:name],
+    count_refused: [:name, :u32, :u32],
+    bound: [:name],
     reopen: [:name, :u32],
     drain: [:name, :u32],
     close: [:name, :u32],
@@ -21,10 +31,10 @@ defmodule PartitionedBuffer.NativeTest do
     get: [:name, :route, :any],
     delete: [:name, :route, :any],
     check: [:shape, :any],
-    put_all: [:name, :route, :pairs, :boolean],
-    put_all_newer: [:name, :route, :versioned, :boolean],
+    put_all: [:name, :route, :pairs, :checked],
+    put_all_newer: [:name, :route, :versioned, :checked],
     push: [:queue, :route, :any],
-    push_all: [:queue, :route, :list, :boolean],
+    push_all: [:queue, :route, :list, :checked],
     flush: [:name, :u32],
     in_flight: [:name, :u32],
     held: [:name, :u32],
@@ -63,6 +73,10 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(:route, to), do: fits?(:to, to)
   defp fits?(:to, {number, among}), do: fits?(:u32, number) and fits?(:u32, among)
   defp fits?(:to, term), do: term == nil
+  defp fits?(:limit, term), do: term == :infinity or term in 1..((1 <<< 32) - 1)
+  defp fits?(:watched, term), do: term == :room or term in 0..4_095
+  defp fits?(:checked, term), do: is_boolean(term)
+  defp fits?(:reservation, _term), do: false
   defp fits?(:version, term), do: is_integer(term)
   defp fits?(:list, term), do: list_of?(term, fn _item -> true end)
   defp fits?(:pairs, term), do: list_of?(term, &match?({_key, _value}, &1))
@@ -120,7 +134,7 @@ defmodule PartitionedBuffer.NativeTest do
       [fn -> :ok end, fn _ -> self() end, &Kernel.self/0, &Native.put/4] ++
       [make_ref(), :erlang.binary_to_term(<<131, 90, 3::16, there::binary, 1::32, 1::32, 2::32, 3::32>>)] ++
       [:atomics.new(1, []), :counters.new(1, []), table, :ets.whereis(:code), zlib] ++
-      [Native.open(unique_name(), :map, 1, false)]
+      [Native.open(unique_name(), :map, 1, false, :infinity)]
   end
 
   describe "the NIFs" do
@@ -193,13 +207,13 @@ defmodule PartitionedBuffer.NativeTest do
     end
   end
 
-  describe "open/4" do
+  describe "open/5" do
     test "leaves no buffer running if its process is killed during the call" do
       buffer = unique_name()
 
       for round <- 1..1_000 do
         # Many partitions, so that it takes a while.
-        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false) end)
+        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, :infinity) end)
         # It is killed at another moment in each round.
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
         Process.exit(pid, :kill)
@@ -216,11 +230,11 @@ defmodule PartitionedBuffer.NativeTest do
       assert Native.status(name) == :not_running
 
       for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
-        Native.open(name, kind, partitions, false)
+        Native.open(name, kind, partitions, false, :infinity)
         assert Native.status(name) == {kind, partitions}
       end
 
-      owner = spawn(fn -> Native.open(name, :queue, 0, false) && receive(do: (:never -> :ok)) end)
+      owner = spawn(fn -> Native.open(name, :queue, 0, false, :infinity) && receive(do: (:never -> :ok)) end)
       await_status(name, {:queue, 0})
       Process.exit(owner, :kill)
       await_status(name, :not_running)
@@ -291,7 +305,7 @@ defmodule PartitionedBuffer.NativeTest do
 
     test "comes back in order without its written items if a draining partition refuses some" do
       buffer = unique_name()
-      Native.open(queue(buffer), :queue, 3, false)
+      Native.open(queue(buffer), :queue, 3, false, :infinity)
       Native.drain(queue(buffer), 1)
       in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
 
@@ -427,9 +441,9 @@ defmodule PartitionedBuffer.NativeTest do
   # A map without processes that has a flush and waiting entries, a queue beside it, and the map's flush.
   defp opened do
     buffer = unique_name()
-    Native.open(queue(buffer), :queue, 1, false)
+    Native.open(queue(buffer), :queue, 1, false, :infinity)
     Native.push_all(queue(buffer), nil, [:first, :second], true)
-    Native.open(buffer, :map, 1, false)
+    Native.open(buffer, :map, 1, false, :infinity)
     Native.put(buffer, nil, :flushed, 1)
     {:fresh, flush} = Native.flush(buffer, 0)
     Native.put(buffer, nil, :key, :value)
@@ -469,6 +483,10 @@ defmodule PartitionedBuffer.NativeTest do
   defp fitting(:numbers, _buffer, _flush), do: [0]
   defp fitting(:attempts, _buffer, _flush), do: 1
   defp fitting(:route, _buffer, _flush), do: {:processor, nil}
+  defp fitting(:limit, _buffer, _flush), do: :infinity
+  defp fitting(:watched, _buffer, _flush), do: 0
+  defp fitting(:checked, _buffer, _flush), do: true
+  defp fitting(:reservation, buffer, _flush), do: Native.reserve(buffer, 1, true)
   defp fitting(:version, _buffer, _flush), do: 1 <<< 70
   defp fitting(:pairs, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:versioned, _buffer, _flush), do: [{:other, 1, 1}]

@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::bound::Bound;
 use crate::ids::EntryId;
 use crate::reclaim::reclaim;
 use crate::store::Store;
@@ -78,6 +79,8 @@ struct Progress<S: Store> {
     called_with: usize,
     /// The time of the last claim or lease, or of a later [`Flush::bury`].
     called_at: Option<i64>,
+    /// The bound that counts the entries, if there is one.
+    bound: Option<Arc<Bound>>,
 }
 
 /// Entries at consecutive positions that have failed equally often.
@@ -229,7 +232,7 @@ impl<S: Store> Progress<S> {
 
 impl<S: Store> Flush<S> {
     /// A flush of which nothing has been read.
-    pub(crate) fn new(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>) -> Self {
+    pub(crate) fn new(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>, bound: Option<Arc<Bound>>) -> Self {
         let end = frozen.end();
         let left = frozen.stores.iter().map(Store::len).sum();
         let since = frozen.stores.iter().filter_map(Store::since).min();
@@ -242,6 +245,7 @@ impl<S: Store> Flush<S> {
             calls: 0,
             called_with: 0,
             called_at: None,
+            bound,
         };
         Flush {
             end,
@@ -272,7 +276,7 @@ impl<S: Store> Flush<S> {
             (batch.reader, batch.from, batch.size, batch.limit) = (reader, from, size, size);
             // No reader comes to these again.
             let superseded = std::mem::take(&mut batch.skipped);
-            self.count(Ended { superseded, ..Ended::default() });
+            self.count(&progress, Ended { superseded, ..Ended::default() });
         } else if !progress.is_read_by(reader, length) {
             return None;
         }
@@ -286,7 +290,7 @@ impl<S: Store> Flush<S> {
         if is_own {
             let Batch { length: processed, skipped: superseded, .. } = progress.batch;
             progress.end_batch();
-            self.count(Ended { processed, superseded, ..Ended::default() });
+            self.count(&progress, Ended { processed, superseded, ..Ended::default() });
             self.settle(&mut progress);
         }
         is_own
@@ -298,7 +302,7 @@ impl<S: Store> Flush<S> {
         let is_own = progress.call(reader, now);
         if is_own {
             let superseded = std::mem::take(&mut progress.batch.skipped);
-            self.count(Ended { superseded, ..Ended::default() });
+            self.count(&progress, Ended { superseded, ..Ended::default() });
             if progress.batch.length > 0 {
                 progress.batch.state = BatchState::Leased;
             } else {
@@ -323,10 +327,13 @@ impl<S: Store> Flush<S> {
         let Batch { state, reader: own, length, .. } = progress.batch;
         if state != BatchState::Read && own == reader {
             progress.end_batch();
-            self.count(match state {
-                BatchState::GivenUp | BatchState::Buried => Ended { given_up: length, ..Ended::default() },
-                _ => Ended { processed: length, ..Ended::default() },
-            });
+            self.count(
+                &progress,
+                match state {
+                    BatchState::GivenUp | BatchState::Buried => Ended { given_up: length, ..Ended::default() },
+                    _ => Ended { processed: length, ..Ended::default() },
+                },
+            );
             self.settle(&mut progress);
         }
     }
@@ -408,20 +415,27 @@ impl<S: Store> Flush<S> {
         given_up.reader = progress.batch.reader;
         progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
         self.left.fetch_sub(waits, Ordering::Relaxed);
-        self.count(Ended {
-            processed,
-            superseded: result.superseded,
-            failed: if counted { failed } else { 0 },
-            given_up: 0,
-        });
+        self.count(
+            &progress,
+            Ended { processed, superseded: result.superseded, failed: if counted { failed } else { 0 }, given_up: 0 },
+        );
         self.settle(&mut progress);
         result
     }
 
-    /// Counts outcomes. The caller has the lock of `progress`.
-    fn count(&self, ended: Ended) {
+    /// Counts outcomes.
+    fn count(&self, progress: &Progress<S>, ended: Ended) {
         self.left.fetch_sub(ended.left(), Ordering::Relaxed);
         self.outcomes.add(ended);
+        if let Some(bound) = &progress.bound {
+            bound.release(ended.left());
+        }
+    }
+
+    /// Keeps the batch and its entries as they are.
+    pub(crate) fn hold(&self) -> Held<'_, S> {
+        let giving_back = self.giving_back.lock();
+        Held { flush: self, progress: self.progress.lock(), _giving_back: giving_back }
     }
 
     /// Publishes what has an outcome, and frees the stores after the last one.
@@ -560,6 +574,28 @@ fn is_among(chosen: Option<&[usize]>) -> impl FnMut(usize) -> bool + '_ {
     }
 }
 
+/// The locks of a flush.
+pub(crate) struct Held<'f, S: Store> {
+    /// The flush.
+    flush: &'f Flush<S>,
+    /// How far readers have come.
+    progress: MutexGuard<'f, Progress<S>>,
+    /// No batch is given back meanwhile.
+    _giving_back: MutexGuard<'f, ()>,
+}
+
+impl<S: Store> Held<'_, S> {
+    /// Lets the bound count the entries without an outcome, or no bound.
+    pub(crate) fn set_bound(mut self, bound: Option<Arc<Bound>>) {
+        match (&self.progress.bound, &bound) {
+            (None, Some(new)) => new.add(self.flush.left()),
+            (Some(old), None) => old.release(self.flush.left()),
+            _ => {}
+        }
+        self.progress.bound = bound;
+    }
+}
+
 /// Puts a batch together. It holds the lock of the flush.
 pub struct Reader<'f, S: Store> {
     /// The flush.
@@ -629,7 +665,7 @@ impl<S: Store> Reader<'_, S> {
             batch.skipped += skipped;
         } else {
             // Nobody comes to these again.
-            flush.count(Ended { superseded: skipped, ..Ended::default() });
+            flush.count(progress, Ended { superseded: skipped, ..Ended::default() });
         }
         progress.pass(retry.is_some(), position - first);
         let is_full = position < stop;

@@ -41,6 +41,17 @@ pub struct Generation<H: Heap> {
     garbage: Vec<Garbage<H>>,
 }
 
+/// The result of [`Generation::put_newer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The key was new.
+    New,
+    /// The value has replaced another one.
+    Replaced,
+    /// The version there is as high.
+    Stale,
+}
+
 /// The result of [`Generation::get`].
 pub struct Found<H: Heap> {
     /// The value.
@@ -74,20 +85,25 @@ impl<H: Heap> Generation<H> {
         self.index.prefetch::<H>(hash);
     }
 
-    /// Stores `value` for `key`, whatever is there.
+    /// Stores `value` for `key`, whatever is there; `true` if the key is new.
     #[inline]
-    pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) {
+    pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
         // The value is stored in any case, so it is copied while the index is loading.
         self.prefetch(hash);
         let copy = store_value(&mut self.values, value, Version::Int(0));
         match self.find(hash, key.term) {
-            Some(id) => self.replace(id, copy, Counts::default()),
-            None => self.insert(hash, key, copy, Counts::default()),
+            Some(id) => {
+                self.replace(id, copy, Counts::default());
+                false
+            }
+            None => {
+                self.insert(hash, key, copy, Counts::default());
+                true
+            }
         }
     }
 
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version; `false` if it is not. For a
-    /// new key it must be greater than `in_flight`, if that is a version. A version beyond 64 bits lives in the heap of
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a new key it must be greater than `in_flight`, if that is a version. A version beyond 64 bits lives in the heap of
     /// `value` if that is packed.
     #[inline]
     pub fn put_newer(
@@ -97,28 +113,29 @@ impl<H: Heap> Generation<H> {
         value: &Parcel<H>,
         version: Version<H::Term>,
         in_flight: impl FnOnce() -> Option<Version<H::Term>>,
-    ) -> bool {
+    ) -> Put {
         match self.find(hash, key.term) {
             None => {
                 if in_flight().is_some_and(|old| !version.is_newer_than(old)) {
                     self.stale += 1;
-                    return false;
+                    return Put::Stale;
                 }
                 let copy = store_value(&mut self.values, value, version);
                 self.insert(hash, key, copy, Counts::default());
+                Put::New
             }
             Some(id) => {
                 let old = self.entries.history(id);
                 if !version.is_newer_than(old.version()) {
                     self.stale += 1;
-                    return false;
+                    return Put::Stale;
                 }
                 let copy = store_value(&mut self.values, value, version);
                 let updates = old.counts().updates + 1;
                 self.replace(id, copy, Counts { updates, attempts: 0 });
+                Put::Replaced
             }
         }
-        true
     }
 
     /// Stores `value` for `key` if the key is new; `false` if it is not.
@@ -143,8 +160,8 @@ impl<H: Heap> Generation<H> {
         Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
     }
 
-    /// Takes out the entry of `key`, if there is one.
-    pub fn delete(&mut self, hash: Hash, key: H::Term) {
+    /// Takes out the entry of `key`; `false` if there is none.
+    pub fn delete(&mut self, hash: Hash, key: H::Term) -> bool {
         let Generation { index, entries, .. } = self;
         let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
         if let Some(id) = found {
@@ -156,6 +173,7 @@ impl<H: Heap> Generation<H> {
             self.clean_keys();
             self.clean_values();
         }
+        found.is_some()
     }
 
     /// The id of the entry of `key`.
@@ -298,6 +316,10 @@ impl<H: Heap> Store for Generation<H> {
     fn writes(&self) -> Writes {
         let Generation { replaced: coalesced, stale, deleted, taken_back, .. } = *self;
         Writes { written: self.len() + deleted + coalesced - taken_back, coalesced, stale, deleted }
+    }
+
+    fn taken_back(&self) -> usize {
+        self.taken_back
     }
 
     fn retried(&self) -> usize {

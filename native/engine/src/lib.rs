@@ -8,6 +8,8 @@
 //! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
 //! | [`flush`] | the entries in flight, the batch that the processor has, and their outcomes |
 //! | [`totals`] | what is counted of the entries |
+//! | [`bound`] | how many entries a buffer may hold |
+//! | `threshold` | how many may wait in a partition until it is to flush |
 //! | [`routing`] | from a key to its partition |
 //! | [`reclaim`] | the thread that frees memory |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
@@ -24,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod bound;
 pub mod entries;
 pub mod flush;
 pub mod generation;
@@ -38,15 +41,17 @@ pub mod routing;
 pub mod store;
 mod sync;
 pub mod term;
+mod threshold;
 pub mod totals;
 
+pub use bound::Bound;
 pub use flush::{BatchState, Flush, Flushed, Frozen, GivenBack, Reader, Seen};
 pub use generation::Generation;
 pub use ids::EntryId;
 pub use index::{Hash, Hasher};
 pub use log::Log;
 pub use parcel::Parcel;
-pub use partition::{Closed, Info, MapPartition, Partition, QueuePartition, Stored};
+pub use partition::{Closed, Info, MapPartition, Partition, QueuePartition, Stored, Written};
 pub use store::Store;
 pub use term::{Heap, Term, Version};
 pub use totals::{Ended, Outcomes, Writes};

@@ -73,6 +73,10 @@ impl<H: Heap> Store for Log<H> {
         Writes { written: self.length, ..Writes::default() }
     }
 
+    fn taken_back(&self) -> usize {
+        0
+    }
+
     fn retried(&self) -> usize {
         0
     }

@@ -29,8 +29,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::bound::Bound;
 use crate::flush::{Flush, Flushed, Frozen, GivenBack, Retry};
-use crate::generation::{Found, Generation};
+use crate::generation::{Found, Generation, Put};
 use crate::ids::EntryId;
 use crate::index::{Hash, Hasher};
 use crate::log::Log;
@@ -38,11 +39,15 @@ use crate::parcel::Parcel;
 use crate::store::Store;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::term::{Heap, Version};
+use crate::threshold::Threshold;
 use crate::totals::{Ended, Outcomes, Writes};
 
 /// Added to a partition count, this marks the write of a processor, which is taken until the partition is closed. No
 /// buffer has as many partitions.
 pub const DRAINING: u32 = 1 << 31;
+
+/// Added to a partition count, this marks the write of a writer that has waited for room, and whose turn it is.
+pub const TURN: u32 = 1 << 30;
 
 /// The partition refuses an operation: it is closed, drains, or is open for another partition count than the caller
 /// chose it by.
@@ -81,6 +86,10 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     has_outcomes: AtomicBool,
     /// What became of the entries of its flushes.
     outcomes: Arc<Outcomes>,
+    /// The bound of the buffer, which all partitions share.
+    bound: Arc<Bound>,
+    /// When it is to flush.
+    threshold: Threshold,
 }
 
 /// What a partition holds, and what was counted. Without the locks of all shards at once, so writes that come meanwhile
@@ -105,13 +114,26 @@ pub struct Info {
     pub is_closed: bool,
 }
 
-/// What [`MapPartition::put_newer`] found.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// The value is stored.
     Stored,
+    /// The value is stored, and now enough entries wait: the partition is to flush.
+    Enough,
     /// The version there is as high, or the key is there.
     Refused,
+    /// Nothing is stored: the buffer has no room for another entry.
+    Full,
+}
+
+/// What several writes have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// How much of the reserved room they have used.
+    pub used: usize,
+    /// Whether enough entries wait now: the partition is to flush.
+    pub is_enough: bool,
 }
 
 /// A store behind its lock. Aligned to two cache lines, which processors fetch together.
@@ -129,6 +151,12 @@ struct ShardState<S: Store> {
     in_flight: Vec<InFlight<S>>,
     /// What was counted before the last flush.
     before: Writes,
+    /// How many entries may be added without asking the bound; 1 without a bound.
+    room: usize,
+    /// Whether there is a bound.
+    is_bounded: bool,
+    /// Whether new entries are counted, for the bound or for the threshold.
+    is_counted: bool,
 }
 
 /// A flush with its stores, which stay until the shard gives this up.
@@ -164,8 +192,11 @@ impl<S: Store> Shard<S> {
     #[inline]
     fn lock_open(&self, partition_count: u32) -> Result<MutexGuard<'_, ShardState<S>>, Closed> {
         let state = self.lock();
-        // The second case is a processor's write to an open partition.
-        if state.partition_count == partition_count || state.partition_count | DRAINING == partition_count {
+        // The second case is a processor's write to an open partition, the third that of a writer that has waited.
+        if state.partition_count == partition_count
+            || state.partition_count | DRAINING == partition_count
+            || state.partition_count | TURN == partition_count
+        {
             Ok(state)
         } else {
             Err(Closed)
@@ -220,10 +251,10 @@ impl<S: Store> ShardState<S> {
 impl<H: Heap> ShardState<Generation<H>> {
     /// Stores `value` for `key` if the key is new or `version` is greater than its version.
     #[inline]
-    fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Stored {
+    fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Put {
         let ShardState { waiting, in_flight, .. } = self;
         let old = || find_in_flight(in_flight, hash, key.term).map(|found| found.version());
-        Stored::from(waiting.put_newer(hash, key, value, version, old))
+        waiting.put_newer(hash, key, value, version, old)
     }
 }
 
@@ -267,32 +298,31 @@ impl<H: Heap> InFlight<Generation<H>> {
     }
 }
 
-impl From<bool> for Stored {
-    #[inline]
-    fn from(is_stored: bool) -> Self {
-        if is_stored {
-            Stored::Stored
-        } else {
-            Stored::Refused
-        }
-    }
-}
-
 #[allow(clippy::len_without_is_empty)] // Only the size of all partitions together is asked for.
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// A closed, empty partition.
     pub fn new(hasher: &Hasher) -> Self {
+        Self::with_bound(hasher, &Arc::default())
+    }
+
+    /// A closed, empty partition of a buffer with this bound.
+    pub fn with_bound(hasher: &Hasher, bound: &Arc<Bound>) -> Self {
         let state = || ShardState {
             partition_count: 0,
             waiting: S::new(hasher),
             in_flight: Vec::new(),
             before: Writes::default(),
+            room: 1,
+            is_bounded: false,
+            is_counted: false,
         };
         Partition {
             shards: std::array::from_fn(|_| Shard(Mutex::new(state()))),
             in_flight: Mutex::default(),
             has_outcomes: AtomicBool::new(false),
             outcomes: Arc::default(),
+            bound: bound.clone(),
+            threshold: Threshold::default(),
         }
     }
 
@@ -396,6 +426,79 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().map(|shard| Ok(shard.lock_readable(partition_count)?.waiting.len())).sum()
     }
 
+    /// Takes room for a shard that has none; `false` if there is none.
+    #[cold]
+    fn find_room(&self, state: &mut ShardState<S>, partition_count: u32) -> bool {
+        let turn = partition_count & !DRAINING & TURN != 0;
+        state.room = self.bound.take(turn);
+        state.room > 0
+    }
+
+    /// Counts a new entry; `true` if enough wait now.
+    #[inline(never)]
+    fn count_new(&self, state: &mut ShardState<S>) -> bool {
+        if state.is_bounded {
+            state.room -= 1;
+        }
+        self.threshold.add(1)
+    }
+
+    /// Counts new entries of a list, which do not take the shard's room.
+    fn count_all(&self, state: &ShardState<S>, added: usize, reserved: bool) -> Written {
+        if state.is_bounded && !reserved {
+            // The bound is younger than the list.
+            self.bound.add(added);
+        }
+        let used = if state.is_bounded && reserved { added } else { 0 };
+        Written { used, is_enough: state.is_counted && self.threshold.add(added) }
+    }
+
+    /// Counts the entries of the partition for the bound, or no more.
+    pub fn set_bounded(&self, is_bounded: bool) {
+        let in_flight = self.in_flight.lock();
+        // Nothing is given back meanwhile.
+        let flushes: Vec<_> = in_flight.iter().map(|flush| flush.hold()).collect();
+        let mut states = self.shards.each_ref().map(Shard::lock);
+        for flush in flushes {
+            flush.set_bound(is_bounded.then(|| self.bound.clone()));
+        }
+        for state in states.iter_mut().filter(|state| state.is_bounded != is_bounded) {
+            let waiting = state.waiting.len();
+            if is_bounded {
+                self.bound.add(waiting);
+                state.room = 0;
+            } else {
+                self.bound.release(waiting + state.room);
+                state.room = 1;
+            }
+            state.is_bounded = is_bounded;
+            state.is_counted = is_bounded || self.threshold.is_set();
+        }
+    }
+
+    /// Takes the room from the shards that they have not used.
+    pub fn take_room(&self) {
+        for shard in &self.shards {
+            let mut state = shard.lock();
+            if state.is_bounded {
+                let room = std::mem::take(&mut state.room);
+                drop(state);
+                self.bound.release(room);
+            }
+        }
+    }
+
+    /// Changes how many entries are enough to flush; `true` if as many wait.
+    pub fn set_threshold(&self, enough: Option<usize>) -> bool {
+        let mut states = self.shards.each_ref().map(Shard::lock);
+        let waiting = states.iter().map(|state| state.waiting.len().saturating_sub(state.waiting.taken_back())).sum();
+        let is_enough = self.threshold.set(enough, waiting);
+        for state in &mut states {
+            state.is_counted = state.is_bounded || enough.is_some();
+        }
+        is_enough
+    }
+
     /// What the partition holds, and what was counted. It takes a few microseconds, however many entries there are.
     pub fn info(&self) -> Info {
         let mut info = Info { ended: self.outcomes.get(), ..Info::default() };
@@ -470,6 +573,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         evicted.retain(|flush| !flush.is_finished());
         self.look_into(std::iter::empty());
         evicted.extend(self.freeze(false));
+        self.take_room();
         evicted
     }
 
@@ -491,7 +595,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         // Stores whose entries were all deleted are only memory, freed like the others.
         let is_empty = stores.iter().all(Store::is_empty);
         let frozen = Arc::new(Frozen::new(stores));
-        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone()));
+        let bound = states[0].is_bounded.then(|| self.bound.clone());
+        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound));
+        self.threshold.reset();
         if !is_empty && visible {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight.push(in_flight.clone()));
@@ -526,11 +632,18 @@ impl<H: Heap> MapPartition<H> {
 
     /// Stores `value` for `key`, whatever is there.
     #[inline]
-    pub fn put(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<(), Closed> {
+    pub fn put(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.lock_open(partition_count, hash)?;
-        state.waiting.put(hash, key, value);
+        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+            // A value for a key that waits needs no room.
+            if state.waiting.find(hash, key.term).is_none() {
+                return Ok(Stored::Full);
+            }
+        }
+        let is_new = state.waiting.put(hash, key, value);
+        let is_enough = is_new && state.is_counted && self.count_new(&mut state);
         Self::unlock(state);
-        Ok(())
+        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
 
     /// Stores `value` for `key` if the key is new.
@@ -542,12 +655,16 @@ impl<H: Heap> MapPartition<H> {
         value: &Parcel<H>,
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(partition_count, hash)?;
-        if find_in_flight(&state.in_flight, hash, key.term).is_some() {
+        if state.waiting.find(hash, key.term).is_some() || find_in_flight(&state.in_flight, hash, key.term).is_some() {
             return Ok(Stored::Refused);
         }
-        let stored = state.waiting.put_new(hash, key, value);
+        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+            return Ok(Stored::Full);
+        }
+        state.waiting.put_new(hash, key, value);
+        let is_enough = state.is_counted && self.count_new(&mut state);
         Self::unlock(state);
-        Ok(Stored::from(stored))
+        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
 
     /// Stores `value` for `key` if the key is new or `version` is greater than its version.
@@ -561,31 +678,46 @@ impl<H: Heap> MapPartition<H> {
         version: Version<H::Term>,
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(partition_count, hash)?;
-        let stored = state.put_newer(hash, key, value, version);
+        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+            // Neither does one that is not newer.
+            let old = || find_in_flight(&state.in_flight, hash, key.term);
+            let is_new = state.waiting.find(hash, key.term).is_none();
+            if is_new && old().is_none_or(|old| version.is_newer_than(old.version())) {
+                return Ok(Stored::Full);
+            }
+        }
+        let put = state.put_newer(hash, key, value, version);
+        let is_enough = put == Put::New && state.is_counted && self.count_new(&mut state);
         Self::unlock(state);
-        Ok(stored)
+        Ok(match put {
+            Put::Stale => Stored::Refused,
+            _ if is_enough => Stored::Enough,
+            _ => Stored::Stored,
+        })
     }
 
-    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few.
+    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few, and
+    /// has room for all of them if they are `reserved`.
     pub fn write_all<'w>(
         &self,
         partition_count: u32,
         shard: usize,
+        reserved: bool,
         writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
-    ) -> Result<(), Closed> {
+    ) -> Result<Written, Closed> {
         let mut state = self.shards[shard].lock_open(partition_count)?;
         writes.clone().for_each(|(hash, _)| state.waiting.prefetch(*hash));
+        let mut added = 0;
         for (hash, write) in writes {
             debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
-            match write {
+            added += usize::from(match write {
                 Write::Put(key, value) => state.waiting.put(*hash, key, value),
-                Write::PutNewer(key, value, version) => {
-                    state.put_newer(*hash, key, value, *version);
-                }
-            }
+                Write::PutNewer(key, value, version) => state.put_newer(*hash, key, value, *version) == Put::New,
+            });
         }
+        let written = self.count_all(&state, added, reserved);
         Self::unlock(state);
-        Ok(())
+        Ok(written)
     }
 
     /// The result of `copy` for the value of `key` and the value's own heap, if it has one; `None` if there is no such
@@ -625,7 +757,12 @@ impl<H: Heap> MapPartition<H> {
     /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
     pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
-        state.waiting.delete(hash, key);
+        if state.waiting.delete(hash, key) && state.is_counted {
+            self.threshold.remove();
+            if state.is_bounded {
+                self.bound.release(1);
+            }
+        }
         for FoundInFlight { in_flight, position, .. } in state.in_flight.iter().filter_map(|own| own.find(hash, key)) {
             in_flight.flush.remove(position);
         }
@@ -637,15 +774,29 @@ impl<H: Heap> MapPartition<H> {
 impl<H: Heap> QueuePartition<H> {
     /// Adds an item behind all others.
     #[inline]
-    pub fn push(&self, partition_count: u32, item: &Parcel<H>) -> Result<(), Closed> {
-        self.push_all(partition_count, std::iter::once(item))
+    pub fn push(&self, partition_count: u32, item: &Parcel<H>) -> Result<Stored, Closed> {
+        let mut state = self.shards[0].lock_open(partition_count)?;
+        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+            return Ok(Stored::Full);
+        }
+        state.waiting.append(item);
+        let is_enough = state.is_counted && self.count_new(&mut state);
+        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
 
-    /// Adds items in their order under one lock. The caller keeps them few.
+    /// Adds items in their order under one lock. The caller keeps them few, and has room for all of them if they are
+    /// `reserved`.
     #[inline]
-    pub fn push_all<'i>(&self, partition_count: u32, items: impl Iterator<Item = &'i Parcel<H>>) -> Result<(), Closed> {
+    pub fn push_all<'i>(
+        &self,
+        partition_count: u32,
+        reserved: bool,
+        items: impl Iterator<Item = &'i Parcel<H>>,
+    ) -> Result<Written, Closed> {
         let mut state = self.shards[0].lock_open(partition_count)?;
+        let before = state.waiting.len();
         items.for_each(|item| state.waiting.append(item));
-        Ok(())
+        let added = state.waiting.len() - before;
+        Ok(self.count_all(&state, added, reserved))
     }
 }

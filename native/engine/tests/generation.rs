@@ -6,6 +6,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{hash, to_version, version_number, Random, TestHeap};
+use partitioned_buffer_engine::generation::Put;
 use partitioned_buffer_engine::{Generation, Hasher, Heap, Store};
 
 type Model = HashMap<(bool, i64), (i64, i64, u64)>;
@@ -29,24 +30,28 @@ fn run(seed: u64, operations: usize, keys: u64) {
         let hash = hash(&hasher, key);
         match random.below(10) {
             0..=3 => {
-                generation.put(hash, &key.parcel(), &value.parcel());
-                model.insert(key.content(), (step as i64, 0, 0));
+                let is_new = generation.put(hash, &key.parcel(), &value.parcel());
+                assert_eq!(is_new, model.insert(key.content(), (step as i64, 0, 0)).is_none());
             }
             4..=7 => {
                 let new = random.below(100) as i64 - 50;
                 let version = to_version(&mut caller, new);
                 let (value, version) = value.parcel_with(version);
-                let is_stored = generation.put_newer(hash, &key.parcel(), &value, version, || None);
+                let put = generation.put_newer(hash, &key.parcel(), &value, version, || None);
                 let is_new = !model.contains_key(&key.content());
                 let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
-                assert_eq!(is_stored, is_new || new > entry.1, "seed {seed}, step {step}");
+                let expected = match (is_new, new > entry.1) {
+                    (true, _) => Put::New,
+                    (false, true) => Put::Replaced,
+                    (false, false) => Put::Stale,
+                };
+                assert_eq!(put, expected, "seed {seed}, step {step}");
                 if new > entry.1 {
                     *entry = (step as i64, new, entry.2 + 1);
                 }
             }
             8 => {
-                generation.delete(hash, key);
-                model.remove(&key.content());
+                assert_eq!(generation.delete(hash, key), model.remove(&key.content()).is_some());
             }
             _ => {
                 let expected = model.get(&key.content()).map(|entry| entry.0);

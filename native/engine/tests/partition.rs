@@ -12,7 +12,7 @@ use common::reading::{flush, read};
 use common::{hash, Random, TestHeap, TestTerm};
 use partitioned_buffer_engine::entries::Record;
 use partitioned_buffer_engine::partition::{Write, DRAINING};
-use partitioned_buffer_engine::{Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Version};
+use partitioned_buffer_engine::{Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Stored, Version};
 
 fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
     let partition = MapPartition::new(hasher);
@@ -23,7 +23,9 @@ fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
 fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
     let (key, value) = (caller.boxed(key), caller.boxed(value));
-    partition.put(1, hash(hasher, key), &key.parcel(), &value.parcel())
+    let stored = partition.put(1, hash(hasher, key), &key.parcel(), &value.parcel())?;
+    assert_eq!(stored, Stored::Stored);
+    Ok(())
 }
 
 fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
@@ -65,14 +67,14 @@ fn a_draining_partition_takes_reads_and_deletes_but_only_writes_of_processors() 
     let put_by_processor = |key| partition.put(processor, hash(&hasher, key), &key.parcel(), &key.parcel());
     let get = |key| partition.get(1, hash(&hasher, key), key, |value, _heap| value.content().1);
 
-    assert_eq!(put_by_processor(one), Ok(()), "a processor may write before the stop as well");
+    assert_eq!(put_by_processor(one), Ok(Stored::Stored), "a processor may write before the stop as well");
     partition.drain().unwrap();
     assert_eq!(put(&partition, &hasher, 2, 2), Err(Closed));
-    assert_eq!(put_by_processor(two), Ok(()));
+    assert_eq!(put_by_processor(two), Ok(Stored::Stored));
     let writes = [(hash(&hasher, two), Write::Put(two.parcel(), one.parcel()))];
     let shard = MapPartition::<TestHeap>::shard_of(hash(&hasher, two));
-    assert_eq!(partition.write_all(1, shard, writes.iter()), Err(Closed));
-    assert_eq!(partition.write_all(processor, shard, writes.iter()), Ok(()));
+    assert_eq!(partition.write_all(1, shard, false, writes.iter()), Err(Closed));
+    assert!(partition.write_all(processor, shard, false, writes.iter()).is_ok());
     assert_eq!((get(one), get(two), partition.len(1)), (Ok(Some(1)), Ok(Some(1)), Ok(2)));
     assert_eq!(partition.delete(1, hash(&hasher, one), one), Ok(()));
     assert_eq!(keys(&flush(&partition).unwrap()), [2]);
@@ -278,7 +280,7 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
                     let (key, value) = (caller.boxed(key), caller.boxed(key * 1_000 + value));
                     let hash = hash(&hasher, key);
                     match random.below(5) {
-                        0 => partition.put(1, hash, &key.parcel(), &value.parcel()).unwrap(),
+                        0 => assert_eq!(partition.put(1, hash, &key.parcel(), &value.parcel()), Ok(Stored::Stored)),
                         1 => {
                             let version = Version::Int(value.content().1);
                             partition.put_newer(1, hash, &key.parcel(), &value.parcel(), version).unwrap();
@@ -287,7 +289,7 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
                         3 => {
                             let shard = MapPartition::<TestHeap>::shard_of(hash);
                             let writes = [(); 3].map(|()| (hash, Write::Put(key.parcel(), value.parcel())));
-                            partition.write_all(1, shard, writes.iter()).unwrap();
+                            partition.write_all(1, shard, false, writes.iter()).unwrap();
                         }
                         _ => {
                             let found = partition.get(1, hash, key, |value, _heap| value.content().1).unwrap();

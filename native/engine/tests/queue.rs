@@ -9,7 +9,7 @@ use std::thread;
 
 use common::reading::{flush, read};
 use common::{Random, TestHeap, TestTerm};
-use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Heap, Log, QueuePartition};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Heap, Log, QueuePartition, Stored};
 
 fn partition() -> QueuePartition<TestHeap> {
     let partition = QueuePartition::new(&Hasher::new());
@@ -19,7 +19,7 @@ fn partition() -> QueuePartition<TestHeap> {
 
 fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
-    partition.push(1, &caller.boxed(item).parcel())
+    partition.push(1, &caller.boxed(item).parcel()).map(|stored| assert_eq!(stored, Stored::Stored))
 }
 
 fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
@@ -45,7 +45,7 @@ fn items_keep_their_order_over_many_chunks_and_segments() {
     (0..10_000).for_each(|item| push(&partition, item).unwrap());
     let mut caller = TestHeap::new();
     let more: Vec<_> = (10_000..20_000).map(|item| caller.boxed(item).parcel()).collect();
-    partition.push_all(1, more.iter()).unwrap();
+    partition.push_all(1, false, more.iter()).unwrap();
     drop(caller);
     assert_eq!(partition.len(1), Ok(20_000));
     let first = flush(&partition).unwrap();

@@ -7,14 +7,23 @@
 //! Every operation reads `count`, which changes only at a start and a stop. Writers change only the partition.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use partitioned_buffer_engine::partition::DRAINING;
-use partitioned_buffer_engine::{routing, Closed, Generation, Hash, Hasher, Log, Partition, Store};
+use partitioned_buffer_engine::partition::{DRAINING, TURN};
+use partitioned_buffer_engine::{routing, Bound, Closed, Generation, Hash, Hasher, Log, Partition, Store, Stored};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::vm::term::{Environment, RawTerm};
+
+mod message {
+    //! What processes are told.
+    rustler::atoms! {
+        enough,
+        full,
+        room
+    }
+}
 
 /// The partitions of a map.
 pub(crate) type MapPartitions =
@@ -63,6 +72,8 @@ pub(crate) enum Writer {
     Any,
     /// A processor of the buffer.
     Processor,
+    /// A process that has waited for room, and whose turn it is.
+    Next,
 }
 
 impl Route {
@@ -72,6 +83,7 @@ impl Route {
         match self.writer {
             Writer::Any => partition_count,
             Writer::Processor => partition_count | DRAINING,
+            Writer::Next => partition_count | TURN,
         }
     }
 }
@@ -112,6 +124,30 @@ pub(crate) struct Partitions<S: Store, const SHARDS: usize> {
     levels: [OnceLock<Box<[Partition<S, SHARDS>]>>; 32],
     /// The process that opened them. Its lock is held while they are opened or closed.
     owner: Mutex<Owner>,
+    /// How many entries they may hold.
+    pub(crate) bound: Arc<Bound>,
+    /// The processes that are told of them.
+    watchers: Mutex<Watchers>,
+}
+
+/// The processes that are told when something is to be done. Those that are dead hear nothing.
+#[derive(Default)]
+struct Watchers {
+    /// Is told when there is no room, and when there may be room again.
+    room: Option<LocalPid>,
+    /// Each is told when enough entries wait in its partition.
+    partitions: Vec<Option<LocalPid>>,
+}
+
+/// What a process is told.
+#[derive(Clone, Copy)]
+pub(crate) enum News {
+    /// Enough entries wait in this partition.
+    Enough(u32),
+    /// There is no room.
+    Full,
+    /// There may be room again.
+    Room,
 }
 
 /// The process that opened a buffer's partitions.
@@ -127,11 +163,18 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     /// Partitions that are closed.
     fn new(hasher: Hasher) -> Self {
         let levels = [const { OnceLock::new() }; 32];
-        Partitions { hasher, count: AtomicU32::new(CLOSED), levels, owner: Mutex::default() }
+        Partitions {
+            hasher,
+            count: AtomicU32::new(CLOSED),
+            levels,
+            owner: Mutex::default(),
+            bound: Arc::default(),
+            watchers: Mutex::default(),
+        }
     }
 
-    /// Opens `partition_count` of these partitions of `buffer` until the calling process dies, with outcomes or without. Entries of an earlier run stay
-    /// in their partitions. If the earlier run had another partition count, the open partitions adopt its entries and flush
+    /// Opens `partition_count` of these partitions of `buffer` until the calling process dies, with outcomes or without,
+    /// and with a bound or without. Entries of an earlier run stay in their partitions. If the earlier run had another partition count, the open partitions adopt its entries and flush
     /// them first.
     /// Gives `false` and changes nothing if the process has been killed already: nothing would report its death.
     pub(crate) fn open(
@@ -140,6 +183,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         env: Env<'_>,
         partition_count: u32,
         has_outcomes: bool,
+        max_size: Option<usize>,
     ) -> bool {
         let mut owner = self.owner.lock();
         let Some(monitor) = env.monitor(buffer, &env.pid()) else { return false };
@@ -154,13 +198,87 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
             }
             owner.partition_count = partition_count;
         }
-        for partition in (0..partition_count).map(|partition| self.partition(partition)) {
+        let partitions = || (0..partition_count).map(|partition| self.partition(partition));
+        for partition in partitions() {
             partition.close();
             partition.set_outcomes(has_outcomes);
-            partition.open(partition_count);
         }
+        self.set_bound(partition_count, max_size);
+        partitions().for_each(|partition| partition.open(partition_count));
         self.count.store(if partition_count == 0 { NONE } else { partition_count }, Ordering::Release);
         true
+    }
+
+    /// Changes how many entries the first `partition_count` partitions may hold.
+    fn set_bound(&self, partition_count: u32, max_size: Option<usize>) {
+        let set_max = || self.bound.set_max(max_size, partition_count as usize * SHARDS);
+        let set_bounded = |is_bounded| {
+            (0..partition_count).for_each(|partition| self.partition(partition).set_bounded(is_bounded));
+        };
+        // A shard that has a bound must not find that there is none.
+        if max_size.is_some() {
+            set_max();
+            set_bounded(true);
+        } else {
+            set_bounded(false);
+            set_max();
+        }
+    }
+
+    /// The same of a buffer that runs.
+    pub(crate) fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning> {
+        let _owner = self.owner.lock();
+        self.set_bound(self.count()?, max_size);
+        Ok(())
+    }
+
+    /// Takes the room from all shards that they have not used; `false` if they had none.
+    pub(crate) fn take_room(&self) -> bool {
+        let is_lent = self.bound.take_lent();
+        if is_lent {
+            let count = self.count().unwrap_or(0);
+            (0..count).for_each(|partition| self.partition(partition).take_room());
+        }
+        is_lent
+    }
+
+    /// The calling process will be told of room, or of what waits in this partition.
+    pub(crate) fn watch(&self, pid: LocalPid, partition: Option<u32>) {
+        let mut watchers = self.watchers.lock();
+        let Some(partition) = partition.map(|partition| partition as usize) else {
+            watchers.room = Some(pid);
+            return;
+        };
+        if watchers.partitions.len() <= partition {
+            watchers.partitions.resize(partition + 1, None);
+        }
+        watchers.partitions[partition] = Some(pid);
+    }
+
+    /// Tells the process that has to know.
+    #[cold]
+    pub(crate) fn tell(&self, env: Env<'_>, news: News) {
+        let watchers = self.watchers.lock();
+        let (pid, message) = match news {
+            News::Enough(partition) => {
+                (watchers.partitions.get(partition as usize).copied().flatten(), message::enough())
+            }
+            News::Full => (watchers.room, message::full()),
+            News::Room => (watchers.room, message::room()),
+        };
+        drop(watchers);
+        if let Some(pid) = pid {
+            // It may be dead. The next one looks for itself.
+            let _ = env.send(&pid, message);
+        }
+    }
+
+    /// Tells of room, if there may be some that somebody waits for.
+    #[inline]
+    pub(crate) fn tell_of_room(&self, env: Env<'_>) {
+        if self.bound.take_news() {
+            self.tell(env, News::Room);
+        }
     }
 
     /// Ends the run, whoever opened it.
@@ -256,13 +374,49 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         }
     }
 
+    /// Does a write as `with_partition` does, and tells the processes that have to know.
+    #[inline]
+    pub(crate) fn write(
+        &self,
+        env: Env<'_>,
+        route: Route,
+        term: RawTerm,
+        mut operation: impl FnMut(&Partition<S, SHARDS>, u32) -> Result<Stored, Closed>,
+    ) -> Result<Stored, NotRunning> {
+        loop {
+            let stored = self.with_partition(route, term, &mut operation)?;
+            if matches!(stored, Stored::Full | Stored::Enough) && self.is_to_be_repeated(env, route, term, stored) {
+                continue;
+            }
+            return Ok(stored);
+        }
+    }
+
+    /// Whether there may be room now for a write that has found none. Else tells of it.
+    #[cold]
+    fn is_to_be_repeated(&self, env: Env<'_>, route: Route, term: RawTerm, stored: Stored) -> bool {
+        if stored == Stored::Full && self.take_room() {
+            self.tell_of_room(env);
+            return true;
+        }
+        if stored == Stored::Full && self.bound.fill() {
+            self.tell(env, News::Full);
+        }
+        if let (Stored::Enough, Ok(count)) = (stored, self.count()) {
+            if let Ok(partition) = Self::route(route, term, count) {
+                self.tell(env, News::Enough(partition));
+            }
+        }
+        false
+    }
+
     /// A partition, running or not.
     #[inline]
     pub(crate) fn partition(&self, partition: u32) -> &Partition<S, SHARDS> {
         let position = u64::from(partition) + 1;
         let level = position.ilog2();
         let partitions = self.levels[level as usize]
-            .get_or_init(|| (0..1_u64 << level).map(|_| Partition::new(&self.hasher)).collect());
+            .get_or_init(|| (0..1_u64 << level).map(|_| Partition::with_bound(&self.hasher, &self.bound)).collect());
         &partitions[(position - (1 << level)) as usize]
     }
 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Info, Partition, Seen, Store};
-use rustler::{Encoder, Env, Resource, Term};
+use partitioned_buffer_engine::{
+    BatchState, Bound, Closed, Flush, Flushed, Frozen, GivenBack, Info, Partition, Seen, Store,
+};
+use rustler::{Encoder, Env, LocalPid, Resource, Term};
 
-use crate::buffer::{Buffer, NotRunning, Partitions};
+use crate::buffer::{Buffer, News, NotRunning, Partitions};
 use crate::pace::Pace;
 use crate::vm::clock::monotonic_time;
 use crate::vm::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
@@ -77,6 +79,8 @@ pub(crate) trait AnyFlush: Send + Sync {
 
 /// A flush and the partition that gave it.
 struct PartitionFlush<S: Store, const SHARDS: usize> {
+    /// All partitions of the buffer.
+    partitions: &'static Partitions<S, SHARDS>,
     /// The partition.
     partition: &'static Partition<S, SHARDS>,
     /// Its flush.
@@ -86,6 +90,14 @@ struct PartitionFlush<S: Store, const SHARDS: usize> {
 /// The calling process, as a reader of a flush.
 fn reader(env: Env<'_>) -> u64 {
     RawTerm::from(env.pid().encode(env)).word() as u64
+}
+
+impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
+    /// Some entries may have an outcome now.
+    fn settle(&self, env: Env<'_>) {
+        self.partition.settle(&self.flush);
+        self.partitions.tell_of_room(env);
+    }
 }
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<S, SHARDS> {
@@ -115,24 +127,24 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<
 
     fn claim(&self, env: Env<'_>) -> bool {
         let is_own = self.flush.claim(reader(env), monotonic_time());
-        self.partition.settle(&self.flush);
+        self.settle(env);
         is_own
     }
 
     fn lease(&self, env: Env<'_>) -> bool {
         let is_own = self.flush.lease(reader(env), monotonic_time());
-        self.partition.settle(&self.flush);
+        self.settle(env);
         is_own
     }
 
     fn succeed(&self, env: Env<'_>) {
         self.flush.succeed(reader(env));
-        self.partition.settle(&self.flush);
+        self.settle(env);
     }
 
     fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, counted: bool, max: Option<u32>) -> GivenBack {
         let given_back = self.partition.give_back(&self.flush, reader(env), failed, counted, max);
-        self.partition.settle(&self.flush);
+        self.settle(env);
         given_back
     }
 
@@ -172,7 +184,7 @@ pub(crate) enum AnyFlushed {
 }
 
 /// The partitions of any kind of buffer.
-pub(crate) trait AnyPartitions {
+pub(crate) trait AnyPartitions: Send + Sync {
     /// See [`Partitions::count`].
     fn count(&self) -> Result<u32, NotRunning>;
     /// See [`Partitions::size`].
@@ -189,6 +201,20 @@ pub(crate) trait AnyPartitions {
     fn info(&self, partition: u32) -> Result<Info, NotRunning>;
     /// See [`Partition::count_failed`].
     fn count_failed(&self, partition: u32, failed: usize) -> Result<(), NotRunning>;
+    /// See [`Partition::set_threshold`].
+    fn set_threshold(&self, partition: u32, enough: Option<usize>) -> Result<bool, NotRunning>;
+    /// See [`Partitions::watch`].
+    fn watch(&self, pid: LocalPid, partition: Option<u32>);
+    /// See [`Partitions::change_bound`].
+    fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning>;
+    /// See [`Partitions::take_room`].
+    fn take_room(&self) -> bool;
+    /// The bound of the buffer.
+    fn bound(&self) -> &Arc<Bound>;
+    /// See [`Partitions::tell_of_room`].
+    fn tell_of_room(&self, env: Env<'_>);
+    /// See [`Partitions::tell`].
+    fn tell(&self, env: Env<'_>, news: News);
     /// See [`Partition::flush`].
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning>;
     /// See [`Partition::in_flight`].
@@ -228,9 +254,37 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
         self.running(partition).map(|partition| partition.count_failed(failed))
     }
 
+    fn set_threshold(&self, partition: u32, enough: Option<usize>) -> Result<bool, NotRunning> {
+        self.running(partition).map(|partition| partition.set_threshold(enough))
+    }
+
+    fn watch(&self, pid: LocalPid, partition: Option<u32>) {
+        self.watch(pid, partition);
+    }
+
+    fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning> {
+        self.change_bound(max_size)
+    }
+
+    fn take_room(&self) -> bool {
+        self.take_room()
+    }
+
+    fn bound(&self) -> &Arc<Bound> {
+        &self.bound
+    }
+
+    fn tell_of_room(&self, env: Env<'_>) {
+        self.tell_of_room(env);
+    }
+
+    fn tell(&self, env: Env<'_>, news: News) {
+        self.tell(env, news);
+    }
+
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning> {
         let partition = self.running(partition)?;
-        let resource = |flush| FlushResource(Box::new(PartitionFlush { partition, flush }));
+        let resource = |flush| FlushResource(Box::new(PartitionFlush { partitions: self, partition, flush }));
         Ok(match partition.flush() {
             Some(Flushed::Rest(flush)) => AnyFlushed::Rest(resource(flush)),
             Some(Flushed::Fresh(flush)) => AnyFlushed::Fresh(resource(flush)),
@@ -240,7 +294,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
 
     fn in_flight(&'static self, partition: u32) -> Result<Option<FlushResource>, NotRunning> {
         let partition = self.running(partition)?;
-        let resource = |flush| FlushResource(Box::new(PartitionFlush { partition, flush }));
+        let resource = |flush| FlushResource(Box::new(PartitionFlush { partitions: self, partition, flush }));
         Ok(partition.in_flight().map(resource))
     }
 }

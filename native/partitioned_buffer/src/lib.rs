@@ -6,6 +6,7 @@
 //! | [`registry`] | finds a buffer by its name |
 //! | [`flush`] | reads and claims flushes in flight |
 //! | [`lists`] | writes lists, step by step |
+//! | [`room`] | reserves room for a list |
 //! | [`pace`] | limits the time of a call |
 //! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
@@ -19,6 +20,7 @@ mod lists;
 mod nifs;
 mod pace;
 mod registry;
+mod room;
 mod vm;
 
 use std::sync::atomic::{AtomicBool, Ordering};

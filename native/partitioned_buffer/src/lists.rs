@@ -1,11 +1,13 @@
 //! Writing the elements of a list. They are read in chunks and written in steps, each lock of a step taken once.
 
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
-use partitioned_buffer_engine::{Closed, Hash, MapPartition, Parcel, Version};
+use partitioned_buffer_engine::Written as Done;
+use partitioned_buffer_engine::{Closed, Hash, MapPartition, Parcel, Stored, Version};
 use rustler::{Env, Error, NifResult, Term};
 
-use crate::buffer::{MapPartitions, NotRunning, QueuePartitions, Route};
+use crate::buffer::{MapPartitions, News, NotRunning, QueuePartitions, Route};
 use crate::pace::Pace;
+use crate::room::Reservation;
 use crate::vm::term::{cell, elements, parcel, parcel_with, version, Environment, RawTerm};
 
 /// How many elements of a list are read before the first of them is written.
@@ -42,6 +44,9 @@ pub(crate) trait Target {
     /// Bytes of the large copies of a write.
     fn large_bytes(write: &Self::Write) -> usize;
 
+    /// Whether there is a bound.
+    fn is_bounded(&self) -> bool;
+
     /// How many partitions there are.
     fn partition_count(&self) -> Result<u32, NotRunning>;
 
@@ -51,18 +56,22 @@ pub(crate) trait Target {
     /// The index of the lock that a write needs.
     fn lock(&self, write: &Self::Write, partition_count: u32) -> Result<usize, NotRunning>;
 
-    /// Does one write.
-    fn write(&self, write: &Self::Write) -> Result<(), NotRunning>;
+    /// Does one write, for which no room is reserved.
+    fn write(&self, env: Env<'_>, write: &Self::Write) -> Result<(), NotRunning>;
 
-    /// Does all writes of one lock, in order.
+    /// Does all writes of one lock, in order, with room that is reserved or without.
     fn write_all<'w>(
         &self,
         partition_count: u32,
         lock: usize,
+        reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
-    ) -> Result<(), Closed>
+    ) -> Result<Done, Closed>
     where
         Self::Write: 'w;
+
+    /// Tells the partition of a lock that enough entries wait.
+    fn tell_enough(&self, env: Env<'_>, lock: usize);
 }
 
 /// How far the writing of a list came.
@@ -75,6 +84,8 @@ pub(crate) enum Written<'a> {
     Refused(Term<'a>),
     /// Nothing is written: the list is too long to be checked and written by one call.
     Long,
+    /// Nothing is written: the buffer has a bound, and no room is reserved.
+    Bounded,
     /// Nothing is written: the list is invalid.
     Invalid(Invalid<'a>),
 }
@@ -135,12 +146,13 @@ fn invalid(list: Term<'_>) -> Invalid<'_> {
 }
 
 /// Writes the elements of a list until the time is up. A list that the caller has not `checked` is checked as a whole first,
-/// if it fits into one chunk.
+/// if it fits into one chunk. In a buffer with a bound there must be a reservation for all its elements.
 pub(crate) fn write_list<'a, T: Target>(
     env: Env<'a>,
     target: &T,
     list: Term<'a>,
     checked: bool,
+    reservation: Option<&Reservation>,
 ) -> NifResult<Result<Written<'a>, NotRunning>> {
     let mut pace = Pace::start();
     let mut chunk = Vec::with_capacity(SHORT);
@@ -152,6 +164,9 @@ pub(crate) fn write_list<'a, T: Target>(
         if !is_whole && !checked {
             return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
         }
+        if reservation.is_none() && !checked && target.is_bounded() {
+            return Ok(Ok(Written::Bounded));
+        }
         // There may be nothing to write.
         if let Err(NotRunning) = target.partition_count() {
             return Ok(Err(NotRunning));
@@ -159,7 +174,7 @@ pub(crate) fn write_list<'a, T: Target>(
         let mut written = 0;
         while written < chunk.len() {
             let next = chunk.len().min(written + pace.step);
-            let Ok(done) = step.write(env, target, &chunk[written..next]) else {
+            let Ok(done) = step.write(env, target, &chunk[written..next], reservation) else {
                 return Ok(Ok(Written::Refused(step.rest(tail(start, written), next - written))));
             };
             written += done;
@@ -227,6 +242,7 @@ impl<W> Step<W> {
         env: Env<'_>,
         target: &T,
         elements: &[T::Element],
+        reservation: Option<&Reservation>,
     ) -> Result<usize, NotRunning> {
         let (mut count, mut large_bytes) = (0, 0);
         let mut result = Ok(());
@@ -235,26 +251,31 @@ impl<W> Step<W> {
         while count < elements.len() && large_bytes < LARGE_BYTES && result.is_ok() {
             let write = target.prepare(env, elements[count]);
             large_bytes += T::large_bytes(&write);
-            if elements.len() <= WRITTEN_ONE_BY_ONE {
-                result = target.write(&write);
+            if elements.len() <= WRITTEN_ONE_BY_ONE && reservation.is_none() {
+                result = target.write(env, &write);
             } else {
                 self.left.push(count as u32);
                 self.writes.push(write);
             }
             count += usize::from(result.is_ok());
         }
-        result.and_then(|()| self.write_by_lock(target)).map(|()| count).inspect_err(|NotRunning| {
+        result.and_then(|()| self.write_by_lock(env, target, reservation)).map(|()| count).inspect_err(|NotRunning| {
             self.left.extend(count as u32..elements.len() as u32);
         })
     }
 
     /// Does the writes, if there are any, each lock taken once; goes on with what is left where the buffer has started again
     /// with another number of partitions.
-    fn write_by_lock<T: Target<Write = W>>(&mut self, target: &T) -> Result<(), NotRunning> {
+    fn write_by_lock<T: Target<Write = W>>(
+        &mut self,
+        env: Env<'_>,
+        target: &T,
+        reservation: Option<&Reservation>,
+    ) -> Result<(), NotRunning> {
         while !self.left.is_empty() {
             let partition_count = target.partition_count()?;
             self.sort(target, partition_count)?;
-            let done = self.write_sorted(target, partition_count);
+            let done = self.write_sorted(env, target, partition_count, reservation);
             self.left = self.sorted.split_off(done);
             self.left.sort_unstable();
             if !self.left.is_empty() && target.partition_count()? == partition_count {
@@ -275,7 +296,13 @@ impl<W> Step<W> {
     }
 
     /// Does the sorted writes, as long as the partitions take them, and says how many.
-    fn write_sorted<T: Target<Write = W>>(&self, target: &T, partition_count: u32) -> usize {
+    fn write_sorted<T: Target<Write = W>>(
+        &self,
+        env: Env<'_>,
+        target: &T,
+        partition_count: u32,
+        reservation: Option<&Reservation>,
+    ) -> usize {
         let mut start = 0;
         for (lock, &end) in self.places.iter().enumerate() {
             let numbers = &self.sorted[start..end as usize];
@@ -283,8 +310,15 @@ impl<W> Step<W> {
                 continue;
             }
             let writes = numbers.iter().map(|&number| &self.writes[number as usize]);
-            if let Err(Closed) = target.write_all(partition_count, lock, writes) {
+            let Ok(Done { used, is_enough }) = target.write_all(partition_count, lock, reservation.is_some(), writes)
+            else {
                 break;
+            };
+            if let Some(reservation) = reservation {
+                reservation.use_room(used);
+            }
+            if is_enough {
+                target.tell_enough(env, lock);
             }
             start = end as usize;
         }
@@ -392,25 +426,41 @@ impl Target for ToMap<'_> {
         Ok(partition as usize * MAP_SHARDS + MapPartition::<Environment>::shard_of(*hash))
     }
 
-    fn write(&self, (hash, write): &Self::Write) -> Result<(), NotRunning> {
+    fn write(&self, env: Env<'_>, element @ (hash, write): &Self::Write) -> Result<(), NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        self.map.with_partition(self.route, key.term(), |partition, count| match write {
+        let stored = self.map.write(env, self.route, key.term(), |partition, count| match write {
             Write::Put(key, value) => partition.put(count, *hash, key, value),
-            Write::PutNewer(key, value, version) => {
-                partition.put_newer(count, *hash, key, value, *version).map(|_stored| ())
-            }
-        })
+            Write::PutNewer(key, value, version) => partition.put_newer(count, *hash, key, value, *version),
+        })?;
+        if stored == Stored::Full {
+            // The bound is younger than the list.
+            let shard = MapPartition::<Environment>::shard_of(*hash);
+            self.map.with_partition(self.route, key.term(), |partition, count| {
+                partition.write_all(count, shard, false, std::iter::once(element))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn is_bounded(&self) -> bool {
+        self.map.bound.max().is_some()
+    }
+
+    fn tell_enough(&self, env: Env<'_>, lock: usize) {
+        self.map.tell(env, News::Enough((lock / MAP_SHARDS) as u32));
     }
 
     fn write_all<'w>(
         &self,
         partition_count: u32,
         lock: usize,
+        reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
-    ) -> Result<(), Closed> {
+    ) -> Result<Done, Closed> {
         self.map.partition((lock / MAP_SHARDS) as u32).write_all(
             self.route.marked(partition_count),
             lock % MAP_SHARDS,
+            reserved,
             writes,
         )
     }
@@ -454,16 +504,32 @@ impl Target for ToQueue<'_> {
         QueuePartitions::route(self.route, item.term(), partition_count).map(|partition| partition as usize)
     }
 
-    fn write(&self, item: &Self::Write) -> Result<(), NotRunning> {
-        self.queue.with_partition(self.route, item.term(), |partition, count| partition.push(count, item))
+    fn write(&self, env: Env<'_>, item: &Self::Write) -> Result<(), NotRunning> {
+        let stored = self.queue.write(env, self.route, item.term(), |partition, count| partition.push(count, item))?;
+        if stored == Stored::Full {
+            // The bound is younger than the list.
+            self.queue.with_partition(self.route, item.term(), |partition, count| {
+                partition.push_all(count, false, std::iter::once(item))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn is_bounded(&self) -> bool {
+        self.queue.bound.max().is_some()
+    }
+
+    fn tell_enough(&self, env: Env<'_>, lock: usize) {
+        self.queue.tell(env, News::Enough(lock as u32));
     }
 
     fn write_all<'w>(
         &self,
         partition_count: u32,
         lock: usize,
+        reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
-    ) -> Result<(), Closed> {
-        self.queue.partition(lock as u32).push_all(self.route.marked(partition_count), writes)
+    ) -> Result<Done, Closed> {
+        self.queue.partition(lock as u32).push_all(self.route.marked(partition_count), reserved, writes)
     }
 }

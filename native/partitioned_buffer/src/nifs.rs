@@ -12,10 +12,11 @@ use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Info, Se
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
-use crate::buffer::{Buffer, MapPartitions, NotRunning, QueuePartitions, Route, To, Writer};
+use crate::buffer::{Buffer, MapPartitions, News, NotRunning, QueuePartitions, Route, To, Writer};
 use crate::flush::{AnyFlushed, FlushResource};
 use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueue, Written};
 use crate::registry;
+use crate::room::Reservation;
 use crate::vm::memory;
 use crate::vm::term::{
     cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function,
@@ -54,7 +55,11 @@ mod atoms {
         infinity,
         leased,
         given_up,
-        buried
+        buried,
+        full,
+        bounded,
+        next,
+        room
     }
 }
 
@@ -85,19 +90,20 @@ macro_rules! nif {
     };
 }
 
-nif!(open / 4, DirtyCpu);
-fn open<'a>(env: Env<'a>, [name, kind, partition_count, has_outcomes]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+nif!(open / 5, DirtyCpu);
+fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
+    let [name, kind, partition_count, has_outcomes, max_size] = arguments;
     let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
-    let has_outcomes = has_outcomes.decode()?;
+    let (has_outcomes, max_size) = (has_outcomes.decode()?, limit(max_size)?);
     if !name.is_atom() || partition_count > MAX_PARTITIONS || ![atoms::map(), atoms::queue()].contains(&kind) {
         return Err(Error::BadArg);
     }
     let buffer = registry::find_or_add(RawTerm::from(name).word());
     if kind == atoms::map() {
-        if buffer.map.open(buffer, env, partition_count, has_outcomes) {
+        if buffer.map.open(buffer, env, partition_count, has_outcomes, max_size) {
             buffer.queue.end();
         }
-    } else if buffer.queue.open(buffer, env, partition_count, has_outcomes) {
+    } else if buffer.queue.open(buffer, env, partition_count, has_outcomes, max_size) {
         buffer.map.end();
     }
     Ok(buffer.encode(env))
@@ -176,6 +182,107 @@ fn failed<'a>(env: Env<'a>, [name, partition, count]: [Term<'a>; 3]) -> NifResul
     Ok(done(env, partitions.and_then(|partitions| partitions.count_failed(partition, count as usize))))
 }
 
+nif!(set_threshold / 3);
+fn set_threshold<'a>(env: Env<'a>, [name, partition, threshold]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (partition, threshold) = (partition.decode()?, limit(threshold)?);
+    let partitions = find(name)?.and_then(Buffer::running);
+    Ok(match partitions.and_then(|partitions| partitions.set_threshold(partition, threshold)) {
+        Ok(is_enough) => is_enough.encode(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(set_max_size / 2, DirtyCpu);
+fn set_max_size<'a>(env: Env<'a>, [name, max_size]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let max_size = limit(max_size)?;
+    Ok(done(env, find(name)?.and_then(Buffer::running).and_then(|partitions| partitions.change_bound(max_size))))
+}
+
+nif!(watch / 2);
+fn watch<'a>(env: Env<'a>, [name, what]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let partition = if what.is_atom() {
+        let room: rustler::Atom = what.decode()?;
+        if room != atoms::room() {
+            return Err(Error::BadArg);
+        }
+        None
+    } else {
+        Some(what.decode()?).filter(|&partition: &u32| partition < MAX_PARTITIONS)
+    };
+    if partition.is_none() && !what.is_atom() {
+        return Err(Error::BadArg);
+    }
+    Ok(done(env, find(name)?.and_then(Buffer::running).map(|partitions| partitions.watch(env.pid(), partition))))
+}
+
+nif!(reserve / 3);
+fn reserve<'a>(env: Env<'a>, [name, count, next]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (count, next): (u64, bool) = (count.decode()?, next.decode()?);
+    let Ok(partitions) = find(name)?.and_then(Buffer::running) else {
+        return Ok(atoms::not_running().to_term(env));
+    };
+    Ok(match Reservation::new(partitions, count as usize, next) {
+        Some(reservation) => ResourceArc::new(reservation).encode(env),
+        None => {
+            if partitions.bound().fill() {
+                partitions.tell(env, News::Full);
+            }
+            atoms::full().to_term(env)
+        }
+    })
+}
+
+nif!(release / 1);
+fn release<'a>(env: Env<'a>, [reservation]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let reservation: ResourceArc<Reservation> = reservation.decode()?;
+    reservation.end(env);
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(has_room / 2);
+fn has_room<'a>(env: Env<'a>, [name, count]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let count: u64 = count.decode()?;
+    Ok(match find(name)?.and_then(Buffer::running) {
+        Ok(partitions) => {
+            let has_room = || partitions.bound().has_room(count as usize);
+            (has_room() || (partitions.take_room() && has_room())).encode(env)
+        }
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(set_queued / 2);
+fn set_queued<'a>(env: Env<'a>, [name, queued]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let queued = queued.decode()?;
+    Ok(done(env, find(name)?.and_then(Buffer::running).map(|partitions| partitions.bound().set_queued(queued))))
+}
+
+nif!(clear_full / 1);
+fn clear_full<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    Ok(match find(name)?.and_then(Buffer::running) {
+        Ok(partitions) => partitions.bound().clear().encode(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(count_refused / 3);
+fn count_refused<'a>(env: Env<'a>, [name, refused, dropped]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (refused, dropped): (u32, u32) = (refused.decode()?, dropped.decode()?);
+    let partitions = find(name)?.and_then(Buffer::running);
+    Ok(done(env, partitions.map(|partitions| partitions.bound().count_refused(refused as usize, dropped as usize))))
+}
+
+nif!(bound / 1);
+fn bound<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    Ok(match find(name)?.and_then(Buffer::running) {
+        Ok(partitions) => {
+            let (refused, dropped) = partitions.bound().refused();
+            (partitions.bound().held(), refused, dropped).encode(env)
+        }
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
@@ -183,9 +290,9 @@ fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Ter
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap());
-        map.with_partition(route, key, |partition, count| partition.put(count, hash, &key_parcel, &value))
+        map.write(env, route, key, |partition, count| partition.put(count, hash, &key_parcel, &value))
     });
-    Ok(done(env, result))
+    Ok(stored(env, result, atoms::ok()))
 }
 
 nif!(put_newer / 5);
@@ -196,9 +303,7 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
         let hash = map.hash(key);
         let (key_parcel, (value, version)) = (parcel(env, key), parcel_with(env, value, version));
         charge(env, value.heap());
-        map.with_partition(route, key, |partition, count| {
-            partition.put_newer(count, hash, &key_parcel, &value, version)
-        })
+        map.write(env, route, key, |partition, count| partition.put_newer(count, hash, &key_parcel, &value, version))
     });
     Ok(stored(env, result, atoms::stale()))
 }
@@ -210,7 +315,7 @@ fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap());
-        map.with_partition(route, key, |partition, count| partition.put_new(count, hash, &key_parcel, &value))
+        map.write(env, route, key, |partition, count| partition.put_new(count, hash, &key_parcel, &value))
     });
     Ok(stored(env, result, atoms::exists()))
 }
@@ -238,7 +343,9 @@ fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a
     let (route, key) = (route(to)?, RawTerm::from(key));
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
-        map.with_partition(route, key, |partition, count| partition.delete(count, hash, key))
+        let result = map.with_partition(route, key, |partition, count| partition.delete(count, hash, key));
+        map.tell_of_room(env);
+        result
     });
     Ok(done(env, result))
 }
@@ -273,9 +380,9 @@ fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>
     let result = find_queue(name)?.and_then(|queue| {
         let parcel = parcel(env, item);
         charge(env, parcel.heap());
-        queue.with_partition(route, item, |partition, count| partition.push(count, &parcel))
+        queue.write(env, route, item, |partition, count| partition.push(count, &parcel))
     });
-    Ok(done(env, result))
+    Ok(stored(env, result, atoms::ok()))
 }
 
 nif!(push_all / 4);
@@ -438,12 +545,16 @@ fn route(term: Term<'_>) -> NifResult<Route> {
     chosen_route(term)
 }
 
-/// A route that the caller has chosen, or `{:processor, to}`, which marks the write of a processor.
+/// A route that the caller has chosen; `{:processor, to}` marks the write of a processor, `{:next, to}` that of a process
+/// that has waited for room.
 #[cold]
 fn chosen_route(term: Term<'_>) -> NifResult<Route> {
     match elements(term) {
         Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
             Ok(Route { to: partition_or_nil(to)?, writer: Writer::Processor })
+        }
+        Some([writer, to]) if writer.as_c_arg() == atoms::next().as_c_arg() => {
+            Ok(Route { to: partition_or_nil(to)?, writer: Writer::Next })
         }
         _ => Ok(Route { to: partition_or_nil(term)?, writer: Writer::Any }),
     }
@@ -471,8 +582,9 @@ fn done(env: Env<'_>, result: Result<(), NotRunning>) -> Term<'_> {
 #[inline]
 fn stored(env: Env<'_>, result: Result<Stored, NotRunning>, refused: rustler::Atom) -> Term<'_> {
     match result {
-        Ok(Stored::Stored) => atoms::ok().to_term(env),
+        Ok(Stored::Stored | Stored::Enough) => atoms::ok().to_term(env),
         Ok(Stored::Refused) => refused.to_term(env),
+        Ok(Stored::Full) => atoms::full().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     }
 }
@@ -511,6 +623,18 @@ fn infinity<T>(term: Term<'_>) -> NifResult<Option<T>> {
     }
 }
 
+/// `None` for the atom `:infinity`, else a count that is not 0.
+fn limit(term: Term<'_>) -> NifResult<Option<usize>> {
+    if term.is_atom() {
+        return infinity(term);
+    }
+    let count: u32 = term.decode()?;
+    if count == 0 {
+        return Err(Error::BadArg);
+    }
+    Ok(Some(count as usize))
+}
+
 /// The count or `:not_running`.
 fn count_or_not_running(env: Env<'_>, result: Result<u64, NotRunning>) -> Term<'_> {
     match result {
@@ -526,10 +650,11 @@ fn write_all<'a>(
     list: Term<'a>,
     checked: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let checked = checked.decode()?;
+    let reservation: Option<ResourceArc<Reservation>> = checked.decode().ok();
+    let checked = if reservation.is_some() { true } else { checked.decode()? };
     // An unchecked list may be invalid, which the caller must hear first.
     let written = match target {
-        Ok(target) => write_list(env, &target, list, checked)?,
+        Ok(target) => write_list(env, &target, list, checked, reservation.as_deref())?,
         Err(NotRunning) if checked => Err(NotRunning),
         Err(NotRunning) => Ok(Written::Long),
     };
@@ -538,6 +663,7 @@ fn write_all<'a>(
         Ok(Written::More(rest)) => tuple(env, [atoms::more().to_term(env), rest]),
         Ok(Written::Refused(rest)) => tuple(env, [atoms::refused().to_term(env), rest]),
         Ok(Written::Long) => atoms::long().to_term(env),
+        Ok(Written::Bounded) => atoms::bounded().to_term(env),
         Ok(Written::Invalid(invalid)) => invalid_to(env, invalid),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })

@@ -35,8 +35,8 @@ impl Buffer {
         let mut caller = TestHeap::new();
         let items: Vec<_> = numbers.iter().map(|number| caller.boxed(writer * WRITER + number).parcel()).collect();
         self.operate(writer, |partition, among| match &items[..] {
-            [item] => partition.push(among, item),
-            _ => partition.push_all(among, items.iter()),
+            [item] => partition.push(among, item).map(|_stored| ()),
+            _ => partition.push_all(among, false, items.iter()).map(|_written| ()),
         })
     }
 

@@ -45,7 +45,7 @@ impl Buffer {
 
     pub fn put(&self, key: i64, value: i64) -> Result<(), Closed> {
         self.operate_on((key, value), |partition, among, key, value| {
-            partition.put(among, hash(&self.hasher, key), &key.parcel(), &value.parcel())
+            partition.put(among, hash(&self.hasher, key), &key.parcel(), &value.parcel()).map(|_stored| ())
         })
     }
 

@@ -95,7 +95,7 @@ impl Map {
         let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
         let result =
             self.buffer.partitions[number].put(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
-        assert_eq!(result, self.buffer.expected(number, ()));
+        assert_eq!(result, self.buffer.expected(number, Stored::Stored));
         if result.is_ok() {
             self.buffer.models[number].put(key, value);
         }
@@ -149,8 +149,9 @@ impl Map {
             }
         }
         for ((number, shard), writes) in shards {
-            let result = self.buffer.partitions[number].write_all(self.buffer.running as u32, shard, writes.iter());
-            assert_eq!(result, self.buffer.expected(number, ()));
+            let result =
+                self.buffer.partitions[number].write_all(self.buffer.running as u32, shard, false, writes.iter());
+            assert_eq!(result.map(|_written| ()), self.buffer.expected(number, ()));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use partitioned_buffer_engine::{Hasher, Heap, Log};
+use partitioned_buffer_engine::{Hasher, Heap, Log, Stored};
 
 use super::{fate, Buffer, Reading, PARTITIONS};
 use crate::common::{TestHeap, TestTerm};
@@ -59,7 +59,7 @@ impl Queue {
         let mut caller = TestHeap::new();
         let item = self.item(&mut caller, is_large);
         let result = self.buffer.partitions[number].push(self.buffer.running as u32, &item.parcel());
-        assert_eq!(result, self.buffer.expected(number, ()));
+        assert_eq!(result, self.buffer.expected(number, Stored::Stored));
         if result.is_ok() {
             self.buffer.models[number].waiting.push_back(item.content());
         }
@@ -71,8 +71,8 @@ impl Queue {
         let mut caller = TestHeap::new();
         let items: Vec<TestTerm> = (0..count).map(|place| self.item(&mut caller, place == count / 2)).collect();
         let parcels: Vec<_> = items.iter().map(|item| item.parcel()).collect();
-        let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, parcels.iter());
-        assert_eq!(result, self.buffer.expected(number, ()));
+        let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, false, parcels.iter());
+        assert_eq!(result.map(|_written| ()), self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].waiting.extend(items.into_iter().map(TestTerm::content));
         }

@@ -1,0 +1,17 @@
+defmodule PartitionedBuffer.FullError do
+  @moduledoc """
+  A write has found no room in a buffer with `:max_size`, and `when_full: :raise`, the default.
+
+  `buffer` is the name of the buffer, `max_size` the option, and `waited_ms` how many milliseconds the write has waited for room.
+  """
+
+  defexception [:buffer, :max_size, :waited_ms]
+
+  @type t() :: %__MODULE__{buffer: atom(), max_size: pos_integer(), waited_ms: non_neg_integer()}
+
+  @impl Exception
+  def message(%__MODULE__{buffer: buffer, max_size: max_size, waited_ms: waited_ms}) do
+    "buffer #{inspect(buffer)} is full: it holds at most #{max_size} entries, as its option :max_size says, " <>
+      "and the write has waited #{waited_ms} ms for room"
+  end
+end

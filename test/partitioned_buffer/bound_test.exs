@@ -1,0 +1,585 @@
+defmodule PartitionedBuffer.BoundTest do
+  # `:max_size`, `:when_full`, `:full_timeout_ms` and `:processing_threshold`.
+  use PartitionedBuffer.Case, async: true
+
+  import ExUnit.CaptureLog
+
+  alias PartitionedBuffer.{FullError, Native, Queue, Routing}
+
+  # A processor that waits for an answer is killed at the end of its test.
+  @moduletag :capture_log
+
+  # Flushes only when it is asked to, or when it is full.
+  defp start(opts) do
+    [
+      partitions: 1,
+      processing_interval_ms: :infinity,
+      processor: &Function.identity/1,
+      full_timeout_ms: 60_000,
+      drain_timeout_ms: 0
+    ]
+    |> Keyword.merge(opts)
+    |> start_buffer()
+  end
+
+  # A buffer whose processor waits for an answer of the test, and nobody flushes it by itself: the first batch is in the
+  # processor, and `size` entries are held.
+  defp start_full(size, opts) do
+    buffer = start([processor: asking(), max_size: size, processing_batch_size: 1] ++ opts)
+    put = if opts[:module] == Queue, do: &Queue.push(buffer, &1), else: &Buffer.put(buffer, &1, &1)
+    put.(1)
+    PartitionedBuffer.flush(buffer, async: true)
+    task = asked()
+    if size > 1, do: for(n <- 2..size, do: put.(n))
+    {buffer, task}
+  end
+
+  defp asking do
+    test = self()
+
+    fn batch ->
+      send(test, {:asked, self(), batch})
+      receive(do: ({:answer, outcome} -> outcome))
+    end
+  end
+
+  defp asked do
+    assert_receive {:asked, task, _batch}
+    task
+  end
+
+  defp reply(task), do: send(task, {:answer, :ok})
+
+  # The next batch.
+  defp reply_and_await(task) do
+    reply(task)
+    asked()
+  end
+
+  # Answers until the processor is not called any more.
+  defp answer_all(buffer) do
+    %Task{ref: ref} = Task.async(fn -> PartitionedBuffer.flush(buffer) end)
+    answer_until(ref)
+  end
+
+  defp answer_until(ref) do
+    receive do
+      {:asked, task, _batch} ->
+        reply(task)
+        answer_until(ref)
+
+      {^ref, result} ->
+        Process.demonitor(ref, [:flush])
+        result
+    end
+  end
+
+  # A process that writes, and waits for room. It tells the test its result.
+  defp writer(fun) do
+    test = self()
+
+    spawn(fn ->
+      result =
+        try do
+          fun.()
+        rescue
+          error -> error
+        end
+
+      send(test, {:wrote, self(), result})
+    end)
+  end
+
+  # Until so many writers wait.
+  defp await_waiting(buffer, count) do
+    if PartitionedBuffer.info(buffer).waiting_writers != count, do: await_waiting(buffer, count)
+  end
+
+  defp held(buffer) do
+    info = PartitionedBuffer.info(buffer)
+    info.size + info.in_flight
+  end
+
+  defp attach_full(buffer) do
+    test = self()
+    id = {__MODULE__, make_ref()}
+    events = for suffix <- [:start, :stop], do: [:partitioned_buffer, :full, suffix]
+
+    forward = fn [_, :full, what], measurements, metadata, _config ->
+      if metadata.buffer == buffer, do: send(test, {:full, what, measurements})
+    end
+
+    :telemetry.attach_many(id, events, forward, nil)
+    on_exit(fn -> :telemetry.detach(id) end)
+  end
+
+  describe "a full buffer" do
+    test "makes a write wait until there is room" do
+      {buffer, task} = start_full(2, max_attempts: 3)
+      pid = writer(fn -> Buffer.put(buffer, 3, 3) end)
+      await_waiting(buffer, 1)
+      assert {held(buffer), Buffer.get(buffer, 3)} == {2, nil}
+      reply(task)
+      assert_receive {:wrote, ^pid, :ok}
+      assert {held(buffer), Buffer.get(buffer, 3)} == {2, 3}
+      assert answer_all(buffer) == :ok
+
+      assert %{waiting_writers: 0, totals: %{written: 3, processed: 3, refused: 0}} =
+               PartitionedBuffer.info(buffer)
+    end
+
+    test "takes a newer value for a key that waits, and tells first what is stale or there" do
+      {buffer, _task} = start_full(2, max_attempts: 3, when_full: :error, full_timeout_ms: 0)
+      assert Buffer.put(buffer, 2, :newer) == :ok
+      assert Buffer.put_newer(buffer, 2, :newest, 5) == :ok
+      assert Buffer.put_newer(buffer, 2, :stale, 5, stale: :error) == {:error, :stale}
+      assert Buffer.put_newer(buffer, 1, :stale, 0, stale: :error) == {:error, :stale}
+      assert Buffer.put_new(buffer, 1, :there) == {:error, :exists}
+      assert Buffer.put_new(buffer, 2, :there) == {:error, :exists}
+      assert Buffer.put_new(buffer, 3, :new) == {:error, :full}
+      assert Buffer.put_newer(buffer, 1, :newer, 1) == {:error, :full}
+      assert Buffer.put_newer(buffer, 1, :newer, 1, stale: :error) == {:error, :full}
+      assert Buffer.get(buffer, 2) == :newest
+    end
+
+    test "raises, returns an error, or drops the write when its time is up, and counts it" do
+      {buffer, _task} = start_full(1, full_timeout_ms: 10, max_attempts: 1)
+
+      error = assert_raise FullError, fn -> Buffer.put(buffer, 2, 2) end
+      assert %FullError{buffer: ^buffer, max_size: 1, waited_ms: waited} = error
+      assert waited >= 10
+      assert Exception.message(error) =~ "buffer #{inspect(buffer)} is full: it holds at most 1 entries"
+
+      PartitionedBuffer.update_options(buffer, when_full: :error)
+      assert Buffer.put(buffer, 2, 2) == {:error, :full}
+      assert_raise ArgumentError, fn -> Buffer.put_all(buffer, a: 1, b: 2) end
+      assert Buffer.put_all(buffer, a: 1) == {:error, :full}
+      PartitionedBuffer.update_options(buffer, when_full: :drop_newest, full_timeout_ms: 0)
+      assert Buffer.put(buffer, 2, 2) == :ok
+      assert Buffer.put_all(buffer, %{a: 1}) == :ok
+      assert %{refused: 3, dropped: 2, written: 1} = PartitionedBuffer.info(buffer).totals
+    end
+
+    test "lets writers in by their order" do
+      {buffer, task} = start_full(3, max_attempts: 1)
+
+      pids =
+        for n <- 1..5 do
+          pid = writer(fn -> Buffer.put(buffer, {:waiting, n}, n) end)
+          await_waiting(buffer, n)
+          pid
+        end
+
+      reply(task)
+
+      for {pid, n} <- Enum.with_index(pids, 1) do
+        assert_receive {:wrote, first, :ok}
+        assert {n, first} == {n, pid}
+        if n < 5, do: reply(asked())
+      end
+
+      assert answer_all(buffer) == :ok
+    end
+
+    test "gives the place of a writer that has died to the next one" do
+      {buffer, task} = start_full(1, max_attempts: 1)
+
+      [first, second] =
+        for n <- 2..3,
+            do: writer(fn -> Buffer.put(buffer, n, n) end) |> tap(fn _ -> await_waiting(buffer, n - 1) end)
+
+      Process.exit(first, :kill)
+      await_waiting(buffer, 1)
+      reply(task)
+      assert_receive {:wrote, ^second, :ok}
+      assert {Buffer.get(buffer, 2), Buffer.get(buffer, 3)} == {nil, 3}
+    end
+
+    test "drains at once, not at the next tick" do
+      buffer = start(max_size: 10, partitions: 2)
+      for n <- 1..100, do: Buffer.put(buffer, n, n)
+      assert %{written: 100, processed: processed} = PartitionedBuffer.info(buffer).totals
+      assert processed >= 90
+    end
+
+    test "never makes its own processor wait, or a task of it" do
+      test = self()
+
+      processor = fn batch ->
+        buffer = elem(hd(batch), 1)
+
+        results = [
+          Buffer.put(buffer, :other, buffer),
+          Task.await(Task.async(fn -> Buffer.put(buffer, :another, buffer) end))
+        ]
+
+        send(test, {:results, results, Buffer.put_all(buffer, [{:third, buffer}])})
+      end
+
+      buffer = start(processor: processor, max_size: 1, max_attempts: 1, when_full: :error)
+      Buffer.put(buffer, :key, buffer)
+      assert PartitionedBuffer.flush(buffer) == :ok
+      assert_received {:results, [{:error, :full}, {:error, :full}], {:error, :full}}
+    end
+
+    test "holds waiting writers until a pause is over, and during it calls nobody" do
+      test = self()
+
+      processor = fn batch ->
+        send(test, {:batch, batch})
+        {:error, :down}
+      end
+
+      buffer = start(processor: processor, max_size: 1, max_attempts: 2, retry_backoff_ms: {60_000, 60_000})
+      Buffer.put(buffer, 1, 1)
+      with_log(fn -> PartitionedBuffer.flush(buffer) end)
+      assert_received {:batch, _batch}
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      :sys.get_state(Routing.partition_name(buffer, 0))
+      refute_received {:batch, _batch}
+      with_log(fn -> PartitionedBuffer.flush(buffer) end)
+      assert_receive {:wrote, ^pid, :ok}
+      assert %{given_up: 1, written: 2} = PartitionedBuffer.info(buffer).totals
+    end
+
+    test "emits when it becomes full, and when there is room" do
+      {buffer, task} = start_full(1, max_attempts: 1)
+      attach_full(buffer)
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      assert_receive {:full, :start, %{system_time: _}}
+      PartitionedBuffer.update_options(buffer, full_timeout_ms: 0, when_full: :error)
+      assert Buffer.put(buffer, 3, 3) == {:error, :full}
+      reply(task)
+      assert_receive {:wrote, ^pid, :ok}
+      assert answer_all(buffer) == :ok
+      assert_receive {:full, :stop, %{duration: duration, refused: 1, dropped: 0, waited: 1}}
+      assert duration > 0
+      refute_received {:full, _what, _measurements}
+    end
+
+    test "refuses its writers when it stops" do
+      {buffer, _task} = start_full(1, max_attempts: 1)
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      stop_supervised!(buffer)
+      assert_receive {:wrote, ^pid, %ArgumentError{message: message}}
+      assert message =~ "is not running"
+    end
+
+    test "goes on when the process of its queue is killed" do
+      {buffer, task} = start_full(1, max_attempts: 1)
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      kill_and_await_restart(Module.concat(buffer, Room))
+      await_waiting(buffer, 1)
+      reply(task)
+      assert_receive {:wrote, ^pid, :ok}
+    end
+  end
+
+  describe "a list" do
+    test "is written as a whole, or not at all" do
+      {buffer, task} = start_full(5, max_attempts: 1)
+
+      assert_raise ArgumentError, ~r/a list of 6 entries does not fit into buffer/, fn ->
+        Buffer.put_all(buffer, for(n <- 1..6, do: {n, n}))
+      end
+
+      pid = writer(fn -> Buffer.put_all(buffer, for(n <- 11..13, do: {n, n})) end)
+      await_waiting(buffer, 1)
+
+      # Of five entries three have to leave.
+      task = reply_and_await(task)
+      task = reply_and_await(task)
+      assert Buffer.get(buffer, 11) == nil
+      reply(task)
+      assert_receive {:wrote, ^pid, :ok}
+      assert Enum.map(11..13, &Buffer.get(buffer, &1)) == [11, 12, 13]
+      assert held(buffer) == 5
+    end
+
+    test "gives back the room of entries that were not new" do
+      buffer = start(max_size: 10, when_full: :error, full_timeout_ms: 0, max_attempts: 1, partitions: 2)
+      entries = for(n <- 1..5, do: {n, n})
+      for _ <- 1..3, do: assert(Buffer.put_all(buffer, entries) == :ok)
+      assert Buffer.put_all_newer(buffer, for(n <- 1..5, do: {n, n, 1})) == :ok
+      for n <- 6..10, do: assert(Buffer.put(buffer, n, n) == :ok)
+      assert held(buffer) == 10
+      assert Buffer.put_all(buffer, entries) == {:error, :full}
+    end
+
+    test "of more than one slice, and with a partition key, fits exactly" do
+      buffer = start(max_size: 20_000, when_full: :error, full_timeout_ms: 0, partitions: 3)
+      assert Buffer.put_all(buffer, for(n <- 1..10_000, do: {n, n})) == :ok
+      assert Buffer.put_all(buffer, for(n <- 10_001..20_000, do: {n, n}), partition_key: &rem(&1, 7)) == :ok
+      assert Buffer.put(buffer, :one_more, 1) == {:error, :full}
+      assert Buffer.size(buffer) == 20_000
+    end
+
+    test "whose writer is killed gives its room back" do
+      buffer = start(max_size: 100_000, max_attempts: 1, partitions: 2, processor: fn _batch -> :ok end)
+      list = for n <- 1..100_000, do: {n, n}
+
+      for _ <- 1..20 do
+        pid = spawn(fn -> Buffer.put_all(buffer, list) end)
+        ref = Process.monitor(pid)
+        for _ <- 1..:rand.uniform(50), do: :erlang.yield()
+        Process.exit(pid, :kill)
+        assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
+        assert PartitionedBuffer.flush(buffer) == :ok
+        await_room(buffer, 100_000)
+      end
+    end
+
+    test "of a queue waits for room as well" do
+      {buffer, task} = start_full(3, module: Queue, max_attempts: 1)
+      assert_raise ArgumentError, fn -> Queue.push(buffer, [1, 2, 3, 4]) end
+      pid = writer(fn -> Queue.push(buffer, [4, 5]) end)
+      await_waiting(buffer, 1)
+      other = writer(fn -> Queue.push(buffer, 6) end)
+      await_waiting(buffer, 2)
+
+      task = reply_and_await(task)
+      task = reply_and_await(task)
+      assert_receive {:wrote, ^pid, :ok}
+      reply(task)
+      assert_receive {:wrote, ^other, :ok}
+      assert answer_all(buffer) == :ok
+    end
+  end
+
+  defp await_room(buffer, count) do
+    unless Native.has_room(buffer, count), do: await_room(buffer, count)
+  end
+
+  describe "the bound" do
+    test "counts what a start finds" do
+      failing = [processor: fn _batch -> {:error, :down} end, retry_backoff_ms: {60_000, 60_000}]
+      options = [max_size: 3, max_attempts: 9, full_timeout_ms: 0, when_full: :error]
+      buffer = start(failing ++ options)
+      for n <- 1..3, do: Buffer.put(buffer, n, n)
+      PartitionedBuffer.flush(buffer)
+      stop_supervised!(buffer)
+      start([name: buffer, processor: asking()] ++ options)
+      assert held(buffer) == 3
+      assert Buffer.put(buffer, :one_more, 1) == {:error, :full}
+      stop_supervised!(buffer)
+      start([name: buffer, processor: asking()] ++ Keyword.put(options, :max_size, 4))
+      assert Buffer.put(buffer, :one_more, 1) == :ok
+      assert Buffer.put(buffer, :another, 1) == {:error, :full}
+    end
+
+    test "may be set, lowered and lifted while the buffer runs" do
+      buffer =
+        start(
+          when_full: :error,
+          full_timeout_ms: 0,
+          processing_interval_ms: :infinity,
+          processor: fn _batch -> {:error, :down} end,
+          max_attempts: 9,
+          retry_backoff_ms: {60_000, 60_000}
+        )
+
+      for n <- 1..10, do: Buffer.put(buffer, n, n)
+      with_log(fn -> PartitionedBuffer.flush(buffer) end)
+      PartitionedBuffer.update_options(buffer, max_size: 5)
+      assert Buffer.put(buffer, 11, 11) == {:error, :full}
+      assert {held(buffer), PartitionedBuffer.info(buffer).max_size} == {10, 5}
+      for n <- 1..6, do: Buffer.delete(buffer, n)
+      assert Buffer.put(buffer, 11, 11) == :ok
+      assert Buffer.put(buffer, 12, 12) == {:error, :full}
+      PartitionedBuffer.update_options(buffer, max_size: :infinity)
+      for n <- 1..100, do: assert(Buffer.put(buffer, n, n) == :ok)
+    end
+
+    test "lets waiting writers in when it is raised" do
+      {buffer, _task} = start_full(1, max_attempts: 1)
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      PartitionedBuffer.update_options(buffer, max_size: 2)
+      assert_receive {:wrote, ^pid, :ok}
+    end
+
+    test "is never exceeded, and nothing is lost, whatever writers, lists, deletes, deaths and failures do" do
+      test = self()
+      max = 200
+
+      processor = fn batch ->
+        case :rand.uniform(10) do
+          1 -> :error
+          2 -> {:error, :some, Enum.take_random(batch, 3)}
+          3 -> {:cancel, :never, Enum.take(batch, 2)}
+          4 -> {:snooze, 1}
+          _ -> :ok
+        end
+      end
+
+      buffer =
+        start(
+          processor: processor,
+          partitions: 3,
+          max_size: max,
+          max_attempts: 4,
+          retry_backoff_ms: {1, 2},
+          processing_interval_ms: 1,
+          processing_batch_size: 20,
+          full_timeout_ms: 1_000,
+          when_full: :error
+        )
+
+      {_result, _log} =
+        with_log(fn ->
+          writers =
+            for number <- 1..8 do
+              spawn(fn ->
+                for n <- 1..1_500 do
+                  case :rand.uniform(8) do
+                    1 -> Buffer.put_all(buffer, for(m <- 1..:rand.uniform(50), do: {{number, n + m}, n}))
+                    2 -> Buffer.delete(buffer, {number, :rand.uniform(n)})
+                    _ -> Buffer.put(buffer, {number, n}, n)
+                  end
+                end
+
+                send(test, {:done, self()})
+              end)
+            end
+
+          victims = Enum.take(writers, 3)
+          most = watch_bound(buffer, writers, victims, 0)
+          assert most in 1..max
+        end)
+
+      with_log(fn -> until_empty(buffer) end)
+      await_room(buffer, max)
+      assert elem(Native.bound(buffer), 0) == 0
+      info = PartitionedBuffer.info(buffer)
+      assert {info.size, info.in_flight, info.waiting_writers} == {0, 0, 0}
+      totals = info.totals
+
+      assert totals.written - totals.coalesced ==
+               totals.deleted + totals.superseded + totals.processed + totals.given_up
+    end
+  end
+
+  defp watch_bound(buffer, writers, victims, most) do
+    {held, _refused, _dropped} = Native.bound(buffer)
+    most = max(most, held)
+
+    receive do
+      {:done, pid} -> watch_bound(buffer, List.delete(writers, pid), victims, most)
+    after
+      0 ->
+        victims =
+          if :rand.uniform(30) == 1 and victims != [] do
+            Process.exit(hd(victims), :kill)
+            tl(victims)
+          else
+            victims
+          end
+
+        if Enum.any?(writers, &Process.alive?/1), do: watch_bound(buffer, writers, victims, most), else: most
+    end
+  end
+
+  defp until_empty(buffer) do
+    PartitionedBuffer.flush(buffer)
+    if held(buffer) > 0, do: until_empty(buffer)
+  end
+
+  describe "a threshold" do
+    test "flushes as soon as so many entries wait in a partition, by one message for each flush" do
+      buffer = start(processor: asking(), processing_threshold: 3, processing_batch_size: 100)
+      attach_telemetry(buffer)
+      partition = Process.whereis(Routing.partition_name(buffer, 0))
+      :erlang.trace(partition, true, [:receive])
+      Buffer.put(buffer, 1, 1)
+      Buffer.put(buffer, 2, 2)
+      Buffer.put(buffer, 2, :newer)
+      refute_received {:trace, _pid, :receive, :enough}
+      Buffer.put(buffer, 3, 3)
+      assert_receive {:asked, task, [_, _, _]}
+      assert_received {[:processing, :start], _measurements, %{trigger: :threshold}}
+      # The rest comes right after that flush.
+      Buffer.put_all(buffer, for(n <- 4..9, do: {n, n}))
+      reply(task)
+      assert_receive {:asked, task, [_, _, _, _, _, _]}
+      reply(task)
+      assert_receive {:trace, ^partition, :receive, :enough}
+      assert_receive {:trace, ^partition, :receive, :enough}
+      refute_received {:trace, _pid, :receive, :enough}
+    end
+
+    test "does not count entries that were put back" do
+      buffer =
+        start(
+          processor: returning_errors(),
+          processing_threshold: 2,
+          max_attempts: 5,
+          retry_backoff_ms: {60_000, 60_000}
+        )
+
+      with_log(fn ->
+        Buffer.put_all(buffer, a: 1, b: 2)
+        assert_receive {:batch, [_, _]}
+        wait_idle(Routing.partition_name(buffer, 0))
+      end)
+
+      assert %{size: 2, partitions: [%{state: :paused}]} = PartitionedBuffer.info(buffer)
+      Buffer.put(buffer, :c, 3)
+      refute_received {:batch, _batch}
+      Buffer.put(buffer, :d, 4)
+      # During a pause nothing is called.
+      :sys.get_state(Routing.partition_name(buffer, 0))
+      refute_received {:batch, _batch}
+    end
+
+    test "holds for a queue, for lists, and for each partition" do
+      buffer = start(module: Queue, processor: asking(), processing_threshold: 4, partitions: 2)
+      Queue.push(buffer, [1, 2, 3], partition_key: :one)
+      Queue.push(buffer, 4, partition_key: fn _item -> :one end)
+      assert_receive {:asked, task, [1, 2, 3, 4]}
+      reply(task)
+    end
+
+    test "may change, and is made good when the process of the partition starts" do
+      buffer = start(processor: asking(), processing_threshold: :infinity)
+      for n <- 1..5, do: Buffer.put(buffer, n, n)
+      PartitionedBuffer.update_options(buffer, processing_threshold: 6)
+      refute_received {:asked, _task, _batch}
+      PartitionedBuffer.update_options(buffer, processing_threshold: 5)
+      assert_receive {:asked, task, [_, _, _, _, _]}
+      reply(task)
+      partition = Routing.partition_name(buffer, 0)
+      wait_idle(partition)
+      :sys.suspend(partition)
+      for n <- 1..5, do: Buffer.put(buffer, n, n)
+      kill_and_await_restart(partition)
+      assert_receive {:asked, task, [_, _, _, _, _]}
+      reply(task)
+    end
+  end
+
+  defp returning_errors do
+    test = self()
+    fn batch -> send(test, {:batch, batch}) && {:error, :down} end
+  end
+
+  describe "options" do
+    test "that are invalid are refused" do
+      for option <- [
+            max_size: 0,
+            max_size: -1,
+            max_size: 1.5,
+            processing_threshold: 0,
+            when_full: :drop_oldest,
+            full_timeout_ms: -1,
+            full_timeout_ms: :infinity
+          ] do
+        options = buffer_options([processor: &Function.identity/1] ++ [option])
+        assert_raise ArgumentError, ~r/invalid value for option/, fn -> Buffer.start_link(options) end
+      end
+    end
+  end
+end
