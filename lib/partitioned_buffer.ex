@@ -21,10 +21,14 @@ defmodule PartitionedBuffer do
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
   | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation raises a `RuntimeError` |
-  | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only `flush/2` and a stop flush, and what has failed is still retried |
+  | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and what has failed is still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per batch; see [Tables](#module-tables) |
+  | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | a partition flushes as soon as so many entries wait in it; see [Threshold and bound](#module-threshold-and-bound) |
+  | `:max_size` | positive integer, or `:infinity` | `:infinity` | how many entries the whole buffer holds at most, waiting and in flight |
+  | `:full_timeout_ms` | integer from 0 | 5000 | how long a write waits for room in a full buffer; 0 does not wait |
+  | `:when_full` | `:raise`, `:error`, `:drop_newest` | `:raise` | what a write does then: it raises a `PartitionedBuffer.FullError`, returns `{:error, :full}`, or is dropped and returns `:ok` |
   | `:max_attempts` | positive integer, or `:infinity` | not given | how often an entry is given to the processor before it is given up; see [Delivery](#module-delivery) |
   | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: it doubles from `min` to `max` with each failure in a row, and a random half to whole of it is taken. A function gets the number of failures and returns milliseconds |
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries that are given up, and the reason; needs `:max_attempts` |
@@ -86,6 +90,28 @@ defmodule PartitionedBuffer do
   `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of partitions, what was left is
   processed by the partitions that it was given to. Reads may not see it there, and its order against new writes is not promised.
 
+  ## Threshold and bound
+
+  **A threshold** lets a partition flush before its interval is over. The write with which `:processing_threshold` entries wait
+  lets the partition know, once for each flush. The partition flushes at once, or right after the flush that is going on. Entries
+  that have failed and wait again do not count, and during a pause there is no flush.
+
+  **A bound** keeps the memory bounded while the sink is slower than the writers:
+
+    * The buffer never holds more than `:max_size` entries. They count until they have succeeded, were superseded, deleted or given
+      up; without `:max_attempts`, until the processor gets them. A deleted entry in flight counts until its flush comes to it.
+    * Only a write that adds an entry needs room. A full buffer takes a new value for a key that waits. A write that is stale, or
+      finds that the key exists, is told so first.
+    * A full buffer flushes all its partitions at once, unless they pause.
+    * A write that finds no room waits up to `:full_timeout_ms` for it. Writers get room in their order. One that dies gives its
+      place up. No scheduler is held meanwhile.
+    * A list needs room for all its entries, as if all of them were new. It is written as a whole, or not at all. A list that is
+      longer than `:max_size` raises an `ArgumentError`.
+    * A processor never waits for room in its own buffer, nor does a task that it has started: `:when_full` decides at once.
+    * If `:max_size` is set below what the buffer holds, nothing is thrown away. New entries are refused until enough has gone.
+
+  `info/1` counts the writes that were refused or dropped.
+
   ## Guarantees
 
     * **No lost writes.** A write that has returned `:ok` is in exactly one flush, unless a later write replaced it, a newer
@@ -124,7 +150,7 @@ defmodule PartitionedBuffer do
 
   There is no guarantee of:
 
-    * a bound of the memory while the processor cannot keep up,
+    * a bound of the memory while the processor cannot keep up, without `:max_size`,
     * an order of the entries within a flush of a map,
     * an order between partitions.
 
@@ -150,13 +176,19 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `trigger` |
   | `[:partitioned_buffer, :partition, :processing, :exception]` | `duration`, `monotonic_time` | `buffer`, `partition`, `trigger`, `kind`, `reason`, `stacktrace` |
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time`, `count` | `buffer`, `partition`, `reason` |
+  | `[:partitioned_buffer, :full, :start]` | `system_time` | `buffer` |
+  | `[:partitioned_buffer, :full, :stop]` | `duration`, `refused`, `dropped`, `waited` | `buffer` |
   | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals | `buffer`, `kind` |
 
   The `processing` events span what a task processes of one flush. `size` is the number of its entries that were processed,
-  `trigger` is `:interval`, `:flush` or `:stop`. Their metadata also has a `telemetry_span_context`. The `reason` of
+  `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata also has a `telemetry_span_context`. The `reason` of
   `processing_failed` is the exit reason of the task that called the processor, and `count` is how many entries are lost. With
   `:max_attempts` they are the reason of the failure, and how many entries will be retried. An interval in which nothing was
   written has no event.
+
+  `full` spans the time from the first write that found no room until an eighth of `:max_size` is free and nobody waits: how many
+  writes were refused and dropped meanwhile, and how many have waited. `emit_info/1` emits `info`. `attach_default_logger/1` logs
+  what operators want to know.
 
   With `:max_attempts` there are also:
 
@@ -244,7 +276,8 @@ defmodule PartitionedBuffer do
 
   @doc """
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`, `:processing_timeout_ms`,
-  `:processing_batch_size`, `:retry_backoff_ms`, `:drain_timeout_ms`, and `:max_attempts` if the buffer was started with it.
+  `:processing_batch_size`, `:processing_threshold`, `:max_size`, `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`,
+  `:drain_timeout_ms`, and `:max_attempts` if the buffer was started with it.
 
   Options that are not given keep their values. A shorter interval or jitter takes effect at once, a longer one after the
   tick that is due. A new batch size applies from the next flush on. Raises and changes nothing if an option is unknown or

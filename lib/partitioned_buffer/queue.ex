@@ -119,6 +119,9 @@ defmodule PartitionedBuffer.Queue do
   @doc """
   Pushes an item, or each item of a list in its order.
 
+  In a buffer with `:max_size` it may wait, raise a `PartitionedBuffer.FullError` or return `{:error, :full}`: see
+  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`).
+
   To push an item that is itself a list, wrap it: `push(buffer, [item])`. Raises an `ArgumentError`, and pushes nothing, if
   the list is improper. Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as
   `:partition_key` is called with each item, before the first is pushed.
