@@ -5,6 +5,8 @@
 #     mix run bench/conservation.exs --retries       a buffer with `:max_attempts`, whose processor fails, with or without --faults
 #     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults
 #
+# With --retries, --max-size N bounds the buffer: writers wait for room. Lists of 5,000 must fit.
+#
 # Options: --writes N, --writers N, --seed N. Prints the counts. Ends with 1 if this package violates anything; violations of
 # the ETS design are only printed.
 
@@ -31,6 +33,7 @@ defmodule Conserve do
           queue: :boolean,
           faults: :boolean,
           retries: :boolean,
+          max_size: :integer,
           writes: :integer,
           writers: :integer,
           seed: :integer
@@ -57,7 +60,8 @@ defmodule Conserve do
             _ -> []
           end
 
-        opts = [faults: faults, retries: options[:retries] || false] ++ opts
+        max_size = options[:max_size] || :infinity
+        opts = [faults: faults, retries: options[:retries] || false, max_size: max_size] ++ opts
         report("this package", Conservation.package(kind, opts))
       else
         result = report("this package", Conservation.package(kind, opts))

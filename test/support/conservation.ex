@@ -81,6 +81,7 @@ defmodule PartitionedBuffer.Conservation do
   | `too_often` | an entry came again after its last attempt |
   | `given_up_early`, `not_given_up` | the entries that `:dead_letter` gets are not those whose attempts are used up, or that were cancelled |
   | `pause` | a batch came before the end of a pause, or a pause is too short. Only a flush or a stop ends a pause |
+  | `info` | at the end, when all is through, the totals of `info/1` do not add up, or the bound counts entries that are not there |
   | `time_limit` | a processor that hangs was not killed when its time was up |
   | `two_at_a_time` | two tasks of a partition, or two with the same entry, were in the processor |
   | `task_outlives_its_entries` | a task of a killed tree is alive when its entries have been given to another |
@@ -112,6 +113,7 @@ defmodule PartitionedBuffer.Conservation do
 
       mix run bench/conservation.exs --seed 3 --queue --faults --writes 1000000
       mix run bench/conservation.exs --seed 3 --retries --faults --writes 1000000
+      mix run bench/conservation.exs --seed 3 --retries --faults --max-size 8000
       CONSERVATION_SEED=3 mix test test/partitioned_buffer/conservation_test.exs
 
   The seed decides the calls of the writers and the faults, but not when the scheduler runs whom. So a violation may need
@@ -151,7 +153,8 @@ defmodule PartitionedBuffer.Conservation do
   @doc """
   Writes to a buffer of this package.
 
-  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false) and `:faults` ([]), the kinds of faults.
+  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false), `:max_size` (`:infinity`; only with retries, and not below
+  6,000) and `:faults` ([]), the kinds of faults.
   """
   @spec package(module(), keyword()) :: result()
   def package(kind, opts),
@@ -213,7 +216,9 @@ defmodule PartitionedBuffer.Conservation do
       processing_batch_size: 100,
       processing_timeout_ms: 100,
       max_attempts: max_attempts,
-      retry_backoff_ms: {6, 20}
+      retry_backoff_ms: {6, 20},
+      max_size: Keyword.get(opts, :max_size, :infinity),
+      full_timeout_ms: 600_000
     ]
 
     faults =

@@ -46,8 +46,6 @@ pub struct Flush<S: Store> {
     since: Option<Instant>,
     /// The estimated bytes of the stores.
     bytes: usize,
-    /// Where the outcomes are counted.
-    outcomes: Arc<Outcomes>,
     /// How many entries have no outcome and do not wait again. Of a deleted one this is known when a reader comes to it.
     left: AtomicUsize,
     /// How many of these have failed and stay here, to be retried.
@@ -79,6 +77,8 @@ struct Progress<S: Store> {
     called_with: usize,
     /// The time of the last claim or lease, or of a later [`Flush::bury`].
     called_at: Option<i64>,
+    /// Where the outcomes are counted.
+    outcomes: Arc<Outcomes>,
     /// The bound that counts the entries, if there is one.
     bound: Option<Arc<Bound>>,
 }
@@ -245,13 +245,13 @@ impl<S: Store> Flush<S> {
             calls: 0,
             called_with: 0,
             called_at: None,
+            outcomes,
             bound,
         };
         Flush {
             end,
             since,
             bytes,
-            outcomes,
             left: AtomicUsize::new(left),
             staying: AtomicUsize::new(0),
             settled: AtomicUsize::new(0),
@@ -426,7 +426,7 @@ impl<S: Store> Flush<S> {
     /// Counts outcomes.
     fn count(&self, progress: &Progress<S>, ended: Ended) {
         self.left.fetch_sub(ended.left(), Ordering::Relaxed);
-        self.outcomes.add(ended);
+        progress.outcomes.add(ended);
         if let Some(bound) = &progress.bound {
             bound.release(ended.left());
         }
@@ -585,6 +585,11 @@ pub(crate) struct Held<'f, S: Store> {
 }
 
 impl<S: Store> Held<'_, S> {
+    /// Lets the outcomes be counted elsewhere.
+    pub(crate) fn set_outcomes(&mut self, outcomes: &Arc<Outcomes>) {
+        self.progress.outcomes = outcomes.clone();
+    }
+
     /// Lets the bound count the entries without an outcome, or no bound.
     pub(crate) fn set_bound(mut self, bound: Option<Arc<Bound>>) {
         match (&self.progress.bound, &bound) {

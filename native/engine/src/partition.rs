@@ -579,7 +579,18 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Takes over the flushes of another partition. They come before all new ones.
     pub fn adopt(&self, evicted: VecDeque<Arc<Flush<S>>>) {
+        evicted.iter().for_each(|flush| flush.hold().set_outcomes(&self.outcomes));
         self.in_flight.lock().extend(evicted);
+    }
+
+    /// Takes over what another partition has counted, whose flushes were evicted and adopted.
+    pub fn adopt_counts(&self, other: &Self) {
+        let mut writes = Writes::default();
+        for shard in &other.shards {
+            writes += std::mem::take(&mut shard.lock().before);
+        }
+        self.shards[0].lock().before += writes;
+        self.outcomes.add(other.outcomes.take());
     }
 
     /// Takes the entries of all shards at one point in time, when all their locks are held; `None` if there are none.

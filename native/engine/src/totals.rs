@@ -76,6 +76,17 @@ impl Outcomes {
         }
     }
 
+    /// Takes out the counts.
+    pub(crate) fn take(&self) -> Ended {
+        let take = |count: &AtomicUsize| count.swap(0, Ordering::Relaxed);
+        Ended {
+            processed: take(&self.processed),
+            superseded: take(&self.superseded),
+            given_up: take(&self.given_up),
+            failed: take(&self.failed),
+        }
+    }
+
     /// The counts.
     pub fn get(&self) -> Ended {
         let get = |count: &AtomicUsize| count.load(Ordering::Relaxed);

@@ -11,7 +11,7 @@ use std::thread;
 use common::map::{entry, Entry, Map, MapFlush};
 use common::reading::read;
 use common::{Random, TestTerm, LARGE};
-use partitioned_buffer_engine::{reclaim, BatchState, GivenBack};
+use partitioned_buffer_engine::{reclaim, BatchState, GivenBack, Hasher};
 
 /// The result of giving back a batch of which so many will be retried, and so many are superseded.
 fn given_back(retried: usize, superseded: usize) -> GivenBack {
@@ -759,4 +759,27 @@ fn under_threads_each_entry_is_leased_by_one_reader() {
     });
     all.sort_unstable();
     assert!(all.into_iter().eq(0..KEYS), "each key once");
+}
+
+#[test]
+fn another_partition_takes_over_what_was_counted_with_the_flushes() {
+    let hasher = Hasher::new();
+    let [old, new] = [(), ()].map(|()| Map::new(&hasher));
+    old.open(1);
+    old.put_all(0..10);
+    old.put_all(0..4);
+    let (flush, _) = old.lease_all();
+    old.fail(&flush, Some(&[0, 1, 2]), None);
+    old.put_all(20..25);
+    old.partition.flush();
+    old.open(1);
+    let (left, _) = old.lease_all();
+    new.partition.adopt(old.partition.evict());
+    new.partition.adopt_counts(&old.partition);
+    new.open(1);
+    old.succeed(&left);
+    let (of_old, of_new) = (old.partition.info(), new.partition.info());
+    assert_eq!((of_old.writes.written, of_old.ended.processed, of_old.in_flight), (0, 0, 0));
+    assert_eq!((of_new.writes.written, of_new.writes.coalesced), (19, 4));
+    assert_eq!((of_new.ended.processed, of_new.ended.failed, of_new.in_flight + of_new.waiting), (15, 3, 0));
 }

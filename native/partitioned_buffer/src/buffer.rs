@@ -196,6 +196,9 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
             for (partition, evicted) in (0..partition_count).cycle().zip(held) {
                 self.partition(partition).adopt(evicted);
             }
+            // The totals of the buffer go on.
+            let first = self.partition(0);
+            (1..owner.partition_count).for_each(|partition| first.adopt_counts(self.partition(partition)));
             owner.partition_count = partition_count;
         }
         let partitions = || (0..partition_count).map(|partition| self.partition(partition));

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # The process that owns the buffer, by another process, and injects a fault every few milliseconds.
 
   alias PartitionedBuffer.Conservation.{Code, Kind, Ledger, Retries}
-  alias PartitionedBuffer.{Partition, Routing}
+  alias PartitionedBuffer.{Native, Partition, Routing}
 
   # An event and the death of the task tell of each of them.
   @in_processor [:raise, :throw, :exit, :kill, :slow, :hang]
@@ -294,7 +294,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
         processing_interval_ms: :rand.uniform(3),
         processing_timeout_ms: Enum.random([60, 100, 200]),
         drain_timeout_ms: Enum.random([30, 60_000]),
-        retry_backoff_ms: Enum.random([{6, 20}, {10, 30}, &__MODULE__.backoff/1])
+        retry_backoff_ms: Enum.random([{6, 20}, {10, 30}, &__MODULE__.backoff/1]),
+        processing_threshold: Enum.random([50, 2_000, :infinity]),
+        max_size: max_size(faults.options[:max_size])
       )
 
     if name == :processing_batch_size, do: Retries.batch_size(faults.ledger, value)
@@ -322,6 +324,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
     faults
   end
+
+  defp max_size(:infinity), do: :infinity
+  defp max_size(max_size), do: Enum.random([max_size, 6_000, 2 * max_size])
 
   @doc false
   def backoff(failures), do: 6 + rem(failures, 5)
@@ -469,7 +474,21 @@ defmodule PartitionedBuffer.Conservation.Faults do
     Retries.heal(faults.ledger)
     PartitionedBuffer.update_options(name(faults), drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
     until_flushed(faults, 1_000)
+    check_info(faults)
     faults
+  end
+
+  # All is through, and nobody writes any more.
+  defp check_info(faults) do
+    %{totals: totals} = info = PartitionedBuffer.info(name(faults))
+    added = totals.written - totals.coalesced
+    ended = totals.deleted + totals.superseded + totals.processed + totals.given_up
+    # This takes from the shards the room that they have not used.
+    PartitionedBuffer.update_options(name(faults), max_size: :infinity)
+    {held, _refused, _dropped} = Native.bound(name(faults))
+
+    unless added == ended and {info.size, info.in_flight, info.waiting_writers, held} == {0, 0, 0, 0},
+      do: Retries.report(faults.ledger, :info, {info, added - ended, held})
   end
 
   # After a buffer that did not stop.
