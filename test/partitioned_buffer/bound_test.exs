@@ -402,65 +402,71 @@ defmodule PartitionedBuffer.BoundTest do
       assert_receive {:wrote, ^pid, :ok}
     end
 
-    test "is never exceeded, and nothing is lost, whatever writers, lists, deletes, deaths and failures do" do
-      test = self()
-      max = 200
-
-      processor = fn batch ->
-        case :rand.uniform(10) do
-          1 -> :error
-          2 -> {:error, :some, Enum.take_random(batch, 3)}
-          3 -> {:cancel, :never, Enum.take(batch, 2)}
-          4 -> {:snooze, 1}
-          _ -> :ok
-        end
+    for writers <- [2, 8, 64] do
+      test "is never exceeded, and nothing is lost, whatever #{writers} writers, lists, deletes, deaths and failures do" do
+        stress(unquote(writers), div(12_000, unquote(writers)))
       end
-
-      buffer =
-        start(
-          processor: processor,
-          partitions: 3,
-          max_size: max,
-          max_attempts: 4,
-          retry_backoff_ms: {1, 2},
-          processing_interval_ms: 1,
-          processing_batch_size: 20,
-          full_timeout_ms: 1_000,
-          when_full: :error
-        )
-
-      {_result, _log} =
-        with_log(fn ->
-          writers =
-            for number <- 1..8 do
-              spawn(fn ->
-                for n <- 1..1_500 do
-                  case :rand.uniform(8) do
-                    1 -> Buffer.put_all(buffer, for(m <- 1..:rand.uniform(50), do: {{number, n + m}, n}))
-                    2 -> Buffer.delete(buffer, {number, :rand.uniform(n)})
-                    _ -> Buffer.put(buffer, {number, n}, n)
-                  end
-                end
-
-                send(test, {:done, self()})
-              end)
-            end
-
-          victims = Enum.take(writers, 3)
-          most = watch_bound(buffer, writers, victims, 0)
-          assert most in 1..max
-        end)
-
-      with_log(fn -> until_empty(buffer) end)
-      await_room(buffer, max)
-      assert elem(Native.bound(buffer), 0) == 0
-      info = PartitionedBuffer.info(buffer)
-      assert {info.size, info.in_flight, info.waiting_writers} == {0, 0, 0}
-      totals = info.totals
-
-      assert totals.written - totals.coalesced ==
-               totals.deleted + totals.superseded + totals.processed + totals.given_up
     end
+  end
+
+  defp stress(writers, writes) do
+    test = self()
+    max = 200
+
+    processor = fn batch ->
+      case :rand.uniform(10) do
+        1 -> :error
+        2 -> {:error, :some, Enum.take_random(batch, 3)}
+        3 -> {:cancel, :never, Enum.take(batch, 2)}
+        4 -> {:snooze, 1}
+        _ -> :ok
+      end
+    end
+
+    buffer =
+      start(
+        processor: processor,
+        partitions: 3,
+        max_size: max,
+        max_attempts: 4,
+        retry_backoff_ms: {1, 2},
+        processing_interval_ms: 1,
+        processing_batch_size: 20,
+        full_timeout_ms: 1_000,
+        when_full: :error
+      )
+
+    {_result, _log} =
+      with_log(fn ->
+        writers =
+          for number <- 1..writers do
+            spawn(fn ->
+              for n <- 1..writes do
+                case :rand.uniform(8) do
+                  1 -> Buffer.put_all(buffer, for(m <- 1..:rand.uniform(50), do: {{number, n + m}, n}))
+                  2 -> Buffer.delete(buffer, {number, :rand.uniform(n)})
+                  _ -> Buffer.put(buffer, {number, n}, n)
+                end
+              end
+
+              send(test, {:done, self()})
+            end)
+          end
+
+        victims = Enum.take(writers, div(length(writers), 3))
+        most = watch_bound(buffer, writers, victims, 0)
+        assert most in 1..max
+      end)
+
+    with_log(fn -> until_empty(buffer) end)
+    await_room(buffer, max)
+    assert elem(Native.bound(buffer), 0) == 0
+    info = PartitionedBuffer.info(buffer)
+    assert {info.size, info.in_flight, info.waiting_writers} == {0, 0, 0}
+    totals = info.totals
+
+    assert totals.written - totals.coalesced ==
+             totals.deleted + totals.superseded + totals.processed + totals.given_up
   end
 
   defp watch_bound(buffer, writers, victims, most) do
