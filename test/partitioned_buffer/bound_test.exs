@@ -453,7 +453,8 @@ defmodule PartitionedBuffer.BoundTest do
             end)
           end
 
-        victims = Enum.take(writers, div(length(writers), 3))
+        names = [Module.concat(buffer, Room) | Routing.partition_names(buffer)]
+        victims = Enum.shuffle(names ++ Enum.take(writers, div(length(writers), 3)))
         most = watch_bound(buffer, writers, victims, 0)
         assert most in 1..max
       end)
@@ -479,7 +480,7 @@ defmodule PartitionedBuffer.BoundTest do
       0 ->
         victims =
           if :rand.uniform(30) == 1 and victims != [] do
-            Process.exit(hd(victims), :kill)
+            kill(hd(victims))
             tl(victims)
           else
             victims
@@ -488,6 +489,9 @@ defmodule PartitionedBuffer.BoundTest do
         if Enum.any?(writers, &Process.alive?/1), do: watch_bound(buffer, writers, victims, most), else: most
     end
   end
+
+  defp kill(name) when is_atom(name), do: if(pid = Process.whereis(name), do: kill(pid))
+  defp kill(pid), do: Process.exit(pid, :kill)
 
   defp until_empty(buffer) do
     PartitionedBuffer.flush(buffer)
