@@ -59,8 +59,8 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   The calling process will be told of a partition, or of the room in the buffer, in the place of another one. It gets the
-  message `:enough` from the write with which enough entries wait in the partition, once for each flush; `:full` from a write
-  that finds no room; `:room` if there may be room since.
+  message `:enough` from the write with which enough entries wait in the partition, once for each flush; `:full` from
+  `has_room/2` or `reserve/3` if there is no room; `:room` if there may be room since.
   """
   @spec watch(atom(), partition() | :room) :: :ok | :not_running
   def watch(_buffer, _what), do: not_loaded()
@@ -75,6 +75,7 @@ defmodule PartitionedBuffer.Native do
   @spec release(reservation()) :: :ok
   def release(_reservation), do: not_loaded()
 
+  @doc "Whether there is room for so many entries. A write that has found none may get what others have not used then."
   @spec has_room(atom(), non_neg_integer()) :: boolean() | :not_running
   def has_room(_buffer, _count), do: not_loaded()
 

@@ -35,8 +35,8 @@ defmodule PartitionedBuffer.Room do
   defp name(buffer), do: Module.concat(buffer, Room)
 
   @doc """
-  Waits until there is room for so many entries. Then calls `attempt` with true, which returns the result of the write, or
-  `:full`. If the time is up, the result is what `:when_full` says. A processor of the buffer never waits: it would wait for
+  Waits until there is room for so many entries. Then calls `attempt`, which returns the result of the write, or `:full`; with true
+  if others wait and it is this writer's turn. If the time is up, the result is what `:when_full` says. A processor of the buffer never waits: it would wait for
   itself.
   """
   @spec wait(atom(), pos_integer(), (next? :: boolean() -> result | :full)) :: result | :ok | {:error, :full}
@@ -44,11 +44,15 @@ defmodule PartitionedBuffer.Room do
   def wait(buffer, count, attempt) do
     options = Supervisor.options(buffer) || Routing.not_running!(buffer)
     check_count!(options, count)
-    now = System.monotonic_time(:millisecond)
 
-    if options.full_timeout_ms == 0 or Running.in_processor?(buffer),
-      do: give_up(options, count, 0),
-      else: wait(options, count, attempt, :last, now, now + options.full_timeout_ms)
+    # Others may have had room that they did not use.
+    with :full <- if(Native.has_room(buffer, count) == false, do: :full, else: attempt.(false)) do
+      now = System.monotonic_time(:millisecond)
+
+      if options.full_timeout_ms == 0 or Running.in_processor?(buffer),
+        do: give_up(options, count, 0),
+        else: wait(options, count, attempt, :last, now, now + options.full_timeout_ms)
+    end
   end
 
   defp check_count!(%Options{max_size: max_size, name: buffer}, count)

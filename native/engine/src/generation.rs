@@ -86,7 +86,7 @@ impl<H: Heap> Generation<H> {
     }
 
     /// Stores `value` for `key`, whatever is there; `true` if the key is new.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
         // The value is stored in any case, so it is copied while the index is loading.
         self.prefetch(hash);

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use partitioned_buffer_engine::partition::{DRAINING, TURN};
-use partitioned_buffer_engine::{routing, Bound, Closed, Generation, Hash, Hasher, Log, Partition, Store, Stored};
+use partitioned_buffer_engine::{routing, Bound, Closed, Generation, Hash, Hasher, Log, Partition, Store};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::vm::term::{Environment, RawTerm};
@@ -42,49 +42,44 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
 
-/// Which partition an operation is for, and who asks.
+/// Which partition an operation is for, and who asks. A single word, since every NIF decodes one: larger results are copied
+/// piece by piece, which costs a put a tenth.
+///
+/// The lower half is the partition count by which the caller has chosen the partition, or [`BY_TERM`], with the mark of the
+/// writer. The upper half is the partition.
 #[derive(Clone, Copy)]
-pub(crate) struct Route {
-    /// How its partition is found.
-    pub(crate) to: To,
-    /// Who writes it.
-    pub(crate) writer: Writer,
-}
+pub(crate) struct Route(u64);
 
-/// How the partition of an entry is found.
-#[derive(Clone, Copy)]
-pub(crate) enum To {
-    /// By the key, or item, itself.
-    ByTerm,
-    /// The caller has chosen it.
-    Partition {
-        /// The partition.
-        partition: u32,
-        /// The partition count that it was chosen by. If the buffer has another one now, the route is void.
-        partition_count: u32,
-    },
-}
-
-/// Who writes.
-#[derive(Clone, Copy)]
-pub(crate) enum Writer {
-    /// Any process. A partition that drains refuses its writes.
-    Any,
-    /// A processor of the buffer.
-    Processor,
-    /// A process that has waited for room, and whose turn it is.
-    Next,
-}
+/// The partition is that of the key, or item, itself. No partition count is as high.
+const BY_TERM: u32 = 1 << 29;
 
 impl Route {
-    /// The partition count as [`Partition`] takes it, which marks the writes of processors.
+    /// The partition is that of the key, or item, itself.
+    pub(crate) const BY_TERM: Self = Route(BY_TERM as u64);
+
+    /// The caller has chosen a partition, by a partition count. If the buffer has another one now, the route is void.
+    pub(crate) fn new(partition: u32, partition_count: u32) -> Self {
+        // No buffer has as many partitions.
+        Route(u64::from(partition) << 32 | u64::from(partition_count.min(BY_TERM - 1)))
+    }
+
+    /// The same with the mark of the writer: [`DRAINING`] is that of a processor, [`TURN`] that of a process that has waited
+    /// for room.
+    pub(crate) fn marked_with(self, mark: u32) -> Self {
+        Route(self.0 | u64::from(mark))
+    }
+
+    /// The partition, if the caller has chosen one, and the partition count that it was chosen by.
+    #[inline]
+    fn chosen(self) -> Option<(u32, u32)> {
+        let partition_count = self.0 as u32 & !(DRAINING | TURN);
+        (partition_count != BY_TERM).then_some(((self.0 >> 32) as u32, partition_count))
+    }
+
+    /// The partition count as [`Partition`] takes it, with the mark of the writer.
     #[inline]
     pub(crate) fn marked(self, partition_count: u32) -> u32 {
-        match self.writer {
-            Writer::Any => partition_count,
-            Writer::Processor => partition_count | DRAINING,
-            Writer::Next => partition_count | TURN,
-        }
+        partition_count | self.0 as u32 & (DRAINING | TURN)
     }
 }
 
@@ -347,13 +342,11 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     /// The partition that a key or item belongs to.
     #[inline]
     pub(crate) fn route(route: Route, term: RawTerm, count: u32) -> Result<u32, NotRunning> {
-        match route.to {
-            To::ByTerm if count == 1 => Ok(0),
-            To::ByTerm => Ok(routing::partition(term.phash2(), count)),
-            To::Partition { partition, partition_count } if partition_count == count && partition < count => {
-                Ok(partition)
-            }
-            To::Partition { .. } => Err(NotRunning),
+        match route.chosen() {
+            None if count == 1 => Ok(0),
+            None => Ok(routing::partition(term.phash2(), count)),
+            Some((partition, partition_count)) if partition_count == count && partition < count => Ok(partition),
+            Some(_) => Err(NotRunning),
         }
     }
 
@@ -377,40 +370,12 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         }
     }
 
-    /// Does a write as `with_partition` does, and tells the processes that have to know.
-    #[inline]
-    pub(crate) fn write(
-        &self,
-        env: Env<'_>,
-        route: Route,
-        term: RawTerm,
-        mut operation: impl FnMut(&Partition<S, SHARDS>, u32) -> Result<Stored, Closed>,
-    ) -> Result<Stored, NotRunning> {
-        loop {
-            let stored = self.with_partition(route, term, &mut operation)?;
-            if matches!(stored, Stored::Full | Stored::Enough) && self.is_to_be_repeated(env, route, term, stored) {
-                continue;
-            }
-            return Ok(stored);
-        }
-    }
-
-    /// Whether there may be room now for a write that has found none. Else tells of it.
+    /// Tells the partition of a key or item that enough entries wait.
     #[cold]
-    fn is_to_be_repeated(&self, env: Env<'_>, route: Route, term: RawTerm, stored: Stored) -> bool {
-        if stored == Stored::Full && self.take_room() {
-            self.tell_of_room(env);
-            return true;
+    pub(crate) fn tell_enough(&self, env: Env<'_>, route: Route, term: RawTerm) {
+        if let Some(partition) = self.count().ok().and_then(|count| Self::route(route, term, count).ok()) {
+            self.tell(env, News::Enough(partition));
         }
-        if stored == Stored::Full && self.bound.fill() {
-            self.tell(env, News::Full);
-        }
-        if let (Stored::Enough, Ok(count)) = (stored, self.count()) {
-            if let Ok(partition) = Self::route(route, term, count) {
-                self.tell(env, News::Enough(partition));
-            }
-        }
-        false
     }
 
     /// A partition, running or not.

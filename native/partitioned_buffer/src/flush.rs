@@ -213,8 +213,8 @@ pub(crate) trait AnyPartitions: Send + Sync {
     fn bound(&self) -> &Arc<Bound>;
     /// See [`Partitions::tell_of_room`].
     fn tell_of_room(&self, env: Env<'_>);
-    /// See [`Partitions::tell`].
-    fn tell(&self, env: Env<'_>, news: News);
+    /// Tells that there is no room, once until there is some.
+    fn tell_of_full(&self, env: Env<'_>);
     /// See [`Partition::flush`].
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning>;
     /// See [`Partition::in_flight`].
@@ -278,8 +278,10 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
         self.tell_of_room(env);
     }
 
-    fn tell(&self, env: Env<'_>, news: News) {
-        self.tell(env, news);
+    fn tell_of_full(&self, env: Env<'_>) {
+        if self.bound.fill() {
+            self.tell(env, News::Full);
+        }
     }
 
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning> {

@@ -428,11 +428,13 @@ impl Target for ToMap<'_> {
 
     fn write(&self, env: Env<'_>, element @ (hash, write): &Self::Write) -> Result<(), NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        let stored = self.map.write(env, self.route, key.term(), |partition, count| match write {
+        let stored = self.map.with_partition(self.route, key.term(), |partition, count| match write {
             Write::Put(key, value) => partition.put(count, *hash, key, value),
             Write::PutNewer(key, value, version) => partition.put_newer(count, *hash, key, value, *version),
         })?;
-        if stored == Stored::Full {
+        if stored == Stored::Enough {
+            self.map.tell_enough(env, self.route, key.term());
+        } else if stored == Stored::Full {
             // The bound is younger than the list.
             let shard = MapPartition::<Environment>::shard_of(*hash);
             self.map.with_partition(self.route, key.term(), |partition, count| {
@@ -505,8 +507,11 @@ impl Target for ToQueue<'_> {
     }
 
     fn write(&self, env: Env<'_>, item: &Self::Write) -> Result<(), NotRunning> {
-        let stored = self.queue.write(env, self.route, item.term(), |partition, count| partition.push(count, item))?;
-        if stored == Stored::Full {
+        let stored =
+            self.queue.with_partition(self.route, item.term(), |partition, count| partition.push(count, item))?;
+        if stored == Stored::Enough {
+            self.queue.tell_enough(env, self.route, item.term());
+        } else if stored == Stored::Full {
             // The bound is younger than the list.
             self.queue.with_partition(self.route, item.term(), |partition, count| {
                 partition.push_all(count, false, std::iter::once(item))

@@ -8,11 +8,12 @@
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Info, Seen, Stored};
+use partitioned_buffer_engine::partition::{DRAINING, TURN};
+use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Info, Seen, Store, Stored};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
-use crate::buffer::{Buffer, MapPartitions, News, NotRunning, QueuePartitions, Route, To, Writer};
+use crate::buffer::{Buffer, MapPartitions, NotRunning, Partitions, QueuePartitions, Route};
 use crate::flush::{AnyFlushed, FlushResource};
 use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueue, Written};
 use crate::registry;
@@ -224,9 +225,7 @@ fn reserve<'a>(env: Env<'a>, [name, count, next]: [Term<'a>; 3]) -> NifResult<Te
     Ok(match Reservation::new(partitions, count as usize, next) {
         Some(reservation) => ResourceArc::new(reservation).encode(env),
         None => {
-            if partitions.bound().fill() {
-                partitions.tell(env, News::Full);
-            }
+            partitions.tell_of_full(env);
             atoms::full().to_term(env)
         }
     })
@@ -245,7 +244,11 @@ fn has_room<'a>(env: Env<'a>, [name, count]: [Term<'a>; 2]) -> NifResult<Term<'a
     Ok(match find(name)?.and_then(Buffer::running) {
         Ok(partitions) => {
             let has_room = || partitions.bound().has_room(count as usize);
-            (has_room() || (partitions.take_room() && has_room())).encode(env)
+            let has_room = has_room() || (partitions.take_room() && has_room());
+            if !has_room {
+                partitions.tell_of_full(env);
+            }
+            has_room.encode(env)
         }
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
@@ -290,7 +293,9 @@ fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Ter
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap());
-        map.write(env, route, key, |partition, count| partition.put(count, hash, &key_parcel, &value))
+        let stored =
+            map.with_partition(route, key, |partition, count| partition.put(count, hash, &key_parcel, &value))?;
+        Ok(told(map, env, route, key, stored))
     });
     Ok(stored(env, result, atoms::ok()))
 }
@@ -303,7 +308,10 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
         let hash = map.hash(key);
         let (key_parcel, (value, version)) = (parcel(env, key), parcel_with(env, value, version));
         charge(env, value.heap());
-        map.write(env, route, key, |partition, count| partition.put_newer(count, hash, &key_parcel, &value, version))
+        let stored = map.with_partition(route, key, |partition, count| {
+            partition.put_newer(count, hash, &key_parcel, &value, version)
+        })?;
+        Ok(told(map, env, route, key, stored))
     });
     Ok(stored(env, result, atoms::stale()))
 }
@@ -315,7 +323,9 @@ fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap());
-        map.write(env, route, key, |partition, count| partition.put_new(count, hash, &key_parcel, &value))
+        let stored =
+            map.with_partition(route, key, |partition, count| partition.put_new(count, hash, &key_parcel, &value))?;
+        Ok(told(map, env, route, key, stored))
     });
     Ok(stored(env, result, atoms::exists()))
 }
@@ -380,7 +390,8 @@ fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>
     let result = find_queue(name)?.and_then(|queue| {
         let parcel = parcel(env, item);
         charge(env, parcel.heap());
-        queue.write(env, route, item, |partition, count| partition.push(count, &parcel))
+        let stored = queue.with_partition(route, item, |partition, count| partition.push(count, &parcel))?;
+        Ok(told(queue, env, route, item, stored))
     });
     Ok(stored(env, result, atoms::ok()))
 }
@@ -540,7 +551,7 @@ fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueuePartitions, NotR
 #[inline]
 fn route(term: Term<'_>) -> NifResult<Route> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
-        return Ok(Route { to: To::ByTerm, writer: Writer::Any });
+        return Ok(Route::BY_TERM);
     }
     chosen_route(term)
 }
@@ -551,22 +562,22 @@ fn route(term: Term<'_>) -> NifResult<Route> {
 fn chosen_route(term: Term<'_>) -> NifResult<Route> {
     match elements(term) {
         Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
-            Ok(Route { to: partition_or_nil(to)?, writer: Writer::Processor })
+            Ok(partition_or_nil(to)?.marked_with(DRAINING))
         }
         Some([writer, to]) if writer.as_c_arg() == atoms::next().as_c_arg() => {
-            Ok(Route { to: partition_or_nil(to)?, writer: Writer::Next })
+            Ok(partition_or_nil(to)?.marked_with(TURN))
         }
-        _ => Ok(Route { to: partition_or_nil(term)?, writer: Writer::Any }),
+        _ => partition_or_nil(term),
     }
 }
 
 /// `nil`, or a partition and the partition count that it was chosen by.
-fn partition_or_nil(term: Term<'_>) -> NifResult<To> {
+fn partition_or_nil(term: Term<'_>) -> NifResult<Route> {
     if term.as_c_arg() == atoms::nil().as_c_arg() {
-        return Ok(To::ByTerm);
+        return Ok(Route::BY_TERM);
     }
     let (partition, partition_count) = term.decode()?;
-    Ok(To::Partition { partition, partition_count })
+    Ok(Route::new(partition, partition_count))
 }
 
 /// `:ok` or `:not_running`.
@@ -587,6 +598,21 @@ fn stored(env: Env<'_>, result: Result<Stored, NotRunning>, refused: rustler::At
         Ok(Stored::Full) => atoms::full().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     }
+}
+
+/// The result of a write, of which the partition was told if enough entries wait now.
+#[inline]
+fn told<S: Store, const SHARDS: usize>(
+    partitions: &Partitions<S, SHARDS>,
+    env: Env<'_>,
+    route: Route,
+    term: RawTerm,
+    stored: Stored,
+) -> Stored {
+    if stored == Stored::Enough {
+        partitions.tell_enough(env, route, term);
+    }
+    stored
 }
 
 /// The numbers of a list.
