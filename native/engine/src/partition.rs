@@ -701,11 +701,14 @@ impl<H: Heap> MapPartition<H> {
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(partition_count, hash)?;
         if state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key.term) {
-            // One that is stale is told so.
-            let old = find_in_flight(&state.in_flight, hash, key.term);
-            if old.is_none_or(|old| version.is_newer_than(old.version())) {
+            // One that is not newer is told so. This is asked once: the entry in flight may get its outcome meanwhile, and
+            // then the write would add an entry without room.
+            let old = find_in_flight(&state.in_flight, hash, key.term).map(|found| found.version());
+            if old.is_none_or(|old| version.is_newer_than(old)) {
                 return Ok(Stored::Full);
             }
+            state.waiting.put_newer(hash, key, value, version, || old);
+            return Ok(Stored::Refused);
         }
         let put = state.put_newer(hash, key, value, version);
         let is_enough = put == Put::New && state.is_counted && self.count_new(&mut state);
