@@ -92,13 +92,15 @@ impl Bound {
     /// Takes room for a shard, and says how much: 0 if there is none.
     pub(crate) fn take(&self, turn: bool) -> usize {
         let free = self.max.load(Ordering::SeqCst).saturating_sub(self.held());
+        if free == 0 || !turn && self.is_queued.load(Ordering::SeqCst) {
+            return 0;
+        }
+        // Before the room is taken: who finds none after that must know that a shard has it, and waits for the shard's lock,
+        // which the caller holds. If the room is gone by now, somebody looks for it once in vain.
+        self.is_lent.store(true, Ordering::SeqCst);
         let block = (free / (2 * self.shards.load(Ordering::SeqCst))).clamp(1, MAX_BLOCK);
         // Other shards may have taken so much meanwhile that only single room is left.
-        let taken = [block, 1].into_iter().find(|&block| self.reserve(block, turn));
-        if taken.is_some() {
-            self.is_lent.store(true, Ordering::SeqCst);
-        }
-        taken.unwrap_or(0)
+        [block, 1].into_iter().find(|&block| self.reserve(block, turn)).unwrap_or(0)
     }
 
     /// Counts entries for which nobody has asked.
