@@ -482,9 +482,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         for shard in &self.shards {
             let mut state = shard.lock();
             if state.is_bounded {
-                let room = std::mem::take(&mut state.room);
-                drop(state);
-                self.bound.release(room);
+                // With the lock: a writer that finds it gone from the shard must find it in the bound.
+                self.bound.release(std::mem::take(&mut state.room));
             }
         }
     }
