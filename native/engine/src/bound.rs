@@ -137,11 +137,17 @@ impl Bound {
     /// Notes that it is not full any more; `false` if there is too little room for that.
     pub fn clear(&self) -> bool {
         let max = self.max.load(Ordering::SeqCst);
-        let has_room = self.has_room((max / ROOM_DIVISOR).max(1)) || max == NONE;
-        if has_room {
+        let has_room = || self.has_room((max / ROOM_DIVISOR).max(1)) || max == NONE;
+        while has_room() {
             self.is_full.store(false, Ordering::SeqCst);
+            if has_room() {
+                return true;
+            }
+            // A write may have found no room while it still counted as full. Of entries that leave before it does so again
+            // nobody is told, so it is asked again.
+            self.is_full.store(true, Ordering::SeqCst);
         }
-        has_room
+        false
     }
 
     /// Whether there may be room since the last call, and somebody wants to know.
