@@ -44,8 +44,13 @@ impl Buffer {
     }
 
     pub fn put(&self, key: i64, value: i64) -> Result<(), Closed> {
+        self.put_as(0, key, value).map(|_stored| ())
+    }
+
+    /// The same with a mark, as `TURN`, in the partition count that routes it.
+    pub fn put_as(&self, mark: u32, key: i64, value: i64) -> Result<Stored, Closed> {
         self.operate_on((key, value), |partition, among, key, value| {
-            partition.put(among, hash(&self.hasher, key), &key.parcel(), &value.parcel()).map(|_stored| ())
+            partition.put(among | mark, hash(&self.hasher, key), &key.parcel(), &value.parcel())
         })
     }
 

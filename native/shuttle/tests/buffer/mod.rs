@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Partition, Store};
+use partitioned_buffer_engine::{BatchState, Bound, Closed, Flush, GivenBack, Hasher, Partition, Store};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
@@ -72,6 +72,8 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     pub hasher: Hasher,
     pub partitions: [Partition<S, SHARDS>; 2],
     pub running: AtomicU32,
+    /// The bound of all partitions.
+    pub bound: Arc<Bound>,
     has_outcomes: bool,
     /// What a reader notes of a record.
     delivery: fn(S::Record) -> D,
@@ -91,7 +93,8 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         let hasher = Hasher::seeded(0);
         // The same in each run, since shuttle runs all its threads in one.
         set_lanes(Some(0));
-        let partitions = [Partition::new(&hasher), Partition::new(&hasher)];
+        let bound = Arc::default();
+        let partitions = [Partition::with_bound(&hasher, &bound), Partition::with_bound(&hasher, &bound)];
         partitions.iter().for_each(|partition| partition.set_outcomes(has_outcomes));
         partitions.iter().take(running as usize).for_each(|partition| partition.open(running));
         let running = AtomicU32::new(running);
@@ -99,6 +102,7 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
             hasher,
             partitions,
             running,
+            bound,
             has_outcomes,
             delivery,
             flushes: Mutex::default(),
