@@ -158,10 +158,7 @@ defmodule PartitionedBuffer.Room do
   def handle_cast({:done, _ref}, state), do: {:noreply, state}
 
   @impl GenServer
-  def handle_info(:full, %__MODULE__{} = state) do
-    flush_all(state)
-    {:noreply, state |> begin_full() |> serve()}
-  end
+  def handle_info(:full, %__MODULE__{} = state), do: {:noreply, state |> begin_full() |> serve()}
 
   def handle_info(:room, state), do: {:noreply, serve(state)}
 
@@ -270,9 +267,14 @@ defmodule PartitionedBuffer.Room do
 
   defp begin_full(state), do: state
 
-  # There may still be little room.
+  # There may still be little room. Then the partitions go on.
+  defp end_full(%__MODULE__{since: nil} = state) do
+    Native.clear_full(state.buffer)
+    state
+  end
+
   defp end_full(%__MODULE__{since: since, buffer: buffer} = state) do
-    if Native.clear_full(buffer) != false and since != nil do
+    if Native.clear_full(buffer) do
       {{refused, dropped}, {refused_before, dropped_before}} = {refused(buffer), state.before}
 
       measurements = %{
@@ -285,6 +287,7 @@ defmodule PartitionedBuffer.Room do
       Telemetry.execute_of_buffer([:full, :stop], measurements, %{buffer: buffer})
       %{state | since: nil}
     else
+      flush_all(state)
       state
     end
   end

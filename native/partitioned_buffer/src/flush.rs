@@ -213,7 +213,7 @@ pub(crate) trait AnyPartitions: Send + Sync {
     fn bound(&self) -> &Arc<Bound>;
     /// See [`Partitions::tell_of_room`].
     fn tell_of_room(&self, env: Env<'_>);
-    /// Tells that there is no room, once until there is some.
+    /// Tells that there is too little room, once until there is more.
     fn tell_of_full(&self, env: Env<'_>);
     /// See [`Partition::flush`].
     fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning>;
@@ -279,6 +279,8 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
     }
 
     fn tell_of_full(&self, env: Env<'_>) {
+        // What was taken from the shards may be enough for somebody else.
+        self.tell_of_room(env);
         if self.bound.fill() {
             self.tell(env, News::Full);
         }
