@@ -12,6 +12,8 @@ defmodule Compare do
 
   @keys 100_000
   @candidates [Bench.Ets, Bench.Lean, Bench.NativeOne, Bench.Native]
+  # What `:max_size` and `:processing_threshold` cost.
+  @limited [Bench.Native, Bench.NativeBound, Bench.NativeThreshold]
 
   def main(argv) do
     Runner.release!()
@@ -22,6 +24,8 @@ defmodule Compare do
 
     filter = List.first(argv) || ""
     results = scenarios() |> Enum.filter(&(&1.name =~ filter)) |> Runner.run(@candidates)
+    IO.puts("\nwith a limit that is not reached\n")
+    for(n <- [1, 2, 4], do: new_keys(n)) |> Enum.filter(&(&1.name =~ filter)) |> Runner.run(@limited)
     if filter == "", do: write(results)
   end
 
@@ -182,6 +186,23 @@ defmodule Compare do
         handle
       end,
       check: if(flush?, do: fn _mod, _handle -> true end, else: holds(entries, @keys))
+    }
+  end
+
+  # Each of them needs room, and counts for the threshold.
+  defp new_keys(count) do
+    parts = for n <- 1..count, do: Enum.map(1..div(@keys, count), &{{n, &1}, &1})
+
+    %{
+      name: "put a new key, {int, int}→int, #{count} writers",
+      ops: Enum.sum(Enum.map(parts, &length/1)),
+      prepare: fn mod ->
+        handle = mod.new([])
+        {handle, Runner.ready(for part <- parts, do: fn -> each_put(mod, handle, part) end)}
+      end,
+      run: fn _mod, {_handle, pids} -> Runner.release(pids) end,
+      finish: fn _mod, {handle, _pids} -> handle end,
+      check: holds(Enum.concat(parts), @keys)
     }
   end
 

@@ -231,3 +231,25 @@ defmodule Bench.NativeOne do
   defdelegate drain(name, batch_size, processor), to: Bench.Native
   defdelegate free(name), to: Bench.Native
 end
+
+defmodule Bench.NativeBound do
+  @moduledoc "The same with :max_size."
+
+  def label, do: "this package, with :max_size"
+  def new(opts), do: Bench.Native.new([max_size: 1_000_000] ++ opts)
+  defdelegate put(name, key, value), to: PartitionedBuffer.Map
+  defdelegate get(name, key), to: PartitionedBuffer.Map
+  defdelegate size(name), to: PartitionedBuffer.Map
+  defdelegate free(name), to: Bench.Native
+end
+
+defmodule Bench.NativeThreshold do
+  @moduledoc "The same with :processing_threshold."
+
+  def label, do: "this package, with :processing_threshold"
+  def new(opts), do: Bench.Native.new([processing_threshold: 1_000_000] ++ opts)
+  defdelegate put(name, key, value), to: PartitionedBuffer.Map
+  defdelegate get(name, key), to: PartitionedBuffer.Map
+  defdelegate size(name), to: PartitionedBuffer.Map
+  defdelegate free(name), to: Bench.Native
+end

@@ -35,9 +35,9 @@ defmodule PartitionedBuffer.Room do
   defp name(buffer), do: Module.concat(buffer, Room)
 
   @doc """
-  Waits until there is room for so many entries. Then calls `attempt`, which returns the result of the write, or `:full`; with true
-  if others wait and it is this writer's turn. If the time is up, the result is what `:when_full` says. A processor of the buffer never waits: it would wait for
-  itself.
+  Waits until there is room for so many entries. Then calls `attempt`, which returns the result of the write, or `:full`; with
+  true if others wait and it is this writer's turn. If the time is up, the result is what `:when_full` says. A processor of the
+  buffer never waits: it would wait for itself.
   """
   @spec wait(atom(), pos_integer(), (next? :: boolean() -> result | :full)) :: result | :ok | {:error, :full}
         when result: any()
@@ -109,7 +109,11 @@ defmodule PartitionedBuffer.Room do
   Lets the option `:max_size` take effect.
   """
   @spec changed(atom()) :: :ok
-  def changed(buffer), do: GenServer.call(name(buffer), :changed)
+  def changed(buffer) do
+    # A process that starts begins with the present options.
+    if call(buffer, :changed) == :ended, do: Supervisor.await_restarts(buffer)
+    :ok
+  end
 
   ## Callbacks
 
@@ -119,7 +123,7 @@ defmodule PartitionedBuffer.Room do
     Process.flag(:trap_exit, true)
     Native.watch(buffer, :room)
     Native.set_queued(buffer, false)
-    {:ok, serve(%__MODULE__{buffer: buffer, settings: settings})}
+    {:ok, change(%__MODULE__{buffer: buffer, settings: settings})}
   end
 
   @impl GenServer
@@ -142,11 +146,7 @@ defmodule PartitionedBuffer.Room do
     {:noreply, if(first_place(state) == number, do: serve(state), else: publish(state))}
   end
 
-  def handle_call(:changed, _from, %__MODULE__{} = state) do
-    [{:options, options}] = :ets.lookup(state.settings, :options)
-    Native.set_max_size(state.buffer, options.max_size)
-    {:reply, :ok, serve(state)}
-  end
+  def handle_call(:changed, _from, %__MODULE__{} = state), do: {:reply, :ok, change(state)}
 
   @impl GenServer
   def handle_cast({:done, ref}, %__MODULE__{turn: ref} = state) do
@@ -192,6 +192,12 @@ defmodule PartitionedBuffer.Room do
 
   @impl GenServer
   def terminate(_reason, %__MODULE__{} = state), do: send_away(state)
+
+  defp change(%__MODULE__{} = state) do
+    [{:options, options}] = :ets.lookup(state.settings, :options)
+    Native.set_max_size(state.buffer, options.max_size)
+    serve(state)
+  end
 
   ## Turns
 
