@@ -40,6 +40,9 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @doc "Whether an entry was deleted or replaced, at the end."
   @callback replaced?(entry(), ledger()) :: boolean()
 
+  @doc "Whether `:dead_letter` has got the entry that a write has made."
+  @callback dead?(what :: any(), number :: pos_integer(), ledger()) :: boolean()
+
   @doc "Whether all that was written before is through; `what` is for the kind to know."
   @callback through?(what :: any(), ledger()) :: boolean()
 

@@ -79,13 +79,10 @@ defmodule PartitionedBuffer.Conservation.Maps do
         {_put_or_newer, result} -> {:set, result == :ok}
       end
 
-    unless right? or not Accepted.ordered_since?(accepted, phase),
-      do:
-        Retries.report(
-          accepted.ledger,
-          :wrong_results,
-          {id, number, result, current, Accepted.batch(accepted, id)}
-        )
+    unless right? or not Accepted.ordered_since?(accepted, phase) do
+      what = {id, number, result, current, Accepted.batch(accepted, id)}
+      Retries.suspect(accepted.ledger, :wrong_results, {id, current}, what)
+    end
 
     Accepted.wrote(accepted, id, number, effect)
     writer
@@ -200,13 +197,10 @@ defmodule PartitionedBuffer.Conservation.Maps do
         {:ok, value} -> History.number(value) == current
       end
 
-    unless right? or not Accepted.ordered_since?(accepted, phase),
-      do:
-        Retries.report(
-          accepted.ledger,
-          :wrong_reads,
-          {id, result, Accepted.write(accepted, id), Accepted.batch(accepted, id)}
-        )
+    unless right? or not Accepted.ordered_since?(accepted, phase) do
+      what = {id, result, Accepted.write(accepted, id), Accepted.batch(accepted, id)}
+      Retries.suspect(accepted.ledger, :wrong_reads, {id, current}, what)
+    end
 
     Writer.count(writer, if(is_tuple(result), do: :found, else: result))
   end

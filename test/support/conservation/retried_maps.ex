@@ -8,8 +8,9 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   alias PartitionedBuffer.Conservation.{Accepted, Checks, Code, History, Ledger, Maps, Retries}
 
+  # The entries that `:dead_letter` has got, by their write.
   @impl Checks
-  def new, do: nil
+  def new, do: MapSet.new()
 
   @impl Checks
   def any_order?, do: true
@@ -116,6 +117,9 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   # While the order is lost, an earlier entry may come after a later one.
   @impl Checks
   def mark(marked, {_number, task}, ledger) do
+    dead = for {%{what: what, number: number}, :dead} <- marked, do: {what, number}
+    ledger = update_in(ledger.state, &Enum.into(dead, &1))
+
     for {%{what: what, number: number} = entry, mark} <- marked do
       attempts = if mark == :failed, do: entry.attempts + 1, else: entry.attempts
       last = Accepted.batch(ledger.accepted, what)
@@ -159,6 +163,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   # It has come, and failed often enough, or was in a batch that nobody has seen.
   defp dead_one({_key, _value, version, updates} = entry, ledger) do
     {what, number, _right?} = identify(entry)
+    ledger = update_in(ledger.state, &MapSet.put(&1, {what, number}))
 
     case Accepted.batch(ledger.accepted, what) do
       %{number: ^number, version: ^version, updates: ^updates} = last ->
@@ -200,6 +205,9 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   end
 
   ## The end
+
+  @impl Checks
+  def dead?(what, number, ledger), do: {what, number} in ledger.state
 
   @impl Checks
   def through?({:code, _number} = what, ledger), do: Accepted.batch(ledger.accepted, what) != nil

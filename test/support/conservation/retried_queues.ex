@@ -241,6 +241,9 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   ## The end
 
   @impl Checks
+  def dead?(_what, _number, _ledger), do: false
+
+  @impl Checks
   def through?({:code, _number} = code, ledger), do: last(code, code, ledger) > 0
 
   def through?({stream, own, number}, ledger) do

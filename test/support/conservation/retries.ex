@@ -52,7 +52,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # start of the buffer, nil while it starts. `pauses` has when the pause of each partition ends, and which task began
   # it; `last` has when it was last seen at work. `faults` are the last ones. `outage` is how many batches will fail, `windows` counts the deaths of tasks, and
   # `flushes` the flushes that are asked for. `not_given_up` are entries that should have been given up, unless they were
-  # replaced or deleted.
+  # replaced or deleted. `suspects` are entries that somebody has not seen, unless they were given up.
   defstruct [
     :checks,
     :state,
@@ -73,6 +73,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     flushes: 0,
     faults: [],
     not_given_up: [],
+    suspects: [],
     counts: %{},
     violations: %{},
     finish: nil
@@ -186,6 +187,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "Whether all that was written before is through."
   def through?(ledger, what), do: GenServer.call(ledger, {:through?, what}, :infinity)
 
+  @doc "A writer has not seen the entry of its key, which a write has made. Perhaps it was given up, and `:dead_letter` is next."
+  def suspect(ledger, kind, {id, number}, what), do: send(ledger, {:suspect, kind, {id, number}, what})
+
   @doc "A writer has found a violation."
   def report(ledger, kind, what), do: send(ledger, {:violation, kind, what})
 
@@ -262,6 +266,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   def handle_info({:violation, kind, what}, state), do: {:noreply, violation(state, kind, what)}
+
+  def handle_info({:suspect, kind, write, what}, state),
+    do: {:noreply, update_in(state.suspects, &[{kind, write, {what, after: state.faults}} | &1])}
 
   # A partition that dies before it does the flush that it was asked for has ended its pause already.
   def handle_info({:fault, :kill_partition}, %{flushes: flushes} = state) when flushes > 0,
@@ -640,12 +647,17 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp finish_if_idle(%{finish: {from, written}, tasks: tasks} = state) when tasks == %{} do
     state = Enum.reduce(written, state, &state.checks.check/2)
     state = Enum.reduce(state.not_given_up, state, &check_given_up/2)
+    state = Enum.reduce(state.suspects, state, &check_suspect/2)
     GenServer.reply(from, Map.take(state, [:counts, :violations]))
     :telemetry.detach(state.buffer)
     %{state | finish: nil}
   end
 
   defp finish_if_idle(state), do: state
+
+  defp check_suspect({kind, {id, number}, what}, state) do
+    if state.checks.dead?(id, number, state), do: state, else: violation(state, kind, what)
+  end
 
   defp check_given_up(entry, state) do
     if state.checks.replaced?(entry, state), do: state, else: violation(state, :not_given_up, entry)
