@@ -24,18 +24,24 @@ defmodule PartitionedBuffer.Info do
   @spec info(atom()) :: PartitionedBuffer.info()
   def info(buffer) do
     count = Routing.partition_count!(buffer)
-    # The buffer may end during the call.
-    settings = Supervisor.settings(buffer) || Routing.not_running!(buffer)
 
-    {partitions, counted} = Enum.unzip(for number <- 0..(count - 1), do: partition(buffer, number, settings))
-
-    sum(buffer, settings, partitions, counted)
+    case Supervisor.settings(buffer) do
+      # The buffer has ended during the call.
+      nil -> Routing.not_running!(buffer)
+      settings -> info(buffer, count, settings)
+    end
   rescue
-    error in ArgumentError ->
-      # The table of the settings is gone, or the call says it itself.
+    error in [ArgumentError, MatchError] ->
+      # The buffer has ended during the call, or the error says so itself.
       if Native.status(buffer) == :not_running,
         do: Routing.not_running!(buffer),
         else: reraise(error, __STACKTRACE__)
+  end
+
+  defp info(buffer, count, settings) do
+    {partitions, counted} = Enum.unzip(for number <- 0..(count - 1), do: partition(buffer, number, settings))
+
+    sum(buffer, settings, partitions, counted)
   end
 
   defp sum(buffer, settings, partitions, counted) do
