@@ -44,8 +44,42 @@ pub enum History<T> {
 pub struct Counts {
     /// How often `put_newer` has replaced the value.
     pub updates: u64,
+    /// How often the processor has failed with the entry, with [`TAKEN_BACK`] if it is not there by a new write.
+    attempts: u32,
+}
+
+/// The mark of an entry that was taken back. It stays if the entry is replaced.
+const TAKEN_BACK: u32 = 1 << 31;
+
+impl Counts {
+    /// Those of an entry that a write has made or replaced.
+    #[inline]
+    pub fn of_updates(updates: u64) -> Self {
+        Counts { updates, attempts: 0 }
+    }
+
+    /// Those of an entry that is taken back.
+    pub fn taken_back(updates: u64, attempts: u32) -> Self {
+        Counts { updates, attempts: attempts.min(TAKEN_BACK - 1) | TAKEN_BACK }
+    }
+
     /// How often the processor has failed with the entry.
-    pub attempts: u32,
+    #[inline]
+    pub fn attempts(self) -> u32 {
+        self.attempts & !TAKEN_BACK
+    }
+
+    /// Whether the entry was taken back, and only replaced since.
+    #[inline]
+    pub fn is_taken_back(self) -> bool {
+        self.attempts & TAKEN_BACK != 0
+    }
+
+    /// These of an entry that replaces one with the `old` ones.
+    #[inline]
+    pub fn after(self, old: Self) -> Self {
+        Counts { attempts: self.attempts | old.attempts & TAKEN_BACK, ..self }
+    }
 }
 
 impl<T: Term> History<T> {

@@ -33,6 +33,8 @@ pub struct Generation<H: Heap> {
     deleted: usize,
     /// How many entries were taken back.
     taken_back: usize,
+    /// How many of the present entries were taken back, and only replaced since.
+    returned: usize,
     /// How many of the present entries have failed before.
     retried: usize,
     /// When the first entry was written, or the first of those that were taken back.
@@ -132,7 +134,7 @@ impl<H: Heap> Generation<H> {
                 }
                 let copy = store_value(&mut self.values, value, version);
                 let updates = old.counts().updates + 1;
-                self.replace(id, copy, Counts { updates, attempts: 0 });
+                self.replace(id, copy, Counts::of_updates(updates));
                 Put::Replaced
             }
         }
@@ -160,20 +162,26 @@ impl<H: Heap> Generation<H> {
         Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
     }
 
-    /// Takes out the entry of `key`; `false` if there is none.
-    pub fn delete(&mut self, hash: Hash, key: H::Term) -> bool {
+    /// Takes out the entry of `key`, if there is one, and says whether it was taken back.
+    pub fn delete(&mut self, hash: Hash, key: H::Term) -> Option<bool> {
         let Generation { index, entries, .. } = self;
         let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
+        let mut was_taken_back = false;
         if let Some(id) = found {
             self.deleted += 1;
-            self.forget_failures(id);
+            if self.taken_back > 0 {
+                let old = self.entries.history(id).counts();
+                self.retried -= usize::from(old.attempts() > 0);
+                was_taken_back = old.is_taken_back();
+                self.returned -= usize::from(was_taken_back);
+            }
             let entry = self.entries.remove(id);
             self.keys.release(entry.key_segment, entry.key, &mut self.garbage);
             self.values.release(entry.value_segment, entry.value, &mut self.garbage);
             self.clean_keys();
             self.clean_values();
         }
-        found.is_some()
+        found.map(|_id| was_taken_back)
     }
 
     /// The id of the entry of `key`.
@@ -187,14 +195,6 @@ impl<H: Heap> Generation<H> {
     /// The hash of the key of an entry, which must be there.
     fn hash(&self, id: EntryId) -> Hash {
         self.index.hasher().rehash(*self.entries.seed(id))
-    }
-
-    /// An entry that has failed is about to be replaced or deleted.
-    #[inline]
-    fn forget_failures(&mut self, id: EntryId) {
-        if self.taken_back > 0 && self.entries.history(id).counts().attempts > 0 {
-            self.retried -= 1;
-        }
     }
 
     /// Adds an entry for a key that has none.
@@ -217,7 +217,12 @@ impl<H: Heap> Generation<H> {
     #[inline]
     fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, counts: Counts) {
         self.replaced += 1;
-        self.forget_failures(id);
+        let mut counts = counts;
+        if self.taken_back > 0 {
+            let old = self.entries.history(id).counts();
+            self.retried -= usize::from(old.attempts() > 0);
+            counts = counts.after(old);
+        }
         let segment = self.values.own(copy.unowned, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
         let old_value = std::mem::replace(&mut entry.value, copy.value);
@@ -291,6 +296,7 @@ impl<H: Heap> Store for Generation<H> {
             stale: 0,
             deleted: 0,
             taken_back: 0,
+            returned: 0,
             retried: 0,
             since: None,
             garbage: Vec::new(),
@@ -318,8 +324,8 @@ impl<H: Heap> Store for Generation<H> {
         Writes { written: self.len() + deleted + coalesced - taken_back, coalesced, stale, deleted }
     }
 
-    fn taken_back(&self) -> usize {
-        self.taken_back
+    fn returned(&self) -> usize {
+        self.returned
     }
 
     fn retried(&self) -> usize {
@@ -346,7 +352,7 @@ impl<H: Heap> Store for Generation<H> {
     }
 
     fn attempts(&self, id: EntryId) -> u32 {
-        self.entries.history(id).counts().attempts
+        self.entries.history(id).counts().attempts()
     }
 
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool {
@@ -363,8 +369,9 @@ impl<H: Heap> Store for Generation<H> {
         let key = flushed.keys.parcel(entry.key_segment, entry.key);
         let value = flushed.values.parcel(entry.value_segment, entry.value);
         let copy = store_value(&mut self.values, &value, history.version());
-        self.insert(hash, &key, copy, Counts { attempts, ..history.counts() });
+        self.insert(hash, &key, copy, Counts::taken_back(history.counts().updates, attempts));
         self.taken_back += 1;
+        self.returned += 1;
         self.retried += usize::from(attempts > 0);
         self.since = [self.since, flushed.since].into_iter().flatten().min();
         true

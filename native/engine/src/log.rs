@@ -73,7 +73,7 @@ impl<H: Heap> Store for Log<H> {
         Writes { written: self.length, ..Writes::default() }
     }
 
-    fn taken_back(&self) -> usize {
+    fn returned(&self) -> usize {
         0
     }
 

@@ -491,7 +491,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Changes how many entries are enough to flush; `true` if as many wait.
     pub fn set_threshold(&self, enough: Option<usize>) -> bool {
         let mut states = self.shards.each_ref().map(Shard::lock);
-        let waiting = states.iter().map(|state| state.waiting.len().saturating_sub(state.waiting.taken_back())).sum();
+        let waiting = states.iter().map(|state| state.waiting.len() - state.waiting.returned()).sum();
         let is_enough = self.threshold.set(enough, waiting);
         for state in &mut states {
             state.is_counted = state.is_bounded || enough.is_some();
@@ -780,8 +780,11 @@ impl<H: Heap> MapPartition<H> {
     /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
     pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
-        if state.waiting.delete(hash, key) && state.is_counted {
-            self.threshold.remove();
+        if let Some(was_taken_back) = state.waiting.delete(hash, key).filter(|_| state.is_counted) {
+            // What was given back has not counted.
+            if !was_taken_back {
+                self.threshold.remove();
+            }
             if state.is_bounded {
                 self.bound.release(1);
             }

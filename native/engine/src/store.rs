@@ -39,8 +39,8 @@ pub trait Store: Send + Sync + 'static {
     /// What was counted since the store was new.
     fn writes(&self) -> Writes;
 
-    /// How many entries were taken back.
-    fn taken_back(&self) -> usize;
+    /// How many of the entries were taken back, and only replaced since.
+    fn returned(&self) -> usize;
 
     /// How many entries the processor has failed with before they were written here.
     fn retried(&self) -> usize;

@@ -222,11 +222,18 @@ fn a_threshold_is_reached_once_for_each_flush_by_entries_that_were_not_given_bac
     // Three wait again, which do not count; four are new.
     assert_eq!(reached(4..8), [false, false, false, true]);
     assert_eq!(reached(8..9), [false]);
+    // Neither do they if they are replaced, or deleted.
+    assert!(!map.partition.set_threshold(Some(7)));
+    map.put_all(4..5);
+    map.delete(4);
+    map.delete(5);
+    assert_eq!(reached(30..31), [true]);
+    map.put_all(4..6);
     // It may change.
     assert!(map.partition.set_threshold(Some(3)), "enough wait");
     assert!(!map.partition.set_threshold(None));
     assert_eq!(reached(20..30), [false; 10]);
-    assert_eq!(map.succeed_with_all().len(), 19);
+    assert_eq!(map.succeed_with_all().len(), 20);
     map.partition.set_threshold(Some(3));
     map.put_all(0..2);
     map.delete(0);
