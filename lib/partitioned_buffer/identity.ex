@@ -52,7 +52,13 @@ defmodule PartitionedBuffer.Identity do
   end
 
   @doc """
-  What `put/3` has kept in these settings, or nil.
+  A value that `put/3` has kept, or nil. It stays there.
+  """
+  @spec get(t(), atom()) :: any()
+  def get(%__MODULE__{settings: settings, number: number}, key), do: get(settings, number, key)
+
+  @doc """
+  The same by the settings and the number of a partition.
   """
   @spec get(:ets.tid(), non_neg_integer(), atom()) :: any()
   def get(settings, number, key) do

@@ -187,7 +187,8 @@ defmodule PartitionedBuffer.Map do
   Puts a value for a key. It replaces the entry of the key, if there is one.
 
   In a buffer with `:max_size` this and all other writes may wait, raise a `PartitionedBuffer.FullError` or return
-  `{:error, :full}`: see [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`).
+  `{:error, :full}`: see [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put(:doc, :key, "value")
       :ok

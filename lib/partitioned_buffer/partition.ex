@@ -275,14 +275,6 @@ defmodule PartitionedBuffer.Partition do
 
   defp continue(state, _running, %{pause: ms} = ended) when ms != nil, do: pause(state, ms, ended.failures)
 
-  # It was about to end when an earlier process of the partition paused and died.
-  defp continue(state, %Running{kind: :found} = running, ended) do
-    case left_pause(state.identity) do
-      {ms, failures} -> pause(state, ms, failures)
-      nil -> continue(state, %{running | kind: :fresh}, ended)
-    end
-  end
-
   # After the rest of an earlier flush, the entries that wait are due.
   defp continue(state, %Running{kind: :rest}, ended),
     do: state |> count_failures(ended.failures) |> start_processing(state.trigger)
@@ -335,6 +327,7 @@ defmodule PartitionedBuffer.Partition do
 
   defp end_pause(%State{} = state) do
     cancel(state.pause)
+    Running.forget_end(state.identity)
     Identity.take(state.identity, :pause)
     %State{state | pause: nil}
   end
@@ -344,16 +337,16 @@ defmodule PartitionedBuffer.Partition do
   defp restore_pause(%State{running: running} = state) when running != nil, do: state
 
   defp restore_pause(%State{identity: identity} = state) do
-    case {Running.ended(identity), left_pause(identity)} do
-      {%{pause: ms} = ended, _earlier} when ms != nil -> pause(state, ms, ended.failures)
-      {_ended, {ms, failures}} -> pause(state, ms, failures)
-      {_ended, nil} -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
+    case {left_pause(identity), Running.ended(identity)} do
+      {{ms, failures}, _ended} -> pause(state, ms, failures)
+      {nil, %{pause: ms, failures: failures}} when ms != nil -> pause(state, ms, failures)
+      {nil, _ended} -> if left_in_flight?(identity), do: pause(state, 0, 0), else: state
     end
   end
 
-  # What is left of the pause of an earlier process of the partition.
+  # What is left of the pause of an earlier process of the partition. It stays there, since this process may die as well.
   defp left_pause(identity) do
-    with {due, failures} <- Identity.take(identity, :pause),
+    with {due, failures} <- Identity.get(identity, :pause),
          do: {max(due - System.monotonic_time(:millisecond), 0), failures}
   end
 

@@ -36,6 +36,7 @@ defmodule PartitionedBuffer.Running do
   @spec start(Identity.t(), :rest | :fresh, reference(), keyword()) :: {:ok, t()} | {:error, term()}
   def start(%Identity{} = identity, kind, flush, opts) do
     supervisor = Partition.task_supervisor(identity.buffer, identity.number)
+    forget_end(identity)
     running = new(kind, flush, opts)
     task = Task.Supervisor.async_nolink(supervisor, work(identity, flush, kind, opts))
     {:ok, %{running | pid: task.pid, ref: task.ref}}
@@ -48,6 +49,7 @@ defmodule PartitionedBuffer.Running do
   """
   @spec start_alone(Identity.t(), :rest | :fresh, reference(), keyword()) :: t()
   def start_alone(%Identity{} = identity, kind, flush, opts) do
+    forget_end(identity)
     running = new(kind, flush, opts)
     {pid, ref} = spawn_monitor(work(identity, flush, kind, opts))
     %{running | pid: pid, ref: ref}
@@ -163,11 +165,20 @@ defmodule PartitionedBuffer.Running do
   end
 
   @doc """
-  How the task has ended, if it was not killed.
+  How the last task has ended, if it was not killed. It stays known, since the process that asks may die.
   """
   @spec ended(Identity.t()) :: Flush.ended()
   def ended(%Identity{} = identity),
-    do: Identity.take(identity, :ended) || %{pause: nil, failures: 0, failed: 0}
+    do: Identity.get(identity, :ended) || %{pause: nil, failures: 0, failed: 0}
+
+  @doc """
+  Forgets how the last task has ended.
+  """
+  @spec forget_end(Identity.t()) :: :ok
+  def forget_end(%Identity{} = identity) do
+    Identity.take(identity, :ended)
+    :ok
+  end
 
   @doc """
   When the last call of the processor, or of `:dead_letter`, began, by `System.monotonic_time(:nanosecond)`. Before the first

@@ -523,18 +523,6 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert length(received_batches()) == 1
       assert Buffer.flush(buffer) == :ok
     end
-
-    test "outlives the partition's process also if the task ends after the next one has started" do
-      {buffer, task} = in_flight()
-      partition = partition_of(buffer)
-      %{identity: identity} = :sys.get_state(partition)
-      due = System.monotonic_time(:millisecond) + 30_000
-      Identity.put(identity, :pause, {due, 7})
-      kill_and_await_restart(partition)
-      succeed({buffer, task})
-      assert %{failures: 7, pause: pause} = :sys.get_state(partition)
-      assert :erlang.read_timer(pause) in 20_000..30_000
-    end
   end
 
   describe "a task that ends while its partition has no process" do
@@ -542,10 +530,32 @@ defmodule PartitionedBuffer.DeliveryTest do
       buffer = start(processor: returning([:ok]))
       partition = partition_of(buffer)
       %{identity: identity} = :sys.get_state(partition)
-      PartitionedBuffer.Identity.put(identity, :ended, %{pause: 30_000, failures: 7, failed: 1})
+      Identity.put(identity, :ended, %{pause: 30_000, failures: 7, failed: 1})
+
+      # The next one may die as well.
+      for _ <- 1..2 do
+        kill_and_await_restart(partition)
+        assert %{failures: 7, pause: pause} = :sys.get_state(partition)
+        assert :erlang.read_timer(pause) in 20_000..30_000
+      end
+
+      # A flush begins anew.
+      assert Buffer.flush(buffer) == :ok
       kill_and_await_restart(partition)
-      assert %{failures: 7, pause: pause} = :sys.get_state(partition)
-      assert :erlang.read_timer(pause) in 20_000..30_000
+      assert %{pause: nil} = :sys.get_state(partition)
+    end
+
+    test "loses no pause if that process dies before it has kept it" do
+      buffer = start(processor: returning([:error]))
+      partition = partition_of(buffer)
+      %{identity: identity} = :sys.get_state(partition)
+      Buffer.put(buffer, :key, 1)
+      quietly(fn -> Buffer.flush(buffer) end)
+      # As if it had died before.
+      Identity.take(identity, :pause)
+      kill_and_await_restart(partition)
+      assert %{failures: 1, pause: pause} = :sys.get_state(partition)
+      assert :erlang.read_timer(pause) > 20_000
     end
   end
 
