@@ -311,9 +311,9 @@ impl<H: Heap> Arena<H> {
     }
 
     /// Takes over a large copy with its heap.
-    pub fn keep(&mut self, term: H::Term, heap: &Arc<H>) -> Unowned {
+    pub fn keep(&mut self, heap: &Arc<H>) -> Unowned {
         self.had_large = true;
-        self.own_weight += heap.weigh(term);
+        self.own_weight += heap.large_bytes();
         Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
     }
 
@@ -337,7 +337,7 @@ impl<H: Heap> Arena<H> {
                 let ([copy], unowned) = self.copy([parcel.term]);
                 (copy, unowned)
             }
-            Some(heap) => (parcel.term, self.keep(parcel.term, heap)),
+            Some(heap) => (parcel.term, self.keep(heap)),
         }
     }
 
@@ -388,7 +388,7 @@ impl<H: Heap> Arena<H> {
     pub fn release(&mut self, id: SegmentId, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
         if !id.is_segment() {
             if let Some(heap) = id.own_heap().and_then(|slot| self.own_heaps.remove(slot)) {
-                self.own_weight = self.own_weight.saturating_sub(heap.weigh(term));
+                self.own_weight -= heap.large_bytes();
                 garbage.push(Garbage::Own(heap));
             }
             return;

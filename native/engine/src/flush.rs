@@ -57,7 +57,7 @@ pub struct Flush<S: Store> {
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
     progress: Mutex<Progress<S>>,
-    /// Held while a batch is given back, which may take long. It is taken before the lock of `progress`.
+    /// Held while a batch is given back, which may take long. It is taken first of all locks.
     giving_back: Mutex<()>,
 }
 
@@ -432,10 +432,25 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// Keeps the batch and its entries as they are.
-    pub(crate) fn hold(&self) -> Held<'_, S> {
-        let giving_back = self.giving_back.lock();
-        Held { flush: self, progress: self.progress.lock(), _giving_back: giving_back }
+    /// Counts outcomes here from now on.
+    pub(crate) fn set_outcomes(&self, outcomes: &Arc<Outcomes>) {
+        self.progress.lock().outcomes = outcomes.clone();
+    }
+
+    /// No batch is given back as long as the result lives. This may have to wait until one is.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.giving_back.lock()
+    }
+
+    /// Lets the bound count the entries without an outcome, or no bound. The caller [holds](Self::hold) the flush.
+    pub(crate) fn set_bound(&self, bound: Option<&Arc<Bound>>) {
+        let mut progress = self.progress.lock();
+        match (&progress.bound, bound) {
+            (None, Some(new)) => new.add(self.left()),
+            (Some(old), None) => old.release(self.left()),
+            _ => {}
+        }
+        progress.bound = bound.cloned();
     }
 
     /// Publishes what has an outcome, and frees the stores after the last one.
@@ -571,33 +586,6 @@ fn is_among(chosen: Option<&[usize]>) -> impl FnMut(usize) -> bool + '_ {
             while numbers.next_if(|&next| next < number).is_some() {}
             numbers.next_if_eq(&number).is_some()
         }
-    }
-}
-
-/// The locks of a flush.
-pub(crate) struct Held<'f, S: Store> {
-    /// The flush.
-    flush: &'f Flush<S>,
-    /// How far readers have come.
-    progress: MutexGuard<'f, Progress<S>>,
-    /// No batch is given back meanwhile.
-    _giving_back: MutexGuard<'f, ()>,
-}
-
-impl<S: Store> Held<'_, S> {
-    /// Lets the outcomes be counted elsewhere.
-    pub(crate) fn set_outcomes(&mut self, outcomes: &Arc<Outcomes>) {
-        self.progress.outcomes = outcomes.clone();
-    }
-
-    /// Lets the bound count the entries without an outcome, or no bound.
-    pub(crate) fn set_bound(mut self, bound: Option<Arc<Bound>>) {
-        match (&self.progress.bound, &bound) {
-            (None, Some(new)) => new.add(self.flush.left()),
-            (Some(old), None) => old.release(self.flush.left()),
-            _ => {}
-        }
-        self.progress.bound = bound;
     }
 }
 

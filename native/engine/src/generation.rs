@@ -408,7 +408,7 @@ struct ValueCopy<T> {
 fn store_value<H: Heap>(arena: &mut Arena<H>, value: &Parcel<H>, version: Version<H::Term>) -> ValueCopy<H::Term> {
     match &value.heap {
         None => copy_value(arena, value.term, version),
-        Some(heap) => ValueCopy { value: value.term, version, unowned: arena.keep(value.term, heap) },
+        Some(heap) => ValueCopy { value: value.term, version, unowned: arena.keep(heap) },
     }
 }
 

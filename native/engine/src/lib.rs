@@ -54,4 +54,4 @@ pub use parcel::Parcel;
 pub use partition::{Closed, Info, MapPartition, Partition, QueuePartition, Stored, Written};
 pub use store::Store;
 pub use term::{Heap, Term, Version};
-pub use totals::{Ended, Outcomes, Writes};
+pub use totals::{Ended, Writes};

@@ -21,8 +21,8 @@
 //! A partition drains while a stop processes what it holds: a processor may write to its own buffer.
 //!
 //! A lock is held for one operation on one store, or for the swap. No store is freed and no foreign code runs under a
-//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order. A write
-//! changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths
+//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order; only
+//! a flush whose batch is given back is held even before. A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths
 //! in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
 
 use std::collections::VecDeque;
@@ -456,14 +456,29 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Counts the entries of the partition for the bound, or no more.
     pub fn set_bounded(&self, is_bounded: bool) {
-        let in_flight = self.in_flight.lock();
-        // Nothing is given back meanwhile.
-        let flushes: Vec<_> = in_flight.iter().map(|flush| flush.hold()).collect();
-        let mut states = self.shards.each_ref().map(Shard::lock);
-        for flush in flushes {
-            flush.set_bound(is_bounded.then(|| self.bound.clone()));
+        loop {
+            // Nothing is given back meanwhile. To wait for that may take long, so it is done without other locks.
+            let flushes = self.in_flight.lock().clone();
+            let _held: Vec<_> = flushes.iter().map(|flush| flush.hold()).collect();
+            let in_flight = self.in_flight.lock();
+            if in_flight.len() == flushes.len() && in_flight.iter().zip(&flushes).all(|(a, b)| Arc::ptr_eq(a, b)) {
+                self.set_bounded_with(&in_flight, is_bounded);
+                return;
+            }
         }
-        for state in states.iter_mut().filter(|state| state.is_bounded != is_bounded) {
+    }
+
+    /// The same with the lock of `in_flight`, while none of these flushes is given back. So entries only leave meanwhile,
+    /// or come to a shard.
+    fn set_bounded_with(&self, in_flight: &VecDeque<Arc<Flush<S>>>, is_bounded: bool) {
+        for flush in in_flight {
+            flush.set_bound(is_bounded.then_some(&self.bound));
+        }
+        for shard in &self.shards {
+            let mut state = shard.lock();
+            if state.is_bounded == is_bounded {
+                continue;
+            }
             let waiting = state.waiting.len();
             if is_bounded {
                 self.bound.add(waiting);
@@ -579,7 +594,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Takes over the flushes of another partition. They come before all new ones.
     pub fn adopt(&self, evicted: VecDeque<Arc<Flush<S>>>) {
-        evicted.iter().for_each(|flush| flush.hold().set_outcomes(&self.outcomes));
+        evicted.iter().for_each(|flush| flush.set_outcomes(&self.outcomes));
         self.in_flight.lock().extend(evicted);
     }
 

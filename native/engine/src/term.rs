@@ -31,9 +31,14 @@ pub trait Heap: Send + Sync + 'static {
     /// the estimate does not grow with the term.
     fn weigh(&self, term: Self::Term) -> usize;
 
-    /// Whether the last copy was a large term, which got no [heap of its own](crate::Parcel) because it looked small.
-    /// No copy may follow it.
-    fn holds_large(&self) -> bool;
+    /// The estimated bytes of the large term that was copied last, or 0. No copy may follow it: it has the heap
+    /// [for itself](crate::Parcel), or it looked small and is among others.
+    fn large_bytes(&self) -> usize;
+
+    /// Whether the last copy was a large term.
+    fn holds_large(&self) -> bool {
+        self.large_bytes() > 0
+    }
 
     /// A number of the calling thread, which chooses its lane in an [arena](crate::arena).
     fn lane() -> usize;

@@ -7,7 +7,7 @@
 
 use std::ops::AddAssign;
 
-use crate::sync::{AtomicUsize, Ordering};
+use crate::sync::Mutex;
 
 /// What writes and deletes have done to entries that wait. Counted under the lock of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,19 +32,6 @@ impl AddAssign for Writes {
 }
 
 /// How entries in flight have ended, and how often the processor has failed.
-#[derive(Debug, Default)]
-pub struct Outcomes {
-    /// Entries that were claimed, or have succeeded.
-    processed: AtomicUsize,
-    /// Entries that a newer write has replaced, or that were deleted.
-    superseded: AtomicUsize,
-    /// Entries that were given up.
-    given_up: AtomicUsize,
-    /// How often the processor has failed with an entry.
-    failed: AtomicUsize,
-}
-
-/// The counts of [`Outcomes`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
     /// Entries that were claimed, or have succeeded.
@@ -64,46 +51,32 @@ impl Ended {
     }
 }
 
-impl Outcomes {
-    /// Counts.
-    pub fn add(&self, ended: Ended) {
-        let Ended { processed, superseded, given_up, failed } = ended;
-        let counts = [&self.processed, &self.superseded, &self.given_up, &self.failed];
-        for (count, by) in counts.into_iter().zip([processed, superseded, given_up, failed]) {
-            if by > 0 {
-                count.fetch_add(by, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Takes out the counts.
-    pub(crate) fn take(&self) -> Ended {
-        let take = |count: &AtomicUsize| count.swap(0, Ordering::Relaxed);
-        Ended {
-            processed: take(&self.processed),
-            superseded: take(&self.superseded),
-            given_up: take(&self.given_up),
-            failed: take(&self.failed),
-        }
-    }
-
-    /// The counts.
-    pub fn get(&self) -> Ended {
-        let get = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-        Ended {
-            processed: get(&self.processed),
-            superseded: get(&self.superseded),
-            given_up: get(&self.given_up),
-            failed: get(&self.failed),
-        }
-    }
-}
-
 impl AddAssign for Ended {
     fn add_assign(&mut self, other: Self) {
         self.processed += other.processed;
         self.superseded += other.superseded;
         self.given_up += other.given_up;
         self.failed += other.failed;
+    }
+}
+
+/// Where the flushes of a partition count how their entries have ended. Its lock is taken last of all.
+#[derive(Default)]
+pub(crate) struct Outcomes(Mutex<Ended>);
+
+impl Outcomes {
+    /// Counts.
+    pub(crate) fn add(&self, ended: Ended) {
+        *self.0.lock() += ended;
+    }
+
+    /// The counts.
+    pub(crate) fn get(&self) -> Ended {
+        *self.0.lock()
+    }
+
+    /// Takes out the counts.
+    pub(crate) fn take(&self) -> Ended {
+        std::mem::take(&mut *self.0.lock())
     }
 }

@@ -2,7 +2,7 @@
 
 use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
 use partitioned_buffer_engine::Written as Done;
-use partitioned_buffer_engine::{Closed, Hash, MapPartition, Parcel, Stored, Version};
+use partitioned_buffer_engine::{Closed, Hash, Heap, MapPartition, Parcel, Stored, Version};
 use rustler::{Env, Error, NifResult, Term};
 
 use crate::buffer::{MapPartitions, News, NotRunning, QueuePartitions, Route};

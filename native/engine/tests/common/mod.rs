@@ -122,7 +122,7 @@ impl Term for TestTerm {
 
 pub struct TestHeap {
     ids: Vec<u64>,
-    holds_large: bool,
+    large_bytes: usize,
 }
 
 impl TestHeap {
@@ -153,7 +153,7 @@ impl Heap for TestHeap {
 
     fn new() -> Self {
         HEAPS.fetch_add(1, Memory::SeqCst);
-        TestHeap { ids: Vec::new(), holds_large: false }
+        TestHeap { ids: Vec::new(), large_bytes: 0 }
     }
 
     fn copy(&mut self, term: TestTerm) -> TestTerm {
@@ -166,14 +166,16 @@ impl Heap for TestHeap {
                 let is_large = term.content().1 >= LARGE;
                 let (small, large) = COPIES.get();
                 COPIES.set(if is_large { (small, large + 1) } else { (small + 1, large) });
-                self.holds_large |= term.content().1 >= HIDDEN;
+                if term.content().1 >= HIDDEN {
+                    self.large_bytes = self.weigh(term);
+                }
                 self.boxed(term.content().1)
             }
         }
     }
 
-    fn holds_large(&self) -> bool {
-        self.holds_large
+    fn large_bytes(&self) -> usize {
+        self.large_bytes
     }
 
     fn weigh(&self, term: TestTerm) -> usize {

@@ -192,11 +192,6 @@ impl Environment {
         }
     }
 
-    /// The bytes of the large copy here; 0 if there is none.
-    pub(crate) fn large_bytes(&self) -> usize {
-        self.large
-    }
-
     /// Copies a term.
     #[inline]
     fn make_copy(&mut self, term: RawTerm) -> RawTerm {
@@ -234,8 +229,8 @@ impl Heap for Environment {
     }
 
     #[inline]
-    fn holds_large(&self) -> bool {
-        self.large > 0
+    fn large_bytes(&self) -> usize {
+        self.large
     }
 
     fn weigh(&self, term: RawTerm) -> usize {
