@@ -232,24 +232,19 @@ defmodule Bench.NativeOne do
   defdelegate free(name), to: Bench.Native
 end
 
-defmodule Bench.NativeBound do
-  @moduledoc "The same with :max_size."
+# The same with a limit that is not reached.
+for {module, label, option} <- [
+      {Bench.NativeBound, "with :max_size", {:max_size, 1_000_000}},
+      {Bench.NativeThreshold, "with :processing_threshold", {:processing_threshold, 1_000_000}}
+    ] do
+  defmodule module do
+    @moduledoc false
 
-  def label, do: "this package, with :max_size"
-  def new(opts), do: Bench.Native.new([max_size: 1_000_000] ++ opts)
-  defdelegate put(name, key, value), to: PartitionedBuffer.Map
-  defdelegate get(name, key), to: PartitionedBuffer.Map
-  defdelegate size(name), to: PartitionedBuffer.Map
-  defdelegate free(name), to: Bench.Native
-end
-
-defmodule Bench.NativeThreshold do
-  @moduledoc "The same with :processing_threshold."
-
-  def label, do: "this package, with :processing_threshold"
-  def new(opts), do: Bench.Native.new([processing_threshold: 1_000_000] ++ opts)
-  defdelegate put(name, key, value), to: PartitionedBuffer.Map
-  defdelegate get(name, key), to: PartitionedBuffer.Map
-  defdelegate size(name), to: PartitionedBuffer.Map
-  defdelegate free(name), to: Bench.Native
+    def label, do: "this package, #{unquote(label)}"
+    def new(opts), do: Bench.Native.new([unquote(option) | opts])
+    defdelegate put(name, key, value), to: PartitionedBuffer.Map
+    defdelegate get(name, key), to: PartitionedBuffer.Map
+    defdelegate size(name), to: PartitionedBuffer.Map
+    defdelegate free(name), to: Bench.Native
+  end
 end
