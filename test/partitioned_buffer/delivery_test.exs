@@ -717,7 +717,7 @@ defmodule PartitionedBuffer.DeliveryTest do
           processor: returning([:error]),
           partitions: 1,
           max_attempts: :infinity,
-          retry_backoff_ms: {20, 20},
+          retry_backoff_ms: {60_000, 60_000},
           drain_timeout_ms: 50
         )
 
