@@ -52,8 +52,9 @@ pub struct Flush<S: Store> {
     staying: AtomicUsize,
     /// Each entry before this position has an outcome.
     settled: AtomicUsize,
-    /// A bit for each position, set when the entry is deleted, when a reader leaves it out since a newer one waits, and
-    /// when it gets its outcome before an earlier entry of a map. Most flushes have no such entry.
+    /// A bit for each position, set when the entry is deleted, when a reader leaves it out since a newer one waits, when
+    /// it waits again in a counter, and when it gets its outcome before an earlier entry of a table. Most flushes have no
+    /// such entry.
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// How far readers have come.
     progress: Mutex<Progress<S>>,
@@ -147,6 +148,8 @@ pub struct GivenBack {
 pub(crate) enum Retry {
     /// It waits again.
     Waits,
+    /// It was added to another entry, which waits.
+    Joins,
     /// It stays in this flush, before all entries that were in no batch.
     Stays,
     /// Nowhere: a newer write has replaced it, or it was deleted.
@@ -373,12 +376,16 @@ impl<S: Store> Flush<S> {
         max_attempts: Option<u32>,
         mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
     ) -> GivenBack {
-        let mut result = GivenBack::default();
+        let (mut result, mut joined) = (GivenBack::default(), 0);
         // Nobody else ends a leased batch, so its entries are gone through without the lock of `progress`.
         let _giving_back = self.giving_back.lock();
         let batch = self.progress.lock().batch.clone();
         let is_own = batch.state == BatchState::Leased && batch.reader == reader;
         let Some(frozen) = self.entries().filter(|_| is_own) else { return result };
+        if S::ADDS_UP {
+            // Entries will be removed under the locks of shards, which are not held for long.
+            self.gone();
+        }
         let mut given_up = Batch { state: BatchState::GivenUp, ..Batch::NONE };
         let mut retries = Batch::NONE;
         let mut is_failed = is_among(failed);
@@ -392,6 +399,10 @@ impl<S: Store> Flush<S> {
             } else {
                 match retry(&frozen, position, attempts) {
                     Retry::Waits => result.retried += 1,
+                    Retry::Joins => {
+                        joined += 1;
+                        result.retried += 1;
+                    }
                     Retry::Stays => {
                         retries.push(position, attempts);
                         result.retried += 1;
@@ -415,6 +426,9 @@ impl<S: Store> Flush<S> {
         given_up.reader = progress.batch.reader;
         progress.batch = if given_up.length > 0 { given_up } else { Batch::NONE };
         self.left.fetch_sub(waits, Ordering::Relaxed);
+        if let Some(bound) = &progress.bound {
+            bound.release(joined);
+        }
         self.count(
             &progress,
             Ended { processed, superseded: result.superseded, failed: if counted { failed } else { 0 }, given_up: 0 },
@@ -531,7 +545,7 @@ impl<S: Store> Flush<S> {
         self.progress.lock().frozen.clone()
     }
 
-    /// Whether an entry of a map has no outcome yet, and was neither given up nor deleted.
+    /// Whether an entry of a table has no outcome yet, and was neither given up nor deleted.
     pub(crate) fn is_live(&self, position: usize) -> bool {
         position >= self.settled.load(Ordering::Acquire) && !self.is_gone(position)
     }
@@ -544,9 +558,13 @@ impl<S: Store> Flush<S> {
 
     /// Takes an entry out, which was deleted or has an outcome: it is in no further batch, and not seen any more.
     pub(crate) fn remove(&self, position: usize) {
-        let words = || (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect();
         let bit = 1 << (position % BITS);
-        self.gone.get_or_init(words)[position / BITS].fetch_or(bit, Ordering::AcqRel);
+        self.gone()[position / BITS].fetch_or(bit, Ordering::AcqRel);
+    }
+
+    /// [`Flush::gone`], made by the first call.
+    fn gone(&self) -> &[AtomicUsize] {
+        self.gone.get_or_init(|| (0..self.end.div_ceil(BITS)).map(|_| AtomicUsize::new(0)).collect())
     }
 }
 

@@ -1,46 +1,51 @@
 //! A generation: the map from keys to values that one shard has taken in since its last flush.
 //!
-//! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The segments that an
-//! entry names count it as one live copy.
+//! The segment that a value names counts it as one live copy.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use crate::arena::{Arena, Evacuation, Garbage, Unowned};
-use crate::entries::{Counts, Entries, Entry, History, Record};
-use crate::ids::EntryId;
-use crate::index::{Hash, Hasher, Index, Seeds};
+use crate::arena::{Arena, Evacuation, Unowned};
+use crate::entries::Attempts;
+use crate::history::{Counts, History};
+use crate::ids::{EntryId, SegmentId};
+use crate::index::Hash;
 use crate::parcel::Parcel;
-use crate::store::Store;
-use crate::term::{Heap, Term, Version};
-use crate::totals::Writes;
+use crate::store::{Store, TakenBack};
+use crate::table::{Contents, Table};
+use crate::term::{Heap, Version};
 
 /// See the module's documentation.
-pub struct Generation<H: Heap> {
-    /// From the hash of a key to the id of its entry.
-    index: Index,
-    /// The entries.
-    entries: Entries<H::Term>,
-    /// Where the keys live.
-    keys: Arena<H>,
-    /// Where the values live, and the versions beyond 64 bits.
-    values: Arena<H>,
-    /// How many entries were replaced.
-    replaced: usize,
+pub type Generation<H> = Table<H, Values<H>>;
+
+/// The values of a generation.
+pub struct Values<H: Heap> {
+    /// Where they live, and the versions beyond 64 bits.
+    arena: Arena<H>,
     /// How many writes were stale.
     stale: usize,
-    /// How many entries were deleted.
-    deleted: usize,
-    /// How many entries were taken back.
-    taken_back: usize,
-    /// How many of the present entries were taken back, and only replaced since.
-    returned: usize,
-    /// How many of the present entries have failed before.
-    retried: usize,
-    /// When the first entry was written, or the first of those that were taken back.
-    since: Option<Instant>,
-    /// The heaps given up since the last [`Generation::take_garbage`].
-    garbage: Vec<Garbage<H>>,
+}
+
+/// A value in an entry. Packed, so that the entry needs no padding.
+#[derive(Clone, Copy, Debug)]
+#[repr(Rust, packed(4))]
+pub struct Value<T> {
+    /// The value.
+    term: T,
+    /// Its segment, and that of the version if that is a term.
+    segment: SegmentId,
+}
+
+/// What readers get of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<T> {
+    /// The key.
+    pub key: T,
+    /// The value.
+    pub value: T,
+    /// The version, 0 without one.
+    pub version: Version<T>,
+    /// How often `put_newer` has replaced the value.
+    pub updates: u64,
 }
 
 /// The result of [`Generation::put_newer`].
@@ -69,44 +74,27 @@ impl<H: Heap> Generation<H> {
         self.value(self.find(hash, key)?)
     }
 
-    /// Whether operations have given up heaps.
-    #[inline]
-    pub fn has_garbage(&self) -> bool {
-        !self.garbage.is_empty()
-    }
-
-    /// Takes out the heaps that operations have given up. The caller drops them without the lock.
-    #[cold]
-    pub fn take_garbage(&mut self) -> Vec<Garbage<H>> {
-        std::mem::take(&mut self.garbage)
-    }
-
-    /// Prefetches the line of the index that an operation with this hash reads.
-    #[inline]
-    pub fn prefetch(&self, hash: Hash) {
-        self.index.prefetch::<H>(hash);
-    }
-
     /// Stores `value` for `key`, whatever is there; `true` if the key is new.
     #[inline(always)]
     pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
         // The value is stored in any case, so it is copied while the index is loading.
         self.prefetch(hash);
-        let copy = store_value(&mut self.values, value, Version::Int(0));
+        let copy = store_value(&mut self.contents.arena, value, Version::Int(0));
         match self.find(hash, key.term) {
             Some(id) => {
-                self.replace(id, copy, Counts::default());
+                self.replace(id, copy, 0);
                 false
             }
             None => {
-                self.insert(hash, key, copy, Counts::default());
+                self.add(hash, key, copy, Counts::default());
                 true
             }
         }
     }
 
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a new key it must be greater than `in_flight`, if that is a version. A version beyond 64 bits lives in the heap of
-    /// `value` if that is packed.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a new key it must be
+    /// greater than `in_flight`, if that is a version. A version beyond 64 bits lives in the heap of `value` if that is
+    /// packed.
     #[inline]
     pub fn put_newer(
         &mut self,
@@ -119,22 +107,22 @@ impl<H: Heap> Generation<H> {
         match self.find(hash, key.term) {
             None => {
                 if in_flight().is_some_and(|old| !version.is_newer_than(old)) {
-                    self.stale += 1;
+                    self.contents.stale += 1;
                     return Put::Stale;
                 }
-                let copy = store_value(&mut self.values, value, version);
-                self.insert(hash, key, copy, Counts::default());
+                let copy = store_value(&mut self.contents.arena, value, version);
+                self.add(hash, key, copy, Counts::default());
                 Put::New
             }
             Some(id) => {
-                let old = self.entries.history(id);
+                let old = self.entries.extra(id);
                 if !version.is_newer_than(old.version()) {
-                    self.stale += 1;
+                    self.contents.stale += 1;
                     return Put::Stale;
                 }
-                let copy = store_value(&mut self.values, value, version);
+                let copy = store_value(&mut self.contents.arena, value, version);
                 let updates = old.counts().updates + 1;
-                self.replace(id, copy, Counts::of_updates(updates));
+                self.replace(id, copy, updates);
                 Put::Replaced
             }
         }
@@ -145,251 +133,125 @@ impl<H: Heap> Generation<H> {
         if self.find(hash, key.term).is_some() {
             return false;
         }
-        let copy = store_value(&mut self.values, value, Version::Int(0));
-        self.insert(hash, key, copy, Counts::default());
+        let copy = store_value(&mut self.contents.arena, value, Version::Int(0));
+        self.add(hash, key, copy, Counts::default());
         true
     }
 
     /// The version of an entry, which must be there.
     pub(crate) fn version(&self, id: EntryId) -> Version<H::Term> {
-        self.entries.history(id).version()
+        self.entries.extra(id).version()
     }
 
     /// The value of an entry.
     #[inline]
     pub(crate) fn value(&self, id: EntryId) -> Option<Found<H>> {
-        let entry = self.entries.get(id)?;
-        Some(Found { value: entry.value, heap: self.values.own_heap(entry.value_segment).cloned() })
-    }
-
-    /// Takes out the entry of `key`, if there is one, and says whether it was taken back.
-    pub fn delete(&mut self, hash: Hash, key: H::Term) -> Option<bool> {
-        let Generation { index, entries, .. } = self;
-        let found = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)));
-        let mut was_taken_back = false;
-        if let Some(id) = found {
-            self.deleted += 1;
-            if self.taken_back > 0 {
-                let old = self.entries.history(id).counts();
-                self.retried -= usize::from(old.attempts() > 0);
-                was_taken_back = old.is_taken_back();
-                self.returned -= usize::from(was_taken_back);
-            }
-            let entry = self.entries.remove(id);
-            self.keys.release(entry.key_segment, entry.key, &mut self.garbage);
-            self.values.release(entry.value_segment, entry.value, &mut self.garbage);
-            self.clean_keys();
-            self.clean_values();
-        }
-        found.map(|_id| was_taken_back)
-    }
-
-    /// The id of the entry of `key`.
-    #[inline]
-    pub(crate) fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
-        let id = self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
-        self.entries.prefetch_following::<H>(id);
-        Some(id)
-    }
-
-    /// The hash of the key of an entry, which must be there.
-    fn hash(&self, id: EntryId) -> Hash {
-        self.index.hasher().rehash(*self.entries.seed(id))
+        let Value { term, segment } = self.entries.get(id)?.value;
+        Some(Found { value: term, heap: self.contents.arena.own_heap(segment).cloned() })
     }
 
     /// Adds an entry for a key that has none.
     #[inline]
-    fn insert(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>, counts: Counts) {
-        let id = self.entries.next_id();
-        if id == 0 {
-            self.since.get_or_insert_with(Instant::now);
-        }
-        let (key, unowned) = self.keys.store(key);
-        let key_segment = self.keys.own(unowned, id);
-        let value_segment = self.values.own(copy.unowned, id);
-        let entry = Entry { key, value: copy.value, key_segment, value_segment };
-        self.entries.insert(entry, hash.seed());
-        self.entries.set_history(id, History::new(copy.version, counts));
-        self.index.insert(hash, id, &EntrySeeds::<H>(&self.entries));
+    fn add(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>, counts: Counts) {
+        let segment = self.contents.arena.own(copy.unowned, self.entries.next_id());
+        let value = Value { term: copy.value, segment };
+        self.insert(hash, key, value, History::new(copy.version, counts));
     }
 
     /// Replaces the value and the history of an entry.
     #[inline]
-    fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, counts: Counts) {
-        self.replaced += 1;
-        let mut counts = counts;
-        if self.taken_back > 0 {
-            let old = self.entries.history(id).counts();
-            self.retried -= usize::from(old.attempts() > 0);
-            counts = counts.after(old);
+    fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
+        self.count_merged();
+        let mut attempts = Attempts::NONE;
+        if self.has_failed() {
+            attempts = self.count_replaced(self.entries.extra(id).counts().attempts);
         }
-        let segment = self.values.own(copy.unowned, id);
+        let segment = self.contents.arena.own(copy.unowned, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
-        let old_value = std::mem::replace(&mut entry.value, copy.value);
-        let old_segment = std::mem::replace(&mut entry.value_segment, segment);
-        self.entries.set_history(id, History::new(copy.version, counts));
-        self.values.release(old_segment, old_value, &mut self.garbage);
-        self.clean_values();
-    }
-
-    /// Does a step of the evacuation of values, if one is due.
-    #[inline]
-    fn clean_values(&mut self) {
-        if let Some(evacuation) = self.values.take_sparse() {
-            self.evacuate_values(evacuation);
-        }
+        let old = std::mem::replace(&mut entry.value, Value { term: copy.value, segment });
+        self.entries.set_extra(id, History::new(copy.version, Counts { updates, attempts }));
+        Values::removed(self, old);
     }
 
     /// Moves live values to an open segment.
+    #[cold]
     fn evacuate_values(&mut self, mut evacuation: Evacuation) {
-        let segment = evacuation.segment;
+        let Table { entries, contents: Values { arena, .. }, garbage, .. } = self;
+        let evacuated = evacuation.segment;
         while let Some(owner) = evacuation.next_owner() {
-            let Some(entry) = self.entries.get(owner).filter(|entry| entry.value_segment == segment) else {
+            let Some(Value { term: old, segment }) = entries.get(owner).map(|entry| entry.value) else { continue };
+            if segment != evacuated {
                 continue;
-            };
-            let history = self.entries.history(owner);
-            let old_value = entry.value;
-            let copy = copy_value(&mut self.values, old_value, history.version());
-            let new_segment = self.values.own(copy.unowned, owner);
-            if let Some(entry) = self.entries.get_mut(owner) {
-                (entry.value, entry.value_segment) = (copy.value, new_segment);
             }
-            self.entries.set_history(owner, History::new(copy.version, history.counts()));
-            self.values.release(segment, old_value, &mut self.garbage);
+            let history = entries.extra(owner);
+            let copy = copy_value(arena, old, history.version());
+            let segment = arena.own(copy.unowned, owner);
+            if let Some(entry) = entries.get_mut(owner) {
+                entry.value = Value { term: copy.value, segment };
+            }
+            entries.set_extra(owner, History::new(copy.version, history.counts()));
+            arena.release(evacuated, old, garbage);
             evacuation.moved();
         }
-        self.values.evacuated(evacuation, &mut self.garbage);
-    }
-
-    /// Does a step of the evacuation of keys, if one is due.
-    #[inline]
-    fn clean_keys(&mut self) {
-        let Some(mut evacuation) = self.keys.take_sparse() else { return };
-        let segment = evacuation.segment;
-        while let Some(owner) = evacuation.next_owner() {
-            let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
-                continue;
-            };
-            let ([key], unowned) = self.keys.copy([entry.key]);
-            let old_key = std::mem::replace(&mut entry.key, key);
-            entry.key_segment = self.keys.own(unowned, owner);
-            self.keys.release(segment, old_key, &mut self.garbage);
-            evacuation.moved();
-        }
-        self.keys.evacuated(evacuation, &mut self.garbage);
+        arena.evacuated(evacuation, garbage);
     }
 }
 
-impl<H: Heap> Store for Generation<H> {
+impl<H: Heap> Contents<H> for Values<H> {
+    type Value = Value<H::Term>;
+
+    type Extra = History<H::Term>;
+
     type Record = Record<H::Term>;
 
-    const KEEPS_ORDER: bool = false;
+    const ADDS_UP: bool = false;
 
-    fn new(hasher: &Hasher) -> Self {
-        let index = Index::new(hasher.clone());
-        Generation {
-            index,
-            entries: Entries::new(),
-            keys: Arena::new(),
-            values: Arena::new(),
-            replaced: 0,
-            stale: 0,
-            deleted: 0,
-            taken_back: 0,
-            returned: 0,
-            retried: 0,
-            since: None,
-            garbage: Vec::new(),
+    fn new() -> Self {
+        Values { arena: Arena::new(), stale: 0 }
+    }
+
+    #[inline]
+    fn record(key: H::Term, value: Value<H::Term>, history: History<H::Term>) -> Record<H::Term> {
+        Record { key, value: value.term, version: history.version(), updates: history.counts().updates }
+    }
+
+    fn attempts(_value: Value<H::Term>, history: History<H::Term>) -> Attempts {
+        history.counts().attempts
+    }
+
+    #[inline]
+    fn removed(table: &mut Generation<H>, value: Value<H::Term>) {
+        table.contents.arena.release(value.segment, value.term, &mut table.garbage);
+        if let Some(evacuation) = table.contents.arena.take_sparse() {
+            table.evacuate_values(evacuation);
         }
     }
 
-    fn successor(&self) -> Self {
-        Generation::new(self.index.hasher())
+    fn take_back(table: &mut Generation<H>, flushed: &Generation<H>, id: EntryId, attempts: u32) -> TakenBack {
+        let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
+        let hash = flushed.hash(id);
+        if table.find(hash, entry.key).is_some() {
+            return TakenBack::Superseded;
+        }
+        let history = flushed.entries.extra(id);
+        let value = flushed.contents.arena.parcel(entry.value.segment, entry.value.term);
+        let copy = store_value(&mut table.contents.arena, &value, history.version());
+        let attempts = Attempts::taken_back(attempts);
+        table.add(hash, &flushed.key(entry), copy, Counts { attempts, ..history.counts() });
+        table.count_taken_back(flushed, attempts);
+        TakenBack::Added
     }
 
-    fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    fn end(&self) -> usize {
-        self.entries.end()
-    }
-
-    fn since(&self) -> Option<Instant> {
-        self.since
-    }
-
-    fn writes(&self) -> Writes {
-        let Generation { replaced: coalesced, stale, deleted, taken_back, .. } = *self;
-        Writes { written: self.len() + deleted + coalesced - taken_back, coalesced, stale, deleted }
-    }
-
-    fn returned(&self) -> usize {
-        self.returned
-    }
-
-    fn retried(&self) -> usize {
-        self.retried
+    fn stale(&self) -> usize {
+        self.stale
     }
 
     fn bytes(&self) -> usize {
-        self.index.bytes() + self.entries.bytes() + self.keys.bytes() + self.values.bytes()
+        self.arena.bytes()
     }
 
     fn has_large(&self) -> bool {
-        self.keys.had_large() || self.values.had_large()
-    }
-
-    #[inline]
-    fn record(&self, id: EntryId) -> Option<Record<H::Term>> {
-        let &Entry { key, value, .. } = self.entries.get(id)?;
-        let history = self.entries.history(id);
-        Some(Record { key, value, version: history.version(), updates: history.counts().updates })
-    }
-
-    fn has_failed(&self) -> bool {
-        self.taken_back > 0
-    }
-
-    fn attempts(&self, id: EntryId) -> u32 {
-        self.entries.history(id).counts().attempts()
-    }
-
-    fn supersedes(&self, flushed: &Self, id: EntryId) -> bool {
-        flushed.entries.get(id).is_some_and(|entry| self.find(flushed.hash(id), entry.key).is_some())
-    }
-
-    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> bool {
-        let Some(entry) = flushed.entries.get(id) else { return false };
-        let hash = flushed.hash(id);
-        if self.find(hash, entry.key).is_some() {
-            return false;
-        }
-        let history = flushed.entries.history(id);
-        let key = flushed.keys.parcel(entry.key_segment, entry.key);
-        let value = flushed.values.parcel(entry.value_segment, entry.value);
-        let copy = store_value(&mut self.values, &value, history.version());
-        self.insert(hash, &key, copy, Counts::taken_back(history.counts().updates, attempts));
-        self.taken_back += 1;
-        self.returned += 1;
-        self.retried += usize::from(attempts > 0);
-        self.since = [self.since, flushed.since].into_iter().flatten().min();
-        true
-    }
-}
-
-/// The seeds in the entries.
-struct EntrySeeds<'e, H: Heap>(&'e Entries<H::Term>);
-
-impl<H: Heap> Seeds for EntrySeeds<'_, H> {
-    #[inline]
-    fn seed(&self, id: EntryId) -> u32 {
-        *self.0.seed(id)
-    }
-
-    #[inline]
-    fn prefetch(&self, id: EntryId) {
-        H::prefetch(self.0.seed(id));
+        self.arena.had_large()
     }
 }
 
@@ -428,5 +290,17 @@ fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H:
             let ([value, big], unowned) = arena.copy([value, big]);
             ValueCopy { value, version: Version::Above(big), unowned }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entries::Entry;
+
+    #[test]
+    fn an_entry_takes_24_bytes_and_its_history_as_many() {
+        assert_eq!(size_of::<Entry<usize, Value<usize>>>(), 24);
+        assert_eq!(size_of::<History<usize>>(), 24);
     }
 }

@@ -13,11 +13,13 @@
 //! | [`routing`] | from a key to its partition |
 //! | [`reclaim`] | the thread that frees memory |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
-//! | [`store`] | what a partition needs of the next two |
+//! | [`store`] | what a partition needs of the next three |
 //! | [`log`] | items in the order of their writes |
-//! | [`generation`] | a map from keys to values, versions and update counts, in insertion order |
+//! | [`generation`] | a table of values, with versions and update counts |
+//! | [`table`] | entries by their key, in the order of their insertion |
 //! | [`index`] | from a hash to the ids of entries, growing in small steps |
 //! | [`entries`] | the entries themselves, in chunks of fixed size |
+//! | `history` | the version of an entry, and what is counted of it |
 //! | [`arena`] | copies of terms in segments, cleaned with bounded work |
 //! | `own_heaps` | the heaps of large copies |
 //! | [`parcel`] | terms on their way into a store, large ones already copied |
@@ -30,6 +32,7 @@ pub mod bound;
 pub mod entries;
 pub mod flush;
 pub mod generation;
+mod history;
 mod ids;
 pub mod index;
 pub mod log;
@@ -40,6 +43,7 @@ pub mod reclaim;
 pub mod routing;
 pub mod store;
 mod sync;
+pub mod table;
 pub mod term;
 mod threshold;
 pub mod totals;

@@ -8,7 +8,7 @@ use crate::arena::Arena;
 use crate::ids::EntryId;
 use crate::index::Hasher;
 use crate::parcel::Parcel;
-use crate::store::Store;
+use crate::store::{Store, TakenBack};
 use crate::term::Heap;
 use crate::totals::Writes;
 
@@ -48,6 +48,8 @@ impl<H: Heap> Store for Log<H> {
     type Record = H::Term;
 
     const KEEPS_ORDER: bool = true;
+
+    const ADDS_UP: bool = false;
 
     fn new(_hasher: &Hasher) -> Self {
         Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None }
@@ -108,7 +110,7 @@ impl<H: Heap> Store for Log<H> {
         false
     }
 
-    fn take_back(&mut self, _flushed: &Self, _id: EntryId, _attempts: u32) -> bool {
-        false
+    fn take_back(&mut self, _flushed: &Self, _id: EntryId, _attempts: u32) -> TakenBack {
+        TakenBack::Superseded
     }
 }

@@ -1,7 +1,7 @@
 //! A partition: the entries that wait in it, and the flushes that are in flight.
 //!
-//! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. A map spreads its keys over several
-//! shards by their hash, so writers rarely meet; a queue has one shard, for its order. [`Partition::flush`] takes the
+//! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. A map and a counter spread their keys
+//! over several shards by their hash, so writers rarely meet; a queue has one shard, for its order. [`Partition::flush`] takes the
 //! locks of all shards and swaps each store for an empty one. So a write comes either before the flush and is part of
 //! it, or after it and waits for the next one. The partition keeps a [`Flush`] until all its entries have an outcome:
 //! what a crashed reader has left is there for the next reader. The next flush removes what is finished, since the
@@ -25,22 +25,25 @@
 //! a flush whose batch is given back is held even before. A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths
 //! in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
 
+mod map;
+mod queue;
+mod table;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::bound::Bound;
 use crate::flush::{Flush, Flushed, Frozen, GivenBack, Retry};
-use crate::generation::{Found, Generation, Put};
-use crate::ids::EntryId;
-use crate::index::{Hash, Hasher};
-use crate::log::Log;
-use crate::parcel::Parcel;
-use crate::store::Store;
+use crate::index::Hasher;
+use crate::store::{Store, TakenBack};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
-use crate::term::{Heap, Version};
 use crate::threshold::Threshold;
 use crate::totals::{Ended, Outcomes, Writes};
+
+pub use self::map::{MapPartition, Write};
+pub use self::queue::QueuePartition;
+pub use self::table::TABLE_SHARDS;
 
 /// Added to a partition count, this marks the write of a processor, which is taken until the partition is closed. No
 /// buffer has as many partitions.
@@ -54,26 +57,8 @@ pub const TURN: u32 = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed;
 
-/// A write for [`MapPartition::write_all`].
-pub enum Write<H: Heap> {
-    /// Unconditional: key and value.
-    Put(Parcel<H>, Parcel<H>),
-    /// Newer version wins: key, value and version.
-    PutNewer(Parcel<H>, Parcel<H>, Version<H::Term>),
-}
-
 /// How often a thread looks at a taken lock before it leaves the wait to `parking_lot`: this takes some microseconds.
 const SPINS: usize = 400;
-
-/// Shards of a map's partition, a power of two. With more shards writers meet more rarely, but consecutive writes touch
-/// more places in memory: with eight a single writer is a fifth slower, and two writers are not faster.
-pub const MAP_SHARDS: usize = 4;
-
-/// A partition of a map.
-pub type MapPartition<H> = Partition<Generation<H>, MAP_SHARDS>;
-
-/// A partition of a queue.
-pub type QueuePartition<H> = Partition<Log<H>, 1>;
 
 /// See the module's documentation.
 pub struct Partition<S: Store, const SHARDS: usize> {
@@ -249,56 +234,6 @@ impl<S: Store> ShardState<S> {
     }
 }
 
-impl<H: Heap> ShardState<Generation<H>> {
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
-    #[inline]
-    fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Put {
-        let ShardState { waiting, in_flight, .. } = self;
-        let old = || find_in_flight(in_flight, hash, key.term).map(|found| found.version());
-        waiting.put_newer(hash, key, value, version, old)
-    }
-}
-
-/// An entry in flight.
-struct FoundInFlight<'s, H: Heap> {
-    /// Its flush.
-    in_flight: &'s InFlight<Generation<H>>,
-    /// The shard.
-    shard: usize,
-    /// The entry's id there.
-    id: EntryId,
-    /// The entry's position in the flush.
-    position: usize,
-}
-
-impl<H: Heap> FoundInFlight<'_, H> {
-    /// Its version.
-    fn version(&self) -> Version<H::Term> {
-        self.in_flight.frozen.stores[self.shard].version(self.id)
-    }
-}
-
-/// The entry of `key` in the latest of these flushes that has one, unless it has an outcome or was deleted.
-#[inline]
-fn find_in_flight<H: Heap>(
-    in_flight: &[InFlight<Generation<H>>],
-    hash: Hash,
-    key: H::Term,
-) -> Option<FoundInFlight<'_, H>> {
-    in_flight.iter().rev().find_map(|in_flight| in_flight.find(hash, key))
-}
-
-impl<H: Heap> InFlight<Generation<H>> {
-    /// The entry of `key`, unless it has an outcome or was deleted.
-    #[cold]
-    fn find(&self, hash: Hash, key: H::Term) -> Option<FoundInFlight<'_, H>> {
-        let shard = MapPartition::<H>::shard_of(hash);
-        let id = self.frozen.stores[shard].find(hash, key)?;
-        let position = self.frozen.start(shard) + id as usize;
-        self.flush.is_live(position).then_some(FoundInFlight { in_flight: self, shard, id, position })
-    }
-}
-
 #[allow(clippy::len_without_is_empty)] // Only the size of all partitions together is asked for.
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// A closed, empty partition.
@@ -383,10 +318,17 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
                 Retry::Stays
             } else if later.iter().any(|later| later.stores[shard].supersedes(flushed, id)) {
                 Retry::IsSuperseded
-            } else if state.waiting.take_back(flushed, id, attempts) {
-                Retry::Waits
             } else {
-                Retry::IsSuperseded
+                let taken_back = state.waiting.take_back(flushed, id, attempts);
+                if S::ADDS_UP {
+                    // From now on it is seen among what waits.
+                    flush.remove(position);
+                }
+                match taken_back {
+                    TakenBack::Added => Retry::Waits,
+                    TakenBack::Joined => Retry::Joins,
+                    TakenBack::Superseded => Retry::IsSuperseded,
+                }
             }
         })
     }
@@ -630,214 +572,5 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
         drop(states);
         (!is_empty).then_some(flush)
-    }
-}
-
-impl<H: Heap> MapPartition<H> {
-    /// The index of the shard for keys of this hash.
-    #[inline]
-    pub fn shard_of(hash: Hash) -> usize {
-        hash.shard_bits() & (MAP_SHARDS - 1)
-    }
-
-    /// The lock of the shard for keys of this hash, if it takes writes of callers with this partition count.
-    #[inline]
-    fn lock_open(&self, partition_count: u32, hash: Hash) -> Result<MutexGuard<'_, ShardState<Generation<H>>>, Closed> {
-        self.shards[Self::shard_of(hash)].lock_open(partition_count)
-    }
-
-    /// Releases the lock, then frees the heaps that the operation gave up.
-    #[inline]
-    fn unlock(mut state: MutexGuard<'_, ShardState<Generation<H>>>) {
-        if state.waiting.has_garbage() {
-            let garbage = state.waiting.take_garbage();
-            drop(state);
-            drop(garbage);
-        }
-    }
-
-    /// Whether there is no room for a new entry, and the key has none that waits, whose value could be replaced.
-    #[cold]
-    fn is_full_for(
-        &self,
-        state: &mut ShardState<Generation<H>>,
-        partition_count: u32,
-        hash: Hash,
-        key: H::Term,
-    ) -> bool {
-        !self.find_room(state, partition_count) && state.waiting.find(hash, key).is_none()
-    }
-
-    /// Stores `value` for `key`, whatever is there.
-    // The way of a put is one function: a call for each layer costs a tenth.
-    #[inline(always)]
-    pub fn put(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
-        let mut state = self.lock_open(partition_count, hash)?;
-        if state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key.term) {
-            return Ok(Stored::Full);
-        }
-        let is_new = state.waiting.put(hash, key, value);
-        let is_enough = is_new && state.is_counted && self.count_new(&mut state);
-        Self::unlock(state);
-        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
-    }
-
-    /// Stores `value` for `key` if the key is new.
-    pub fn put_new(
-        &self,
-        partition_count: u32,
-        hash: Hash,
-        key: &Parcel<H>,
-        value: &Parcel<H>,
-    ) -> Result<Stored, Closed> {
-        let mut state = self.lock_open(partition_count, hash)?;
-        if state.waiting.find(hash, key.term).is_some() || find_in_flight(&state.in_flight, hash, key.term).is_some() {
-            return Ok(Stored::Refused);
-        }
-        if state.room == 0 && !self.find_room(&mut state, partition_count) {
-            return Ok(Stored::Full);
-        }
-        state.waiting.put_new(hash, key, value);
-        let is_enough = state.is_counted && self.count_new(&mut state);
-        Self::unlock(state);
-        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
-    }
-
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
-    #[inline]
-    pub fn put_newer(
-        &self,
-        partition_count: u32,
-        hash: Hash,
-        key: &Parcel<H>,
-        value: &Parcel<H>,
-        version: Version<H::Term>,
-    ) -> Result<Stored, Closed> {
-        let mut state = self.lock_open(partition_count, hash)?;
-        if state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key.term) {
-            // One that is not newer is told so. This is asked once: the entry in flight may get its outcome meanwhile, and
-            // then the write would add an entry without room.
-            let old = find_in_flight(&state.in_flight, hash, key.term).map(|found| found.version());
-            if old.is_none_or(|old| version.is_newer_than(old)) {
-                return Ok(Stored::Full);
-            }
-            state.waiting.put_newer(hash, key, value, version, || old);
-            return Ok(Stored::Refused);
-        }
-        let put = state.put_newer(hash, key, value, version);
-        let is_enough = put == Put::New && state.is_counted && self.count_new(&mut state);
-        Self::unlock(state);
-        Ok(match put {
-            Put::Stale => Stored::Refused,
-            _ if is_enough => Stored::Enough,
-            _ => Stored::Stored,
-        })
-    }
-
-    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few, and
-    /// has room for all of them if they are `reserved`.
-    pub fn write_all<'w>(
-        &self,
-        partition_count: u32,
-        shard: usize,
-        reserved: bool,
-        writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
-    ) -> Result<Written, Closed> {
-        let mut state = self.shards[shard].lock_open(partition_count)?;
-        writes.clone().for_each(|(hash, _)| state.waiting.prefetch(*hash));
-        let mut added = 0;
-        for (hash, write) in writes {
-            debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
-            added += usize::from(match write {
-                Write::Put(key, value) => state.waiting.put(*hash, key, value),
-                Write::PutNewer(key, value, version) => state.put_newer(*hash, key, value, *version) == Put::New,
-            });
-        }
-        let written = self.count_all(&state, added, reserved);
-        Self::unlock(state);
-        Ok(written)
-    }
-
-    /// The result of `copy` for the value of `key` and the value's own heap, if it has one; `None` if there is no such
-    /// key. A value with a heap of its own is copied without the lock.
-    #[inline]
-    pub fn get<R>(
-        &self,
-        partition_count: u32,
-        hash: Hash,
-        key: H::Term,
-        copy: impl FnOnce(H::Term, Option<&H>) -> R,
-    ) -> Result<Option<R>, Closed> {
-        let state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
-        let Some(Found { value, heap }) = state.waiting.get(hash, key) else {
-            return Ok(Self::get_in_flight(state, hash, key, copy));
-        };
-        let Some(heap) = heap else { return Ok(Some(copy(value, None))) };
-        drop(state);
-        Ok(Some(copy(value, Some(&heap))))
-    }
-
-    /// The same for a key of which nothing waits.
-    #[inline]
-    fn get_in_flight<R>(
-        state: MutexGuard<'_, ShardState<Generation<H>>>,
-        hash: Hash,
-        key: H::Term,
-        copy: impl FnOnce(H::Term, Option<&H>) -> R,
-    ) -> Option<R> {
-        let FoundInFlight { in_flight, shard, id, .. } = find_in_flight(&state.in_flight, hash, key)?;
-        let frozen = in_flight.frozen.clone();
-        drop(state);
-        let Found { value, heap } = frozen.stores[shard].value(id)?;
-        Some(copy(value, heap.as_deref()))
-    }
-
-    /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
-    pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
-        let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
-        if let Some(was_taken_back) = state.waiting.delete(hash, key).filter(|_| state.is_counted) {
-            // What was given back has not counted.
-            if !was_taken_back {
-                self.threshold.remove();
-            }
-            if state.is_bounded {
-                self.bound.release(1);
-            }
-        }
-        for FoundInFlight { in_flight, position, .. } in state.in_flight.iter().filter_map(|own| own.find(hash, key)) {
-            in_flight.flush.remove(position);
-        }
-        Self::unlock(state);
-        Ok(())
-    }
-}
-
-impl<H: Heap> QueuePartition<H> {
-    /// Adds an item behind all others.
-    #[inline]
-    pub fn push(&self, partition_count: u32, item: &Parcel<H>) -> Result<Stored, Closed> {
-        let mut state = self.shards[0].lock_open(partition_count)?;
-        if state.room == 0 && !self.find_room(&mut state, partition_count) {
-            return Ok(Stored::Full);
-        }
-        state.waiting.append(item);
-        let is_enough = state.is_counted && self.count_new(&mut state);
-        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
-    }
-
-    /// Adds items in their order under one lock. The caller keeps them few, and has room for all of them if they are
-    /// `reserved`.
-    #[inline]
-    pub fn push_all<'i>(
-        &self,
-        partition_count: u32,
-        reserved: bool,
-        items: impl Iterator<Item = &'i Parcel<H>>,
-    ) -> Result<Written, Closed> {
-        let mut state = self.shards[0].lock_open(partition_count)?;
-        let before = state.waiting.len();
-        items.for_each(|item| state.waiting.append(item));
-        let added = state.waiting.len() - before;
-        Ok(self.count_all(&state, added, reserved))
     }
 }

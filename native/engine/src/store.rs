@@ -1,4 +1,4 @@
-//! What a partition needs of a generation or a log.
+//! What a partition needs of a table or a log.
 
 use std::time::Instant;
 
@@ -14,6 +14,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether failed entries are retried in their order, before all others. Else they are written again.
     const KEEPS_ORDER: bool;
+
+    /// Whether a failed entry is added to what was written since. Else that replaces it.
+    const ADDS_UP: bool;
 
     /// An empty store for keys hashed by `hasher`; allocates nothing.
     fn new(hasher: &Hasher) -> Self;
@@ -63,6 +66,17 @@ pub trait Store: Send + Sync + 'static {
     /// Whether this store has an entry that replaces one of `flushed`, an earlier store of the shard.
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool;
 
-    /// Takes an entry of `flushed` again, with which the processor has failed so often; `false` if it is superseded.
-    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> bool;
+    /// Takes an entry of `flushed` again, with which the processor has failed so often.
+    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack;
+}
+
+/// What becomes of an entry that is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakenBack {
+    /// It waits again.
+    Added,
+    /// It was added to an entry that waits.
+    Joined,
+    /// An entry that waits has replaced it.
+    Superseded,
 }

@@ -10,7 +10,7 @@ use std::thread;
 
 use common::reading::{flush, read};
 use common::{hash, Random, TestHeap, TestTerm};
-use partitioned_buffer_engine::entries::Record;
+use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::{Write, DRAINING};
 use partitioned_buffer_engine::{Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Stored, Version};
 

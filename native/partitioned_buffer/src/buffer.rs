@@ -27,7 +27,7 @@ mod message {
 
 /// The partitions of a map.
 pub(crate) type MapPartitions =
-    Partitions<Generation<Environment>, { partitioned_buffer_engine::partition::MAP_SHARDS }>;
+    Partitions<Generation<Environment>, { partitioned_buffer_engine::partition::TABLE_SHARDS }>;
 
 /// The partitions of a queue.
 pub(crate) type QueuePartitions = Partitions<Log<Environment>, 1>;

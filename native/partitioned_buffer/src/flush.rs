@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use partitioned_buffer_engine::entries::Record;
+use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::{
     BatchState, Bound, Closed, Flush, Flushed, Frozen, GivenBack, Info, Partition, Seen, Store,
 };

@@ -1,6 +1,6 @@
 //! Writing the elements of a list. They are read in chunks and written in steps, each lock of a step taken once.
 
-use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
+use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
 use partitioned_buffer_engine::Written as Done;
 use partitioned_buffer_engine::{Closed, Hash, Heap, MapPartition, Parcel, Stored, Version};
 use rustler::{Env, Error, NifResult, Term};
@@ -417,13 +417,13 @@ impl Target for ToMap<'_> {
     }
 
     fn lock_count(partition_count: u32) -> usize {
-        partition_count as usize * MAP_SHARDS
+        partition_count as usize * TABLE_SHARDS
     }
 
     fn lock(&self, (hash, write): &Self::Write, partition_count: u32) -> Result<usize, NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
         let partition = MapPartitions::route(self.route, key.term(), partition_count)?;
-        Ok(partition as usize * MAP_SHARDS + MapPartition::<Environment>::shard_of(*hash))
+        Ok(partition as usize * TABLE_SHARDS + MapPartition::<Environment>::shard_of(*hash))
     }
 
     fn write(&self, env: Env<'_>, element @ (hash, write): &Self::Write) -> Result<(), NotRunning> {
@@ -449,7 +449,7 @@ impl Target for ToMap<'_> {
     }
 
     fn tell_enough(&self, env: Env<'_>, lock: usize) {
-        self.map.tell(env, News::Enough((lock / MAP_SHARDS) as u32));
+        self.map.tell(env, News::Enough((lock / TABLE_SHARDS) as u32));
     }
 
     fn write_all<'w>(
@@ -459,9 +459,9 @@ impl Target for ToMap<'_> {
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed> {
-        self.map.partition((lock / MAP_SHARDS) as u32).write_all(
+        self.map.partition((lock / TABLE_SHARDS) as u32).write_all(
             self.route.marked(partition_count),
-            lock % MAP_SHARDS,
+            lock % TABLE_SHARDS,
             reserved,
             writes,
         )

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use buffer::map::{self, Buffer, Delivery, Lease};
 use buffer::{check, join, spawn};
 use common::{hash, TestHeap};
-use partitioned_buffer_engine::partition::{Write, MAP_SHARDS, TURN};
+use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS, TURN};
 use partitioned_buffer_engine::{Heap, MapPartition, Stored, Written};
 use shuttle::rand::{thread_rng, Rng};
 use shuttle::sync::mpsc::{channel, Receiver, Sender};
@@ -238,7 +238,7 @@ fn an_overwrite_that_finds_room_and_needs_none_keeps_it_from_nobody() {
 fn the_last_room_which_a_shard_has_not_used_goes_to_one_of_the_writers() {
     check(|| {
         let buffer = start(1, 4);
-        let keys: Vec<i64> = (0..MAP_SHARDS).filter_map(|shard| keys_of(&buffer, shard).next()).collect();
+        let keys: Vec<i64> = (0..TABLE_SHARDS).filter_map(|shard| keys_of(&buffer, shard).next()).collect();
         assert_eq!(buffer.write_key(0, keys[3]), Stored::Stored);
         assert!(buffer.bound.reserve(2, false), "the shard has the fourth");
         let writers = [0, 1, 2].map(|writer| {

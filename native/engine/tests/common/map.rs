@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use partitioned_buffer_engine::entries::Record;
+use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::{Flush, Generation, GivenBack, Hasher, Heap, MapPartition, Stored};
 
 use super::reading::{flush, read, read_resumed};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::partition::MAP_SHARDS;
+use partitioned_buffer_engine::generation::Record;
+use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::{Closed, Generation, Heap, MapPartition, Stored, Version};
 
 use crate::common::{hash, TestHeap, TestTerm};
@@ -19,7 +19,7 @@ pub struct Delivery {
     pub copies: [TestTerm; 2],
 }
 
-pub type Buffer = super::Buffer<Generation<TestHeap>, MAP_SHARDS, Delivery>;
+pub type Buffer = super::Buffer<Generation<TestHeap>, TABLE_SHARDS, Delivery>;
 
 pub type Lease = super::Lease<Generation<TestHeap>, Delivery>;
 

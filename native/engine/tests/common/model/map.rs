@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use partitioned_buffer_engine::entries::Record;
-use partitioned_buffer_engine::partition::{Write, MAP_SHARDS};
+use partitioned_buffer_engine::generation::Record;
+use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
 use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored};
 
 use super::{Buffer, Model, PARTITIONS};
@@ -28,7 +28,7 @@ type Waiting = HashMap<Key, (Value, u32)>;
 
 /// See the module's documentation.
 struct Map {
-    buffer: Buffer<Generation<TestHeap>, MAP_SHARDS, Waiting>,
+    buffer: Buffer<Generation<TestHeap>, TABLE_SHARDS, Waiting>,
     hasher: Hasher,
     /// The number of keys.
     keys: i64,

@@ -1,0 +1,151 @@
+//! The operations on a partition of a map.
+
+use super::table::{FoundInFlight, TableState, TABLE_SHARDS};
+use super::{Closed, InFlight, Partition, Stored, Written};
+use crate::generation::{Found, Generation, Put, Values};
+use crate::index::Hash;
+use crate::parcel::Parcel;
+use crate::sync::MutexGuard;
+use crate::term::{Heap, Version};
+
+/// A partition of a map.
+pub type MapPartition<H> = Partition<Generation<H>, TABLE_SHARDS>;
+
+/// A write for [`MapPartition::write_all`].
+pub enum Write<H: Heap> {
+    /// Unconditional: key and value.
+    Put(Parcel<H>, Parcel<H>),
+    /// Newer version wins: key, value and version.
+    PutNewer(Parcel<H>, Parcel<H>, Version<H::Term>),
+}
+
+impl<H: Heap> TableState<H, Values<H>> {
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
+    #[inline]
+    fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Put {
+        let Self { waiting, in_flight, .. } = self;
+        let old = || find_in_flight(in_flight, hash, key.term).map(|found| found.version());
+        waiting.put_newer(hash, key, value, version, old)
+    }
+}
+
+impl<H: Heap> FoundInFlight<'_, H, Values<H>> {
+    /// Its version.
+    fn version(&self) -> Version<H::Term> {
+        self.table().version(self.id)
+    }
+}
+
+/// The entry of `key` in the latest of these flushes that has one, unless it has an outcome or was deleted.
+#[inline]
+fn find_in_flight<H: Heap>(
+    in_flight: &[InFlight<Generation<H>>],
+    hash: Hash,
+    key: H::Term,
+) -> Option<FoundInFlight<'_, H, Values<H>>> {
+    in_flight.iter().rev().find_map(|in_flight| in_flight.find(hash, key))
+}
+
+impl<H: Heap> MapPartition<H> {
+    /// Stores `value` for `key`, whatever is there.
+    #[inline(always)]
+    pub fn put(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
+        let Some(mut state) = self.lock_with_room(partition_count, hash, key.term)? else { return Ok(Stored::Full) };
+        let is_new = state.waiting.put(hash, key, value);
+        Ok(self.written(state, is_new))
+    }
+
+    /// Stores `value` for `key` if the key is new.
+    pub fn put_new(
+        &self,
+        partition_count: u32,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+    ) -> Result<Stored, Closed> {
+        let mut state = self.lock_open(partition_count, hash)?;
+        if state.waiting.find(hash, key.term).is_some() || find_in_flight(&state.in_flight, hash, key.term).is_some() {
+            return Ok(Stored::Refused);
+        }
+        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+            return Ok(Stored::Full);
+        }
+        state.waiting.put_new(hash, key, value);
+        Ok(self.written(state, true))
+    }
+
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
+    #[inline]
+    pub fn put_newer(
+        &self,
+        partition_count: u32,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+        version: Version<H::Term>,
+    ) -> Result<Stored, Closed> {
+        let mut state = self.lock_open(partition_count, hash)?;
+        if state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key.term) {
+            // One that is not newer is told so. This is asked once: the entry in flight may get its outcome meanwhile, and
+            // then the write would add an entry without room.
+            let old = find_in_flight(&state.in_flight, hash, key.term).map(|found| found.version());
+            if old.is_none_or(|old| version.is_newer_than(old)) {
+                return Ok(Stored::Full);
+            }
+            state.waiting.put_newer(hash, key, value, version, || old);
+            return Ok(Stored::Refused);
+        }
+        let put = state.put_newer(hash, key, value, version);
+        let stored = self.written(state, put == Put::New);
+        Ok(if put == Put::Stale { Stored::Refused } else { stored })
+    }
+
+    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few, and
+    /// has room for all of them if they are `reserved`.
+    pub fn write_all<'w>(
+        &self,
+        partition_count: u32,
+        shard: usize,
+        reserved: bool,
+        writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
+    ) -> Result<Written, Closed> {
+        self.write_each(partition_count, shard, reserved, writes, |state, hash, write| match write {
+            Write::Put(key, value) => state.waiting.put(hash, key, value),
+            Write::PutNewer(key, value, version) => state.put_newer(hash, key, value, *version) == Put::New,
+        })
+    }
+
+    /// The result of `copy` for the value of `key` and the value's own heap, if it has one; `None` if there is no such
+    /// key. A value with a heap of its own is copied without the lock.
+    #[inline]
+    pub fn get<R>(
+        &self,
+        partition_count: u32,
+        hash: Hash,
+        key: H::Term,
+        copy: impl FnOnce(H::Term, Option<&H>) -> R,
+    ) -> Result<Option<R>, Closed> {
+        let state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
+        let Some(Found { value, heap }) = state.waiting.get(hash, key) else {
+            return Ok(Self::get_in_flight(state, hash, key, copy));
+        };
+        let Some(heap) = heap else { return Ok(Some(copy(value, None))) };
+        drop(state);
+        Ok(Some(copy(value, Some(&heap))))
+    }
+
+    /// The same for a key of which nothing waits.
+    #[inline]
+    fn get_in_flight<R>(
+        state: MutexGuard<'_, TableState<H, Values<H>>>,
+        hash: Hash,
+        key: H::Term,
+        copy: impl FnOnce(H::Term, Option<&H>) -> R,
+    ) -> Option<R> {
+        let FoundInFlight { in_flight, shard, id, .. } = find_in_flight(&state.in_flight, hash, key)?;
+        let frozen = in_flight.frozen.clone();
+        drop(state);
+        let Found { value, heap } = frozen.stores[shard].value(id)?;
+        Some(copy(value, heap.as_deref()))
+    }
+}

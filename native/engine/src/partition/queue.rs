@@ -1,0 +1,40 @@
+//! The operations on a partition of a queue.
+
+use super::{Closed, Partition, Stored, Written};
+use crate::log::Log;
+use crate::parcel::Parcel;
+use crate::store::Store;
+use crate::term::Heap;
+
+/// A partition of a queue.
+pub type QueuePartition<H> = Partition<Log<H>, 1>;
+
+impl<H: Heap> QueuePartition<H> {
+    /// Adds an item behind all others.
+    #[inline]
+    pub fn push(&self, partition_count: u32, item: &Parcel<H>) -> Result<Stored, Closed> {
+        let mut state = self.shards[0].lock_open(partition_count)?;
+        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+            return Ok(Stored::Full);
+        }
+        state.waiting.append(item);
+        let is_enough = state.is_counted && self.count_new(&mut state);
+        Ok(if is_enough { Stored::Enough } else { Stored::Stored })
+    }
+
+    /// Adds items in their order under one lock. The caller keeps them few, and has room for all of them if they are
+    /// `reserved`.
+    #[inline]
+    pub fn push_all<'i>(
+        &self,
+        partition_count: u32,
+        reserved: bool,
+        items: impl Iterator<Item = &'i Parcel<H>>,
+    ) -> Result<Written, Closed> {
+        let mut state = self.shards[0].lock_open(partition_count)?;
+        let before = state.waiting.len();
+        items.for_each(|item| state.waiting.append(item));
+        let added = state.waiting.len() - before;
+        Ok(self.count_all(&state, added, reserved))
+    }
+}

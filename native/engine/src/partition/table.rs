@@ -1,0 +1,156 @@
+//! What the partitions of maps and of counters share: their keys.
+
+use super::{Closed, InFlight, Partition, ShardState, Stored, Written};
+use crate::ids::EntryId;
+use crate::index::Hash;
+use crate::sync::MutexGuard;
+use crate::table::{Contents, Table};
+use crate::term::Heap;
+
+/// Shards of a partition with keys, a power of two. With more shards writers meet more rarely, but consecutive writes touch
+/// more places in memory: with eight a single writer is a fifth slower, and two writers are not faster.
+pub const TABLE_SHARDS: usize = 4;
+
+/// A partition with keys.
+type TablePartition<H, C> = Partition<Table<H, C>, TABLE_SHARDS>;
+
+/// What the lock of a shard with keys guards.
+pub(super) type TableState<H, C> = ShardState<Table<H, C>>;
+
+/// An entry in flight.
+pub(super) struct FoundInFlight<'s, H: Heap, C: Contents<H>> {
+    /// Its flush.
+    pub(super) in_flight: &'s InFlight<Table<H, C>>,
+    /// The shard.
+    pub(super) shard: usize,
+    /// The entry's id there.
+    pub(super) id: EntryId,
+    /// The entry's position in the flush.
+    pub(super) position: usize,
+}
+
+impl<H: Heap, C: Contents<H>> FoundInFlight<'_, H, C> {
+    /// The table that it is in.
+    pub(super) fn table(&self) -> &Table<H, C> {
+        &self.in_flight.frozen.stores[self.shard]
+    }
+}
+
+impl<H: Heap, C: Contents<H>> InFlight<Table<H, C>> {
+    /// The entry of `key`, unless it has an outcome or was deleted.
+    #[cold]
+    pub(super) fn find(&self, hash: Hash, key: H::Term) -> Option<FoundInFlight<'_, H, C>> {
+        let shard = TablePartition::<H, C>::shard_of(hash);
+        let id = self.frozen.stores[shard].find(hash, key)?;
+        let position = self.frozen.start(shard) + id as usize;
+        self.flush.is_live(position).then_some(FoundInFlight { in_flight: self, shard, id, position })
+    }
+}
+
+impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
+    /// The index of the shard for keys of this hash.
+    #[inline]
+    pub fn shard_of(hash: Hash) -> usize {
+        hash.shard_bits() & (TABLE_SHARDS - 1)
+    }
+
+    /// The lock of the shard for keys of this hash, if it takes writes of callers with this partition count.
+    #[inline]
+    pub(super) fn lock_open(
+        &self,
+        partition_count: u32,
+        hash: Hash,
+    ) -> Result<MutexGuard<'_, TableState<H, C>>, Closed> {
+        self.shards[Self::shard_of(hash)].lock_open(partition_count)
+    }
+
+    /// Releases the lock, then frees the heaps that the operation gave up.
+    #[inline]
+    pub(super) fn unlock(mut state: MutexGuard<'_, TableState<H, C>>) {
+        if state.waiting.has_garbage() {
+            let garbage = state.waiting.take_garbage();
+            drop(state);
+            drop(garbage);
+        }
+    }
+
+    /// Whether there is no room for a new entry, and the key has none that waits, which could take the write.
+    #[cold]
+    pub(super) fn is_full_for(
+        &self,
+        state: &mut TableState<H, C>,
+        partition_count: u32,
+        hash: Hash,
+        key: H::Term,
+    ) -> bool {
+        !self.find_room(state, partition_count) && state.waiting.find(hash, key).is_none()
+    }
+
+    /// The lock of the shard of `key` for a write that may add an entry; `None` if there is no room for one.
+    // The way of a put is one function: a call for each layer costs a tenth.
+    #[inline(always)]
+    pub(super) fn lock_with_room(
+        &self,
+        partition_count: u32,
+        hash: Hash,
+        key: H::Term,
+    ) -> Result<Option<MutexGuard<'_, TableState<H, C>>>, Closed> {
+        let mut state = self.lock_open(partition_count, hash)?;
+        let is_full = state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key);
+        Ok((!is_full).then_some(state))
+    }
+
+    /// Counts a write, and releases the lock.
+    #[inline(always)]
+    pub(super) fn written(&self, mut state: MutexGuard<'_, TableState<H, C>>, is_new: bool) -> Stored {
+        let is_enough = is_new && state.is_counted && self.count_new(&mut state);
+        Self::unlock(state);
+        if is_enough {
+            Stored::Enough
+        } else {
+            Stored::Stored
+        }
+    }
+
+    /// Does `write` for each of `writes`, which all belong to one shard, in their order under one lock; it says whether the
+    /// key is new. The caller keeps them few, and has room for all of them if they are `reserved`.
+    #[inline]
+    pub(super) fn write_each<'w, W: 'w>(
+        &self,
+        partition_count: u32,
+        shard: usize,
+        reserved: bool,
+        writes: impl Iterator<Item = &'w (Hash, W)> + Clone,
+        mut write: impl FnMut(&mut TableState<H, C>, Hash, &'w W) -> bool,
+    ) -> Result<Written, Closed> {
+        let mut state = self.shards[shard].lock_open(partition_count)?;
+        writes.clone().for_each(|(hash, _)| state.waiting.prefetch(*hash));
+        let mut added = 0;
+        for (hash, one) in writes {
+            debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
+            added += usize::from(write(&mut state, *hash, one));
+        }
+        let written = self.count_all(&state, added, reserved);
+        Self::unlock(state);
+        Ok(written)
+    }
+
+    /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
+    pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
+        let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
+        if let Some(was_taken_back) = state.waiting.delete(hash, key).filter(|_| state.is_counted) {
+            // What was given back has not counted.
+            if !was_taken_back {
+                self.threshold.remove();
+            }
+            if state.is_bounded {
+                self.bound.release(1);
+            }
+        }
+        for FoundInFlight { in_flight, position, .. } in state.in_flight.iter().filter_map(|own| own.find(hash, key)) {
+            in_flight.flush.remove(position);
+        }
+        Self::unlock(state);
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+//! A table: the entries that one shard has taken in since its last flush, each under a key of its own.
+//!
+//! What is kept for a key is up to the [`Contents`]: a [generation](crate::generation) keeps values, a
+//! [tally](crate::tally) sums.
+//!
+//! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The segments that an
+//! entry names count it as one live copy.
+
+use std::time::Instant;
+
+use crate::arena::{Arena, Garbage};
+use crate::entries::{Attempts, Entries, Entry};
+use crate::ids::EntryId;
+use crate::index::{Hash, Hasher, Index, Seeds};
+use crate::parcel::Parcel;
+use crate::store::{Store, TakenBack};
+use crate::term::{Heap, Term};
+use crate::totals::Writes;
+
+/// What a table keeps for its keys.
+pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
+    /// What is kept for a key.
+    type Value: Copy + Send + Sync;
+
+    /// What is kept for few keys in addition. All others have the default.
+    type Extra: Copy + Default + PartialEq + Send + Sync;
+
+    /// What readers get of an entry.
+    type Record: Copy;
+
+    /// See [`Store::ADDS_UP`].
+    const ADDS_UP: bool;
+
+    /// The contents of a table without entries; allocates nothing.
+    fn new() -> Self;
+
+    /// What readers get of an entry.
+    fn record(key: H::Term, value: Self::Value, extra: Self::Extra) -> Self::Record;
+
+    /// How often the processor has failed with an entry.
+    fn attempts(value: Self::Value, extra: Self::Extra) -> Attempts;
+
+    /// An entry with this value was taken out.
+    fn removed(table: &mut Table<H, Self>, value: Self::Value);
+
+    /// See [`Store::take_back`].
+    fn take_back(table: &mut Table<H, Self>, flushed: &Table<H, Self>, id: EntryId, attempts: u32) -> TakenBack;
+
+    /// How many writes were stale.
+    fn stale(&self) -> usize;
+
+    /// Estimates how many bytes the contents take beside the entries.
+    fn bytes(&self) -> usize;
+
+    /// Whether there may be large terms.
+    fn has_large(&self) -> bool;
+}
+
+/// See the module's documentation.
+pub struct Table<H: Heap, C: Contents<H>> {
+    /// From the hash of a key to the id of its entry.
+    index: Index,
+    /// The entries.
+    pub(crate) entries: Entries<H::Term, C::Value, C::Extra>,
+    /// Where the keys live.
+    keys: Arena<H>,
+    /// What is kept outside of the entries.
+    pub(crate) contents: C,
+    /// How many writes, and entries that were taken back, have met an entry of their key.
+    merged: usize,
+    /// How many entries were deleted.
+    deleted: usize,
+    /// How many entries were taken back.
+    taken_back: usize,
+    /// How many of the present entries were taken back, and only written again since.
+    returned: usize,
+    /// How many of the present entries have failed before.
+    retried: usize,
+    /// When the first entry was written, or the first of those that were taken back.
+    since: Option<Instant>,
+    /// The heaps given up since the last [`Table::take_garbage`].
+    pub(crate) garbage: Vec<Garbage<H>>,
+}
+
+impl<H: Heap, C: Contents<H>> Table<H, C> {
+    /// An empty table for keys hashed by `hasher`; allocates nothing.
+    fn empty(hasher: &Hasher) -> Self {
+        Table {
+            index: Index::new(hasher.clone()),
+            entries: Entries::new(),
+            keys: Arena::new(),
+            contents: C::new(),
+            merged: 0,
+            deleted: 0,
+            taken_back: 0,
+            returned: 0,
+            retried: 0,
+            since: None,
+            garbage: Vec::new(),
+        }
+    }
+
+    /// Whether operations have given up heaps.
+    #[inline]
+    pub fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty()
+    }
+
+    /// Takes out the heaps that operations have given up. The caller drops them without the lock.
+    #[cold]
+    pub fn take_garbage(&mut self) -> Vec<Garbage<H>> {
+        std::mem::take(&mut self.garbage)
+    }
+
+    /// Prefetches the line of the index that an operation with this hash reads.
+    #[inline]
+    pub fn prefetch(&self, hash: Hash) {
+        self.index.prefetch::<H>(hash);
+    }
+
+    /// The id of the entry of `key`.
+    #[inline]
+    pub(crate) fn find(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
+        let id = self.index.find(hash, |id| self.entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
+        self.entries.prefetch_following::<H>(id);
+        Some(id)
+    }
+
+    /// The hash of the key of an entry, which must be there.
+    pub(crate) fn hash(&self, id: EntryId) -> Hash {
+        self.index.hasher().rehash(*self.entries.seed(id))
+    }
+
+    /// The key of an entry, on its way to another table.
+    pub(crate) fn key(&self, entry: &Entry<H::Term, C::Value>) -> Parcel<H> {
+        self.keys.parcel(entry.key_segment, entry.key)
+    }
+
+    /// Adds an entry for a key that has none, with the id that was the next one.
+    #[inline]
+    pub(crate) fn insert(&mut self, hash: Hash, key: &Parcel<H>, value: C::Value, extra: C::Extra) {
+        let id = self.entries.next_id();
+        if id == 0 {
+            self.since.get_or_insert_with(Instant::now);
+        }
+        let (key, unowned) = self.keys.store(key);
+        let key_segment = self.keys.own(unowned, id);
+        self.entries.insert(Entry { key, value, key_segment }, hash.seed());
+        self.entries.set_extra(id, extra);
+        self.index.insert(hash, id, &EntrySeeds::<H, C>(&self.entries));
+    }
+
+    /// Takes out the entry of `key`, if there is one, and says whether it was taken back.
+    pub fn delete(&mut self, hash: Hash, key: H::Term) -> Option<bool> {
+        let Table { index, entries, .. } = self;
+        let id = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
+        let entry = self.entries.remove(id);
+        self.deleted += 1;
+        let mut attempts = Attempts::NONE;
+        if self.has_failed() {
+            attempts = C::attempts(entry.value, self.entries.extra(id));
+            self.retried -= usize::from(attempts.times() > 0);
+            self.returned -= usize::from(attempts.is_taken_back());
+        }
+        self.keys.release(entry.key_segment, entry.key, &mut self.garbage);
+        C::removed(self, entry.value);
+        self.clean_keys();
+        Some(attempts.is_taken_back())
+    }
+
+    /// Counts a write that has met an entry of its key.
+    #[inline]
+    pub(crate) fn count_merged(&mut self) {
+        self.merged += 1;
+    }
+
+    /// Counts that what was kept for the key of an entry is replaced, which the processor has failed with so often. Only
+    /// needed if entries [were taken back](Store::has_failed).
+    pub(crate) fn count_replaced(&mut self, old: Attempts) -> Attempts {
+        self.retried -= usize::from(old.times() > 0);
+        old.replaced()
+    }
+
+    /// Counts an entry that was taken back, for a key that had none.
+    pub(crate) fn count_taken_back(&mut self, flushed: &Self, attempts: Attempts) {
+        self.taken_back += 1;
+        self.returned += 1;
+        self.retried += usize::from(attempts.times() > 0);
+        self.since = [self.since, flushed.since].into_iter().flatten().min();
+    }
+
+    /// Counts an entry that was taken back and has joined another one.
+    pub(crate) fn count_joined(&mut self, flushed: &Self, old: Attempts, new: Attempts) {
+        self.merged += 1;
+        self.taken_back += 1;
+        self.retried += usize::from(old.times() == 0 && new.times() > 0);
+        self.since = [self.since, flushed.since].into_iter().flatten().min();
+    }
+
+    /// Does a step of the evacuation of keys, if one is due.
+    #[inline]
+    fn clean_keys(&mut self) {
+        let Some(mut evacuation) = self.keys.take_sparse() else { return };
+        let segment = evacuation.segment;
+        while let Some(owner) = evacuation.next_owner() {
+            let Some(entry) = self.entries.get_mut(owner).filter(|entry| entry.key_segment == segment) else {
+                continue;
+            };
+            let ([key], unowned) = self.keys.copy([entry.key]);
+            let old_key = std::mem::replace(&mut entry.key, key);
+            entry.key_segment = self.keys.own(unowned, owner);
+            self.keys.release(segment, old_key, &mut self.garbage);
+            evacuation.moved();
+        }
+        self.keys.evacuated(evacuation, &mut self.garbage);
+    }
+}
+
+impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
+    type Record = C::Record;
+
+    const KEEPS_ORDER: bool = false;
+
+    const ADDS_UP: bool = C::ADDS_UP;
+
+    fn new(hasher: &Hasher) -> Self {
+        Self::empty(hasher)
+    }
+
+    fn successor(&self) -> Self {
+        Self::empty(self.index.hasher())
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn end(&self) -> usize {
+        self.entries.end()
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    fn writes(&self) -> Writes {
+        let Table { merged: coalesced, deleted, taken_back, .. } = *self;
+        let written = self.len() + deleted + coalesced - taken_back;
+        Writes { written, coalesced, stale: self.contents.stale(), deleted }
+    }
+
+    fn returned(&self) -> usize {
+        self.returned
+    }
+
+    fn retried(&self) -> usize {
+        self.retried
+    }
+
+    fn bytes(&self) -> usize {
+        self.index.bytes() + self.entries.bytes() + self.keys.bytes() + self.contents.bytes()
+    }
+
+    fn has_large(&self) -> bool {
+        self.keys.had_large() || self.contents.has_large()
+    }
+
+    #[inline]
+    fn record(&self, id: EntryId) -> Option<C::Record> {
+        let &Entry { key, value, .. } = self.entries.get(id)?;
+        Some(C::record(key, value, self.entries.extra(id)))
+    }
+
+    fn has_failed(&self) -> bool {
+        self.taken_back > 0
+    }
+
+    fn attempts(&self, id: EntryId) -> u32 {
+        self.entries.get(id).map_or(0, |entry| C::attempts(entry.value, self.entries.extra(id)).times())
+    }
+
+    fn supersedes(&self, flushed: &Self, id: EntryId) -> bool {
+        !C::ADDS_UP && flushed.entries.get(id).is_some_and(|entry| self.find(flushed.hash(id), entry.key).is_some())
+    }
+
+    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack {
+        C::take_back(self, flushed, id, attempts)
+    }
+}
+
+/// The seeds in the entries.
+struct EntrySeeds<'e, H: Heap, C: Contents<H>>(&'e Entries<H::Term, C::Value, C::Extra>);
+
+impl<H: Heap, C: Contents<H>> Seeds for EntrySeeds<'_, H, C> {
+    #[inline]
+    fn seed(&self, id: EntryId) -> u32 {
+        *self.0.seed(id)
+    }
+
+    #[inline]
+    fn prefetch(&self, id: EntryId) {
+        H::prefetch(self.0.seed(id));
+    }
+}
