@@ -4,12 +4,13 @@ defmodule PartitionedBuffer do
 
   Processes write entries to a buffer at any rate. A buffer has partitions, and each partition *flushes* at an interval: it
   swaps out the entries that wait in it and gives them to the *processor*, a function that is called with one batch of
-  entries at a time. There are two kinds of buffer:
+  entries at a time. There are three kinds of buffer:
 
-    * `PartitionedBuffer.Map` holds key–value entries. Writes to the same key coalesce.
+    * `PartitionedBuffer.Map` holds key–value entries. Writes to the same key coalesce: the last or the newest value stays.
+    * `PartitionedBuffer.Counter` holds sums. What is added to the same key is added up.
     * `PartitionedBuffer.Queue` holds items, which keep their order.
 
-  This module documents what both kinds have in common: options, guarantees and telemetry events. Here, "entry" also means
+  This module documents what all kinds have in common: options, guarantees and telemetry events. Here, "entry" also means
   an item of a queue.
 
   ## Start options
@@ -71,17 +72,20 @@ defmodule PartitionedBuffer do
 
     * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of its key waits or it was
       deleted meanwhile. A newer write begins with no attempts.
+    * **A failed entry of a counter is added** to what waits for its key, unless it was deleted meanwhile. It keeps its
+      attempts.
     * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind it.
     * **A pause** means one call of the processor for each partition and pause, however much is written. `flush/2` tries at once.
     * **Smaller batches.** A batch with an entry that has failed `a` times has at most `processing_batch_size / 4^a` entries. So
       of 500 a bad entry is alone at its fifth attempt, and the others are stored.
     * **Given up** is an entry that has failed `:max_attempts` times or was cancelled. It goes to `:dead_letter`, within the time
       limit of the processor. Without that function, or if it fails, the entry is gone, and its count and reason are logged.
-    * **Reads see what is in flight**: `get`, `fetch`, `put_new` and `put_newer` of `PartitionedBuffer.Map`. A delete ends the
+    * **Reads see what is in flight**: `get`, `fetch`, `put_new` and `put_newer` of `PartitionedBuffer.Map`, `get` and `fetch` of
+      `PartitionedBuffer.Counter`. A delete ends the
       retries of an entry in flight, and one that is not in a batch yet is not given to the processor.
     * **At least once.** After a failure, a kill or a time limit the sink may have the entries already, or may still store them
       after newer ones. So the sink should be idempotent, and refuse older versions:
-      `WHERE users.version < excluded.version`.
+      `WHERE users.version < excluded.version`. A sum that is stored twice counts twice: see [Counting](counting.html#exactly-once).
     * **Also after crashes.** If a task dies, its batch has failed. If the whole supervision tree was killed, the next one ends
       a task that is still at work, before it tries the batch again.
     * **A stop** retries with the shortest pause until `:drain_timeout_ms` is over. What is left then goes to `:dead_letter` with
@@ -115,7 +119,7 @@ defmodule PartitionedBuffer do
   ## Guarantees
 
     * **No lost writes.** A write that has returned `:ok` is in exactly one flush, unless a later write replaced it, a newer
-      version was there, or it was deleted.
+      version was there, or it was deleted. What a counter adds up is in the flush of its sum.
     * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write is either in the flush
       or waits for the next one.
     * **At most once**, without `:max_attempts`. The processor gets each entry of a flush at most once. If the processor raises,
@@ -151,14 +155,14 @@ defmodule PartitionedBuffer do
   There is no guarantee of:
 
     * a bound of the memory while the processor cannot keep up, without `:max_size`,
-    * an order of the entries within a flush of a map,
+    * an order of the entries within a flush of a map or counter,
     * an order between partitions.
 
   ## Tables
 
   With `processing_batch_size: :table` the processor is called once per flush. It gets the name of an ETS table, which its
   process owns. The table is a `:set` with `keypos: 2` and contains records `{:entry, key, value, version, updates}`.
-  `PartitionedBuffer.Queue` documents the table of a queue.
+  `PartitionedBuffer.Queue` and `PartitionedBuffer.Counter` document their tables.
 
   The table is deleted when the processor returns. A processor can keep it: it renames the table with `:ets.rename/2` and
   gives it to another process with `:ets.give_away/3`. The next flush makes a new table with the usual name.
@@ -214,8 +218,8 @@ defmodule PartitionedBuffer do
   @doc """
   Starts a buffer, linked to the calling process.
 
-  Takes the [start options](#module-start-options), and as `:module` the kind of the buffer: `PartitionedBuffer.Map` or
-  `PartitionedBuffer.Queue`. The `start_link/1` of these modules adds `:module`. Returns the pid of the buffer's supervisor,
+  Takes the [start options](#module-start-options), and as `:module` the kind of the buffer: `PartitionedBuffer.Map`,
+  `PartitionedBuffer.Queue` or `PartitionedBuffer.Counter`. The `start_link/1` of these modules adds `:module`. Returns the pid of the buffer's supervisor,
   or `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
 
       iex> {:ok, _pid} =
@@ -364,7 +368,7 @@ defmodule PartitionedBuffer do
   What a buffer holds, as `info/1` returns it.
   """
   @type info() :: %{
-          kind: :map | :queue,
+          kind: :map | :queue | :counter,
           size: non_neg_integer(),
           in_flight: non_neg_integer(),
           retrying: non_neg_integer(),
@@ -402,7 +406,7 @@ defmodule PartitionedBuffer do
 
   | key | meaning |
   |---|---|
-  | `:kind` | `:map` or `:queue` |
+  | `:kind` | `:map`, `:queue` or `:counter` |
   | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
   | `:in_flight` | entries that were flushed and have no outcome yet |
   | `:retrying` | entries of both that have failed and wait for the next attempt |
@@ -419,7 +423,7 @@ defmodule PartitionedBuffer do
   | total | meaning |
   |---|---|
   | `:written` | writes that were taken |
-  | `:coalesced` | those of them that replaced an entry that waited |
+  | `:coalesced` | those of them that replaced an entry that waited, or were added to it; of a counter also failed entries that were added to one |
   | `:stale` | writes of `PartitionedBuffer.Map.put_newer/5` that were not taken, since the version there was as high |
   | `:deleted` | entries that were deleted while they waited |
   | `:superseded` | entries in flight that were dropped: a newer write had replaced them, or they were deleted |

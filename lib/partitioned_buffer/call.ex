@@ -20,7 +20,7 @@ defmodule PartitionedBuffer.Call do
   @doc """
   The result of a call for this kind of buffer. Raises if no partition took it.
   """
-  @spec taken!(result | :not_running, atom(), :map | :queue) :: result when result: atom()
+  @spec taken!(result | :not_running, atom(), Options.kind()) :: result when result: atom()
   def taken!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
   def taken!(result, _buffer, _kind), do: result
 
@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.Call do
   @spec refused(
           :not_running | :full,
           atom(),
-          :map | :queue,
+          Options.kind(),
           Routing.route() | {:processor, Routing.route()},
           (any() -> result | :not_running | :full)
         ) :: result | :ok | {:error, :full}
@@ -63,12 +63,41 @@ defmodule PartitionedBuffer.Call do
   end
 
   @typedoc "A NIF that writes a list."
-  @type operation() :: :put_all | :put_all_newer | :push_all
+  @type operation() :: :put_all | :put_all_newer | :push_all | :add_all
 
-  @kinds %{put_all: :map, put_all_newer: :map, push_all: :queue}
-  @shapes %{put_all: :pair, put_all_newer: :versioned, push_all: :item}
+  @typedoc "What the elements of a list must be."
+  @type shape() :: :pair | :versioned | :item | :amount
 
-  @expected %{pair: "{key, value}", versioned: "{key, value, version} with an integer version"}
+  @kinds %{put_all: :map, put_all_newer: :map, push_all: :queue, add_all: :counter}
+  @shapes %{put_all: :pair, put_all_newer: :versioned, push_all: :item, add_all: :amount}
+
+  @expected %{
+    pair: "{key, value}",
+    versioned: "{key, value, version} with an integer version",
+    amount: "{key, amount} with an integer of 64 bits, from -2^63 to 2^63 - 1, as amount"
+  }
+
+  @doc """
+  The elements of an enumerable. It may raise, so it is read to its end before the first write.
+  """
+  @spec to_list!(Enumerable.t(), atom(), shape()) :: list()
+  def to_list!(list, _buffer, _shape) when is_list(list), do: list
+
+  def to_list!(map, _buffer, shape) when is_map(map) and not is_struct(map) and shape != :versioned,
+    do: Map.to_list(map)
+
+  def to_list!(entries, buffer, shape) do
+    enumerable?(entries) ||
+      raise ArgumentError,
+            "invalid entries: #{inspect(entries)} for buffer #{inspect(buffer)}, expected " <>
+              if(shape == :versioned, do: "an", else: "a map, or another") <> " enumerable of #{@expected[shape]}"
+
+    Enum.to_list(entries)
+  end
+
+  # The protocol is implemented for all functions, but takes those of arity 2 only.
+  defp enumerable?(function) when is_function(function), do: is_function(function, 2)
+  defp enumerable?(term), do: Enumerable.impl_for(term) != nil
 
   @doc """
   Writes a list. Raises, and writes nothing, if an element has another shape than the operation needs.
@@ -158,7 +187,7 @@ defmodule PartitionedBuffer.Call do
   @doc """
   Raises for an element of a list, or for its tail, that has another shape.
   """
-  @spec invalid!({:invalid, any()} | {:improper, any()}, atom(), :pair | :versioned | :item) :: no_return()
+  @spec invalid!({:invalid, any()} | {:improper, any()}, atom(), shape()) :: no_return()
   def invalid!({:invalid, entry}, buffer, shape) do
     raise ArgumentError,
           "invalid entry: #{inspect(entry)} for buffer #{inspect(buffer)}, expected #{@expected[shape]}"

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Definition do
   @moduledoc false
-  # Defines buffers as modules, for `use PartitionedBuffer.Map` and `use PartitionedBuffer.Queue`.
+  # Defines buffers as modules, for `use PartitionedBuffer.Map` and the like.
   #
   # The functions of a buffer module lack the argument `buffer`, so `get(a, b)` could mean a default or options. Ambiguous
   # arities like `get/2` and `stop/1` are therefore left out, and options must be lists.

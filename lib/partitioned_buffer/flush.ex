@@ -126,6 +126,10 @@ defmodule PartitionedBuffer.Flush do
     for {key, value, version, updates} <- entries, do: {:entry, key, value, version, updates}
   end
 
+  defp objects(:counter, entries, _table) do
+    for {key, sum, count} <- entries, do: {:entry, key, sum, 0, count}
+  end
+
   # Each item gets a later time than the one before, so the keys have the order of the items.
   defp objects(:queue, items, table) do
     earliest = max(System.monotonic_time(), last_time(:ets.last(table)) + 1)
@@ -138,8 +142,8 @@ defmodule PartitionedBuffer.Flush do
   # The time may be negative.
   defp last_time(:"$end_of_table"), do: System.monotonic_time() - 1
 
-  defp table_type(:map), do: :set
   defp table_type(:queue), do: :ordered_set
+  defp table_type(_with_keys), do: :set
 
   defp table_name(partition), do: Module.concat(partition, Table)
 end

@@ -228,14 +228,8 @@ defmodule PartitionedBuffer.Map do
       :ok
   """
   @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
-  def put_all(buffer, entries, opts \\ []) when is_atom(buffer) do
-    Call.write_list(
-      buffer,
-      :put_all,
-      to_list!(entries, buffer, "a map, or another enumerable of {key, value}"),
-      opts
-    )
-  end
+  def put_all(buffer, entries, opts \\ []) when is_atom(buffer),
+    do: Call.write_list(buffer, :put_all, Call.to_list!(entries, buffer, :pair), opts)
 
   @doc """
   Puts a value for a key, unless the key has an entry with the same or a greater version.
@@ -318,14 +312,8 @@ defmodule PartitionedBuffer.Map do
       "second"
   """
   @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
-  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer) do
-    Call.write_list(
-      buffer,
-      :put_all_newer,
-      to_list!(entries, buffer, "an enumerable of {key, value, version} with an integer version"),
-      opts
-    )
-  end
+  def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
+    do: Call.write_list(buffer, :put_all_newer, Call.to_list!(entries, buffer, :versioned), opts)
 
   @doc """
   Returns the value of a key, or `default` if no entry with this key waits for the next flush.
@@ -422,22 +410,4 @@ defmodule PartitionedBuffer.Map do
   """
   @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
-
-  ## Private
-
-  # An enumerable may raise, so it is read to its end before the first write.
-  defp to_list!(list, _buffer, _expected) when is_list(list), do: list
-  defp to_list!(map, _buffer, _expected) when is_map(map) and not is_struct(map), do: Map.to_list(map)
-
-  defp to_list!(entries, buffer, expected) do
-    enumerable?(entries) ||
-      raise ArgumentError,
-            "invalid entries: #{inspect(entries)} for buffer #{inspect(buffer)}, expected #{expected}"
-
-    Enum.to_list(entries)
-  end
-
-  # The protocol is implemented for all functions, but takes those of arity 2 only.
-  defp enumerable?(function) when is_function(function), do: is_function(function, 2)
-  defp enumerable?(term), do: Enumerable.impl_for(term) != nil
 end

@@ -30,6 +30,7 @@ defmodule PartitionedBuffer.Native do
 
   @version Mix.Project.config()[:version]
 
+  @typep kind() :: PartitionedBuffer.Options.kind()
   @typep partition() :: non_neg_integer()
   @typep to() :: PartitionedBuffer.Routing.route()
   @typep route() :: to() | {:processor | :next, to()}
@@ -38,14 +39,18 @@ defmodule PartitionedBuffer.Native do
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | :bounded | invalid() | :not_running
   @typep flush() :: reference()
+  @typep entry() ::
+           {key :: term(), value :: term(), version :: integer(), updates :: non_neg_integer()}
+           | {key :: term(), sum :: integer(), count :: pos_integer()}
+           | (item :: term())
 
   @doc """
   Lets a buffer of this kind run until the calling process dies. The reference keeps it in memory. Entries that a buffer of
-  the same name and the other kind has left stay there for the next buffer of that kind. With outcomes, `get`, `put_new`,
+  the same name and another kind has left stay there for the next buffer of that kind. With outcomes, `get`, `put_new`,
   `put_newer` and `delete` also see what is in flight. With a `max_size` it holds no more entries than that, waiting and in
   flight, unless there are more already.
   """
-  @spec open(atom(), :map | :queue, non_neg_integer(), outcomes? :: boolean(), max_size :: limit()) ::
+  @spec open(atom(), kind(), non_neg_integer(), outcomes? :: boolean(), max_size :: limit()) ::
           reference()
   def open(_buffer, _kind, _partition_count, _outcomes, _max_size), do: not_loaded()
 
@@ -117,7 +122,7 @@ defmodule PartitionedBuffer.Native do
   def partition_count(_buffer), do: not_loaded()
 
   @doc "The kind of a buffer and its partition count, which may be 0, while the process that opened it lives."
-  @spec status(atom()) :: {:map | :queue, partition_count :: non_neg_integer()} | :not_running
+  @spec status(atom()) :: {kind(), partition_count :: non_neg_integer()} | :not_running
   def status(_buffer), do: not_loaded()
 
   @spec size(atom()) :: non_neg_integer() | :not_running
@@ -161,7 +166,7 @@ defmodule PartitionedBuffer.Native do
   @doc """
   Checks the elements of a list until the time is up. The caller checks the rest by another call.
   """
-  @spec check(:pair | :versioned | :item, list()) :: :ok | {:more, list()} | invalid()
+  @spec check(PartitionedBuffer.Call.shape(), list()) :: :ok | {:more, list()} | invalid()
   def check(_shape, _list), do: not_loaded()
 
   @doc """
@@ -179,6 +184,22 @@ defmodule PartitionedBuffer.Native do
   @spec put_all_newer(atom(), route(), [{term(), term(), integer()}], checked :: boolean() | reservation()) ::
           written()
   def put_all_newer(_buffer, _to, _entries, _checked), do: not_loaded()
+
+  @doc "Adds to the sum of a key. An amount that is not an integer of 64 bits is invalid."
+  @spec add(atom(), route(), term(), integer()) :: :ok | :invalid | :full | :not_running
+  def add(_buffer, _to, _key, _amount), do: not_loaded()
+
+  @doc "As `put_all/4`, for the keys and amounts of a counter."
+  @spec add_all(atom(), route(), [{term(), integer()}], checked :: boolean() | reservation()) :: written()
+  def add_all(_buffer, _to, _entries, _checked), do: not_loaded()
+
+  @doc "The sum of a key: of what waits, and with outcomes also of what is in flight."
+  @spec sum(atom(), route(), term()) :: {:ok, integer()} | :error | :not_running
+  def sum(_buffer, _to, _key), do: not_loaded()
+
+  @doc "As `delete/3`, for a counter."
+  @spec delete_sum(atom(), route(), term()) :: :ok | :not_running
+  def delete_sum(_buffer, _to, _key), do: not_loaded()
 
   @spec push(atom(), route(), term()) :: :ok | :full | :not_running
   def push(_buffer, _to, _item), do: not_loaded()
@@ -213,8 +234,7 @@ defmodule PartitionedBuffer.Native do
   entries for whose keys newer ones wait.
   """
   @spec read(flush(), non_neg_integer(), pos_integer(), resumed? :: boolean()) ::
-          {[{term(), term(), integer(), non_neg_integer()} | term()], non_neg_integer(),
-           complete? :: boolean()}
+          {[entry()], non_neg_integer(), complete? :: boolean()}
   def read(_flush, _length, _size, _resumed), do: not_loaded()
 
   @doc """
@@ -260,7 +280,7 @@ defmodule PartitionedBuffer.Native do
   def inherit(_flush), do: not_loaded()
 
   @doc "The entries of the present batch."
-  @spec batch(flush()) :: [{term(), term(), integer(), non_neg_integer()} | term()]
+  @spec batch(flush()) :: [entry()]
   def batch(_flush), do: not_loaded()
 
   @doc "How often the entries of the present batch have failed, at most."

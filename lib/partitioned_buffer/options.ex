@@ -43,6 +43,9 @@ defmodule PartitionedBuffer.Options do
           full_timeout_ms: non_neg_integer()
         }
 
+  @typedoc "The kind of a buffer."
+  @type kind() :: :map | :queue | :counter
+
   @updatable [
     :processing_interval_ms,
     :processing_jitter_ms,
@@ -59,7 +62,11 @@ defmodule PartitionedBuffer.Options do
   @start [:name, :processor, :module, :partitions, :dead_letter | @updatable]
 
   # The module of each kind of buffer, and the kind's name in the native library.
-  @kinds %{PartitionedBuffer.Map => :map, PartitionedBuffer.Queue => :queue}
+  @kinds %{
+    PartitionedBuffer.Map => :map,
+    PartitionedBuffer.Queue => :queue,
+    PartitionedBuffer.Counter => :counter
+  }
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
@@ -111,7 +118,7 @@ defmodule PartitionedBuffer.Options do
   @doc """
   The kind of the buffer, by its name in the native library.
   """
-  @spec kind(t()) :: :map | :queue
+  @spec kind(t()) :: kind()
   def kind(%Options{module: module}), do: Map.fetch!(@kinds, module)
 
   @doc """
@@ -320,7 +327,8 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:full_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
 
   defp expected(:name), do: "an atom"
-  defp expected(:module), do: "PartitionedBuffer.Map or PartitionedBuffer.Queue"
+  defp expected(:module),
+    do: "PartitionedBuffer.Map, PartitionedBuffer.Queue or PartitionedBuffer.Counter"
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
   defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:max_attempts), do: "a positive integer or :infinity"

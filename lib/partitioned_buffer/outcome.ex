@@ -20,7 +20,7 @@ defmodule PartitionedBuffer.Outcome do
   @doc """
   The outcome for the entries of a batch.
   """
-  @spec new(any(), :map | :queue, list()) :: t()
+  @spec new(any(), PartitionedBuffer.Options.kind(), list()) :: t()
   def new(:error, _kind, _entries), do: {:error, :error, :all}
   def new({:error, reason}, _kind, _entries), do: {:error, reason, :all}
   def new({:snooze, ms}, _kind, _entries) when is_integer(ms) and ms in 0..@max_ms, do: {:snooze, ms}
@@ -39,24 +39,26 @@ defmodule PartitionedBuffer.Outcome do
 
   defp bad_return(returned), do: {:error, {:bad_return, returned}, :all}
 
-  # The entries of a map have different keys. Those that have failed are found by their key, in any order.
-  defp numbers(:map, some, entries) do
+  # Equal items may come several times, so they have to be in their order.
+  defp numbers(:queue, some, items) do
+    if proper_list?(some), do: subsequence(some, items, 0, []), else: :error
+  end
+
+  # All other entries have different keys. Those that have failed are found by their key, in any order.
+  defp numbers(_with_keys, some, [first | _rest] = entries) do
     if proper_list?(some) do
       by_key = for {entry, number} <- Enum.with_index(entries), into: %{}, do: {elem(entry, 0), number}
-      numbers = Enum.map(some, &number(&1, by_key))
+      numbers = Enum.map(some, &number(&1, tuple_size(first), by_key))
       if :error in numbers, do: :error, else: {:ok, numbers |> Enum.sort() |> Enum.dedup()}
     else
       :error
     end
   end
 
-  # Equal items may come several times, so they have to be in their order.
-  defp numbers(:queue, some, items) do
-    if proper_list?(some), do: subsequence(some, items, 0, []), else: :error
-  end
+  defp number(entry, size, by_key) when is_tuple(entry) and tuple_size(entry) == size,
+    do: Map.get(by_key, elem(entry, 0), :error)
 
-  defp number({key, _value, _version, _updates}, by_key), do: Map.get(by_key, key, :error)
-  defp number(_other, _by_key), do: :error
+  defp number(_other, _size, _by_key), do: :error
 
   defp subsequence([], _items, _number, numbers), do: {:ok, Enum.reverse(numbers)}
   defp subsequence(_some, [], _number, _numbers), do: :error

@@ -51,7 +51,7 @@ defmodule PartitionedBuffer.Routing do
   Raises the error of a call that no partition accepts. `kind` is the kind of buffer that the call is for.
   """
   @spec not_running!(atom()) :: no_return()
-  @spec not_running!(atom(), :map | :queue | :any) :: no_return()
+  @spec not_running!(atom(), PartitionedBuffer.Options.kind() | :any) :: no_return()
   def not_running!(buffer, kind \\ :any) do
     message = "no partitions available for buffer #{inspect(buffer)}: "
 

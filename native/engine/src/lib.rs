@@ -1,4 +1,4 @@
-//! The data structures behind `PartitionedBuffer`: partitions of maps and queues.
+//! The data structures behind `PartitionedBuffer`: partitions of maps, queues and counters.
 //!
 //! This crate knows nothing of Erlang: terms and the heaps for their copies are the traits [`Term`] and [`Heap`], so
 //! `cargo test` needs no BEAM. Each layer knows only those below it:
@@ -13,9 +13,10 @@
 //! | [`routing`] | from a key to its partition |
 //! | [`reclaim`] | the thread that frees memory |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
-//! | [`store`] | what a partition needs of the next three |
+//! | [`store`] | what a partition needs of the next four |
 //! | [`log`] | items in the order of their writes |
 //! | [`generation`] | a table of values, with versions and update counts |
+//! | [`tally`] | a table of sums |
 //! | [`table`] | entries by their key, in the order of their insertion |
 //! | [`index`] | from a hash to the ids of entries, growing in small steps |
 //! | [`entries`] | the entries themselves, in chunks of fixed size |
@@ -44,6 +45,7 @@ pub mod routing;
 pub mod store;
 mod sync;
 pub mod table;
+pub mod tally;
 pub mod term;
 mod threshold;
 pub mod totals;
@@ -55,7 +57,8 @@ pub use ids::EntryId;
 pub use index::{Hash, Hasher};
 pub use log::Log;
 pub use parcel::Parcel;
-pub use partition::{Closed, Info, MapPartition, Partition, QueuePartition, Stored, Written};
+pub use partition::{Closed, CounterPartition, Info, MapPartition, Partition, QueuePartition, Stored, Written};
 pub use store::Store;
+pub use tally::Tally;
 pub use term::{Heap, Term, Version};
 pub use totals::{Ended, Writes};

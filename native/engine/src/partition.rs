@@ -25,6 +25,7 @@
 //! a flush whose batch is given back is held even before. A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths
 //! in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
 
+mod counter;
 mod map;
 mod queue;
 mod table;
@@ -41,6 +42,7 @@ use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::threshold::Threshold;
 use crate::totals::{Ended, Outcomes, Writes};
 
+pub use self::counter::CounterPartition;
 pub use self::map::{MapPartition, Write};
 pub use self::queue::QueuePartition;
 pub use self::table::TABLE_SHARDS;

@@ -14,7 +14,8 @@ use crate::sync::Mutex;
 pub struct Writes {
     /// Writes that were taken.
     pub written: usize,
-    /// Those of them that have replaced an entry that waited.
+    /// Those of them that have replaced an entry that waited, or were added to it; and entries that were given back and
+    /// added to one.
     pub coalesced: usize,
     /// Writes that were not taken, because the version there is as high.
     pub stale: usize,

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use partitioned_buffer_engine::partition::{DRAINING, TURN};
-use partitioned_buffer_engine::{routing, Bound, Closed, Generation, Hash, Hasher, Log, Partition, Store};
-use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
+use partitioned_buffer_engine::partition::{DRAINING, TABLE_SHARDS, TURN};
+use partitioned_buffer_engine::{routing, Bound, Closed, Generation, Hash, Hasher, Log, Partition, Store, Tally};
+use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
+use crate::flush::AnyPartitions;
 use crate::vm::term::{Environment, RawTerm};
 
 mod message {
@@ -25,9 +26,20 @@ mod message {
     }
 }
 
+mod kind {
+    //! The names of the kinds.
+    rustler::atoms! {
+        map,
+        queue,
+        counter
+    }
+}
+
 /// The partitions of a map.
-pub(crate) type MapPartitions =
-    Partitions<Generation<Environment>, { partitioned_buffer_engine::partition::TABLE_SHARDS }>;
+pub(crate) type MapPartitions = Partitions<Generation<Environment>, TABLE_SHARDS>;
+
+/// The partitions of a counter.
+pub(crate) type CounterPartitions = Partitions<Tally<Environment>, TABLE_SHARDS>;
 
 /// The partitions of a queue.
 pub(crate) type QueuePartitions = Partitions<Log<Environment>, 1>;
@@ -76,6 +88,17 @@ impl Route {
         (partition_count != BY_TERM).then_some(((self.0 >> 32) as u32, partition_count))
     }
 
+    /// The partition of a key or item.
+    #[inline]
+    pub(crate) fn partition(self, term: RawTerm, count: u32) -> Result<u32, NotRunning> {
+        match self.chosen() {
+            None if count == 1 => Ok(0),
+            None => Ok(routing::partition(term.phash2(), count)),
+            Some((partition, partition_count)) if partition_count == count && partition < count => Ok(partition),
+            Some(_) => Err(NotRunning),
+        }
+    }
+
     /// The partition count as [`Partition`] takes it, with the mark of the writer.
     #[inline]
     pub(crate) fn marked(self, partition_count: u32) -> u32 {
@@ -89,6 +112,8 @@ pub(crate) struct Buffer {
     pub(crate) map: MapPartitions,
     /// Used while the buffer runs as a queue.
     pub(crate) queue: QueuePartitions,
+    /// Used while the buffer runs as a counter.
+    pub(crate) counter: CounterPartitions,
 }
 
 #[rustler::resource_impl]
@@ -96,8 +121,7 @@ impl Resource for Buffer {
     const IMPLEMENTS_DOWN: bool = true;
 
     fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, monitor: Monitor) {
-        self.map.down(&monitor);
-        self.queue.down(&monitor);
+        self.kinds().into_iter().for_each(|(_kind, partitions)| partitions.down(&monitor));
     }
 }
 
@@ -105,7 +129,22 @@ impl Buffer {
     /// A buffer that is not running.
     pub(crate) fn new() -> Self {
         let hasher = Hasher::new();
-        Buffer { map: Partitions::new(hasher.clone()), queue: Partitions::new(hasher) }
+        Buffer {
+            map: Partitions::new(hasher.clone()),
+            queue: Partitions::new(hasher.clone()),
+            counter: Partitions::new(hasher),
+        }
+    }
+
+    /// The partitions of each kind, with its name.
+    pub(crate) fn kinds(&self) -> [(Atom, &(dyn AnyPartitions + 'static)); 3] {
+        [(kind::map(), &self.map), (kind::queue(), &self.queue), (kind::counter(), &self.counter)]
+    }
+
+    /// The partitions of the running kind.
+    pub(crate) fn running(&'static self) -> Result<&'static dyn AnyPartitions, NotRunning> {
+        let kinds = self.kinds().into_iter();
+        kinds.map(|(_kind, partitions)| partitions).find(|partitions| partitions.count().is_ok()).ok_or(NotRunning)
     }
 }
 
@@ -285,7 +324,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     }
 
     /// Ends the run if this is the monitor of the process that opened it.
-    fn down(&self, monitor: &Monitor) {
+    pub(crate) fn down(&self, monitor: &Monitor) {
         let mut owner = self.owner.lock();
         if owner.monitor.as_ref() == Some(monitor) {
             owner.monitor = None;
@@ -339,17 +378,6 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         self.hasher.hash(key.internal_hash(self.hasher.salt()))
     }
 
-    /// The partition that a key or item belongs to.
-    #[inline]
-    pub(crate) fn route(route: Route, term: RawTerm, count: u32) -> Result<u32, NotRunning> {
-        match route.chosen() {
-            None if count == 1 => Ok(0),
-            None => Ok(routing::partition(term.phash2(), count)),
-            Some((partition, partition_count)) if partition_count == count && partition < count => Ok(partition),
-            Some(_) => Err(NotRunning),
-        }
-    }
-
     /// Does `operation` on the partition of a key or item, and gives it the partition count. Tries again if the count
     /// changes before the operation gets the lock.
     #[inline]
@@ -361,7 +389,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     ) -> Result<R, NotRunning> {
         loop {
             let count = self.count()?;
-            let partition = Self::route(route, term, count)?;
+            let partition = route.partition(term, count)?;
             match operation(self.partition(partition), route.marked(count)) {
                 Ok(result) => return Ok(result),
                 Err(Closed) if self.count()? == count => return Err(NotRunning),
@@ -373,7 +401,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     /// Tells the partition of a key or item that enough entries wait.
     #[cold]
     pub(crate) fn tell_enough(&self, env: Env<'_>, route: Route, term: RawTerm) {
-        if let Some(partition) = self.count().ok().and_then(|count| Self::route(route, term, count).ok()) {
+        if let Some(partition) = self.count().ok().and_then(|count| route.partition(term, count).ok()) {
             self.tell(env, News::Enough(partition));
         }
     }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::generation::Record;
+use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
     BatchState, Bound, Closed, Flush, Flushed, Frozen, GivenBack, Info, Partition, Seen, Store,
 };
-use rustler::{Encoder, Env, LocalPid, Resource, Term};
+use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
 
 use crate::buffer::{Buffer, News, NotRunning, Partitions};
 use crate::pace::Pace;
 use crate::vm::clock::monotonic_time;
-use crate::vm::term::{copy_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
+use crate::vm::term::{copy_to, sum_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
 
 /// A record as the processor gets it.
 pub(crate) trait ToTerm: Copy {
@@ -24,6 +25,13 @@ impl ToTerm for Record<RawTerm> {
     fn to_term(self, env: Env<'_>) -> Term<'_> {
         let (key, value) = (copy_to(env, self.key), copy_to(env, self.value));
         tuple(env, [key, value, version_to(env, self.version), unsigned_to(env, self.updates)])
+    }
+}
+
+impl ToTerm for Counted<RawTerm> {
+    #[inline]
+    fn to_term(self, env: Env<'_>) -> Term<'_> {
+        tuple(env, [copy_to(env, self.key), sum_to(env, self.sum), unsigned_to(env, self.count)])
     }
 }
 
@@ -185,6 +193,21 @@ pub(crate) enum AnyFlushed {
 
 /// The partitions of any kind of buffer.
 pub(crate) trait AnyPartitions: Send + Sync {
+    /// See [`Partitions::open`].
+    fn open(
+        &self,
+        buffer: &ResourceArc<Buffer>,
+        env: Env<'_>,
+        partition_count: u32,
+        has_outcomes: bool,
+        max_size: Option<usize>,
+    ) -> bool;
+    /// See [`Partitions::opened`].
+    fn opened(&self) -> Option<u32>;
+    /// See [`Partitions::end`].
+    fn end(&self);
+    /// See [`Partitions::down`].
+    fn down(&self, monitor: &Monitor);
     /// See [`Partitions::count`].
     fn count(&self) -> Result<u32, NotRunning>;
     /// See [`Partitions::size`].
@@ -211,6 +234,8 @@ pub(crate) trait AnyPartitions: Send + Sync {
     fn take_room(&self) -> bool;
     /// The bound of the buffer.
     fn bound(&self) -> &Arc<Bound>;
+    /// See [`Partitions::tell`].
+    fn tell(&self, env: Env<'_>, news: News);
     /// See [`Partitions::tell_of_room`].
     fn tell_of_room(&self, env: Env<'_>);
     /// Tells that there is too little room, once until there is more.
@@ -222,6 +247,29 @@ pub(crate) trait AnyPartitions: Send + Sync {
 }
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions<S, SHARDS> {
+    fn open(
+        &self,
+        buffer: &ResourceArc<Buffer>,
+        env: Env<'_>,
+        partition_count: u32,
+        has_outcomes: bool,
+        max_size: Option<usize>,
+    ) -> bool {
+        self.open(buffer, env, partition_count, has_outcomes, max_size)
+    }
+
+    fn opened(&self) -> Option<u32> {
+        self.opened()
+    }
+
+    fn end(&self) {
+        self.end();
+    }
+
+    fn down(&self, monitor: &Monitor) {
+        self.down(monitor);
+    }
+
     fn count(&self) -> Result<u32, NotRunning> {
         self.count()
     }
@@ -274,6 +322,10 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
         &self.bound
     }
 
+    fn tell(&self, env: Env<'_>, news: News) {
+        self.tell(env, news);
+    }
+
     fn tell_of_room(&self, env: Env<'_>) {
         self.tell_of_room(env);
     }
@@ -300,15 +352,5 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions
         let partition = self.running(partition)?;
         let resource = |flush| FlushResource(Box::new(PartitionFlush { partitions: self, partition, flush }));
         Ok(partition.in_flight().map(resource))
-    }
-}
-
-impl Buffer {
-    /// The partitions of the running kind.
-    pub(crate) fn running(&'static self) -> Result<&'static dyn AnyPartitions, NotRunning> {
-        if self.map.count().is_ok() {
-            return Ok(&self.map);
-        }
-        self.queue.count().map(|_| &self.queue as &dyn AnyPartitions)
     }
 }

@@ -2,13 +2,14 @@
 
 use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
 use partitioned_buffer_engine::Written as Done;
-use partitioned_buffer_engine::{Closed, Hash, Heap, MapPartition, Parcel, Stored, Version};
+use partitioned_buffer_engine::{Closed, CounterPartition, Hash, Heap, MapPartition, Parcel, Stored, Version};
 use rustler::{Env, Error, NifResult, Term};
 
-use crate::buffer::{MapPartitions, News, NotRunning, QueuePartitions, Route};
+use crate::buffer::{CounterPartitions, MapPartitions, News, NotRunning, QueuePartitions, Route};
+use crate::flush::AnyPartitions;
 use crate::pace::Pace;
 use crate::room::Reservation;
-use crate::vm::term::{cell, elements, parcel, parcel_with, version, Environment, RawTerm};
+use crate::vm::term::{amount, cell, elements, parcel, parcel_with, version, Environment, RawTerm};
 
 /// How many elements of a list are read before the first of them is written.
 const CHUNK: usize = 2048;
@@ -33,6 +34,15 @@ pub(crate) trait Target {
     /// What is needed to write it.
     type Write;
 
+    /// How many shards, each with a lock, a partition has.
+    const SHARDS: usize;
+
+    /// The partitions of the buffer.
+    fn partitions(&self) -> &dyn AnyPartitions;
+
+    /// How the partition of an element is found.
+    fn route(&self) -> Route;
+
     /// Reads an element; `None` if it is not what is expected. It takes no longer for a large one: many are read without a
     /// look at the clock.
     fn decode(&self, element: Term<'_>) -> Option<Self::Element>;
@@ -44,34 +54,34 @@ pub(crate) trait Target {
     /// Bytes of the large copies of a write.
     fn large_bytes(write: &Self::Write) -> usize;
 
-    /// Whether there is a bound.
-    fn is_bounded(&self) -> bool;
-
-    /// How many partitions there are.
-    fn partition_count(&self) -> Result<u32, NotRunning>;
-
-    /// How many locks the partitions have.
-    fn lock_count(partition_count: u32) -> usize;
-
-    /// The index of the lock that a write needs.
-    fn lock(&self, write: &Self::Write, partition_count: u32) -> Result<usize, NotRunning>;
+    /// The term that chooses the partition of a write, and the shard in there.
+    fn place(write: &Self::Write) -> (RawTerm, usize);
 
     /// Does one write, for which no room is reserved.
-    fn write(&self, env: Env<'_>, write: &Self::Write) -> Result<(), NotRunning>;
+    fn write(&self, write: &Self::Write) -> Result<Stored, NotRunning>;
 
-    /// Does all writes of one lock, in order, with room that is reserved or without.
+    /// Does all writes of one shard of a partition, in order, with room that is reserved or without.
     fn write_all<'w>(
         &self,
         partition_count: u32,
-        lock: usize,
+        partition: u32,
+        shard: usize,
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed>
     where
         Self::Write: 'w;
 
+    /// The index of the lock that a write needs, among those of all partitions.
+    fn lock(&self, write: &Self::Write, partition_count: u32) -> Result<usize, NotRunning> {
+        let (term, shard) = Self::place(write);
+        Ok(self.route().partition(term, partition_count)? as usize * Self::SHARDS + shard)
+    }
+
     /// Tells the partition of a lock that enough entries wait.
-    fn tell_enough(&self, env: Env<'_>, lock: usize);
+    fn tell_enough(&self, env: Env<'_>, lock: usize) {
+        self.partitions().tell(env, News::Enough((lock / Self::SHARDS) as u32));
+    }
 }
 
 /// How far the writing of a list came.
@@ -105,6 +115,8 @@ pub(crate) enum Shape {
     Pair,
     /// `{key, value, version}`
     Versioned,
+    /// `{key, amount}`
+    Amount,
     /// Any term.
     Item,
 }
@@ -112,7 +124,11 @@ pub(crate) enum Shape {
 impl Shape {
     /// Whether an element has this shape.
     fn fits(self, element: Term<'_>) -> bool {
-        matches!(self, Shape::Item) || Entry::decode(self, element).is_some()
+        match self {
+            Shape::Pair | Shape::Versioned => Entry::decode(self, element).is_some(),
+            Shape::Amount => addition(element).is_some(),
+            Shape::Item => true,
+        }
     }
 }
 
@@ -164,11 +180,11 @@ pub(crate) fn write_list<'a, T: Target>(
         if !is_whole && !checked {
             return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
         }
-        if reservation.is_none() && !checked && target.is_bounded() {
+        if reservation.is_none() && !checked && target.partitions().bound().max().is_some() {
             return Ok(Ok(Written::Bounded));
         }
         // There may be nothing to write.
-        if let Err(NotRunning) = target.partition_count() {
+        if let Err(NotRunning) = target.partitions().count() {
             return Ok(Err(NotRunning));
         }
         let mut written = 0;
@@ -216,6 +232,15 @@ fn tail(list: Term<'_>, count: usize) -> Term<'_> {
     (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
 }
 
+/// Tells the partition of a write that enough entries wait, if it is still there.
+#[cold]
+fn tell_enough<T: Target>(env: Env<'_>, target: &T, write: &T::Write) {
+    let lock = target.partitions().count().and_then(|partition_count| target.lock(write, partition_count));
+    if let Ok(lock) = lock {
+        target.tell_enough(env, lock);
+    }
+}
+
 /// Some writes, and room to order them by their locks.
 struct Step<W> {
     /// The writes, in the order of the caller.
@@ -246,14 +271,22 @@ impl<W> Step<W> {
     ) -> Result<usize, NotRunning> {
         let (mut count, mut large_bytes) = (0, 0);
         let mut result = Ok(());
+        let mut one_by_one = elements.len() <= WRITTEN_ONE_BY_ONE && reservation.is_none();
         self.writes.clear();
         self.left.clear();
         while count < elements.len() && large_bytes < LARGE_BYTES && result.is_ok() {
             let write = target.prepare(env, elements[count]);
             large_bytes += T::large_bytes(&write);
-            if elements.len() <= WRITTEN_ONE_BY_ONE && reservation.is_none() {
-                result = target.write(env, &write);
-            } else {
+            if one_by_one {
+                match target.write(&write) {
+                    // The bound is younger than the list. From now on the writes keep their order.
+                    Ok(Stored::Full) => one_by_one = false,
+                    Ok(Stored::Enough) => tell_enough(env, target, &write),
+                    Ok(Stored::Stored | Stored::Refused) => {}
+                    Err(NotRunning) => result = Err(NotRunning),
+                }
+            }
+            if !one_by_one {
                 self.left.push(count as u32);
                 self.writes.push(write);
             }
@@ -273,12 +306,12 @@ impl<W> Step<W> {
         reservation: Option<&Reservation>,
     ) -> Result<(), NotRunning> {
         while !self.left.is_empty() {
-            let partition_count = target.partition_count()?;
+            let partition_count = target.partitions().count()?;
             self.sort(target, partition_count)?;
             let done = self.write_sorted(env, target, partition_count, reservation);
             self.left = self.sorted.split_off(done);
             self.left.sort_unstable();
-            if !self.left.is_empty() && target.partition_count()? == partition_count {
+            if !self.left.is_empty() && target.partitions().count()? == partition_count {
                 return Err(NotRunning);
             }
         }
@@ -310,7 +343,9 @@ impl<W> Step<W> {
                 continue;
             }
             let writes = numbers.iter().map(|&number| &self.writes[number as usize]);
-            let Ok(Done { used, is_enough }) = target.write_all(partition_count, lock, reservation.is_some(), writes)
+            let (partition, shard) = ((lock / T::SHARDS) as u32, lock % T::SHARDS);
+            let is_reserved = reservation.is_some();
+            let Ok(Done { used, is_enough }) = target.write_all(partition_count, partition, shard, is_reserved, writes)
             else {
                 break;
             };
@@ -330,7 +365,7 @@ impl<W> Step<W> {
         let Step { writes, left, locks, places, sorted } = self;
         locks.clear();
         places.clear();
-        places.resize(T::lock_count(partition_count), 0);
+        places.resize(partition_count as usize * T::SHARDS, 0);
         for &number in &*left {
             let lock = target.lock(&writes[number as usize], partition_count)?;
             places[lock] += 1;
@@ -388,6 +423,16 @@ impl Target for ToMap<'_> {
 
     type Write = (Hash, Write<Environment>);
 
+    const SHARDS: usize = TABLE_SHARDS;
+
+    fn partitions(&self) -> &dyn AnyPartitions {
+        self.map
+    }
+
+    fn route(&self) -> Route {
+        self.route
+    }
+
     fn decode(&self, element: Term<'_>) -> Option<Entry> {
         Entry::decode(self.shape, element)
     }
@@ -412,59 +457,29 @@ impl Target for ToMap<'_> {
         [key, value].into_iter().filter_map(Parcel::heap).map(Environment::large_bytes).sum()
     }
 
-    fn partition_count(&self) -> Result<u32, NotRunning> {
-        self.map.count()
-    }
-
-    fn lock_count(partition_count: u32) -> usize {
-        partition_count as usize * TABLE_SHARDS
-    }
-
-    fn lock(&self, (hash, write): &Self::Write, partition_count: u32) -> Result<usize, NotRunning> {
+    #[inline]
+    fn place((hash, write): &Self::Write) -> (RawTerm, usize) {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        let partition = MapPartitions::route(self.route, key.term(), partition_count)?;
-        Ok(partition as usize * TABLE_SHARDS + MapPartition::<Environment>::shard_of(*hash))
+        (key.term(), MapPartition::<Environment>::shard_of(*hash))
     }
 
-    fn write(&self, env: Env<'_>, element @ (hash, write): &Self::Write) -> Result<(), NotRunning> {
+    fn write(&self, (hash, write): &Self::Write) -> Result<Stored, NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        let stored = self.map.with_partition(self.route, key.term(), |partition, count| match write {
+        self.map.with_partition(self.route, key.term(), |partition, count| match write {
             Write::Put(key, value) => partition.put(count, *hash, key, value),
             Write::PutNewer(key, value, version) => partition.put_newer(count, *hash, key, value, *version),
-        })?;
-        if stored == Stored::Enough {
-            self.map.tell_enough(env, self.route, key.term());
-        } else if stored == Stored::Full {
-            // The bound is younger than the list.
-            let shard = MapPartition::<Environment>::shard_of(*hash);
-            self.map.with_partition(self.route, key.term(), |partition, count| {
-                partition.write_all(count, shard, false, std::iter::once(element))
-            })?;
-        }
-        Ok(())
-    }
-
-    fn is_bounded(&self) -> bool {
-        self.map.bound.max().is_some()
-    }
-
-    fn tell_enough(&self, env: Env<'_>, lock: usize) {
-        self.map.tell(env, News::Enough((lock / TABLE_SHARDS) as u32));
+        })
     }
 
     fn write_all<'w>(
         &self,
         partition_count: u32,
-        lock: usize,
+        partition: u32,
+        shard: usize,
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed> {
-        self.map.partition((lock / TABLE_SHARDS) as u32).write_all(
-            self.route.marked(partition_count),
-            lock % TABLE_SHARDS,
-            reserved,
-            writes,
-        )
+        self.map.partition(partition).write_all(self.route.marked(partition_count), shard, reserved, writes)
     }
 }
 
@@ -481,6 +496,16 @@ impl Target for ToQueue<'_> {
 
     type Write = Parcel<Environment>;
 
+    const SHARDS: usize = 1;
+
+    fn partitions(&self) -> &dyn AnyPartitions {
+        self.queue
+    }
+
+    fn route(&self) -> Route {
+        self.route
+    }
+
     fn decode(&self, element: Term<'_>) -> Option<RawTerm> {
         Some(element.into())
     }
@@ -494,47 +519,85 @@ impl Target for ToQueue<'_> {
         item.heap().map_or(0, Environment::large_bytes)
     }
 
-    fn partition_count(&self) -> Result<u32, NotRunning> {
-        self.queue.count()
+    fn place(item: &Self::Write) -> (RawTerm, usize) {
+        (item.term(), 0)
     }
 
-    fn lock_count(partition_count: u32) -> usize {
-        partition_count as usize
-    }
-
-    fn lock(&self, item: &Self::Write, partition_count: u32) -> Result<usize, NotRunning> {
-        QueuePartitions::route(self.route, item.term(), partition_count).map(|partition| partition as usize)
-    }
-
-    fn write(&self, env: Env<'_>, item: &Self::Write) -> Result<(), NotRunning> {
-        let stored =
-            self.queue.with_partition(self.route, item.term(), |partition, count| partition.push(count, item))?;
-        if stored == Stored::Enough {
-            self.queue.tell_enough(env, self.route, item.term());
-        } else if stored == Stored::Full {
-            // The bound is younger than the list.
-            self.queue.with_partition(self.route, item.term(), |partition, count| {
-                partition.push_all(count, false, std::iter::once(item))
-            })?;
-        }
-        Ok(())
-    }
-
-    fn is_bounded(&self) -> bool {
-        self.queue.bound.max().is_some()
-    }
-
-    fn tell_enough(&self, env: Env<'_>, lock: usize) {
-        self.queue.tell(env, News::Enough(lock as u32));
+    fn write(&self, item: &Self::Write) -> Result<Stored, NotRunning> {
+        self.queue.with_partition(self.route, item.term(), |partition, count| partition.push(count, item))
     }
 
     fn write_all<'w>(
         &self,
         partition_count: u32,
-        lock: usize,
+        partition: u32,
+        _shard: usize,
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed> {
-        self.queue.partition(lock as u32).push_all(self.route.marked(partition_count), reserved, writes)
+        self.queue.partition(partition).push_all(self.route.marked(partition_count), reserved, writes)
+    }
+}
+
+/// The key and the amount in an element of a list; `None` if it has another shape.
+fn addition(element: Term<'_>) -> Option<(RawTerm, i64)> {
+    let [key, number] = elements(element)?;
+    Some((key.into(), amount(number)?))
+}
+
+/// A counter, to which amounts are added.
+pub(crate) struct ToCounter<'b> {
+    /// The counter.
+    pub(crate) counter: &'b CounterPartitions,
+    /// How the partition of a key is found.
+    pub(crate) route: Route,
+}
+
+impl Target for ToCounter<'_> {
+    type Element = (RawTerm, i64);
+
+    type Write = (Hash, (Parcel<Environment>, i64));
+
+    const SHARDS: usize = TABLE_SHARDS;
+
+    fn partitions(&self) -> &dyn AnyPartitions {
+        self.counter
+    }
+
+    fn route(&self) -> Route {
+        self.route
+    }
+
+    fn decode(&self, element: Term<'_>) -> Option<Self::Element> {
+        addition(element)
+    }
+
+    #[inline]
+    fn prepare(&self, env: Env<'_>, (key, amount): Self::Element) -> Self::Write {
+        (self.counter.hash(key), (parcel(env, key), amount))
+    }
+
+    fn large_bytes((_hash, (key, _amount)): &Self::Write) -> usize {
+        key.heap().map_or(0, Environment::large_bytes)
+    }
+
+    #[inline]
+    fn place((hash, (key, _amount)): &Self::Write) -> (RawTerm, usize) {
+        (key.term(), CounterPartition::<Environment>::shard_of(*hash))
+    }
+
+    fn write(&self, (hash, (key, amount)): &Self::Write) -> Result<Stored, NotRunning> {
+        self.counter.with_partition(self.route, key.term(), |partition, count| partition.add(count, *hash, key, *amount))
+    }
+
+    fn write_all<'w>(
+        &self,
+        partition_count: u32,
+        partition: u32,
+        shard: usize,
+        reserved: bool,
+        writes: impl Iterator<Item = &'w Self::Write> + Clone,
+    ) -> Result<Done, Closed> {
+        self.counter.partition(partition).add_all(self.route.marked(partition_count), shard, reserved, writes)
     }
 }

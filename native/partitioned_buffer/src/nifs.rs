@@ -8,20 +8,21 @@
 // The NIFs' documentation is in `PartitionedBuffer.Native`.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::partition::{DRAINING, TURN};
+use partitioned_buffer_engine::partition::{DRAINING, TABLE_SHARDS, TURN};
+use partitioned_buffer_engine::table::{Contents, Table};
 use partitioned_buffer_engine::{reclaim, BatchState, Closed, GivenBack, Info, Seen, Store, Stored};
 use rustler::codegen_runtime::inventory;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, SchedulerFlags, Term};
 
-use crate::buffer::{Buffer, MapPartitions, NotRunning, Partitions, QueuePartitions, Route};
+use crate::buffer::{Buffer, CounterPartitions, MapPartitions, NotRunning, Partitions, QueuePartitions, Route};
 use crate::flush::{AnyFlushed, FlushResource};
-use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToMap, ToQueue, Written};
+use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToCounter, ToMap, ToQueue, Written};
 use crate::registry;
 use crate::room::Reservation;
 use crate::vm::memory;
 use crate::vm::term::{
-    cell, charge, copy_to, elements, entry, parcel, parcel_with, tuple, unsigned_to, version, Environment, Function,
-    RawTerm,
+    amount, cell, charge, copy_to, elements, entry, parcel, parcel_with, sum_to, tuple, unsigned_to, version, Environment,
+    Function, RawTerm,
 };
 
 /// `size` looks at all partitions, and a step of a list may write to each of them. With this many, both stay well below a
@@ -34,8 +35,6 @@ mod atoms {
         ok,
         error,
         nil,
-        map,
-        queue,
         more,
         refused,
         processor,
@@ -46,6 +45,7 @@ mod atoms {
         improper,
         pair,
         versioned,
+        amount,
         item,
         empty,
         rest,
@@ -96,16 +96,14 @@ fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     let [name, kind, partition_count, has_outcomes, max_size] = arguments;
     let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
     let (has_outcomes, max_size) = (has_outcomes.decode()?, limit(max_size)?);
-    if !name.is_atom() || partition_count > MAX_PARTITIONS || ![atoms::map(), atoms::queue()].contains(&kind) {
+    if !name.is_atom() || partition_count > MAX_PARTITIONS {
         return Err(Error::BadArg);
     }
     let buffer = registry::find_or_add(RawTerm::from(name).word());
-    if kind == atoms::map() {
-        if buffer.map.open(buffer, env, partition_count, has_outcomes, max_size) {
-            buffer.queue.end();
-        }
-    } else if buffer.queue.open(buffer, env, partition_count, has_outcomes, max_size) {
-        buffer.map.end();
+    let of_kind = |(name, _): &(rustler::Atom, _)| *name == kind;
+    let (_, partitions) = buffer.kinds().into_iter().find(of_kind).ok_or(Error::BadArg)?;
+    if partitions.open(buffer, env, partition_count, has_outcomes, max_size) {
+        buffer.kinds().into_iter().filter(|kind| !of_kind(kind)).for_each(|(_, other)| other.end());
     }
     Ok(buffer.encode(env))
 }
@@ -141,8 +139,7 @@ fn partition_count<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a
 nif!(status / 1);
 fn status<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let status = find(name)?.ok().and_then(|buffer| {
-        let map = buffer.map.opened().map(|count| (atoms::map(), count));
-        map.or_else(|| buffer.queue.opened().map(|count| (atoms::queue(), count)))
+        buffer.kinds().into_iter().find_map(|(kind, partitions)| Some((kind, partitions.opened()?)))
     });
     Ok(match status {
         Some(status) => status.encode(env),
@@ -350,20 +347,57 @@ fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
 
 nif!(delete / 3);
 fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    delete_from(env, find_map(name)?, to, key)
+}
+
+nif!(add / 4);
+fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
-    let result = find_map(name)?.and_then(|map| {
-        let hash = map.hash(key);
-        let result = map.with_partition(route, key, |partition, count| partition.delete(count, hash, key));
-        map.tell_of_room(env);
-        result
+    let Some(amount) = amount(number) else { return Ok(atoms::invalid().to_term(env)) };
+    let result = find_counter(name)?.and_then(|counter| {
+        let hash = counter.hash(key);
+        let parcel = parcel(env, key);
+        let stored =
+            counter.with_partition(route, key, |partition, count| partition.add(count, hash, &parcel, amount))?;
+        Ok(told(counter, env, route, key, stored))
     });
-    Ok(done(env, result))
+    Ok(stored(env, result, atoms::ok()))
+}
+
+nif!(add_all / 4);
+fn add_all<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    let (route, counter) = (route(to)?, find_counter(name)?);
+    write_all(env, counter.map(|counter| ToCounter { counter, route }), entries, checked)
+}
+
+nif!(sum / 3);
+fn sum<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (route, key) = (route(to)?, RawTerm::from(key));
+    let found = find_counter(name)?.and_then(|counter| {
+        let hash = counter.hash(key);
+        counter.with_partition(route, key, |partition, count| partition.sum(count, hash, key))
+    });
+    Ok(match found {
+        Ok(Some(sum)) => tuple(env, [atoms::ok().to_term(env), sum_to(env, sum)]),
+        Ok(None) => atoms::error().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(delete_sum / 3);
+fn delete_sum<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    delete_from(env, find_counter(name)?, to, key)
 }
 
 nif!(check / 2);
 fn check<'a>(env: Env<'a>, [shape, list]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let shape: rustler::Atom = shape.decode()?;
-    let shapes = [(atoms::pair(), Shape::Pair), (atoms::versioned(), Shape::Versioned), (atoms::item(), Shape::Item)];
+    let shapes = [
+        (atoms::pair(), Shape::Pair),
+        (atoms::versioned(), Shape::Versioned),
+        (atoms::amount(), Shape::Amount),
+        (atoms::item(), Shape::Item),
+    ];
     let (_, shape) = shapes.into_iter().find(|(atom, _)| *atom == shape).ok_or(Error::BadArg)?;
     Ok(match check_list(env, shape, list) {
         Ok(rest) if rest.is_empty_list() => atoms::ok().to_term(env),
@@ -541,6 +575,12 @@ fn find_map(name: Term<'_>) -> NifResult<Result<&'static MapPartitions, NotRunni
     Ok(find(name)?.map(|buffer| &buffer.map))
 }
 
+/// The counter of this name, running or not.
+#[inline]
+fn find_counter(name: Term<'_>) -> NifResult<Result<&'static CounterPartitions, NotRunning>> {
+    Ok(find(name)?.map(|buffer| &buffer.counter))
+}
+
 /// The queue of this name, running or not.
 #[inline]
 fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueuePartitions, NotRunning>> {
@@ -613,6 +653,23 @@ fn told<S: Store, const SHARDS: usize>(
         partitions.tell_enough(env, route, term);
     }
     stored
+}
+
+/// Deletes the entry of a key.
+fn delete_from<'a, C: Contents<Environment>>(
+    env: Env<'a>,
+    partitions: Result<&'static Partitions<Table<Environment, C>, TABLE_SHARDS>, NotRunning>,
+    to: Term<'a>,
+    key: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let (route, key) = (route(to)?, RawTerm::from(key));
+    let result = partitions.and_then(|partitions| {
+        let hash = partitions.hash(key);
+        let result = partitions.with_partition(route, key, |partition, count| partition.delete(count, hash, key));
+        partitions.tell_of_room(env);
+        result
+    });
+    Ok(done(env, result))
 }
 
 /// The numbers of a list.

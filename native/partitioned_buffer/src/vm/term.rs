@@ -21,7 +21,7 @@ use partitioned_buffer_engine::{Heap, Parcel, Term as EngineTerm, Version};
 use rustler::codegen_runtime::{c_char, c_int};
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 use rustler::types::atom;
-use rustler::{Env, Nif, NifResult, SchedulerFlags, Term};
+use rustler::{Encoder, Env, Nif, NifResult, SchedulerFlags, Term};
 
 /// A NIF with `N` arguments, as a type, for [`entry`].
 pub(crate) trait Function<const N: usize> {
@@ -552,9 +552,7 @@ fn binary_size(term: ErlNifTerm) -> usize {
 #[inline]
 pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
     let env = term.get_env().as_c_arg();
-    let mut small = 0_i64;
-    // SAFETY: `term` belongs to `env`; the pointer is to an `i64`.
-    if unsafe { enif_get_int64(env, term.as_c_arg(), &mut small) } != 0 {
+    if let Some(small) = amount(term) {
         return Some(Version::Int(small));
     }
     let mut float = 0.0;
@@ -569,6 +567,14 @@ pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
     Some(if sign < 0 { Version::Below(term.into()) } else { Version::Above(term.into()) })
 }
 
+/// The integer in `term`, if it is one of 64 bits.
+#[inline]
+pub(crate) fn amount(term: Term<'_>) -> Option<i64> {
+    let mut amount = 0_i64;
+    // SAFETY: `term` belongs to its environment; the pointer is to an `i64`.
+    (unsafe { enif_get_int64(term.get_env().as_c_arg(), term.as_c_arg(), &mut amount) } != 0).then_some(amount)
+}
+
 /// A copy of `term` in the environment of the caller.
 #[inline]
 pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
@@ -576,12 +582,27 @@ pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
     unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), term.0)) }
 }
 
+/// A signed integer as a term in the environment of the caller.
+#[inline]
+fn signed_to(env: Env<'_>, integer: i64) -> Term<'_> {
+    // SAFETY: `env` belongs to the current call, and the new term belongs to `env`.
+    unsafe { Term::new(env, enif_make_int64(env.as_c_arg(), integer)) }
+}
+
+/// A sum as a term in the environment of the caller.
+#[inline]
+pub(crate) fn sum_to(env: Env<'_>, sum: i128) -> Term<'_> {
+    match i64::try_from(sum) {
+        Ok(small) => signed_to(env, small),
+        Err(_) => sum.encode(env),
+    }
+}
+
 /// The version as a term in the environment of the caller.
 #[inline]
 pub(crate) fn version_to(env: Env<'_>, version: Version<RawTerm>) -> Term<'_> {
     match version {
-        // SAFETY: `env` belongs to the current call, and the new term belongs to `env`.
-        Version::Int(small) => unsafe { Term::new(env, enif_make_int64(env.as_c_arg(), small)) },
+        Version::Int(small) => signed_to(env, small),
         Version::Below(big) | Version::Above(big) => copy_to(env, big),
     }
 }

@@ -1,0 +1,322 @@
+defmodule PartitionedBuffer.Counter do
+  @moduledoc """
+  A buffer of sums. What is added to the same key is added up, and a processor function receives the sums in batches.
+
+      iex> alias PartitionedBuffer.Counter
+      iex> me = self()
+      iex> {:ok, _supervisor} =
+      ...>   Counter.start_link(name: :page_views, processor: fn batch -> send(me, {:batch, batch}) end)
+      iex> Counter.add(:page_views, "/pricing")
+      iex> Counter.add(:page_views, "/pricing", 2)
+      iex> Counter.get(:page_views, "/pricing")
+      3
+      iex> Counter.stop(:page_views)
+      :ok
+      iex> receive do {:batch, batch} -> batch end
+      [{"/pricing", 3, 2}]
+
+  Any process can add, at any rate: `add/4` is one call into native code in the calling process, which finds the sum of the key
+  and adds to it. It sends no message, waits for no process, and copies nothing but a new key. Use it for page views, metering,
+  likes, stock movements, and for means, since each sum has its count. A process that reads a value and writes it back one
+  higher loses what others add in between; a counter loses nothing.
+
+  `PartitionedBuffer` documents options, guarantees and telemetry events. The guide [Counting](counting.html) has recipes.
+
+  ## Semantics
+
+    * Keys are any terms, and are compared with `===`: `1` and `1.0` are two keys.
+    * An amount is an integer from -2^63 to 2^63 - 1. A sum is exact, however large it becomes: it does not wrap, overflow or
+      saturate.
+    * An `add/4` of 0 makes an entry, if the key has none. A sum that comes to 0 is still an entry, which the processor gets.
+    * Each flush begins new sums: what the processor gets is what was added since the flush before.
+    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the sums that wait for the next flush, but none that are in flight. With
+      `:max_attempts` all but `size/1` see what is in flight as well: `get/4` adds it up with what waits.
+    * A call that raises because of its arguments has added nothing.
+    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
+
+  ## Processor
+
+  The processor is called with a list of `{key, sum, count}` tuples. `count` is how often something was added. Each entry of a
+  flush is in one batch. What the processor returns is ignored, unless the buffer has `:max_attempts`.
+
+      def process(batch) do
+        rows = for {path, views, _count} <- batch, do: %{path: path, views: views}
+
+        MyApp.Repo.insert_all("page_views", rows,
+          conflict_target: :path,
+          on_conflict: from(t in "page_views", update: [inc: [views: fragment("EXCLUDED.views")]])
+        )
+      end
+
+  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is a `:set` of records
+  `{:entry, key, sum, 0, count}`.
+
+  ## Delivery
+
+  Without `:max_attempts`, what a failing processor was called with is lost: it counts too little. With `:max_attempts` the sum
+  and the count of a failed entry are added to what was added to its key meanwhile, and the entry keeps its number of attempts.
+
+  A processor that has failed may have stored a sum all the same: it was killed, or its connection broke, after the database
+  had committed. Then the retry counts twice. Whether too little or too much, only a sink that recognizes a batch counts
+  exactly; see [Counting](counting.html#exactly-once).
+  """
+
+  alias PartitionedBuffer.{Call, Definition, Native, Routing}
+
+  @typedoc "The name of a buffer."
+  @type buffer() :: PartitionedBuffer.buffer()
+
+  @typedoc "What is added: an integer of 64 bits, from -2^63 to 2^63 - 1."
+  @type amount() :: integer()
+
+  @typedoc "The argument of the processor."
+  @type batch() :: [{key :: any(), sum :: integer(), count :: pos_integer()}]
+
+  @doc """
+  Starts a buffer, linked to the calling process.
+
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the buffer's supervisor, or
+  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
+
+      iex> {:ok, _pid} = PartitionedBuffer.Counter.start_link(name: :start_link_counter, processor: &Function.identity/1)
+      iex> PartitionedBuffer.Counter.add(:start_link_counter, :key)
+      :ok
+  """
+  @spec start_link(keyword()) :: Supervisor.on_start()
+  def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
+
+  @doc """
+  Returns the child specification of a buffer, for a supervision tree.
+
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
+  this module if the options have no name.
+
+      iex> PartitionedBuffer.Counter.child_spec(name: :views, processor: &Function.identity/1).id
+      :views
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
+
+  @doc """
+  Processes the sums of a buffer and stops it. See `PartitionedBuffer.stop/3`.
+
+      iex> {:ok, _pid} = PartitionedBuffer.Counter.start_link(name: :stop_counter, processor: &Function.identity/1)
+      iex> PartitionedBuffer.Counter.stop(:stop_counter)
+      :ok
+  """
+  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
+    do: PartitionedBuffer.stop(buffer, reason, timeout)
+
+  @doc """
+  Defines a buffer as a module. The buffer has the name of the module.
+
+      defmodule MyApp.PageViews do
+        use PartitionedBuffer.Counter, otp_app: :my_app, processor: &MyApp.Pages.add_views/1
+      end
+
+      children = [MyApp.PageViews]
+      MyApp.PageViews.add("/pricing")
+
+  The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module has these functions:
+
+    * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
+    * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2` and `add/3`, `add_all/1` and
+      `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`, `delete/1` and `delete/2`. There is no `get/2`, because its
+      second argument could mean the default or the options.
+
+      iex> defmodule DocViews do
+      ...>   use PartitionedBuffer.Counter, processor: &Function.identity/1
+      ...> end
+      iex> {:ok, _pid} = DocViews.start_link(partitions: 2)
+      iex> DocViews.add("/", 2)
+      iex> DocViews.add("/")
+      iex> DocViews.get("/")
+      3
+      iex> DocViews.stop()
+      :ok
+  """
+  defmacro __using__(opts) do
+    quote location: :keep do
+      unquote(Definition.functions(__MODULE__, opts))
+
+      @doc "See `PartitionedBuffer.Counter.add/4`."
+      @spec add(any(), PartitionedBuffer.Counter.amount(), keyword()) :: :ok | {:error, :full}
+      def add(key, amount \\ 1, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Counter.add(__MODULE__, key, amount, opts)
+
+      @doc "See `PartitionedBuffer.Counter.add_all/3`."
+      @spec add_all(Enumerable.t(), keyword()) :: :ok | {:error, :full}
+      def add_all(entries, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Counter.add_all(__MODULE__, entries, opts)
+
+      @doc "Returns the sum of a key, or 0. See `PartitionedBuffer.Counter.get/4`."
+      @spec get(any()) :: integer()
+      def get(key), do: PartitionedBuffer.Counter.get(__MODULE__, key)
+
+      @doc "Returns the sum of a key, or `default`. See `PartitionedBuffer.Counter.get/4`."
+      @spec get(any(), default, keyword()) :: integer() | default when default: any()
+      def get(key, default, opts) when is_list(opts),
+        do: PartitionedBuffer.Counter.get(__MODULE__, key, default, opts)
+
+      @doc "See `PartitionedBuffer.Counter.fetch/3`."
+      @spec fetch(any(), keyword()) :: {:ok, integer()} | :error
+      def fetch(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Counter.fetch(__MODULE__, key, opts)
+
+      @doc "See `PartitionedBuffer.Counter.delete/3`."
+      @spec delete(any(), keyword()) :: :ok
+      def delete(key, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Counter.delete(__MODULE__, key, opts)
+    end
+  end
+
+  @doc """
+  Adds an amount to the sum of a key.
+
+  Raises an `ArgumentError` if the amount is not an integer of 64 bits. In a buffer with `:max_size` it may wait, raise a
+  `PartitionedBuffer.FullError` or return `{:error, :full}`, but never for a key that waits already: see
+  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`).
+
+      iex> PartitionedBuffer.Counter.add(:doc_counter, :clicks)
+      :ok
+      iex> PartitionedBuffer.Counter.add(:doc_counter, :stock, -3)
+      :ok
+      iex> PartitionedBuffer.Counter.add(:doc_counter, {:eu, 7}, 1, partition_key: fn {region, _id} -> region end)
+      :ok
+  """
+  @spec add(buffer(), any(), amount(), keyword()) :: :ok | {:error, :full}
+  def add(buffer, key, amount \\ 1, opts \\ [])
+
+  def add(buffer, key, amount, []) when is_atom(buffer) do
+    with refused when refused != :ok <- Native.add(buffer, nil, key, amount),
+         do: refused(refused, buffer, nil, key, amount)
+  end
+
+  def add(buffer, key, amount, opts) when is_atom(buffer) do
+    route = Call.route(buffer, key, opts)
+
+    with refused when refused != :ok <- Native.add(buffer, route, key, amount),
+         do: refused(refused, buffer, route, key, amount)
+  end
+
+  defp refused(:invalid, buffer, _route, key, amount),
+    do: Call.invalid!({:invalid, {key, amount}}, buffer, :amount)
+
+  defp refused(refused, buffer, route, key, amount),
+    do: Call.refused(refused, buffer, :counter, route, &Native.add(buffer, &1, key, amount))
+
+  @doc """
+  Adds each amount of a map, or of a list or another enumerable of `{key, amount}` tuples. The same key may come several times.
+
+  An enumerable is read to its end before the first amount is added. Raises an `ArgumentError`, and adds nothing, if there is
+  anything else in it; if it raises itself, nothing is added either. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as `:partition_key` is called for all
+  entries before the first is added.
+
+      iex> PartitionedBuffer.Counter.add_all(:doc_counter, %{red: 1, green: 2})
+      :ok
+      iex> PartitionedBuffer.Counter.add_all(:doc_counter, [red: 1, red: 1])
+      :ok
+      iex> PartitionedBuffer.Counter.get(:doc_counter, :red)
+      3
+  """
+  @spec add_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
+  def add_all(buffer, entries, opts \\ []) when is_atom(buffer),
+    do: Call.write_list(buffer, :add_all, Call.to_list!(entries, buffer, :amount), opts)
+
+  @doc """
+  Returns the sum of a key that waits for the next flush, or `default` if nothing was added.
+
+  With `:max_attempts` what is in flight belongs to the sum, until the processor has succeeded with it. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was added in.
+
+      iex> PartitionedBuffer.Counter.add(:doc_counter, :seen, 5)
+      iex> PartitionedBuffer.Counter.get(:doc_counter, :seen)
+      5
+      iex> PartitionedBuffer.Counter.get(:doc_counter, :missing)
+      0
+      iex> PartitionedBuffer.Counter.get(:doc_counter, :missing, nil)
+      nil
+  """
+  @spec get(buffer(), any(), default, keyword()) :: integer() | default when default: any()
+  def get(buffer, key, default \\ 0, opts \\ []) when is_atom(buffer) do
+    case fetch(buffer, key, opts) do
+      {:ok, sum} -> sum
+      :error -> default
+    end
+  end
+
+  @doc """
+  Returns `{:ok, sum}`, or `:error` if nothing was added to the key. It sees what `get/4` sees.
+
+      iex> PartitionedBuffer.Counter.add(:doc_counter, :balanced, 2)
+      iex> PartitionedBuffer.Counter.add(:doc_counter, :balanced, -2)
+      iex> PartitionedBuffer.Counter.fetch(:doc_counter, :balanced)
+      {:ok, 0}
+      iex> PartitionedBuffer.Counter.fetch(:doc_counter, :missing)
+      :error
+  """
+  @spec fetch(buffer(), any(), keyword()) :: {:ok, integer()} | :error
+  def fetch(buffer, key, opts \\ []) when is_atom(buffer) do
+    with :not_running <- Native.sum(buffer, Call.route(buffer, key, opts), key),
+         do: Routing.not_running!(buffer, :counter)
+  end
+
+  @doc """
+  Deletes the sum of a key that waits for the next flush, with its count.
+
+  A sum in flight is not affected. But with `:max_attempts` it is not given to the processor if it is not in a batch yet, is
+  not retried if it is, and no read sees it any more.
+
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
+  added in.
+
+      iex> PartitionedBuffer.Counter.add(:doc_counter, :deleted)
+      iex> PartitionedBuffer.Counter.delete(:doc_counter, :deleted)
+      :ok
+      iex> PartitionedBuffer.Counter.get(:doc_counter, :deleted)
+      0
+  """
+  @spec delete(buffer(), any(), keyword()) :: :ok
+  def delete(buffer, key, opts \\ []) when is_atom(buffer),
+    do: buffer |> Native.delete_sum(Call.route(buffer, key, opts), key) |> Call.taken!(buffer, :counter)
+
+  @doc """
+  Gives all sums to the processor now, and waits until it is done. See `PartitionedBuffer.flush/2`.
+
+      iex> PartitionedBuffer.Counter.flush(:doc_counter)
+      :ok
+  """
+  @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
+          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+  def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Returns how many sums wait for the next flush, in all partitions.
+
+      iex> PartitionedBuffer.Counter.size(:doc_counter)
+      0
+  """
+  @spec size(buffer()) :: non_neg_integer()
+  def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
+
+  @doc """
+  Returns what the buffer holds, how late it is, and what it has counted. See `PartitionedBuffer.info/1`.
+
+      iex> PartitionedBuffer.Counter.info(:doc_counter).kind
+      :counter
+  """
+  @spec info(buffer()) :: PartitionedBuffer.info()
+  def info(buffer), do: PartitionedBuffer.info(buffer)
+
+  @doc """
+  Changes options of a running buffer. See `PartitionedBuffer.update_options/2`.
+
+      iex> PartitionedBuffer.Counter.update_options(:doc_counter, processing_interval_ms: 100)
+      :ok
+  """
+  @spec update_options(buffer(), keyword()) :: :ok
+  def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
+end

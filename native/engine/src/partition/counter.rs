@@ -1,0 +1,46 @@
+//! The operations on a partition of a counter.
+
+use super::table::TABLE_SHARDS;
+use super::{Closed, Partition, Stored, Written};
+use crate::index::Hash;
+use crate::parcel::Parcel;
+use crate::tally::Tally;
+use crate::term::Heap;
+
+/// A partition of a counter.
+pub type CounterPartition<H> = Partition<Tally<H>, TABLE_SHARDS>;
+
+impl<H: Heap> CounterPartition<H> {
+    /// Adds `amount` to the sum of `key`.
+    #[inline(always)]
+    pub fn add(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, amount: i64) -> Result<Stored, Closed> {
+        let Some(mut state) = self.lock_with_room(partition_count, hash, key.term)? else { return Ok(Stored::Full) };
+        let is_new = state.waiting.add(hash, key, amount);
+        Ok(self.written(state, is_new))
+    }
+
+    /// Does `additions`, of amounts to keys that all belong to one shard, under one lock. The caller keeps them few, and
+    /// has room for all of them if they are `reserved`.
+    pub fn add_all<'a>(
+        &self,
+        partition_count: u32,
+        shard: usize,
+        reserved: bool,
+        additions: impl Iterator<Item = &'a (Hash, (Parcel<H>, i64))> + Clone,
+    ) -> Result<Written, Closed> {
+        self.write_each(partition_count, shard, reserved, additions, |state, hash, (key, amount)| {
+            state.waiting.add(hash, key, *amount)
+        })
+    }
+
+    /// The sum of `key`: of what waits and of what is in flight; `None` if nothing is.
+    pub fn sum(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<Option<i128>, Closed> {
+        let state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
+        let waiting = state.waiting.find(hash, key).and_then(|id| state.waiting.sum(id));
+        let in_flight = state.in_flight.iter().filter_map(|own| {
+            let found = own.find(hash, key)?;
+            found.table().sum(found.id)
+        });
+        Ok(in_flight.chain(waiting).reduce(|sum, other| sum + other))
+    }
+}

@@ -1,0 +1,166 @@
+//! A tally: the sums that one shard has taken in since its last flush, each under its key.
+//!
+//! Nothing is copied but the keys. A sum is exact: it needs 64 bits, and a carry once they have not been enough.
+
+use crate::entries::Attempts;
+use crate::ids::EntryId;
+use crate::index::Hash;
+use crate::parcel::Parcel;
+use crate::store::TakenBack;
+use crate::table::{Contents, Table};
+use crate::term::Heap;
+
+/// See the module's documentation.
+pub type Tally<H> = Table<H, Sums>;
+
+/// What a tally keeps outside of its entries: nothing.
+pub struct Sums;
+
+/// A sum in an entry. Packed, so that the entry needs no padding.
+#[derive(Clone, Copy, Debug)]
+#[repr(Rust, packed(4))]
+pub struct Sum {
+    /// The lowest 64 bits of the sum, as a signed number.
+    low: i64,
+    /// How often something was added.
+    count: u64,
+    /// How often the processor has failed with the entry.
+    attempts: Attempts,
+}
+
+/// What readers get of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<T> {
+    /// The key.
+    pub key: T,
+    /// The sum of what was added. 128 bits are enough for 2^64 additions.
+    pub sum: i128,
+    /// How often something was added.
+    pub count: u64,
+}
+
+/// The sum of the lowest 64 bits and of the carry, which counts 2^64.
+#[inline]
+fn sum_of(low: i64, carry: i64) -> i128 {
+    (i128::from(carry) << 64) + i128::from(low)
+}
+
+/// The opposite of [`sum_of`].
+#[inline]
+fn split(sum: i128) -> (i64, i64) {
+    let low = sum as i64;
+    (low, ((sum - i128::from(low)) >> 64) as i64)
+}
+
+impl<H: Heap> Tally<H> {
+    /// Adds `amount` to the sum of `key`; `true` if the key is new.
+    #[inline(always)]
+    pub fn add(&mut self, hash: Hash, key: &Parcel<H>, amount: i64) -> bool {
+        let Some(id) = self.find(hash, key.term) else {
+            self.insert(hash, key, Sum { low: amount, count: 1, attempts: Attempts::NONE }, 0);
+            return true;
+        };
+        self.count_merged();
+        let entry = self.entries.get_mut(id).expect("an entry that was found is there");
+        let Sum { low, count, attempts } = entry.value;
+        let (low, overflows) = low.overflowing_add(amount);
+        entry.value = Sum { low, count: count + 1, attempts };
+        if overflows {
+            self.carry(id, amount);
+        }
+        false
+    }
+
+    /// The sum of an entry has left the range of 64 bits, with this amount.
+    #[cold]
+    fn carry(&mut self, id: EntryId, amount: i64) {
+        let carry = self.entries.extra(id);
+        self.entries.set_extra(id, carry + amount.signum());
+    }
+
+    /// The sum of an entry, which must be there.
+    #[inline]
+    pub(crate) fn sum(&self, id: EntryId) -> Option<i128> {
+        let low = self.entries.get(id)?.value.low;
+        Some(sum_of(low, self.entries.extra(id)))
+    }
+}
+
+impl<H: Heap> Contents<H> for Sums {
+    type Value = Sum;
+
+    /// How often 2^64 is to be added to the 64 bits.
+    type Extra = i64;
+
+    type Record = Counted<H::Term>;
+
+    const ADDS_UP: bool = true;
+
+    fn new() -> Self {
+        Sums
+    }
+
+    #[inline]
+    fn record(key: H::Term, Sum { low, count, .. }: Sum, carry: i64) -> Counted<H::Term> {
+        Counted { key, sum: sum_of(low, carry), count }
+    }
+
+    fn attempts(value: Sum, _carry: i64) -> Attempts {
+        value.attempts
+    }
+
+    fn removed(_table: &mut Tally<H>, _value: Sum) {}
+
+    fn take_back(table: &mut Tally<H>, flushed: &Tally<H>, id: EntryId, times: u32) -> TakenBack {
+        let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
+        let (hash, failed, carry) = (flushed.hash(id), entry.value, flushed.entries.extra(id));
+        let Some(waiting) = table.find(hash, entry.key) else {
+            let attempts = Attempts::taken_back(times);
+            table.insert(hash, &flushed.key(entry), Sum { attempts, ..failed }, carry);
+            table.count_taken_back(flushed, attempts);
+            return TakenBack::Added;
+        };
+        let carry = (table.entries.extra(waiting), carry);
+        let entry = table.entries.get_mut(waiting).expect("an entry that was found is there");
+        let old = entry.value;
+        let (low, carry) = split(sum_of(old.low, carry.0) + sum_of(failed.low, carry.1));
+        let attempts = old.attempts.joined(times);
+        entry.value = Sum { low, count: old.count + failed.count, attempts };
+        table.entries.set_extra(waiting, carry);
+        table.count_joined(flushed, old.attempts, attempts);
+        TakenBack::Joined
+    }
+
+    fn stale(&self) -> usize {
+        0
+    }
+
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn has_large(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entries::Entry;
+
+    #[test]
+    fn an_entry_takes_half_a_cache_line() {
+        assert_eq!(size_of::<Entry<usize, Sum>>(), 32);
+    }
+
+    #[test]
+    fn a_sum_is_its_parts() {
+        let edges =
+            [0, 1, i64::MAX.into(), i128::from(i64::MAX) + 1, 1 << 64, (1 << 64) - 1, i128::MAX, i128::MAX >> 1];
+        for sum in edges.into_iter().flat_map(|edge| [edge, -edge, -edge - 1]) {
+            let (low, carry) = split(sum);
+            assert_eq!(sum_of(low, carry), sum);
+        }
+    }
+}
