@@ -509,6 +509,8 @@ impl<S: Store> Flush<S> {
             let rest = retries.iter().flat_map(|run| run.first..run.first + run.length).chain(position..self.end);
             let batch = match batch.state {
                 BatchState::GivenUp | BatchState::Buried => batch.length,
+                // Entries that wait again since are gone here, and perhaps not counted there.
+                _ if S::ADDS_UP => batch.length,
                 _ => batch.entries().filter(|(position, _attempts)| is_held(position)).count(),
             };
             batch + rest.filter(is_held).count()

@@ -39,3 +39,8 @@ fn maps_agree_with_a_model() {
 fn queues_agree_with_a_model() {
     check(model::queue::run);
 }
+
+#[test]
+fn counters_agree_with_a_model() {
+    check(model::counter::run);
+}

@@ -587,7 +587,8 @@ impl Target for ToCounter<'_> {
     }
 
     fn write(&self, (hash, (key, amount)): &Self::Write) -> Result<Stored, NotRunning> {
-        self.counter.with_partition(self.route, key.term(), |partition, count| partition.add(count, *hash, key, *amount))
+        self.counter
+            .with_partition(self.route, key.term(), |partition, count| partition.add(count, *hash, key, *amount))
     }
 
     fn write_all<'w>(

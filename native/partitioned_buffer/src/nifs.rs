@@ -21,8 +21,8 @@ use crate::registry;
 use crate::room::Reservation;
 use crate::vm::memory;
 use crate::vm::term::{
-    amount, cell, charge, copy_to, elements, entry, parcel, parcel_with, sum_to, tuple, unsigned_to, version, Environment,
-    Function, RawTerm,
+    amount, cell, charge, copy_to, elements, entry, parcel, parcel_with, sum_to, tuple, unsigned_to, version,
+    Environment, Function, RawTerm,
 };
 
 /// `size` looks at all partitions, and a step of a list may write to each of them. With this many, both stay well below a

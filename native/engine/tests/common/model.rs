@@ -1,8 +1,8 @@
 //! Buffers of partitions, and models of them. Long sequences of operations, read from bytes, are done to both. Their
 //! answers and contents must be the same.
 //!
-//! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`] and
-//! [`queue`] have the operations of one kind of buffer, and this module those of all. The random tests and the fuzz
+//! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`],
+//! [`queue`] and [`counter`] have the operations of one kind of buffer, and this module those of all. The random tests and the fuzz
 //! targets share them, since any bytes are a sequence of operations.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,6 +16,8 @@ use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, Give
 use super::reading::read_slices;
 use super::{heaps, set_lanes, HIDDEN, LARGE};
 
+pub mod counter;
+mod keys;
 pub mod map;
 pub mod queue;
 
@@ -188,7 +190,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
                 continue;
             }
             entry.attempts += u32::from(is_counted);
-            let is_later = later.iter().any(|flush| flush.places.contains_key(&W::key(entry.entry)));
+            let is_later = !S::ADDS_UP && later.iter().any(|flush| flush.places.contains_key(&W::key(entry.entry)));
             if entry.is_deleted {
                 result.superseded += 1;
             } else if max.is_some_and(|max| entry.attempts >= max) {
@@ -236,7 +238,13 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
 
     /// How many entries have no outcome.
     fn held(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.place != Place::Gone && !entry.is_deleted).count()
+        let is_held = |entry: &&Entry<W::Entry>| match entry.place {
+            Place::Ahead => !entry.is_deleted,
+            // Of a counter also what was deleted: it may wait again.
+            Place::Batch => !entry.is_deleted || S::ADDS_UP,
+            Place::Gone => false,
+        };
+        self.entries.iter().filter(is_held).count()
     }
 
     fn batch(&self) -> impl Iterator<Item = &Entry<W::Entry>> {

@@ -1,6 +1,7 @@
-//! For the tests of maps and queues: the runs under shuttle, and a buffer as the NIF library has it.
+//! For the tests of all kinds of buffers: the runs under shuttle, and a buffer as the NIF library has it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod counter;
 pub mod history;
 pub mod map;
 

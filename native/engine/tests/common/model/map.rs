@@ -4,16 +4,14 @@ use std::collections::HashMap;
 
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
-use partitioned_buffer_engine::{Generation, Hash, Hasher, Heap, MapPartition, Stored};
+use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Stored};
 
+use super::keys::{many, Key, Keys};
 use super::{Buffer, Model, PARTITIONS};
-use crate::common::{hash, to_version, version_number, TestHeap, TestTerm};
+use crate::common::{to_version, version_number, TestHeap, TestTerm};
 
 /// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in Erlang.
 const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
-
-/// Whether the key is boxed, and its content.
-type Key = (bool, i64);
 
 /// What is stored for a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,9 +27,7 @@ type Waiting = HashMap<Key, (Value, u32)>;
 /// See the module's documentation.
 struct Map {
     buffer: Buffer<Generation<TestHeap>, TABLE_SHARDS, Waiting>,
-    hasher: Hasher,
-    /// The number of keys.
-    keys: i64,
+    keys: Keys,
 }
 
 /// Does the operations of `bytes` to a map and its model, and panics if they differ. Returns the number of operations.
@@ -40,7 +36,8 @@ pub fn run(bytes: &[u8]) -> usize {
     let hasher = Hasher::seeded(u64::from(seed));
     let running = 1 + usize::from(size) / 14 % PARTITIONS;
     super::run((seed % 2 == 1).then_some(seed.into()), || {
-        let mut map = Map { buffer: Buffer::start(&hasher, running, seed % 4 < 2), hasher, keys: 1 << (size % 14) };
+        let mut map =
+            Map { buffer: Buffer::start(&hasher, running, seed % 4 < 2), keys: Keys::new(hasher, 1 << (size % 14)) };
         bytes.chunks_exact(3).for_each(|step| map.step(step[0], step[1], step[2]));
         map.buffer.finish()
     })
@@ -48,7 +45,7 @@ pub fn run(bytes: &[u8]) -> usize {
 
 impl Map {
     fn step(&mut self, operation: u8, a: u8, b: u8) {
-        let key = self.key(i64::from(a) | i64::from(b) << 8);
+        let key = self.keys.key(i64::from(a) | i64::from(b) << 8);
         match operation % 32 {
             0..=4 => self.put(key, false),
             5 => self.put_new(key, b % 8 == 0),
@@ -57,42 +54,25 @@ impl Map {
             13..=14 => self.delete(key),
             15..=16 => self.get(key),
             // Many writes, which a short sequence of bytes would not reach otherwise.
-            17 => self.neighbours(a, b).for_each(|key| self.put(key, operation / 32 == 0)),
-            18 => self.neighbours(a, b).for_each(|key| self.put_newer(key, i64::from(operation))),
-            19 => self.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
+            17 => self.keys.neighbours(a, b).for_each(|key| self.put(key, operation / 32 == 0)),
+            18 => self.keys.neighbours(a, b).for_each(|key| self.put_newer(key, i64::from(operation))),
+            19 => self.keys.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
             20 => (0..many(a, b)).for_each(|_| self.put(key, false)),
-            21 => self.write_all(&self.neighbours(a, b).collect::<Vec<_>>()),
+            21 => self.write_all(&self.keys.neighbours(a, b).collect::<Vec<_>>()),
             _ => self.buffer.step(operation, a, b),
         }
-    }
-
-    /// The key with this number. A few contents are both a boxed key and another one that is not boxed.
-    fn key(&self, number: i64) -> Key {
-        let content = number % self.keys;
-        (content % 3 != 0 || number & 0x4000 != 0, content)
-    }
-
-    /// Neighbouring keys.
-    fn neighbours(&self, a: u8, b: u8) -> impl Iterator<Item = Key> {
-        let (first, count) = (i64::from(a) << 3, 2 * many(a, b));
-        let keys: Vec<Key> = (first..first + count).map(|number| self.key(number)).collect();
-        keys.into_iter()
     }
 
     fn partition_of(&self, key: Key) -> usize {
         key.1 as usize % self.buffer.running
     }
 
-    fn term(&self, caller: &mut TestHeap, (is_boxed, content): Key) -> (Hash, TestTerm) {
-        let term = if is_boxed { caller.boxed(content) } else { TestTerm::Immediate(content) };
-        (hash(&self.hasher, term), term)
-    }
-
     fn put(&mut self, key: Key, is_large: bool) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let value = self.buffer.value(is_large);
-        let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+        let (number, (hash, term), boxed) =
+            (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
         let result =
             self.buffer.partitions[number].put(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
         assert_eq!(result, self.buffer.expected(number, Stored::Stored));
@@ -105,7 +85,8 @@ impl Map {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let value = self.buffer.value(is_large);
-        let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+        let (number, (hash, term), boxed) =
+            (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
         let result =
             self.buffer.partitions[number].put_new(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
         let is_open = self.buffer.expected(number, ());
@@ -116,7 +97,8 @@ impl Map {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let value = self.buffer.value(false);
-        let (number, (hash, term), boxed) = (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+        let (number, (hash, term), boxed) =
+            (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
         let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
         let key_parcel = term.parcel();
         let result =
@@ -133,7 +115,7 @@ impl Map {
             self.buffer.operations += 1;
             let value = self.buffer.value(key.1 % 11 == 0);
             let (number, (hash, term), boxed) =
-                (self.partition_of(key), self.term(&mut caller, key), caller.term(value));
+                (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
             let shard = shards.entry((number, MapPartition::<TestHeap>::shard_of(hash))).or_default();
             let is_open = self.buffer.expected(number, ()).is_ok();
             if key.1 % 2 == 0 {
@@ -158,7 +140,7 @@ impl Map {
     fn delete(&mut self, key: Key) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
-        let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
+        let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
         let result = self.buffer.partitions[number].delete(self.buffer.running as u32, hash, term);
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
@@ -169,17 +151,12 @@ impl Map {
     fn get(&mut self, key: Key) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
-        let (number, (hash, term)) = (self.partition_of(key), self.term(&mut caller, key));
+        let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
         let found =
             self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value, _| value.content().1);
         let seen = self.buffer.models[number].seen(key).map(|seen| seen.value);
         assert_eq!(found, self.buffer.expected(number, seen));
     }
-}
-
-/// How many writes two bytes ask for: most often few, so that a sequence has other operations as well.
-fn many(a: u8, b: u8) -> i64 {
-    i64::from(if a % 8 == 0 { b } else { b % 16 })
 }
 
 impl Model<Generation<TestHeap>, Waiting> {
