@@ -90,7 +90,8 @@ defmodule PartitionedBuffer.Call do
     enumerable?(entries) ||
       raise ArgumentError,
             "invalid entries: #{inspect(entries)} for buffer #{inspect(buffer)}, expected " <>
-              if(shape == :versioned, do: "an", else: "a map, or another") <> " enumerable of #{@expected[shape]}"
+              if(shape == :versioned, do: "an", else: "a map, or another") <>
+              " enumerable of #{@expected[shape]}"
 
     Enum.to_list(entries)
   end

@@ -162,7 +162,8 @@ defmodule PartitionedBuffer.Counter do
 
       @doc "See `PartitionedBuffer.Counter.fetch/3`."
       @spec fetch(any(), keyword()) :: {:ok, integer()} | :error
-      def fetch(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Counter.fetch(__MODULE__, key, opts)
+      def fetch(key, opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.Counter.fetch(__MODULE__, key, opts)
 
       @doc "See `PartitionedBuffer.Counter.delete/3`."
       @spec delete(any(), keyword()) :: :ok

@@ -327,8 +327,10 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:full_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
 
   defp expected(:name), do: "an atom"
+
   defp expected(:module),
     do: "PartitionedBuffer.Map, PartitionedBuffer.Queue or PartitionedBuffer.Counter"
+
   defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
   defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:max_attempts), do: "a positive integer or :infinity"
