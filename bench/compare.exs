@@ -1,4 +1,5 @@
-# Every operation of the Map beside raw ETS and beside the documented ETS design, in one VM and in alternation.
+# Every operation of the Map and of the Counter beside raw ETS, and those of the Map beside the documented ETS design, in one
+# VM and in alternation.
 #
 #     mix run bench/compare.exs [PART OF A SCENARIO'S NAME]
 #
@@ -14,6 +15,7 @@ defmodule Compare do
   @candidates [Bench.Ets, Bench.Lean, Bench.NativeOne, Bench.Native]
   # What `:max_size` and `:processing_threshold` cost.
   @limited [Bench.Native, Bench.NativeBound, Bench.NativeThreshold]
+  @counters [Bench.EtsCounter, Bench.EtsSum, Bench.CounterOne, Bench.Counter]
 
   def main(argv) do
     Runner.release!()
@@ -26,7 +28,9 @@ defmodule Compare do
     results = scenarios() |> Enum.filter(&(&1.name =~ filter)) |> Runner.run(@candidates)
     IO.puts("\nwith a limit that is not reached\n")
     for(n <- [1, 2, 4], do: new_keys(n)) |> Enum.filter(&(&1.name =~ filter)) |> Runner.run(@limited)
-    if filter == "", do: write(results)
+    IO.puts("\ncounters\n")
+    counted = counting() |> Enum.filter(&(&1.name =~ filter)) |> Runner.run(@counters)
+    if filter == "", do: write(results, counted)
   end
 
   ## Scenarios: ops is how many operations `run` does; `prepare` is not measured.
@@ -206,6 +210,120 @@ defmodule Compare do
     }
   end
 
+  ## Counters
+
+  defp counting do
+    random = shuffle(Enum.to_list(1..@keys))
+    hot = List.duplicate(:hot, @keys)
+
+    [
+      add("add to int", random, 1),
+      add("add to int, 2 writers", random, 2),
+      add("add to one hot key", hot, 1),
+      add("add to one hot key, 2 writers", hot, 2),
+      add("add to {atom, binary}", Enum.map(random, &{:page, "/posts/#{&1}"}), 1),
+      add_new(random),
+      add_all(random, 10),
+      add_all(random, 1_000),
+      get_sum(random),
+      flush_counters(1_000_000)
+    ]
+  end
+
+  # Each writer adds to all keys, which are there.
+  defp add(name, keys, count) do
+    size = keys |> Enum.uniq() |> length()
+    rounds = 2
+
+    %{
+      name: name,
+      ops: rounds * count * length(keys),
+      prepare: fn mod ->
+        handle = counted(mod, keys)
+        # The writers begin at different keys.
+        parts = for n <- 1..count, do: Enum.drop(keys, n * 1_000) ++ Enum.take(keys, n * 1_000)
+        add = fn part -> fn -> for(_ <- 1..rounds, do: each_add(mod, handle, part)) && :ok end end
+        {handle, Runner.ready(Enum.map(parts, add))}
+      end,
+      run: fn _mod, {_handle, pids} -> Runner.release(pids) end,
+      finish: fn _mod, {handle, _pids} -> handle end,
+      check: sums_to(keys, size, (1 + rounds * count) * div(length(keys), size))
+    }
+  end
+
+  defp add_new(keys) do
+    %{
+      name: "add to a new int",
+      ops: length(keys),
+      prepare: & &1.new([]),
+      run: &each_add(&1, &2, keys),
+      check: sums_to(keys, length(keys), 1)
+    }
+  end
+
+  defp add_all(keys, size) do
+    chunks = keys |> Enum.map(&{&1, 1}) |> Enum.chunk_every(size)
+
+    %{
+      name: "add_all of #{size}, per entry",
+      ops: length(keys),
+      prepare: &counted(&1, keys),
+      run: fn mod, handle -> Enum.each(chunks, &mod.add_all(handle, &1)) end,
+      check: sums_to(keys, length(keys), 2)
+    }
+  end
+
+  defp get_sum(keys) do
+    %{
+      name: "get the sum of int",
+      ops: length(keys),
+      prepare: &counted(&1, keys),
+      run: &each_get(&1, &2, keys),
+      check: sums_to(keys, length(keys), 1)
+    }
+  end
+
+  defp flush_counters(count) do
+    %{
+      drained?: true,
+      name: "flush of a million counters in thousands, per entry",
+      ops: count,
+      rounds: 2,
+      prepare: fn mod ->
+        handle = mod.new([])
+        for chunk <- Enum.chunk_every(1..count, 10_000), do: mod.add_all(handle, for(n <- chunk, do: {n, n}))
+        {handle, :counters.new(1, [])}
+      end,
+      run: fn mod, {handle, counter} ->
+        sum = fn batch -> :counters.add(counter, 1, batch |> Enum.map(&elem(&1, 1)) |> Enum.sum()) end
+        fn -> mod.drain(handle, 1_000, sum) end |> Task.async() |> Task.await(:infinity)
+      end,
+      finish: fn _mod, {handle, counter} ->
+        Process.put(:flushed, :counters.get(counter, 1))
+        handle
+      end,
+      check: fn _mod, _handle -> Process.get(:flushed) == div(count * (count + 1), 2) end
+    }
+  end
+
+  defp counted(mod, keys) do
+    handle = mod.new([])
+    each_add(mod, handle, keys)
+    handle
+  end
+
+  defp each_add(mod, handle, [key | rest]) do
+    mod.add(handle, key, 1)
+    each_add(mod, handle, rest)
+  end
+
+  defp each_add(_mod, _handle, []), do: :ok
+
+  defp sums_to(keys, size, sum) do
+    sample = Enum.take_random(keys, 1_000)
+    fn mod, handle -> mod.size(handle) == size and Enum.all?(sample, &(mod.get(handle, &1) == sum)) end
+  end
+
   defp flush_each_10_ms(mod, handle) do
     receive do
       {:stop, from} -> send(from, :stopped)
@@ -316,12 +434,13 @@ defmodule Compare do
 
   ## Files
 
-  defp write(results) do
+  defp write(results, counted) do
     dir = __DIR__
 
     File.write!(
       Path.join(dir, "results.json"),
-      Report.json(%{machine: Report.machine(), rounds: Runner.rounds(), scenarios: results}) <> "\n"
+      Report.json(%{machine: Report.machine(), rounds: Runner.rounds(), scenarios: results, counters: counted}) <>
+        "\n"
     )
 
     label = Bench.NativeOne.label()

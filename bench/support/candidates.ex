@@ -248,3 +248,65 @@ for {module, label, option} <- [
     defdelegate free(name), to: Bench.Native
   end
 end
+
+defmodule Bench.EtsCounter do
+  @moduledoc "Raw ETS: a row with sum and count for each key, counted up in place."
+
+  def label, do: "raw ETS"
+  def new(_opts), do: {Bench.Ets.new_table(), nil}
+  def add({table, _}, key, amount), do: :ets.update_counter(table, key, [{2, amount}, {3, 1}], {key, 0, 0})
+  def add_all(handle, entries), do: Enum.each(entries, fn {key, amount} -> add(handle, key, amount) end)
+  def get({table, _}, key), do: :ets.lookup_element(table, key, 2)
+  defdelegate size(handle), to: Bench.Ets
+  defdelegate drain(handle, batch_size, processor), to: Bench.Ets
+  defdelegate free(handle), to: Bench.Ets
+end
+
+defmodule Bench.EtsSum do
+  @moduledoc "The same without a count."
+
+  def label, do: "raw ETS, only sums"
+  defdelegate new(opts), to: Bench.EtsCounter
+  def add({table, _}, key, amount), do: :ets.update_counter(table, key, amount, {key, 0})
+  def add_all(handle, entries), do: Enum.each(entries, fn {key, amount} -> add(handle, key, amount) end)
+  defdelegate get(handle, key), to: Bench.EtsCounter
+  defdelegate size(handle), to: Bench.Ets
+  defdelegate drain(handle, batch_size, processor), to: Bench.Ets
+  defdelegate free(handle), to: Bench.Ets
+end
+
+# This package's Counter, by its public functions.
+for {module, label, options} <- [
+      {Bench.Counter, "this package", []},
+      {Bench.CounterOne, "this package, 1 partition", [partitions: 1]}
+    ] do
+  defmodule module do
+    @moduledoc false
+
+    alias PartitionedBuffer.{Counter, Native, Routing}
+
+    def label, do: unquote(label)
+
+    def new(opts) do
+      name = :"bench_#{System.unique_integer([:positive])}"
+      fixed = [name: name, processor: fn _ -> :ok end, processing_interval_ms: 86_400_000]
+      {:ok, _pid} = Counter.start_link(fixed ++ unquote(options) ++ opts)
+      name
+    end
+
+    defdelegate add(name, key, amount), to: Counter
+    defdelegate add_all(name, entries), to: Counter
+    defdelegate get(name, key), to: Counter
+    defdelegate size(name), to: Counter
+
+    def drain(name, batch_size, processor) do
+      for n <- 0..(Routing.partition_count!(name) - 1),
+          {_kind, flush} <- [Native.flush(name, n)],
+          do: Bench.Native.process(name, n, flush, batch_size, processor, Counter)
+
+      :ok
+    end
+
+    def free(name), do: Counter.stop(name)
+  end
+end

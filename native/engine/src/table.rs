@@ -56,8 +56,11 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     fn has_large(&self) -> bool;
 }
 
-/// See the module's documentation.
+/// See the module's documentation. The first field is in the cache line of the shard's lock, since most writes change it.
+#[repr(C)]
 pub struct Table<H: Heap, C: Contents<H>> {
+    /// How many writes, and entries that were taken back, have met an entry of their key.
+    merged: usize,
     /// From the hash of a key to the id of its entry.
     index: Index,
     /// The entries.
@@ -66,8 +69,6 @@ pub struct Table<H: Heap, C: Contents<H>> {
     keys: Arena<H>,
     /// What is kept outside of the entries.
     pub(crate) contents: C,
-    /// How many writes, and entries that were taken back, have met an entry of their key.
-    merged: usize,
     /// How many entries were deleted.
     deleted: usize,
     /// How many entries were taken back.

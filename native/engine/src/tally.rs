@@ -62,9 +62,10 @@ impl<H: Heap> Tally<H> {
         };
         self.count_merged();
         let entry = self.entries.get_mut(id).expect("an entry that was found is there");
-        let Sum { low, count, attempts } = entry.value;
-        let (low, overflows) = low.overflowing_add(amount);
-        entry.value = Sum { low, count: count + 1, attempts };
+        let (low, overflows) = { entry.value.low }.overflowing_add(amount);
+        // Field by field: to read what was just written in other pieces stalls the processor.
+        entry.value.low = low;
+        entry.value.count += 1;
         if overflows {
             self.carry(id, amount);
         }
