@@ -56,19 +56,20 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     fn has_large(&self) -> bool;
 }
 
-/// See the module's documentation. The first field is in the cache line of the shard's lock, since most writes change it.
+/// See the module's documentation. The first fields are in the cache line of the shard's lock, since
+/// most writes change them.
 #[repr(C)]
 pub struct Table<H: Heap, C: Contents<H>> {
     /// How many writes, and entries that were taken back, have met an entry of their key.
     merged: usize,
+    /// What is kept outside of the entries.
+    pub(crate) contents: C,
     /// From the hash of a key to the id of its entry.
     index: Index,
     /// The entries.
     pub(crate) entries: Entries<H::Term, C::Value, C::Extra>,
     /// Where the keys live.
     keys: Arena<H>,
-    /// What is kept outside of the entries.
-    pub(crate) contents: C,
     /// How many entries were deleted.
     deleted: usize,
     /// How many entries were taken back.

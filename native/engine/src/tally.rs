@@ -2,19 +2,24 @@
 //!
 //! Nothing is copied but the keys. A sum is exact: it needs 64 bits, and a carry once they have not been enough.
 
-use crate::entries::Attempts;
+use crate::entries::{Attempts, Entry};
 use crate::ids::EntryId;
 use crate::index::Hash;
 use crate::parcel::Parcel;
 use crate::store::TakenBack;
 use crate::table::{Contents, Table};
-use crate::term::Heap;
+use crate::term::{Heap, Term};
 
 /// See the module's documentation.
 pub type Tally<H> = Table<H, Sums>;
 
-/// What a tally keeps outside of its entries: nothing.
-pub struct Sums;
+/// What a tally keeps outside of its entries: the entry of the last addition. The next one often is to the same key.
+pub struct Sums {
+    /// The seed of the key's hash.
+    seed: u32,
+    /// The entry, if it is still that of this key.
+    last: EntryId,
+}
 
 /// A sum in an entry. Packed, so that the entry needs no padding.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +61,11 @@ impl<H: Heap> Tally<H> {
     /// Adds `amount` to the sum of `key`; `true` if the key is new.
     #[inline(always)]
     pub fn add(&mut self, hash: Hash, key: &Parcel<H>, amount: i64) -> bool {
-        let Some(id) = self.find(hash, key.term) else {
+        let Some(id) = self.find_last(hash, key.term).or_else(|| self.find(hash, key.term)) else {
             self.insert(hash, key, Sum { low: amount, count: 1, attempts: Attempts::NONE }, 0);
             return true;
         };
+        self.contents = Sums { seed: hash.seed(), last: id };
         self.count_merged();
         let entry = self.entries.get_mut(id).expect("an entry that was found is there");
         let (low, overflows) = { entry.value.low }.overflowing_add(amount);
@@ -70,6 +76,14 @@ impl<H: Heap> Tally<H> {
             self.carry(id, amount);
         }
         false
+    }
+
+    /// The entry of the last addition, if it is that of `key`.
+    #[inline]
+    fn find_last(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
+        let Sums { seed, last } = self.contents;
+        let is_key = |entry: &&Entry<H::Term, Sum>| entry.key.is_identical(key);
+        (seed == hash.seed() && self.entries.get(last).filter(is_key).is_some()).then_some(last)
     }
 
     /// The sum of an entry has left the range of 64 bits, with this amount.
@@ -98,7 +112,7 @@ impl<H: Heap> Contents<H> for Sums {
     const ADDS_UP: bool = true;
 
     fn new() -> Self {
-        Sums
+        Sums { seed: 0, last: 0 }
     }
 
     #[inline]
@@ -148,7 +162,6 @@ impl<H: Heap> Contents<H> for Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entries::Entry;
 
     #[test]
     fn an_entry_takes_half_a_cache_line() {
