@@ -114,15 +114,25 @@ defmodule Limits do
   ## Memory
 
   defp bytes_per_entry do
-    say("\nbytes an entry, a million of {atom, int}→map of 4\n" <> Report.row(["", "bytes", "to raw ETS"]))
+    bytes_per_entry(
+      "a million of {atom, int}→map of 4",
+      [Bench.Ets, Bench.NativeOne, Bench.Native],
+      &put_users/3
+    )
+
+    bytes_per_entry("a million sums of int", [Bench.EtsCounter, Bench.CounterOne, Bench.Counter], &count_up/3)
+  end
+
+  defp bytes_per_entry(title, candidates, fill) do
+    say("\nbytes an entry, #{title}\n" <> Report.row(["", "bytes", "to raw ETS"]))
 
     sizes =
-      for mod <- [Bench.Ets, Bench.NativeOne, Bench.Native] do
+      for mod <- candidates do
         bytes =
           in_process(fn ->
             before = settled_memory()
             handle = mod.new([])
-            put_users(mod, handle, @million)
+            fill.(mod, handle, @million)
             used = memory() - before
             mod.size(handle) == @million || raise "#{inspect(mod)} does not hold what was put"
             discard(mod, handle)
@@ -136,6 +146,13 @@ defmodule Limits do
 
     for {label, bytes} <- sizes,
         do: say(Report.row([label, Float.round(bytes, 1), Float.round(bytes / ets, 2)]))
+  end
+
+  defp count_up(_mod, _handle, 0), do: :ok
+
+  defp count_up(mod, handle, n) do
+    mod.add(handle, n, 1)
+    count_up(mod, handle, n - 1)
   end
 
   defp put_users(_mod, _handle, 0), do: :ok
