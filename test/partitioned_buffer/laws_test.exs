@@ -27,15 +27,7 @@ defmodule PartitionedBuffer.LawsTest do
   defp outage(sink) do
     test = self()
 
-    processor = fn batch ->
-      case {:counters.get(sink, 1), :rand.uniform(4)} do
-        {1, _any} -> send(test, {:batch, {own_partition(), batch}})
-        {0, 1} -> {:error, :away}
-        {0, 2} -> {:error, :away, batch}
-        {0, 3} -> {:snooze, 0}
-        {0, 4} -> Process.exit(self(), :kill)
-      end
-    end
+    processor = Laws.processor_in_outage(sink, &send(test, {:batch, &1}))
 
     [
       processor: processor,
@@ -44,12 +36,6 @@ defmodule PartitionedBuffer.LawsTest do
       processing_interval_ms: 1,
       processing_batch_size: 3
     ]
-  end
-
-  # The task of a partition has its number in its name.
-  defp own_partition do
-    {:registered_name, name} = Process.info(self(), :registered_name)
-    name |> Atom.to_string() |> String.split(".") |> Enum.at(-2) |> String.to_integer()
   end
 
   test "a map does what the model does", setup do
@@ -178,35 +164,12 @@ defmodule PartitionedBuffer.LawsTest do
         end
       end
 
-    wrong =
-      Enum.reject(places, fn place ->
-        queues = for history <- histories, do: for({^place, effect} <- history, do: effect)
-        explainable?([{entries[place], queues}], queues |> Enum.map(&length/1) |> Enum.sum())
-      end)
-
+    wrong = Laws.unexplained(places, histories, entries, &step/2)
     if wrong == [], do: :ok, else: {:not_linearizable, wrong, Enum.zip(1..9, histories)}
   end
 
   defp touched(command, result, context),
     do: command |> effects(result, [], context.partitions) |> Enum.map(&elem(&1, 0))
-
-  # Tries all orders at once: the states after one effect, then after two, and so on.
-  defp explainable?(states, 0), do: states != []
-
-  defp explainable?(states, left) do
-    next =
-      for {entry, queues} <- states,
-          {[{called, _returned, effect} | rest], number} <- Enum.with_index(queues),
-          called <= first_return(queues),
-          {:ok, entry} <- [step(entry, effect)],
-          uniq: true do
-        {entry, List.replace_at(queues, number, rest)}
-      end
-
-    explainable?(next, left - 1)
-  end
-
-  defp first_return(queues), do: Enum.min(for [{_called, returned, _effect} | _rest] <- queues, do: returned)
 
   ## Effects of a command on places, which are a key in a partition
 
@@ -321,7 +284,7 @@ defmodule PartitionedBuffer.LawsTest do
   defp call(:flush, %{buffer: buffer}) do
     for {partition, number} <- Enum.with_index(partitions(buffer)) do
       {batches, size} = Laws.flush(partition)
-      {number, whole(batches, size)}
+      {number, Laws.whole(batches, size)}
     end
   end
 
@@ -353,16 +316,6 @@ defmodule PartitionedBuffer.LawsTest do
     Buffer.put_all(buffer, pairs ++ [:invalid], option(route))
   rescue
     ArgumentError -> :raised
-  end
-
-  # The entries, if only the last batch is short, and no key comes twice.
-  defp whole(batches, size) do
-    entries = Enum.concat(batches)
-    keys = MapSet.new(entries, &elem(&1, 0))
-
-    if batches == Enum.chunk_every(entries, size) and MapSet.size(keys) == length(entries),
-      do: {:ok, entries},
-      else: {:malformed, batches}
   end
 
   defp option(route), do: Laws.option(route)

@@ -57,6 +57,44 @@ defmodule PartitionedBuffer.Generators do
     {T.range(1, 3), T.resize(4, own), T.oneof([{own, other}, {own, other, other}])}
   end
 
+  @doc "A case of commands for one process on a counter: partitions, keys, commands."
+  def counter, do: {T.range(1, 3), keys(), T.list(counting())}
+
+  @doc "A case of commands on a counter for one process, then of lists of commands for several processes at the same time."
+  def parallel_counter do
+    few = T.resize(6, T.list(counting()))
+    {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
+  end
+
+  defp counting do
+    key = T.range(0, 5)
+
+    T.frequency([
+      {12, {:add, key, amount(), route()}},
+      {4, {:add_all, few({key, amount()}), route()}},
+      {6, {:get, key, route()}},
+      {3, {:fetch, key, route()}},
+      {3, {:delete, key, route()}},
+      {2, :size},
+      {3, :flush},
+      {1, {:churn, T.range(1, 300), T.range(1, 8)}},
+      {1, {:invalid, few({key, amount()}), route()}},
+      {1, {:batch_size, T.oneof([T.range(1, 4), 100])}}
+    ])
+  end
+
+  # Amounts with which sums soon leave 64 bits, and others.
+  defp amount do
+    T.frequency([
+      {4, T.range(-2, 4)},
+      {1, T.integer()},
+      {3,
+       T.elements(
+         for {n, d} <- [{1 <<< 63, -1}, {1 <<< 62, 0}, {-(1 <<< 63), 0}, {-(1 <<< 63), 1}], do: n + d
+       )}
+    ])
+  end
+
   defp keys, do: T.resize(5, T.non_empty(T.list(key())))
 
   # Small numbers are frequent, such as 1 and 1.0, alone and within other terms.

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Laws do
   @moduledoc false
-  # For the laws of maps and queues: PropEr under ExUnit, commands of several processes at the same time, flushes, and routing
+  # For the laws of all kinds of buffers: PropEr under ExUnit, commands of several processes at the same time, flushes, and routing
   # as it is documented.
   #
   # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, and LAWS_REPEATS is how often each parallel case runs.
@@ -96,6 +96,69 @@ defmodule PartitionedBuffer.Laws do
       await_start(start, processes)
     end
   end
+
+  @doc """
+  A processor that fails in any way while the sink is away, which a 0 in the counter says. Else it sends its batch, with the
+  number of the partition.
+  """
+  def processor_in_outage(sink, send) do
+    fn batch ->
+      case {:counters.get(sink, 1), :rand.uniform(4)} do
+        {1, _any} -> send.({own_partition(), batch})
+        {0, 1} -> {:error, :away}
+        {0, 2} -> {:error, :away, batch}
+        {0, 3} -> {:snooze, 0}
+        {0, 4} -> Process.exit(self(), :kill)
+      end
+    end
+  end
+
+  # The task of a partition has its number in its name.
+  defp own_partition do
+    {:registered_name, name} = Process.info(self(), :registered_name)
+    name |> Atom.to_string() |> String.split(".") |> Enum.at(-2) |> String.to_integer()
+  end
+
+  @doc "The entries of a flush, if only its last batch is short, and no key comes twice."
+  def whole(batches, size) do
+    entries = Enum.concat(batches)
+    keys = MapSet.new(entries, &elem(&1, 0))
+
+    if batches == Enum.chunk_every(entries, size) and MapSet.size(keys) == length(entries),
+      do: {:ok, entries},
+      else: {:malformed, batches}
+  end
+
+  ## Linearizability: some order of the effects on a place obeys their times, and gives their results.
+
+  @doc """
+  The places whose effects no order explains. A history has the effects of a process, `{place, {called, returned, effect}}`.
+  `step` gives the state of a place after an effect, `{:ok, state}`, or `:error` if the effect has another result.
+  """
+  def unexplained(places, histories, states, step) do
+    Enum.reject(places, fn place ->
+      queues = for history <- histories, do: for({^place, effect} <- history, do: effect)
+      explainable?([{states[place], queues}], queues |> Enum.map(&length/1) |> Enum.sum(), step)
+    end)
+  end
+
+  # Tries all orders at once: the states after one effect, then after two, and so on.
+  defp explainable?(states, 0, _step), do: states != []
+
+  defp explainable?(states, left, step) do
+    next =
+      for {state, queues} <- states,
+          {[{called, _returned, effect} | rest], number} <- Enum.with_index(queues),
+          called <= first_return(queues),
+          {:ok, state} <- [step.(state, effect)],
+          uniq: true do
+        {state, List.replace_at(queues, number, rest)}
+      end
+
+    explainable?(next, left - 1, step)
+  end
+
+  defp first_return(queues), do: Enum.min(for [{_called, returned, _effect} | _rest] <- queues, do: returned)
 
   @doc "Lets a partition flush; returns the batches, and the size that each but the last should have."
   def flush(partition) do
