@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   @behaviour PartitionedBuffer.Conservation.Checks
 
-  alias PartitionedBuffer.Conservation.{Accepted, Checks, Code, History, Ledger, Maps, Retries}
+  alias PartitionedBuffer.Conservation.{Accepted, Checks, Code, History, Ledger, Lists, Retries}
 
   # The entries that `:dead_letter` has got, by their write.
   @impl Checks
@@ -214,7 +214,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   @impl Checks
   def check({:list, list, outcome}, ledger),
-    do: Maps.check_list(list, outcome, &gone?(ledger, &1, 1), false, ledger)
+    do: Lists.check(list, outcome, &gone?(ledger, &1, 1), false, ledger)
 
   def check({:code, _number} = what, ledger),
     do: if(gone?(ledger, what, 1), do: ledger, else: violation(ledger, :lost, what, nil))
