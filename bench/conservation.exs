@@ -3,7 +3,8 @@
 #     mix run bench/conservation.exs                 10 million writes, and the same to the ETS design
 #     mix run bench/conservation.exs --faults        10 million writes, with all kinds of faults
 #     mix run bench/conservation.exs --retries       a buffer with `:max_attempts`, whose processor fails, with or without --faults
-#     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults
+#     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults and --retries
+#     mix run bench/conservation.exs --counter       sums of a counter instead, the same
 #
 # With --retries, --max-size N bounds the buffer: writers wait for room. Lists of 5,000 must fit.
 #
@@ -31,6 +32,7 @@ defmodule Conserve do
       OptionParser.parse(argv,
         strict: [
           queue: :boolean,
+          counter: :boolean,
           faults: :boolean,
           retries: :boolean,
           max_size: :integer,
@@ -47,9 +49,11 @@ defmodule Conserve do
     IO.puts("--seed #{seed} --writes #{opts[:writes]} --writers #{opts[:writers]}")
 
     {kind, design} =
-      if options[:queue],
-        do: {Conservation.Queues, Bench.LeanQueue},
-        else: {Conservation.Maps, Bench.Lean}
+      cond do
+        options[:queue] -> {Conservation.Queues, Bench.LeanQueue}
+        options[:counter] -> {Conservation.Counters, Bench.LeanCounter}
+        true -> {Conservation.Maps, Bench.Lean}
+      end
 
     result =
       if options[:retries] || options[:faults] do

@@ -1,0 +1,328 @@
+defmodule PartitionedBuffer.Conservation.RetriedCounters do
+  @moduledoc false
+  # Compares the entries of a counter with retries with what the writers have added. An entry that has failed comes again,
+  # together with what was added meanwhile. So the additions to a key come in their order, and those of an entry follow each
+  # other: it is known with which one the next entry must begin.
+  #
+  # If a task dies, it is not known whether it had settled its batch. Then the next entry may begin with the same addition as
+  # the one of that batch, or behind it.
+  #
+  # After a start with another number of partitions two of them may have additions to one key, and those of an entry may not
+  # follow each other. Then sums and counts are added up, until the order is found again. At the end those of each key must be
+  # what was added; a batch of a dead task counts or not.
+
+  @behaviour PartitionedBuffer.Conservation.Checks
+
+  alias PartitionedBuffer.Conservation.{Accepted, Additions, Checks, Code, Ledger, Lists, Retries}
+
+  # What is known of a key. `through` is what has left the buffer for certain: sum, count, and the number of the last addition,
+  # nil if that is not known. `uncertain` are entries of dead tasks, and `open` are entries in batches that are not settled, each
+  # list with the last one first. `latest` is the last entry, for the writers.
+  @new %{sum: 0, count: 0, last: 0, uncertain: [], open: [], failed: nil, latest: nil}
+
+  # More uncertain entries than that are not told apart.
+  @most_uncertain 8
+
+  # The entries of code and lists that `:dead_letter` has got are as good as any other, so there is no state.
+  @impl Checks
+  def new, do: nil
+
+  @impl Checks
+  def any_order?, do: true
+
+  ## For the writers
+
+  @doc "With which addition the entry that the buffer has now may begin."
+  def firsts(accepted, id) do
+    case Accepted.batch(accepted, id) do
+      nil -> [1]
+      %{latest: %{first: first, last: last}} -> [first, last + 1]
+      _unknown -> []
+    end
+  end
+
+  @doc "Whether a read has found what the buffer had before, or has now, of a key that was written so often."
+  def held?(accepted, id, written, before, result) do
+    firsts = before ++ firsts(accepted, id)
+
+    Additions.deletes?(id) or firsts == [] or nil in firsts or
+      Enum.any?(firsts, fn first ->
+        result == if(first > written, do: :absent, else: {:ok, Additions.sum(id, first, written)})
+      end)
+  end
+
+  @doc "Whether all additions up to this one have left the buffer."
+  def through_to?(accepted, id, written) do
+    case Accepted.batch(accepted, id) do
+      nil -> written == 0
+      %{latest: %{last: nil}} -> true
+      %{latest: %{last: last} = latest} -> last >= written and leaves?(accepted, latest)
+    end
+  end
+
+  defp leaves?(_accepted, %{mark: mark}) when mark in [:ok, :cancelled, :dead], do: true
+  defp leaves?(accepted, %{mark: :failed, attempts: attempts}), do: attempts + 1 >= accepted.max_attempts
+  defp leaves?(_accepted, _snoozed), do: false
+
+  ## Batches
+
+  @impl Checks
+  def arrive(entries, batch, ledger), do: Enum.map_reduce(entries, ledger, &arrive_one(&1, batch, &2))
+
+  defp arrive_one({{:code, number, value}, 1, 1}, batch, ledger) do
+    ledger =
+      if Code.intact?(value, number), do: ledger, else: Retries.violation(ledger, :wrong, {:code, number})
+
+    arrive_at({:code, number}, {1, 1}, {1, 1}, batch, ledger)
+  end
+
+  defp arrive_one({{:list, _list, place} = key, sum, count}, batch, ledger) do
+    ledger =
+      if {sum, count} == {place, 1}, do: ledger, else: Retries.violation(ledger, :wrong, {key, sum, count})
+
+    arrive_at(key, {sum, count}, {1, 1}, batch, ledger)
+  end
+
+  defp arrive_one({key, sum, count}, batch, ledger) do
+    id = Additions.id(key)
+
+    case Additions.run(id, sum, count) do
+      {first, last} ->
+        arrive_at(id, {sum, count}, {first, last}, batch, ledger)
+
+      :error ->
+        ledger = if ledger.disordered?, do: ledger, else: Retries.violation(ledger, :wrong, {id, sum, count})
+        arrive_at(id, {sum, count}, {nil, nil}, batch, ledger)
+    end
+  end
+
+  defp arrive_at(what, {sum, count}, {first, last}, {number, task}, ledger) do
+    key = resolve(key(ledger, what), ledger)
+    entry = %{what: what, sum: sum, count: count, first: first, last: last, batch: number}
+    {attempts, key, ledger} = place(key, entry, task, ledger)
+    Accepted.put_batch(ledger.accepted, what, key)
+    {Map.merge(entry, %{attempts: attempts, bad?: Retries.bad?(what, attempts)}), ledger}
+  end
+
+  defp key(ledger, what), do: Accepted.batch(ledger.accepted, what) || @new
+
+  # While the order is lost, or what a stop gives up: nothing is known but sum and count.
+  defp place(key, _entry, _task, %{disordered?: true} = ledger), do: {0, %{key | last: nil}, ledger}
+
+  defp place(%{open: [_ | _]} = key, entry, %{other: true}, ledger),
+    do: {0, %{key | last: nil}, check_open(key, entry, ledger)}
+
+  defp place(%{last: nil} = key, %{first: nil}, _task, ledger), do: {0, key, ledger}
+
+  # The first one after the order is found. What has left before is all before it.
+  defp place(%{last: nil} = key, entry, _task, ledger), do: {0, %{key | last: entry.first - 1}, ledger}
+  defp place(key, %{first: nil}, _task, ledger), do: {0, key, ledger}
+
+  defp place(key, entry, task, ledger) do
+    ledger = check_open(key, entry, ledger)
+    # Each uncertain entry has left or not, in their order.
+    known =
+      Enum.find(
+        [key.last | Enum.map(key.uncertain, & &1.last)],
+        &Additions.begins?(entry.what, &1, entry.first)
+      )
+
+    cond do
+      known ->
+        {left, _came_again} = Enum.split_with(key.uncertain, &(&1.last <= known))
+        key = Enum.reduce(left, key, &leave(&2, &1))
+        attempts = attempts(key, entry)
+        ledger = check_attempts(ledger, entry, attempts, task)
+        {attempts, %{key | last: entry.first - 1, uncertain: [], failed: nil}, ledger}
+
+      entry.first <= key.last ->
+        {0, key, Retries.violation(ledger, :again, {entry, key})}
+
+      true ->
+        {0, %{key | last: entry.first - 1}, Retries.violation(ledger, :lost, {entry, key})}
+    end
+  end
+
+  defp check_open(%{open: []}, _entry, ledger), do: ledger
+  defp check_open(key, entry, ledger), do: Retries.violation(ledger, :two_at_a_time, {entry, key})
+
+  # How often it has failed at least: as often as the entry that it begins with.
+  defp attempts(%{failed: %{first: first, attempts: attempts}}, %{first: first}), do: attempts
+  defp attempts(_key, _entry), do: 0
+
+  defp check_attempts(ledger, entry, attempts, task) do
+    if attempts > 0 and attempts >= ledger.accepted.max_attempts and not task.other,
+      do: Retries.violation(ledger, :too_often, entry),
+      else: if(attempts > 0, do: Ledger.count(ledger, :retries), else: ledger)
+  end
+
+  @impl Checks
+  def mark(marked, _batch, ledger) do
+    for {entry, mark} <- marked do
+      key = key(ledger, entry.what)
+      entry = entry |> Map.drop([:bad?]) |> Map.put(:mark, mark)
+      Accepted.put_batch(ledger.accepted, entry.what, %{key | open: [entry | key.open], latest: entry})
+    end
+
+    ledger
+  end
+
+  # What has become of the entries of earlier batches.
+  defp resolve(key, ledger) do
+    Enum.reduce(Enum.reverse(key.open), %{key | open: []}, fn entry, key ->
+      case {Retries.batch_state(ledger, entry.batch), leaves?(ledger.accepted, entry)} do
+        {:open, _leaves?} ->
+          %{key | open: [entry | key.open]}
+
+        {:settled, true} ->
+          leave(key, entry)
+
+        {:settled, false} ->
+          %{key | failed: failed(entry)}
+
+        {:died, true} ->
+          %{key | uncertain: key.uncertain ++ [entry], failed: %{entry | attempts: entry.attempts + 1}}
+
+        {:died, false} ->
+          %{key | failed: failed(entry)}
+      end
+    end)
+  end
+
+  defp failed(%{mark: :snoozed} = entry), do: entry
+  defp failed(entry), do: %{entry | attempts: entry.attempts + 1}
+
+  defp leave(key, %{sum: sum, count: count, last: last}),
+    do: %{
+      key
+      | sum: key.sum + sum,
+        count: key.count + count,
+        last: key.last && (last || key.last),
+        failed: nil
+    }
+
+  # A failed entry of a counter is never replaced.
+  @impl Checks
+  def returning(_batch, _time, ledger), do: ledger
+
+  ## Dead letters
+
+  # Those of the task's own batch are known. Others come from the batch of a dead task, which has perhaps not been seen.
+  @impl Checks
+  def dead(entries, expected, ledger) do
+    known = for entry <- entries, do: identify(entry)
+
+    if expected do
+      ours = for %{what: what, sum: sum, count: count} <- expected, do: {what, sum, count}
+      ledger = Enum.reduce(known -- ours, ledger, &Retries.violation(&2, :given_up_early, &1))
+      expected |> Enum.reject(&({&1.what, &1.sum, &1.count} in known)) |> Enum.reduce(ledger, &not_given_up/2)
+    else
+      Enum.reduce(known, ledger, &dead_one/2)
+    end
+  end
+
+  defp identify({{:code, number, _value}, sum, count}), do: {{:code, number}, sum, count}
+  defp identify({{:list, _list, _place} = key, sum, count}), do: {key, sum, count}
+  defp identify({key, sum, count}), do: {Additions.id(key), sum, count}
+
+  defp dead_one({what, sum, count}, ledger) do
+    key = resolve(key(ledger, what), ledger)
+    same? = &({&1.sum, &1.count} == {sum, count})
+
+    cond do
+      entry = Enum.find(key.uncertain, same?) ->
+        key = leave(%{key | uncertain: List.delete(key.uncertain, entry)}, entry)
+        Accepted.put_batch(ledger.accepted, what, key)
+        ledger
+
+      ledger.windows > 0 ->
+        {first, last} = run(what, sum, count)
+
+        entry = %{
+          what: what,
+          sum: sum,
+          count: count,
+          first: first,
+          last: last,
+          attempts: 0,
+          mark: :dead,
+          batch: 0
+        }
+
+        Accepted.put_batch(ledger.accepted, what, %{leave(key, entry) | latest: entry})
+        Ledger.count(ledger, :given_up_unseen)
+
+      true ->
+        Retries.violation(ledger, :given_up_early, {what, sum, count, key})
+    end
+  end
+
+  defp run(id, sum, count) when is_integer(id),
+    do: with(:error <- Additions.run(id, sum, count), do: {nil, nil})
+
+  defp run(_code_or_list, _sum, _count), do: {1, 1}
+
+  @impl Checks
+  def not_given_up(entry, ledger), do: %{ledger | not_given_up: [entry | ledger.not_given_up]}
+
+  # Only a delete takes an entry away.
+  @impl Checks
+  def replaced?(%{what: what}, _ledger), do: is_integer(what) and Additions.deletes?(what)
+
+  ## The end
+
+  @impl Checks
+  def dead?(_what, _number, _ledger), do: false
+
+  @impl Checks
+  def through?({:code, _number} = what, ledger), do: Accepted.batch(ledger.accepted, what) != nil
+
+  @impl Checks
+  def check({:list, list, outcome}, ledger),
+    do: Lists.check(list, outcome, &came?(&1, ledger), false, ledger)
+
+  def check({:code, _number} = what, ledger),
+    do: if(came?(what, ledger), do: ledger, else: Retries.violation(ledger, :lost, what))
+
+  # How often a key was written is a range, since a refused list may have been added in part.
+  def check({id, written}, ledger) do
+    key = resolve(key(ledger, id), ledger)
+    right? = if Additions.deletes?(id), do: &may_be_all?(id, key, &1), else: &all?(id, key, &1)
+
+    cond do
+      Enum.any?(written, right?) -> ledger
+      key.count > written.last -> Retries.violation(ledger, :never_written, {id, written, key})
+      true -> Retries.violation(ledger, :lost, {id, written, key})
+    end
+  end
+
+  # What has left, with some of the uncertain entries, is all that was added.
+  defp all?(id, key, written) do
+    missing = {Additions.sum(id, 1, written) - key.sum, written - key.count}
+    missing == {0, 0} or missing in sums(key.uncertain)
+  end
+
+  # Nobody knows how much a delete has taken away.
+  defp may_be_all?(_id, %{last: nil, count: count}, written), do: count <= written
+
+  defp may_be_all?(id, key, written),
+    do:
+      Enum.any?(
+        [key.last | Enum.map(key.uncertain, & &1.last)],
+        &(&1 == nil or Additions.finished?(id, &1, written))
+      )
+
+  defp came?(what, ledger) do
+    key = resolve(key(ledger, what), ledger)
+    key.count + length(key.uncertain) > 0
+  end
+
+  # The sums and counts of all parts of a list.
+  defp sums(entries) do
+    entries
+    |> Enum.take(@most_uncertain)
+    |> Enum.reduce([{0, 0}], fn %{sum: sum, count: count}, sums ->
+      sums ++ for {s, c} <- sums, do: {s + sum, c + count}
+    end)
+  end
+end
