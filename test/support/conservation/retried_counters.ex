@@ -15,13 +15,14 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   alias PartitionedBuffer.Conservation.{Accepted, Additions, Checks, Code, Ledger, Lists, Retries}
 
-  # What is known of a key. `through` is what has left the buffer for certain: sum, count, and the number of the last addition,
-  # nil if that is not known. `uncertain` are entries of dead tasks, and `open` are entries in batches that are not settled, each
-  # list with the last one first. `latest` is the last entry, for the writers.
-  @new %{sum: 0, count: 0, last: 0, uncertain: [], open: [], failed: nil, latest: nil}
+  # What is known of a key: the sum and the count of what has left the buffer for certain, and the number of the last addition
+  # that has, nil if that is not known. `uncertain` are entries of dead tasks, until the next entry tells whether they have left,
+  # and `untold` those of which no later entry tells. `open` are entries in batches that are not settled, the last one first.
+  # `failed` is the last one that will come again, and `latest` the last one, for the writers.
+  @new %{sum: 0, count: 0, last: 0, uncertain: [], untold: [], open: [], failed: nil, latest: nil}
 
-  # More uncertain entries than that are not told apart.
-  @most_uncertain 8
+  # Of a key with more uncertain entries only the count is compared.
+  @most_uncertain 14
 
   # The entries of code and lists that `:dead_letter` has got are as good as any other, so there is no state.
   @impl Checks
@@ -36,17 +37,17 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   def firsts(accepted, id) do
     case Accepted.batch(accepted, id) do
       nil -> [1]
-      %{latest: %{first: first, last: last}} -> [first, last + 1]
+      %{latest: %{first: first, last: last}} when first != nil -> [first, last + 1]
       _unknown -> []
     end
   end
 
   @doc "Whether a read has found what the buffer had before, or has now, of a key that was written so often."
   def held?(accepted, id, written, before, result) do
-    firsts = before ++ firsts(accepted, id)
+    now = firsts(accepted, id)
 
-    Additions.deletes?(id) or firsts == [] or nil in firsts or
-      Enum.any?(firsts, fn first ->
+    Additions.deletes?(id) or before == [] or now == [] or
+      Enum.any?(before ++ now, fn first ->
         result == if(first > written, do: :absent, else: {:ok, Additions.sum(id, first, written)})
       end)
   end
@@ -106,20 +107,22 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   defp key(ledger, what), do: Accepted.batch(ledger.accepted, what) || @new
 
-  # While the order is lost, or what a stop gives up: nothing is known but sum and count.
-  defp place(key, _entry, _task, %{disordered?: true} = ledger), do: {0, %{key | last: nil}, ledger}
-
-  defp place(%{open: [_ | _]} = key, entry, %{other: true}, ledger),
-    do: {0, %{key | last: nil}, check_open(key, entry, ledger)}
-
+  # While the order is lost nothing is known but sum and count.
+  defp place(key, _entry, _task, %{disordered?: true} = ledger), do: {0, untold(%{key | last: nil}), ledger}
   defp place(%{last: nil} = key, %{first: nil}, _task, ledger), do: {0, key, ledger}
 
   # The first one after the order is found. What has left before is all before it.
-  defp place(%{last: nil} = key, entry, _task, ledger), do: {0, %{key | last: entry.first - 1}, ledger}
+  defp place(%{last: nil} = key, entry, _task, ledger),
+    do: {0, untold(%{key | last: entry.first - 1}), ledger}
+
   defp place(key, %{first: nil}, _task, ledger), do: {0, key, ledger}
 
   defp place(key, entry, task, ledger) do
-    ledger = check_open(key, entry, ledger)
+    ledger =
+      if key.open == [] or task.other,
+        do: ledger,
+        else: Retries.violation(ledger, :two_at_a_time, {entry, key})
+
     # Each uncertain entry has left or not, in their order.
     known =
       Enum.find(
@@ -143,8 +146,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     end
   end
 
-  defp check_open(%{open: []}, _entry, ledger), do: ledger
-  defp check_open(key, entry, ledger), do: Retries.violation(ledger, :two_at_a_time, {entry, key})
+  defp untold(key), do: %{key | untold: key.untold ++ key.uncertain, uncertain: []}
 
   # How often it has failed at least: as often as the entry that it begins with.
   defp attempts(%{failed: %{first: first, attempts: attempts}}, %{first: first}), do: attempts
@@ -161,7 +163,8 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     for {entry, mark} <- marked do
       key = key(ledger, entry.what)
       entry = entry |> Map.drop([:bad?]) |> Map.put(:mark, mark)
-      Accepted.put_batch(ledger.accepted, entry.what, %{key | open: [entry | key.open], latest: entry})
+      latest = if ledger.disordered?, do: %{entry | first: nil, last: nil}, else: entry
+      Accepted.put_batch(ledger.accepted, entry.what, %{key | open: [entry | key.open], latest: latest})
     end
 
     ledger
@@ -207,54 +210,57 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   ## Dead letters
 
-  # Those of the task's own batch are known. Others come from the batch of a dead task, which has perhaps not been seen.
+  # Those of the task's own batch are known. Others have failed more often than the ledger has seen, since tasks have died before
+  # they called the processor, or come from the batch of a dead task, which has perhaps not been seen at all.
   @impl Checks
   def dead(entries, expected, ledger) do
     known = for entry <- entries, do: identify(entry)
-
-    if expected do
-      ours = for %{what: what, sum: sum, count: count} <- expected, do: {what, sum, count}
-      ledger = Enum.reduce(known -- ours, ledger, &Retries.violation(&2, :given_up_early, &1))
-      expected |> Enum.reject(&({&1.what, &1.sum, &1.count} in known)) |> Enum.reduce(ledger, &not_given_up/2)
-    else
-      Enum.reduce(known, ledger, &dead_one/2)
-    end
+    ours = for %{what: what, sum: sum, count: count} <- expected || [], do: {what, sum, count}
+    ledger = Enum.reduce(known -- ours, ledger, &dead_one/2)
+    missing = Enum.reject(expected || [], &({&1.what, &1.sum, &1.count} in known))
+    Enum.reduce(missing, ledger, &not_given_up/2)
   end
 
   defp identify({{:code, number, _value}, sum, count}), do: {{:code, number}, sum, count}
   defp identify({{:list, _list, _place} = key, sum, count}), do: {key, sum, count}
   defp identify({key, sum, count}), do: {Additions.id(key), sum, count}
 
-  defp dead_one({what, sum, count}, ledger) do
-    key = resolve(key(ledger, what), ledger)
-    same? = &({&1.sum, &1.count} == {sum, count})
+  defp dead_one({what, sum, count} = entry, ledger) do
+    key = key(ledger, what)
+    ledger = if ledger.windows > 0, do: ledger, else: Retries.violation(ledger, :given_up_early, {entry, key})
+    same? = &(&1 != nil and {&1.sum, &1.count} == {sum, count})
 
-    cond do
-      entry = Enum.find(key.uncertain, same?) ->
-        key = leave(%{key | uncertain: List.delete(key.uncertain, entry)}, entry)
-        Accepted.put_batch(ledger.accepted, what, key)
-        ledger
+    key =
+      cond do
+        known = Enum.find(key.open, same?) ->
+          dead = %{known | mark: :dead}
+          %{key | open: Enum.map(key.open, &if(&1 == known, do: dead, else: &1)), latest: dead}
 
-      ledger.windows > 0 ->
-        {first, last} = run(what, sum, count)
+        known = Enum.find(key.uncertain, same?) ->
+          leave(%{key | uncertain: List.delete(key.uncertain, known)}, known)
 
-        entry = %{
-          what: what,
-          sum: sum,
-          count: count,
-          first: first,
-          last: last,
-          attempts: 0,
-          mark: :dead,
-          batch: 0
-        }
+        same?.(key.failed) ->
+          leave(key, key.failed)
 
-        Accepted.put_batch(ledger.accepted, what, %{leave(key, entry) | latest: entry})
-        Ledger.count(ledger, :given_up_unseen)
+        true ->
+          {first, last} = run(what, sum, count)
 
-      true ->
-        Retries.violation(ledger, :given_up_early, {what, sum, count, key})
-    end
+          dead = %{
+            what: what,
+            sum: sum,
+            count: count,
+            first: first,
+            last: last,
+            attempts: 0,
+            mark: :dead,
+            batch: 0
+          }
+
+          %{leave(key, dead) | latest: dead}
+      end
+
+    Accepted.put_batch(ledger.accepted, what, key)
+    Ledger.count(ledger, :given_up_unseen)
   end
 
   defp run(id, sum, count) when is_integer(id),
@@ -290,16 +296,27 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     right? = if Additions.deletes?(id), do: &may_be_all?(id, key, &1), else: &all?(id, key, &1)
 
     cond do
-      Enum.any?(written, right?) -> ledger
-      key.count > written.last -> Retries.violation(ledger, :never_written, {id, written, key})
-      true -> Retries.violation(ledger, :lost, {id, written, key})
+      Enum.any?(written, right?) ->
+        ledger
+
+      key.count > written.last and not Additions.deletes?(id) ->
+        Retries.violation(ledger, :never_written, {id, written, key})
+
+      true ->
+        Retries.violation(ledger, :lost, {id, written, key})
     end
   end
 
   # What has left, with some of the uncertain entries, is all that was added.
   defp all?(id, key, written) do
-    missing = {Additions.sum(id, 1, written) - key.sum, written - key.count}
-    missing == {0, 0} or missing in sums(key.uncertain)
+    {sum, count} = {Additions.sum(id, 1, written) - key.sum, written - key.count}
+    uncertain = key.uncertain ++ key.untold
+
+    cond do
+      {sum, count} == {0, 0} -> true
+      length(uncertain) > @most_uncertain -> count in 0..Enum.sum(Enum.map(uncertain, & &1.count))
+      true -> {sum, count} in sums(uncertain)
+    end
   end
 
   # Nobody knows how much a delete has taken away.
@@ -319,9 +336,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   # The sums and counts of all parts of a list.
   defp sums(entries) do
-    entries
-    |> Enum.take(@most_uncertain)
-    |> Enum.reduce([{0, 0}], fn %{sum: sum, count: count}, sums ->
+    Enum.reduce(entries, [{0, 0}], fn %{sum: sum, count: count}, sums ->
       sums ++ for {s, c} <- sums, do: {s + sum, c + count}
     end)
   end
