@@ -3,17 +3,21 @@
 #     mix run bench/workload.exs
 #
 # WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done. Writers meet flushes, deletions, changes of
-# options, and restarts with other numbers of partitions, with outcomes and without; each term that comes back is looked at.
+# options, and restarts with other numbers of partitions, with outcomes, bounds and thresholds and without; each term that
+# comes back is looked at.
 
 defmodule Workload do
-  alias PartitionedBuffer.{Map, Queue}
+  alias PartitionedBuffer.{Counter, Map, Queue}
 
   @map :workload_map
   @queue :workload_queue
+  @counter :workload_counter
+  @buffers [@map, @queue, @counter]
   @writers 4
   @terms 400
   @operations_per_change 1_000
-  @writes_and_reads ~w(put put_newer put_new put_all put_all_newer get delete size flush push push_all)a
+  @writes_and_reads ~w(put put_newer put_new put_all put_all_newer get delete size flush push push_all)a ++
+                      ~w(add add_all get_sum delete_sum info)a
   @kinds @writes_and_reads ++ ~w(update_options restart processed failed dead_letter)a
 
   def main do
@@ -28,11 +32,11 @@ defmodule Workload do
 
     IO.puts("WORKLOAD_SEED=#{seed} WORKLOAD_OPERATIONS=#{wanted}")
     done = :counters.new(length(@kinds), [])
-    for buffer <- [@map, @queue], do: start(buffer, 0, done)
+    for buffer <- @buffers, do: start(buffer, 0, done)
     share = div(wanted, @writers) + 1
     writers = for number <- 1..@writers, do: Task.async(fn -> write(seed + number, share, done) end)
     restart_until_done(writers, 1, done)
-    for buffer <- [@map, @queue], do: :ok = PartitionedBuffer.stop(buffer)
+    for buffer <- @buffers, do: :ok = PartitionedBuffer.stop(buffer)
     report(done, wanted)
   end
 
@@ -56,15 +60,20 @@ defmodule Workload do
       operate(terms, done)
   end
 
-  defp kind(n) when n <= 27, do: :put
-  defp kind(n) when n <= 30, do: :put_new
-  defp kind(n) when n <= 47, do: :put_newer
-  defp kind(n) when n <= 52, do: :put_all
-  defp kind(n) when n <= 57, do: :put_all_newer
-  defp kind(n) when n <= 69, do: :get
-  defp kind(n) when n <= 85, do: :delete
-  defp kind(n) when n <= 94, do: :push
-  defp kind(n) when n <= 98, do: :push_all
+  defp kind(n) when n <= 20, do: :put
+  defp kind(n) when n <= 23, do: :put_new
+  defp kind(n) when n <= 36, do: :put_newer
+  defp kind(n) when n <= 40, do: :put_all
+  defp kind(n) when n <= 44, do: :put_all_newer
+  defp kind(n) when n <= 54, do: :get
+  defp kind(n) when n <= 66, do: :delete
+  defp kind(n) when n <= 74, do: :push
+  defp kind(n) when n <= 78, do: :push_all
+  defp kind(n) when n <= 86, do: :add
+  defp kind(n) when n <= 89, do: :add_all
+  defp kind(n) when n <= 92, do: :get_sum
+  defp kind(n) when n <= 97, do: :delete_sum
+  defp kind(98), do: :info
   defp kind(99), do: :flush
   defp kind(_n), do: :size
 
@@ -75,7 +84,15 @@ defmodule Workload do
 
   defp perform(:put_new, terms), do: Map.put_new(@map, pick(terms), pick(terms), options())
   defp perform(:get, terms), do: :erlang.phash2(Map.fetch(@map, pick(terms), options()))
-  defp perform(:flush, _terms), do: PartitionedBuffer.flush(Enum.random([@map, @queue]), timeout: 20)
+  defp perform(:flush, _terms), do: PartitionedBuffer.flush(Enum.random(@buffers), timeout: 20)
+  defp perform(:info, _terms), do: true = PartitionedBuffer.info(Enum.random(@buffers)).bytes >= 0
+  defp perform(:add, terms), do: Counter.add(@counter, pick(terms), amount(), options())
+  defp perform(:get_sum, terms), do: :erlang.phash2(Counter.fetch(@counter, pick(terms), options()))
+  defp perform(:delete_sum, terms), do: Counter.delete(@counter, pick(terms), options())
+
+  defp perform(:add_all, terms),
+    do: Counter.add_all(@counter, for(_ <- 1..:rand.uniform(40), do: {pick(terms), amount()}), options())
+
   defp perform(:delete, terms), do: Map.delete(@map, pick(terms), options())
   defp perform(:size, _terms), do: true = Map.size(@map) >= 0
 
@@ -98,6 +115,9 @@ defmodule Workload do
   defp pick(terms), do: elem(terms, :rand.uniform(@terms) - 1)
 
   defp options, do: if(:rand.uniform(8) == 1, do: [partition_key: &:erlang.phash2/1], else: [])
+
+  # Sums soon need more than 64 bits.
+  defp amount, do: Enum.random([1, -1, 0, Integer.pow(2, 63) - 1, -Integer.pow(2, 63)])
 
   defp version do
     case :rand.uniform(4) do
@@ -156,7 +176,7 @@ defmodule Workload do
         if operations(done) < round * @operations_per_change do
           restart_until_done(running, round, done)
         else
-          change(Enum.at([@map, @queue], rem(div(round, 4), 2)), rem(round, 4), round, done)
+          change(Enum.at(@buffers, rem(div(round, 4), 3)), rem(round, 4), round, done)
           restart_until_done(running, round + 1, done)
         end
     end
@@ -179,7 +199,11 @@ defmodule Workload do
   end
 
   defp change(buffer, _odd, round, done) do
-    :ok = PartitionedBuffer.update_options(buffer, processing_batch_size: 1 + rem(round, 50))
+    max_size = Enum.random([200, 1_000, :infinity])
+
+    :ok =
+      PartitionedBuffer.update_options(buffer, processing_batch_size: 1 + rem(round, 50), max_size: max_size)
+
     count(done, :update_options)
   end
 
@@ -188,12 +212,16 @@ defmodule Workload do
     outcomes? = rem(round, 3) != 0
 
     options = [
-      module: if(buffer == @map, do: Map, else: Queue),
+      module: %{@map => Map, @queue => Queue, @counter => Counter}[buffer],
       name: buffer,
       processor: {__MODULE__, :process, [outcomes?, done]},
       partitions: 1 + rem(round, 3),
       processing_interval_ms: 5,
-      processing_batch_size: if(outcomes?, do: 20, else: :table)
+      processing_batch_size: if(outcomes?, do: 20, else: :table),
+      processing_threshold: Enum.random([20, :infinity]),
+      max_size: Enum.random([300, :infinity]),
+      when_full: :drop_newest,
+      full_timeout_ms: 5
     ]
 
     options = if outcomes?, do: options ++ outcomes(done), else: options

@@ -18,6 +18,11 @@ defmodule PartitionedBuffer.ConservationTest do
          Conservation.Maps, Faults.in_processor(), 400_000},
         {"deaths, stops and starts lose nothing of a map that no processor has in hand", Conservation.Maps,
          Faults.all(), 800_000},
+        {"each addition to a counter is processed once, or deleted", Conservation.Counters, [], 400_000},
+        {"only what a failing processor has in hand is lost of a counter, and every failure is reported",
+         Conservation.Counters, Faults.in_processor(), 300_000},
+        {"deaths, stops and starts lose nothing of a counter that no processor has in hand",
+         Conservation.Counters, Faults.all(), 500_000},
         {"each item of a queue is processed once, in the order of the pushes", Conservation.Queues, [],
          200_000},
         {"only what a failing processor has in hand is lost of a queue, and every failure is reported",
@@ -35,6 +40,8 @@ defmodule PartitionedBuffer.ConservationTest do
         {"a map with retries loses nothing, and retries nothing that was replaced or deleted",
          Conservation.Maps, [], 100_000},
         {"nor do deaths, stops and starts", Conservation.Maps, Faults.all_with_retries(), 100_000},
+        {"a counter with retries loses nothing and counts nothing twice", Conservation.Counters, [], 100_000},
+        {"whatever dies, stops and starts", Conservation.Counters, Faults.all_with_retries(), 100_000},
         {"a queue with retries loses nothing, and keeps its order", Conservation.Queues, [], 50_000},
         {"also with deaths, stops and starts", Conservation.Queues, Faults.all_with_retries(), 50_000}
       ] do

@@ -199,6 +199,25 @@ defmodule PartitionedBuffer.NativeTest do
       assert Native.read(sums, 0, 10, false) == {[{:key, 7, 1}], 1, true}
     end
 
+    test "write the rest of a short list in its order, once a write finds no room that was not reserved" do
+      for {kind, operation, list, written} <- [
+            {:map, :put_all, for(n <- 1..9, do: {rem(n, 7), n}), for(n <- 3..9, do: {rem(n, 7), n, 0, 0})},
+            {:queue, :push_all, Enum.to_list(1..9), Enum.to_list(1..9)},
+            {:counter, :add_all, for(n <- 1..9, do: {rem(n, 7), n}),
+             for(
+               n <- 0..6,
+               do: {n, Enum.sum(Enum.filter(1..9, &(rem(&1, 7) == n))), if(n in 1..2, do: 2, else: 1)}
+             )}
+          ] do
+        buffer = unique_name()
+        Native.open(buffer, kind, 1, false, 3)
+        assert apply(Native, operation, [buffer, nil, list, true]) == :ok
+        assert {:fresh, flush} = Native.flush(buffer, 0)
+        assert {entries, _length, true} = Native.read(flush, 0, 100, false)
+        assert if(kind == :queue, do: entries, else: Enum.sort(entries)) == Enum.sort(written)
+      end
+    end
+
     test "tell that a partition does not exist, and change nothing" do
       {buffer, flush} = opened()
       before = held(buffer, flush)

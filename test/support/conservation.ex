@@ -18,6 +18,8 @@ defmodule PartitionedBuffer.Conservation do
 
     * In a map the writes to a key follow from the key's number (`History`), and one writer writes to a key. So each entry has
       to be the result of the key's writes that follow those of its last entry.
+    * What is added to a key of a counter follows from the key's number as well (`Additions`): sum and count of an entry tell
+      which additions it is made of. They have to follow those of the key's last entry, or a delete.
     * An item of a queue has its stream, its partition, and its number there (`Item`). So the next item of a stream in a
       partition is known.
 
@@ -59,6 +61,10 @@ defmodule PartitionedBuffer.Conservation do
 
   The writers note each write when its call has returned, and the ledger notes each batch before its processor returns
   (`Accepted`). So all of them know what the buffer must have, what it may have let go, and what must not come any more.
+
+  In a counter a failed entry is added to what waits. So the next entry of its key has to begin with the same addition, also
+  after a death if the batch was not settled. While the order is lost, sums and counts are added up: at the end those of each
+  key are what was added, whether a batch of a dead task counts or not.
 
   There are no windows: whatever dies, nothing may be missing. A task that dies has perhaps not settled its batch, so only
   this batch may come again. After a start with another number of partitions the order is not promised until all that was
@@ -113,6 +119,7 @@ defmodule PartitionedBuffer.Conservation do
 
       mix run bench/conservation.exs --seed 3 --queue --faults --writes 1000000
       mix run bench/conservation.exs --seed 3 --retries --faults --writes 1000000
+      mix run bench/conservation.exs --seed 3 --counter --retries --faults --writes 1000000
       mix run bench/conservation.exs --seed 3 --retries --faults --max-size 8000
       CONSERVATION_SEED=3 mix test test/partitioned_buffer/conservation_test.exs
 
@@ -127,14 +134,16 @@ defmodule PartitionedBuffer.Conservation do
   | `Writer` | a process that writes |
   | `Faults` | the process that owns the buffer and injects the faults |
   | `Ledger` | the process that compares the batches with the writes |
-  | `Kind` | the behaviour for everything that differs between maps and queues |
+  | `Kind` | the behaviour for everything that differs between the kinds of buffers |
   | `Maps`, `History` | maps, and the writes to a key |
+  | `Counters`, `Additions` | counters, and what is added to a key |
+  | `Slots`, `Lists` | the keys of both, and the lists of faults |
   | `Queues`, `Item` | queues, and their items |
   | `Retries` | the ledger of a buffer with retries |
   | `Verdict` | what the processor of such a buffer does with a batch |
   | `Accepted` | what the writers and this ledger know of the keys of a map |
-  | `Checks` | the behaviour for what differs between maps and queues in this ledger |
-  | `RetriedMaps`, `RetriedQueues` | these |
+  | `Checks` | the behaviour for what differs between the kinds in this ledger |
+  | `RetriedMaps`, `RetriedCounters`, `RetriedQueues` | these |
   | `Code` | values that refer to code that is purged |
   """
 

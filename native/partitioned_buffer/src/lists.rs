@@ -243,8 +243,10 @@ fn tell_enough<T: Target>(env: Env<'_>, target: &T, write: &T::Write) {
 
 /// Some writes, and room to order them by their locks.
 struct Step<W> {
-    /// The writes, in the order of the caller.
+    /// The writes that are not done one by one, in the order of the caller.
     writes: Vec<W>,
+    /// How many are done before these.
+    done: usize,
     /// The numbers of those that are not done, in the same order.
     left: Vec<u32>,
     /// The number of the lock of each of these.
@@ -258,7 +260,14 @@ struct Step<W> {
 impl<W> Step<W> {
     /// No writes.
     fn new() -> Self {
-        Step { writes: Vec::new(), left: Vec::new(), locks: Vec::new(), places: Vec::new(), sorted: Vec::new() }
+        Step {
+            writes: Vec::new(),
+            done: 0,
+            left: Vec::new(),
+            locks: Vec::new(),
+            places: Vec::new(),
+            sorted: Vec::new(),
+        }
     }
 
     /// Writes some elements, fewer than all if they are large, and says how many.
@@ -292,6 +301,7 @@ impl<W> Step<W> {
             }
             count += usize::from(result.is_ok());
         }
+        self.done = count - self.writes.len();
         result.and_then(|()| self.write_by_lock(env, target, reservation)).map(|()| count).inspect_err(|NotRunning| {
             self.left.extend(count as u32..elements.len() as u32);
         })
@@ -342,7 +352,7 @@ impl<W> Step<W> {
             if numbers.is_empty() {
                 continue;
             }
-            let writes = numbers.iter().map(|&number| &self.writes[number as usize]);
+            let writes = numbers.iter().map(|&number| &self.writes[number as usize - self.done]);
             let (partition, shard) = ((lock / T::SHARDS) as u32, lock % T::SHARDS);
             let is_reserved = reservation.is_some();
             let Ok(Done { used, is_enough }) = target.write_all(partition_count, partition, shard, is_reserved, writes)
@@ -362,12 +372,12 @@ impl<W> Step<W> {
 
     /// Finds the lock of each write, and sorts the writes by it, by counting.
     fn sort<T: Target<Write = W>>(&mut self, target: &T, partition_count: u32) -> Result<(), NotRunning> {
-        let Step { writes, left, locks, places, sorted } = self;
+        let Step { writes, done, left, locks, places, sorted } = self;
         locks.clear();
         places.clear();
         places.resize(partition_count as usize * T::SHARDS, 0);
         for &number in &*left {
-            let lock = target.lock(&writes[number as usize], partition_count)?;
+            let lock = target.lock(&writes[number as usize - *done], partition_count)?;
             places[lock] += 1;
             locks.push(lock as u32);
         }

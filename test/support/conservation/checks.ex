@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Conservation.Checks do
   @moduledoc false
-  # What differs between maps and queues for the ledger of a buffer with retries.
+  # What differs between the kinds of buffers for the ledger of a buffer with retries.
 
   @typedoc "`PartitionedBuffer.Conservation.Retries`"
   @type ledger() :: struct()

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Conservation.Kind do
   @moduledoc false
-  # Everything that differs between maps and queues: the writes, and how the ledger knows that all of them have come.
+  # Everything that differs between the kinds of buffers: the writes, and how the ledger knows that all of them have come.
 
   alias PartitionedBuffer.Conservation.{Ledger, Writer}
 

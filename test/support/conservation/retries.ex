@@ -47,7 +47,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     ]
   end
 
-  # `checks` is the module for maps or queues, and `state` its own. `batches` is a table of the batches that are settled or
+  # `checks` is the module of the kind, and `state` its own. `batches` is a table of the batches that are settled or
   # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` is the present
   # start of the buffer, nil while it starts. `pauses` has when the pause of each partition ends, and which task began
   # it; `last` has when it was last seen at work. `faults` are the last ones. `outage` is how many batches will fail, `windows` counts the deaths of tasks, and
