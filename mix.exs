@@ -53,13 +53,15 @@ defmodule PartitionedBuffer.MixProject do
   # For ExDoc, where it is; nothing here needs it.
   defp docs do
     guides =
-      ~w(getting-started partition-keys processors testing operations coming-from-partitioned-buffer architecture contributing)
+      ~w(getting-started partition-keys processors counting testing operations coming-from-partitioned-buffer architecture contributing)
 
     [
       main: "getting-started",
       extras: Enum.map(guides, &"guides/#{&1}.md") ++ ~w(guides/tour.livemd README.md CHANGELOG.md),
       groups_for_extras: [Guides: ~r"^guides/"],
-      groups_for_modules: [Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Queue]],
+      groups_for_modules: [
+        Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue]
+      ],
       # The charts of the README.
       assets: %{"bench" => "bench"}
     ]

@@ -1,0 +1,264 @@
+defmodule PartitionedBuffer.CountingTest do
+  # Runs the statements of the guide on counting on a PostgreSQL server. `mix test --exclude postgres` leaves it out on a machine
+  # without PostgreSQL.
+
+  use PartitionedBuffer.Case, async: true
+
+  for file <- ~w(postgres_client postgres zipf),
+      do: Code.require_file("../../bench/support/#{file}.ex", __DIR__)
+
+  alias Bench.{Postgres, Zipf}
+  alias Bench.Postgres.Client
+  alias PartitionedBuffer.{Counter, Guide}
+
+  # Connections are lost, and buffers report failures.
+  @moduletag :capture_log
+  @moduletag :postgres
+  @moduletag timeout: 300_000
+
+  @guide "guides/counting.md"
+
+  setup_all do
+    if missing = Postgres.missing(),
+      do: raise("#{missing}, or leave these tests out with `mix test --exclude postgres`")
+
+    {:ok, postgres: start_supervised!(Postgres), statements: statements()}
+  end
+
+  setup %{postgres: postgres, statements: statements} do
+    client = start_client(postgres)
+
+    for {"CREATE TABLE " <> _ = create, _number} <- Enum.with_index(statements) do
+      [_, table] = Regex.run(~r/^CREATE TABLE (\w+)/, create)
+      {:ok, _} = Client.query(client, "DROP TABLE IF EXISTS #{table}")
+      {:ok, _} = Client.query(client, create)
+    end
+
+    {:ok, client: client}
+  end
+
+  defp statements do
+    for [_, sql] <- Regex.scan(~r/^```sql\n(.*?)^```/ms, File.read!(Guide.path(@guide))), do: String.trim(sql)
+  end
+
+  # The statement that begins like this.
+  defp statement(statements, beginning) do
+    [statement] = Enum.filter(statements, &String.starts_with?(&1, beginning))
+    statement
+  end
+
+  defp start_client(postgres),
+    do: start_supervised!({Client, port: Postgres.port(postgres)}, id: make_ref())
+
+  # The client has no parameters.
+  defp run(client, statement, parameters) do
+    sql =
+      for {parameter, number} <- Enum.with_index(parameters, 1), reduce: statement do
+        sql -> String.replace(sql, "$#{number}", IO.iodata_to_binary(literal(parameter)))
+      end
+
+    Client.query(client, sql)
+  end
+
+  defp literal(list) when is_list(list),
+    do: ["ARRAY[", list |> Enum.map(&literal/1) |> Enum.intersperse(", "), "]"]
+
+  defp literal(value), do: Client.literal(value)
+
+  defp table(client, select) do
+    {:ok, %{rows: rows}} = Client.query(client, select)
+    Map.new(rows, fn [key | numbers] -> {key, Enum.map(numbers, &String.to_integer/1)} end)
+  end
+
+  # Adds from several processes, to few keys most often; returns the sum and the count of each.
+  defp count_up(buffers, additions, amount) do
+    zipf = Zipf.new(200, 1.1)
+
+    1..4
+    |> Enum.map(fn writer ->
+      Task.async(fn ->
+        {sums, _rand} =
+          Enum.reduce(1..additions, {%{}, :rand.seed_s(:exsss, {writer, 1, 1})}, fn n, {sums, rand} ->
+            {key, rand} = Zipf.next(zipf, rand)
+            path = "/it's/#{key}"
+            :ok = Counter.add(Enum.at(buffers, rem(n, length(buffers))), path, amount.(n))
+
+            {Map.update(sums, path, [amount.(n), 1], fn [sum, count] -> [sum + amount.(n), count + 1] end),
+             rand}
+          end)
+
+        sums
+      end)
+    end)
+    |> Task.await_many(60_000)
+    |> Enum.reduce(&merge/2)
+  end
+
+  defp merge(sums, others), do: Map.merge(sums, others, fn _path, [a, m], [b, n] -> [a + b, m + n] end)
+
+  defp count_until(enough?, buffer, sums) do
+    sums = merge(sums, count_up([buffer], 250, fn n -> rem(n, 5) - 1 end))
+    Process.sleep(1)
+    if :atomics.get(enough?, 1) == 1, do: sums, else: count_until(enough?, buffer, sums)
+  end
+
+  defp start_counter(processor, opts \\ []),
+    do: start_buffer([module: Counter, processor: processor, processing_interval_ms: 5] ++ opts)
+
+  test "page views of two nodes add up to what was counted, without a deadlock", context do
+    %{postgres: postgres, client: client, statements: statements} = context
+    add_views = statement(statements, "INSERT INTO page_views")
+    failures = :counters.new(1, [])
+    calls = :counters.new(1, [])
+
+    # A connection for each partition of each node.
+    store = fn batch, connections ->
+      :counters.add(calls, 1, 1)
+
+      {paths, views} =
+        batch |> Enum.sort() |> Enum.map(fn {path, sum, _count} -> {path, sum} end) |> Enum.unzip()
+
+      connection = Enum.random(connections)
+
+      with {:error, reason} <- run(connection, add_views, [paths, views]) do
+        :counters.add(failures, 1, 1)
+        {:error, reason}
+      end
+    end
+
+    buffers =
+      for _node <- 1..2 do
+        connections = for _ <- 1..2, do: start_client(postgres)
+
+        start_counter({__MODULE__, :apply_to, [store, connections]},
+          max_attempts: 3,
+          processing_batch_size: 50
+        )
+      end
+
+    expected = count_up(buffers, 20_000, fn _n -> 1 end)
+    Enum.each(buffers, &(:ok = Counter.flush(&1)))
+
+    assert table(client, "SELECT path, views FROM page_views") ==
+             Map.new(expected, fn {path, [views, _count]} -> {path, [views]} end)
+
+    assert :counters.get(failures, 1) == 0
+    assert :counters.get(calls, 1) > 20, "the statements of the nodes have met"
+  end
+
+  def apply_to(batch, function, argument), do: function.(batch, argument)
+
+  test "sums and counts give means, and a map gives the largest", context do
+    %{client: client, statements: statements} = context
+    latencies = statement(statements, "INSERT INTO latencies")
+    slowest = statement(statements, "INSERT INTO slowest")
+
+    counter =
+      start_counter(fn batch ->
+        [routes, totals, counts] = batch |> Enum.sort() |> Enum.map(&Tuple.to_list/1) |> Enum.zip_with(& &1)
+        {:ok, _} = run(client, latencies, [routes, totals, counts])
+      end)
+
+    map =
+      start_buffer(
+        processing_interval_ms: 5,
+        processor: fn batch ->
+          {routes, largest} = batch |> Enum.sort() |> Enum.map(&{elem(&1, 0), elem(&1, 1)}) |> Enum.unzip()
+          {:ok, _} = run(client, slowest, [routes, largest])
+        end
+      )
+
+    amounts = for n <- 1..2_000, do: {"GET /#{rem(n, 7)}", rem(n * 7_919, 1_000)}
+
+    for {route, us} <- amounts do
+      Counter.add(counter, route, us)
+      Buffer.put_newer(map, route, us, us)
+    end
+
+    {:ok, :ok} = {Counter.flush(counter), Buffer.flush(map)}
+    groups = Enum.group_by(amounts, &elem(&1, 0), &elem(&1, 1))
+
+    assert table(client, "SELECT route, total, count FROM latencies") ==
+             Map.new(groups, fn {route, list} -> {route, [Enum.sum(list), length(list)]} end)
+
+    assert table(client, "SELECT route, us FROM slowest") ==
+             Map.new(groups, fn {route, list} -> {route, [Enum.max(list)]} end)
+  end
+
+  test "with a number for each batch nothing is missed or counted twice, although the server is killed",
+       context do
+    %{postgres: postgres, client: client, statements: statements} = context
+    [with_number] = Enum.filter(statements, &String.starts_with?(&1, "WITH batch"))
+    ask = statement(statements, "SELECT id FROM batches")
+    once = once()
+    errors = :counters.new(2, [])
+    connection = start_client(postgres)
+
+    store = fn batch, id ->
+      {paths, views} =
+        batch |> Enum.sort() |> Enum.map(fn {path, sum, _count} -> {path, sum} end) |> Enum.unzip()
+
+      case run(connection, with_number, [paths, views, id]) do
+        # Some answers are lost.
+        {:ok, _} -> if :rand.uniform(3) == 1, do: {:error, :closed}, else: :ok
+        {:error, reason} -> :counters.add(errors, 1, 1) && {:error, reason}
+      end
+    end
+
+    stored? = fn id ->
+      with {:ok, %{rows: rows}} <- run(connection, ask, [id]) do
+        if rows != [], do: :counters.add(errors, 2, 1)
+        {:ok, rows != []}
+      end
+    end
+
+    opts = [partitions: 1, max_attempts: :infinity, retry_backoff_ms: {5, 20}, processing_batch_size: 50]
+    buffer = start_counter({once, :process, [store, stored?]}, opts)
+    enough? = :atomics.new(1, [])
+    writing = Task.async(fn -> count_until(enough?, buffer, %{}) end)
+
+    for _ <- 1..3 do
+      wait_for_batches(client, 3)
+      Postgres.kill!(postgres)
+      Postgres.start!(postgres)
+    end
+
+    :atomics.put(enough?, 1, 1)
+    expected = Task.await(writing, 60_000)
+    assert Counter.flush(buffer, timeout: 60_000) == :ok
+
+    assert table(client, "SELECT path, views FROM page_views") ==
+             Map.new(expected, fn {path, [views, _count]} -> {path, [views]} end)
+
+    assert :counters.get(errors, 1) > 0, "the server was away"
+    assert :counters.get(errors, 2) > 0, "batches were there whose answers were lost"
+  end
+
+  # The module of the guide, under a name of this test.
+  defp once do
+    [code] =
+      for {_number, lines} <- Guide.blocks(@guide),
+          Enum.any?(lines, &(&1 =~ "defmodule Guide.Once")),
+          do: lines
+
+    {module, _rest} = Enum.split_while(code, &(&1 != "end"))
+    source = Enum.join(module ++ ["end"], "\n")
+
+    [{module, _binary}] =
+      Code.compile_string(String.replace(source, "Guide.Once", inspect(__MODULE__) <> ".Once"))
+
+    module
+  end
+
+  # Until so many more batches are stored. The server may have lost this connection.
+  defp wait_for_batches(client, more, from \\ nil) do
+    count =
+      case Client.query(client, "SELECT count(*) FROM batches") do
+        {:ok, %{rows: [[count]]}} -> String.to_integer(count)
+        {:error, _reason} -> from || 0
+      end
+
+    from = from || count
+    if count < from + more, do: Process.sleep(1) && wait_for_batches(client, more, from)
+  end
+end
