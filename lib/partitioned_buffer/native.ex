@@ -28,6 +28,9 @@ defmodule PartitionedBuffer.Native do
   # Whether a buffer has been opened in this VM.
   @are_buffers {__MODULE__, :are_buffers}
 
+  # Why the library could not be loaded. `Library` reads it, since this module is not there then.
+  @failure {__MODULE__, :failure}
+
   @version Mix.Project.config()[:version]
 
   @typep kind() :: PartitionedBuffer.Options.kind()
@@ -321,12 +324,25 @@ defmodule PartitionedBuffer.Native do
     # code, `load/0` fails, and the next call tries again.
     if :erlang.check_old_code(__MODULE__), do: :code.soft_purge(__MODULE__)
 
-    with {:error, {:load, _text}} <- :erlang.load_nif(String.to_charlist(library), info) do
-      {:error,
-       {:load,
-        "the native library #{library} does not have version #{@version}, or another library holds the buffers of " <>
-          "this VM: build it again, or restart the VM"}}
+    # In a release this may be loaded before the other modules of the package, so it calls none of them.
+    with {:error, {reason, text}} <- :erlang.load_nif(String.to_charlist(library), info) do
+      failure = failure(reason, text, library)
+      :persistent_term.put(@failure, failure)
+      {:error, {reason, failure}}
     end
+  end
+
+  # The library itself has refused.
+  defp failure(:load, _text, library) do
+    "the native library #{library} does not have version #{@version}, or another library holds the buffers of this VM: " <>
+      "build it again, or restart the VM"
+  end
+
+  defp failure(_reason, text, _library) do
+    "the native library of PartitionedBuffer cannot be loaded: #{text}. It has to be built for this system " <>
+      "(#{:erlang.system_info(:system_architecture)}), with the same libc or an older one: run " <>
+      "`mix deps.compile partitioned_buffer --force` on such a system, or set PARTITIONED_BUFFER_NIF_PATH to a library that " <>
+      "was built there when you compile"
   end
 
   defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)

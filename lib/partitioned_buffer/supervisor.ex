@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.Supervisor do
   # The key of the settings in the dictionary of this process.
   @settings :"$partitioned_buffer_settings"
 
-  alias PartitionedBuffer.{Drainer, Identity, Native, Options, Partition, Room, Running}
+  alias PartitionedBuffer.{Drainer, Identity, Library, Native, Options, Partition, Room, Running}
 
   @doc """
   The child specification of a buffer that `module.start_link/1` starts. Only that call checks the options.
@@ -35,7 +35,8 @@ defmodule PartitionedBuffer.Supervisor do
 
   @spec start_link(Options.t()) :: Supervisor.on_start()
   def start_link(%Options{name: buffer} = options) do
-    with {:error, {:already_started, pid}} = error <-
+    with :ok <- Library.check(),
+         {:error, {:already_started, pid}} = error <-
            Supervisor.start_link(__MODULE__, options, name: name(buffer)) do
       if kind(pid) == :foreign, do: {:error, {collision(buffer, pid), []}}, else: error
     end
