@@ -1,8 +1,6 @@
-# Brings the figures of bench/results.json and of what the other benchmarks have printed into the README.
+# Brings the figures of bench/*.json and of what the other benchmarks have printed into README.md and bench/README.md.
 #
 #     mix run bench/readme.exs
 
 for file <- ~w(report readme), do: Code.require_file("support/#{file}.ex", __DIR__)
-
-{_before, now} = Bench.Readme.texts()
-File.write!(Bench.Readme.path(), now)
+for {path, _before, now} <- Bench.Readme.texts(), do: File.write!(path, now)

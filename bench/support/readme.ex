@@ -1,37 +1,59 @@
 defmodule Bench.Readme do
   @moduledoc """
-  Figures in the README. Between the lines
+  Figures in README.md and bench/README.md. Between the lines
 
-      <!-- bench/FILE -->
+      <!-- bench/FILE PART -->
       <!-- end -->
 
-  stands what that file has: the results of compare.exs (`.json`) as a table, what another benchmark has printed (`.txt`)
-  as it is.
+  stands what that file has: results of a benchmark (`.json`) as a table, of the part `scenarios` or another one; what a
+  benchmark has printed (`.txt`) as it is. With `bench/summary` it is a table of some results of all files.
   """
 
   alias Bench.Report
 
   # The benchmarks' directory, whose parent has the README.
   @bench Path.expand("..", __DIR__)
-  @readme Path.join(@bench, "../README.md") |> Path.expand()
+  @readmes [Path.expand("../README.md", @bench), Path.join(@bench, "README.md")]
 
-  def path, do: @readme
+  # What the table of the summary shows: the file, its part, and the scenario.
+  @summary [
+    {"results.json", "scenarios", "put int→int"},
+    {"results.json", "scenarios", "put_newer that updates, int→map of 4"},
+    {"results.json", "counters", "add to int"},
+    {"queue.json", "scenarios", "push map of 4"},
+    {"results.json", "scenarios", "flush in batches of 1000, per entry"}
+  ]
 
-  @doc "The README as it is, and with the figures that are in the files now."
+  @doc "The path of each file, its text as it is, and its text with the figures that are in the files now."
   def texts do
-    text = File.read!(@readme)
-    {text, Regex.replace(~r/^<!-- bench\/(\S+) -->\n.*?^<!-- end -->$/ms, text, &section/2)}
+    for path <- @readmes do
+      text = File.read!(path)
+      now = Regex.replace(~r/^<!-- bench\/(\S+)( \w+)? -->\n.*?^<!-- end -->$/msu, text, &section/3)
+      {path, text, now}
+    end
   end
 
-  defp section(_text, file) do
-    contents = File.read!(Path.join(@bench, file))
-    "<!-- bench/#{file} -->\n\n#{figures(Path.extname(file), contents)}\n\n<!-- end -->"
+  defp section(_text, file, part) do
+    "<!-- bench/#{file}#{part} -->\n\n#{figures(file, Path.extname(file), String.trim(part))}\n\n<!-- end -->"
   end
 
-  defp figures(".txt", contents), do: "```text\n#{String.trim(contents)}\n```"
+  defp figures("summary", _extension, _part) do
+    rows =
+      for {file, part, name} <- @summary do
+        %{^part => scenarios} = results(file)
+        %{"results" => [base | _] = all} = Enum.find(scenarios, &(&1["name"] == name))
+        own = Enum.find(all, &(&1["candidate"] == "this package, 1 partition"))
+        line([name, time(base), time(own), ratio(own)])
+      end
 
-  defp figures(".json", contents) do
-    %{"machine" => machine, "rounds" => rounds, "scenarios" => scenarios} = parse(contents)
+    Enum.join(["|  | ETS | this package, 1 partition | times |", "|---|---|---|---|" | rows], "\n")
+  end
+
+  defp figures(file, ".txt", _part), do: "```text\n#{String.trim(read(file))}\n```"
+
+  defp figures(file, ".json", part) do
+    part = if part == "", do: "scenarios", else: part
+    %{"machine" => machine, "rounds" => rounds, ^part => scenarios} = results(file)
 
     [%{"results" => [base | others]} | _scenarios] = scenarios
     heads = ["", base["candidate"]] ++ Enum.flat_map(others, &[&1["candidate"], "times"])
@@ -43,6 +65,9 @@ defmodule Bench.Readme do
     #{String.duplicate("|---", length(heads))}|
     """ <> Enum.map_join(scenarios, "\n", &row/1)
   end
+
+  defp results(file), do: parse(read(file))
+  defp read(file), do: File.read!(Path.join(@bench, file))
 
   defp row(%{"name" => name, "results" => [base | others]}),
     do: line([name, time(base)] ++ Enum.flat_map(others, &[time(&1), ratio(&1)]))

@@ -3,11 +3,16 @@ defmodule PartitionedBuffer.ReadmeTest do
 
   for file <- ~w(report readme), do: Code.require_file("../../bench/support/#{file}.ex", __DIR__)
 
-  # If it fails, bench/readme.exs writes the figures into the README.
-  test "the README has the figures that the benchmarks wrote" do
-    {text, with_figures} = Bench.Readme.texts()
-    assert text =~ "<!-- bench/results.json -->"
-    assert text =~ "<!-- bench/limits.txt -->"
-    assert text == with_figures
+  # If it fails, bench/readme.exs writes the figures.
+  test "README.md and bench/README.md have the figures that the benchmarks wrote" do
+    [{_readme, text, _now}, {_bench, bench, _also_now}] = texts = Bench.Readme.texts()
+    assert text =~ "<!-- bench/summary -->"
+    for file <- ~w(results.json queue.json limits.txt calls.txt), do: assert(bench =~ "<!-- bench/#{file}")
+    for {path, text, with_figures} <- texts, do: assert({path, text} == {path, with_figures})
+  end
+
+  test "README.md is short enough to be read" do
+    [{_path, text, _now} | _] = Bench.Readme.texts()
+    assert text |> String.split() |> length() <= 1_500
   end
 end

@@ -1,6 +1,6 @@
-defmodule PartitionedBuffer.CountingTest do
-  # Runs the statements of the guide on counting on a PostgreSQL server. `mix test --exclude postgres` leaves it out on a machine
-  # without PostgreSQL.
+defmodule PartitionedBuffer.RecipesTest do
+  # Runs the statements of the guides, and the example of the README, on a PostgreSQL server. `mix test --exclude postgres` leaves
+  # it out on a machine without PostgreSQL.
 
   use PartitionedBuffer.Case, async: true
 
@@ -9,14 +9,14 @@ defmodule PartitionedBuffer.CountingTest do
 
   alias Bench.{Postgres, Zipf}
   alias Bench.Postgres.Client
-  alias PartitionedBuffer.{Counter, Guide}
+  alias PartitionedBuffer.{Counter, Guide, Queue}
 
   # Connections are lost, and buffers report failures.
   @moduletag :capture_log
   @moduletag :postgres
   @moduletag timeout: 300_000
 
-  @guide "guides/counting.md"
+  @guides ["guides/counting.md", "guides/processors.md"]
 
   setup_all do
     if missing = Postgres.missing(),
@@ -38,7 +38,9 @@ defmodule PartitionedBuffer.CountingTest do
   end
 
   defp statements do
-    for [_, sql] <- Regex.scan(~r/^```sql\n(.*?)^```/ms, File.read!(Guide.path(@guide))), do: String.trim(sql)
+    for guide <- @guides,
+        [_, sql] <- Regex.scan(~r/^```sql\n(.*?)^```/ms, File.read!(Guide.path(guide))),
+        do: String.trim(sql)
   end
 
   # The statement that begins like this.
@@ -105,48 +107,153 @@ defmodule PartitionedBuffer.CountingTest do
   defp start_counter(processor, opts \\ []),
     do: start_buffer([module: Counter, processor: processor, processing_interval_ms: 5] ++ opts)
 
+  # Sorted columns of a batch.
+  defp columns(batch, elements),
+    do: for(element <- elements, do: batch |> Enum.sort() |> Enum.map(&elem(&1, element)))
+
+  # Two buffers as on two nodes, each with connections of its own, and a processor that stores `elements` of each entry. Returns
+  # them, and counts of calls and failures.
+  defp start_nodes(postgres, statement, elements, opts) do
+    counts = :counters.new(2, [])
+
+    nodes =
+      for _node <- 1..2 do
+        connections = for _ <- 1..2, do: start_client(postgres)
+        start_buffer([processor: {__MODULE__, :store, [statement, elements, connections, counts]}] ++ opts)
+      end
+
+    {nodes, counts}
+  end
+
+  def store(batch, statement, elements, connections, counts) do
+    :counters.add(counts, 1, 1)
+
+    with {:error, reason} <- run(Enum.random(connections), statement, columns(batch, elements)) do
+      :counters.add(counts, 2, 1)
+      {:error, reason}
+    end
+  end
+
+  test "the example of the README stores what it counts", %{client: client, postgres: postgres} do
+    [{_number, lines} | _blocks] = Guide.blocks("README.md")
+    {module, _rest} = Enum.split_while(lines, &(&1 != "end"))
+    connection = :readme_connection
+    start_supervised!({Client, port: Postgres.port(postgres), name: connection})
+
+    source =
+      Enum.join(module ++ ["end"], "\n")
+      |> String.replace("defmodule MyApp.PageViews", "defmodule #{inspect(__MODULE__)}.PageViews")
+      |> String.replace("Postgrex.query(MyApp.DB,", "#{inspect(__MODULE__)}.query(#{inspect(connection)},")
+
+    [{page_views, _binary}] = Code.compile_string(source)
+    start_supervised!({page_views, processing_interval_ms: 5, partitions: 2})
+
+    for n <- 1..1_000, do: page_views.add("/#{rem(n, 10)}")
+    assert page_views.flush() == :ok
+    for _ <- 1..5, do: page_views.add("/0")
+    assert page_views.stop() == :ok
+
+    assert table(client, "SELECT path, views FROM page_views") ==
+             Map.new(0..9, &{"/#{&1}", [if(&1 == 0, do: 105, else: 100)]})
+  end
+
+  def query(connection, sql, parameters), do: run(connection, sql, parameters)
+
+  test "entries of put come to their rows in the order of the writes", context do
+    %{postgres: postgres, client: client, statements: statements} = context
+    upsert = statement(statements, "INSERT INTO sessions")
+    opts = [processing_interval_ms: 1, processing_batch_size: 20, max_attempts: 3]
+    {[buffer, _other], counts} = start_nodes(postgres, upsert, [0, 1], opts)
+
+    for n <- 1..20_000, do: Buffer.put(buffer, rem(n, 50), "it's #{n}")
+    assert Buffer.flush(buffer) == :ok
+    assert :counters.get(counts, 2) == 0
+    {:ok, %{rows: rows}} = Client.query(client, "SELECT id, state FROM sessions ORDER BY id")
+    assert rows == for(id <- 0..49, do: ["#{id}", "it's #{if id == 0, do: 20_000, else: 19_950 + id}"])
+  end
+
+  test "two nodes upsert the same keys a thousand times: no deadlock, and the newest version stays",
+       context do
+    %{postgres: postgres, client: client, statements: statements} = context
+    upsert = statement(statements, "INSERT INTO users")
+    opts = [processing_interval_ms: 1, processing_batch_size: 100, max_attempts: 3, partitions: 2]
+    {nodes, counts} = start_nodes(postgres, upsert, [0, 1, 2], opts)
+    clock = :atomics.new(1, [])
+
+    put = fn node, id ->
+      version = :atomics.add_get(clock, 1, 1)
+      Buffer.put_newer(node, id, "#{version}", version)
+    end
+
+    update_until(nodes, put, counts, 1_000)
+    for node <- nodes, id <- 1..200, do: put.(node, id)
+    for node <- nodes, do: assert(Buffer.flush(node) == :ok)
+    assert :counters.get(counts, 2) == 0, "there was a deadlock"
+    rows = table(client, "SELECT id, version FROM users WHERE name = version::text")
+    last = :atomics.get(clock, 1)
+    assert rows == Map.new(1..200, &{"#{&1}", [last - 200 + &1]})
+  end
+
+  # Each node gets the keys in an order of its own.
+  defp update_until(nodes, put, counts, calls) do
+    for node <- nodes, id <- Enum.shuffle(1..200), do: put.(node, id)
+    Process.sleep(1)
+    if :counters.get(counts, 1) < calls, do: update_until(nodes, put, counts, calls)
+  end
+
+  test "the statement for put_newer never replaces an entry of put, as the guide says", context do
+    %{postgres: postgres, client: client, statements: statements} = context
+
+    {[buffer, _other], _counts} =
+      start_nodes(postgres, statement(statements, "INSERT INTO users"), [0, 1, 2], [])
+
+    for name <- ["Ada", "Ada Lovelace", "Countess"] do
+      Buffer.put(buffer, 7, name)
+      Buffer.flush(buffer)
+    end
+
+    assert {:ok, %{rows: [["7", "Ada", "0"]]}} = Client.query(client, "SELECT * FROM users")
+  end
+
+  test "keys that are one row make a statement fail, as the guide says", context do
+    %{client: client, statements: statements} = context
+    upsert = statement(statements, "INSERT INTO sessions")
+    assert {:error, %{code: "21000"}} = run(client, upsert, [[1, 1], ["a", "b"]])
+  end
+
+  test "items with an id are stored once, although their batches come again", context do
+    %{postgres: postgres, client: client, statements: statements} = context
+    insert = statement(statements, "INSERT INTO events")
+    connection = start_client(postgres)
+
+    # The answer is lost after one of three statements.
+    processor = fn items ->
+      {:ok, _} = run(connection, insert, columns(items, [0, 1]))
+      if :rand.uniform(3) == 1, do: {:error, :closed}, else: :ok
+    end
+
+    opts = [max_attempts: :infinity, retry_backoff_ms: {0, 1}, processing_interval_ms: 1, partitions: 1]
+    queue = start_buffer([module: Queue, processor: processor] ++ opts)
+    for n <- 1..500, do: Queue.push(queue, {"id #{n}", "it's #{n}"})
+    assert Queue.stop(queue) == :ok
+    {:ok, %{rows: rows}} = Client.query(client, "SELECT id, body FROM events")
+    assert Enum.sort(rows) == Enum.sort(for n <- 1..500, do: ["id #{n}", "it's #{n}"])
+  end
+
   test "page views of two nodes add up to what was counted, without a deadlock", context do
     %{postgres: postgres, client: client, statements: statements} = context
     add_views = statement(statements, "INSERT INTO page_views")
-    failures = :counters.new(1, [])
-    calls = :counters.new(1, [])
-
-    # A connection for each partition of each node.
-    store = fn batch, connections ->
-      :counters.add(calls, 1, 1)
-
-      {paths, views} =
-        batch |> Enum.sort() |> Enum.map(fn {path, sum, _count} -> {path, sum} end) |> Enum.unzip()
-
-      connection = Enum.random(connections)
-
-      with {:error, reason} <- run(connection, add_views, [paths, views]) do
-        :counters.add(failures, 1, 1)
-        {:error, reason}
-      end
-    end
-
-    buffers =
-      for _node <- 1..2 do
-        connections = for _ <- 1..2, do: start_client(postgres)
-
-        start_counter({__MODULE__, :apply_to, [store, connections]},
-          max_attempts: 3,
-          processing_batch_size: 50
-        )
-      end
-
+    opts = [module: Counter, max_attempts: 3, processing_interval_ms: 5, processing_batch_size: 50]
+    {buffers, counts} = start_nodes(postgres, add_views, [0, 1], opts)
     expected = count_up(buffers, 20_000, fn _n -> 1 end)
     Enum.each(buffers, &(:ok = Counter.flush(&1)))
 
     assert table(client, "SELECT path, views FROM page_views") ==
              Map.new(expected, fn {path, [views, _count]} -> {path, [views]} end)
 
-    assert :counters.get(failures, 1) == 0
-    assert :counters.get(calls, 1) > 20, "the statements of the nodes have met"
+    assert :counters.get(counts, 2) == 0
+    assert :counters.get(counts, 1) > 20, "the statements of the nodes have met"
   end
-
-  def apply_to(batch, function, argument), do: function.(batch, argument)
 
   test "sums and counts give means, and a map gives the largest", context do
     %{client: client, statements: statements} = context
@@ -237,7 +344,7 @@ defmodule PartitionedBuffer.CountingTest do
   # The module of the guide, under a name of this test.
   defp once do
     [code] =
-      for {_number, lines} <- Guide.blocks(@guide),
+      for {_number, lines} <- Guide.blocks(hd(@guides)),
           Enum.any?(lines, &(&1 =~ "defmodule Guide.Once")),
           do: lines
 
