@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.MixProject do
       start_permanent: Mix.env() == :prod,
       deps: if(hex?(), do: deps(), else: []),
       test_ignore_filters: [
-        &String.starts_with?(&1, ["test/support/", "test/hexless/", "test/app/", "test/vm/"])
+        &String.starts_with?(&1, ["test/support/", "test/hexless/", "test/app/", "test/example/", "test/vm/"])
       ],
       description:
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",

@@ -1,0 +1,25 @@
+defmodule Tracker.Telemetry do
+  @moduledoc "Counts what buffers have retried and given up. Needs the application `telemetry`."
+
+  @compile {:no_warn_undefined, :telemetry}
+  @events for event <- [:retry, :dead_letter], do: [:partitioned_buffer, :partition, event]
+
+  def attach do
+    :persistent_term.put(__MODULE__, :counters.new(2, []))
+    PartitionedBuffer.attach_default_logger()
+
+    if Code.ensure_loaded?(:telemetry),
+      do: :telemetry.attach_many(__MODULE__, @events, &__MODULE__.count/4, nil)
+
+    :ok
+  end
+
+  def count([_, _, event], %{count: count}, _metadata, _config),
+    do: :counters.add(:persistent_term.get(__MODULE__), place(event), count)
+
+  @doc "How many entries were retried, or given up."
+  def get(event), do: :counters.get(:persistent_term.get(__MODULE__), place(event))
+
+  defp place(:retry), do: 1
+  defp place(:dead_letter), do: 2
+end
