@@ -364,10 +364,10 @@ impl<S: Store> Flush<S> {
         self.progress.lock().batch.runs.iter().map(|run| run.attempts).max().unwrap_or(0)
     }
 
-    /// Takes the failed entries out of this reader's batch, calls `retry` for each that has failed less than
-    /// `max_attempts` times, and ends the batch but for the others. All other entries have succeeded. `failed` has the numbers of the
-    /// failed ones in the batch, in their order; `None` means all. `retry` gets the position and how often the entry
-    /// has failed.
+    /// Takes the failed entries out of this reader's batch, and calls `retry` for each that has failed less than
+    /// `max_attempts` times, with its position and how often it has failed. The others of them are the batch from now on. All
+    /// entries that have not failed have succeeded. `failed` has the numbers of the failed ones in the batch, in their
+    /// order; `None` means all.
     pub(crate) fn give_back(
         &self,
         reader: u64,

@@ -1,16 +1,18 @@
 //! A partition: the entries that wait in it, and the flushes that are in flight.
 //!
 //! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. A map and a counter spread their keys
-//! over several shards by their hash, so writers rarely meet; a queue has one shard, for its order. [`Partition::flush`] takes the
-//! locks of all shards and swaps each store for an empty one. So a write comes either before the flush and is part of
-//! it, or after it and waits for the next one. The partition keeps a [`Flush`] until all its entries have an outcome:
-//! what a crashed reader has left is there for the next reader. The next flush removes what is finished, since the
-//! reader may have got the flush from another partition, before the count of partitions changed.
+//! over several shards by their hash, so writers rarely meet; a queue has one shard, for its order. What maps and
+//! counters share is in `table`, and `map`, `counter` and `queue` have the operations of each kind.
+//!
+//! [`Partition::flush`] takes the locks of all shards and swaps each store for an empty one. So a write comes either
+//! before the flush and is part of it, or after it and waits for the next one. The partition keeps a [`Flush`] until all
+//! its entries have an outcome: what a crashed reader has left is there for the next reader. The next flush removes what
+//! is finished, since the reader may have got the flush from another partition, before the count of partitions changed.
 //!
 //! A partition that is open *with outcomes* also looks into its flush: each shard has a reference to it, set together
-//! with the swap. So an operation sees what waits and what is in flight in one picture. An entry that waits hides the
-//! one of its key in flight. After a restart with another partition count there may be several flushes: operations see
-//! the oldest one only, until it has ended.
+//! with the swap. So an operation sees what waits and what is in flight in one picture. In a map an entry that waits
+//! hides the one of its key in flight, and in a counter both are added up. After a restart with another partition count
+//! there may be several flushes.
 //!
 //! | state | reads, deletes | writes | writes of a processor | flush |
 //! |---|---|---|---|---|
@@ -21,9 +23,12 @@
 //! A partition drains while a stop processes what it holds: a processor may write to its own buffer.
 //!
 //! A lock is held for one operation on one store, or for the swap. No store is freed and no foreign code runs under a
-//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order; only
-//! a flush whose batch is given back is held even before. A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the deaths
-//! in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`].
+//! lock. The lock of `in_flight` is taken first, then that of a flush, then those of the shards in their order; only a
+//! flush whose batch is given back is held even before.
+//!
+//! A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the
+//! deaths in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`]. An
+//! addition to a counter changes the first two only.
 
 mod counter;
 mod map;

@@ -93,7 +93,7 @@ impl<H: Heap> Tally<H> {
         self.entries.set_extra(id, carry + amount.signum());
     }
 
-    /// The sum of an entry, which must be there.
+    /// The sum of an entry; `None` if there is no such id.
     #[inline]
     pub(crate) fn sum(&self, id: EntryId) -> Option<i128> {
         let low = self.entries.get(id)?.value.low;

@@ -208,8 +208,8 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     }
 
     /// Opens `partition_count` of these partitions of `buffer` until the calling process dies, with outcomes or without,
-    /// and with a bound or without. Entries of an earlier run stay in their partitions. If the earlier run had another partition count, the open partitions adopt its entries and flush
-    /// them first.
+    /// and with a bound or without. Entries of an earlier run stay in their partitions. If the earlier run had another
+    /// partition count, the open partitions adopt its entries and flush them first.
     /// Gives `false` and changes nothing if the process has been killed already: nothing would report its death.
     pub(crate) fn open(
         &self,

@@ -2,8 +2,8 @@
 //! answers and contents must be the same.
 //!
 //! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`],
-//! [`queue`] and [`counter`] have the operations of one kind of buffer, and this module those of all. The random tests and the fuzz
-//! targets share them, since any bytes are a sequence of operations.
+//! [`queue`] and [`counter`] have the operations of one kind of buffer, and this module those of all. The random tests
+//! and the fuzz targets share them, since any bytes are a sequence of operations.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
