@@ -62,14 +62,16 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
 pub struct Table<H: Heap, C: Contents<H>> {
     /// How many writes, and entries that were taken back, have met an entry of their key.
     merged: usize,
-    /// What is kept outside of the entries.
-    pub(crate) contents: C,
+    /// The entry of the last write, if the contents look there first, and the seed of its key's hash.
+    pub(crate) last: (EntryId, u32),
     /// From the hash of a key to the id of its entry.
     index: Index,
     /// The entries.
     pub(crate) entries: Entries<H::Term, C::Value, C::Extra>,
     /// Where the keys live.
     keys: Arena<H>,
+    /// What is kept outside of the entries.
+    pub(crate) contents: C,
     /// How many entries were deleted.
     deleted: usize,
     /// How many entries were taken back.
@@ -91,6 +93,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
             index: Index::new(hasher.clone()),
             entries: Entries::new(),
             keys: Arena::new(),
+            last: (0, 0),
             contents: C::new(),
             merged: 0,
             deleted: 0,

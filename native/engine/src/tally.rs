@@ -13,13 +13,8 @@ use crate::term::{Heap, Term};
 /// See the module's documentation.
 pub type Tally<H> = Table<H, Sums>;
 
-/// What a tally keeps outside of its entries: the entry of the last addition. The next one often is to the same key.
-pub struct Sums {
-    /// The seed of the key's hash.
-    seed: u32,
-    /// The entry, if it is still that of this key.
-    last: EntryId,
-}
+/// What a tally keeps outside of its entries: nothing.
+pub struct Sums;
 
 /// A sum in an entry. Packed, so that the entry needs no padding.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +60,7 @@ impl<H: Heap> Tally<H> {
             self.insert(hash, key, Sum { low: amount, count: 1, attempts: Attempts::NONE }, 0);
             return true;
         };
-        self.contents = Sums { seed: hash.seed(), last: id };
+        self.last = (id, hash.seed());
         self.count_merged();
         let entry = self.entries.get_mut(id).expect("an entry that was found is there");
         let (low, overflows) = { entry.value.low }.overflowing_add(amount);
@@ -78,10 +73,10 @@ impl<H: Heap> Tally<H> {
         false
     }
 
-    /// The entry of the last addition, if it is that of `key`.
+    /// The entry of the last addition, if it is that of `key`: the next one often is to the same key.
     #[inline]
     fn find_last(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
-        let Sums { seed, last } = self.contents;
+        let (last, seed) = self.last;
         let is_key = |entry: &&Entry<H::Term, Sum>| entry.key.is_identical(key);
         (seed == hash.seed() && self.entries.get(last).filter(is_key).is_some()).then_some(last)
     }
@@ -112,7 +107,7 @@ impl<H: Heap> Contents<H> for Sums {
     const ADDS_UP: bool = true;
 
     fn new() -> Self {
-        Sums { seed: 0, last: 0 }
+        Sums
     }
 
     #[inline]
