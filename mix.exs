@@ -18,9 +18,8 @@ defmodule PartitionedBuffer.MixProject do
       elixirc_paths: elixirc_paths(Mix.env()),
       start_permanent: Mix.env() == :prod,
       deps: if(hex?(), do: deps(), else: []),
-      test_ignore_filters: [
-        &String.starts_with?(&1, ["test/support/", "test/hexless/", "test/app/", "test/example/", "test/vm/"])
-      ],
+      # Beside it are an example with tests of its own, and what the tests share.
+      test_paths: ["test/partitioned_buffer"],
       description:
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
       package: package(),

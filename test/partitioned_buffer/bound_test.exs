@@ -301,7 +301,9 @@ defmodule PartitionedBuffer.BoundTest do
     end
 
     test "gives back the room of entries that were not new" do
-      buffer = start(max_size: 10, when_full: :error, full_timeout_ms: 0, max_attempts: 1, partitions: 2)
+      # A full buffer flushes, but nothing leaves it.
+      opts = [processor: asking(), max_attempts: 1, partitions: 2]
+      buffer = start([max_size: 10, when_full: :error, full_timeout_ms: 0] ++ opts)
       entries = for(n <- 1..5, do: {n, n})
       for _ <- 1..3, do: assert(Buffer.put_all(buffer, entries) == :ok)
       assert Buffer.put_all_newer(buffer, for(n <- 1..5, do: {n, n, 1})) == :ok
@@ -311,11 +313,12 @@ defmodule PartitionedBuffer.BoundTest do
     end
 
     test "of more than one slice, and with a partition key, fits exactly" do
-      buffer = start(max_size: 20_000, when_full: :error, full_timeout_ms: 0, partitions: 3)
+      opts = [processor: asking(), max_attempts: 1, partitions: 3]
+      buffer = start([max_size: 20_000, when_full: :error, full_timeout_ms: 0] ++ opts)
       assert Buffer.put_all(buffer, for(n <- 1..10_000, do: {n, n})) == :ok
       assert Buffer.put_all(buffer, for(n <- 10_001..20_000, do: {n, n}), partition_key: &rem(&1, 7)) == :ok
       assert Buffer.put(buffer, :one_more, 1) == {:error, :full}
-      assert Buffer.size(buffer) == 20_000
+      assert held(buffer) == 20_000
     end
 
     test "whose writer is killed gives its room back" do
