@@ -33,7 +33,7 @@ pub struct Sum {
 pub struct Counted<T> {
     /// The key.
     pub key: T,
-    /// The sum of what was added. 128 bits are enough for 2^64 additions.
+    /// The sum of what was added. 128 bits are enough for 2^63 additions.
     pub sum: i128,
     /// How often something was added.
     pub count: u64,
@@ -49,7 +49,7 @@ fn sum_of(low: i64, carry: i64) -> i128 {
 #[inline]
 fn split(sum: i128) -> (i64, i64) {
     let low = sum as i64;
-    (low, ((sum - i128::from(low)) >> 64) as i64)
+    (low, (sum >> 64) as i64 + i64::from(low < 0))
 }
 
 impl<H: Heap> Tally<H> {
@@ -165,8 +165,8 @@ mod tests {
 
     #[test]
     fn a_sum_is_its_parts() {
-        let edges =
-            [0, 1, i64::MAX.into(), i128::from(i64::MAX) + 1, 1 << 64, (1 << 64) - 1, i128::MAX, i128::MAX >> 1];
+        // The last is what 2^63 additions of the largest amount come to.
+        let edges = [0, 1, i64::MAX.into(), i128::from(i64::MAX) + 1, 1 << 64, (1 << 64) - 1, 1 << 100, 1 << 126];
         for sum in edges.into_iter().flat_map(|edge| [edge, -edge, -edge - 1]) {
             let (low, carry) = split(sum);
             assert_eq!(sum_of(low, carry), sum);
