@@ -28,7 +28,7 @@
 //!
 //! A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the
 //! deaths in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`]. An
-//! addition to a counter changes the first two only.
+//! addition to a counter changes the first two only, and the first one only if it is to the key of the last one.
 
 mod counter;
 mod map;
@@ -144,10 +144,10 @@ struct ShardState<S: Store> {
     is_counted: bool,
     /// How many entries may be added without asking the bound; 1 without a bound.
     room: usize,
-    /// The flushes that the shard's operations look into, oldest first: none if the partition has no outcomes.
-    in_flight: Vec<InFlight<S>>,
     /// The entries written since the last flush.
     waiting: S,
+    /// The flushes that the shard's operations look into, oldest first: none if the partition has no outcomes.
+    in_flight: Vec<InFlight<S>>,
     /// What was counted before the last flush.
     before: Writes,
 }
@@ -235,6 +235,7 @@ impl<S: Store> Shard<S> {
 impl<S: Store> ShardState<S> {
     /// Replaces the store by an empty one.
     fn freeze(&mut self) -> S {
+        self.waiting.settle();
         self.before += self.waiting.writes();
         let successor = self.waiting.successor();
         std::mem::replace(&mut self.waiting, successor)

@@ -24,6 +24,9 @@ pub trait Store: Send + Sync + 'static {
     /// An empty store to replace this one; allocates nothing.
     fn successor(&self) -> Self;
 
+    /// Writes down what is kept apart for speed. To be called before the store is frozen.
+    fn settle(&mut self) {}
+
     /// How many entries there are.
     fn len(&self) -> usize;
 

@@ -40,6 +40,9 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     /// How often the processor has failed with an entry.
     fn attempts(value: Self::Value, extra: Self::Extra) -> Attempts;
 
+    /// See [`Store::settle`].
+    fn settle(_table: &mut Table<H, Self>) {}
+
     /// An entry with this value was taken out.
     fn removed(table: &mut Table<H, Self>, value: Self::Value);
 
@@ -62,8 +65,8 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
 pub struct Table<H: Heap, C: Contents<H>> {
     /// How many writes, and entries that were taken back, have met an entry of their key.
     merged: usize,
-    /// The entry of the last write, if the contents look there first, and the seed of its key's hash.
-    pub(crate) last: (EntryId, u32),
+    /// The entry of the last addition, in a [tally](crate::tally).
+    pub(crate) last: Last,
     /// From the hash of a key to the id of its entry.
     index: Index,
     /// The entries.
@@ -86,6 +89,19 @@ pub struct Table<H: Heap, C: Contents<H>> {
     pub(crate) garbage: Vec<Garbage<H>>,
 }
 
+/// The entry of the last addition, with what was added since and is not in the entry yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Last {
+    /// The entry, if it is still that of its key.
+    pub(crate) id: EntryId,
+    /// The seed of the key's hash.
+    pub(crate) seed: u32,
+    /// The sum of what was added.
+    pub(crate) sum: i64,
+    /// How often something was added.
+    pub(crate) count: u64,
+}
+
 impl<H: Heap, C: Contents<H>> Table<H, C> {
     /// An empty table for keys hashed by `hasher`; allocates nothing.
     fn empty(hasher: &Hasher) -> Self {
@@ -93,7 +109,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
             index: Index::new(hasher.clone()),
             entries: Entries::new(),
             keys: Arena::new(),
-            last: (0, 0),
+            last: Last::default(),
             contents: C::new(),
             merged: 0,
             deleted: 0,
@@ -157,6 +173,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
 
     /// Takes out the entry of `key`, if there is one, and says whether it was taken back.
     pub fn delete(&mut self, hash: Hash, key: H::Term) -> Option<bool> {
+        C::settle(self);
         let Table { index, entries, .. } = self;
         let id = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
         let entry = self.entries.remove(id);
@@ -234,6 +251,10 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn successor(&self) -> Self {
         Self::empty(self.index.hasher())
+    }
+
+    fn settle(&mut self) {
+        C::settle(self);
     }
 
     fn len(&self) -> usize {

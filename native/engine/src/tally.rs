@@ -7,7 +7,7 @@ use crate::ids::EntryId;
 use crate::index::Hash;
 use crate::parcel::Parcel;
 use crate::store::TakenBack;
-use crate::table::{Contents, Table};
+use crate::table::{Contents, Last, Table};
 use crate::term::{Heap, Term};
 
 /// See the module's documentation.
@@ -56,29 +56,47 @@ impl<H: Heap> Tally<H> {
     /// Adds `amount` to the sum of `key`; `true` if the key is new.
     #[inline(always)]
     pub fn add(&mut self, hash: Hash, key: &Parcel<H>, amount: i64) -> bool {
-        let Some(id) = self.find_last(hash, key.term).or_else(|| self.find(hash, key.term)) else {
+        if self.add_to_last(hash, key.term, amount) {
+            return false;
+        }
+        Sums::settle(self);
+        let Some(id) = self.find(hash, key.term) else {
             self.insert(hash, key, Sum { low: amount, count: 1, attempts: Attempts::NONE }, 0);
             return true;
         };
-        self.last = (id, hash.seed());
+        self.last = Last { id, seed: hash.seed(), sum: 0, count: 0 };
         self.count_merged();
-        let entry = self.entries.get_mut(id).expect("an entry that was found is there");
-        let (low, overflows) = { entry.value.low }.overflowing_add(amount);
-        // Field by field: to read what was just written in other pieces stalls the processor.
-        entry.value.low = low;
-        entry.value.count += 1;
-        if overflows {
-            self.carry(id, amount);
-        }
+        self.add_to(id, amount, 1);
         false
     }
 
-    /// The entry of the last addition, if it is that of `key`: the next one often is to the same key.
+    /// Adds `amount` if the last addition was to `key` as well: beside the lock, so that several writers to one key change
+    /// no other cache line. `false` if it was not, or if that sum would overflow.
     #[inline]
-    fn find_last(&self, hash: Hash, key: H::Term) -> Option<EntryId> {
-        let (last, seed) = self.last;
+    fn add_to_last(&mut self, hash: Hash, key: H::Term, amount: i64) -> bool {
+        let Last { id, seed, sum, .. } = self.last;
         let is_key = |entry: &&Entry<H::Term, Sum>| entry.key.is_identical(key);
-        (seed == hash.seed() && self.entries.get(last).filter(is_key).is_some()).then_some(last)
+        if seed != hash.seed() || self.entries.get(id).filter(is_key).is_none() {
+            return false;
+        }
+        let Some(sum) = sum.checked_add(amount) else { return false };
+        self.last.sum = sum;
+        self.last.count += 1;
+        self.count_merged();
+        true
+    }
+
+    /// Adds to an entry, which must be there.
+    #[inline]
+    fn add_to(&mut self, id: EntryId, amount: i64, count: u64) {
+        let entry = self.entries.get_mut(id).expect("what is added to is there");
+        let (low, overflows) = { entry.value.low }.overflowing_add(amount);
+        // Field by field: to read what was just written in other pieces stalls the processor.
+        entry.value.low = low;
+        entry.value.count += count;
+        if overflows {
+            self.carry(id, amount);
+        }
     }
 
     /// The sum of an entry has left the range of 64 bits, with this amount.
@@ -92,7 +110,8 @@ impl<H: Heap> Tally<H> {
     #[inline]
     pub(crate) fn sum(&self, id: EntryId) -> Option<i128> {
         let low = self.entries.get(id)?.value.low;
-        Some(sum_of(low, self.entries.extra(id)))
+        let beside = if self.last.id == id { self.last.sum } else { 0 };
+        Some(sum_of(low, self.entries.extra(id)) + i128::from(beside))
     }
 }
 
@@ -119,9 +138,19 @@ impl<H: Heap> Contents<H> for Sums {
         value.attempts
     }
 
+    #[inline]
+    fn settle(table: &mut Tally<H>) {
+        let Last { id, seed, sum, count } = table.last;
+        if count > 0 {
+            table.last = Last { id, seed, sum: 0, count: 0 };
+            table.add_to(id, sum, count);
+        }
+    }
+
     fn removed(_table: &mut Tally<H>, _value: Sum) {}
 
     fn take_back(table: &mut Tally<H>, flushed: &Tally<H>, id: EntryId, times: u32) -> TakenBack {
+        Sums::settle(table);
         let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
         let (hash, failed, carry) = (flushed.hash(id), entry.value, flushed.entries.extra(id));
         let Some(waiting) = table.find(hash, entry.key) else {
