@@ -60,11 +60,13 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
 }
 
 /// See the module's documentation. The first fields are in the cache line of the shard's lock, since
-/// most writes change them.
+/// most writes change them. They fill that line: the next one begins with the index, without which each put takes longer.
 #[repr(C)]
 pub struct Table<H: Heap, C: Contents<H>> {
     /// How many writes, and entries that were taken back, have met an entry of their key.
     merged: usize,
+    /// How many entries were deleted.
+    deleted: usize,
     /// The entry of the last addition, in a [tally](crate::tally).
     pub(crate) last: Last,
     /// From the hash of a key to the id of its entry.
@@ -75,8 +77,6 @@ pub struct Table<H: Heap, C: Contents<H>> {
     keys: Arena<H>,
     /// What is kept outside of the entries.
     pub(crate) contents: C,
-    /// How many entries were deleted.
-    deleted: usize,
     /// How many entries were taken back.
     taken_back: usize,
     /// How many of the present entries were taken back, and only written again since.
