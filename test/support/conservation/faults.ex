@@ -472,10 +472,19 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp heal(faults) do
     Retries.heal(faults.ledger)
-    PartitionedBuffer.update_options(name(faults), drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
+    update_when_restarted(faults, drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
     until_flushed(faults, 1_000)
     check_info(faults)
     faults
+  end
+
+  # The last fault may have killed a process that the update asks.
+  defp update_when_restarted(faults, changes) do
+    PartitionedBuffer.update_options(name(faults), changes)
+  catch
+    :exit, {_no_process, {GenServer, :call, _arguments}} ->
+      Process.sleep(1)
+      update_when_restarted(faults, changes)
   end
 
   # All is through, and nobody writes any more.
