@@ -44,6 +44,9 @@ pub(crate) type CounterPartitions = Partitions<Tally<Environment>, TABLE_SHARDS>
 /// The partitions of a queue.
 pub(crate) type QueuePartitions = Partitions<Log<Environment>, 1>;
 
+/// Enough levels of partitions for the 4,096 that a buffer may have.
+const LEVELS: usize = 13;
+
 /// The count while no process has the partitions open.
 const CLOSED: u32 = 0;
 
@@ -155,7 +158,7 @@ pub(crate) struct Partitions<S: Store, const SHARDS: usize> {
     /// How many partitions there are, or [`CLOSED`], or [`NONE`].
     count: AtomicU32,
     /// Level `n` holds `2^n` partitions: more are added without moving those in use.
-    levels: [OnceLock<Box<[Partition<S, SHARDS>]>>; 32],
+    levels: [OnceLock<Box<[Partition<S, SHARDS>]>>; LEVELS],
     /// The process that opened them. Its lock is held while they are opened or closed.
     owner: Mutex<Owner>,
     /// How many entries they may hold.
@@ -196,7 +199,7 @@ struct Owner {
 impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     /// Partitions that are closed.
     fn new(hasher: Hasher) -> Self {
-        let levels = [const { OnceLock::new() }; 32];
+        let levels = [const { OnceLock::new() }; LEVELS];
         Partitions {
             hasher,
             count: AtomicU32::new(CLOSED),
