@@ -189,7 +189,7 @@ impl Sampler {
 
     /// How many copies the next one is weighed for: 1 while `weigh_all` lasts, else [`SAMPLE_INTERVAL`] or 0.
     #[inline]
-    fn sample(&mut self, weigh_all: &mut usize) -> usize {
+    fn sample(&mut self, weigh_all: &mut u32) -> usize {
         if *weigh_all > 0 {
             *weigh_all -= 1;
             return 1;
@@ -270,7 +270,7 @@ pub struct Arena<H> {
     /// The estimated bytes of these.
     full_weight: usize,
     /// How many more copies and releases are all weighed.
-    weigh_all: usize,
+    weigh_all: u32,
 }
 
 impl<H: Heap> Arena<H> {
@@ -402,7 +402,8 @@ impl<H: Heap> Arena<H> {
             let weight = segment.heap.weigh(term);
             shared.dead_weight = add_weight(shared.dead_weight, weight, times);
             if weight >= HEAVY {
-                self.weigh_all = self.weigh_all.max(weight / WEIGH_ALL_DIVISOR);
+                let next = u32::try_from(weight / WEIGH_ALL_DIVISOR).unwrap_or(u32::MAX);
+                self.weigh_all = self.weigh_all.max(next);
             }
         }
         let state = shared.state;

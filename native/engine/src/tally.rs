@@ -1,6 +1,10 @@
 //! A tally: the sums that one shard has taken in since its last flush, each under its key.
 //!
 //! Nothing is copied but the keys. A sum is exact: it needs 64 bits, and a carry once they have not been enough.
+//!
+//! Additions often come to one hot key. What is added to the key of the last addition stays in [`Table::last`], in the
+//! cache line of the lock, so that several writers to one key change no other line. [`Tally::sum`] adds it. An addition to
+//! another key, a delete and a flush settle it: they write it to its entry first.
 
 use crate::entries::{Attempts, Entry};
 use crate::ids::EntryId;
@@ -70,8 +74,8 @@ impl<H: Heap> Tally<H> {
         false
     }
 
-    /// Adds `amount` if the last addition was to `key` as well: beside the lock, so that several writers to one key change
-    /// no other cache line. `false` if it was not, or if that sum would overflow.
+    /// Adds `amount` beside the lock, if the last addition was to `key` as well. `false` if it was not, or if the sum there
+    /// would overflow.
     #[inline]
     fn add_to_last(&mut self, hash: Hash, key: H::Term, amount: i64) -> bool {
         let Last { id, seed, sum, .. } = self.last;
@@ -150,7 +154,6 @@ impl<H: Heap> Contents<H> for Sums {
     fn removed(_table: &mut Tally<H>, _value: Sum) {}
 
     fn take_back(table: &mut Tally<H>, flushed: &Tally<H>, id: EntryId, times: u32) -> TakenBack {
-        Sums::settle(table);
         let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
         let (hash, failed, carry) = (flushed.hash(id), entry.value, flushed.entries.extra(id));
         let Some(waiting) = table.find(hash, entry.key) else {

@@ -48,6 +48,12 @@ impl<H: Heap, C: Contents<H>> InFlight<Table<H, C>> {
 }
 
 impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
+    /// Fails the build unless the lock, what each write looks at, and the head of the table fill a cache line.
+    const HEAD_FILLS_A_LINE: () = {
+        let before = size_of::<usize>() + std::mem::offset_of!(TableState<H, C>, waiting);
+        assert!(size_of::<usize>() != 8 || before + Table::<H, C>::HEAD == 64, "the index begins a line");
+    };
+
     /// The index of the shard for keys of this hash.
     #[inline]
     pub fn shard_of(hash: Hash) -> usize {
@@ -61,6 +67,7 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         partition_count: u32,
         hash: Hash,
     ) -> Result<MutexGuard<'_, TableState<H, C>>, Closed> {
+        let () = Self::HEAD_FILLS_A_LINE;
         self.shards[Self::shard_of(hash)].lock_open(partition_count)
     }
 
