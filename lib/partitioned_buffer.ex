@@ -62,12 +62,13 @@ defmodule PartitionedBuffer do
   | return | meaning | counts as an attempt | the partition |
   |---|---|---|---|
   | `:error`, `{:error, reason}`, an exception, throw, exit or kill, the time limit | all entries failed | yes | pauses |
+  | any other tuple that begins with `:error`, such as the error of an `Ecto.Multi` | all entries failed; the tuple is the reason | yes | pauses |
   | `{:error, reason, entries}` | these entries failed, the others succeeded | yes, for these | goes on; of a queue: pauses |
   | `{:snooze, ms}` | not now: all entries are tried again | no | pauses for `ms` milliseconds |
   | `{:cancel, reason}`, `{:cancel, reason, entries}` | all or these entries cannot succeed and are given up, the others succeeded | | goes on |
   | anything else | all entries succeeded | | goes on |
 
-  `entries` are entries of the batch, of a queue in their order. With anything else the whole batch has failed, with the reason
+  `entries` are entries of the batch, of a queue in their order. Otherwise the whole batch has failed, with the reason
   `{:bad_return, returned}`.
 
     * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of its key waits or it was

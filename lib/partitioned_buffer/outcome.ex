@@ -35,6 +35,10 @@ defmodule PartitionedBuffer.Outcome do
     end
   end
 
+  # Such as the error of an `Ecto.Multi`, which has four elements. To take it for a success would lose the batch.
+  def new(returned, _kind, _entries) when is_tuple(returned) and elem(returned, 0) == :error,
+    do: {:error, returned, :all}
+
   def new(_returned, _kind, _entries), do: :ok
 
   defp bad_return(returned), do: {:error, {:bad_return, returned}, :all}

@@ -63,7 +63,7 @@ defmodule PartitionedBuffer.DeliveryTest do
 
   describe "what a processor returns" do
     test "is success for all but the documented terms" do
-      for returned <- [:ok, {:ok, 1}, {3, nil}, nil, [], {:error}, {:errors, :x}, %{}, {:snoozed, 1}] do
+      for returned <- [:ok, {:ok, 1}, {3, nil}, nil, [], {}, {:errors, :x}, %{}, {:snoozed, 1}] do
         buffer = start(processor: returning([returned]))
         Buffer.put(buffer, :key, 1)
         assert Buffer.flush(buffer) == :ok
@@ -82,6 +82,8 @@ defmodule PartitionedBuffer.DeliveryTest do
         {:exit, {:exit, :away}},
         {:kill, :killed},
         {:hang, :timeout},
+        {{:error, :insert, :changeset, %{}}, {:error, :insert, :changeset, %{}}},
+        {{:error}, {:error}},
         {{:snooze, :soon}, {:bad_return, {:snooze, :soon}}},
         {{:error, :down, :key}, {:bad_return, {:error, :down, :key}}},
         {{:error, :down, [:key | :tail]}, {:bad_return, {:error, :down, [:key | :tail]}}},
