@@ -236,7 +236,7 @@ defmodule PartitionedBuffer.Delivery do
     )
   end
 
-  # The arguments in a stack trace may be entries.
+  # The arguments in a stack trace and of a call that has exited may be entries.
   defp format_exception(kind, reason, stacktrace) do
     stacktrace =
       for {module, function, arity_or_args, location} <- stacktrace do
@@ -244,6 +244,12 @@ defmodule PartitionedBuffer.Delivery do
         {module, function, arity, location}
       end
 
-    Exception.format_banner(kind, reason) <> "\n" <> Exception.format_stacktrace(stacktrace)
+    banner(kind, reason) <> "\n" <> Exception.format_stacktrace(stacktrace)
   end
+
+  defp banner(:exit, {reason, {module, function, args}})
+       when is_atom(module) and is_atom(function) and is_list(args),
+       do: "** (exit) in #{Exception.format_mfa(module, function, length(args))}: #{Outcome.describe(reason)}"
+
+  defp banner(kind, reason), do: Exception.format_banner(kind, reason)
 end

@@ -244,6 +244,15 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert Buffer.size(buffer) == 0
     end
 
+    test "are not in the log if a processor exits in a call, whose arguments may be entries" do
+      processor = fn batch -> exit({:timeout, {GenServer, :call, [:sink, {:insert, batch}, 5_000]}}) end
+      buffer = start(processor: processor)
+      Buffer.put(buffer, "secret key", "secret value")
+      assert {{:error, {:failed, 1}}, log} = with_log(fn -> Buffer.flush(buffer) end)
+      assert log =~ "** (exit) in GenServer.call/3: :timeout"
+      refute log =~ "secret"
+    end
+
     test "used up with a :dead_letter that fails or hangs are reported, and the entries are gone" do
       for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, fn _, _ -> perform(:hang) end] do
         buffer =
