@@ -57,6 +57,9 @@ defmodule PartitionedBuffer.Supervisor do
   end
 
   def stop(pid, reason, timeout) when is_pid(pid) do
+    if options = node(pid) == node() && options_of(settings_of(pid)),
+      do: Running.refuse!(options.name, "stop")
+
     ref = Process.monitor(pid)
 
     try do
@@ -95,14 +98,7 @@ defmodule PartitionedBuffer.Supervisor do
   The options of a running buffer; nil if it is not running.
   """
   @spec options(atom()) :: Options.t() | nil
-  def options(buffer) do
-    with settings when settings != nil <- settings(buffer),
-         [{:options, options}] <- lookup(settings, :options) do
-      options
-    else
-      _not_running -> nil
-    end
-  end
+  def options(buffer), do: options_of(settings(buffer))
 
   @doc """
   The names of all running buffers.
@@ -112,8 +108,7 @@ defmodule PartitionedBuffer.Supervisor do
     for name <- Process.registered(),
         String.ends_with?(Atom.to_string(name), ".Supervisor"),
         pid = Process.whereis(name),
-        settings = settings_of(pid),
-        {:options, options} <- lookup(settings, :options),
+        options = options_of(settings_of(pid)),
         do: options.name
   end
 
@@ -126,10 +121,12 @@ defmodule PartitionedBuffer.Supervisor do
     end
   end
 
-  defp lookup(settings, key) do
-    :ets.lookup(settings, key)
+  defp options_of(nil), do: nil
+
+  defp options_of(settings) do
+    :ets.lookup_element(settings, :options, 2)
   rescue
-    ArgumentError -> []
+    ArgumentError -> nil
   end
 
   @doc """

@@ -175,8 +175,11 @@ defmodule PartitionedBuffer.FlushTest do
       test = self()
 
       processor = fn _batch ->
+        supervisor = Process.whereis(Module.concat(buffer, Supervisor))
+        stop_by_pid = fn _buffer -> Buffer.stop(supervisor) end
+
         results =
-          for call <- [&Buffer.flush/1, &Buffer.stop/1, &Buffer.flush(&1, async: true)] do
+          for call <- [&Buffer.flush/1, &Buffer.stop/1, stop_by_pid, &Buffer.flush(&1, async: true)] do
             try do
               call.(buffer)
             rescue
@@ -190,7 +193,7 @@ defmodule PartitionedBuffer.FlushTest do
       start_buffer(name: buffer, partitions: 1, processor: processor)
       Buffer.put(buffer, :key, 1)
       assert Buffer.flush(buffer) == :ok
-      assert_receive {:results, [flush, stop, :ok]}
+      assert_receive {:results, [flush, stop, stop, :ok]}
       assert flush =~ "a processor of buffer #{inspect(buffer)} cannot flush it: the call would wait"
       assert stop =~ "a processor of buffer #{inspect(buffer)} cannot stop it: the call would wait"
     end
