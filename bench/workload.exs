@@ -2,9 +2,9 @@
 #
 #     mix run bench/workload.exs
 #
-# WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done. Writers meet flushes, deletions, changes of
-# options, and restarts with other numbers of partitions, with outcomes, bounds and thresholds and without; each term that
-# comes back is looked at.
+# WORKLOAD_OPERATIONS (a million) and WORKLOAD_SEED choose what is done, WORKLOAD_DEPTH (3) how deep terms are: 1 has none
+# of more than some thousand words. Writers meet flushes, deletions, changes of options, and restarts with other numbers of
+# partitions, with outcomes, bounds and thresholds and without; each term that comes back is looked at.
 
 defmodule Workload do
   alias PartitionedBuffer.{Counter, Map, Queue}
@@ -44,7 +44,9 @@ defmodule Workload do
 
   defp write(seed, share, done) do
     :rand.seed(:exsss, seed)
-    terms = List.to_tuple(for n <- 1..@terms, do: term(if(rem(n, 10) == 0, do: 3, else: 1 + rem(n, 2))))
+    deepest = String.to_integer(System.get_env("WORKLOAD_DEPTH", "3"))
+    depths = for n <- 1..@terms, do: min(deepest, if(rem(n, 10) == 0, do: 3, else: 1 + rem(n, 2)))
+    terms = depths |> Enum.map(&term/1) |> List.to_tuple()
     for _ <- 1..share, do: operate(terms, done)
   end
 

@@ -303,11 +303,11 @@ defmodule PartitionedBuffer.Native do
   def await_reclaimed, do: not_loaded()
 
   @doc """
-  For each NIF its name, the nanoseconds of the longest call and the number of calls over a millisecond: first in CPU time
-  of the thread, then in wall-clock time. The list is empty unless the library was built with the feature `timing`,
-  which is for benchmarks.
+  For each NIF its name, the nanoseconds of the longest call and the number of calls over a millisecond: first of calls without
+  page faults in CPU time of the thread, then of calls with page faults, then of all calls in wall-clock time. The list is
+  empty unless the library was built with the feature `timing`, which is for benchmarks.
   """
-  @spec longest_calls() :: [{String.t(), longest, longest}]
+  @spec longest_calls() :: [{String.t(), longest, longest, longest}]
         when longest: {non_neg_integer(), non_neg_integer()}
   def longest_calls, do: not_loaded()
 

@@ -1,7 +1,8 @@
 //! Measures the longest call of each NIF, with the feature `timing`, for benchmarks.
 //!
-//! It measures twice: wall-clock time, which goes on while the system runs another thread or the host another machine, and
-//! CPU time of the thread, which is the cost of the call itself.
+//! It measures wall-clock time, which goes on while the system runs another thread or the host another machine, and CPU time
+//! of the thread, which is the cost of the call itself. CPU time is counted apart for calls with page faults: in these the
+//! system has provided memory, which on a virtual machine may mean that the host had to.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,13 +13,17 @@ use parking_lot::Mutex;
 /// The nanoseconds that a NIF may take on a normal scheduler.
 const LIMIT: u64 = 1_000_000;
 
+/// The clock of the CPU time of the calling thread.
+const CPU: libc::clockid_t = libc::CLOCK_THREAD_CPUTIME_ID;
+
+/// The clock of the wall-clock time.
+const WALL: libc::clockid_t = libc::CLOCK_MONOTONIC;
+
 /// The NIFs that have been called.
 static CALLED: Mutex<Vec<&'static Timing>> = Mutex::new(Vec::new());
 
-/// The calls of one NIF by one clock.
+/// Some calls of one NIF.
 struct Longest {
-    /// The clock.
-    clock: libc::clockid_t,
     /// Nanoseconds of the longest call.
     nanoseconds: AtomicU64,
     /// Calls that took longer than `LIMIT`.
@@ -27,13 +32,12 @@ struct Longest {
 
 impl Longest {
     /// No calls yet.
-    const fn by(clock: libc::clockid_t) -> Self {
-        Longest { clock, nanoseconds: AtomicU64::new(0), over: AtomicU64::new(0) }
+    const fn new() -> Self {
+        Longest { nanoseconds: AtomicU64::new(0), over: AtomicU64::new(0) }
     }
 
-    /// Counts a call that began when the clock showed `started`.
-    fn count(&self, started: u64) {
-        let elapsed = now(self.clock) - started;
+    /// Counts a call that took so many nanoseconds.
+    fn count(&self, elapsed: u64) {
         self.nanoseconds.fetch_max(elapsed, Ordering::Relaxed);
         if elapsed > LIMIT {
             self.over.fetch_add(1, Ordering::Relaxed);
@@ -50,9 +54,11 @@ impl Longest {
 pub(crate) struct Timing {
     /// The name of the NIF.
     name: &'static str,
-    /// In CPU time of the calling thread.
+    /// Calls without a page fault, in CPU time of the calling thread.
     cpu: Longest,
-    /// In wall-clock time.
+    /// Calls with page faults, in CPU time of the calling thread.
+    faulting: Longest,
+    /// All calls, in wall-clock time.
     wall: Longest,
     /// Whether it is in `CALLED`.
     called: AtomicBool,
@@ -61,8 +67,8 @@ pub(crate) struct Timing {
 impl Timing {
     /// No calls yet.
     pub(crate) const fn new(name: &'static str) -> Self {
-        let (cpu, wall) = (Longest::by(libc::CLOCK_THREAD_CPUTIME_ID), Longest::by(libc::CLOCK_MONOTONIC));
-        Timing { name, cpu, wall, called: AtomicBool::new(false) }
+        let (cpu, faulting, wall) = (Longest::new(), Longest::new(), Longest::new());
+        Timing { name, cpu, faulting, wall, called: AtomicBool::new(false) }
     }
 
     /// Counts the time until the timer is dropped.
@@ -70,7 +76,7 @@ impl Timing {
         if !self.called.swap(true, Ordering::Relaxed) {
             CALLED.lock().push(self);
         }
-        Timer { timing: self, wall: now(self.wall.clock), cpu: now(self.cpu.clock) }
+        Timer { timing: self, faults: faults(), wall: now(WALL), cpu: now(CPU) }
     }
 }
 
@@ -78,6 +84,8 @@ impl Timing {
 pub(crate) struct Timer {
     /// Where it is counted.
     timing: &'static Timing,
+    /// The page faults of the thread at its start.
+    faults: i64,
     /// The wall-clock time at its start.
     wall: u64,
     /// The CPU time of the thread at its start.
@@ -86,19 +94,35 @@ pub(crate) struct Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        self.timing.cpu.count(self.cpu);
-        self.timing.wall.count(self.wall);
+        let (cpu, wall) = (now(CPU) - self.cpu, now(WALL) - self.wall);
+        let calls = if faults() == self.faults { &self.timing.cpu } else { &self.timing.faulting };
+        calls.count(cpu);
+        self.timing.wall.count(wall);
     }
 }
 
-/// For each NIF that was called its name and, in CPU time and in wall-clock time, the nanoseconds of the longest call and
-/// the number of calls over a millisecond.
+/// For each NIF that was called its name and the longest calls: without page faults in CPU time, with them in CPU time, and
+/// all in wall-clock time. Each is the nanoseconds of the longest call and the number of calls over a millisecond.
 pub(crate) fn all() -> Vec<Calls> {
-    CALLED.lock().iter().map(|timing| (timing.name, timing.cpu.result(), timing.wall.result())).collect()
+    let result =
+        |timing: &&'static Timing| (timing.name, timing.cpu.result(), timing.faulting.result(), timing.wall.result());
+    CALLED.lock().iter().map(result).collect()
 }
 
 /// See [`all`].
-pub(crate) type Calls = (&'static str, (u64, u64), (u64, u64));
+pub(crate) type Calls = (&'static str, (u64, u64), (u64, u64), (u64, u64));
+
+/// The page faults that the calling thread has had. The system counts them for a thread on Linux only.
+fn faults() -> i64 {
+    let mut usage = MaybeUninit::<libc::rusage>::uninit();
+    // SAFETY: the pointer is to a `rusage`, which the call writes if it succeeds, as it does for the calling thread.
+    let usage = unsafe {
+        let result = libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        assert_eq!(result, 0, "the system counts for a thread");
+        usage.assume_init()
+    };
+    usage.ru_minflt + usage.ru_majflt
+}
 
 /// The time that a clock shows, in nanoseconds.
 fn now(clock: libc::clockid_t) -> u64 {
