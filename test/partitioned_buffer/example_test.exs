@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.ExampleTest do
     app = Path.join(dir, "tracker")
     File.mkdir_p!(app)
 
-    for file <- ~w(mix.exs config lib test),
+    for file <- ~w(mix.exs config lib priv test),
         do: File.cp_r!(Path.join([@root, "test/example", file]), Path.join(app, file))
 
     env =
@@ -39,6 +39,6 @@ defmodule PartitionedBuffer.ExampleTest do
       System.cmd("mix", ["test", "--warnings-as-errors"], cd: app, env: env, stderr_to_stdout: true)
 
     assert status == 0, output
-    assert output =~ ~r/4 tests, 0 failures/
+    assert output =~ ~r/6 tests, 0 failures/
   end
 end

@@ -1,16 +1,18 @@
 import Config
 
-config :tracker, Tracker.DB, port: String.to_integer(System.get_env("PGPORT") || "5432")
+# The options that all buffers share. Each module sets its own.
+#
+# A stop takes at most three times `:drain_timeout_ms`, because the supervisor stops the buffers one after the other. This is
+# less than the 30 seconds that Kubernetes gives a container by default.
+for module <- [Tracker.PageViews, Tracker.Profiles, Tracker.Events] do
+  config :tracker, module,
+    partitions: 2,
+    processing_interval_ms: 1_000,
+    processing_jitter_ms: 200,
+    max_size: 100_000,
+    max_attempts: :infinity,
+    drain_timeout_ms: 5_000,
+    dead_letter: {Tracker.DeadLetters, :write, [module]}
+end
 
-# What all buffers of the application have in common; each module has the rest.
-buffer = [
-  processing_interval_ms: 1_000,
-  processing_jitter_ms: 200,
-  max_attempts: :infinity,
-  drain_timeout_ms: 10_000
-]
-
-# A test decides when a buffer flushes.
-buffer = if config_env() == :test, do: Keyword.merge(buffer, processing_interval_ms: :infinity), else: buffer
-
-for module <- [Tracker.PageViews, Tracker.Profiles, Tracker.Events], do: config(:tracker, module, buffer)
+if config_env() == :test, do: import_config("test.exs")

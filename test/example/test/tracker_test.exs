@@ -1,12 +1,12 @@
 defmodule TrackerTest do
-  # Not async: the buffers are those of the application, and a flush may have what another test has written.
+  # Not async: the buffers are those of the application, and a flush can contain entries of another test.
   use ExUnit.Case
 
-  alias Tracker.{DB, Events, PageViews, Profiles}
+  alias Tracker.{DB, DeadLetters, Events, PageViews, Profiles}
 
   setup do
     for table <- ~w(page_views profiles events), do: {:ok, _} = DB.query("DELETE FROM #{table}")
-    :ok
+    on_exit(&DeadLetters.take/0)
   end
 
   test "page views add up" do
@@ -21,24 +21,14 @@ defmodule TrackerTest do
              {:ok, [["it's \"new\"\\", "1"], ["/pricing", "4"]]}
   end
 
-  test "the newest profile stays, in whatever order they come" do
-    Profiles.rename(7, "Ada Lovelace", ~U[2026-01-02 00:00:00Z])
-    Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00Z])
+  test "the newest profile stays, in whatever order the renames arrive" do
+    Profiles.rename(7, "Ada Lovelace", ~U[2026-01-02 00:00:00.000000Z])
+    Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00.000000Z])
     assert Profiles.flush() == :ok
-    # Also if the buffer has forgotten the newer one.
-    Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00Z])
+    # The row still refuses the older version after the buffer has flushed the newer one.
+    Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00.000000Z])
     assert Profiles.flush() == :ok
     assert DB.query("SELECT id, name FROM profiles") == {:ok, [["7", "Ada Lovelace"]]}
-  end
-
-  @tag :capture_log
-  test "a profile that cannot be stored is given up alone" do
-    for id <- 1..40,
-        do: Profiles.rename(id, if(id == 13, do: "zero\0byte", else: "name"), ~U[2026-01-01 00:00:00Z])
-
-    flush_until_ok(Profiles)
-    assert DB.query("SELECT count(*), sum(id) FROM profiles") == {:ok, [["39", "807"]]}
-    if Code.ensure_loaded?(:telemetry), do: assert(Tracker.Telemetry.get(:dead_letter) == 1)
   end
 
   test "events of a user keep their order" do
@@ -51,6 +41,73 @@ defmodule TrackerTest do
     end
   end
 
-  # Each flush tries at once what has failed.
-  defp flush_until_ok(buffer), do: buffer.flush() == :ok || flush_until_ok(buffer)
+  @tag :capture_log
+  test "an entry that PostgreSQL refuses is given up alone" do
+    for id <- 1..40,
+        do: Profiles.rename(id, if(id == 13, do: "", else: "name"), ~U[2026-01-01 00:00:00.000000Z])
+
+    for n <- 1..40, do: Events.log(1, if(n == 13, do: "", else: "event #{n}"))
+    flush_until_ok(Profiles)
+    flush_until_ok(Events)
+    assert DB.query("SELECT count(*), sum(id) FROM profiles") == {:ok, [["39", "807"]]}
+    names = for n <- 1..40, n != 13, do: ["event #{n}"]
+    assert DB.query("SELECT name FROM events ORDER BY number") == {:ok, names}
+
+    assert [
+             {Profiles, {13, "", _version, 0}, {:refused, "23514"}},
+             {Events, {_id, 1, ""}, {:refused, "23514"}}
+           ] = DeadLetters.take()
+
+    if Code.ensure_loaded?(:telemetry), do: assert(Tracker.Telemetry.get(:dead_letter) == 2)
+  end
+
+  @tag :capture_log
+  test "nothing is given up while the database is down, also if a single entry waits" do
+    Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00.000000Z])
+
+    while_down(fn ->
+      assert Profiles.flush() == {:error, {:failed, 1}}
+      Profiles.rename(7, "Ada Lovelace", ~U[2026-01-02 00:00:00.000000Z])
+      assert Profiles.flush() == {:error, {:failed, 1}}
+    end)
+
+    assert Profiles.flush() == :ok
+    assert DB.query("SELECT id, name FROM profiles") == {:ok, [["7", "Ada Lovelace"]]}
+    assert DeadLetters.take() == []
+  end
+
+  @tag :capture_log
+  test "what a shutdown during an outage leaves is in the file" do
+    while_down(fn ->
+      PageViews.add("/pricing", 3)
+      assert Supervisor.terminate_child(Tracker.Supervisor, PageViews) == :ok
+      assert DeadLetters.take() == [{PageViews, {"/pricing", 3, 1}, :stopped}]
+    end)
+
+    assert {:ok, _pid} = Supervisor.restart_child(Tracker.Supervisor, PageViews)
+    assert PageViews.size() == 0
+  end
+
+  # A failing buffer pauses, but a flush tries at once. Each failure makes the next batch smaller.
+  defp flush_until_ok(buffer, attempts \\ 20)
+  defp flush_until_ok(buffer, 0), do: flunk("#{inspect(buffer)} cannot store its entries")
+  defp flush_until_ok(buffer, attempts), do: buffer.flush() == :ok || flush_until_ok(buffer, attempts - 1)
+
+  # Connections are opened with the next statement, and nothing listens on port 1.
+  defp while_down(fun) do
+    config = Application.fetch_env!(:tracker, DB)
+    reconnect(port: 1)
+
+    try do
+      fun.()
+    after
+      reconnect(config)
+    end
+  end
+
+  defp reconnect(config) do
+    Application.put_env(:tracker, DB, config)
+    :ok = Supervisor.terminate_child(Tracker.Supervisor, DB)
+    {:ok, _pid} = Supervisor.restart_child(Tracker.Supervisor, DB)
+  end
 end

@@ -1,14 +1,23 @@
 defmodule Tracker.DB do
   @moduledoc """
-  Connections to PostgreSQL. A stand-in for `Postgrex`, whose `query/3` it resembles: the driver of Debian has no parameters, so they
-  are written into the statement.
+  Connections to PostgreSQL: a stand-in for `Postgrex`, because this example also runs where Hex cannot be reached. The driver has no
+  parameters, so they are written into the statement. With Postgrex, replace this module and `Tracker.DB.Connection` by
+
+      def query(sql, parameters) do
+        case Postgrex.query(Tracker.Postgrex, sql, parameters) do
+          {:ok, result} -> {:ok, result.rows}
+          {:error, %Postgrex.Error{postgres: %{pg_code: code}}} -> {:error, {:refused, code}}
+          {:error, error} -> {:error, {:down, error}}
+        end
+      end
   """
 
   use Supervisor
 
   alias Tracker.DB.Connection
 
-  @connections 4
+  # As many as the partitions of all buffers.
+  @connections 6
 
   def start_link(_opts), do: Supervisor.start_link(__MODULE__, [], name: __MODULE__)
 
@@ -18,7 +27,10 @@ defmodule Tracker.DB do
     Supervisor.init(children, strategy: :one_for_one)
   end
 
-  @doc "Carries out a statement. A list is an array. Returns rows of texts."
+  @doc """
+  Runs a statement. A list is an array. Returns rows of texts; `{:error, {:refused, sqlstate}}` if PostgreSQL has refused the
+  statement; `{:error, {:down, reason}}` if there was no answer.
+  """
   def query(sql, parameters \\ []) do
     literals = for {value, n} <- Enum.with_index(parameters, 1), into: %{}, do: {"$#{n}", literal(value)}
     sql = Regex.replace(~r/\$\d+/, sql, &Map.fetch!(literals, &1))

@@ -5,9 +5,8 @@ defmodule Tracker.Events do
     otp_app: :tracker,
     processor: &__MODULE__.store/1,
     processing_batch_size: 500,
-    # A full queue slows its writers down for a second, and then drops events.
-    max_size: 100_000,
-    full_timeout_ms: 1_000,
+    # Logging must not slow a request down.
+    full_timeout_ms: 0,
     when_full: :drop_newest
 
   @insert """
@@ -16,14 +15,12 @@ defmodule Tracker.Events do
   ON CONFLICT (id) DO NOTHING
   """
 
-  @doc "The events of a user keep their order. An id of its own makes each of them idempotent."
+  @doc "The events of a user keep their order. Each event has a unique id, so storing it twice has no effect."
   def log(user_id, name) do
     id = Base.encode16(:crypto.strong_rand_bytes(16))
     push({id, user_id, name}, partition_key: user_id)
   end
 
-  def store(items) do
-    [ids, users, names] = for n <- 0..2, do: Enum.map(items, &elem(&1, n))
-    with {:ok, _rows} <- Tracker.DB.query(@insert, [ids, users, names]), do: :ok
-  end
+  # Not sorted: the order of the batch is the order of the events.
+  def store(items), do: Tracker.Store.store(@insert, items, [0, 1, 2])
 end

@@ -1,12 +1,15 @@
 defmodule Tracker.Telemetry do
-  @moduledoc "Counts what buffers have retried and given up. Needs the application `telemetry`."
+  @moduledoc """
+  Counts the entries that were retried or given up. The guide on operations has all metrics, for `Telemetry.Metrics`.
+
+  With Hex the library `telemetry` is always there. Without, this does nothing.
+  """
 
   @compile {:no_warn_undefined, :telemetry}
   @events for event <- [:retry, :dead_letter], do: [:partitioned_buffer, :partition, event]
 
   def attach do
     :persistent_term.put(__MODULE__, :counters.new(2, []))
-    PartitionedBuffer.attach_default_logger()
 
     if Code.ensure_loaded?(:telemetry),
       do: :telemetry.attach_many(__MODULE__, @events, &__MODULE__.count/4, nil)

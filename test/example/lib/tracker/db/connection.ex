@@ -5,7 +5,7 @@ defmodule Tracker.DB.Connection do
   use GenServer
 
   def start_link(number), do: GenServer.start_link(__MODULE__, [], name: name(number))
-  def query(number, sql), do: GenServer.call(name(number), {:query, sql}, 15_000)
+  def query(number, sql), do: GenServer.call(name(number), {:query, sql}, :infinity)
   defp name(number), do: Module.concat(__MODULE__, "N#{number}")
 
   @impl GenServer
@@ -17,7 +17,7 @@ defmodule Tracker.DB.Connection do
   @impl GenServer
   def handle_call({:query, sql}, _from, connection) do
     case connection || connect() do
-      {:error, reason} -> {:reply, {:error, reason}, nil}
+      {:error, reason} -> {:reply, {:error, {:down, reason}}, nil}
       connection -> {:reply, ask(connection, sql), connection}
     end
   end
@@ -42,11 +42,11 @@ defmodule Tracker.DB.Connection do
 
   defp ask(connection, sql) do
     case :pgsql.squery(connection, sql) do
-      {:ok, [{:error, fields}]} -> {:error, fields}
+      {:ok, [{:error, fields}]} -> {:error, {:refused, fields |> List.keyfind!(:code, 0) |> elem(1)}}
       {:ok, [{_command, _columns, rows}]} -> {:ok, rows}
       {:ok, [_command]} -> {:ok, []}
     end
   catch
-    :exit, reason -> {:error, reason}
+    :exit, _reason -> {:error, {:down, :closed}}
   end
 end
