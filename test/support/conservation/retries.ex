@@ -270,7 +270,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:suspect, kind, write, what}, state),
     do: {:noreply, update_in(state.suspects, &[{kind, write, {what, after: state.faults}} | &1])}
 
-  # A partition that dies before it does the flush that it was asked for has ended its pause already.
+  # A partition that dies before it does the flush that it was asked for has ended its pause already. The message is sent before
+  # the partition is killed, so a pause may begin and end between both: see `being_killed?/1`.
   def handle_info({:fault, :kill_partition}, %{flushes: flushes} = state) when flushes > 0,
     do: {:noreply, %{state | faults: Enum.take([:kill_partition | state.faults], 3), pauses: %{}}}
 
@@ -367,7 +368,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state = state |> count(:retried, measurements.count) |> count(:superseded, measurements.superseded)
 
     # A pause ends with the buffer.
-    if measurements.delay > 0 and task.generation != nil and task.generation == state.generation do
+    lasts? = task.generation != nil and task.generation == state.generation and not being_killed?(state)
+
+    if measurements.delay > 0 and lasts? do
       until = time + native(measurements.delay - @tolerance)
 
       {:noreply,
@@ -570,6 +573,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
     if others == [], do: state, else: violation(state, :two_at_a_time, partition)
   end
+
+  # Whether a partition that was asked for a flush may die now, or has died: until the next fault.
+  defp being_killed?(state), do: state.flushes > 0 and match?([:kill_partition | _], state.faults)
 
   defp check_pause(state, task, time) do
     {until, pid, why} = Map.get(state.pauses, task.partition, {nil, nil, nil})
