@@ -1,14 +1,14 @@
-//! The NIF library of `PartitionedBuffer`. Its layers, each of which knows only those below it:
+//! The NIF library of `PartitionedBuffer`. Its layers, each of which knows only those below it. The modules of one line know each
+//! other:
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
-//! | [`flush`] | reads and claims flushes in flight |
 //! | [`lists`] | writes lists, step by step |
 //! | [`room`] | reserves room for a list |
+//! | [`buffer`], [`flush`] | the partitions of a buffer: routes keys to them, knows whether they run; their flushes in flight |
 //! | [`pace`] | limits the time of a call |
-//! | [`buffer`] | routes keys to the partitions of a buffer; knows whether it is running |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
 //! The partitions themselves are in the crate `partitioned_buffer_engine`.
