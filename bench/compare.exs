@@ -15,7 +15,7 @@ defmodule Compare do
   @candidates [Bench.Ets, Bench.Lean, Bench.NativeOne, Bench.Native]
   # What `:max_size` and `:processing_threshold` cost.
   @limited [Bench.Native, Bench.NativeBound, Bench.NativeThreshold]
-  @counters [Bench.EtsCounter, Bench.EtsSum, Bench.CounterOne, Bench.Counter]
+  @counters [Bench.EtsCounter, Bench.EtsSum, Bench.EtsPlain, Bench.CounterOne, Bench.Counter]
 
   def main(argv) do
     Runner.release!()

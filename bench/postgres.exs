@@ -18,12 +18,16 @@
 #
 # At the end of each part the table, in the third one with the dead letters, is compared with a fold over what was written: the
 # highest version of each key, and its value. If they differ, that is printed, and the script ends with 1.
+#
+# What it prints is also written to bench/postgres.txt.
 
 for file <- ~w(report postgres_client postgres zipf upserts sigterm),
     do: Code.require_file("support/#{file}.ex", __DIR__)
 
 defmodule PostgresBench do
   alias Bench.{Postgres, Report, Sigterm, Upserts}
+
+  @results Path.join(__DIR__, "postgres.txt")
 
   @columns ["", "updates", "statements", "rows", "failures", "seconds", "updates/s"]
 
@@ -44,7 +48,9 @@ defmodule PostgresBench do
     # The loss of the connections would fill the terminal.
     Logger.configure(level: :none)
 
-    IO.puts("""
+    File.write!(@results, "")
+
+    say("""
     #{Report.machine()}
     --updates #{updates} --keys #{keys} --direct #{direct} --outage #{outage} --seed #{seed}
     """)
@@ -59,16 +65,16 @@ defmodule PostgresBench do
 
     Postgres.destroy(postgres)
     if differences != [], do: abort("#{length(differences)} differences")
-    IO.puts("\nchecked: nothing is missing, and nothing is older than what was written")
+    say("\nchecked: nothing is missing, and nothing is older than what was written")
   end
 
   defp compare(postgres, work, direct) do
-    IO.puts(Report.row(@columns))
+    say(Report.row(@columns))
     buffer = report("buffer", Upserts.through_buffer(postgres, work))
     chunks = report("chunks of 500 by hand", Upserts.in_chunks(postgres, work))
     directly = report("a statement each", Upserts.directly(postgres, %{work | updates: direct}))
 
-    IO.puts(
+    say(
       "\nA statement each would take #{seconds(directly.seconds * work.updates / direct)} s for all updates, " <>
         "if it went on like this. Deadlocks: #{Upserts.deadlocks(postgres)}."
     )
@@ -77,14 +83,14 @@ defmodule PostgresBench do
   end
 
   defp outage(postgres, work, outage) do
-    IO.puts("\nwith an outage of #{outage} ms")
+    say("\nwith an outage of #{outage} ms")
     report("buffer", Upserts.through_outage(postgres, work, outage)).differences
   end
 
   defp sigterm(postgres, opts) do
     result = Sigterm.run(postgres, opts)
 
-    IO.puts("""
+    say("""
 
     SIGTERM while the server is away, #{opts[:updates]} updates
     #{Report.row(["", "keys", "stored", "dead", "stop"])}
@@ -97,18 +103,20 @@ defmodule PostgresBench do
   defp report(title, result) do
     rate = round(result.updates / result.seconds)
     counts = [result.updates, result.statements, result.rows, result.failures]
-    IO.puts(Report.row([title | counts] ++ [seconds(result.seconds), rate]))
+    say(Report.row([title | counts] ++ [seconds(result.seconds), rate]))
     say_differences(result)
     result
   end
 
   defp say_differences(%{differences: differences}) do
     for {what, expected, found} <- Enum.take(differences, 10) do
-      IO.puts("  #{inspect(what)}: expected #{inspect(expected)}, found #{inspect(found)}")
+      say("  #{inspect(what)}: expected #{inspect(expected)}, found #{inspect(found)}")
     end
 
     differences
   end
+
+  defp say(text), do: Report.say(text, @results)
 
   defp seconds(seconds), do: :erlang.float_to_binary(seconds / 1, decimals: 2)
 

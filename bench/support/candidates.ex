@@ -298,6 +298,19 @@ defmodule Bench.EtsSum do
   defdelegate free(handle), to: Bench.Ets
 end
 
+defmodule Bench.EtsPlain do
+  @moduledoc "Sum and count in a table without `write_concurrency`, which is fast for a single writer."
+
+  def label, do: "ETS, no write_concurrency"
+  def new(_opts), do: {:ets.new(:bench, [:set, :public]), nil}
+  defdelegate add(handle, key, amount), to: Bench.EtsCounter
+  defdelegate add_all(handle, entries), to: Bench.EtsCounter
+  defdelegate get(handle, key), to: Bench.EtsCounter
+  defdelegate size(handle), to: Bench.Ets
+  defdelegate drain(handle, batch_size, processor), to: Bench.Ets
+  defdelegate free(handle), to: Bench.Ets
+end
+
 # This package's Counter, by its public functions.
 for {module, label, options} <- [
       {Bench.Counter, "this package", []},

@@ -10,7 +10,21 @@ defmodule Bench.Report do
         _unknown -> "unknown processor"
       end
 
-    "#{cpu}, #{System.schedulers_online()} schedulers, OTP #{System.otp_release()}, Elixir #{System.version()}"
+    "#{cpu}, #{System.schedulers_online()} schedulers, OTP #{System.otp_release()}, Elixir #{System.version()}#{commit()}"
+  end
+
+  # What was measured, if this is a checkout.
+  defp commit do
+    case System.cmd("git", ["describe", "--always", "--dirty", "--exclude=*"],
+           cd: __DIR__,
+           stderr_to_stdout: true
+         ) do
+      {commit, 0} -> ", commit #{String.trim(commit)}"
+      _no_checkout -> ""
+    end
+  rescue
+    # There is no git.
+    ErlangError -> ""
   end
 
   def median(numbers) do
