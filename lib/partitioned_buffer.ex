@@ -56,16 +56,16 @@ defmodule PartitionedBuffer do
 
   ## Delivery
 
-  Without `:max_attempts` the processor gets each batch once, and what it returns means nothing. With `:max_attempts` an entry
-  is in the buffer until the processor has succeeded with it, and what the processor returns is the outcome of the batch:
+  Without `:max_attempts` the processor gets each batch once, and its result is ignored. With `:max_attempts` an entry stays in
+  the buffer until the processor succeeds with it, or it is given up. The result of the processor is the outcome of the batch:
 
   | return | meaning | counts as an attempt | the partition |
   |---|---|---|---|
   | `:error`, `{:error, reason}`, an exception, throw, exit or kill, the time limit | all entries failed | yes | pauses |
-  | any other tuple that begins with `:error`, such as the error of an `Ecto.Multi` | all entries failed; the tuple is the reason | yes | pauses |
   | `{:error, reason, entries}` | these entries failed, the others succeeded | yes, for these | goes on; of a queue: pauses |
-  | `{:snooze, ms}` | not now: all entries are tried again | no | pauses for `ms` milliseconds |
-  | `{:cancel, reason}`, `{:cancel, reason, entries}` | all or these entries cannot succeed and are given up, the others succeeded | | goes on |
+  | any other tuple that begins with `:error`, such as the error of an `Ecto.Multi` | all entries failed; the tuple is the reason | yes | pauses |
+  | `{:snooze, ms}` | not now: all entries are retried | no | pauses for `ms` milliseconds |
+  | `{:cancel, reason}`, `{:cancel, reason, entries}` | all entries, or these, cannot succeed and are given up; the others succeeded | | goes on |
   | anything else | all entries succeeded | | goes on |
 
   `entries` are entries of the batch, of a queue in their order. Otherwise the whole batch has failed, with the reason
@@ -76,16 +76,16 @@ defmodule PartitionedBuffer do
     * **A failed entry of a counter is added** to what waits for its key, unless it was deleted meanwhile. It keeps its
       attempts.
     * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind it.
-    * **A pause** means one call of the processor for each partition and pause, however much is written. `flush/2` tries at once.
+    * **A pause** ends with one call of the processor, however much was written meanwhile. `flush/2` tries at once.
     * **Smaller batches.** A batch with an entry that has failed `a` times has at most `processing_batch_size / 4^a` entries. So
       of 500 a bad entry is alone at its fifth attempt, and the others are stored.
     * **Given up** is an entry that has failed `:max_attempts` times or was cancelled. It goes to `:dead_letter`, within the time
       limit of the processor. Without that function, or if it fails, the entry is gone, and its count and reason are logged.
     * **Reads see what is in flight**: `get`, `fetch`, `put_new` and `put_newer` of `PartitionedBuffer.Map`, `get` and `fetch` of
-      `PartitionedBuffer.Counter`. A delete ends the
-      retries of an entry in flight, and one that is not in a batch yet is not given to the processor.
-    * **At least once.** After a failure, a kill or a time limit the sink may have the entries already, or may still store them
-      after newer ones. So the sink should be idempotent, and refuse older versions:
+      `PartitionedBuffer.Counter`. An entry in flight that is deleted is not retried. If it is not in a batch yet, the processor
+      does not get it.
+    * **At least once.** After a failure, a kill or a time limit the sink may have stored the entries already, or may still store
+      them after newer ones. So the statement should be repeatable, and refuse older versions:
       `WHERE users.version < excluded.version`. A sum that is stored twice counts twice: see [Counting](counting.html#exactly-once).
     * **Also after crashes.** If a task dies, its batch has failed. If the whole supervision tree was killed, the next one ends
       a task that is still at work, before it tries the batch again.
@@ -149,8 +149,8 @@ defmodule PartitionedBuffer do
       that starts within a byte, which is rare, each time its size is read.
     * **Large terms.** They are copied without a lock, so other writers do not wait for the copy. Only the first one after a
       while is copied under the lock, because its size is not known before the copy.
-    * **Memory.** It follows the entries, not the writes. For each entry that waits, a partition keeps at most four values
-      that were replaced or deleted, and some hundred more in all. A deleted entry still takes some 50 bytes until the next
+    * **Memory.** It depends on the number of entries, not of writes. For each entry that waits, a partition keeps at most four
+      values that were replaced or deleted, and a few hundred more in all. A deleted entry takes about 50 bytes until the next
       flush.
 
   There is no guarantee of:
@@ -191,9 +191,8 @@ defmodule PartitionedBuffer do
   `:max_attempts` they are the reason of the failure, and how many entries will be retried. An interval in which nothing was
   written has no event.
 
-  `full` spans the time from the first write that found no room until an eighth of `:max_size` is free and nobody waits: how many
-  writes were refused and dropped meanwhile, and how many have waited. `emit_info/1` emits `info`. `attach_default_logger/1` logs
-  what operators want to know.
+  `full` spans the time from the first write that found no room until an eighth of `:max_size` is free and no writer waits. Its
+  measurements are how many writes were refused, dropped, and had to wait. `emit_info/1` emits `info`.
 
   With `:max_attempts` there are also:
 
@@ -205,10 +204,10 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :retry]` | `count`, `superseded`, `delay` | `buffer`, `partition`, `reason`, `failures` |
   | `[:partitioned_buffer, :partition, :dead_letter]` | `count` | `buffer`, `partition`, `reason`, `handled` |
 
-  A `batch` spans one call of the processor. `attempt` is 1 for entries that have not failed yet, else it is that of the entry
+  A `batch` spans one call of the processor. `attempt` is 1 for entries that have not failed yet; otherwise it is that of the entry
   that has failed most often. `outcome` is `:ok`, `:error`, `:snooze` or `:cancel`. A call that is killed has no `:stop`, but a
-  `retry`. `retry` tells how many entries will be retried, how many a newer write or a delete has superseded, after how many
-  milliseconds, and after how many failures in a row. `handled` says whether `:dead_letter` has taken the entries.
+  `retry`. `retry` has the number of entries that will be retried, the number that a newer write or a delete has superseded, the
+  pause in milliseconds, and the number of failures in a row. `handled` is whether `:dead_letter` has taken the entries.
   """
 
   alias PartitionedBuffer.{DefaultLogger, Info, Native, Options, Partition, Room, Routing, Running, Watch}
@@ -305,7 +304,7 @@ defmodule PartitionedBuffer do
   end
 
   @doc """
-  Gives all entries to the processor now, and waits until it is done.
+  Processes all entries now, and waits for the result.
 
   Returns `:ok` when every write that had returned before the call has been through the processor; with `:max_attempts`, when
   each of them has succeeded, was superseded, deleted or given up. Returns `{:error, {:failed, count}}` if the processor has
@@ -316,7 +315,7 @@ defmodule PartitionedBuffer do
 
     * `:timeout` – how many milliseconds to wait at most, or `:infinity`. The default is 60000. After this time it returns
       `{:error, :timeout}`, and the flush goes on.
-    * `:async` – `true` returns `:ok` as soon as the flush is under way.
+    * `:async` – with `true` the call returns `:ok` as soon as the flush has begun.
 
   Raises an `ArgumentError` if the buffer is not running, if an option is invalid, or if a processor of the buffer calls it
   without `async: true`; a `RuntimeError` if the buffer has 0 partitions.
@@ -482,9 +481,9 @@ defmodule PartitionedBuffer do
   def watch(buffer, opts \\ []) when is_atom(buffer), do: Watch.run(buffer, opts)
 
   @doc """
-  Logs what operators want to know about all buffers, in one line at the start of the application.
+  Attaches a logger to the events of all buffers. Call it at the start of the application.
 
-  The library itself logs failures, pauses, and entries that are lost or given up. This logger adds the rest:
+  The library itself logs failures, pauses, and entries that are lost or given up. This logger adds:
 
   | event | level | line |
   |---|---|---|
@@ -493,7 +492,7 @@ defmodule PartitionedBuffer do
   | `:dead_letter` | `:error` | `:dead_letter` has taken entries that were given up: their count and the reason |
   | `:processing` | `:level` | a flush: its size and duration |
 
-  The lines never show keys, values or other terms of entries. Their Logger metadata are `buffer`, `partition`, `event`
+  The lines show no keys, values or other terms of entries, except a text that a processor has returned as a reason. Their Logger metadata are `buffer`, `partition`, `event`
   (`:full_start`, `:full_stop`, `:dead_letter` or `:processing_stop`) and the numbers of the line.
 
   Options:

@@ -40,7 +40,8 @@ defmodule PartitionedBuffer.Counter do
   flush is in one batch. What the processor returns is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
-        rows = for {path, views, _count} <- batch, do: %{path: path, views: views}
+        # Sorted, so that statements of several nodes do not deadlock.
+        rows = for {path, views, _count} <- Enum.sort(batch), do: %{path: path, views: views}
 
         MyApp.Repo.insert_all("page_views", rows,
           conflict_target: :path,

@@ -43,7 +43,8 @@ defmodule PartitionedBuffer.Map do
   `:max_attempts`.
 
       def process(batch) do
-        rows = for {id, user, _version, _updates} <- batch, do: %{id: id, name: user.name}
+        # Sorted, so that statements of several nodes do not deadlock.
+        rows = for {id, user, _version, _updates} <- Enum.sort(batch), do: %{id: id, name: user.name}
         MyApp.Repo.insert_all("users", rows, on_conflict: :replace_all, conflict_target: :id)
       end
   """
