@@ -492,8 +492,9 @@ defmodule PartitionedBuffer do
   | `:dead_letter` | `:error` | `:dead_letter` has taken entries that were given up: their count and the reason |
   | `:processing` | `:level` | a flush: its size and duration |
 
-  The lines show no keys, values or other terms of entries, except a text that a processor has returned as a reason. Their Logger metadata are `buffer`, `partition`, `event`
-  (`:full_start`, `:full_stop`, `:dead_letter` or `:processing_stop`) and the numbers of the line.
+  The lines show no keys, values or other terms of entries, except a text that a processor has returned as a reason. Their
+  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter` or `:processing_stop`) and the
+  numbers of the line.
 
   Options:
 

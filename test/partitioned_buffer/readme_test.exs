@@ -7,7 +7,10 @@ defmodule PartitionedBuffer.ReadmeTest do
   test "README.md and bench/README.md have the figures that the benchmarks wrote" do
     [{_readme, text, _now}, {_bench, bench, _also_now}] = texts = Bench.Readme.texts()
     assert text =~ "<!-- bench/summary -->"
-    for file <- ~w(results.json queue.json limits.txt calls.txt neighbours.txt postgres.txt), do: assert(bench =~ "<!-- bench/#{file}")
+
+    for file <- ~w(results.json queue.json limits.txt calls.txt neighbours.txt postgres.txt),
+        do: assert(bench =~ "<!-- bench/#{file}")
+
     for {path, text, with_figures} <- texts, do: assert({path, text} == {path, with_figures})
   end
 
