@@ -21,12 +21,12 @@ defmodule PartitionedBuffer.PostgresTest do
     if missing = Postgres.missing(),
       do: raise("#{missing}, or leave these tests out with `mix test --exclude postgres`")
 
-    {:ok, postgres: start_supervised!(Postgres)}
+    {:ok, server: start_supervised!(Postgres)}
   end
 
   describe "a buffer before a server" do
     test "stores all that was written, although the server is killed and away for a second", %{
-      postgres: postgres
+      server: postgres
     } do
       work = Upserts.work(updates: 20_000, keys: 500, seed: @seed)
       result = Upserts.through_outage(postgres, work, 1_000)
@@ -36,7 +36,7 @@ defmodule PartitionedBuffer.PostgresTest do
     end
 
     test "stores it or hands it over as dead letters when its VM gets SIGTERM during an outage", %{
-      postgres: postgres
+      server: postgres
     } do
       result = Sigterm.run(postgres, updates: 4_000, keys: 500, seed: @seed)
       assert result.differences == [], seeded(result)
@@ -44,7 +44,7 @@ defmodule PartitionedBuffer.PostgresTest do
       assert result.stored > 0 and result.dead_letters > 0, seeded(result)
     end
 
-    test "stores the same as statements for each update, or for collected ones", %{postgres: postgres} do
+    test "stores the same as statements for each update, or for collected ones", %{server: postgres} do
       for way <- [&Upserts.through_buffer/2, &Upserts.in_chunks/2, &Upserts.directly/2] do
         result = way.(postgres, Upserts.work(updates: 1_600, keys: 100, seed: @seed))
         assert result.differences == [], seeded(result)
@@ -64,7 +64,7 @@ defmodule PartitionedBuffer.PostgresTest do
   end
 
   describe "the client" do
-    setup %{postgres: postgres} do
+    setup %{server: postgres} do
       {:ok, client: start_supervised!({Client, port: Postgres.port(postgres)})}
     end
 
@@ -104,7 +104,7 @@ defmodule PartitionedBuffer.PostgresTest do
       assert {:ok, _} = Client.query(client, "SELECT 1")
     end
 
-    test "returns a lost connection as an error, and connects again", %{client: client, postgres: postgres} do
+    test "returns a lost connection as an error, and connects again", %{client: client, server: postgres} do
       # The other connection has to wait for the lock of the first one.
       {:ok, _} = Client.query(client, "SELECT pg_advisory_lock(1)")
       other = start_supervised!({Client, port: Postgres.port(postgres), name: :other})

@@ -22,10 +22,10 @@ defmodule PartitionedBuffer.RecipesTest do
     if missing = Postgres.missing(),
       do: raise("#{missing}, or leave these tests out with `mix test --exclude postgres`")
 
-    {:ok, postgres: start_supervised!(Postgres), statements: statements()}
+    {:ok, server: start_supervised!(Postgres), statements: statements()}
   end
 
-  setup %{postgres: postgres, statements: statements} do
+  setup %{server: postgres, statements: statements} do
     client = start_client(postgres)
 
     for {"CREATE TABLE " <> _ = create, _number} <- Enum.with_index(statements) do
@@ -134,7 +134,7 @@ defmodule PartitionedBuffer.RecipesTest do
     end
   end
 
-  test "the example of the README stores what it counts", %{client: client, postgres: postgres} do
+  test "the example of the README stores what it counts", %{client: client, server: postgres} do
     [{_number, lines} | _blocks] = Guide.blocks("README.md")
     {module, _rest} = Enum.split_while(lines, &(&1 != "end"))
     connection = :readme_connection
@@ -160,7 +160,7 @@ defmodule PartitionedBuffer.RecipesTest do
   def query(connection, sql, parameters), do: run(connection, sql, parameters)
 
   test "entries of put come to their rows in the order of the writes", context do
-    %{postgres: postgres, client: client, statements: statements} = context
+    %{server: postgres, client: client, statements: statements} = context
     upsert = statement(statements, "INSERT INTO sessions")
     opts = [processing_interval_ms: 1, processing_batch_size: 20, max_attempts: 3]
     {[buffer, _other], counts} = start_nodes(postgres, upsert, [0, 1], opts)
@@ -174,7 +174,7 @@ defmodule PartitionedBuffer.RecipesTest do
 
   test "two nodes upsert the same keys a thousand times: no deadlock, and the newest version stays",
        context do
-    %{postgres: postgres, client: client, statements: statements} = context
+    %{server: postgres, client: client, statements: statements} = context
     upsert = statement(statements, "INSERT INTO users")
     opts = [processing_interval_ms: 1, processing_batch_size: 100, max_attempts: 3, partitions: 2]
     {nodes, counts} = start_nodes(postgres, upsert, [0, 1, 2], opts)
@@ -202,7 +202,7 @@ defmodule PartitionedBuffer.RecipesTest do
   end
 
   test "the statement for put_newer never replaces an entry of put, as the guide says", context do
-    %{postgres: postgres, client: client, statements: statements} = context
+    %{server: postgres, client: client, statements: statements} = context
 
     {[buffer, _other], _counts} =
       start_nodes(postgres, statement(statements, "INSERT INTO users"), [0, 1, 2], [])
@@ -222,7 +222,7 @@ defmodule PartitionedBuffer.RecipesTest do
   end
 
   test "items with an id are stored once, although their batches come again", context do
-    %{postgres: postgres, client: client, statements: statements} = context
+    %{server: postgres, client: client, statements: statements} = context
     insert = statement(statements, "INSERT INTO events")
     connection = start_client(postgres)
 
@@ -241,7 +241,7 @@ defmodule PartitionedBuffer.RecipesTest do
   end
 
   test "page views of two nodes add up to what was counted, without a deadlock", context do
-    %{postgres: postgres, client: client, statements: statements} = context
+    %{server: postgres, client: client, statements: statements} = context
     add_views = statement(statements, "INSERT INTO page_views")
     opts = [module: Counter, max_attempts: 3, processing_interval_ms: 5, processing_batch_size: 50]
     {buffers, counts} = start_nodes(postgres, add_views, [0, 1], opts)
@@ -294,7 +294,7 @@ defmodule PartitionedBuffer.RecipesTest do
 
   test "with an id for each batch nothing is missed or counted twice, although the server is killed",
        context do
-    %{postgres: postgres, client: client, statements: statements} = context
+    %{server: postgres, client: client, statements: statements} = context
     [with_id] = Enum.filter(statements, &String.starts_with?(&1, "WITH batch"))
     once = once()
     unanswered = :counters.new(1, [])
@@ -305,13 +305,13 @@ defmodule PartitionedBuffer.RecipesTest do
       case run(connection, with_id, columns(batch, [0, 1]) ++ [id]) do
         # Some answers are lost.
         {:ok, _} ->
-          if :rand.uniform(3) == 1, do: :counters.add(lost, 1, 1) && :no_answer, else: :ok
+          if :rand.uniform(3) == 1, do: :counters.add(lost, 1, 1) && :unknown, else: :ok
 
-        {:error, %{code: <<class::binary-size(2), _::binary>>}} when class in ["08", "57"] ->
-          :counters.add(unanswered, 1, 1) && :no_answer
+        {:error, %{code: <<class::binary-size(2), _::binary>> = code}} when class in ["22", "23"] ->
+          {:refused, code}
 
-        {:error, reason} ->
-          {:error, reason}
+        {:error, _reason} ->
+          :counters.add(unanswered, 1, 1) && :unknown
       end
     end
 

@@ -2,8 +2,8 @@ import Config
 
 # The options that all buffers share. Each module sets its own.
 #
-# A stop takes at most three times `:drain_timeout_ms`, because the supervisor stops the buffers one after the other. This is
-# less than the 30 seconds that Kubernetes gives a container by default.
+# The supervisor stops the buffers one after the other, each within `:drain_timeout_ms`, and then writes the dead letters. With
+# three buffers there is time left of the 30 seconds that Kubernetes gives a container by default.
 for module <- [Tracker.PageViews, Tracker.Profiles, Tracker.Events] do
   config :tracker, module,
     partitions: 2,

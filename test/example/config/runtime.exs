@@ -4,4 +4,7 @@ config :tracker, Tracker.DB, port: String.to_integer(System.get_env("PGPORT") ||
 
 # On a volume that outlives the container.
 if config_env() != :test,
-  do: config(:tracker, Tracker.DeadLetters, path: System.get_env("DEAD_LETTERS") || "dead_letters")
+  do:
+    config(:tracker, Tracker.DeadLetters,
+      directory: System.get_env("DEAD_LETTERS") || "/var/lib/tracker/dead_letters"
+    )

@@ -2,19 +2,21 @@ defmodule TrackerTest do
   # Not async: the buffers are those of the application, and a flush can contain entries of another test.
   use ExUnit.Case
 
+  @moduletag :capture_log
+
   alias Tracker.{DB, DeadLetters, Events, PageViews, Profiles}
 
   setup do
     for table <- ~w(page_views profiles events), do: {:ok, _} = DB.query("DELETE FROM #{table}")
-    on_exit(&DeadLetters.take/0)
+    on_exit(&dead_letters/0)
   end
 
   test "page views add up" do
-    for _ <- 1..3, do: PageViews.add("/pricing")
+    for _ <- 1..3, do: PageViews.view("/pricing")
     assert PageViews.get("/pricing") == 3
     assert PageViews.flush() == :ok
-    PageViews.add("/pricing")
-    PageViews.add("it's \"new\"\\")
+    PageViews.view("/pricing")
+    PageViews.view("it's \"new\"\\")
     assert PageViews.flush() == :ok
 
     assert DB.query("SELECT path, views FROM page_views ORDER BY views") ==
@@ -41,7 +43,6 @@ defmodule TrackerTest do
     end
   end
 
-  @tag :capture_log
   test "an entry that PostgreSQL refuses is given up alone" do
     for id <- 1..40,
         do: Profiles.rename(id, if(id == 13, do: "", else: "name"), ~U[2026-01-01 00:00:00.000000Z])
@@ -54,14 +55,13 @@ defmodule TrackerTest do
     assert DB.query("SELECT name FROM events ORDER BY number") == {:ok, names}
 
     assert [
-             {Profiles, {13, "", _version, 0}, {:refused, "23514"}},
-             {Events, {_id, 1, ""}, {:refused, "23514"}}
-           ] = DeadLetters.take()
+             {Profiles, [{13, "", _version, 0}], {:refused, "23514"}},
+             {Events, [{_id, 1, ""}], {:refused, "23514"}}
+           ] = dead_letters()
 
     if Code.ensure_loaded?(:telemetry), do: assert(Tracker.Telemetry.get(:dead_letter) == 2)
   end
 
-  @tag :capture_log
   test "nothing is given up while the database is down, also if a single entry waits" do
     Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00.000000Z])
 
@@ -73,19 +73,38 @@ defmodule TrackerTest do
 
     assert Profiles.flush() == :ok
     assert DB.query("SELECT id, name FROM profiles") == {:ok, [["7", "Ada Lovelace"]]}
-    assert DeadLetters.take() == []
+    assert dead_letters() == []
   end
 
-  @tag :capture_log
-  test "what a shutdown during an outage leaves is in the file" do
+  test "what a shutdown during an outage leaves is in a file" do
     while_down(fn ->
-      PageViews.add("/pricing", 3)
+      for _ <- 1..3, do: PageViews.view("/pricing")
       assert Supervisor.terminate_child(Tracker.Supervisor, PageViews) == :ok
-      assert DeadLetters.take() == [{PageViews, {"/pricing", 3, 1}, :stopped}]
+      assert dead_letters() == [{PageViews, [{"/pricing", 3, 3}], :stopped}]
     end)
 
     assert {:ok, _pid} = Supervisor.restart_child(Tracker.Supervisor, PageViews)
     assert PageViews.size() == 0
+  end
+
+  test "texts that PostgreSQL cannot store do not get into a buffer" do
+    assert_raise ArgumentError, ~r/expected a text/, fn -> PageViews.view("/\0") end
+    assert_raise ArgumentError, ~r/expected a text/, fn -> Events.log(1, <<255>>) end
+    assert PageViews.size() + Events.size() == 0
+  end
+
+  defp dead_letters do
+    test = self()
+    DeadLetters.each(&send(test, {:dead_letter, {&1, &2, &3}}))
+    received()
+  end
+
+  defp received do
+    receive do
+      {:dead_letter, letter} -> [letter | received()]
+    after
+      0 -> []
+    end
   end
 
   # A failing buffer pauses, but a flush tries at once. Each failure makes the next batch smaller.

@@ -5,6 +5,7 @@ defmodule Tracker.Application do
   # endpoint. A supervisor stops its children in reverse order, so the last writes are still stored.
   @impl Application
   def start(_type, _args) do
+    Tracker.DeadLetters.init!()
     PartitionedBuffer.attach_default_logger()
     Tracker.Telemetry.attach()
     children = [Tracker.DB, Tracker.PageViews, Tracker.Profiles, Tracker.Events]

@@ -1,9 +1,10 @@
 defmodule Tracker.DB do
   @moduledoc """
   Connections to PostgreSQL: a stand-in for `Postgrex`, because this example also runs where Hex cannot be reached. The driver has no
-  parameters, so they are written into the statement. With Postgrex, replace this module and `Tracker.DB.Connection` by
+  parameters, so they are written into the statement, and its rows are texts. To use Postgrex, start
+  `{Postgrex, name: Tracker.Postgrex, pool_size: 6}` in the place of `Tracker.DB`, and let this module be
 
-      def query(sql, parameters) do
+      def query(sql, parameters \\ []) do
         case Postgrex.query(Tracker.Postgrex, sql, parameters) do
           {:ok, result} -> {:ok, result.rows}
           {:error, %Postgrex.Error{postgres: %{pg_code: code}}} -> {:error, {:refused, code}}

@@ -1,34 +1,34 @@
 defmodule Tracker.DeadLetters do
   @moduledoc """
-  A file with the entries that were given up: those that PostgreSQL refuses, and those that a shutdown during an outage has left.
+  Files with the entries that were given up: those that PostgreSQL refuses, and those that a shutdown during an outage has left.
+
+  Each call of `write/3` makes a file of its own, and gives it its name when it is complete. So a reader never sees a part of one.
   """
 
-  @doc "Adds entries. They are lost if this raises, and the buffer logs their count."
-  def write(entries, reason, buffer) do
-    lines =
-      for entry <- entries, do: [{buffer, entry, reason} |> :erlang.term_to_binary() |> Base.encode64(), ?\n]
+  @doc "Makes the directory. The application does not start if that is not possible."
+  def init!, do: File.mkdir_p!(directory())
 
-    File.write!(path(), lines, [:append, :sync])
+  @doc "Writes entries. They are lost if this raises, and the buffer logs their count."
+  def write(entries, reason, buffer) do
+    path = Path.join(directory(), "#{System.system_time()}_#{System.unique_integer([:positive])}")
+    File.write!(path <> ".incomplete", :erlang.term_to_binary({buffer, entries, reason}), [:sync])
+    File.rename!(path <> ".incomplete", path)
   end
 
   @doc """
-  Takes all entries out of the file, as `{buffer, entry, reason}`. It is renamed before it is read, so entries that are written
-  meanwhile are in a new one.
+  Calls a function with the name of the buffer, the entries and the reason of each file, the oldest first. A file is removed when
+  the function has returned. If it raises, that file and all later ones are still there.
   """
-  def take do
-    taken = path() <> ".taken"
-
-    with :ok <- File.rename(path(), taken) do
-      letters =
-        for line <- File.stream!(taken),
-            do: line |> String.trim() |> Base.decode64!() |> :erlang.binary_to_term()
-
-      File.rm!(taken)
-      letters
-    else
-      {:error, :enoent} -> []
+  def each(fun) do
+    for name <- directory() |> File.ls!() |> Enum.sort(), Path.extname(name) == "" do
+      path = Path.join(directory(), name)
+      {buffer, entries, reason} = path |> File.read!() |> :erlang.binary_to_term()
+      fun.(buffer, entries, reason)
+      File.rm!(path)
     end
+
+    :ok
   end
 
-  defp path, do: Application.fetch_env!(:tracker, __MODULE__)[:path]
+  defp directory, do: Application.fetch_env!(:tracker, __MODULE__)[:directory]
 end

@@ -16,9 +16,9 @@ defmodule Tracker.Events do
   """
 
   @doc "The events of a user keep their order. Each event has a unique id, so storing it twice has no effect."
-  def log(user_id, name) do
+  def log(user_id, name) when is_integer(user_id) do
     id = Base.encode16(:crypto.strong_rand_bytes(16))
-    push({id, user_id, name}, partition_key: user_id)
+    push({id, user_id, Tracker.Store.text!(name)}, partition_key: user_id)
   end
 
   # Not sorted: the order of the batch is the order of the events.

@@ -15,5 +15,8 @@ defmodule Tracker.PageViews do
   ON CONFLICT (path) DO UPDATE SET views = t.views + excluded.views
   """
 
+  @doc "Counts a view of a page."
+  def view(path) when is_binary(path) and byte_size(path) <= 1_000, do: path |> Tracker.Store.text!() |> add()
+
   def store(batch), do: Tracker.Store.store(@add, Enum.sort(batch), [0, 1])
 end

@@ -17,7 +17,8 @@ defmodule Tracker.Profiles do
   """
 
   @doc "Renames a user. `at` is the time of the change."
-  def rename(id, name, %DateTime{} = at), do: put_newer(id, name, DateTime.to_unix(at, :microsecond))
+  def rename(id, name, %DateTime{} = at) when is_integer(id),
+    do: put_newer(id, Tracker.Store.text!(name), DateTime.to_unix(at, :microsecond))
 
   def store(batch), do: Tracker.Store.store(@upsert, Enum.sort(batch), [0, 1, 2])
 end

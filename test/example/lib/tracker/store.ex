@@ -1,18 +1,25 @@
 defmodule Tracker.Store do
-  @moduledoc "What the processors of all buffers have in common: a statement, and what its result means for the batch."
+  @moduledoc "What the buffers have in common: texts that PostgreSQL can store, and what the result of a statement means."
 
-  require Logger
+  # Bad data, constraints, and limits such as that of an index. Such a statement fails again, however often it is repeated.
+  @permanent ["22", "23", "54"]
 
-  # Data that PostgreSQL does not take, and constraints. Such a statement fails again, however often it is repeated.
-  @permanent ["22", "23"]
+  @doc """
+  Checks a text before it gets into a buffer. PostgreSQL has no texts that are not UTF-8 or have zero bytes, and the one who writes
+  it should get the error.
+  """
+  def text!(text) do
+    if is_binary(text) and String.valid?(text) and not String.contains?(text, <<0>>),
+      do: text,
+      else: raise(ArgumentError, "expected a text without zero bytes, got: #{inspect(text)}")
+  end
 
   @doc """
   Runs a statement with the columns of a batch, and returns what the processor returns.
 
-    * The database is down: nothing is wrong with the entries, so the buffer tries again in a second.
     * PostgreSQL refuses one entry, and always will: the entry is given up.
-    * PostgreSQL refuses several entries: the buffer tries them again in smaller batches, until the bad one is alone.
-    * Any other error, such as a deadlock: the buffer tries again.
+    * PostgreSQL refuses several entries: the buffer retries them in smaller batches, until the bad one is alone.
+    * Any other error, such as a lost connection or a deadlock: the buffer retries, as long as it takes.
   """
   def store(sql, batch, elements) do
     columns = for element <- elements, do: Enum.map(batch, &elem(&1, element))
@@ -20,10 +27,6 @@ defmodule Tracker.Store do
     case Tracker.DB.query(sql, columns) do
       {:ok, _rows} ->
         :ok
-
-      {:error, {:down, reason}} ->
-        Logger.warning("the database is down: #{inspect(reason)}")
-        {:snooze, 1_000}
 
       {:error, {:refused, <<class::binary-size(2), _rest::binary>> = code}}
       when class in @permanent and length(batch) == 1 ->
