@@ -137,7 +137,7 @@ defmodule PartitionedBuffer do
       `:processing_timeout_ms` from then on. Each later call may take as long from its own beginning, and at least 5 seconds.
       A call that takes longer is killed, and its partition does not call the processor again. With `:max_attempts` each call
       may take `:processing_timeout_ms` from its beginning, as always.
-    * **Reads and writes during a stop.** Reads and deletes work until the stop ends. A partition refuses writes as soon as
+    * **Reads and writes during a stop.** Reads and deletes work until all partitions are done. A partition refuses writes as soon as
       its flush in flight is done, except from processors of the same buffer and from tasks that these have started. The
       same stop processes their writes, in at most ten passes over all partitions.
     * **Leftovers of a stop.** Entries that a stop could not process are kept until a buffer of the same name and kind
