@@ -15,7 +15,7 @@ defmodule Bench.Report do
 
   # What was measured, if this is a checkout.
   defp commit do
-    case System.cmd("git", ["describe", "--always", "--dirty", "--exclude=*"],
+    case System.cmd("git", ["describe", "--always", "--exclude=*"],
            cd: __DIR__,
            stderr_to_stdout: true
          ) do
@@ -39,9 +39,11 @@ defmodule Bench.Report do
     {Enum.at(sorted, cut), Enum.at(sorted, length(sorted) - 1 - cut)}
   end
 
-  def format(ns) when ns >= 1_000_000, do: "#{Float.round(ns / 1_000_000, 2)} ms"
-  def format(ns) when ns >= 10_000, do: "#{Float.round(ns / 1_000, 1)} µs"
-  def format(ns), do: "#{Float.round(ns / 1, 1)} ns"
+  def format(ns) when ns >= 1_000_000, do: "#{decimals(ns / 1_000_000, 2)} ms"
+  def format(ns) when ns >= 10_000, do: "#{decimals(ns / 1_000, 1)} µs"
+  def format(ns), do: "#{decimals(ns / 1, 1)} ns"
+
+  defp decimals(number, decimals), do: :erlang.float_to_binary(number, decimals: decimals)
 
   @doc "A line of a table: what it is about, then the figures."
   def row([first | rest]),
