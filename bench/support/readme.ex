@@ -6,7 +6,8 @@ defmodule Bench.Readme do
       <!-- end -->
 
   stands what that file has: results of a benchmark (`.json`) as a table, of the part `scenarios` or another one; what a
-  benchmark has printed (`.txt`) as it is. With `bench/summary` it is a table of some results of all files.
+  benchmark has printed (`.txt`) as it is. With `bench/summary` it is a table of some results of all files, and with
+  `bench/database` what PostgreSQL took.
   """
 
   alias Bench.Report
@@ -47,6 +48,16 @@ defmodule Bench.Readme do
       end
 
     Enum.join(["|  | ETS | this package, 1 partition | times |", "|---|---|---|---|" | rows], "\n")
+  end
+
+  defp figures("database", _extension, _part) do
+    text = read("postgres.txt")
+    [buffer] = Regex.run(~r/^buffer .* ([\d.]+) +\d+$/m, text, capture: :all_but_first)
+    [chunks] = Regex.run(~r/^chunks of 500 .* ([\d.]+) +\d+$/m, text, capture: :all_but_first)
+    [single] = Regex.run(~r/^A statement each would take (\d+)/m, text, capture: :all_but_first)
+
+    "In PostgreSQL, a million updates from eight processes took #{buffer} s through a buffer, and #{chunks} s in chunks of 500 that\n" <>
+      "each process collected. One statement for each update would take #{single} s."
   end
 
   defp figures(file, ".txt", _part), do: "```text\n#{String.trim(read(file))}\n```"

@@ -236,7 +236,7 @@ defmodule PartitionedBuffer.Delivery do
     )
   end
 
-  # The arguments in a stack trace and of a call that has exited may be entries.
+  # The arguments in a stack trace or of a call that has exited may be entries, and so may what was thrown.
   defp format_exception(kind, reason, stacktrace) do
     stacktrace =
       for {module, function, arity_or_args, location} <- stacktrace do
@@ -251,5 +251,6 @@ defmodule PartitionedBuffer.Delivery do
        when is_atom(module) and is_atom(function) and is_list(args),
        do: "** (exit) in #{Exception.format_mfa(module, function, length(args))}: #{Outcome.describe(reason)}"
 
-  defp banner(kind, reason), do: Exception.format_banner(kind, reason)
+  defp banner(:error, reason), do: Exception.format_banner(:error, reason)
+  defp banner(kind, reason), do: "** " <> Outcome.describe(Outcome.reason(kind, reason))
 end

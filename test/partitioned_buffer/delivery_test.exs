@@ -244,13 +244,19 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert Buffer.size(buffer) == 0
     end
 
-    test "are not in the log if a processor exits in a call, whose arguments may be entries" do
-      processor = fn batch -> exit({:timeout, {GenServer, :call, [:sink, {:insert, batch}, 5_000]}}) end
-      buffer = start(processor: processor)
-      Buffer.put(buffer, "secret key", "secret value")
-      assert {{:error, {:failed, 1}}, log} = with_log(fn -> Buffer.flush(buffer) end)
-      assert log =~ "** (exit) in GenServer.call/3: :timeout"
-      refute log =~ "secret"
+    test "are not in the log if a processor exits or throws" do
+      for {fail, banner} <- [
+            {&exit({:timeout, {GenServer, :call, [:sink, {:insert, &1}, 5_000]}}),
+             "** (exit) in GenServer.call/3: :timeout"},
+            {&exit({:invalid, &1}), "** exit: a tuple with :invalid"},
+            {&throw/1, "** throw"}
+          ] do
+        buffer = start(processor: fail)
+        Buffer.put(buffer, "secret key", "secret value")
+        assert {{:error, {:failed, 1}}, log} = with_log(fn -> Buffer.flush(buffer) end)
+        assert log =~ banner
+        refute log =~ "secret"
+      end
     end
 
     test "used up with a :dead_letter that fails or hangs are reported, and the entries are gone" do

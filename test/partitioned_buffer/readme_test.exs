@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.ReadmeTest do
   # If it fails, bench/readme.exs writes the figures.
   test "README.md and bench/README.md have the figures that the benchmarks wrote" do
     [{_readme, text, _now}, {_bench, bench, _also_now}] = texts = Bench.Readme.texts()
-    assert text =~ "<!-- bench/summary -->"
+    for part <- ~w(summary database), do: assert(text =~ "<!-- bench/#{part} -->")
 
     for file <- ~w(results.json queue.json limits.txt calls.txt neighbours.txt postgres.txt),
         do: assert(bench =~ "<!-- bench/#{file}")
