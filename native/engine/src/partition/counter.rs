@@ -1,10 +1,10 @@
 //! The operations on a partition of a counter.
 
-use super::table::TABLE_SHARDS;
-use super::{Closed, Partition, Stored, Written};
-use crate::index::Hash;
-use crate::parcel::Parcel;
-use crate::tally::Tally;
+use super::keyed::TABLE_SHARDS;
+use super::partition::{Closed, Partition, Stored, Written};
+use crate::memory::parcel::Parcel;
+use crate::store::counter::Tally;
+use crate::store::index::Hash;
 use crate::term::Heap;
 
 /// A partition of a counter.

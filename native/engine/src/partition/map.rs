@@ -1,10 +1,10 @@
 //! The operations on a partition of a map.
 
-use super::table::{FoundInFlight, TableState, TABLE_SHARDS};
-use super::{Closed, InFlight, Partition, Stored, Written};
-use crate::generation::{Found, Generation, Put, Values};
-use crate::index::Hash;
-use crate::parcel::Parcel;
+use super::keyed::{FoundInFlight, TableState, TABLE_SHARDS};
+use super::partition::{Closed, InFlight, Partition, Stored, Written};
+use crate::memory::parcel::Parcel;
+use crate::store::index::Hash;
+use crate::store::map::{Found, Generation, Put, Values};
 use crate::sync::MutexGuard;
 use crate::term::{Heap, Version};
 

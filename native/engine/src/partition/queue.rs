@@ -1,8 +1,8 @@
 //! The operations on a partition of a queue.
 
-use super::{Closed, Partition, Stored, Written};
-use crate::log::Log;
-use crate::parcel::Parcel;
+use super::partition::{Closed, Partition, Stored, Written};
+use crate::memory::parcel::Parcel;
+use crate::store::queue::Log;
 use crate::store::Store;
 use crate::term::Heap;
 

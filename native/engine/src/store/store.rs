@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use super::index::Hasher;
 use crate::ids::EntryId;
-use crate::index::Hasher;
-use crate::totals::Writes;
+use crate::limits::totals::Writes;
 
 /// The entries of a shard since the last flush. Threads write it under the shard's lock. The flush freezes it, and then
 /// any thread reads it without a lock.

@@ -2,7 +2,7 @@
 //!
 //! A large term is copied to a heap of its own before its shard is locked; under the lock the heap only changes hands.
 //! It is freed as soon as its entry gives it up, and never copied again to make room. A small term is copied under the
-//! lock, to a segment of the [arena](crate::arena).
+//! lock, to a segment of the [arena](crate::memory::arena).
 
 use std::sync::Arc;
 

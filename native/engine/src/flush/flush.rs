@@ -22,12 +22,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::bound::Bound;
 use crate::ids::EntryId;
-use crate::reclaim::reclaim;
+use crate::limits::bound::Bound;
+use crate::limits::totals::{Ended, Outcomes};
+use crate::memory::reclaim::reclaim;
 use crate::store::Store;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
-use crate::totals::{Ended, Outcomes};
 
 /// The result of [`Partition::flush`](crate::Partition::flush).
 pub enum Flushed<S: Store> {

@@ -1,21 +1,21 @@
 //! A table: the entries that one shard has taken in since its last flush, each under a key of its own.
 //!
-//! What is kept for a key is up to the [`Contents`]: a [generation](crate::generation) keeps values, a
-//! [tally](crate::tally) sums.
+//! What is kept for a key is up to the [`Contents`]: a [generation](crate::store::map) keeps values, a
+//! [tally](crate::store::counter) sums.
 //!
 //! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The segments that an
 //! entry names count it as one live copy.
 
 use std::time::Instant;
 
-use crate::arena::{Arena, Garbage};
-use crate::entries::{Attempts, Entries, Entry};
+use super::entries::{Attempts, Entries, Entry};
+use super::index::{Hash, Hasher, Index, Seeds};
+use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
-use crate::index::{Hash, Hasher, Index, Seeds};
-use crate::parcel::Parcel;
-use crate::store::{Store, TakenBack};
+use crate::limits::totals::Writes;
+use crate::memory::arena::{Arena, Garbage};
+use crate::memory::parcel::Parcel;
 use crate::term::{Heap, Term};
-use crate::totals::Writes;
 
 /// What a table keeps for its keys.
 pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
@@ -67,7 +67,7 @@ pub struct Table<H: Heap, C: Contents<H>> {
     merged: usize,
     /// How many entries were deleted.
     deleted: usize,
-    /// The last addition to a [tally](crate::tally). In other tables it is the room that fills the line.
+    /// The last addition to a [tally](crate::store::counter). In other tables it is the room that fills the line.
     pub(crate) last: Last,
     /// From the hash of a key to the id of its entry.
     index: Index,

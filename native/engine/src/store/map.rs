@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
-use crate::arena::{Arena, Evacuation, Unowned};
-use crate::entries::Attempts;
-use crate::history::{Counts, History};
+use super::entries::Attempts;
+use super::history::{Counts, History};
+use super::index::Hash;
+use super::store::{Store, TakenBack};
+use super::table::{Contents, Table};
 use crate::ids::{EntryId, SegmentId};
-use crate::index::Hash;
-use crate::parcel::Parcel;
-use crate::store::{Store, TakenBack};
-use crate::table::{Contents, Table};
+use crate::memory::arena::{Arena, Evacuation, Unowned};
+use crate::memory::parcel::Parcel;
 use crate::term::{Heap, Version};
 
 /// See the module's documentation.
@@ -295,8 +295,8 @@ fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H:
 
 #[cfg(test)]
 mod tests {
+    use crate::store::entries::Entry;
     use super::*;
-    use crate::entries::Entry;
 
     #[test]
     fn an_entry_takes_24_bytes_and_its_history_as_many() {

@@ -1,10 +1,10 @@
 //! What the partitions of maps and of counters share: their keys.
 
-use super::{Closed, InFlight, Partition, ShardState, Stored, Written};
+use super::partition::{Closed, InFlight, Partition, ShardState, Stored, Written};
 use crate::ids::EntryId;
-use crate::index::Hash;
+use crate::store::index::Hash;
+use crate::store::table::{Contents, Table};
 use crate::sync::MutexGuard;
-use crate::table::{Contents, Table};
 use crate::term::Heap;
 
 /// Shards of a partition with keys, a power of two. With more shards writers meet more rarely, but consecutive writes touch

@@ -6,12 +6,12 @@
 //! cache line of the lock, so that several writers to one key change no other line. [`Tally::sum`] adds it. An addition to
 //! another key, a delete and a flush settle it: they write it to its entry first.
 
-use crate::entries::{Attempts, Entry};
+use super::entries::{Attempts, Entry};
+use super::index::Hash;
+use super::store::TakenBack;
+use super::table::{Contents, Last, Table};
 use crate::ids::EntryId;
-use crate::index::Hash;
-use crate::parcel::Parcel;
-use crate::store::TakenBack;
-use crate::table::{Contents, Last, Table};
+use crate::memory::parcel::Parcel;
 use crate::term::{Heap, Term};
 
 /// See the module's documentation.

@@ -4,13 +4,13 @@
 
 use std::time::Instant;
 
-use crate::arena::Arena;
+use super::index::Hasher;
+use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
-use crate::index::Hasher;
-use crate::parcel::Parcel;
-use crate::store::{Store, TakenBack};
+use crate::limits::totals::Writes;
+use crate::memory::arena::Arena;
+use crate::memory::parcel::Parcel;
 use crate::term::Heap;
-use crate::totals::Writes;
 
 /// Items in a chunk. Growing moves no item, so it never takes long.
 const CHUNK: usize = 1024;

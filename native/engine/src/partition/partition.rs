@@ -2,7 +2,7 @@
 //!
 //! A partition has one or more *shards*, each a [`Store`] behind a lock of its own. A map and a counter spread their keys
 //! over several shards by their hash, so writers rarely meet; a queue has one shard, for its order. What maps and
-//! counters share is in `table`, and `map`, `counter` and `queue` have the operations of each kind.
+//! counters share is in `keyed`, and `map`, `counter` and `queue` have the operations of each kind.
 //!
 //! [`Partition::flush`] takes the locks of all shards and swaps each store for an empty one. So a write comes either
 //! before the flush and is part of it, or after it and waits for the next one. The partition keeps a [`Flush`] until all
@@ -27,30 +27,20 @@
 //! flush whose batch is given back is held even before.
 //!
 //! A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the
-//! deaths in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`]. An
+//! deaths in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::memory::arena`]. An
 //! addition to a counter changes the first two only, and the first one only if it is to the key of the last one.
-
-mod counter;
-mod map;
-mod queue;
-mod table;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::bound::Bound;
 use crate::flush::{Flush, Flushed, Frozen, GivenBack, Retry};
-use crate::index::Hasher;
+use crate::limits::bound::Bound;
+use crate::limits::threshold::Threshold;
+use crate::limits::totals::{Ended, Outcomes, Writes};
+use crate::store::index::Hasher;
 use crate::store::{Store, TakenBack};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
-use crate::threshold::Threshold;
-use crate::totals::{Ended, Outcomes, Writes};
-
-pub use self::counter::CounterPartition;
-pub use self::map::{MapPartition, Write};
-pub use self::queue::QueuePartition;
-pub use self::table::TABLE_SHARDS;
 
 /// Added to a partition count, this marks the write of a processor, which is taken until the partition is closed. No
 /// buffer has as many partitions.
@@ -70,7 +60,7 @@ const SPINS: usize = 400;
 /// See the module's documentation.
 pub struct Partition<S: Store, const SHARDS: usize> {
     /// Where entries wait.
-    shards: [Shard<S>; SHARDS],
+    pub(super) shards: [Shard<S>; SHARDS],
     /// The flushes in flight, oldest first, and finished ones that the next flush removes. Only a restart with another
     /// partition count makes more than one unfinished flush.
     in_flight: Mutex<VecDeque<Arc<Flush<S>>>>,
@@ -79,9 +69,9 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     /// What became of the entries of its flushes.
     outcomes: Arc<Outcomes>,
     /// The bound of the buffer, which all partitions share.
-    bound: Arc<Bound>,
+    pub(super) bound: Arc<Bound>,
     /// When it is to flush.
-    threshold: Threshold,
+    pub(super) threshold: Threshold,
 }
 
 /// What a partition holds, and what was counted. Without the locks of all shards at once, so writes that come meanwhile
@@ -130,34 +120,34 @@ pub struct Written {
 
 /// A store behind its lock. Aligned to two cache lines, which processors fetch together.
 #[repr(align(128))]
-struct Shard<S: Store>(Mutex<ShardState<S>>);
+pub(super) struct Shard<S: Store>(Mutex<ShardState<S>>);
 
 /// What the lock of a shard guards. What each write looks at is in the cache line of the lock.
 #[repr(C)]
-struct ShardState<S: Store> {
+pub(super) struct ShardState<S: Store> {
     /// The partition count by which callers must have chosen this partition; with [`DRAINING`] only processors may
     /// write; 0 while closed.
-    partition_count: u32,
+    pub(super) partition_count: u32,
     /// Whether there is a bound.
-    is_bounded: bool,
+    pub(super) is_bounded: bool,
     /// Whether new entries are counted, for the bound or for the threshold.
-    is_counted: bool,
+    pub(super) is_counted: bool,
     /// How many entries may be added without asking the bound; 1 without a bound.
-    room: usize,
+    pub(super) room: usize,
     /// The entries written since the last flush.
-    waiting: S,
+    pub(super) waiting: S,
     /// The flushes that the shard's operations look into, oldest first: none if the partition has no outcomes.
-    in_flight: Vec<InFlight<S>>,
+    pub(super) in_flight: Vec<InFlight<S>>,
     /// What was counted before the last flush.
-    before: Writes,
+    pub(super) before: Writes,
 }
 
 /// A flush with its stores, which stay until the shard gives this up.
-struct InFlight<S: Store> {
+pub(super) struct InFlight<S: Store> {
     /// The flush.
-    flush: Arc<Flush<S>>,
+    pub(super) flush: Arc<Flush<S>>,
     /// Its stores.
-    frozen: Arc<Frozen<S>>,
+    pub(super) frozen: Arc<Frozen<S>>,
 }
 
 /// Where failed entries of a flush may wait again. In a closed partition they stay in the flush, because another
@@ -183,7 +173,7 @@ impl<S: Store> Clone for InFlight<S> {
 impl<S: Store> Shard<S> {
     /// The lock, if the shard takes writes of callers with this partition count.
     #[inline]
-    fn lock_open(&self, partition_count: u32) -> Result<MutexGuard<'_, ShardState<S>>, Closed> {
+    pub(super) fn lock_open(&self, partition_count: u32) -> Result<MutexGuard<'_, ShardState<S>>, Closed> {
         let state = self.lock();
         // The second case is a processor's write to an open partition, the third that of a writer that has waited.
         if state.partition_count == partition_count
@@ -198,7 +188,7 @@ impl<S: Store> Shard<S> {
 
     /// The lock, if the shard takes reads and deletes of callers with this partition count.
     #[inline]
-    fn lock_readable(&self, partition_count: u32) -> Result<MutexGuard<'_, ShardState<S>>, Closed> {
+    pub(super) fn lock_readable(&self, partition_count: u32) -> Result<MutexGuard<'_, ShardState<S>>, Closed> {
         let state = self.lock();
         if state.partition_count & !DRAINING == partition_count & !DRAINING {
             Ok(state)
@@ -379,7 +369,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Takes room for a shard that has none; `false` if there is none.
     #[cold]
-    fn find_room(&self, state: &mut ShardState<S>, partition_count: u32) -> bool {
+    pub(super) fn find_room(&self, state: &mut ShardState<S>, partition_count: u32) -> bool {
         let turn = partition_count & !DRAINING & TURN != 0;
         state.room = self.bound.take(turn);
         state.room > 0
@@ -387,7 +377,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Counts a new entry; `true` if enough wait now.
     #[inline(never)]
-    fn count_new(&self, state: &mut ShardState<S>) -> bool {
+    pub(super) fn count_new(&self, state: &mut ShardState<S>) -> bool {
         if state.is_bounded {
             state.room -= 1;
         }
@@ -395,7 +385,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     }
 
     /// Counts new entries of a list, which do not take the shard's room.
-    fn count_all(&self, state: &ShardState<S>, added: usize, reserved: bool) -> Written {
+    pub(super) fn count_all(&self, state: &ShardState<S>, added: usize, reserved: bool) -> Written {
         if state.is_bounded && !reserved {
             // The bound is younger than the list.
             self.bound.add(added);

@@ -30,9 +30,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::own_heaps::OwnHeaps;
+use super::parcel::Parcel;
 use crate::ids::{EntryId, SegmentId};
-use crate::own_heaps::OwnHeaps;
-use crate::parcel::Parcel;
 use crate::term::Heap;
 
 /// Copies in a segment at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.

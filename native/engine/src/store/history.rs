@@ -1,7 +1,7 @@
 //! What is kept of the past of a map's entry: the version of its value, how often it was replaced, and how often the
 //! processor has failed with it.
 
-use crate::entries::Attempts;
+use super::entries::Attempts;
 use crate::term::{Term, Version};
 
 /// See the module's documentation. The variants are those of [`Version`], since a field of that type would take more room.
