@@ -22,18 +22,22 @@ pub mod limits;
 pub mod memory;
 pub mod partition;
 pub mod routing;
+mod runs;
 pub mod store;
 mod sync;
 pub mod term;
 
-pub use flush::{BatchState, Flush, Flushed, Frozen, GivenBack, Reader, Seen};
+pub use flush::{BatchState, Flush, Flushed, Frozen, GaveBack, GiveBack, Reader, Seen};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound};
 pub use limits::totals::{self, Ended, Writes};
+pub use limits::Learned;
 pub use memory::arena;
 pub use memory::parcel::{self, Parcel};
 pub use memory::reclaim;
-pub use partition::{Closed, CounterPartition, Info, MapPartition, Partition, QueuePartition, Stored, Written};
+pub use partition::{
+    Access, Closed, CounterPartition, Evicted, Info, Leftover, MapPartition, Partition, QueuePartition, Stored, Written,
+};
 pub use store::counter::{self as tally, Tally};
 pub use store::index::{self, Hash, Hasher};
 pub use store::map::{self as generation, Generation};

@@ -51,7 +51,7 @@ fn run(seed: u64, operations: usize, keys: u64) {
                 }
             }
             8 => {
-                assert_eq!(generation.delete(hash, key), model.remove(&key.content()).map(|_entry| false));
+                assert_eq!(generation.delete(hash, key), model.remove(&key.content()).is_some());
             }
             _ => {
                 let expected = model.get(&key.content()).map(|entry| entry.0);

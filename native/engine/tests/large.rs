@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::map::Map;
-use common::{copies, freed, hash, on_copy, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE};
+use common::{copies, freed, hash, on_copy, on_drop, Random, TestHeap, TestTerm, HIDDEN, LARGE, ONE};
 use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Parcel, Store};
 
 static HASHER: LazyLock<Hasher> = LazyLock::new(Hasher::new);
@@ -23,7 +23,7 @@ static PARTITION: LazyLock<Arc<MapPartition<TestHeap>>> = LazyLock::new(|| {
 fn assert_no_lock_is_held() {
     let (sender, receiver) = mpsc::channel();
     let partition = PARTITION.clone();
-    thread::spawn(move || sender.send(partition.len(1)));
+    thread::spawn(move || sender.send(partition.len(ONE)));
     receiver.recv_timeout(Duration::from_secs(20)).expect("no lock is held").unwrap();
 }
 
@@ -37,7 +37,7 @@ fn put(key: i64, value: impl Fn(TestTerm) -> Parcel<TestHeap>, content: i64) {
     let mut caller = TestHeap::new();
     let key = caller.boxed(key);
     let value = value(caller.boxed(content));
-    PARTITION.put(1, hash(&HASHER, key), &Parcel::loose(key), &value).unwrap();
+    PARTITION.put(ONE, hash(&HASHER, key), &Parcel::loose(key), &value).unwrap();
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn no_lock_is_held_while_a_heap_is_dropped_or_a_large_value_is_read() {
 
     let mut caller = TestHeap::new();
     let key = caller.boxed(2);
-    let read = PARTITION.get(1, hash(&HASHER, key), key, |value, heap| {
+    let read = PARTITION.get(ONE, hash(&HASHER, key), key, |value, heap| {
         assert!(heap.is_some());
         assert_no_lock_is_held();
         // The value may be replaced while it is read.

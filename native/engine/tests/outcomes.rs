@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::map::{entry, Entry, Map, MapFlush};
-use common::reading::read;
+use common::reading::{all_of, give_back, read, GivenBack};
 use common::{Random, TestTerm, LARGE};
-use partitioned_buffer_engine::{reclaim, BatchState, GivenBack, Hasher};
+use partitioned_buffer_engine::{reclaim, BatchState};
 
 /// The result of giving back a batch of which so many will be retried, and so many are superseded.
 fn given_back(retried: usize, superseded: usize) -> GivenBack {
@@ -253,17 +253,13 @@ fn a_reader_that_dies_while_it_reads_takes_nothing() {
     assert!(flush.lease(3, 7));
     assert_eq!(flush.seen().called_at, Some(7));
     flush.succeed(3);
-    // Nor does one that dies while it reads what was retried.
+    // Nor does one that dies while it reads entries for the second time.
     assert_eq!(read(&flush, 3, 3, entry).unwrap(), all[3..6]);
-    assert!(flush.lease(3, 8));
-    map.partition.close();
-    assert_eq!(map.partition.give_back(&flush, 3, None, false, None), given_back(3, 0));
-    map.open(1);
     assert_eq!(read(&flush, 4, 2, entry).unwrap(), all[3..5]);
     assert_eq!(read(&flush, 5, 5, entry).unwrap(), all[3..8]);
     assert_eq!(read(&flush, 6, 10, entry).unwrap(), all[3..]);
     assert!(flush.claim(6, 9));
-    assert_eq!(flush.seen().calls, 3);
+    assert_eq!(flush.seen().calls, 2);
     assert!(map.flush().is_none());
 }
 
@@ -279,7 +275,7 @@ fn what_a_dead_reader_has_leased_is_inherited() {
     }
     // Those who had it before cannot end it any more.
     flush.succeed(2);
-    assert_eq!(map.partition.give_back(&flush, 3, None, true, None), GivenBack::default());
+    assert_eq!(give_back(&map.partition, &flush, all_of(3)), GivenBack::default());
     assert_eq!(map.fail(&flush, None, None), given_back(3, 0));
     assert_eq!(flush.inherit(1), None);
     assert_eq!((map.lease(&flush, 5).len(), map.len()), (2, 3));
@@ -526,30 +522,6 @@ fn race_a_delete_of_what_waits_and_of_what_is_in_flight() {
 }
 
 #[test]
-fn a_restart_keeps_a_leased_batch_and_what_lies_behind_it() {
-    let old = Map::start();
-    let new = Map::new(&old.hasher);
-    old.put_all(0..6);
-    let flush = old.flush().unwrap();
-    let leased = keys(&old.lease(&flush, 2));
-    old.put(10, 10);
-    assert_eq!(old.partition.held(), 7);
-    new.partition.adopt(old.partition.evict());
-    assert_eq!((old.partition.held(), new.partition.held()), (0, 7));
-    new.open(1);
-    assert_eq!(seen(&new, 0..6).len(), 6);
-    let left = new.flush().unwrap();
-    assert!(Arc::ptr_eq(&left, &flush));
-    assert_eq!(left.inherit(1), Some((BatchState::Leased, 2)));
-    assert_eq!(new.fail(&left, None, None), given_back(2, 0));
-    let rest = keys(&new.lease_resumed(&left, 10));
-    assert!(rest.len() == 4 && rest.iter().all(|key| !leased.contains(key)));
-    new.succeed(&left);
-    assert_eq!(new.partition.held(), 3);
-    assert_eq!(keys(&new.succeed_with_all()), [&leased[..], &[10]].concat());
-}
-
-#[test]
 fn a_flush_of_which_all_was_deleted_is_freed_though_its_reader_has_died() {
     let map = Map::start();
     map.put_all([1, 2]);
@@ -561,116 +533,6 @@ fn a_flush_of_which_all_was_deleted_is_freed_though_its_reader_has_died() {
     drop(flush);
     assert!(map.flush().is_none());
     assert_freed(&copies);
-}
-
-#[test]
-fn an_adopted_flush_that_an_old_reader_ends_is_freed_by_the_next_flush() {
-    let old = Map::start();
-    let new = Map::new(&old.hasher);
-    old.put_all([1, 2]);
-    let (flush, _) = old.lease_all();
-    let copies = copies(&flush);
-    new.partition.adopt(old.partition.evict());
-    new.open(1);
-    assert_eq!(new.get(1), Some(1));
-    old.succeed(&flush);
-    assert_eq!(new.get(1), None);
-    assert!(new.flush().is_none());
-    assert_freed(&copies);
-}
-
-#[test]
-fn a_partition_that_is_opened_looks_into_its_oldest_unfinished_flush() {
-    let old = Map::start();
-    let new = Map::new(&old.hasher);
-    old.put(1, 1);
-    let (flush, _) = old.lease_all();
-    old.put(2, 2);
-    new.partition.adopt(old.partition.evict());
-    old.succeed(&flush);
-    new.open(1);
-    assert_eq!(new.get(2), Some(2));
-}
-
-#[test]
-fn a_newer_entry_of_a_later_flush_replaces_one_that_is_given_back_after_a_restart() {
-    let old = Map::start();
-    let new = Map::new(&old.hasher);
-    old.put_newer(1, 10, 1);
-    old.put(2, 2);
-    old.lease_all();
-    old.put_newer(1, 20, 2);
-    new.partition.adopt(old.partition.evict());
-    new.open(1);
-    let left = new.flush().unwrap();
-    assert_eq!(left.inherit(1), Some((BatchState::Leased, 2)));
-    assert_eq!(new.fail(&left, None, None), GivenBack { retried: 1, superseded: 1, given_up: 0 });
-    let left: Vec<_> = new.succeed_with_all().iter().map(|entry| (entry.key, entry.value)).collect();
-    assert_eq!(left, [(1, 20), (2, 2)]);
-}
-
-#[test]
-fn an_old_reader_gives_entries_back_to_the_flush_that_another_partition_has_adopted() {
-    let old = Map::start();
-    let new = Map::new(&old.hasher);
-    old.put(1, 1);
-    let (flush, batch) = old.lease_all();
-    new.partition.adopt(old.partition.evict());
-    // Even if the old partition is open again.
-    old.open(1);
-    new.open(1);
-    assert_eq!(old.fail(&flush, None, None).retried, 1);
-    assert!(old.flush().is_none());
-    assert_eq!(new.succeed_with_all(), batch);
-}
-
-#[test]
-fn what_is_given_back_to_a_closed_partition_stays_in_the_flush_where_it_is_seen_after_the_reopening() {
-    let map = Map::start();
-    (1..=4).for_each(|key| assert!(map.put_newer(key, 10 * key, 5)));
-    let flush = map.flush().unwrap();
-    let order: Vec<i64> = read(&flush, 1, 4, |record| entry(record).key).unwrap();
-    assert!(flush.lease(1, 0));
-    map.partition.close();
-    // The others have succeeded.
-    assert_eq!(map.fail(&flush, Some(&[0, 2]), None), GivenBack { retried: 2, superseded: 0, given_up: 0 });
-    assert_eq!(map.partition.held(), 2);
-    map.open(1);
-    assert_eq!(map.len(), 0);
-    let [first, second, third, fourth] = order[..] else { panic!("four entries") };
-    let seen = [first, second, third, fourth].map(|key| map.get(key));
-    assert_eq!(seen, [Some(10 * first), None, Some(10 * third), None]);
-    assert!(!map.put_newer(first, 1, 5), "the version in the flush is as high");
-    assert!(!map.put_new(third, 1));
-    assert!(map.put_new(second, 1));
-    assert!(map.put_newer(fourth, 1, 1));
-    map.delete(third);
-    assert_eq!((map.get(third), map.partition.held()), (None, 3));
-
-    let rest = map.flush().unwrap();
-    let retried = map.lease_resumed(&rest, 10);
-    assert_eq!(retried, [Entry { key: first, value: 10 * first, version: 5, updates: 0 }]);
-    assert_eq!(rest.attempts(), 1);
-    assert_eq!(map.fail(&rest, None, None), GivenBack { retried: 1, superseded: 0, given_up: 0 });
-    assert_eq!((map.len(), map.get(first)), (3, Some(10 * first)), "it waits in an open partition");
-    assert_eq!(map.succeed_with_all().len(), 3);
-}
-
-#[test]
-fn a_restart_keeps_what_stays_in_a_flush() {
-    let old = Map::start();
-    let new = Map::new(&old.hasher);
-    old.put_all(0..6);
-    let (flush, _) = old.lease_all();
-    old.partition.close();
-    assert_eq!(old.fail(&flush, Some(&[1, 4]), None), given_back(2, 0));
-    new.partition.adopt(old.partition.evict());
-    new.open(1);
-    assert_eq!(new.partition.held(), 2);
-    let left = seen(&new, 0..6);
-    assert_eq!(left.len(), 2);
-    let flush = new.flush().unwrap();
-    assert_eq!((keys(&new.lease_resumed(&flush, 10)), flush.attempts()), (left, 1));
 }
 
 /// Writers write versions of their own keys, while a processor fails with most batches.
@@ -759,27 +621,4 @@ fn under_threads_each_entry_is_leased_by_one_reader() {
     });
     all.sort_unstable();
     assert!(all.into_iter().eq(0..KEYS), "each key once");
-}
-
-#[test]
-fn another_partition_takes_over_what_was_counted_with_the_flushes() {
-    let hasher = Hasher::new();
-    let [old, new] = [(), ()].map(|()| Map::new(&hasher));
-    old.open(1);
-    old.put_all(0..10);
-    old.put_all(0..4);
-    let (flush, _) = old.lease_all();
-    old.fail(&flush, Some(&[0, 1, 2]), None);
-    old.put_all(20..25);
-    old.partition.flush();
-    old.open(1);
-    let (left, _) = old.lease_all();
-    new.partition.adopt(old.partition.evict());
-    new.partition.adopt_counts(&old.partition);
-    new.open(1);
-    old.succeed(&left);
-    let (of_old, of_new) = (old.partition.info(), new.partition.info());
-    assert_eq!((of_old.writes.written, of_old.ended.processed, of_old.in_flight), (0, 0, 0));
-    assert_eq!((of_new.writes.written, of_new.writes.coalesced), (19, 4));
-    assert_eq!((of_new.ended.processed, of_new.ended.failed, of_new.in_flight + of_new.waiting), (15, 3, 0));
 }

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::thread;
 
 use common::reading::{flush, read};
-use common::{hash, Random, TestHeap, TestTerm};
+use common::{hash, Random, TestHeap, TestTerm, ONE};
 use partitioned_buffer_engine::generation::Record;
-use partitioned_buffer_engine::partition::{Write, DRAINING};
-use partitioned_buffer_engine::{Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Stored, Version};
+use partitioned_buffer_engine::partition::Write;
+use partitioned_buffer_engine::{
+    Access, Closed, Flush, Flushed, Generation, Hasher, Heap, MapPartition, Stored, Version,
+};
 
 fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
     let partition = MapPartition::new(hasher);
@@ -23,17 +25,14 @@ fn partition(hasher: &Hasher) -> MapPartition<TestHeap> {
 fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
     let (key, value) = (caller.boxed(key), caller.boxed(value));
-    let stored = partition.put(1, hash(hasher, key), &key.parcel(), &value.parcel())?;
+    let stored = partition.put(ONE, hash(hasher, key), &key.parcel(), &value.parcel())?;
     assert_eq!(stored, Stored::Stored);
     Ok(())
 }
 
 fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
     let frozen = flush.entries().unwrap();
-    (flush.position()..flush.end())
-        .filter_map(|position| frozen.record(position))
-        .map(|entry| entry.key.content().1)
-        .collect()
+    (0..flush.end()).filter_map(|position| frozen.record(position)).map(|entry| entry.key.content().1).collect()
 }
 
 fn key(record: Record<TestTerm>) -> i64 {
@@ -63,9 +62,9 @@ fn a_draining_partition_takes_reads_and_deletes_but_only_writes_of_processors() 
     let partition = partition(&hasher);
     let mut caller = TestHeap::new();
     let (one, two) = (caller.boxed(1), caller.boxed(2));
-    let processor = 1 | DRAINING;
+    let processor = ONE.of_processor();
     let put_by_processor = |key| partition.put(processor, hash(&hasher, key), &key.parcel(), &key.parcel());
-    let get = |key| partition.get(1, hash(&hasher, key), key, |value, _heap| value.content().1);
+    let get = |key| partition.get(ONE, hash(&hasher, key), key, |value, _heap| value.content().1);
 
     assert_eq!(put_by_processor(one), Ok(Stored::Stored), "a processor may write before the stop as well");
     partition.drain().unwrap();
@@ -73,21 +72,22 @@ fn a_draining_partition_takes_reads_and_deletes_but_only_writes_of_processors() 
     assert_eq!(put_by_processor(two), Ok(Stored::Stored));
     let writes = [(hash(&hasher, two), Write::Put(two.parcel(), one.parcel()))];
     let shard = MapPartition::<TestHeap>::shard_of(hash(&hasher, two));
-    assert_eq!(partition.write_all(1, shard, false, writes.iter()), Err(Closed));
+    assert_eq!(partition.write_all(ONE, shard, false, writes.iter()), Err(Closed));
     assert!(partition.write_all(processor, shard, false, writes.iter()).is_ok());
-    assert_eq!((get(one), get(two), partition.len(1)), (Ok(Some(1)), Ok(Some(1)), Ok(2)));
-    assert_eq!(partition.delete(1, hash(&hasher, one), one), Ok(()));
+    assert_eq!((get(one), get(two), partition.len(ONE)), (Ok(Some(1)), Ok(Some(1)), Ok(2)));
+    assert_eq!(partition.delete(ONE, hash(&hasher, one), one), Ok(()));
     assert_eq!(keys(&flush(&partition).unwrap()), [2]);
 
-    for among in [2, 2 | DRAINING, 0, DRAINING] {
+    let other = Access::by_count(2);
+    for among in [other, other.of_processor(), Access::by_count(0), Access::BY_TERM.of_processor()] {
         assert_eq!(partition.put(among, hash(&hasher, one), &one.parcel(), &one.parcel()), Err(Closed));
         assert_eq!(partition.get(among, hash(&hasher, one), one, |_, _| ()), Err(Closed));
     }
 
     partition.close();
     assert_eq!(put_by_processor(one), Err(Closed));
-    assert_eq!((get(two), partition.len(1)), (Err(Closed), Err(Closed)));
-    assert_eq!(partition.delete(1, hash(&hasher, two), two), Err(Closed));
+    assert_eq!((get(two), partition.len(ONE)), (Err(Closed), Err(Closed)));
+    assert_eq!(partition.delete(ONE, hash(&hasher, two), two), Err(Closed));
     assert_eq!(partition.drain(), Err(Closed), "a closed partition stays closed");
     assert_eq!(put_by_processor(one), Err(Closed));
 
@@ -115,10 +115,8 @@ fn a_partition_flushes_unclaimed_entries_again() {
     assert!(!first.claim(2, 0), "another reader was first");
     put(&partition, &hasher, 9, 9).unwrap();
     let Some(Flushed::Rest(rest)) = partition.flush() else { panic!("a rest is flushed") };
-    let unclaimed = keys(&rest);
-    assert_eq!(unclaimed.len(), 3);
-    assert!(unclaimed.iter().all(|key| all[2..].contains(key)));
-    assert_eq!(claim(&rest, usize::MAX, 0), unclaimed);
+    assert_eq!(rest.seen().left, 3);
+    assert_eq!(claim(&rest, usize::MAX, 0), all[2..]);
     let next = flush(&partition).unwrap();
     assert_eq!(keys(&next), [9]);
     assert_eq!(claim(&next, usize::MAX, 0), [9]);
@@ -147,7 +145,7 @@ fn a_partition_counts_unclaimed_and_waiting_entries_but_no_deleted_ones() {
     (0..5).for_each(|key| put(&partition, &hasher, key, key).unwrap());
     let mut caller = TestHeap::new();
     let key = caller.boxed(3);
-    partition.delete(1, hash(&hasher, key), key).unwrap();
+    partition.delete(ONE, hash(&hasher, key), key).unwrap();
     assert_eq!(partition.held(), 4);
     let first = flush(&partition).unwrap();
     assert_eq!(claim(&first, 2, 0).len(), 2);
@@ -165,40 +163,9 @@ fn a_partition_flushes_nothing_if_all_entries_were_deleted() {
     put(&partition, &hasher, 1, 1).unwrap();
     let mut caller = TestHeap::new();
     let key = caller.boxed(1);
-    partition.delete(1, hash(&hasher, key), key).unwrap();
+    partition.delete(ONE, hash(&hasher, key), key).unwrap();
     assert!(flush(&partition).is_none());
-    assert_eq!(partition.len(1), Ok(0));
-}
-
-#[test]
-fn a_partition_flushes_adopted_entries_before_its_own() {
-    let hasher = Hasher::new();
-    let (old, new) = (partition(&hasher), partition(&hasher));
-    put(&old, &hasher, 1, 1).unwrap();
-    let first = flush(&old).unwrap();
-    put(&old, &hasher, 2, 2).unwrap();
-    put(&new, &hasher, 3, 3).unwrap();
-    new.adopt(old.evict());
-    assert!(flush(&old).is_none());
-    assert_eq!(keys(&first), [1]);
-    for expected in 1..=3 {
-        let next = flush(&new).unwrap();
-        assert_eq!(keys(&next), [expected]);
-        assert_eq!(claim(&next, usize::MAX, 0), [expected]);
-    }
-    assert!(flush(&new).is_none());
-}
-
-#[test]
-fn a_partition_skips_an_adopted_flush_that_an_old_reader_has_claimed_to_its_end() {
-    let hasher = Hasher::new();
-    let (old, new) = (partition(&hasher), partition(&hasher));
-    put(&old, &hasher, 1, 1).unwrap();
-    let first = flush(&old).unwrap();
-    new.adopt(old.evict());
-    put(&new, &hasher, 2, 2).unwrap();
-    assert_eq!(claim(&first, usize::MAX, 0), [1]);
-    assert_eq!(keys(&flush(&new).unwrap()), [2]);
+    assert_eq!(partition.len(ONE), Ok(0));
 }
 
 #[test]
@@ -245,7 +212,7 @@ fn every_write_is_flushed_once_or_superseded_by_a_newer_one() {
                     let mut caller = TestHeap::new();
                     let (term, value) = (caller.boxed(key), caller.boxed(version));
                     let (parcel, value) = (term.parcel(), value.parcel());
-                    partition.put_newer(1, hash(&hasher, term), &parcel, &value, Version::Int(version)).unwrap();
+                    partition.put_newer(ONE, hash(&hasher, term), &parcel, &value, Version::Int(version)).unwrap();
                     last.insert(key, version);
                 }
                 last
@@ -280,19 +247,19 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
                     let (key, value) = (caller.boxed(key), caller.boxed(key * 1_000 + value));
                     let hash = hash(&hasher, key);
                     match random.below(5) {
-                        0 => assert_eq!(partition.put(1, hash, &key.parcel(), &value.parcel()), Ok(Stored::Stored)),
+                        0 => assert_eq!(partition.put(ONE, hash, &key.parcel(), &value.parcel()), Ok(Stored::Stored)),
                         1 => {
                             let version = Version::Int(value.content().1);
-                            partition.put_newer(1, hash, &key.parcel(), &value.parcel(), version).unwrap();
+                            partition.put_newer(ONE, hash, &key.parcel(), &value.parcel(), version).unwrap();
                         }
-                        2 => partition.delete(1, hash, key).unwrap(),
+                        2 => partition.delete(ONE, hash, key).unwrap(),
                         3 => {
                             let shard = MapPartition::<TestHeap>::shard_of(hash);
                             let writes = [(); 3].map(|()| (hash, Write::Put(key.parcel(), value.parcel())));
-                            partition.write_all(1, shard, false, writes.iter()).unwrap();
+                            partition.write_all(ONE, shard, false, writes.iter()).unwrap();
                         }
                         _ => {
-                            let found = partition.get(1, hash, key, |value, _heap| value.content().1).unwrap();
+                            let found = partition.get(ONE, hash, key, |value, _heap| value.content().1).unwrap();
                             found.into_iter().for_each(|value| check(key.content().1, value));
                         }
                     }
@@ -305,7 +272,7 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
         let (partition, done) = (partition.clone(), done.clone());
         thread::spawn(move || {
             let mut entries = 0;
-            while !done.load(Ordering::SeqCst) || partition.len(1).unwrap() > 0 {
+            while !done.load(Ordering::SeqCst) || partition.len(ONE).unwrap() > 0 {
                 let Some(flush) = flush(&partition) else { continue };
                 let view = |entry: Record<TestTerm>| (key(entry), entry.value.content().1);
                 for (key, value) in read(&flush, 1, usize::MAX, view).unwrap() {

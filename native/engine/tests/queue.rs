@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 
-use common::reading::{flush, read};
-use common::{Random, TestHeap, TestTerm};
-use partitioned_buffer_engine::{BatchState, Closed, Flush, GivenBack, Hasher, Heap, Log, QueuePartition, Stored};
+use common::reading::{all_of, flush, give_back, read, GivenBack};
+use common::{Random, TestHeap, TestTerm, ONE};
+use partitioned_buffer_engine::{BatchState, Closed, Flush, GiveBack, Hasher, Heap, Log, QueuePartition, Stored};
 
 fn partition() -> QueuePartition<TestHeap> {
     let partition = QueuePartition::new(&Hasher::new());
@@ -19,12 +19,12 @@ fn partition() -> QueuePartition<TestHeap> {
 
 fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
     let mut caller = TestHeap::new();
-    partition.push(1, &caller.boxed(item).parcel()).map(|stored| assert_eq!(stored, Stored::Stored))
+    partition.push(ONE, &caller.boxed(item).parcel()).map(|stored| assert_eq!(stored, Stored::Stored))
 }
 
 fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
     let frozen = flush.entries().expect("not all is claimed");
-    let positions = flush.position()..flush.end();
+    let positions = flush.end() - flush.seen().left..flush.end();
     positions.map(|at| frozen.record(at).expect("no item is ever deleted").content().1).collect()
 }
 
@@ -45,12 +45,12 @@ fn items_keep_their_order_over_many_chunks_and_segments() {
     (0..10_000).for_each(|item| push(&partition, item).unwrap());
     let mut caller = TestHeap::new();
     let more: Vec<_> = (10_000..20_000).map(|item| caller.boxed(item).parcel()).collect();
-    partition.push_all(1, false, more.iter()).unwrap();
+    partition.push_all(ONE, false, more.iter()).unwrap();
     drop(caller);
-    assert_eq!(partition.len(1), Ok(20_000));
+    assert_eq!(partition.len(ONE), Ok(20_000));
     let first = flush(&partition).unwrap();
     assert_eq!(items(&first), (0..20_000).collect::<Vec<_>>());
-    assert_eq!(partition.len(1), Ok(0));
+    assert_eq!(partition.len(ONE), Ok(0));
 }
 
 #[test]
@@ -127,21 +127,32 @@ fn lease(flush: &Flush<Log<TestHeap>>, size: usize) -> Vec<i64> {
     batch
 }
 
-/// The result of giving back a batch of which so many will be retried.
+/// Gives a batch back.
+fn fail(
+    partition: &QueuePartition<TestHeap>,
+    flush: &Arc<Flush<Log<TestHeap>>>,
+    failed: Option<&[usize]>,
+    counted: bool,
+    max_attempts: Option<u32>,
+) -> GivenBack {
+    give_back(partition, flush, GiveBack { failed, counted, max_attempts, ..all_of(1) })
+}
+
+/// The result of giving back a batch of which all failed entries are retried.
 fn retried(retried: usize) -> GivenBack {
-    GivenBack { retried, ..GivenBack::default() }
+    GivenBack::retried(retried)
 }
 
 #[test]
 fn failed_items_stay_at_the_head_in_their_order() {
     let (partition, first) = start_in_flight(8);
     assert_eq!(lease(&first, 4), [0, 1, 2, 3]);
-    assert_eq!(partition.give_back(&first, 1, Some(&[1, 3]), true, None), retried(2));
+    assert_eq!(fail(&partition, &first, Some(&[1, 3]), true, None), retried(2));
     push(&partition, 8).unwrap();
-    assert_eq!((partition.len(1), partition.held()), (Ok(1), 7), "what is retried does not wait");
+    assert_eq!((partition.len(ONE), partition.held()), (Ok(1), 7), "what is retried does not wait");
     assert!(Arc::ptr_eq(&flush(&partition).unwrap(), &first));
     assert_eq!(lease(&first, 16), [1, 3, 4, 5]);
-    assert_eq!(partition.give_back(&first, 1, Some(&[0, 2]), true, None), retried(2));
+    assert_eq!(fail(&partition, &first, Some(&[0, 2]), true, None), retried(2));
     // A batch ends before one that has failed too often for its length.
     assert_eq!((lease(&first, 32), first.attempts()), (vec![1, 4], 2));
     first.succeed(1);
@@ -155,7 +166,7 @@ fn a_batch_of_items_is_a_quarter_of_the_last_one_for_each_failure() {
     let (partition, first) = start_in_flight(600);
     for (attempts, length) in (0..).zip([500, 125, 31, 7, 1, 1]) {
         assert_eq!((lease(&first, 500), first.attempts()), ((0..length).collect(), attempts));
-        assert_eq!(partition.give_back(&first, 1, None, true, None), retried(length as usize));
+        assert_eq!(fail(&partition, &first, None, true, None), retried(length as usize));
     }
     for next in 0..600 {
         assert_eq!(read(&first, 2, 1, content).unwrap(), [next]);
@@ -169,7 +180,7 @@ fn items_that_are_not_counted_come_again_in_a_batch_of_the_same_length() {
     let (partition, first) = start_in_flight(5);
     for _ in 0..3 {
         assert_eq!((lease(&first, 3), first.attempts()), (vec![0, 1, 2], 0));
-        assert_eq!(partition.give_back(&first, 1, None, false, Some(1)), retried(3));
+        assert_eq!(fail(&partition, &first, None, false, Some(1)), retried(3));
     }
     assert_eq!(lease(&first, 5), [0, 1, 2, 3, 4]);
 }
@@ -178,9 +189,9 @@ fn items_that_are_not_counted_come_again_in_a_batch_of_the_same_length() {
 fn items_that_are_given_up_are_the_batch_until_the_end() {
     let (partition, first) = start_in_flight(6);
     assert_eq!(lease(&first, 4), [0, 1, 2, 3]);
-    partition.give_back(&first, 1, Some(&[0, 1]), true, Some(2));
+    fail(&partition, &first, Some(&[0, 1]), true, Some(2));
     assert_eq!(lease(&first, 16), [0, 1, 4, 5]);
-    let given_back = partition.give_back(&first, 1, Some(&[0, 1, 3]), true, Some(2));
+    let given_back = fail(&partition, &first, Some(&[0, 1, 3]), true, Some(2));
     assert_eq!(given_back, GivenBack { retried: 1, superseded: 0, given_up: 2 });
     assert_eq!((first.inherit(1), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
     let (frozen, records) = first.batch().unwrap();
@@ -193,38 +204,11 @@ fn items_that_are_given_up_are_the_batch_until_the_end() {
 }
 
 #[test]
-fn failed_items_stay_first_over_a_restart() {
-    let (old, first) = start_in_flight(4);
-    assert_eq!(lease(&first, 1), [0]);
-    assert_eq!(old.give_back(&first, 1, None, true, None), retried(1));
-    assert_eq!(lease(&first, 1), [0]);
-    push(&old, 4).unwrap();
-    let new = partition();
-    new.close();
-    new.adopt(old.evict());
-    new.set_outcomes(true);
-    new.open(1);
-    push(&new, 5).unwrap();
-    assert_eq!((old.held(), new.held()), (0, 6));
-    let left = flush(&new).unwrap();
-    assert_eq!(left.inherit(1), Some((BatchState::Leased, 1)));
-    // The old reader is still there.
-    assert_eq!(old.give_back(&first, 1, None, true, None), retried(1));
-    assert_eq!((lease(&left, 64), left.attempts()), (vec![0, 1, 2, 3], 2));
-    left.succeed(1);
-    new.settle(&left);
-    for expected in [4, 5] {
-        assert_eq!(claim(&flush(&new).unwrap(), 9), [expected]);
-    }
-    assert_eq!(new.held(), 0);
-}
-
-#[test]
 fn a_batch_of_retried_and_other_items_comes_again_if_its_reader_dies() {
     let (partition, first) = start_in_flight(5);
     assert_eq!(lease(&first, 2), [0, 1]);
     // Not counted, so these have failed as seldom as those behind them.
-    assert_eq!(partition.give_back(&first, 1, None, false, None), retried(2));
+    assert_eq!(fail(&partition, &first, None, false, None), retried(2));
     assert_eq!(read(&first, 2, 4, content).unwrap(), [0, 1, 2, 3]);
     assert_eq!(claim(&first, usize::MAX), [0, 1, 2, 3, 4]);
 }
@@ -248,7 +232,7 @@ fn under_threads_items_succeed_once_and_in_the_order_of_their_thread_though_batc
             };
             let batch = lease(&flush, 1 + random.below(60) as usize);
             if random.below(2) == 0 {
-                assert_eq!(partition.give_back(&flush, 1, None, true, None), retried(batch.len()));
+                assert_eq!(fail(&partition, &flush, None, true, None), retried(batch.len()));
             } else {
                 sink.extend(batch);
                 flush.succeed(1);

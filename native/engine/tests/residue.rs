@@ -5,8 +5,8 @@
 mod common;
 
 use common::map::{entry, Map};
-use common::reading::{flush, read};
-use common::{heaps, TestHeap, LARGE};
+use common::reading::{all_of, flush, give_back, read};
+use common::{heaps, TestHeap, LARGE, ONE};
 use partitioned_buffer_engine::reclaim;
 use partitioned_buffer_engine::{Hasher, Heap, QueuePartition};
 
@@ -77,16 +77,18 @@ fn the_last_outcome_frees_the_memory_though_the_flush_is_held() {
     assert!(map.flush().is_none());
     assert_eq!(heaps_left(), 0, "deletes");
 
-    // A closed map that is evicted.
+    // An evicted map: the evicted entries are copied, and large values share their heap.
     let map = start();
-    let (evicted, batch) = map.lease_all();
-    map.partition.close();
-    assert_eq!(map.fail(&evicted, None, None).retried, batch.len());
+    let (_in_flight, batch) = map.lease_all();
+    map.put(0, LARGE);
+    let evicted = map.partition.evict();
     let new = Map::new(&map.hasher);
-    new.partition.adopt(map.partition.evict());
+    evicted.entries().for_each(|leftover| new.partition.take_in(&leftover));
+    let both = heaps_left();
+    drop(evicted);
+    assert!((1..both).contains(&heaps_left()), "the evicted stores are freed");
     new.open(1);
-    assert_eq!(new.lease(&new.flush().unwrap(), 1_000).len(), batch.len());
-    new.succeed(&evicted);
+    assert_eq!(new.succeed_with_all().len(), batch.len());
     assert_eq!(heaps_left(), 0, "a restart");
 
     // Items of a queue.
@@ -95,13 +97,13 @@ fn the_last_outcome_frees_the_memory_though_the_flush_is_held() {
     queue.open(1);
     (0..100).for_each(|item| {
         let mut caller = TestHeap::new();
-        queue.push(1, &caller.boxed(if item % 2 == 0 { LARGE } else { item }).parcel()).unwrap();
+        queue.push(ONE, &caller.boxed(if item % 2 == 0 { LARGE } else { item }).parcel()).unwrap();
     });
     let items = flush(&queue).unwrap();
     for _ in 0..3 {
         read(&items, 1, 100, |_| ()).unwrap();
         assert!(items.lease(1, 0));
-        queue.give_back(&items, 1, None, true, None);
+        give_back(&queue, &items, all_of(1));
         assert!(heaps_left() > 0);
     }
     while items.seen().left > 0 {

@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use buffer::map::{self, Buffer, Delivery, Lease};
 use buffer::{check, join, spawn};
-use common::{hash, TestHeap};
-use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS, TURN};
-use partitioned_buffer_engine::{Heap, MapPartition, Stored, Written};
+use common::reading::{all_of, give_back};
+use common::{hash, TestHeap, ONE};
+use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
+use partitioned_buffer_engine::{Access, GiveBack, Heap, MapPartition, Stored, Written};
 use shuttle::rand::{thread_rng, Rng};
 use shuttle::sync::mpsc::{channel, Receiver, Sender};
 
@@ -67,9 +68,9 @@ impl Buffer {
         }
     }
 
-    /// Puts a key, its own value, with a mark.
-    fn write_key(&self, mark: u32, key: i64) -> Stored {
-        self.write(|| self.put_as(mark, key, key).expect("the buffer runs"))
+    /// Puts a key, its own value.
+    fn write_key(&self, key: i64) -> Stored {
+        self.write(|| self.put_as(|access| access, key, key).expect("the buffer runs"))
     }
 
     /// Writes a list as a whole; `false` if there is no room for it.
@@ -98,8 +99,8 @@ impl Buffer {
     /// The processor fails for good with a batch, and the dead letters are written.
     fn give_up(&self, lease: &Lease) {
         let partition = &self.partitions[lease.partition];
-        let given_back = partition.give_back(&lease.flush, lease.reader, None, true, Some(1));
-        partition.settle(&lease.flush);
+        let step = GiveBack { max_attempts: Some(1), count: 1, ..all_of(lease.reader) };
+        let given_back = give_back(partition, &lease.flush, step);
         if given_back.given_up > 0 {
             lease.flush.bury(0);
             lease.flush.succeed(lease.reader);
@@ -127,7 +128,7 @@ impl Buffer {
         for _ in 0..times {
             let key = thread_rng().gen_range(0..6);
             match thread_rng().gen_range(0..8) {
-                0..=2 => drop(self.write_key(0, key)),
+                0..=2 => drop(self.write_key(key)),
                 3 => drop(self.write(|| self.put_new(key, key).expect("the buffer runs"))),
                 4 => drop(self.write(|| self.put_newer(key, thread_rng().gen_range(1..4)).expect("the buffer runs"))),
                 5 => drop(self.write_list(&[key, (key + 1) % 6])),
@@ -154,7 +155,7 @@ fn the_bound_is_not_exceeded_by_writes_lists_and_what_is_given_back() {
         let buffer = start(1, 4);
         let writer = spawn(&buffer, |buffer| {
             [1, 2, 3, 1, 4].into_iter().for_each(|key| {
-                buffer.write_key(0, key);
+                buffer.write_key(key);
             });
             buffer.delete(2);
         });
@@ -194,7 +195,7 @@ fn a_stale_write_to_a_full_buffer_takes_no_room_while_its_key_leaves_it() {
         let processor = spawn(&buffer, move |buffer| buffer.succeed(lease));
         let stored = buffer.write(|| buffer.put_newer(1, 1).expect("the buffer runs"));
         join(processor);
-        assert_eq!(stored == Stored::Stored, buffer.first().len(1) == Ok(1));
+        assert_eq!(stored == Stored::Stored, buffer.first().len(ONE) == Ok(1));
         buffer.assert_counted(true);
     });
 }
@@ -207,11 +208,11 @@ fn writers_of_as_many_keys_as_there_may_be_all_find_room() {
         let writers = [(0, 2), (1, 4)].map(|(shard, count)| {
             spawn(&buffer, move |buffer| {
                 let keys: Vec<i64> = keys_of(buffer, shard).take(count).collect();
-                keys.into_iter().for_each(|key| assert_eq!(buffer.write_key(0, key), Stored::Stored));
+                keys.into_iter().for_each(|key| assert_eq!(buffer.write_key(key), Stored::Stored));
             })
         });
         writers.into_iter().for_each(join);
-        assert_eq!(buffer.first().len(1), Ok(6));
+        assert_eq!(buffer.first().len(ONE), Ok(6));
         buffer.assert_counted(true);
     });
 }
@@ -221,11 +222,11 @@ fn an_overwrite_that_finds_room_and_needs_none_keeps_it_from_nobody() {
     check(|| {
         let buffer = start(1, 2);
         let [first, second] = [0, 1].map(|shard| keys_of(&buffer, shard).next().expect("a key"));
-        assert_eq!(buffer.write_key(0, first), Stored::Stored);
+        assert_eq!(buffer.write_key(first), Stored::Stored);
         buffer.take_room();
-        let other = spawn(&buffer, move |buffer| buffer.write_key(0, first));
+        let other = spawn(&buffer, move |buffer| buffer.write_key(first));
         if thread_rng().gen() {
-            assert_eq!(buffer.write_key(0, second), Stored::Stored);
+            assert_eq!(buffer.write_key(second), Stored::Stored);
         } else {
             assert!(buffer.write_list(&[second]));
         }
@@ -239,11 +240,11 @@ fn the_last_room_which_a_shard_has_not_used_goes_to_one_of_the_writers() {
     check(|| {
         let buffer = start(1, 4);
         let keys: Vec<i64> = (0..TABLE_SHARDS).filter_map(|shard| keys_of(&buffer, shard).next()).collect();
-        assert_eq!(buffer.write_key(0, keys[3]), Stored::Stored);
+        assert_eq!(buffer.write_key(keys[3]), Stored::Stored);
         assert!(buffer.bound.reserve(2, false), "the shard has the fourth");
         let writers = [0, 1, 2].map(|writer| {
             let key = keys[writer];
-            spawn(&buffer, move |buffer| buffer.write_key(0, key) == Stored::Stored)
+            spawn(&buffer, move |buffer| buffer.write_key(key) == Stored::Stored)
         });
         // Which one is not known: others may be refused while it takes the room from the shard.
         assert_eq!(writers.map(join).into_iter().filter(|is_stored| *is_stored).count(), 1);
@@ -274,13 +275,13 @@ fn tell_of_room(buffer: &Buffer, room: &Sender<Message>) {
 /// Writes as a process does that waits for room.
 fn write_or_wait(buffer: &Buffer, room: &Sender<Message>, key: i64) {
     let (me, turn) = channel();
-    if attempt(buffer, room, 0, key) {
+    if attempt(buffer, room, |access| access, key) {
         return;
     }
     let _ = room.send(Message::Wait(me.clone()));
     loop {
         turn.recv().expect("its turn comes");
-        let is_stored = attempt(buffer, room, TURN, key);
+        let is_stored = attempt(buffer, room, Access::of_waiter, key);
         let _ = room.send(Message::Done((!is_stored).then(|| me.clone())));
         if is_stored {
             return;
@@ -289,8 +290,8 @@ fn write_or_wait(buffer: &Buffer, room: &Sender<Message>, key: i64) {
 }
 
 /// Whether a write finds room. If not, it tells of it.
-fn attempt(buffer: &Buffer, room: &Sender<Message>, mark: u32, key: i64) -> bool {
-    while buffer.put_as(mark, key, key).expect("the buffer runs") == Stored::Full {
+fn attempt(buffer: &Buffer, room: &Sender<Message>, caller: fn(Access) -> Access, key: i64) -> bool {
+    while buffer.put_as(caller, key, key).expect("the buffer runs") == Stored::Full {
         if buffer.take_room() {
             tell_of_room(buffer, room);
         } else {
@@ -411,7 +412,7 @@ fn with_room(
 fn a_writer_that_waits_gets_in_when_an_entry_leaves() {
     check(|| {
         let buffer = start(1, 1);
-        assert_eq!(buffer.write_key(0, 1), Stored::Stored);
+        assert_eq!(buffer.write_key(1), Stored::Stored);
         let lease = buffer.lease(1).expect("the entry is in flight");
         with_room(&buffer, &[vec![2]], move |buffer, tell, _flushes| {
             buffer.succeed(lease);
@@ -424,7 +425,7 @@ fn a_writer_that_waits_gets_in_when_an_entry_leaves() {
 fn writers_that_wait_get_in_when_entries_are_deleted_or_a_list_needs_less() {
     check(|| {
         let buffer = start(1, 2);
-        assert_eq!(buffer.write_key(0, 1), Stored::Stored);
+        assert_eq!(buffer.write_key(1), Stored::Stored);
         buffer.take_room();
         assert!(buffer.bound.reserve(1, false));
         with_room(&buffer, &[vec![2], vec![3]], |buffer, tell, _flushes| {
@@ -441,7 +442,7 @@ fn a_writer_that_waits_gets_the_room_that_an_overwrite_has_borrowed() {
     check(|| {
         let buffer = start(1, 2);
         let [first, second] = [0, 1].map(|shard| keys_of(&buffer, shard).next().expect("a key"));
-        assert_eq!(buffer.write_key(0, first), Stored::Stored);
+        assert_eq!(buffer.write_key(first), Stored::Stored);
         buffer.take_room();
         // No entry leaves.
         with_room(&buffer, &[vec![first], vec![second]], |_buffer, _tell, _flushes| {});
@@ -467,12 +468,12 @@ fn writers_that_wait_all_get_in_as_long_as_a_full_buffer_is_flushed() {
 fn the_end_of_an_episode_forgets_no_write_that_has_found_no_room_since() {
     check(|| {
         let buffer = start(1, 1);
-        assert_eq!(buffer.write_key(0, 1), Stored::Stored);
+        assert_eq!(buffer.write_key(1), Stored::Stored);
         assert!(buffer.bound.fill(), "an episode begins");
         let writer = spawn(&buffer, |buffer| {
             buffer.delete(1);
-            assert_eq!(buffer.write_key(0, 2), Stored::Stored);
-            assert_eq!(buffer.write_key(0, 3), Stored::Full);
+            assert_eq!(buffer.write_key(2), Stored::Stored);
+            assert_eq!(buffer.write_key(3), Stored::Full);
             buffer.bound.fill();
         });
         for _ in 0..2 {
@@ -491,7 +492,7 @@ fn an_entry_that_leaves_while_an_episode_is_about_to_end_is_told_or_ends_it() {
     check(|| {
         let buffer = start(1, 16);
         // It takes two entries less to end it.
-        (0..16).for_each(|key| assert_eq!(buffer.write_key(0, key), Stored::Stored));
+        (0..16).for_each(|key| assert_eq!(buffer.write_key(key), Stored::Stored));
         assert!(buffer.bound.fill(), "an episode begins");
         let other = spawn(&buffer, |buffer| {
             let told = |key: &i64| {
@@ -499,7 +500,7 @@ fn an_entry_that_leaves_while_an_episode_is_about_to_end_is_told_or_ends_it() {
                 buffer.bound.take_news()
             };
             let is_told = [0, 1].iter().filter(|key| told(key)).count() > 0;
-            buffer.write_key(0, 16);
+            buffer.write_key(16);
             buffer.delete(2);
             is_told | buffer.bound.take_news()
         });
@@ -528,8 +529,8 @@ fn change_bound(buffer: &Buffer, is_bounded: impl IntoIterator<Item = bool>) {
 fn change_at_work<const IS_BOUNDED: bool>() {
     let buffer = start(1, 100);
     change_bound(&buffer, (!IS_BOUNDED).then_some(false));
-    buffer.write_key(0, 1);
-    buffer.write_key(0, 2);
+    buffer.write_key(1);
+    buffer.write_key(2);
     let writer = spawn(&buffer, |buffer| {
         buffer.write_at_random(3);
         buffer.write_one_of_list(4, false);
@@ -584,7 +585,7 @@ fn write_to_threshold(failed: fn() -> Option<&'static [usize]>) {
     const ENOUGH: usize = 2;
     let buffer = start_with_threshold(ENOUGH);
     let put = spawn(&buffer, |buffer| {
-        let is_enough = |&key: &i64| buffer.write_key(0, key) == Stored::Enough;
+        let is_enough = |&key: &i64| buffer.write_key(key) == Stored::Enough;
         [1, 2, 3].into_iter().filter(is_enough).collect::<Vec<i64>>()
     });
     let list = spawn(&buffer, |buffer| {
@@ -622,7 +623,7 @@ fn enough_entries_are_announced_once_though_some_are_deleted_and_the_threshold_c
         let writers = [1, 2].map(|writer| {
             spawn(&buffer, move |buffer| {
                 let is_enough = |key: &i64| {
-                    let is_enough = buffer.write_key(0, writer + key) == Stored::Enough;
+                    let is_enough = buffer.write_key(writer + key) == Stored::Enough;
                     if thread_rng().gen_ratio(1, 3) {
                         buffer.delete(writer + key);
                     }
@@ -633,7 +634,7 @@ fn enough_entries_are_announced_once_though_some_are_deleted_and_the_threshold_c
         });
         let by_change = buffer.first().set_threshold(Some(3));
         let announced = usize::from(by_change) + writers.map(join).iter().sum::<usize>();
-        let waiting = buffer.first().len(1).expect("the partition runs");
+        let waiting = buffer.first().len(ONE).expect("the partition runs");
         assert!(announced <= 1 && (announced == 1 || waiting < 3), "{announced} times, {waiting} wait");
     });
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use buffer::counter::{self, Buffer, Lease};
 use buffer::{check, join, spawn};
-use partitioned_buffer_engine::{GivenBack, Stored};
+use common::reading::GivenBack;
+use partitioned_buffer_engine::Stored;
 
 /// A buffer in whose first flush these keys are, each with a sum of its own number, and the batch of all of them.
 fn start_in_flight(keys: &[i64]) -> (Arc<Buffer>, Lease) {

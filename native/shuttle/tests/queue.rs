@@ -9,7 +9,7 @@ mod buffer;
 use std::sync::Arc;
 
 use buffer::{check, join, race, spawn};
-use common::{TestHeap, TestTerm};
+use common::{TestHeap, TestTerm, ONE};
 use partitioned_buffer_engine::{Closed, Heap, Log};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,11 +22,11 @@ type Buffer = buffer::Buffer<Log<TestHeap>, 1, Delivery>;
 const WRITER: i64 = 100;
 
 fn start(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, false, |copy: TestTerm| (copy.content().1, copy))
+    Buffer::start(running, false, |copy: TestTerm| (copy.content().1, copy), |item| item / WRITER)
 }
 
 fn start_with_outcomes(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, true, |copy: TestTerm| (copy.content().1, copy))
+    Buffer::start(running, true, |copy: TestTerm| (copy.content().1, copy), |item| item / WRITER)
 }
 
 impl Buffer {
@@ -149,7 +149,7 @@ fn the_size_counts_the_items_that_are_not_flushed() {
             for _ in 0..4 {
                 let flushed = buffer.flushed();
                 let least = done.load(Ordering::SeqCst).saturating_sub(flushed);
-                let size = buffer.first().len(1).expect("the buffer runs");
+                let size = buffer.first().len(ONE).expect("the buffer runs");
                 let most = begun.load(Ordering::SeqCst) - flushed;
                 assert!((least..=most).contains(&size), "{least} <= {size} <= {most}");
                 buffer.deliver(buffer.first(), usize::MAX);
@@ -157,9 +157,9 @@ fn the_size_counts_the_items_that_are_not_flushed() {
         });
         writers.into_iter().for_each(join);
         join(reader);
-        assert_eq!(buffer.first().len(1), Ok(8 - buffer.flushed()));
+        assert_eq!(buffer.first().len(ONE), Ok(8 - buffer.flushed()));
         buffer.drain();
-        assert_eq!(buffer.first().len(1), Ok(0));
+        assert_eq!(buffer.first().len(ONE), Ok(0));
         assert_conserved(&buffer, &[vec![1, 2, 3, 4], vec![1, 2, 3, 4]]);
     });
 }
@@ -172,13 +172,15 @@ fn a_push_during_the_close_is_either_refused_or_evicted() {
         let reader = spawn(&buffer, |buffer| buffer.deliver(buffer.first(), 1));
         let evicted = spawn(&buffer, |buffer| {
             buffer.running.store(0, Ordering::SeqCst);
-            buffer.first().evict()
+            buffer.evict(0)
         });
         let accepted: Vec<_> = writers.into_iter().map(join).collect();
         let evicted = join(evicted);
         join(reader);
-        evicted.iter().for_each(|flush| buffer.claim(flush, usize::MAX));
-        assert!(!buffer.deliver(buffer.first(), 1), "nothing is left");
+        buffer.take_in(&evicted, 1);
+        while buffer.deliver(buffer.first(), usize::MAX) {}
+        buffer.assert_law();
+        drop(evicted);
         assert_conserved(&buffer, &accepted);
         assert_eq!(buffer.push(0, &[7]), Err(Closed));
     });

@@ -1,8 +1,20 @@
-//! Flushed entries: the stores that a partition has swapped out, and the outcome of each entry.
+//! Flushed entries: the stores that a partition swapped out, and the outcome of each entry.
 //!
-//! Below it are the stores, and the limits that an outcome is counted in.
+//! This layer has stores and limits below it. `progress` and `batch` are the state under the lock of a
+//! [`Flush`]; each of the other files has the operations of one caller.
 
+mod batch;
 #[allow(clippy::module_inception)] // The layer has one type at its centre.
 mod flush;
+mod frozen;
+mod give_back;
+mod leftovers;
+mod progress;
+mod reader;
 
-pub use self::flush::*;
+pub use self::batch::BatchState;
+pub use self::flush::{Flush, Flushed, Records, Seen};
+pub use self::frozen::Frozen;
+pub(crate) use self::give_back::Retry;
+pub use self::give_back::{GaveBack, GiveBack};
+pub use self::reader::Reader;

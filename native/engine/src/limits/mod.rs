@@ -1,7 +1,11 @@
-//! How many entries there are and may be: the bound of a buffer, the threshold of a partition, and the totals.
+//! Limits and counts: the bound of a buffer, the threshold of a partition, the totals, and the
+//! lessons from failures.
 //!
-//! Below it are only locks and atomics.
+//! This layer has only locks and atomics below it.
 
 pub mod bound;
+pub(crate) mod outcomes;
 pub(crate) mod threshold;
 pub mod totals;
+
+pub use self::outcomes::Learned;

@@ -1,17 +1,17 @@
-//! The threshold of a partition: so many entries wait that it is to flush.
+//! The threshold of a partition: the number of waiting entries at which it is to flush.
 
 use crate::sync::{AtomicBool, AtomicUsize, Ordering};
 
 /// No threshold.
 const NONE: usize = usize::MAX;
 
-/// See the module's documentation. Entries that were given back do not count: the partition would flush them again and
-/// again.
+/// See the module's documentation. An entry that is given back does not count: the partition would
+/// flush it again and again. A delete subtracts one all the same, so the count may be too low.
 #[derive(Debug)]
 pub(crate) struct Threshold {
-    /// How many entries are enough.
+    /// The number of entries that is enough.
     enough: AtomicUsize,
-    /// How many wait.
+    /// The number of new entries since the last flush.
     waiting: AtomicUsize,
     /// Whether they were enough since the last flush.
     is_reached: AtomicBool,
@@ -24,12 +24,13 @@ impl Default for Threshold {
 }
 
 impl Threshold {
-    /// Whether there is one.
+    /// Whether the partition has a threshold.
     pub(crate) fn is_set(&self) -> bool {
         self.enough.load(Ordering::Relaxed) != NONE
     }
 
-    /// Changes it, and counts the entries that wait; `true` if they are enough. No entry is written meanwhile.
+    /// Changes the threshold and the number of waiting entries; `true` if they are enough. The caller
+    /// holds the locks of all shards.
     pub(crate) fn set(&self, enough: Option<usize>, waiting: usize) -> bool {
         self.enough.store(enough.unwrap_or(NONE), Ordering::Relaxed);
         self.waiting.store(waiting, Ordering::Relaxed);
@@ -37,16 +38,16 @@ impl Threshold {
         self.add(0)
     }
 
-    /// Counts new entries; `true` if they are enough now. That is so once for each flush.
+    /// Counts new entries. Returns `true` once for each flush, when they become enough.
     pub(crate) fn add(&self, count: usize) -> bool {
         let enough = self.enough.load(Ordering::Relaxed);
-        // Without a threshold no line that other processors read is written.
+        // Without a threshold the shared cache line is only read.
         enough != NONE
             && self.waiting.fetch_add(count, Ordering::Relaxed) + count >= enough
             && !self.is_reached.swap(true, Ordering::Relaxed)
     }
 
-    /// An entry was deleted.
+    /// Counts a deleted entry.
     pub(crate) fn remove(&self) {
         if self.is_set() {
             let less = |waiting: usize| waiting.checked_sub(1);
@@ -54,7 +55,7 @@ impl Threshold {
         }
     }
 
-    /// A flush takes all entries. No entry is written meanwhile.
+    /// Starts anew when a flush takes all entries. The caller holds the locks of all shards.
     pub(crate) fn reset(&self) {
         if self.is_set() {
             self.waiting.store(0, Ordering::Relaxed);

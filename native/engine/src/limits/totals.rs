@@ -1,25 +1,26 @@
-//! What is counted of a partition's entries.
+//! The totals of a partition's entries.
 //!
-//! All counts only grow. Each entry that a write has added leaves in exactly one way, so at any time at which nothing
-//! is under way:
+//! All totals only grow. Each entry that a write adds leaves in exactly one way, so whenever the
+//! partition is at rest:
 //!
 //! `written - coalesced = waiting + in flight + deleted + superseded + processed + given up`
+//!
+//! A change of the partition count keeps the law for the sum of all partitions: a partition that
+//! takes in a leftover counts no write.
 
 use std::ops::AddAssign;
 
-use crate::sync::Mutex;
-
-/// What writes and deletes have done to entries that wait. Counted under the lock of a shard.
+/// Effects of writes and deletes on waiting entries. Counted under the lock of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Writes {
-    /// Writes that were taken.
+    /// Accepted writes.
     pub written: usize,
-    /// Those of them that have replaced an entry that waited, or were added to it; and entries that were given back and
-    /// added to one.
+    /// Accepted writes that replaced a waiting entry or were added to it, and failed entries that were
+    /// added to a waiting entry.
     pub coalesced: usize,
-    /// Writes that were not taken, because the version there is as high.
+    /// Writes refused for a version that is not newer.
     pub stale: usize,
-    /// Entries that were deleted while they waited.
+    /// Entries deleted while they waited.
     pub deleted: usize,
 }
 
@@ -32,21 +33,21 @@ impl AddAssign for Writes {
     }
 }
 
-/// How entries in flight have ended, and how often the processor has failed.
+/// Outcomes of entries in flight, and failures of the processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// Entries that were claimed, or have succeeded.
+    /// Claimed entries, and entries with which the processor succeeded.
     pub processed: usize,
-    /// Entries that a newer write has replaced, or that were deleted.
+    /// Entries that a newer write replaced, or that were deleted in flight.
     pub superseded: usize,
-    /// Entries that were given up.
+    /// Entries given up.
     pub given_up: usize,
-    /// How often the processor has failed with an entry.
+    /// Failures: an entry counts once for each. Entries of a lost call count as well.
     pub failed: usize,
 }
 
 impl Ended {
-    /// How many entries have left.
+    /// The number of entries that left.
     pub(crate) fn left(self) -> usize {
         self.processed + self.superseded + self.given_up
     }
@@ -58,26 +59,5 @@ impl AddAssign for Ended {
         self.superseded += other.superseded;
         self.given_up += other.given_up;
         self.failed += other.failed;
-    }
-}
-
-/// Where the flushes of a partition count how their entries have ended. Its lock is taken last of all.
-#[derive(Default)]
-pub(crate) struct Outcomes(Mutex<Ended>);
-
-impl Outcomes {
-    /// Counts.
-    pub(crate) fn add(&self, ended: Ended) {
-        *self.0.lock() += ended;
-    }
-
-    /// The counts.
-    pub(crate) fn get(&self) -> Ended {
-        *self.0.lock()
-    }
-
-    /// Takes out the counts.
-    pub(crate) fn take(&self) -> Ended {
-        std::mem::take(&mut *self.0.lock())
     }
 }

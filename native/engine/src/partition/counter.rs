@@ -1,7 +1,8 @@
 //! The operations on a partition of a counter.
 
+use super::access::{Access, Closed};
 use super::keyed::TABLE_SHARDS;
-use super::partition::{Closed, Partition, Stored, Written};
+use super::partition::{Partition, Stored, Written};
 use crate::memory::parcel::Parcel;
 use crate::store::counter::Tally;
 use crate::store::index::Hash;
@@ -13,8 +14,8 @@ pub type CounterPartition<H> = Partition<Tally<H>, TABLE_SHARDS>;
 impl<H: Heap> CounterPartition<H> {
     /// Adds `amount` to the sum of `key`.
     #[inline(always)]
-    pub fn add(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, amount: i64) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(partition_count, hash, key.term)? else { return Ok(Stored::Full) };
+    pub fn add(&self, access: Access, hash: Hash, key: &Parcel<H>, amount: i64) -> Result<Stored, Closed> {
+        let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
         let is_new = state.waiting.add(hash, key, amount);
         Ok(self.written(state, is_new))
     }
@@ -23,24 +24,21 @@ impl<H: Heap> CounterPartition<H> {
     /// has room for all of them if they are `reserved`.
     pub fn add_all<'a>(
         &self,
-        partition_count: u32,
+        access: Access,
         shard: usize,
         reserved: bool,
         additions: impl Iterator<Item = &'a (Hash, (Parcel<H>, i64))> + Clone,
     ) -> Result<Written, Closed> {
-        self.write_each(partition_count, shard, reserved, additions, |state, hash, (key, amount)| {
+        self.write_each(access, shard, reserved, additions, |state, hash, (key, amount)| {
             state.waiting.add(hash, key, *amount)
         })
     }
 
     /// The sum of `key`: of what waits and of what is in flight; `None` if nothing is.
-    pub fn sum(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<Option<i128>, Closed> {
-        let state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
+    pub fn sum(&self, access: Access, hash: Hash, key: H::Term) -> Result<Option<i128>, Closed> {
+        let state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
         let waiting = state.waiting.find(hash, key).and_then(|id| state.waiting.sum(id));
-        let in_flight = state.in_flight.iter().filter_map(|own| {
-            let found = own.find(hash, key)?;
-            found.table().sum(found.id)
-        });
-        Ok(in_flight.chain(waiting).reduce(|sum, other| sum + other))
+        let in_flight = state.find_in_flight(hash, key).and_then(|found| found.table().sum(found.id));
+        Ok(in_flight.into_iter().chain(waiting).reduce(|sum, other| sum + other))
     }
 }

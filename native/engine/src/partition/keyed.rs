@@ -1,6 +1,8 @@
 //! What the partitions of maps and of counters share: their keys.
 
-use super::partition::{Closed, InFlight, Partition, ShardState, Stored, Written};
+use super::access::{Access, Closed};
+use super::partition::{Partition, Stored, Written};
+use super::shard::{InFlight, ShardState};
 use crate::ids::EntryId;
 use crate::store::index::Hash;
 use crate::store::table::{Contents, Table};
@@ -32,7 +34,7 @@ pub(super) struct FoundInFlight<'s, H: Heap, C: Contents<H>> {
 impl<H: Heap, C: Contents<H>> FoundInFlight<'_, H, C> {
     /// The table that it is in.
     pub(super) fn table(&self) -> &Table<H, C> {
-        &self.in_flight.frozen.stores[self.shard]
+        &self.in_flight.frozen.stores()[self.shard]
     }
 }
 
@@ -41,9 +43,17 @@ impl<H: Heap, C: Contents<H>> InFlight<Table<H, C>> {
     #[cold]
     pub(super) fn find(&self, hash: Hash, key: H::Term) -> Option<FoundInFlight<'_, H, C>> {
         let shard = TablePartition::<H, C>::shard_of(hash);
-        let id = self.frozen.stores[shard].find(hash, key)?;
+        let id = self.frozen.stores()[shard].find(hash, key)?;
         let position = self.frozen.start(shard) + id as usize;
         self.flush.is_live(position).then_some(FoundInFlight { in_flight: self, shard, id, position })
+    }
+}
+
+impl<H: Heap, C: Contents<H>> TableState<H, C> {
+    /// The entry of `key` in flight, unless it has an outcome or was deleted.
+    #[inline]
+    pub(super) fn find_in_flight(&self, hash: Hash, key: H::Term) -> Option<FoundInFlight<'_, H, C>> {
+        self.in_flight.as_ref()?.find(hash, key)
     }
 }
 
@@ -60,15 +70,11 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         hash.shard_bits() & (TABLE_SHARDS - 1)
     }
 
-    /// The lock of the shard for keys of this hash, if it takes writes of callers with this partition count.
+    /// The lock of the shard for keys of this hash, if it takes writes of this access.
     #[inline]
-    pub(super) fn lock_open(
-        &self,
-        partition_count: u32,
-        hash: Hash,
-    ) -> Result<MutexGuard<'_, TableState<H, C>>, Closed> {
+    pub(super) fn lock_open(&self, access: Access, hash: Hash) -> Result<MutexGuard<'_, TableState<H, C>>, Closed> {
         let () = Self::HEAD_FILLS_A_LINE;
-        self.shards[Self::shard_of(hash)].lock_open(partition_count)
+        self.shards[Self::shard_of(hash)].lock_open(access)
     }
 
     /// Releases the lock, then frees the heaps that the operation gave up.
@@ -83,14 +89,8 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
 
     /// Whether there is no room for a new entry, and the key has none that waits, which could take the write.
     #[cold]
-    pub(super) fn is_full_for(
-        &self,
-        state: &mut TableState<H, C>,
-        partition_count: u32,
-        hash: Hash,
-        key: H::Term,
-    ) -> bool {
-        !self.find_room(state, partition_count) && state.waiting.find(hash, key).is_none()
+    pub(super) fn is_full_for(&self, state: &mut TableState<H, C>, access: Access, hash: Hash, key: H::Term) -> bool {
+        !self.find_room(state, access) && state.waiting.find(hash, key).is_none()
     }
 
     /// The lock of the shard of `key` for a write that may add an entry; `None` if there is no room for one.
@@ -98,12 +98,12 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
     #[inline(always)]
     pub(super) fn lock_with_room(
         &self,
-        partition_count: u32,
+        access: Access,
         hash: Hash,
         key: H::Term,
     ) -> Result<Option<MutexGuard<'_, TableState<H, C>>>, Closed> {
-        let mut state = self.lock_open(partition_count, hash)?;
-        let is_full = state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key);
+        let mut state = self.lock_open(access, hash)?;
+        let is_full = state.room == 0 && self.is_full_for(&mut state, access, hash, key);
         Ok((!is_full).then_some(state))
     }
 
@@ -124,13 +124,13 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
     #[inline]
     pub(super) fn write_each<'w, W: 'w>(
         &self,
-        partition_count: u32,
+        access: Access,
         shard: usize,
         reserved: bool,
         writes: impl Iterator<Item = &'w (Hash, W)> + Clone,
         mut write: impl FnMut(&mut TableState<H, C>, Hash, &'w W) -> bool,
     ) -> Result<Written, Closed> {
-        let mut state = self.shards[shard].lock_open(partition_count)?;
+        let mut state = self.shards[shard].lock_open(access)?;
         writes.clone().for_each(|(hash, _)| state.waiting.prefetch(*hash));
         let mut added = 0;
         for (hash, one) in writes {
@@ -143,18 +143,15 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
     }
 
     /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
-    pub fn delete(&self, partition_count: u32, hash: Hash, key: H::Term) -> Result<(), Closed> {
-        let mut state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
-        if let Some(was_taken_back) = state.waiting.delete(hash, key).filter(|_| state.is_counted) {
-            // What was given back has not counted.
-            if !was_taken_back {
-                self.threshold.remove();
-            }
+    pub fn delete(&self, access: Access, hash: Hash, key: H::Term) -> Result<(), Closed> {
+        let mut state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
+        if state.waiting.delete(hash, key) && state.is_counted {
+            self.threshold.remove();
             if state.is_bounded {
                 self.bound.release(1);
             }
         }
-        for FoundInFlight { in_flight, position, .. } in state.in_flight.iter().filter_map(|own| own.find(hash, key)) {
+        if let Some(FoundInFlight { in_flight, position, .. }) = state.find_in_flight(hash, key) {
             in_flight.flush.remove(position);
         }
         Self::unlock(state);

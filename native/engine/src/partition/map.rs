@@ -1,7 +1,9 @@
 //! The operations on a partition of a map.
 
+use super::access::{Access, Closed};
 use super::keyed::{FoundInFlight, TableState, TABLE_SHARDS};
-use super::partition::{Closed, InFlight, Partition, Stored, Written};
+use super::partition::{Partition, Stored, Written};
+use super::shard::InFlight;
 use crate::memory::parcel::Parcel;
 use crate::store::index::Hash;
 use crate::store::map::{Found, Generation, Put, Values};
@@ -24,50 +26,38 @@ impl<H: Heap> TableState<H, Values<H>> {
     #[inline]
     fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Put {
         let Self { waiting, in_flight, .. } = self;
-        let old = || find_in_flight(in_flight, hash, key.term).map(|found| found.version());
+        let old = || find_version(in_flight.as_ref(), hash, key.term);
         waiting.put_newer(hash, key, value, version, old)
     }
 }
 
-impl<H: Heap> FoundInFlight<'_, H, Values<H>> {
-    /// Its version.
-    fn version(&self) -> Version<H::Term> {
-        self.table().version(self.id)
-    }
-}
-
-/// The entry of `key` in the latest of these flushes that has one, unless it has an outcome or was deleted.
+/// The version of the entry of `key` in a flush, unless it has an outcome or was deleted.
 #[inline]
-fn find_in_flight<H: Heap>(
-    in_flight: &[InFlight<Generation<H>>],
+fn find_version<H: Heap>(
+    in_flight: Option<&InFlight<Generation<H>>>,
     hash: Hash,
     key: H::Term,
-) -> Option<FoundInFlight<'_, H, Values<H>>> {
-    in_flight.iter().rev().find_map(|in_flight| in_flight.find(hash, key))
+) -> Option<Version<H::Term>> {
+    let found = in_flight?.find(hash, key)?;
+    Some(found.table().version(found.id))
 }
 
 impl<H: Heap> MapPartition<H> {
     /// Stores `value` for `key`, whatever is there.
     #[inline(always)]
-    pub fn put(&self, partition_count: u32, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(partition_count, hash, key.term)? else { return Ok(Stored::Full) };
+    pub fn put(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
+        let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
         let is_new = state.waiting.put(hash, key, value);
         Ok(self.written(state, is_new))
     }
 
     /// Stores `value` for `key` if the key is new.
-    pub fn put_new(
-        &self,
-        partition_count: u32,
-        hash: Hash,
-        key: &Parcel<H>,
-        value: &Parcel<H>,
-    ) -> Result<Stored, Closed> {
-        let mut state = self.lock_open(partition_count, hash)?;
-        if state.waiting.find(hash, key.term).is_some() || find_in_flight(&state.in_flight, hash, key.term).is_some() {
+    pub fn put_new(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
+        let mut state = self.lock_open(access, hash)?;
+        if state.waiting.find(hash, key.term).is_some() || state.find_in_flight(hash, key.term).is_some() {
             return Ok(Stored::Refused);
         }
-        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+        if state.room == 0 && !self.find_room(&mut state, access) {
             return Ok(Stored::Full);
         }
         state.waiting.put_new(hash, key, value);
@@ -78,17 +68,17 @@ impl<H: Heap> MapPartition<H> {
     #[inline]
     pub fn put_newer(
         &self,
-        partition_count: u32,
+        access: Access,
         hash: Hash,
         key: &Parcel<H>,
         value: &Parcel<H>,
         version: Version<H::Term>,
     ) -> Result<Stored, Closed> {
-        let mut state = self.lock_open(partition_count, hash)?;
-        if state.room == 0 && self.is_full_for(&mut state, partition_count, hash, key.term) {
+        let mut state = self.lock_open(access, hash)?;
+        if state.room == 0 && self.is_full_for(&mut state, access, hash, key.term) {
             // One that is not newer is told so. This is asked once: the entry in flight may get its outcome meanwhile, and
             // then the write would add an entry without room.
-            let old = find_in_flight(&state.in_flight, hash, key.term).map(|found| found.version());
+            let old = find_version(state.in_flight.as_ref(), hash, key.term);
             if old.is_none_or(|old| version.is_newer_than(old)) {
                 return Ok(Stored::Full);
             }
@@ -104,12 +94,12 @@ impl<H: Heap> MapPartition<H> {
     /// has room for all of them if they are `reserved`.
     pub fn write_all<'w>(
         &self,
-        partition_count: u32,
+        access: Access,
         shard: usize,
         reserved: bool,
         writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
     ) -> Result<Written, Closed> {
-        self.write_each(partition_count, shard, reserved, writes, |state, hash, write| match write {
+        self.write_each(access, shard, reserved, writes, |state, hash, write| match write {
             Write::Put(key, value) => state.waiting.put(hash, key, value),
             Write::PutNewer(key, value, version) => state.put_newer(hash, key, value, *version) == Put::New,
         })
@@ -120,12 +110,12 @@ impl<H: Heap> MapPartition<H> {
     #[inline]
     pub fn get<R>(
         &self,
-        partition_count: u32,
+        access: Access,
         hash: Hash,
         key: H::Term,
         copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Result<Option<R>, Closed> {
-        let state = self.shards[Self::shard_of(hash)].lock_readable(partition_count)?;
+        let state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
         let Some(Found { value, heap }) = state.waiting.get(hash, key) else {
             return Ok(Self::get_in_flight(state, hash, key, copy));
         };
@@ -142,10 +132,10 @@ impl<H: Heap> MapPartition<H> {
         key: H::Term,
         copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Option<R> {
-        let FoundInFlight { in_flight, shard, id, .. } = find_in_flight(&state.in_flight, hash, key)?;
+        let FoundInFlight { in_flight, shard, id, .. } = state.find_in_flight(hash, key)?;
         let frozen = in_flight.frozen.clone();
         drop(state);
-        let Found { value, heap } = frozen.stores[shard].value(id)?;
+        let Found { value, heap } = frozen.stores()[shard].value(id)?;
         Some(copy(value, heap.as_deref()))
     }
 }

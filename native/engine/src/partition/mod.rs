@@ -1,16 +1,24 @@
 //! Partitions: the shards in which entries wait, their locks, and the flush in flight.
 //!
-//! Below it are all other layers.
+//! This layer has all others below it. `partition` has the life of a flush, and each of the other files
+//! the operations of one caller.
 
+mod access;
 mod counter;
+mod evicted;
+mod give_back;
 mod keyed;
 mod map;
 #[allow(clippy::module_inception)] // The layer has one type at its centre.
 mod partition;
 mod queue;
+mod room;
+mod shard;
 
+pub use self::access::{Access, Closed};
 pub use self::counter::CounterPartition;
+pub use self::evicted::{Evicted, Leftover};
 pub use self::keyed::TABLE_SHARDS;
 pub use self::map::{MapPartition, Write};
-pub use self::partition::{Closed, Info, Partition, Stored, Written, DRAINING, TURN};
+pub use self::partition::{Info, Partition, Stored, Written};
 pub use self::queue::QueuePartition;

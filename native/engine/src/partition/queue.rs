@@ -1,6 +1,7 @@
 //! The operations on a partition of a queue.
 
-use super::partition::{Closed, Partition, Stored, Written};
+use super::access::{Access, Closed};
+use super::partition::{Partition, Stored, Written};
 use crate::memory::parcel::Parcel;
 use crate::store::queue::Log;
 use crate::store::Store;
@@ -12,9 +13,9 @@ pub type QueuePartition<H> = Partition<Log<H>, 1>;
 impl<H: Heap> QueuePartition<H> {
     /// Adds an item behind all others.
     #[inline]
-    pub fn push(&self, partition_count: u32, item: &Parcel<H>) -> Result<Stored, Closed> {
-        let mut state = self.shards[0].lock_open(partition_count)?;
-        if state.room == 0 && !self.find_room(&mut state, partition_count) {
+    pub fn push(&self, access: Access, item: &Parcel<H>) -> Result<Stored, Closed> {
+        let mut state = self.shards[0].lock_open(access)?;
+        if state.room == 0 && !self.find_room(&mut state, access) {
             return Ok(Stored::Full);
         }
         state.waiting.append(item);
@@ -27,11 +28,11 @@ impl<H: Heap> QueuePartition<H> {
     #[inline]
     pub fn push_all<'i>(
         &self,
-        partition_count: u32,
+        access: Access,
         reserved: bool,
         items: impl Iterator<Item = &'i Parcel<H>>,
     ) -> Result<Written, Closed> {
-        let mut state = self.shards[0].lock_open(partition_count)?;
+        let mut state = self.shards[0].lock_open(access)?;
         let before = state.waiting.len();
         items.for_each(|item| state.waiting.append(item));
         let added = state.waiting.len() - before;

@@ -6,7 +6,7 @@
 //! cache line of the lock, so that several writers to one key change no other line. [`Tally::sum`] adds it. An addition to
 //! another key, a delete and a flush settle it: they write it to its entry first.
 
-use super::entries::{Attempts, Entry};
+use super::entries::Entry;
 use super::index::Hash;
 use super::store::TakenBack;
 use super::table::{Contents, Last, Table};
@@ -29,7 +29,7 @@ pub struct Sum {
     /// How often something was added.
     count: u64,
     /// How often the processor has failed with the entry.
-    attempts: Attempts,
+    attempts: u32,
 }
 
 /// What readers get of an entry.
@@ -65,7 +65,7 @@ impl<H: Heap> Tally<H> {
         }
         Sums::settle(self);
         let Some(id) = self.find(hash, key.term) else {
-            self.insert(hash, key, Sum { low: amount, count: 1, attempts: Attempts::NONE }, 0);
+            self.insert(hash, key, Sum { low: amount, count: 1, attempts: 0 }, 0);
             return true;
         };
         self.last = Last { id, seed: hash.seed(), sum: 0, count: 0 };
@@ -138,7 +138,7 @@ impl<H: Heap> Contents<H> for Sums {
         Counted { key, sum: sum_of(low, carry), count }
     }
 
-    fn attempts(value: Sum, _carry: i64) -> Attempts {
+    fn attempts(value: Sum, _carry: i64) -> u32 {
         value.attempts
     }
 
@@ -153,11 +153,10 @@ impl<H: Heap> Contents<H> for Sums {
 
     fn removed(_table: &mut Tally<H>, _value: Sum) {}
 
-    fn take_back(table: &mut Tally<H>, flushed: &Tally<H>, id: EntryId, times: u32) -> TakenBack {
+    fn take_back(table: &mut Tally<H>, flushed: &Tally<H>, id: EntryId, attempts: u32) -> TakenBack {
         let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
         let (hash, failed, carry) = (flushed.hash(id), entry.value, flushed.entries.extra(id));
         let Some(waiting) = table.find(hash, entry.key) else {
-            let attempts = Attempts::taken_back(times);
             table.insert(hash, &flushed.key(entry), Sum { attempts, ..failed }, carry);
             table.count_taken_back(flushed, attempts);
             return TakenBack::Added;
@@ -166,7 +165,7 @@ impl<H: Heap> Contents<H> for Sums {
         let entry = table.entries.get_mut(waiting).expect("an entry that was found is there");
         let old = entry.value;
         let (low, carry) = split(sum_of(old.low, carry.0) + sum_of(failed.low, carry.1));
-        let attempts = old.attempts.joined(times);
+        let attempts = attempts.max(old.attempts);
         entry.value = Sum { low, count: old.count + failed.count, attempts };
         table.entries.set_extra(waiting, carry);
         table.count_joined(flushed, old.attempts, attempts);

@@ -24,46 +24,6 @@ pub struct Entry<T, V> {
     pub key_segment: SegmentId,
 }
 
-/// How often the processor has failed with an entry, with a mark if the entry is not there by a new write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attempts(u32);
-
-/// The mark of an entry that was taken back. It stays if the entry is written again.
-const TAKEN_BACK: u32 = 1 << 31;
-
-impl Attempts {
-    /// Those of an entry that a write has made.
-    pub const NONE: Self = Attempts(0);
-
-    /// Those of an entry that is taken back, with which the processor has failed so often.
-    pub fn taken_back(times: u32) -> Self {
-        Attempts(times.min(TAKEN_BACK - 1) | TAKEN_BACK)
-    }
-
-    /// How often the processor has failed with the entry.
-    #[inline]
-    pub fn times(self) -> u32 {
-        self.0 & !TAKEN_BACK
-    }
-
-    /// Whether the entry was taken back, and only written again since.
-    #[inline]
-    pub fn is_taken_back(self) -> bool {
-        self.0 & TAKEN_BACK != 0
-    }
-
-    /// Those of the entry when a write has replaced what is kept for its key.
-    #[inline]
-    pub fn replaced(self) -> Self {
-        Attempts(self.0 & TAKEN_BACK)
-    }
-
-    /// Those of the entry when another one was added to it, with which the processor has failed so often.
-    pub fn joined(self, times: u32) -> Self {
-        Attempts(self.times().max(times.min(TAKEN_BACK - 1)) | self.0 & TAKEN_BACK)
-    }
-}
-
 /// A run of entries. Each entry has the same slot in all three lists.
 struct Chunk<T, V, X> {
     /// The entries, deleted ones marked.

@@ -1,7 +1,6 @@
 //! What is kept of the past of a map's entry: the version of its value, how often it was replaced, and how often the
 //! processor has failed with it.
 
-use super::entries::Attempts;
 use crate::term::{Term, Version};
 
 /// See the module's documentation. The variants are those of [`Version`], since a field of that type would take more room.
@@ -22,7 +21,7 @@ pub struct Counts {
     /// How often `put_newer` has replaced the value.
     pub updates: u64,
     /// How often the processor has failed with the entry.
-    pub attempts: Attempts,
+    pub attempts: u32,
 }
 
 impl<T: Term> History<T> {

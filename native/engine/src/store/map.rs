@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use super::entries::Attempts;
 use super::history::{Counts, History};
 use super::index::Hash;
 use super::store::{Store, TakenBack};
@@ -162,14 +161,19 @@ impl<H: Heap> Generation<H> {
     #[inline]
     fn replace(&mut self, id: EntryId, copy: ValueCopy<H::Term>, updates: u64) {
         self.count_merged();
-        let mut attempts = Attempts::NONE;
         if self.has_failed() {
-            attempts = self.count_replaced(self.entries.extra(id).counts().attempts);
+            self.count_replaced(self.entries.extra(id).counts().attempts);
         }
+        self.set(id, copy, Counts { updates, attempts: 0 });
+    }
+
+    /// Changes the value and the history of an entry.
+    #[inline(always)]
+    fn set(&mut self, id: EntryId, copy: ValueCopy<H::Term>, counts: Counts) {
         let segment = self.contents.arena.own(copy.unowned, id);
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
         let old = std::mem::replace(&mut entry.value, Value { term: copy.value, segment });
-        self.entries.set_extra(id, History::new(copy.version, Counts { updates, attempts }));
+        self.entries.set_extra(id, History::new(copy.version, counts));
         Values::removed(self, old);
     }
 
@@ -215,7 +219,7 @@ impl<H: Heap> Contents<H> for Values<H> {
         Record { key, value: value.term, version: history.version(), updates: history.counts().updates }
     }
 
-    fn attempts(_value: Value<H::Term>, history: History<H::Term>) -> Attempts {
+    fn attempts(_value: Value<H::Term>, history: History<H::Term>) -> u32 {
         history.counts().attempts
     }
 
@@ -236,10 +240,24 @@ impl<H: Heap> Contents<H> for Values<H> {
         let history = flushed.entries.extra(id);
         let value = flushed.contents.arena.parcel(entry.value.segment, entry.value.term);
         let copy = store_value(&mut table.contents.arena, &value, history.version());
-        let attempts = Attempts::taken_back(attempts);
         table.add(hash, &flushed.key(entry), copy, Counts { attempts, ..history.counts() });
         table.count_taken_back(flushed, attempts);
         TakenBack::Added
+    }
+
+    fn take_in(table: &mut Generation<H>, evicted: &Generation<H>, id: EntryId, attempts: u32) -> TakenBack {
+        let Some(entry) = evicted.entries.get(id) else { return TakenBack::Superseded };
+        let Some(own) = table.find(evicted.hash(id), entry.key) else {
+            return Self::take_back(table, evicted, id, attempts);
+        };
+        let (history, own_history) = (evicted.entries.extra(id), table.entries.extra(own));
+        if history.version().is_newer_than(own_history.version()) {
+            let value = evicted.contents.arena.parcel(entry.value.segment, entry.value.term);
+            let copy = store_value(&mut table.contents.arena, &value, history.version());
+            table.count_age(evicted, own_history.counts().attempts, attempts);
+            table.set(own, copy, Counts { attempts, ..history.counts() });
+        }
+        TakenBack::Superseded
     }
 
     fn stale(&self) -> usize {
@@ -295,8 +313,8 @@ fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H:
 
 #[cfg(test)]
 mod tests {
-    use crate::store::entries::Entry;
     use super::*;
+    use crate::store::entries::Entry;
 
     #[test]
     fn an_entry_takes_24_bytes_and_its_history_as_many() {

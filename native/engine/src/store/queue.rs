@@ -10,6 +10,7 @@ use crate::ids::EntryId;
 use crate::limits::totals::Writes;
 use crate::memory::arena::Arena;
 use crate::memory::parcel::Parcel;
+use crate::runs::Runs;
 use crate::term::Heap;
 
 /// Items in a chunk. Growing moves no item, so it never takes long.
@@ -23,11 +24,20 @@ pub struct Log<H: Heap> {
     length: usize,
     /// Where the items live.
     copies: Arena<H>,
-    /// When the first item was written.
+    /// When the first item was written, or one of an earlier log.
     since: Option<Instant>,
+    /// How many items come from an earlier log.
+    taken_back: usize,
+    /// The failed items.
+    failed: Runs,
 }
 
 impl<H: Heap> Log<H> {
+    /// A log without items; allocates nothing.
+    fn empty() -> Self {
+        Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None, taken_back: 0, failed: Runs::NONE }
+    }
+
     /// Adds an item behind all others.
     #[inline]
     pub fn append(&mut self, item: &Parcel<H>) {
@@ -47,16 +57,18 @@ impl<H: Heap> Log<H> {
 impl<H: Heap> Store for Log<H> {
     type Record = H::Term;
 
+    type Term = H::Term;
+
     const KEEPS_ORDER: bool = true;
 
     const ADDS_UP: bool = false;
 
     fn new(_hasher: &Hasher) -> Self {
-        Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None }
+        Self::empty()
     }
 
     fn successor(&self) -> Self {
-        Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None }
+        Self::empty()
     }
 
     fn len(&self) -> usize {
@@ -72,15 +84,11 @@ impl<H: Heap> Store for Log<H> {
     }
 
     fn writes(&self) -> Writes {
-        Writes { written: self.length, ..Writes::default() }
-    }
-
-    fn returned(&self) -> usize {
-        0
+        Writes { written: self.length - self.taken_back, ..Writes::default() }
     }
 
     fn retried(&self) -> usize {
-        0
+        self.failed.len()
     }
 
     fn bytes(&self) -> usize {
@@ -98,19 +106,31 @@ impl<H: Heap> Store for Log<H> {
         self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK).copied()
     }
 
-    fn has_failed(&self) -> bool {
-        false
+    fn term(&self, id: EntryId) -> Option<H::Term> {
+        self.record(id)
     }
 
-    fn attempts(&self, _id: EntryId) -> u32 {
-        0
+    fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    fn attempts(&self, id: EntryId) -> u32 {
+        self.failed.attempts(id as usize)
     }
 
     fn supersedes(&self, _flushed: &Self, _id: EntryId) -> bool {
         false
     }
 
-    fn take_back(&mut self, _flushed: &Self, _id: EntryId, _attempts: u32) -> TakenBack {
-        TakenBack::Superseded
+    fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack {
+        let Some(item) = flushed.record(id) else { return TakenBack::Superseded };
+        self.since = [self.since, flushed.since].into_iter().flatten().min();
+        if attempts > 0 {
+            self.failed.push(self.length, attempts);
+        }
+        // A log does not keep which items have a heap for themselves, so it copies them all.
+        self.append(&Parcel::loose(item));
+        self.taken_back += 1;
+        TakenBack::Added
     }
 }

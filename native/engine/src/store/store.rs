@@ -12,6 +12,9 @@ pub trait Store: Send + Sync + 'static {
     /// What readers get of an entry.
     type Record: Copy;
 
+    /// The key of an entry, or an item: the term that chooses its partition.
+    type Term: Copy;
+
     /// Whether failed entries are retried in their order, before all others. Else they are written again.
     const KEEPS_ORDER: bool;
 
@@ -45,9 +48,6 @@ pub trait Store: Send + Sync + 'static {
     /// What was counted since the store was new.
     fn writes(&self) -> Writes;
 
-    /// How many of the entries were taken back, and only replaced since.
-    fn returned(&self) -> usize;
-
     /// How many entries the processor has failed with before they were written here.
     fn retried(&self) -> usize;
 
@@ -60,6 +60,9 @@ pub trait Store: Send + Sync + 'static {
     /// The record of an entry; `None` if it was deleted or there is no such id.
     fn record(&self, id: EntryId) -> Option<Self::Record>;
 
+    /// The key or item of an entry; `None` if it was deleted or there is no such id.
+    fn term(&self, id: EntryId) -> Option<Self::Term>;
+
     /// Whether the processor may have failed with some of the entries before they were written here.
     fn has_failed(&self) -> bool;
 
@@ -71,6 +74,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes an entry of `flushed` again, with which the processor has failed so often.
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack;
+
+    /// Takes an entry of another partition's store. Of two entries of a key a map keeps the one with
+    /// the higher version, or its own if the versions are equal.
+    fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
+        self.take_back(evicted, id, attempts)
+    }
 }
 
 /// What becomes of an entry that is taken back.
@@ -80,6 +89,6 @@ pub enum TakenBack {
     Added,
     /// It was added to an entry that waits.
     Joined,
-    /// An entry that waits has replaced it.
+    /// Only one of two entries of its key stays, most often the other one.
     Superseded,
 }

@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use super::entries::{Attempts, Entries, Entry};
+use super::entries::{Entries, Entry};
 use super::index::{Hash, Hasher, Index, Seeds};
 use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
@@ -38,7 +38,7 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     fn record(key: H::Term, value: Self::Value, extra: Self::Extra) -> Self::Record;
 
     /// How often the processor has failed with an entry.
-    fn attempts(value: Self::Value, extra: Self::Extra) -> Attempts;
+    fn attempts(value: Self::Value, extra: Self::Extra) -> u32;
 
     /// See [`Store::settle`].
     fn settle(_table: &mut Table<H, Self>) {}
@@ -48,6 +48,11 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
 
     /// See [`Store::take_back`].
     fn take_back(table: &mut Table<H, Self>, flushed: &Table<H, Self>, id: EntryId, attempts: u32) -> TakenBack;
+
+    /// See [`Store::take_in`].
+    fn take_in(table: &mut Table<H, Self>, evicted: &Table<H, Self>, id: EntryId, attempts: u32) -> TakenBack {
+        Self::take_back(table, evicted, id, attempts)
+    }
 
     /// How many writes were stale.
     fn stale(&self) -> usize;
@@ -79,8 +84,6 @@ pub struct Table<H: Heap, C: Contents<H>> {
     pub(crate) contents: C,
     /// How many entries were taken back.
     taken_back: usize,
-    /// How many of the present entries were taken back, and only written again since.
-    returned: usize,
     /// How many of the present entries have failed before.
     retried: usize,
     /// When the first entry was written, or the first of those that were taken back.
@@ -118,7 +121,6 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
             merged: 0,
             deleted: 0,
             taken_back: 0,
-            returned: 0,
             retried: 0,
             since: None,
             garbage: Vec::new(),
@@ -175,23 +177,21 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         self.index.insert(hash, id, &EntrySeeds::<H, C>(&self.entries));
     }
 
-    /// Takes out the entry of `key`, if there is one, and says whether it was taken back.
-    pub fn delete(&mut self, hash: Hash, key: H::Term) -> Option<bool> {
+    /// Takes out the entry of `key`; `false` if the key has none.
+    pub fn delete(&mut self, hash: Hash, key: H::Term) -> bool {
         C::settle(self);
         let Table { index, entries, .. } = self;
-        let id = index.remove(hash, |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key)))?;
+        let is_key = |id| entries.get(id).is_some_and(|entry| entry.key.is_identical(key));
+        let Some(id) = index.remove(hash, is_key) else { return false };
         let entry = self.entries.remove(id);
         self.deleted += 1;
-        let mut attempts = Attempts::NONE;
         if self.has_failed() {
-            attempts = C::attempts(entry.value, self.entries.extra(id));
-            self.retried -= usize::from(attempts.times() > 0);
-            self.returned -= usize::from(attempts.is_taken_back());
+            self.count_replaced(C::attempts(entry.value, self.entries.extra(id)));
         }
         self.keys.release(entry.key_segment, entry.key, &mut self.garbage);
         C::removed(self, entry.value);
         self.clean_keys();
-        Some(attempts.is_taken_back())
+        true
     }
 
     /// Counts a write that has met an entry of its key.
@@ -200,27 +200,30 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         self.merged += 1;
     }
 
-    /// Counts that what was kept for the key of an entry is replaced, which the processor has failed with so often. Only
-    /// needed if entries [were taken back](Store::has_failed).
-    pub(crate) fn count_replaced(&mut self, old: Attempts) -> Attempts {
-        self.retried -= usize::from(old.times() > 0);
-        old.replaced()
+    /// Counts that a write replaces or deletes an entry with these attempts. Only needed if entries
+    /// [failed](Store::has_failed).
+    pub(crate) fn count_replaced(&mut self, attempts: u32) {
+        self.retried -= usize::from(attempts > 0);
     }
 
     /// Counts an entry that was taken back, for a key that had none.
-    pub(crate) fn count_taken_back(&mut self, flushed: &Self, attempts: Attempts) {
+    pub(crate) fn count_taken_back(&mut self, flushed: &Self, attempts: u32) {
         self.taken_back += 1;
-        self.returned += 1;
-        self.retried += usize::from(attempts.times() > 0);
-        self.since = [self.since, flushed.since].into_iter().flatten().min();
+        self.count_age(flushed, 0, attempts);
     }
 
     /// Counts an entry that was taken back and has joined another one.
-    pub(crate) fn count_joined(&mut self, flushed: &Self, old: Attempts, new: Attempts) {
+    pub(crate) fn count_joined(&mut self, flushed: &Self, old: u32, new: u32) {
         self.merged += 1;
         self.taken_back += 1;
-        self.retried += usize::from(old.times() == 0 && new.times() > 0);
-        self.since = [self.since, flushed.since].into_iter().flatten().min();
+        self.count_age(flushed, old, new);
+    }
+
+    /// Counts that an entry from an earlier store changes the attempts of an entry here.
+    pub(crate) fn count_age(&mut self, earlier: &Self, old: u32, new: u32) {
+        self.retried += usize::from(new > 0);
+        self.retried -= usize::from(old > 0);
+        self.since = [self.since, earlier.since].into_iter().flatten().min();
     }
 
     /// Does a step of the evacuation of keys, if one is due.
@@ -244,6 +247,8 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
 
 impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
     type Record = C::Record;
+
+    type Term = H::Term;
 
     const KEEPS_ORDER: bool = false;
 
@@ -279,10 +284,6 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
         Writes { written, coalesced, stale: self.contents.stale(), deleted }
     }
 
-    fn returned(&self) -> usize {
-        self.returned
-    }
-
     fn retried(&self) -> usize {
         self.retried
     }
@@ -301,12 +302,17 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
         Some(C::record(key, value, self.entries.extra(id)))
     }
 
+    fn term(&self, id: EntryId) -> Option<H::Term> {
+        self.entries.get(id).map(|entry| entry.key)
+    }
+
+    #[inline]
     fn has_failed(&self) -> bool {
-        self.taken_back > 0
+        self.retried > 0
     }
 
     fn attempts(&self, id: EntryId) -> u32 {
-        self.entries.get(id).map_or(0, |entry| C::attempts(entry.value, self.entries.extra(id)).times())
+        self.entries.get(id).map_or(0, |entry| C::attempts(entry.value, self.entries.extra(id)))
     }
 
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool {
@@ -315,6 +321,10 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack {
         C::take_back(self, flushed, id, attempts)
+    }
+
+    fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
+        C::take_in(self, evicted, id, attempts)
     }
 }
 

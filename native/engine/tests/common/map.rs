@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use partitioned_buffer_engine::generation::Record;
-use partitioned_buffer_engine::{Flush, Generation, GivenBack, Hasher, Heap, MapPartition, Stored};
+use partitioned_buffer_engine::{Flush, Generation, GiveBack, Hasher, Heap, MapPartition, Stored};
 
-use super::reading::{flush, read, read_resumed};
-use super::{hash, to_version, version_number, TestHeap, TestTerm};
+use super::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
+use super::{hash, to_version, version_number, TestHeap, TestTerm, ONE};
 
 /// An entry that a reader has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,7 +52,7 @@ impl Map {
     pub fn put(&self, key: i64, value: i64) {
         let mut caller = TestHeap::new();
         let (key, value) = (caller.boxed(key), caller.boxed(value));
-        self.partition.put(1, hash(&self.hasher, key), &key.parcel(), &value.parcel()).unwrap();
+        self.partition.put(ONE, hash(&self.hasher, key), &key.parcel(), &value.parcel()).unwrap();
     }
 
     /// Puts keys, each with a value of its own number.
@@ -64,7 +64,7 @@ impl Map {
     pub fn put_new(&self, key: i64, value: i64) -> bool {
         let mut caller = TestHeap::new();
         let (key, value) = (caller.boxed(key), caller.boxed(value));
-        let stored = self.partition.put_new(1, hash(&self.hasher, key), &key.parcel(), &value.parcel());
+        let stored = self.partition.put_new(ONE, hash(&self.hasher, key), &key.parcel(), &value.parcel());
         stored.unwrap() == Stored::Stored
     }
 
@@ -73,25 +73,25 @@ impl Map {
         let mut caller = TestHeap::new();
         let (key, value, number) = (caller.boxed(key), caller.boxed(value), to_version(&mut caller, number));
         let (value, number) = value.parcel_with(number);
-        let stored = self.partition.put_newer(1, hash(&self.hasher, key), &key.parcel(), &value, number);
+        let stored = self.partition.put_newer(ONE, hash(&self.hasher, key), &key.parcel(), &value, number);
         stored.unwrap() == Stored::Stored
     }
 
     pub fn get(&self, key: i64) -> Option<i64> {
         let mut caller = TestHeap::new();
         let key = caller.boxed(key);
-        self.partition.get(1, hash(&self.hasher, key), key, |value, _heap| value.content().1).unwrap()
+        self.partition.get(ONE, hash(&self.hasher, key), key, |value, _heap| value.content().1).unwrap()
     }
 
     pub fn delete(&self, key: i64) {
         let mut caller = TestHeap::new();
         let key = caller.boxed(key);
-        self.partition.delete(1, hash(&self.hasher, key), key).unwrap();
+        self.partition.delete(ONE, hash(&self.hasher, key), key).unwrap();
     }
 
     /// How many entries wait.
     pub fn len(&self) -> usize {
-        self.partition.len(1).unwrap()
+        self.partition.len(ONE).unwrap()
     }
 
     pub fn flush(&self) -> Option<Arc<MapFlush>> {
@@ -139,9 +139,7 @@ impl Map {
         counted: bool,
         max_attempts: Option<u32>,
     ) -> GivenBack {
-        let given_back = self.partition.give_back(flush, 1, failed, counted, max_attempts);
-        self.partition.settle(flush);
-        given_back
+        give_back(&self.partition, flush, GiveBack { failed, counted, max_attempts, ..all_of(1) })
     }
 
     /// All that is left, with which the processor succeeds. In the order of its keys.

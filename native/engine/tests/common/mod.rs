@@ -9,9 +9,14 @@ use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Memory};
-use std::sync::{LazyLock, RwLock};
+use std::sync::LazyLock;
 
-use partitioned_buffer_engine::{Hash, Hasher, Heap, Parcel, Term, Version};
+// The thread sanitizer sees the locks of `std` only in part.
+use parking_lot::RwLock;
+use partitioned_buffer_engine::{Access, Bound, Hash, Hasher, Heap, Info, Parcel, Partition, Store, Term, Version};
+
+/// A plain caller of the only partition.
+pub const ONE: Access = Access::by_count(1);
 
 static CONTENTS: LazyLock<RwLock<HashMap<u64, i64>>> = LazyLock::new(Default::default);
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -63,7 +68,7 @@ pub fn heaps() -> usize {
 
 /// The number of terms on heaps in this process.
 pub fn terms() -> usize {
-    CONTENTS.read().unwrap().len()
+    CONTENTS.read().len()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +81,7 @@ impl TestTerm {
     pub fn content(self) -> (bool, i64) {
         match self {
             TestTerm::Immediate(content) => (false, content),
-            TestTerm::Boxed(id) => (true, *CONTENTS.read().unwrap().get(&id).expect("a term is used while it lives")),
+            TestTerm::Boxed(id) => (true, *CONTENTS.read().get(&id).expect("a term is used while it lives")),
         }
     }
 
@@ -105,7 +110,7 @@ impl TestTerm {
     pub fn is_live(self) -> bool {
         match self {
             TestTerm::Immediate(_) => true,
-            TestTerm::Boxed(id) => CONTENTS.read().unwrap().contains_key(&id),
+            TestTerm::Boxed(id) => CONTENTS.read().contains_key(&id),
         }
     }
 }
@@ -137,7 +142,7 @@ impl TestHeap {
 
     pub fn boxed(&mut self, content: i64) -> TestTerm {
         let id = NEXT_ID.fetch_add(1, Memory::Relaxed);
-        CONTENTS.write().unwrap().insert(id, content);
+        CONTENTS.write().insert(id, content);
         self.ids.push(id);
         TestTerm::Boxed(id)
     }
@@ -201,7 +206,7 @@ impl Drop for TestHeap {
             action();
         }
         FREED.set(FREED.get() + self.ids.len());
-        let mut contents = CONTENTS.write().unwrap();
+        let mut contents = CONTENTS.write();
         for id in self.ids.drain(..) {
             contents.remove(&id);
         }
@@ -247,4 +252,18 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % bound
     }
+}
+
+/// Checks that each entry left these partitions in one way, or is still there, and that their bound counts those.
+pub fn assert_law<S: Store, const SHARDS: usize>(partitions: &[Partition<S, SHARDS>], bound: Option<&Bound>) {
+    let (mut added, mut held, mut left) = (0, 0, 0);
+    for partition in partitions {
+        partition.take_room();
+        let Info { waiting, in_flight, writes, ended, .. } = partition.info();
+        added += writes.written as i64 - writes.coalesced as i64;
+        held += waiting + in_flight;
+        left += writes.deleted + ended.superseded + ended.processed + ended.given_up;
+    }
+    assert_eq!(added, (held + left) as i64, "each entry leaves in one way");
+    assert!(bound.is_none_or(|bound| bound.held() == held), "{bound:?} holds {held}");
 }

@@ -5,16 +5,18 @@
 //! [`queue`] and [`counter`] have the operations of one kind of buffer, and this module those of all. The random tests
 //! and the fuzz targets share them, since any bytes are a sequence of operations.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt::Debug;
-use std::hash::Hash;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use partitioned_buffer_engine::reclaim::settle;
-use partitioned_buffer_engine::{BatchState, Closed, Flush, Flushed, Frozen, GivenBack, Hasher, Partition, Store};
+use partitioned_buffer_engine::{
+    Access, BatchState, Bound, Closed, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Partition, Store,
+};
 
-use super::reading::read_slices;
-use super::{heaps, set_lanes, HIDDEN, LARGE};
+use super::reading::{all_of, read_slices};
+use super::{assert_law, heaps, set_lanes, TestTerm, HIDDEN, LARGE};
 
 pub mod counter;
 mod keys;
@@ -24,17 +26,18 @@ pub mod queue;
 /// The most partitions of a buffer.
 const PARTITIONS: usize = 3;
 
+/// Whether a term is boxed, and its content.
+type Content = (bool, i64);
+
 /// What waits in a partition.
 trait Waiting<S: Store>: Default + Debug {
     /// An entry or item.
     type Entry: Copy + PartialEq + Debug;
 
-    /// What no two entries of a store have in common.
-    type Key: Copy + Eq + Hash;
-
     fn entry(record: S::Record) -> Self::Entry;
 
-    fn key(entry: Self::Entry) -> Self::Key;
+    /// The content of the key or item, which no two entries of a store have in common.
+    fn key(entry: Self::Entry) -> Content;
 
     /// How many entries there are.
     fn len(&self) -> usize;
@@ -42,8 +45,11 @@ trait Waiting<S: Store>: Default + Debug {
     /// Whether there is a newer entry for the key of this one.
     fn supersedes(&self, entry: Self::Entry) -> bool;
 
-    /// Adds an entry that has failed so often.
+    /// Adds a failed entry.
     fn take_back(&mut self, entry: Self::Entry, attempts: u32);
+
+    /// Each entry with its attempts, in the order in which others take them in.
+    fn entries(&self) -> Vec<(Self::Entry, u32)>;
 
     /// How often each entry has failed. The entries are all that are here, in the order in which they are read.
     fn attempts(&self, entries: &[Self::Entry]) -> Vec<u32>;
@@ -53,8 +59,8 @@ trait Waiting<S: Store>: Default + Debug {
 struct Model<S: Store, W: Waiting<S>> {
     partition_count: usize,
     waiting: W,
-    /// The flushes, the oldest first. Finished ones stay until the next flush.
-    in_flight: VecDeque<InFlight<S, W>>,
+    /// The last flush. It stays until the next one.
+    in_flight: Option<InFlight<S, W>>,
 }
 
 /// A flush as it should be.
@@ -62,13 +68,16 @@ struct InFlight<S: Store, W: Waiting<S>> {
     /// The entries, in the order in which they are read for the first time.
     entries: Vec<Entry<W::Entry>>,
     /// Where each key is among them.
-    places: HashMap<W::Key, usize>,
+    places: HashMap<Content, usize>,
     /// Whether operations see what is here.
     is_visible: bool,
     /// Of the entries in [`Place::Batch`].
     state: BatchState,
+    /// How many entries of a leased batch were given back.
+    given_back: usize,
     /// How many batches were claimed or leased.
     calls: usize,
+    store: PhantomData<S>,
 }
 
 /// An entry in flight.
@@ -88,6 +97,10 @@ enum Place {
     /// To be read.
     Ahead,
     Batch,
+    /// It was given up while the rest of its batch is given back.
+    GivenUp,
+    /// It failed and stays while the rest of its batch is given back.
+    Stays,
     /// It has an outcome.
     Gone,
 }
@@ -102,6 +115,10 @@ enum Fate {
         every: usize,
         is_counted: bool,
         max_attempts: Option<u32>,
+        /// How many entries are given back at a time.
+        step: usize,
+        /// Whether the reader dies after the first step.
+        dies: bool,
     },
     /// Its reader dies before it has leased it.
     IsLost,
@@ -120,7 +137,9 @@ struct Reading {
 }
 
 /// See the module's documentation.
-struct Buffer<S: Store, const SHARDS: usize, W: Waiting<S>> {
+struct Buffer<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> {
+    /// The bound of all partitions, if they are bounded.
+    bound: Option<Arc<Bound>>,
     partitions: [Partition<S, SHARDS>; PARTITIONS],
     models: [Model<S, W>; PARTITIONS],
     running: usize,
@@ -151,63 +170,93 @@ fn run(lanes: Option<u64>, operations: impl FnOnce() -> usize) -> usize {
 
 impl<S: Store, W: Waiting<S>> Default for Model<S, W> {
     fn default() -> Self {
-        Model { partition_count: 0, waiting: W::default(), in_flight: VecDeque::new() }
+        Model { partition_count: 0, waiting: W::default(), in_flight: None }
     }
 }
 
 impl<S: Store, W: Waiting<S>> Model<S, W> {
-    /// The flush that is to be given: the rest of an earlier one, or a fresh one of these entries.
+    /// The flush that is to be given: the rest of the last one, or a fresh one of these entries.
     fn flush(&mut self, fresh: Option<Vec<W::Entry>>, has_outcomes: bool) {
-        while self.in_flight.front().is_some_and(InFlight::is_finished) {
-            self.in_flight.pop_front();
-        }
         if let Some(entries) = fresh {
-            assert!(self.in_flight.is_empty(), "a rest comes before a fresh flush");
+            assert!(self.unfinished().is_none(), "a rest comes before a fresh flush");
             let attempts = std::mem::take(&mut self.waiting).attempts(&entries);
-            self.in_flight.push_back(InFlight::new(entries, attempts));
+            self.in_flight = Some(InFlight::new(entries, attempts));
         }
         self.look_into(has_outcomes);
     }
 
-    /// Operations see the flushes that are not finished, if the partition has outcomes.
+    fn unfinished(&mut self) -> Option<&mut InFlight<S, W>> {
+        self.in_flight.as_mut().filter(|flush| !flush.is_finished())
+    }
+
+    /// The flush that a reader has.
+    fn given(&mut self) -> &mut InFlight<S, W> {
+        self.in_flight.as_mut().expect("the partition has given a flush")
+    }
+
+    /// Operations see the flush, if the partition has outcomes.
     fn look_into(&mut self, has_outcomes: bool) {
         self.in_flight.iter_mut().for_each(|flush| flush.is_visible = has_outcomes);
     }
 
-    /// The entries of a key that operations see in flight, the latest first.
-    fn find_in_flight(&mut self, key: W::Key) -> impl Iterator<Item = &mut Entry<W::Entry>> {
-        self.in_flight.iter_mut().rev().filter_map(move |flush| flush.find(key))
+    /// The entry of a key that operations see in flight.
+    fn find_in_flight(&mut self, key: Content) -> Option<&mut Entry<W::Entry>> {
+        self.in_flight.as_mut()?.find(key)
     }
 
-    /// The failure of the oldest flush's batch, in its own partition or in another.
-    fn give_back(&mut self, failed: &[usize], is_counted: bool, max: Option<u32>, is_own: bool) -> GivenBack {
-        let can_wait = is_own && !S::KEEPS_ORDER && self.partition_count > 0;
-        let mut result = GivenBack::default();
-        let Some((oldest, later)) = self.in_flight.make_contiguous().split_first_mut() else { return result };
-        for (number, entry) in oldest.entries.iter_mut().filter(|entry| entry.place == Place::Batch).enumerate() {
+    /// A step of giving the batch back.
+    fn give_back(&mut self, step: &GiveBack<'_>) -> GaveBack {
+        let Model { waiting, in_flight, .. } = self;
+        let flush = in_flight.as_mut().expect("the partition has given a flush");
+        let mut result = GaveBack::default();
+        let mut given_back = flush.given_back;
+        for entry in flush.entries.iter_mut().filter(|entry| entry.place == Place::Batch).take(step.count) {
             entry.place = Place::Gone;
-            if !failed.contains(&number) {
+            given_back += 1;
+            if step.failed.is_some_and(|failed| !failed.contains(&(given_back - 1))) {
                 continue;
             }
-            entry.attempts += u32::from(is_counted);
-            let is_later = !S::ADDS_UP && later.iter().any(|flush| flush.places.contains_key(&W::key(entry.entry)));
+            entry.attempts += u32::from(step.counted);
             if entry.is_deleted {
                 result.superseded += 1;
-            } else if max.is_some_and(|max| entry.attempts >= max) {
+            } else if step.max_attempts.is_some_and(|max| entry.attempts >= max) {
                 result.given_up += 1;
-                entry.place = Place::Batch;
-            } else if !can_wait {
+                entry.place = Place::GivenUp;
+            } else if S::KEEPS_ORDER {
                 result.retried += 1;
-                (entry.place, entry.is_retried) = (Place::Ahead, true);
-            } else if is_later || self.waiting.supersedes(entry.entry) {
+                entry.place = Place::Stays;
+            } else if waiting.supersedes(entry.entry) {
                 result.superseded += 1;
             } else {
                 result.retried += 1;
-                self.waiting.take_back(entry.entry, entry.attempts);
+                waiting.take_back(entry.entry, entry.attempts);
             }
         }
-        oldest.state = if result.given_up > 0 { BatchState::GivenUp } else { BatchState::Read };
+        flush.given_back = given_back;
+        result.is_done = flush.batch().next().is_none();
+        if result.is_done {
+            flush.end_giving_back();
+        }
         result
+    }
+
+    /// Takes out all entries without an outcome, in the order in which others take them in.
+    fn evict(&mut self) -> Vec<(W::Entry, u32)> {
+        let Model { waiting, in_flight, .. } = std::mem::take(self);
+        let in_flight = in_flight.map_or_else(Vec::new, |mut flush| {
+            let is_leased = flush.state == BatchState::Leased;
+            let is_left = |entry: &&mut Entry<W::Entry>| {
+                entry.place != Place::Gone && !entry.is_deleted && !waiting.supersedes(entry.entry)
+            };
+            let attempts =
+                |entry: &Entry<W::Entry>| entry.attempts + u32::from(is_leased && entry.place == Place::Batch);
+            flush.entries.iter_mut().filter(is_left).map(|entry| (entry.entry, attempts(entry))).collect()
+        });
+        if S::KEEPS_ORDER {
+            [in_flight, waiting.entries()].concat()
+        } else {
+            [waiting.entries(), in_flight].concat()
+        }
     }
 }
 
@@ -217,17 +266,25 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
         let new =
             |(entry, attempts)| Entry { entry, attempts, place: Place::Ahead, is_retried: false, is_deleted: false };
         let entries = entries.into_iter().zip(attempts).map(new).collect();
-        InFlight { entries, places, is_visible: false, state: BatchState::Read, calls: 0 }
+        InFlight {
+            entries,
+            places,
+            is_visible: false,
+            state: BatchState::Read,
+            given_back: 0,
+            calls: 0,
+            store: PhantomData,
+        }
     }
 
     /// The entry of a key that operations see.
-    fn find(&mut self, key: W::Key) -> Option<&mut Entry<W::Entry>> {
+    fn find(&mut self, key: Content) -> Option<&mut Entry<W::Entry>> {
         let InFlight { entries, places, state, is_visible, .. } = self;
         let entry = &mut entries[*places.get(&key).filter(|_place| *is_visible)?];
         let is_live = match entry.place {
             Place::Ahead => true,
             Place::Batch => !matches!(state, BatchState::GivenUp | BatchState::Buried),
-            Place::Gone => false,
+            Place::GivenUp | Place::Stays | Place::Gone => false,
         };
         (is_live && !entry.is_deleted).then_some(entry)
     }
@@ -242,6 +299,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             Place::Ahead => !entry.is_deleted,
             // Of a counter also what was deleted: it may wait again.
             Place::Batch => !entry.is_deleted || S::ADDS_UP,
+            Place::GivenUp | Place::Stays => true,
             Place::Gone => false,
         };
         self.entries.iter().filter(is_held).count()
@@ -254,7 +312,12 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
     /// The batch that a reader has left, which is none if it was not leased.
     fn inherit(&mut self) -> Option<(BatchState, usize)> {
         if self.state == BatchState::Read {
-            self.move_batch(Place::Ahead);
+            // Its entries come first from now on.
+            self.entries
+                .iter_mut()
+                .filter(|entry| entry.place == Place::Batch)
+                .for_each(|entry| entry.is_retried = true);
+            self.move_batch(Place::Batch, Place::Ahead);
         }
         let length = self.batch().count();
         (length > 0).then_some((self.state, length))
@@ -267,15 +330,25 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
         }
     }
 
-    fn move_batch(&mut self, place: Place) {
-        let batch = self.entries.iter_mut().filter(|entry| entry.place == Place::Batch);
-        batch.for_each(|entry| entry.place = place);
+    fn move_batch(&mut self, from: Place, to: Place) {
+        self.entries.iter_mut().filter(|entry| entry.place == from).for_each(|entry| entry.place = to);
     }
 
-    /// The batch has succeeded, or was claimed.
+    /// The batch has succeeded, or was claimed. One that is given back in part cannot.
     fn end_batch(&mut self) {
-        self.move_batch(Place::Gone);
-        self.state = BatchState::Read;
+        if self.given_back == 0 {
+            self.move_batch(Place::Batch, Place::Gone);
+            self.state = BatchState::Read;
+        }
+    }
+
+    /// The last step of giving the batch back.
+    fn end_giving_back(&mut self) {
+        self.given_back = 0;
+        self.entries.iter_mut().filter(|entry| entry.place == Place::Stays).for_each(|entry| entry.is_retried = true);
+        self.move_batch(Place::Stays, Place::Ahead);
+        self.move_batch(Place::GivenUp, Place::Batch);
+        self.state = if self.batch().next().is_some() { BatchState::GivenUp } else { BatchState::Read };
     }
 
     /// The next batch; `None` if there is one with the processor.
@@ -306,10 +379,19 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
     }
 }
 
-impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
+impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
     fn start(hasher: &Hasher, running: usize, has_outcomes: bool) -> Self {
+        let bound = Arc::new(Bound::default());
+        let partitions: [Partition<S, SHARDS>; PARTITIONS] =
+            std::array::from_fn(|_| Partition::with_bound(hasher, &bound));
+        let is_bounded = running % 2 == 1;
+        if is_bounded {
+            bound.set_max(Some(usize::MAX / 2), PARTITIONS * SHARDS);
+            partitions.iter().for_each(|partition| partition.set_bounded(true));
+        }
         let mut buffer = Buffer {
-            partitions: std::array::from_fn(|_| Partition::new(hasher)),
+            bound: is_bounded.then_some(bound),
+            partitions,
             models: Default::default(),
             running: 0,
             has_outcomes,
@@ -327,20 +409,25 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         let (partition, more) = (usize::from(a) % PARTITIONS, usize::from(a) / PARTITIONS);
         match operation % 32 {
             22..=27 => {
-                let left = self.models[partition].in_flight.front().map_or(0, InFlight::held);
+                let left = self.models[partition].in_flight.as_ref().map_or(0, InFlight::held);
                 let size = match operation % 32 {
                     22..=23 => usize::from(b) % 16,
                     24 => usize::from(b),
                     25 => left.saturating_sub(usize::from(b) % 4),
                     _ => usize::MAX,
                 };
-                self.process(partition, Reading::new(size, more), fate(operation, b), more % 8 == 7);
+                self.process(partition, Reading::new(size, more), fate(operation, b));
             }
             28 => self.read_again(),
             29 => self.restart(1 + partition, self.has_outcomes != (b % 4 == 0)),
             30 => self.open_or_close(partition, b < 128),
             _ => self.check_sizes(),
         }
+    }
+
+    /// A plain caller of the running partitions.
+    fn access(&self) -> Access {
+        Access::by_count(self.running as u32)
     }
 
     /// The next value. Some large values look small.
@@ -378,28 +465,25 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         };
         let model = &mut self.models[number];
         model.flush(fresh, self.has_outcomes);
-        assert_eq!(flush.is_some(), !model.in_flight.is_empty(), "a rest is given, and nothing else is");
+        assert_eq!(flush.is_some(), model.unfinished().is_some(), "a rest is given, and nothing else is");
         if flush.is_none() {
             assert_eq!(model.waiting.len(), 0, "what waits is given");
         }
         flush
     }
 
-    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles it. Another partition
-    /// does that if the reader `is_old`, and had the flush before a restart.
-    fn process(&mut self, number: usize, reading: Reading, fate: Fate, is_old: bool) {
+    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles it.
+    fn process(&mut self, number: usize, reading: Reading, fate: Fate) {
         let Some(flush) = self.flush(number) else { return };
-        let oldest = &mut self.models[number].in_flight[0];
         self.readers += 1;
-        assert_eq!(flush.inherit(self.readers), oldest.inherit());
+        assert_eq!(flush.inherit(self.readers), self.models[number].given().inherit());
         if let Some(batch) = self.read(number, &flush, reading) {
             if !self.call(number, &flush, &batch, fate) {
                 return;
             }
         }
-        let through = if is_old { (number + 1) % PARTITIONS } else { number };
-        self.settle(number, &flush, fate, through);
-        self.partitions[through].settle(&flush);
+        self.settle(number, &flush, fate);
+        self.partitions[number].settle(&flush);
         self.check(number, &flush);
     }
 
@@ -411,14 +495,15 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         let is_superseded = |frozen: &Frozen<S>, position| is_resumed && partition.supersedes(frozen, position);
         let batch = read_slices(flush, self.readers, size, slice, is_superseded, W::entry);
         let Model { waiting, in_flight, .. } = &mut self.models[number];
-        assert_eq!(batch, in_flight[0].read(size, |entry| is_resumed && waiting.supersedes(entry)));
+        let flush = in_flight.as_mut().expect("the partition has given a flush");
+        assert_eq!(batch, flush.read(size, |entry| is_resumed && waiting.supersedes(entry)));
         batch
     }
 
     /// Claims or leases a batch. Whether it has to be settled.
     fn call(&mut self, number: usize, flush: &Flush<S>, batch: &[W::Entry], fate: Fate) -> bool {
         let (reader, now) = (self.readers, self.operations as i64);
-        let oldest = &mut self.models[number].in_flight[0];
+        let oldest = self.models[number].given();
         assert!(!flush.claim(reader + 1, 0) && !flush.lease(reader + 1, 0), "a batch belongs to its reader");
         match fate {
             Fate::IsLost => return false,
@@ -436,7 +521,7 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
     }
 
     /// Ends the batch that was leased or is given up.
-    fn settle(&mut self, number: usize, flush: &Arc<Flush<S>>, fate: Fate, through: usize) {
+    fn settle(&mut self, number: usize, flush: &Arc<Flush<S>>, fate: Fate) {
         let (reader, now) = (self.readers, self.operations as i64);
         let model = &mut self.models[number];
         match fate {
@@ -444,22 +529,30 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
             Fate::Claimed | Fate::Succeeds => {
                 flush.succeed(reader + 1);
                 flush.succeed(reader);
-                model.in_flight[0].end_batch();
+                model.given().end_batch();
             }
-            Fate::Fails { every, is_counted, max_attempts } => {
-                let failed: Vec<usize> = (0..model.in_flight[0].batch().count()).step_by(every).collect();
-                let numbers = (every > 1).then_some(&failed[..]);
-                let give_back =
-                    |reader| self.partitions[through].give_back(flush, reader, numbers, is_counted, max_attempts);
-                assert_eq!(give_back(reader + 1), GivenBack::default(), "a batch belongs to its reader");
-                let given_back = give_back(reader);
-                if model.in_flight[0].state == BatchState::Leased {
-                    assert_eq!(given_back, model.give_back(&failed, is_counted, max_attempts, through == number));
-                } else {
-                    assert_eq!(given_back, GivenBack::default(), "what is given up is not given back");
+            Fate::Fails { every, is_counted: counted, max_attempts, step, dies } => {
+                let length = model.given().given_back + model.given().batch().count();
+                let failed: Vec<usize> = (0..length).step_by(every).collect();
+                let failed = (every > 1).then_some(&failed[..]);
+                let step = GiveBack { failed, counted, max_attempts, count: step, ..all_of(reader) };
+                let nothing = GaveBack { is_done: true, ..GaveBack::default() };
+                let give_back = |step| self.partitions[number].give_back(flush, step);
+                assert_eq!(give_back(all_of(reader + 1)), nothing, "a batch belongs to its reader");
+                if model.given().state != BatchState::Leased {
+                    assert_eq!(give_back(step), nothing, "what is given up is not given back");
                     flush.bury(now);
-                    model.in_flight[0].bury();
-                    assert!(model.in_flight[0].state == BatchState::Read || flush.seen().called_at == Some(now));
+                    model.given().bury();
+                    assert!(model.given().state == BatchState::Read || flush.seen().called_at == Some(now));
+                    return;
+                }
+                loop {
+                    let gave_back = give_back(step);
+                    assert_eq!(gave_back, model.give_back(&step));
+                    if gave_back.is_done || dies {
+                        return;
+                    }
+                    flush.succeed(reader);
                 }
             }
         }
@@ -467,7 +560,7 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
 
     /// Compares what a flush tells of itself.
     fn check(&mut self, number: usize, flush: &Flush<S>) {
-        let oldest = &self.models[number].in_flight[0];
+        let oldest = self.models[number].in_flight.as_ref().expect("the partition has given a flush");
         let batch: Vec<&Entry<W::Entry>> = oldest.batch().collect();
         assert_eq!(flush.attempts(), batch.iter().map(|entry| entry.attempts).max().unwrap_or(0));
         if let Some((_frozen, records)) = flush.batch() {
@@ -490,25 +583,18 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
     fn restart(&mut self, running: usize, has_outcomes: bool) {
         self.operations += 1;
         if running != self.running {
-            let held: Vec<_> = (0..self.running)
-                .map(|number| {
-                    let Model { waiting, mut in_flight, .. } = std::mem::take(&mut self.models[number]);
-                    in_flight.retain(|flush| !flush.is_finished());
-                    let evicted = self.partitions[number].evict();
-                    if waiting.len() > 0 {
-                        let fresh = evicted.back().expect("what waits is evicted");
-                        let entries = contents::<S, W>(&fresh.entries().expect("it has no outcome"), fresh.end());
-                        let attempts = waiting.attempts(&entries);
-                        in_flight.push_back(InFlight::new(entries, attempts));
-                    }
-                    (evicted, in_flight)
-                })
+            let evicted: Vec<_> = (0..self.running)
+                .map(|number| (self.partitions[number].evict(), self.models[number].evict()))
                 .collect();
-            for (number, (evicted, in_flight)) in (0..running).cycle().zip(held) {
-                assert_eq!(evicted.len(), in_flight.len(), "the number of evicted flushes");
-                self.partitions[number].adopt(evicted);
-                self.models[number].in_flight.extend(in_flight);
+            for (evicted, entries) in &evicted {
+                for leftover in evicted.entries() {
+                    self.partitions[partition_of(leftover.term().content(), running)].take_in(&leftover);
+                }
+                for &(entry, attempts) in entries {
+                    self.models[partition_of(W::key(entry), running)].waiting.take_back(entry, attempts);
+                }
             }
+            (1..self.running).for_each(|number| self.partitions[0].adopt_counts(&self.partitions[number]));
             self.running = running;
         }
         self.has_outcomes = has_outcomes;
@@ -535,10 +621,11 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         self.operations += 1;
         for (number, model) in self.models.iter().enumerate() {
             let waiting = model.waiting.len();
-            assert_eq!(self.partitions[number].len(self.running as u32), self.expected(number, waiting));
-            let held: usize = model.in_flight.iter().map(InFlight::held).sum();
+            assert_eq!(self.partitions[number].len(self.access()), self.expected(number, waiting));
+            let held = model.in_flight.as_ref().map_or(0, InFlight::held);
             assert_eq!(self.partitions[number].held(), waiting + held);
         }
+        assert_law(&self.partitions, self.bound.as_deref());
     }
 
     /// Lets the rest succeed, after which all memory must be free. Returns the number of operations.
@@ -547,8 +634,12 @@ impl<S: Store, const SHARDS: usize, W: Waiting<S>> Buffer<S, SHARDS, W> {
         self.read_again();
         let all = Reading { size: usize::MAX, slice: usize::MAX, is_resumed: false };
         for number in 0..PARTITIONS {
+            let rest =
+                Fate::Fails { every: usize::MAX, is_counted: true, max_attempts: None, step: usize::MAX, dies: false };
             while self.flush(number).is_some() {
-                self.process(number, all, Fate::Succeeds, false);
+                // Only the last step ends a batch that is given back in part.
+                let fate = if self.models[number].given().given_back > 0 { rest } else { Fate::Succeeds };
+                self.process(number, all, fate);
             }
         }
         self.check_sizes();
@@ -570,15 +661,22 @@ impl Reading {
 /// The fate of a batch that the highest bits of an operation and a byte choose.
 fn fate(operation: u8, b: u8) -> Fate {
     let max_attempts = [None, Some(3), Some(1), Some(0)][usize::from(b / 8) % 4];
+    let step = if b % 3 == 0 { usize::MAX } else { 1 + usize::from(b % 8) };
+    let dies = b % 16 == 1;
     match operation / 32 {
         0..=1 => Fate::Claimed,
         2 => Fate::Succeeds,
         3 => Fate::IsLost,
         4 => Fate::IsLeft,
-        5 => Fate::Fails { every: 1, is_counted: true, max_attempts },
-        6 => Fate::Fails { every: 1 + usize::from(b % 8), is_counted: true, max_attempts },
-        _ => Fate::Fails { every: 1 + usize::from(b % 2), is_counted: false, max_attempts },
+        5 => Fate::Fails { every: 1, is_counted: true, max_attempts, step, dies },
+        6 => Fate::Fails { every: 1 + usize::from(b % 8), is_counted: true, max_attempts, step, dies },
+        _ => Fate::Fails { every: 1 + usize::from(b % 2), is_counted: false, max_attempts, step, dies },
     }
+}
+
+/// The partition of a key or item.
+fn partition_of((_is_boxed, content): Content, running: usize) -> usize {
+    content as usize % running
 }
 
 /// All records of a flush.

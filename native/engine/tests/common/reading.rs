@@ -1,9 +1,49 @@
-//! What a reader of a flush does: it reads a batch, lets go of the flush, and then claims or leases what it has read.
+//! A reader of a flush: it reads a batch, lets go of the flush, claims or leases the batch, and gives it back.
 
-use partitioned_buffer_engine::{Flush, Flushed, Frozen, Partition, Store};
+use std::sync::Arc;
+
+use partitioned_buffer_engine::{Flush, Flushed, Frozen, GaveBack, GiveBack, Partition, Store};
+
+/// The failed entries of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    pub retried: usize,
+    pub superseded: usize,
+    pub given_up: usize,
+}
+
+impl GivenBack {
+    pub fn retried(retried: usize) -> Self {
+        GivenBack { retried, ..Self::default() }
+    }
+}
+
+/// A step that gives back all of a reader's batch, as a counted failure without a pause.
+pub fn all_of(reader: u64) -> GiveBack<'static> {
+    GiveBack { reader, failed: None, counted: true, max_attempts: None, pause: None, count: usize::MAX }
+}
+
+/// Gives a batch back, step by step.
+pub fn give_back<S: Store, const SHARDS: usize>(
+    partition: &Partition<S, SHARDS>,
+    flush: &Arc<Flush<S>>,
+    step: GiveBack<'_>,
+) -> GivenBack {
+    let mut all = GivenBack::default();
+    loop {
+        let GaveBack { retried, superseded, given_up, is_done } = partition.give_back(flush, step);
+        all.retried += retried;
+        all.superseded += superseded;
+        all.given_up += given_up;
+        if is_done {
+            partition.settle(flush);
+            return all;
+        }
+    }
+}
 
 /// The flush that a partition gives, the rest of an earlier one or a fresh one.
-pub fn flush<S: Store, const SHARDS: usize>(partition: &Partition<S, SHARDS>) -> Option<std::sync::Arc<Flush<S>>> {
+pub fn flush<S: Store, const SHARDS: usize>(partition: &Partition<S, SHARDS>) -> Option<Arc<Flush<S>>> {
     partition.flush().map(|flushed| match flushed {
         Flushed::Rest(flush) | Flushed::Fresh(flush) => flush,
     })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::tally::Counted;
-use partitioned_buffer_engine::{Closed, CounterPartition, Heap, Stored, Tally};
+use partitioned_buffer_engine::{Access, Closed, CounterPartition, Heap, Stored, Tally};
 
 use crate::common::{hash, TestHeap, TestTerm};
 
@@ -24,12 +24,9 @@ pub type Lease = super::Lease<Tally<TestHeap>, Delivery>;
 
 /// A buffer of so many partitions, with outcomes or without.
 pub fn start(running: u32, has_outcomes: bool) -> Arc<Buffer> {
-    Buffer::start(running, has_outcomes, |Counted { key, sum, count }: Counted<TestTerm>| Delivery {
-        key: key.content().1,
-        sum,
-        count,
-        copy: key,
-    })
+    let delivery =
+        |Counted { key, sum, count }: Counted<TestTerm>| Delivery { key: key.content().1, sum, count, copy: key };
+    Buffer::start(running, has_outcomes, delivery, |key| key)
 }
 
 impl Buffer {
@@ -37,7 +34,7 @@ impl Buffer {
     fn operate_on<R>(
         &self,
         key: i64,
-        operation: impl Fn(&CounterPartition<TestHeap>, u32, TestTerm) -> Result<R, Closed>,
+        operation: impl Fn(&CounterPartition<TestHeap>, Access, TestTerm) -> Result<R, Closed>,
     ) -> Result<R, Closed> {
         let mut caller = TestHeap::new();
         let term = caller.boxed(key);

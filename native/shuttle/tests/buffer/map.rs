@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
-use partitioned_buffer_engine::{Closed, Generation, Heap, MapPartition, Stored, Version};
+use partitioned_buffer_engine::{Access, Closed, Generation, Heap, MapPartition, Stored, Version};
 
 use crate::common::{hash, TestHeap, TestTerm};
 
@@ -25,10 +25,11 @@ pub type Lease = super::Lease<Generation<TestHeap>, Delivery>;
 
 /// A buffer of so many partitions, with outcomes or without.
 pub fn start(running: u32, has_outcomes: bool) -> Arc<Buffer> {
-    Buffer::start(running, has_outcomes, |Record { key, value, version, updates }: Record<TestTerm>| {
+    let delivery = |Record { key, value, version, updates }: Record<TestTerm>| {
         let Version::Int(version) = version else { panic!("a small version") };
         Delivery { key: key.content().1, value: value.content().1, version, updates, copies: [key, value] }
-    })
+    };
+    Buffer::start(running, has_outcomes, delivery, |key| key)
 }
 
 impl Buffer {
@@ -36,7 +37,7 @@ impl Buffer {
     fn operate_on<R>(
         &self,
         (key, value): (i64, i64),
-        operation: impl Fn(&MapPartition<TestHeap>, u32, TestTerm, TestTerm) -> Result<R, Closed>,
+        operation: impl Fn(&MapPartition<TestHeap>, Access, TestTerm, TestTerm) -> Result<R, Closed>,
     ) -> Result<R, Closed> {
         let mut caller = TestHeap::new();
         let (key_term, value) = (caller.boxed(key), caller.boxed(value));
@@ -44,13 +45,13 @@ impl Buffer {
     }
 
     pub fn put(&self, key: i64, value: i64) -> Result<(), Closed> {
-        self.put_as(0, key, value).map(|_stored| ())
+        self.put_as(|access| access, key, value).map(|_stored| ())
     }
 
-    /// The same with a mark, as `TURN`, in the partition count that routes it.
-    pub fn put_as(&self, mark: u32, key: i64, value: i64) -> Result<Stored, Closed> {
+    /// The same as another caller.
+    pub fn put_as(&self, caller: fn(Access) -> Access, key: i64, value: i64) -> Result<Stored, Closed> {
         self.operate_on((key, value), |partition, among, key, value| {
-            partition.put(among | mark, hash(&self.hasher, key), &key.parcel(), &value.parcel())
+            partition.put(caller(among), hash(&self.hasher, key), &key.parcel(), &value.parcel())
         })
     }
 
@@ -62,15 +63,21 @@ impl Buffer {
 
     /// Puts a value that is its own version.
     pub fn put_newer(&self, key: i64, version: i64) -> Result<Stored, Closed> {
-        self.put_newer_as(0, key, version, version)
+        self.put_newer_as(|access| access, key, version, version)
     }
 
-    /// Puts a value with a version, and with a mark, as `DRAINING`, in the partition count that routes it.
-    pub fn put_newer_as(&self, mark: u32, key: i64, value: i64, version: i64) -> Result<Stored, Closed> {
+    /// Puts a value with a version, as a plain caller or another one.
+    pub fn put_newer_as(
+        &self,
+        caller: fn(Access) -> Access,
+        key: i64,
+        value: i64,
+        version: i64,
+    ) -> Result<Stored, Closed> {
         self.operate_on((key, value), |partition, among, key, value| {
             let (key_parcel, value) = (key.parcel(), value.parcel());
             let hash = hash(&self.hasher, key);
-            partition.put_newer(among | mark, hash, &key_parcel, &value, Version::Int(version))
+            partition.put_newer(caller(among), hash, &key_parcel, &value, Version::Int(version))
         })
     }
 

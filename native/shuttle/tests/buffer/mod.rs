@@ -8,17 +8,19 @@ pub mod map;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use partitioned_buffer_engine::{BatchState, Bound, Closed, Flush, GivenBack, Hasher, Partition, Store};
+use partitioned_buffer_engine::{
+    Access, BatchState, Bound, Closed, Evicted, Flush, GiveBack, Hasher, Partition, Store,
+};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
-use crate::common::reading::{flush, read, read_resumed};
-use crate::common::set_lanes;
+use crate::common::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
+use crate::common::{assert_law, set_lanes, TestTerm};
 
 /// How often a thread of lower priority may overtake one of higher priority in the schedules by priority.
 const PRIORITY_CHANGES: usize = 4;
@@ -76,8 +78,12 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     /// The bound of all partitions.
     pub bound: Arc<Bound>,
     has_outcomes: bool,
+    /// Whether a partition was evicted. Then some flushes are not claimed to their end.
+    is_evicted: AtomicBool,
     /// What a reader notes of a record.
     delivery: fn(S::Record) -> D,
+    /// The number that chooses the partition of a key or item, by its content.
+    route: fn(i64) -> i64,
     /// All flushes.
     flushes: Mutex<Vec<Known<S, D>>>,
     batches: Mutex<Vec<Batch<D>>>,
@@ -89,8 +95,8 @@ pub struct Buffer<S: Store, const SHARDS: usize, D> {
     readers: AtomicU64,
 }
 
-impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHARDS, D> {
-    pub fn start(running: u32, has_outcomes: bool, delivery: fn(S::Record) -> D) -> Arc<Self> {
+impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHARDS, D> {
+    pub fn start(running: u32, has_outcomes: bool, delivery: fn(S::Record) -> D, route: fn(i64) -> i64) -> Arc<Self> {
         let hasher = Hasher::seeded(0);
         // The same in each run, since shuttle runs all its threads in one.
         set_lanes(Some(0));
@@ -105,7 +111,9 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
             running,
             bound,
             has_outcomes,
+            is_evicted: AtomicBool::new(false),
             delivery,
+            route,
             flushes: Mutex::default(),
             batches: Mutex::default(),
             leased: Mutex::default(),
@@ -122,12 +130,12 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
     pub fn operate<R>(
         &self,
         key: i64,
-        operation: impl Fn(&Partition<S, SHARDS>, u32) -> Result<R, Closed>,
+        operation: impl Fn(&Partition<S, SHARDS>, Access) -> Result<R, Closed>,
     ) -> Result<R, Closed> {
         loop {
             let among = self.running.load(Ordering::SeqCst);
             let number = key.checked_rem(i64::from(among)).ok_or(Closed)?;
-            let result = operation(&self.partitions[number as usize], among);
+            let result = operation(&self.partitions[number as usize], Access::by_count(among));
             if result.is_ok() || self.running.load(Ordering::SeqCst) == among {
                 return result;
             }
@@ -144,7 +152,7 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
 
     /// Reads and claims a batch of at most `size` entries, unless another reader has begun one since.
     pub fn claim(&self, flush: &Arc<Flush<S>>, size: usize) {
-        let number = self.number(flush);
+        let Some(number) = self.number(flush) else { return };
         let reader = self.new_reader();
         let Some(deliveries) = read(flush, reader, size, self.delivery) else { return };
         if flush.claim(reader, 0) {
@@ -172,20 +180,22 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
     }
 
     /// The number of a flush. Each is numbered before anything of it is claimed, and claimed before the next flush of its
-    /// partition. So the numbers are in the order of the flushes.
-    fn number(&self, flush: &Arc<Flush<S>>) -> usize {
+    /// partition. So the numbers are in the order of the flushes. `None` if it was evicted before that.
+    fn number(&self, flush: &Arc<Flush<S>>) -> Option<usize> {
         let number = |known: &[Known<S, D>]| known.iter().position(|known| Arc::ptr_eq(&known.flush, flush));
         if let Some(known) = number(&held(&self.flushes)) {
-            return known;
+            return Some(known);
         }
         // Threads change here, so the notes must not be locked.
         let frozen = flush.entries();
         let mut flushes = held(&self.flushes);
-        number(&flushes).unwrap_or_else(|| {
-            let frozen = frozen.expect("nothing is claimed before the flush has its number");
+        number(&flushes).or_else(|| {
+            let is_evicted = self.has_evicted();
+            assert!(frozen.is_some() || is_evicted, "nothing is claimed before the flush has its number");
+            let frozen = frozen?;
             let entries = (0..flush.end()).filter_map(|position| frozen.record(position)).map(self.delivery).collect();
             flushes.push(Known { flush: flush.clone(), entries });
-            flushes.len() - 1
+            Some(flushes.len() - 1)
         })
     }
 
@@ -239,10 +249,8 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         reader: u64,
         failed: Option<&[usize]>,
     ) -> GivenBack {
-        let partition = &self.partitions[partition];
-        let given_back = partition.give_back(flush, reader, failed, true, None);
-        partition.settle(flush);
-        given_back
+        // One entry at a time, so that others come between two steps.
+        give_back(&self.partitions[partition], flush, GiveBack { failed, count: 1, ..all_of(reader) })
     }
 
     /// The processor fails with the batch that a dead reader of the flush has left.
@@ -292,7 +300,7 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
         let running = self.running.load(Ordering::SeqCst) as usize;
         for partition in &self.partitions[..running] {
             while let Some(flush) = flush(partition) {
-                assert!(flush.position() < flush.end(), "a finished flush does not come again");
+                assert!(flush.seen().left > 0, "a finished flush does not come again");
                 self.claim(&flush, usize::MAX);
             }
         }
@@ -301,15 +309,37 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
     /// Restarts with another partition count, as the NIF library does.
     pub fn restart(&self, before: u32, running: u32) {
         self.running.store(0, Ordering::SeqCst);
-        let held: Vec<_> = self.partitions[..before as usize].iter().map(Partition::evict).collect();
-        for (number, evicted) in (0..running as usize).cycle().zip(held) {
-            self.partitions[number].adopt(evicted);
-        }
+        let evicted: Vec<_> = (0..before as usize).map(|number| self.evict(number)).collect();
+        evicted.iter().for_each(|evicted| self.take_in(evicted, running));
+        self.partitions[1..before as usize].iter().for_each(|old| self.first().adopt_counts(old));
         for partition in &self.partitions[..running as usize] {
             partition.set_outcomes(self.has_outcomes);
             partition.open(running);
         }
         self.running.store(running, Ordering::SeqCst);
+    }
+
+    pub fn has_evicted(&self) -> bool {
+        self.is_evicted.load(Ordering::SeqCst)
+    }
+
+    pub fn evict(&self, number: usize) -> Evicted<S> {
+        self.is_evicted.store(true, Ordering::SeqCst);
+        self.partitions[number].evict()
+    }
+
+    /// Takes in all entries of an evicted partition, each in its own one among `running`.
+    pub fn take_in(&self, evicted: &Evicted<S>, running: u32) {
+        for leftover in evicted.entries() {
+            let (_is_boxed, content) = leftover.term().content();
+            let number = (self.route)(content) as usize % running as usize;
+            self.partitions[number].take_in(&leftover);
+        }
+    }
+
+    /// Checks that each entry left in one way, or is still there.
+    pub fn assert_law(&self) {
+        assert_law(&self.partitions, self.bound.max().map(|_max| &*self.bound));
     }
 
     /// All deliveries, in order. Panics unless each entry of each flush was claimed exactly once.
@@ -319,7 +349,10 @@ impl<S: Store, const SHARDS: usize, D: Clone + Debug + PartialEq> Buffer<S, SHAR
             let mut own: Vec<_> = batches.iter().filter(|batch| batch.flush == number).collect();
             own.sort_by_key(|batch| batch.start);
             let claimed: Vec<D> = own.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect();
-            assert_eq!(claimed, *entries, "each entry is claimed once");
+            let mut left = entries.iter();
+            assert!(claimed.iter().all(|entry| left.any(|other| other == entry)), "each entry is claimed once at most");
+            let is_evicted = self.has_evicted();
+            assert!(is_evicted || claimed.len() == entries.len(), "each entry is claimed");
             assert_eq!(flush.seen().left, 0, "a flush is claimed to its end");
         }
         batches.iter().flat_map(|batch| batch.deliveries.iter().cloned()).collect()

@@ -60,14 +60,14 @@ impl Counter {
     }
 
     fn partition_of(&self, key: Key) -> usize {
-        key.1 as usize % self.buffer.running
+        super::partition_of(key, self.buffer.running)
     }
 
     fn add(&mut self, key: Key, amount: i64) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
-        let result = self.buffer.partitions[number].add(self.buffer.running as u32, hash, &term.parcel(), amount);
+        let result = self.buffer.partitions[number].add(self.buffer.access(), hash, &term.parcel(), amount);
         assert_eq!(result, self.buffer.expected(number, Stored::Stored));
         if result.is_ok() {
             self.buffer.models[number].add(key, amount);
@@ -88,8 +88,7 @@ impl Counter {
             }
         }
         for ((number, shard), additions) in shards {
-            let result =
-                self.buffer.partitions[number].add_all(self.buffer.running as u32, shard, false, additions.iter());
+            let result = self.buffer.partitions[number].add_all(self.buffer.access(), shard, false, additions.iter());
             assert_eq!(result.map(|_written| ()), self.buffer.expected(number, ()));
         }
     }
@@ -98,7 +97,7 @@ impl Counter {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
-        let result = self.buffer.partitions[number].delete(self.buffer.running as u32, hash, term);
+        let result = self.buffer.partitions[number].delete(self.buffer.access(), hash, term);
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].delete(key);
@@ -109,7 +108,7 @@ impl Counter {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
-        let found = self.buffer.partitions[number].sum(self.buffer.running as u32, hash, term);
+        let found = self.buffer.partitions[number].sum(self.buffer.access(), hash, term);
         let sum = self.buffer.models[number].sum(key);
         assert_eq!(found, self.buffer.expected(number, sum));
     }
@@ -126,7 +125,11 @@ impl Model<Tally<TestHeap>, Waiting> {
     /// What waits and what is in flight.
     fn sum(&mut self, key: Key) -> Option<i128> {
         let waiting = self.waiting.get(&key).map(|(sum, _attempts)| sum.sum);
-        self.find_in_flight(key).map(|entry| entry.entry.1.sum).chain(waiting).reduce(|sum, other| sum + other)
+        self.find_in_flight(key)
+            .map(|entry| entry.entry.1.sum)
+            .into_iter()
+            .chain(waiting)
+            .reduce(|sum, other| sum + other)
     }
 
     fn add(&mut self, key: Key, amount: i64) {
@@ -135,13 +138,14 @@ impl Model<Tally<TestHeap>, Waiting> {
 
     fn delete(&mut self, key: Key) {
         self.waiting.remove(&key);
-        self.find_in_flight(key).for_each(|entry| entry.is_deleted = true);
+        if let Some(entry) = self.find_in_flight(key) {
+            entry.is_deleted = true;
+        }
     }
 }
 
 impl super::Waiting<Tally<TestHeap>> for Waiting {
     type Entry = (Key, Sum);
-    type Key = Key;
 
     fn entry(record: Counted<TestTerm>) -> (Key, Sum) {
         let Counted { key, sum, count } = record;
@@ -164,6 +168,10 @@ impl super::Waiting<Tally<TestHeap>> for Waiting {
         let (waiting, times) = self.entry(key).or_default();
         waiting.add(sum);
         *times = attempts.max(*times);
+    }
+
+    fn entries(&self) -> Vec<((Key, Sum), u32)> {
+        self.iter().map(|(&key, &(value, attempts))| ((key, value), attempts)).collect()
     }
 
     fn attempts(&self, entries: &[(Key, Sum)]) -> Vec<u32> {

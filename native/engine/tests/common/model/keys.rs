@@ -4,8 +4,8 @@ use partitioned_buffer_engine::{Hash, Hasher};
 
 use crate::common::{hash, TestHeap, TestTerm};
 
-/// Whether the key is boxed, and its content.
-pub(super) type Key = (bool, i64);
+/// A key.
+pub(super) type Key = super::Content;
 
 /// The keys of a buffer.
 pub(super) struct Keys {

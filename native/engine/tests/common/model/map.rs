@@ -64,7 +64,7 @@ impl Map {
     }
 
     fn partition_of(&self, key: Key) -> usize {
-        key.1 as usize % self.buffer.running
+        super::partition_of(key, self.buffer.running)
     }
 
     fn put(&mut self, key: Key, is_large: bool) {
@@ -73,8 +73,7 @@ impl Map {
         let value = self.buffer.value(is_large);
         let (number, (hash, term), boxed) =
             (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
-        let result =
-            self.buffer.partitions[number].put(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
+        let result = self.buffer.partitions[number].put(self.buffer.access(), hash, &term.parcel(), &boxed.parcel());
         assert_eq!(result, self.buffer.expected(number, Stored::Stored));
         if result.is_ok() {
             self.buffer.models[number].put(key, value);
@@ -88,7 +87,7 @@ impl Map {
         let (number, (hash, term), boxed) =
             (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
         let result =
-            self.buffer.partitions[number].put_new(self.buffer.running as u32, hash, &term.parcel(), &boxed.parcel());
+            self.buffer.partitions[number].put_new(self.buffer.access(), hash, &term.parcel(), &boxed.parcel());
         let is_open = self.buffer.expected(number, ());
         assert_eq!(result, is_open.map(|()| self.buffer.models[number].put_new(key, value)));
     }
@@ -102,7 +101,7 @@ impl Map {
         let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
         let key_parcel = term.parcel();
         let result =
-            self.buffer.partitions[number].put_newer(self.buffer.running as u32, hash, &key_parcel, &parcel, of_term);
+            self.buffer.partitions[number].put_newer(self.buffer.access(), hash, &key_parcel, &parcel, of_term);
         let is_open = self.buffer.expected(number, ());
         assert_eq!(result, is_open.map(|()| self.buffer.models[number].put_newer(key, value, version)));
     }
@@ -131,8 +130,7 @@ impl Map {
             }
         }
         for ((number, shard), writes) in shards {
-            let result =
-                self.buffer.partitions[number].write_all(self.buffer.running as u32, shard, false, writes.iter());
+            let result = self.buffer.partitions[number].write_all(self.buffer.access(), shard, false, writes.iter());
             assert_eq!(result.map(|_written| ()), self.buffer.expected(number, ()));
         }
     }
@@ -141,7 +139,7 @@ impl Map {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
-        let result = self.buffer.partitions[number].delete(self.buffer.running as u32, hash, term);
+        let result = self.buffer.partitions[number].delete(self.buffer.access(), hash, term);
         assert_eq!(result, self.buffer.expected(number, ()));
         if result.is_ok() {
             self.buffer.models[number].delete(key);
@@ -152,8 +150,7 @@ impl Map {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
-        let found =
-            self.buffer.partitions[number].get(self.buffer.running as u32, hash, term, |value, _| value.content().1);
+        let found = self.buffer.partitions[number].get(self.buffer.access(), hash, term, |value, _| value.content().1);
         let seen = self.buffer.models[number].seen(key).map(|seen| seen.value);
         assert_eq!(found, self.buffer.expected(number, seen));
     }
@@ -163,7 +160,7 @@ impl Model<Generation<TestHeap>, Waiting> {
     /// What is there for a key: what waits hides what is in flight.
     fn seen(&mut self, key: Key) -> Option<Value> {
         let waiting = self.waiting.get(&key).map(|(value, _attempts)| *value);
-        waiting.or_else(|| self.find_in_flight(key).next().map(|entry| entry.entry.1))
+        waiting.or_else(|| self.find_in_flight(key).map(|entry| entry.entry.1))
     }
 
     fn put(&mut self, key: Key, value: i64) {
@@ -195,13 +192,14 @@ impl Model<Generation<TestHeap>, Waiting> {
 
     fn delete(&mut self, key: Key) {
         self.waiting.remove(&key);
-        self.find_in_flight(key).for_each(|entry| entry.is_deleted = true);
+        if let Some(entry) = self.find_in_flight(key) {
+            entry.is_deleted = true;
+        }
     }
 }
 
 impl super::Waiting<Generation<TestHeap>> for Waiting {
     type Entry = (Key, Value);
-    type Key = Key;
 
     fn entry(record: Record<TestTerm>) -> (Key, Value) {
         let Record { key, value, version, updates } = record;
@@ -222,6 +220,10 @@ impl super::Waiting<Generation<TestHeap>> for Waiting {
 
     fn take_back(&mut self, (key, value): (Key, Value), attempts: u32) {
         self.insert(key, (value, attempts));
+    }
+
+    fn entries(&self) -> Vec<((Key, Value), u32)> {
+        self.iter().map(|(&key, &(value, attempts))| ((key, value), attempts)).collect()
     }
 
     fn attempts(&self, entries: &[(Key, Value)]) -> Vec<u32> {

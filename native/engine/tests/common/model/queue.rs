@@ -7,10 +7,11 @@ use partitioned_buffer_engine::{Hasher, Heap, Log, Stored};
 use super::{fate, Buffer, Reading, PARTITIONS};
 use crate::common::{TestHeap, TestTerm};
 
-/// Whether the item is boxed, and its content.
-type Item = (bool, i64);
+/// An item.
+type Item = super::Content;
 
-type Items = VecDeque<Item>;
+/// The items that wait, each with its attempts.
+type Items = VecDeque<(Item, u32)>;
 
 /// See the module's documentation.
 struct Queue {
@@ -42,7 +43,7 @@ impl Queue {
             // Batch by batch, as a reader reads, perhaps not to the end.
             19..=21 => {
                 let (partition, reading) = (usize::from(a) % PARTITIONS, Reading::new(count, usize::from(a)));
-                (0..a / 32).for_each(|_| self.buffer.process(partition, reading, fate(operation, b), false));
+                (0..a / 32).for_each(|_| self.buffer.process(partition, reading, fate(operation, b)));
             }
             _ => self.buffer.step(operation, a, b),
         }
@@ -58,10 +59,10 @@ impl Queue {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let item = self.item(&mut caller, is_large);
-        let result = self.buffer.partitions[number].push(self.buffer.running as u32, &item.parcel());
+        let result = self.buffer.partitions[number].push(self.buffer.access(), &item.parcel());
         assert_eq!(result, self.buffer.expected(number, Stored::Stored));
         if result.is_ok() {
-            self.buffer.models[number].waiting.push_back(item.content());
+            self.buffer.models[number].waiting.push_back((item.content(), 0));
         }
     }
 
@@ -71,17 +72,16 @@ impl Queue {
         let mut caller = TestHeap::new();
         let items: Vec<TestTerm> = (0..count).map(|place| self.item(&mut caller, place == count / 2)).collect();
         let parcels: Vec<_> = items.iter().map(|item| item.parcel()).collect();
-        let result = self.buffer.partitions[number].push_all(self.buffer.running as u32, false, parcels.iter());
+        let result = self.buffer.partitions[number].push_all(self.buffer.access(), false, parcels.iter());
         assert_eq!(result.map(|_written| ()), self.buffer.expected(number, ()));
         if result.is_ok() {
-            self.buffer.models[number].waiting.extend(items.into_iter().map(TestTerm::content));
+            self.buffer.models[number].waiting.extend(items.into_iter().map(|item| (item.content(), 0)));
         }
     }
 }
 
 impl super::Waiting<Log<TestHeap>> for Items {
     type Entry = Item;
-    type Key = Item;
 
     fn entry(record: TestTerm) -> Item {
         record.content()
@@ -99,12 +99,16 @@ impl super::Waiting<Log<TestHeap>> for Items {
         false
     }
 
-    fn take_back(&mut self, _entry: Item, _attempts: u32) {
-        panic!("a failed item stays in its flush");
+    fn take_back(&mut self, entry: Item, attempts: u32) {
+        self.push_back((entry, attempts));
+    }
+
+    fn entries(&self) -> Vec<(Item, u32)> {
+        self.iter().copied().collect()
     }
 
     fn attempts(&self, entries: &[Item]) -> Vec<u32> {
-        assert_eq!(entries, Vec::from(self.clone()), "all items come, in their order");
-        vec![0; entries.len()]
+        assert!(entries.iter().eq(self.iter().map(|(item, _attempts)| item)), "all items come, in their order");
+        self.iter().map(|(_item, attempts)| *attempts).collect()
     }
 }

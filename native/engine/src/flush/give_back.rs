@@ -1,0 +1,165 @@
+//! Gives a failed batch back, in steps.
+//!
+//! A step handles some entries of the batch and then releases all locks, so that its caller can stop
+//! and go on later. The flush keeps the progress: if the process dies between two steps, its heir gives
+//! back the rest.
+
+use std::time::Duration;
+
+use super::batch::BatchState;
+use super::flush::Flush;
+use super::frozen::Frozen;
+use super::progress::Partial;
+use crate::limits::totals::Ended;
+use crate::runs::Runs;
+use crate::store::Store;
+
+/// A step of giving back a batch. All steps of a batch have the same parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct GiveBack<'a> {
+    /// The reader of the batch.
+    pub reader: u64,
+    /// The numbers of the failed entries in ascending order, counted in the whole batch as it was leased;
+    /// `None` means all. The processor succeeded with the other entries.
+    pub failed: Option<&'a [usize]>,
+    /// Whether this failure counts as an attempt.
+    pub counted: bool,
+    /// The attempts at which an entry is given up.
+    pub max_attempts: Option<u32>,
+    /// The pause of the partition after the last step.
+    pub pause: Option<Duration>,
+    /// The number of entries for this step, at least 1.
+    pub count: usize,
+}
+
+/// The result of a step: the failed entries among those it handled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GaveBack {
+    /// Entries to be retried.
+    pub retried: usize,
+    /// Entries that were replaced or deleted.
+    pub superseded: usize,
+    /// Exhausted entries. After the last step they are the batch.
+    pub given_up: usize,
+    /// Whether this was the last step.
+    pub is_done: bool,
+}
+
+/// The place of a failed entry from this step on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// It waits.
+    Waits,
+    /// It is part of another entry, which waits.
+    Joins,
+    /// It stays in the flush, before all entries without a batch.
+    Stays,
+    /// Nowhere: it was replaced or deleted.
+    IsSuperseded,
+}
+
+/// The outcomes of one step.
+#[derive(Default)]
+struct Step {
+    /// The result, without `is_done`.
+    result: GaveBack,
+    /// The number of entries with which the processor succeeded.
+    processed: usize,
+    /// The number of retried entries that wait.
+    waiting: usize,
+    /// How many of these are part of another entry.
+    joined: usize,
+    /// Exhausted entries.
+    given_up: Runs,
+    /// Entries that stay.
+    staying: Runs,
+}
+
+impl<S: Store> Flush<S> {
+    /// Does a step, and calls `retry` with the position and the attempts of each failed entry that is not exhausted. A
+    /// batch of another reader, or without a lease, is left alone: that is done. The caller allows one step at a time.
+    pub(crate) fn give_back(
+        &self,
+        step: &GiveBack<'_>,
+        mut retry: impl FnMut(&Frozen<S>, usize, u32) -> Retry,
+    ) -> GaveBack {
+        let mut progress = self.lock();
+        let is_own = progress.batch.state == BatchState::Leased && progress.batch.reader == step.reader;
+        let Some(frozen) = progress.frozen.clone().filter(|_| is_own) else {
+            return GaveBack { is_done: true, ..GaveBack::default() };
+        };
+        // From here on nobody else can end the batch, so the step needs no lock of the progress.
+        let next = progress.partial.get_or_insert(Partial::NONE).next;
+        let entries = progress.batch.runs.head(step.count.max(1));
+        drop(progress);
+        if S::ADDS_UP {
+            // The lock of a shard is too short for this allocation.
+            self.gone();
+        }
+        let mut outcomes = Step::default();
+        let mut is_failed = is_among(step.failed, next);
+        for (number, (position, attempts)) in (next..).zip(entries.places()) {
+            if !is_failed(number) {
+                outcomes.processed += 1;
+                continue;
+            }
+            let attempts = attempts.saturating_add(step.counted.into());
+            if self.is_gone(position) {
+                outcomes.result.superseded += 1;
+            } else if step.max_attempts.is_some_and(|max| attempts >= max) {
+                outcomes.given_up.push(position, attempts);
+            } else {
+                match retry(&frozen, position, attempts) {
+                    Retry::Waits => outcomes.waiting += 1,
+                    Retry::Joins => (outcomes.waiting, outcomes.joined) = (outcomes.waiting + 1, outcomes.joined + 1),
+                    Retry::Stays => outcomes.staying.push(position, attempts),
+                    Retry::IsSuperseded => outcomes.result.superseded += 1,
+                }
+            }
+        }
+        self.finish(step, entries.len(), outcomes)
+    }
+
+    /// Writes the outcomes of a step down.
+    fn finish(&self, step: &GiveBack<'_>, length: usize, outcomes: Step) -> GaveBack {
+        let Step { mut result, processed, waiting, joined, given_up, staying } = outcomes;
+        (result.retried, result.given_up) = (waiting + staying.len(), given_up.len());
+        let kept = result.retried + result.superseded;
+        let mut progress = self.lock();
+        progress.batch.runs.advance(length);
+        let partial = progress.partial.get_or_insert(Partial::NONE);
+        partial.next += length;
+        partial.given_up.append(&given_up);
+        partial.staying.append(&staying);
+        partial.has_success |= processed > 0;
+        result.is_done = progress.batch.runs.is_empty();
+        let has_success = result.is_done && progress.end_partial();
+        self.leave(&progress, waiting, joined);
+        let failed = if step.counted { kept + result.given_up } else { 0 };
+        let ended = Ended { processed, superseded: result.superseded, failed, given_up: 0 };
+        self.learn(&progress, ended, |learned| {
+            learned.failed += kept;
+            if has_success {
+                learned.succeed();
+            }
+            if let Some(pause) = step.pause.filter(|_pause| result.is_done) {
+                learned.pause(pause, step.counted);
+            }
+        });
+        self.settle(&mut progress);
+        result
+    }
+}
+
+/// Whether numbers from `first` on, asked in ascending order, are among `chosen`; `None` has all numbers.
+fn is_among(chosen: Option<&[usize]>, first: usize) -> impl FnMut(usize) -> bool + '_ {
+    let rest = |numbers: &'_ [usize]| numbers.partition_point(|&number| number < first);
+    let mut chosen = chosen.map(|numbers| numbers[rest(numbers)..].iter().copied().peekable());
+    move |number| match &mut chosen {
+        None => true,
+        Some(numbers) => {
+            while numbers.next_if(|&next| next < number).is_some() {}
+            numbers.next_if_eq(&number).is_some()
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The entries of a flush without an outcome: their number, and their removal.
+
+use std::sync::Arc;
+
+use super::batch::BatchState;
+use super::flush::Flush;
+use super::frozen::Frozen;
+use super::progress::{Partial, Progress};
+use crate::runs::{Run, Runs};
+use crate::store::Store;
+
+/// The unfinished entries of a flush that was [ended](Flush::end_early).
+pub(crate) struct Leftovers<S: Store> {
+    /// The stores.
+    pub(crate) frozen: Arc<Frozen<S>>,
+    /// The number of entries, deleted ones included.
+    pub(crate) left: usize,
+    /// The entries that were in a batch, or in several.
+    passed: Runs,
+    /// The position of the first entry that no reader passed.
+    position: usize,
+}
+
+impl<S: Store> Leftovers<S> {
+    /// Each entry with its attempts, in ascending order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let ahead = (self.position..self.frozen.end()).map(|position| (position, self.frozen.attempts(position)));
+        let all = self.passed.places().chain(ahead);
+        all.filter(|(position, _attempts)| self.frozen.record(*position).is_some())
+    }
+}
+
+impl<S: Store> Flush<S> {
+    /// Ends the flush before its last outcome, and hands its entries over; `None` after the last outcome. Later calls of
+    /// readers change nothing. The caller excludes steps of giving back.
+    ///
+    /// An entry that is with the processor gets another attempt: its outcome will never be known.
+    pub(crate) fn end_early(&self) -> Option<Leftovers<S>> {
+        let mut progress = self.lock();
+        let Progress { frozen, batch, partial, retries, position, open_call, .. } = &mut *progress;
+        *open_call = None;
+        let frozen = frozen.take()?;
+        let is_leased = batch.state == BatchState::Leased;
+        let Partial { given_up, staying, .. } = partial.take().unwrap_or(Partial::NONE);
+        let mut passed: Vec<_> = [&batch.runs, &given_up, &staying, &*retries]
+            .into_iter()
+            .enumerate()
+            .flat_map(|(list, runs)| runs.iter().map(move |run| (list, run)))
+            .collect();
+        // The lists alternate within a batch.
+        passed.sort_unstable_by_key(|(_list, run)| run.first);
+        let mut runs = Runs::NONE;
+        for (list, run) in passed {
+            let attempts = run.attempts.saturating_add((list == 0 && is_leased).into());
+            runs.push_run(Run { attempts, ..run });
+        }
+        batch.end();
+        retries.clear();
+        let position = std::mem::replace(position, self.end());
+        let left = self.take_left();
+        if let Some(bound) = progress.bound.take() {
+            bound.release(left);
+        }
+        self.settle(&mut progress);
+        Some(Leftovers { frozen, left, passed: runs, position })
+    }
+
+    /// Counts the entries without an outcome. The result does this later: it looks at each of them, without a lock.
+    pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {
+        let progress = self.lock();
+        let (position, frozen) = (progress.position, progress.frozen.clone());
+        let (batch, retries) = (progress.batch.clone(), progress.retries.clone());
+        let partial = progress.partial.as_ref().map_or(0, |partial| partial.given_up.len() + partial.staying.len());
+        drop(progress);
+        move || {
+            let Some(frozen) = frozen else { return 0 };
+            let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
+            let count = |runs: &Runs| runs.places().filter(|(position, _attempts)| is_held(position)).count();
+            // An entry of a counter that waits again is gone, and perhaps not counted there.
+            let is_whole = batch.is_given_up() || S::ADDS_UP;
+            let in_batch = if is_whole { batch.runs.len() } else { count(&batch.runs) };
+            in_batch + partial + count(&retries) + (position..self.end()).filter(is_held).count()
+        }
+    }
+}

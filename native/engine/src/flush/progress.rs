@@ -1,0 +1,128 @@
+//! The progress of a flush: the state under its lock.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, BatchState};
+use super::frozen::Frozen;
+use crate::limits::bound::Bound;
+use crate::runs::Runs;
+use crate::store::Store;
+
+/// See the module's documentation. Each entry without an outcome is in exactly one place: in the batch,
+/// in one of the lists of `partial`, in `retries`, or behind `position`. All places but the lists of
+/// `partial` are in ascending order, and so are the entries of one place.
+pub(super) struct Progress<S: Store> {
+    /// The stores, until all entries have an outcome.
+    pub(super) frozen: Option<Arc<Frozen<S>>>,
+    /// The number of positions that readers passed. It never goes back.
+    pub(super) position: usize,
+    /// Passed entries to be read again: failed ones that stay, and those of a batch without a call.
+    /// Readers take them first.
+    pub(super) retries: Runs,
+    /// The present batch.
+    pub(super) batch: Batch,
+    /// The first part of a leased batch, from the first step of giving it back to the last one. The rest in `batch` is
+    /// never empty then.
+    pub(super) partial: Option<Partial>,
+    /// The last claim, until its reader reads again.
+    pub(super) open_call: Option<OpenCall>,
+    /// The number of claims and leases.
+    pub(super) calls: usize,
+    /// The number of entries of the last one.
+    pub(super) called_with: usize,
+    /// The time of the last one, or of a later [`bury`](super::Flush::bury).
+    pub(super) called_at: Option<i64>,
+    /// The bound that counts the entries, if the buffer has one.
+    pub(super) bound: Option<Arc<Bound>>,
+}
+
+/// The part of a leased batch that is given back already.
+#[derive(Debug)]
+pub(super) struct Partial {
+    /// The number of the next entry, in the whole batch.
+    pub(super) next: usize,
+    /// Entries given up: the next batch.
+    pub(super) given_up: Runs,
+    /// Entries that stay in the flush.
+    pub(super) staying: Runs,
+    /// Whether the processor succeeded with an entry.
+    pub(super) has_success: bool,
+}
+
+impl Partial {
+    /// The part before the first step.
+    pub(super) const NONE: Self = Partial { next: 0, given_up: Runs::NONE, staying: Runs::NONE, has_success: false };
+}
+
+/// A claimed batch whose call may not have returned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenCall {
+    /// The reader that claimed it.
+    pub(super) reader: u64,
+    /// The number of its entries.
+    pub(super) length: usize,
+}
+
+impl<S: Store> Progress<S> {
+    /// Takes back a batch that never came to the processor.
+    pub(super) fn undo_read(&mut self) {
+        if self.batch.state == BatchState::Read {
+            self.retries.prepend(&self.batch.runs);
+            self.batch.end();
+        }
+    }
+
+    /// Closes the open call of another reader than this one, or of any reader. Returns the number of its
+    /// entries.
+    pub(super) fn take_lost(&mut self, reader: Option<u64>) -> usize {
+        self.open_call.take_if(|call| Some(call.reader) != reader).map_or(0, |call| call.length)
+    }
+
+    /// Notes a call with the batch, if this reader put one together.
+    pub(super) fn call(&mut self, reader: u64, now: i64) -> bool {
+        let length = self.batch.runs.len();
+        let is_own = self.batch.is_read_by(reader, length);
+        if is_own && length > 0 {
+            self.calls += 1;
+            self.called_with = length;
+            self.called_at = Some(now);
+        }
+        is_own
+    }
+
+    /// Ends a batch after the last step of giving it back. Returns whether the processor succeeded with
+    /// an entry.
+    pub(super) fn end_partial(&mut self) -> bool {
+        let Partial { given_up, staying, has_success, .. } = self.partial.take().unwrap_or(Partial::NONE);
+        self.retries.prepend(&staying);
+        let reader = self.batch.reader;
+        self.batch.end();
+        if !given_up.is_empty() {
+            self.batch = Batch { reader, state: BatchState::GivenUp, runs: given_up, ..Batch::NONE };
+        }
+        has_success
+    }
+
+    /// Whether readers passed all entries before `end`, and none is to be read again.
+    pub(super) fn is_read(&self, end: usize) -> bool {
+        self.position >= end && self.retries.is_empty()
+    }
+
+    /// Whether all entries before `end` have an outcome.
+    pub(super) fn is_finished(&self, end: usize) -> bool {
+        self.is_read(end) && self.batch.runs.is_empty()
+    }
+
+    /// The lowest position without an outcome, except for entries given up. Only for tables: an item that stays may be
+    /// lower.
+    pub(super) fn settled(&self) -> usize {
+        let in_batch = self.batch.runs.first().filter(|_run| !self.batch.is_given_up());
+        in_batch.or(self.retries.first()).map_or(self.position, |run| run.first)
+    }
+
+    /// The number of positions without an outcome before `end`.
+    pub(super) fn left(&self, end: usize) -> usize {
+        let partial = self.partial.as_ref().map_or(0, |partial| partial.given_up.len() + partial.staying.len());
+        end - self.position + self.retries.len() + self.batch.runs.len() + partial
+    }
+}

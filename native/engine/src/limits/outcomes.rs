@@ -1,0 +1,90 @@
+//! The outcomes of a partition's flushes, and the lessons from its failures.
+//!
+//! One lock guards both, so an outcome and its lesson appear together. It is the last lock that a
+//! thread takes.
+
+use std::time::{Duration, Instant};
+
+use super::totals::Ended;
+use crate::sync::Mutex;
+
+/// The longest pause, a century: the clock of the system may have no later time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// Lessons of a partition from its failures. They outlive each process that processes a flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learned {
+    /// Counted failures in a row.
+    pub failures: u32,
+    /// The time of the first of these failures.
+    pub failing_since: Option<Instant>,
+    /// The end of the pause; the time may be in the past.
+    pub paused_until: Option<Instant>,
+    /// Entries that failed and were not given up, since [`flush`](crate::Partition::flush) last
+    /// returned a flush. An entry counts once for each failure, counted or not.
+    pub failed: usize,
+}
+
+impl Learned {
+    /// The processor succeeded with at least one entry.
+    pub(crate) fn succeed(&mut self) {
+        (self.failures, self.failing_since) = (0, None);
+    }
+
+    /// Starts a pause, and counts the failure if it is `counted`.
+    pub(crate) fn pause(&mut self, pause: Duration, counted: bool) {
+        let now = Instant::now();
+        self.paused_until = now.checked_add(pause.min(LONGEST_PAUSE));
+        if counted {
+            self.failures = self.failures.saturating_add(1);
+            self.failing_since.get_or_insert(now);
+        }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(crate) struct Outcomes(Mutex<Counts>);
+
+/// The state under the lock.
+#[derive(Default)]
+struct Counts {
+    /// The totals.
+    ended: Ended,
+    /// The lessons.
+    learned: Learned,
+}
+
+impl Outcomes {
+    /// Adds to the totals.
+    pub(crate) fn count(&self, ended: Ended) {
+        self.0.lock().ended += ended;
+    }
+
+    /// Adds to the totals, and learns from the same outcome.
+    pub(crate) fn learn(&self, ended: Ended, lesson: impl FnOnce(&mut Learned)) {
+        let mut counts = self.0.lock();
+        counts.ended += ended;
+        lesson(&mut counts.learned);
+    }
+
+    /// The totals.
+    pub(crate) fn ended(&self) -> Ended {
+        self.0.lock().ended
+    }
+
+    /// The lessons.
+    pub(crate) fn learned(&self) -> Learned {
+        self.0.lock().learned
+    }
+
+    /// Takes out the totals.
+    pub(crate) fn take(&self) -> Ended {
+        std::mem::take(&mut self.0.lock().ended)
+    }
+
+    /// Forgets all lessons.
+    pub(crate) fn forget(&self) {
+        self.0.lock().learned = Learned::default();
+    }
+}

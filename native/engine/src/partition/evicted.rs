@@ -1,0 +1,140 @@
+//! Moves the entries of a partition to others, for another partition count.
+//!
+//! The owner of all partitions evicts the old ones, and lets the new ones take in each leftover, where
+//! its key or item belongs now. An old partition may be a new one as well. Nobody else opens any of them
+//! before that is done.
+
+use std::sync::Arc;
+
+use super::partition::Partition;
+use super::shard::Shard;
+use crate::flush::Frozen;
+use crate::ids::EntryId;
+use crate::limits::totals::{Ended, Writes};
+use crate::runs::Runs;
+use crate::store::{Store, TakenBack};
+
+/// The entries of an evicted partition without an outcome. Its drop frees the stores.
+pub struct Evicted<S: Store> {
+    /// The entries that waited.
+    waiting: Option<Frozen<S>>,
+    /// The entries that were in flight, except for deleted and replaced ones.
+    in_flight: Option<(Arc<Frozen<S>>, Runs)>,
+}
+
+/// An entry of an evicted partition.
+pub struct Leftover<'e, S: Store> {
+    /// The key or item.
+    term: S::Term,
+    /// The store that has the entry.
+    store: &'e S,
+    /// The shard, which is the same in each partition.
+    shard: usize,
+    /// The entry's id.
+    id: EntryId,
+    /// The entry's attempts.
+    attempts: u32,
+}
+
+impl<'e, S: Store> Leftover<'e, S> {
+    /// The entry at a position; `None` if it was deleted.
+    fn new(frozen: &'e Frozen<S>, position: usize, attempts: u32) -> Option<Self> {
+        let (shard, id) = frozen.locate(position)?;
+        let store = &frozen.stores()[shard];
+        Some(Leftover { term: store.term(id)?, store, shard, id, attempts })
+    }
+
+    /// The key or item: the term that chooses the partition.
+    pub fn term(&self) -> S::Term {
+        self.term
+    }
+}
+
+impl<S: Store> Evicted<S> {
+    /// All entries, in the order in which they must be taken in: items in the order of the queue; of a map or counter
+    /// waiting entries first, since they are newer.
+    pub fn entries(&self) -> impl Iterator<Item = Leftover<'_, S>> {
+        let waiting = self.waiting.iter().flat_map(|frozen| {
+            let attempts = |position| frozen.attempts(position);
+            (0..frozen.end()).filter_map(move |position| Leftover::new(frozen, position, attempts(position)))
+        });
+        self.in_flight(S::KEEPS_ORDER).chain(waiting).chain(self.in_flight(!S::KEEPS_ORDER))
+    }
+
+    /// The entries that were in flight, if they come at this place.
+    fn in_flight(&self, is_place: bool) -> impl Iterator<Item = Leftover<'_, S>> {
+        self.in_flight.iter().filter(move |_| is_place).flat_map(|(frozen, runs)| {
+            runs.places().filter_map(|(position, attempts)| Leftover::new(frozen, position, attempts))
+        })
+    }
+}
+
+impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
+    /// Closes the partition and takes out all entries without an outcome. Ends the flush: a reader that still has it gets
+    /// nothing more, and its later calls change nothing. Forgets the lessons from failures.
+    ///
+    /// An entry that was with the processor has another attempt; one that was given up has those it had then, so it is
+    /// tried once more.
+    pub fn evict(&self) -> Evicted<S> {
+        self.close();
+        let giving_back = self.giving_back.lock();
+        // Locked to the end, so no other thread flushes.
+        let mut in_flight = self.in_flight.lock();
+        let flush = in_flight.take();
+        let leftovers = flush.as_ref().and_then(|flush| flush.end_early());
+        self.look_into(None);
+        let waiting = self.take_waiting();
+        self.outcomes.forget();
+        drop(in_flight);
+        drop(giving_back);
+        let in_flight = flush.zip(leftovers).map(|(flush, leftovers)| {
+            let mut runs = Runs::NONE;
+            for (position, attempts) in leftovers.entries() {
+                let replaced = |waiting: &Frozen<S>| {
+                    let (shard, id) = leftovers.frozen.locate(position)?;
+                    Some(waiting.stores()[shard].supersedes(&leftovers.frozen.stores()[shard], id))
+                };
+                if !flush.is_gone(position) && waiting.as_ref().and_then(replaced) != Some(true) {
+                    runs.push(position, attempts);
+                }
+            }
+            self.outcomes.count(Ended { superseded: leftovers.left - runs.len(), ..Ended::default() });
+            (leftovers.frozen, runs)
+        });
+        Evicted { waiting, in_flight }
+    }
+
+    /// Takes out the waiting entries, and releases their room with that of the shards.
+    fn take_waiting(&self) -> Option<Frozen<S>> {
+        let mut states = self.shards.each_ref().map(Shard::lock);
+        for state in states.iter_mut().filter(|state| state.is_bounded) {
+            self.bound.release(state.waiting.len() + std::mem::take(&mut state.room));
+        }
+        self.swap(&mut states)
+    }
+
+    /// Lets an entry of an evicted partition wait here, with its age, version, updates and attempts. If its key waits
+    /// already, a map keeps the entry with the higher version, and a counter adds both up.
+    pub fn take_in(&self, leftover: &Leftover<'_, S>) {
+        let &Leftover { store, shard, id, attempts, .. } = leftover;
+        let mut state = self.shards[shard].lock();
+        let taken_in = state.waiting.take_in(store, id, attempts);
+        if taken_in == TakenBack::Added && state.is_bounded {
+            self.bound.add(1);
+        }
+        drop(state);
+        if taken_in == TakenBack::Superseded {
+            self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
+        }
+    }
+
+    /// Takes over the totals of another partition, which was evicted.
+    pub fn adopt_counts(&self, other: &Self) {
+        let mut writes = Writes::default();
+        for shard in &other.shards {
+            writes += std::mem::take(&mut shard.lock().before);
+        }
+        self.shards[0].lock().before += writes;
+        self.outcomes.count(other.outcomes.take());
+    }
+}
