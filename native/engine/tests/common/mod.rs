@@ -1,8 +1,10 @@
 //! A heap for tests. A use of a term after its heap was dropped panics, where it would crash a BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
+pub mod counter;
 pub mod map;
 pub mod model;
+pub mod queue;
 pub mod reading;
 
 use std::cell::Cell;
