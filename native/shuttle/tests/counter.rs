@@ -188,5 +188,6 @@ fn a_restart_while_a_sum_is_given_back_loses_nothing() {
         join(processor);
         buffer.succeed_with_all(2);
         assert_eq!([1, 2, 3].map(|key| buffer.sunk(key)), [(11, 2), (12, 2), (13, 2)]);
+        buffer.assert_law();
     });
 }

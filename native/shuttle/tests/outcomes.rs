@@ -12,7 +12,7 @@ use std::sync::Arc;
 use buffer::history::{Answer, History, Step};
 use buffer::map::{self, Buffer};
 use buffer::{check, join, spawn};
-use common::reading::{flush, GivenBack};
+use common::reading::{flush, read, GivenBack};
 use common::ONE;
 use partitioned_buffer_engine::Stored;
 use shuttle::rand::{thread_rng, Rng};
@@ -247,6 +247,95 @@ fn a_flush_that_ends_while_the_shards_begin_to_look_into_it_is_freed() {
         let processor = spawn(&buffer, move |buffer| buffer.succeed(lease));
         drop(buffer.first().flush());
         join(processor);
+        assert_freed(&buffer);
+    });
+}
+
+#[test]
+fn an_eviction_between_steps_of_giving_back_loses_and_doubles_nothing() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1, 2, 3]);
+        buffer.bound.set_max(Some(10), 1);
+        buffer.partitions.iter().for_each(|partition| partition.set_bounded(true));
+        buffer.put(1, 10).expect("the buffer runs");
+        buffer.delete(2);
+        let processor = spawn(&buffer, move |buffer| buffer.fail(&lease, None));
+        buffer.restart(1, 2);
+        buffer.assert_law();
+        assert_eq!([1, 2, 3].map(|key| buffer.get(key)), [Some(10), None, Some(3)]);
+        let GivenBack { retried, superseded, given_up } = join(processor);
+        assert!(retried + superseded <= 3 && given_up == 0);
+        buffer.assert_law();
+        finish(&buffer);
+        buffer.assert_law();
+        assert_eq!([1, 2, 3].map(|key| buffer.sunk(key)), [vec![10], vec![], vec![3]]);
+    });
+}
+
+#[test]
+fn a_success_at_an_eviction_counts_or_the_entries_come_once_more() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1, 2]);
+        let processor = spawn(&buffer, move |buffer| buffer.succeed(lease));
+        buffer.restart(1, 2);
+        join(processor);
+        finish(&buffer);
+        buffer.assert_law();
+        let (first, second) = (buffer.sunk(1).len(), buffer.sunk(2).len());
+        assert!(first == second && (1..=2).contains(&first), "{first}, {second} times");
+        let processed = buffer.partitions.iter().map(|partition| partition.info().ended.processed);
+        assert_eq!(processed.sum::<usize>(), 2, "each entry ends once");
+    });
+}
+
+#[test]
+fn steps_of_two_batches_among_puts_deletes_and_reads_keep_the_law() {
+    check(|| {
+        let (buffer, lease) = start_in_flight(&[1, 2, 3]);
+        let processor = spawn(&buffer, move |buffer| {
+            buffer.fail(&lease, Some(&[0, 1]));
+            fail_times(buffer, 1, 2);
+        });
+        let writer = spawn(&buffer, |buffer| {
+            buffer.put(1, 10).expect("the buffer runs");
+            buffer.delete(2);
+            buffer.delete(1);
+            buffer.put(2, 20).expect("the buffer runs");
+        });
+        assert!(matches!(buffer.get(1), Some(1 | 10) | None));
+        assert!(matches!(buffer.get(2), Some(2 | 20) | None));
+        join(writer);
+        assert_eq!((buffer.get(1), buffer.get(2)), (None, Some(20)));
+        join(processor);
+        buffer.assert_law();
+        finish(&buffer);
+        buffer.assert_law();
+    });
+}
+
+#[test]
+fn a_call_is_confirmed_or_lost_and_never_both() {
+    check(|| {
+        let buffer = map::start(1, true);
+        (0..4).for_each(|key| buffer.put(key, key).expect("the buffer runs"));
+        let batches = flush(buffer.first()).expect("entries wait");
+        let reader = {
+            let batches = batches.clone();
+            spawn(&buffer, move |_buffer| {
+                for _ in 0..2 {
+                    if read(&batches, 1, 2, |_record| ()).is_some() {
+                        batches.claim(1, 0);
+                    }
+                }
+            })
+        };
+        let lost = buffer.first().lost() + batches.lost(Some(2));
+        join(reader);
+        let late = buffer.first().lost();
+        assert!(matches!(lost + late, 2 | 4), "the last call stays open, so it is lost");
+        assert_eq!(batches.lost(None), 0);
+        let (ended, learned) = (buffer.first().info().ended, buffer.first().learned());
+        assert_eq!((ended.processed, ended.failed, learned.failed), (4, lost + late, lost + late));
         assert_freed(&buffer);
     });
 }

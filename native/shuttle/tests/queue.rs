@@ -280,6 +280,23 @@ fn each_item_succeeds_once_though_some_of_its_batch_fail() {
     });
 }
 
+#[test]
+fn an_eviction_between_steps_of_giving_back_keeps_the_order() {
+    check(|| {
+        let buffer = start_with_outcomes(1);
+        buffer.push(0, &[1, 2, 3, 4]).expect("the buffer runs");
+        let lease = buffer.lease(3).expect("items wait");
+        let processor = spawn(&buffer, move |buffer| buffer.fail(&lease, None));
+        buffer.push(0, &[5]).expect("the buffer runs");
+        buffer.restart(1, 2);
+        buffer.push(0, &[6]).expect("the buffer runs");
+        join(processor);
+        buffer.assert_law();
+        assert_succeeded(&buffer, &[(1..=6).collect()]);
+        buffer.assert_law();
+    });
+}
+
 /// Pushes and fails while the partition count changes.
 fn restart_with_failures<const BEFORE: u32, const AFTER: u32>() {
     let buffer = start_with_outcomes(BEFORE);
