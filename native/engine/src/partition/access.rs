@@ -105,8 +105,14 @@ impl Gate {
     /// Whether it grants a write.
     #[inline]
     pub(super) fn admits_write(self, access: Access) -> bool {
-        // The first comparison is all that a plain write needs.
-        self.0 == access.0 || self.admits_read(access) && self.0 & PROCESSOR <= access.0 & PROCESSOR
+        // This comparison is all that a plain write needs.
+        self.0 == access.0 || self.admits_marked(access)
+    }
+
+    /// Whether it grants a write that is no plain one to an open shard.
+    #[cold]
+    fn admits_marked(self, access: Access) -> bool {
+        self.admits_read(access) && self.0 & PROCESSOR <= access.0 & PROCESSOR
     }
 
     /// Whether it grants a read or a delete.
