@@ -1,9 +1,10 @@
 //! The ids that entries and arenas share.
 
-/// An entry within its store. Ids follow the order of insertion, but a new entry takes the id of a deleted one.
+/// An entry within its store. Ids follow the order of insertion, but a new entry takes the id of a
+/// deleted one.
 pub type EntryId = u32;
 
-/// Where in its arena a copy lives: in a segment, or in a heap of its own.
+/// Where in its arena a copy lives: in a segment, or in a separate heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentId(pub(crate) u32);
 
@@ -28,7 +29,7 @@ impl SegmentId {
         self.0 < FIRST_OWN
     }
 
-    /// The slot in `Arena::own_heaps`, if this is the id of a heap of its own.
+    /// The slot in `Arena::own_heaps`, if this is the id of a separate heap.
     #[inline]
     pub(crate) fn own_heap(self) -> Option<u32> {
         (!self.is_segment() && self.0 < Self::VACANT.0).then_some(self.0 & !FIRST_OWN)

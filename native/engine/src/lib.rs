@@ -1,17 +1,18 @@
 //! The data structures behind `PartitionedBuffer`: partitions of maps, queues and counters.
 //!
-//! This crate knows nothing of Erlang: terms and the heaps for their copies are the traits [`Term`] and [`Heap`], so
-//! `cargo test` needs no BEAM. Each layer knows only those below it:
+//! This crate is independent of Erlang: terms and the heaps for their copies are the traits
+//! [`Term`] and [`Heap`], so `cargo test` needs no BEAM. Each layer uses only lower ones:
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
 //! | [`flush`] | the entries in flight, the batch that the processor has, and their outcomes |
 //! | [`store`] | the entries of one shard: tables of values or sums by their key, and logs |
-//! | [`memory`] | copies of terms in segments, cleaned with bounded work, and the thread that frees memory |
+//! | [`memory`] | copies of terms in segments, and the thread that frees memory |
 //! | [`limits`] | how many entries a buffer may hold, how many wait until a flush, and the totals |
 //! | [`routing`] | from a key to its partition |
 //! | [`term`] | what a term and a heap must be able to do |
+//! | `runs` | positions of entries with their failed attempts |
 //! | `ids` | the ids of entries and segments |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
 #![forbid(unsafe_code)]
@@ -39,8 +40,8 @@ pub use partition::{
     Access, Closed, CounterPartition, Evicted, Info, Leftover, MapPartition, Partition, QueuePartition, Stored, Written,
 };
 pub use store::counter::{self as tally, Tally};
-pub use store::index::{self, Hash, Hasher};
+pub use store::hash::{Hash, Hasher};
 pub use store::map::{self as generation, Generation};
 pub use store::queue::{self as log, Log};
-pub use store::{entries, table, Store};
+pub use store::{entries, index, table, Store};
 pub use term::{Heap, Term, Version};

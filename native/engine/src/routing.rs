@@ -1,7 +1,8 @@
 //! Which partition a key belongs to.
 //!
-//! The documented routing is `:erlang.phash2(:erlang.phash2(key), partitions)`. The VM computes the inner hash. The
-//! outer one is computed here: this saves a call and keeps all 32 bits, of which the VM gives a NIF only 27.
+//! The documented routing is `:erlang.phash2(:erlang.phash2(key), partitions)`. The VM computes the
+//! inner hash. The outer one is computed here: this saves a call and keeps all 32 bits, of which
+//! the VM gives a NIF only 27.
 
 /// `:erlang.phash2(key_hash, partition_count)` for a `key_hash` from `:erlang.phash2/1`.
 #[inline]

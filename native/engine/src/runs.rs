@@ -171,7 +171,7 @@ impl Default for Runs {
 mod tests {
     use super::*;
 
-    /// Runs of these places.
+    /// The places as runs.
     fn runs(places: &[(usize, u32)]) -> Runs {
         let mut runs = Runs::NONE;
         places.iter().for_each(|&(place, attempts)| runs.push(place, attempts));

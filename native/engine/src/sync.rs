@@ -1,6 +1,7 @@
 //! The locks and atomics of the engine. Whatever else its threads share never changes.
 //!
-//! Under `cfg(shuttle)` they are those of a model, with which `native/shuttle` chooses the schedules of threads.
+//! Under `cfg(shuttle)` they are those of a model, with which `native/shuttle` chooses the
+//! schedules of threads.
 
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
@@ -22,7 +23,7 @@ mod modelled {
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
-        /// A lock that is free.
+        /// A free lock.
         pub(crate) fn new(value: T) -> Self {
             Mutex(shuttle::sync::Mutex::new(value))
         }
@@ -37,7 +38,7 @@ mod modelled {
             self.0.try_lock().ok()
         }
 
-        /// Always true: only a spinning thread asks, and spinning is no use in the model.
+        /// Always true: only a spinning thread needs this, and spinning is no use in the model.
         pub(crate) fn is_locked(&self) -> bool {
             true
         }

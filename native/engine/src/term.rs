@@ -1,13 +1,14 @@
-//! What the engine asks of terms and of the heaps they are copied to.
+//! The interface of terms, and of the heaps for their copies.
 //!
-//! The NIF crate implements both over process-independent environments, the tests over a heap that detects the use of a
-//! term after its heap was dropped.
+//! The NIF crate implements both over process-independent environments, the tests over a heap that
+//! detects the use of a term after its heap was dropped.
 
 use std::cmp::Ordering;
 
 /// A term as the engine holds it: a word, valid as long as the heap of the term.
 ///
-/// `PartialEq` compares the words. Different words may still be [identical](Term::is_identical) terms.
+/// `PartialEq` compares the words. Different words may still be [identical](Term::is_identical)
+/// terms.
 pub trait Term: Copy + PartialEq + Send + Sync + 'static {
     /// Erlang's `=:=`: `1` and `1.0` differ.
     fn is_identical(self, other: Self) -> bool;
@@ -27,12 +28,12 @@ pub trait Heap: Send + Sync + 'static {
     /// Copies `term` to this heap. An immediate needs no memory and stays the same word.
     fn copy(&mut self, term: Self::Term) -> Self::Term;
 
-    /// Estimates how many bytes a copy of `term` keeps allocated, including binaries outside of the heap. The cost of
-    /// the estimate does not grow with the term.
+    /// Estimates how many bytes a copy of `term` keeps allocated, including binaries outside of the
+    /// heap. The cost of the estimate does not grow with the term.
     fn weigh(&self, term: Self::Term) -> usize;
 
-    /// The estimated bytes of the large term that was copied last, or 0. No copy may follow it: it has the heap
-    /// [for itself](crate::Parcel), or it looked small and is among others.
+    /// The estimated bytes of the last copy if it was large, or 0. No copy may follow it: it has
+    /// the heap [for itself](crate::Parcel), or it looked small and is among others.
     fn large_bytes(&self) -> usize;
 
     /// Whether the last copy was a large term.

@@ -2,8 +2,8 @@
 
 use crate::runs::Runs;
 
-/// Each attempt of an entry divides the size of its batch by four, which are two bits. So an entry that
-/// makes its batch fail is soon alone in it.
+/// Each attempt of an entry divides the size of its batch by four, which are two bits. So an entry
+/// that makes its batch fail is soon alone in it.
 const BITS_PER_ATTEMPT: u32 = 2;
 
 /// The state of a batch; see the table in the module's documentation.

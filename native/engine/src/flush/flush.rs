@@ -4,25 +4,30 @@
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | read | it is [claimed](Flush::claim): none; it is [leased](Flush::lease): leased; a reader begins another batch or [inherits](Flush::inherit): none, its entries are read again |
-//! | leased | it [succeeds](Flush::succeed): none; the last step [gives it back](crate::Partition::give_back): given up with its exhausted entries, or none |
-//! | given up | it is [buried](Flush::bury): buried; it succeeds: none |
+//! | read | it is [claimed](Flush::claim): none |
+//! | read | it is [leased](Flush::lease): leased |
+//! | read | a reader begins a batch, or [inherits](Flush::inherit): none; its entries are read again |
+//! | leased | it [succeeds](Flush::succeed): none |
+//! | leased | its last entry is [given back](crate::Partition::give_back): given up, or none |
+//! | given up | it is [buried](Flush::bury): buried |
+//! | given up | it succeeds: none |
 //! | buried | it succeeds: none |
 //!
-//! In each state the batch also ends when its partition is [evicted](crate::Partition::evict). After that no call
-//! changes anything.
+//! The batch that is given up has the exhausted entries. In each state the batch also ends when its partition is [evicted](crate::Partition::evict).
+//! After that no call changes anything.
 //!
-//! Claiming a batch gives it away for good, at most once. The claim stays an *open call* until its reader reads again;
-//! if the reader dies before that, the call is [lost](Flush::lost). A leased batch needs an outcome, which only its
-//! reader can give. If that reader dies, the next one [inherits](Flush::inherit) the batch, or what earlier steps of
-//! giving it back left of it.
+//! Claiming a batch gives it away for good, at most once. The claim stays an *open call* until its
+//! reader reads again; if the reader dies before that, the call is [lost](Flush::lost). A leased
+//! batch needs an outcome, which only its reader can give. If that reader dies, the next one
+//! [inherits](Flush::inherit) the batch, or the rest after some steps of giving it back.
 //!
-//! A failed entry of a map or a counter waits again in its partition; a failed item of a queue stays here and is read
-//! first, for its order. A batch has fewer entries the more attempts one of them has, so a bad one ends up alone.
+//! A failed entry of a map or a counter waits again in its partition; a failed item of a queue
+//! stays here and is read first, for its order. Attempts of an entry shorten its batch, so a bad
+//! entry ends up alone.
 //!
-//! One lock guards the [progress](Progress). Readers hold it for some hundred microseconds, and nobody longer. Two facts
-//! are read without it: an entry before `settled` has an outcome or was given up, and an entry in `gone` has an outcome
-//! or was deleted.
+//! One lock guards the [progress](Progress). Readers hold it for some hundred microseconds, and
+//! nobody longer. Two facts are read without it: an entry before `settled` has an outcome or was
+//! given up, and an entry in `gone` has an outcome or was deleted.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -45,8 +50,8 @@ pub enum Flushed<S: Store> {
     Fresh(Arc<Flush<S>>),
 }
 
-/// Frozen stores, and the progress of readers. The stores are freed with the outcome of the last entry, even if the
-/// flush itself is still referred to.
+/// Frozen stores, and the progress of readers. The stores are freed with the outcome of the last
+/// entry, even if the flush itself is still referred to.
 pub struct Flush<S: Store> {
     /// The position behind the last entry.
     end: usize,
@@ -54,14 +59,15 @@ pub struct Flush<S: Store> {
     since: Option<Instant>,
     /// The estimated bytes of the stores.
     bytes: usize,
-    /// The number of entries without an outcome that do not wait again. A deleted entry counts until a reader comes to it.
+    /// The number of entries without an outcome that do not wait again. A deleted entry counts
+    /// until a reader comes to it.
     left: AtomicUsize,
     /// The number of failed entries to be read again.
     staying: AtomicUsize,
     /// Each entry before this position has an outcome or was given up.
     settled: AtomicUsize,
-    /// A bit for each position. It is set when the entry is deleted, when a reader leaves it out for a newer one, and
-    /// when it waits again in a counter. Most flushes have no such entry.
+    /// A bit for each position. It is set when the entry is deleted, when a reader leaves it out
+    /// for a newer one, and when it waits again in a counter. Most flushes have no such entry.
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// The progress of readers.
     progress: Mutex<Progress<S>>,
@@ -120,7 +126,8 @@ impl<S: Store> Flush<S> {
 
     /// Gives the batch away for good; `false` if it is not this reader's. `now` is the time.
     ///
-    /// Opens a call, which the reader's next [`read`](Self::read) confirms. An open call of another reader is lost then.
+    /// Opens a call, which the reader's next [`read`](Self::read) confirms. An open call of another
+    /// reader is lost then.
     pub fn claim(&self, reader: u64, now: i64) -> bool {
         let mut progress = self.progress.lock();
         let is_own = progress.call(reader, now);
@@ -139,8 +146,8 @@ impl<S: Store> Flush<S> {
         is_own
     }
 
-    /// Closes an open call of another reader than this one, or of any reader, and counts its entries as failed. Returns
-    /// their number.
+    /// Closes an open call of another reader than this one, or of any reader, and counts its
+    /// entries as failed. Returns their number.
     pub fn lost(&self, reader: Option<u64>) -> usize {
         let mut progress = self.progress.lock();
         let lost = progress.take_lost(reader);
@@ -157,7 +164,8 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// Gives the batch to the processor until it has an outcome; `false` if it is not this reader's. `now` is the time.
+    /// Gives the batch to the processor until it has an outcome; `false` if it is not this
+    /// reader's. `now` is the time.
     pub fn lease(&self, reader: u64, now: i64) -> bool {
         let mut progress = self.progress.lock();
         let is_own = progress.call(reader, now);
@@ -167,7 +175,7 @@ impl<S: Store> Flush<S> {
         is_own
     }
 
-    /// Notes that the function for dead letters gets the batch, if that is given up. `now` is the time.
+    /// Notes that the function for dead letters gets a batch given up. `now` is the time.
     pub fn bury(&self, now: i64) {
         let mut progress = self.progress.lock();
         if progress.batch.is_given_up() {
@@ -176,8 +184,8 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// Ends this reader's batch after its lease: the processor succeeded, or the dead letters are written. A batch half
-    /// given back cannot succeed.
+    /// Ends this reader's batch after its lease: the processor succeeded, or the dead letters are
+    /// written. A batch half given back cannot succeed.
     pub fn succeed(&self, reader: u64) {
         let mut progress = self.progress.lock();
         let (state, length) = (progress.batch.state, progress.batch.runs.len());
@@ -193,8 +201,9 @@ impl<S: Store> Flush<S> {
         self.settle(&mut progress);
     }
 
-    /// Makes the batch of another reader this one's. Returns its state, and the number of its entries without an
-    /// outcome; `None` without a batch. If the other reader died while it gave the batch back, the rest is leased.
+    /// Makes the batch of another reader this one's. Returns its state, and the number of its
+    /// entries without an outcome; `None` without a batch. If the other reader died while it gave
+    /// the batch back, the rest is leased.
     pub fn inherit(&self, reader: u64) -> Option<(BatchState, usize)> {
         let mut progress = self.progress.lock();
         self.undo_read(&mut progress);
@@ -243,7 +252,7 @@ impl<S: Store> Flush<S> {
         self.leave(progress, ended.left(), ended.left());
     }
 
-    /// Notes that entries are in flight no longer, and releases room for some of them.
+    /// Subtracts entries from those in flight, and releases their room or less.
     pub(super) fn leave(&self, progress: &Progress<S>, left: usize, room: usize) {
         self.left.fetch_sub(left, Ordering::Relaxed);
         if let Some(bound) = &progress.bound {
@@ -251,7 +260,8 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// Lets the bound count the entries without an outcome, or no bound. The caller excludes steps of giving back.
+    /// Lets the bound count the entries without an outcome, or no bound. The caller excludes steps
+    /// of giving back.
     pub(crate) fn set_bound(&self, bound: Option<&Arc<Bound>>) {
         let mut progress = self.progress.lock();
         match (&progress.bound, bound) {

@@ -4,8 +4,8 @@ use crate::ids::EntryId;
 use crate::memory::reclaim::reclaim;
 use crate::store::Store;
 
-/// The stores of a partition's shards, one after the other, so that each entry has a *position*. The
-/// reclaimer thread frees them.
+/// The stores of a partition's shards, one after the other, so that each entry has a *position*.
+/// The reclaimer thread frees them.
 pub struct Frozen<S: Store> {
     /// One store for each shard. Only `drop` takes them out.
     stores: Vec<S>,

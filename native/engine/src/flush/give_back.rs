@@ -1,8 +1,8 @@
 //! Gives a failed batch back, in steps.
 //!
-//! A step handles some entries of the batch and then releases all locks, so that its caller can stop
-//! and go on later. The flush keeps the progress: if the process dies between two steps, its heir gives
-//! back the rest.
+//! A step handles some entries of the batch and then releases all locks, so that its caller can
+//! stop and go on later. The flush keeps the progress: if the process dies between two steps, its
+//! heir gives back the rest.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::store::Store;
 pub struct GiveBack<'a> {
     /// The reader of the batch.
     pub reader: u64,
-    /// The numbers of the failed entries in ascending order, counted in the whole batch as it was leased;
-    /// `None` means all. The processor succeeded with the other entries.
+    /// The numbers of the failed entries in ascending order, counted in the whole batch as it was
+    /// leased; `None` means all. The processor succeeded with the other entries.
     pub failed: Option<&'a [usize]>,
     /// Whether this failure counts as an attempt.
     pub counted: bool,
@@ -37,7 +37,7 @@ pub struct GiveBack<'a> {
 pub struct GaveBack {
     /// Entries to be retried.
     pub retried: usize,
-    /// Entries that were replaced or deleted.
+    /// Replaced or deleted entries.
     pub superseded: usize,
     /// Exhausted entries. After the last step they are the batch.
     pub given_up: usize,
@@ -67,7 +67,7 @@ struct Step {
     processed: usize,
     /// The number of retried entries that wait.
     waiting: usize,
-    /// How many of these are part of another entry.
+    /// The number of waiting entries that joined another one.
     joined: usize,
     /// Exhausted entries.
     given_up: Runs,
@@ -76,8 +76,9 @@ struct Step {
 }
 
 impl<S: Store> Flush<S> {
-    /// Does a step, and calls `retry` with the position and the attempts of each failed entry that is not exhausted. A
-    /// batch of another reader, or without a lease, is left alone: that is done. The caller allows one step at a time.
+    /// Does a step, and calls `retry` with the position and the attempts of each failed entry below
+    /// `max_attempts`. Leaves the batch of another reader, or without a lease, alone and is done.
+    /// The caller allows one step at a time.
     pub(crate) fn give_back(
         &self,
         step: &GiveBack<'_>,
@@ -151,7 +152,8 @@ impl<S: Store> Flush<S> {
     }
 }
 
-/// Whether numbers from `first` on, asked in ascending order, are among `chosen`; `None` has all numbers.
+/// Whether numbers from `first` on, asked in ascending order, are among `chosen`; `None` has all
+/// numbers.
 fn is_among(chosen: Option<&[usize]>, first: usize) -> impl FnMut(usize) -> bool + '_ {
     let rest = |numbers: &'_ [usize]| numbers.partition_point(|&number| number < first);
     let mut chosen = chosen.map(|numbers| numbers[rest(numbers)..].iter().copied().peekable());

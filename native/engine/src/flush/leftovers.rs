@@ -9,15 +9,15 @@ use super::progress::{Partial, Progress};
 use crate::runs::{Run, Runs};
 use crate::store::Store;
 
-/// The unfinished entries of a flush that was [ended](Flush::end_early).
+/// The unfinished entries of a flush after [`Flush::end_early`].
 pub(crate) struct Leftovers<S: Store> {
     /// The stores.
     pub(crate) frozen: Arc<Frozen<S>>,
     /// The number of entries, deleted ones included.
     pub(crate) left: usize,
-    /// The entries that were in a batch, or in several.
+    /// The entries that readers passed.
     passed: Runs,
-    /// The position of the first entry that no reader passed.
+    /// The position of the first other entry.
     position: usize,
 }
 
@@ -31,10 +31,10 @@ impl<S: Store> Leftovers<S> {
 }
 
 impl<S: Store> Flush<S> {
-    /// Ends the flush before its last outcome, and hands its entries over; `None` after the last outcome. Later calls of
-    /// readers change nothing. The caller excludes steps of giving back.
+    /// Ends the flush before its last outcome, and hands its entries over; `None` after the last
+    /// outcome. Later calls of readers change nothing. The caller excludes steps of giving back.
     ///
-    /// An entry that is with the processor gets another attempt: its outcome will never be known.
+    /// Entries of a leased batch get another attempt, since their outcome stays unknown.
     pub(crate) fn end_early(&self) -> Option<Leftovers<S>> {
         let mut progress = self.lock();
         let Progress { frozen, batch, partial, retries, position, open_call, .. } = &mut *progress;
@@ -65,7 +65,8 @@ impl<S: Store> Flush<S> {
         Some(Leftovers { frozen, left, passed: runs, position })
     }
 
-    /// Counts the entries without an outcome. The result does this later: it looks at each of them, without a lock.
+    /// Counts the entries without an outcome. The returned closure looks at each entry, without a
+    /// lock.
     pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {
         let progress = self.lock();
         let (position, frozen) = (progress.position, progress.frozen.clone());

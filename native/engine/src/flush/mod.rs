@@ -1,7 +1,7 @@
 //! Flushed entries: the stores that a partition swapped out, and the outcome of each entry.
 //!
-//! This layer has stores and limits below it. `progress` and `batch` are the state under the lock of a
-//! [`Flush`]; each of the other files has the operations of one caller.
+//! This layer has stores and limits below it. `progress` and `batch` are the state under the lock
+//! of a [`Flush`]; each of the other files has the operations of one caller.
 
 mod batch;
 #[allow(clippy::module_inception)] // The layer has one type at its centre.

@@ -8,21 +8,21 @@ use crate::limits::bound::Bound;
 use crate::runs::Runs;
 use crate::store::Store;
 
-/// See the module's documentation. Each entry without an outcome is in exactly one place: in the batch,
-/// in one of the lists of `partial`, in `retries`, or behind `position`. All places but the lists of
-/// `partial` are in ascending order, and so are the entries of one place.
+/// See the module's documentation. Each entry without an outcome is in exactly one place: in the
+/// batch, in one of the lists of `partial`, in `retries`, or behind `position`. All places but the
+/// lists of `partial` are in ascending order, and so are the entries of one place.
 pub(super) struct Progress<S: Store> {
     /// The stores, until all entries have an outcome.
     pub(super) frozen: Option<Arc<Frozen<S>>>,
     /// The number of positions that readers passed. It never goes back.
     pub(super) position: usize,
-    /// Passed entries to be read again: failed ones that stay, and those of a batch without a call.
+    /// Passed entries to be read again: failed items, and entries of a batch without a call.
     /// Readers take them first.
     pub(super) retries: Runs,
     /// The present batch.
     pub(super) batch: Batch,
-    /// The first part of a leased batch, from the first step of giving it back to the last one. The rest in `batch` is
-    /// never empty then.
+    /// The first part of a leased batch, from the first step of giving it back to the last one. The
+    /// rest in `batch` is never empty then.
     pub(super) partial: Option<Partial>,
     /// The last claim, until its reader reads again.
     pub(super) open_call: Option<OpenCall>,
@@ -32,11 +32,11 @@ pub(super) struct Progress<S: Store> {
     pub(super) called_with: usize,
     /// The time of the last one, or of a later [`bury`](super::Flush::bury).
     pub(super) called_at: Option<i64>,
-    /// The bound that counts the entries, if the buffer has one.
+    /// The bound that counts the entries; `None` in a buffer without.
     pub(super) bound: Option<Arc<Bound>>,
 }
 
-/// The part of a leased batch that is given back already.
+/// The part of a leased batch already given back.
 #[derive(Debug)]
 pub(super) struct Partial {
     /// The number of the next entry, in the whole batch.
@@ -54,7 +54,7 @@ impl Partial {
     pub(super) const NONE: Self = Partial { next: 0, given_up: Runs::NONE, staying: Runs::NONE, has_success: false };
 }
 
-/// A claimed batch whose call may not have returned.
+/// A claimed batch whose call did not return yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenCall {
     /// The reader that claimed it.
@@ -72,8 +72,8 @@ impl<S: Store> Progress<S> {
         }
     }
 
-    /// Closes the open call of another reader than this one, or of any reader. Returns the number of its
-    /// entries.
+    /// Closes the open call of another reader than this one, or of any reader. Returns the number
+    /// of its entries.
     pub(super) fn take_lost(&mut self, reader: Option<u64>) -> usize {
         self.open_call.take_if(|call| Some(call.reader) != reader).map_or(0, |call| call.length)
     }
@@ -90,8 +90,8 @@ impl<S: Store> Progress<S> {
         is_own
     }
 
-    /// Ends a batch after the last step of giving it back. Returns whether the processor succeeded with
-    /// an entry.
+    /// Ends a batch after the last step of giving it back. Returns whether the processor succeeded
+    /// with an entry.
     pub(super) fn end_partial(&mut self) -> bool {
         let Partial { given_up, staying, has_success, .. } = self.partial.take().unwrap_or(Partial::NONE);
         self.retries.prepend(&staying);
@@ -113,8 +113,8 @@ impl<S: Store> Progress<S> {
         self.is_read(end) && self.batch.runs.is_empty()
     }
 
-    /// The lowest position without an outcome, except for entries given up. Only for tables: an item that stays may be
-    /// lower.
+    /// The lowest position without an outcome, except for entries given up. Only for tables: an
+    /// item that stays may be lower.
     pub(super) fn settled(&self) -> usize {
         let in_batch = self.batch.runs.first().filter(|_run| !self.batch.is_given_up());
         in_batch.or(self.retries.first()).map_or(self.position, |run| run.first)

@@ -16,9 +16,9 @@ pub struct Reader<'f, S: Store> {
 }
 
 impl<S: Store> Flush<S> {
-    /// Continues the batch of this reader, which has `length` entries already; with 0 it begins a batch of at most
-    /// `size` entries. `None` if all entries have an outcome, if the processor has a batch, or if another reader began
-    /// one.
+    /// Continues the batch of this reader, which has `length` entries already; with 0 it begins a
+    /// batch of at most `size` entries. `None` if all entries have an outcome, if the processor has
+    /// a batch, or if another reader began one.
     ///
     /// Confirms the reader's open call, whatever it returns.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
@@ -49,10 +49,10 @@ impl<S: Store> Reader<'_, S> {
         self.progress.batch.runs.len()
     }
 
-    /// Looks at the next `count` positions, or fewer. Adds their entries to the batch and calls `each` with their
-    /// records. Leaves out deleted entries, and those that `is_superseded` reports as replaced by a newer write; they
-    /// have their outcome at once. Returns `true` when the batch is complete: it has no room for the next entry, or the
-    /// flush has no other entries.
+    /// Looks at the next `count` positions, or fewer. Adds their entries to the batch and calls
+    /// `each` with their records. Leaves out deleted entries, and entries that a newer write
+    /// replaced, by `is_superseded`; they have their outcome at once. Returns `true` when the batch
+    /// is complete: it has no room for the next entry, or the flush has no other entries.
     #[inline]
     pub fn read(
         &mut self,
@@ -72,7 +72,7 @@ impl<S: Store> Reader<'_, S> {
                 if is_superseded(frozen, next) {
                     flush.remove(next);
                 }
-                // Only now: a delete may just have removed both this entry and its replacement.
+                // This order matters: a delete may just remove both this entry and its replacement.
                 if flush.is_gone(next) {
                     superseded += 1;
                 } else {

@@ -16,7 +16,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 pub struct Learned {
     /// Counted failures in a row.
     pub failures: u32,
-    /// The time of the first of these failures.
+    /// The time of the first counted failure in the row.
     pub failing_since: Option<Instant>,
     /// The end of the pause; the time may be in the past.
     pub paused_until: Option<Instant>,

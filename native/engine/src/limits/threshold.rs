@@ -5,11 +5,11 @@ use crate::sync::{AtomicBool, AtomicUsize, Ordering};
 /// No threshold.
 const NONE: usize = usize::MAX;
 
-/// See the module's documentation. An entry that is given back does not count: the partition would
-/// flush it again and again. A delete subtracts one all the same, so the count may be too low.
+/// See the module's documentation. Entries given back do not count: the partition would flush them
+/// again and again. A delete subtracts one all the same, so the count may be too low.
 #[derive(Debug)]
 pub(crate) struct Threshold {
-    /// The number of entries that is enough.
+    /// The number at which entries are enough.
     enough: AtomicUsize,
     /// The number of new entries since the last flush.
     waiting: AtomicUsize,
@@ -29,8 +29,8 @@ impl Threshold {
         self.enough.load(Ordering::Relaxed) != NONE
     }
 
-    /// Changes the threshold and the number of waiting entries; `true` if they are enough. The caller
-    /// holds the locks of all shards.
+    /// Changes the threshold and the number of waiting entries; `true` if they are enough. The
+    /// caller holds the locks of all shards.
     pub(crate) fn set(&self, enough: Option<usize>, waiting: usize) -> bool {
         self.enough.store(enough.unwrap_or(NONE), Ordering::Relaxed);
         self.waiting.store(waiting, Ordering::Relaxed);

@@ -15,10 +15,10 @@ use std::ops::AddAssign;
 pub struct Writes {
     /// Accepted writes.
     pub written: usize,
-    /// Accepted writes that replaced a waiting entry or were added to it, and failed entries that were
-    /// added to a waiting entry.
+    /// Accepted writes that replaced a waiting entry or were added to it, and failed entries that
+    /// joined a waiting one.
     pub coalesced: usize,
-    /// Writes refused for a version that is not newer.
+    /// Writes refused for a stale version.
     pub stale: usize,
     /// Entries deleted while they waited.
     pub deleted: usize,
@@ -38,7 +38,7 @@ impl AddAssign for Writes {
 pub struct Ended {
     /// Claimed entries, and entries with which the processor succeeded.
     pub processed: usize,
-    /// Entries that a newer write replaced, or that were deleted in flight.
+    /// Entries replaced by a newer write, or deleted in flight.
     pub superseded: usize,
     /// Entries given up.
     pub given_up: usize,

@@ -1,50 +1,56 @@
 //! Copies of terms in segments: a log-structured store with a cleaner.
 //!
-//! A heap cannot free single terms. So copies go to *segments*: heaps for a bounded number of copies, which count those
-//! that have died. A segment is *sparse* when few of its copies are live or much of its memory is dead. Some sparse
-//! segments may stay: if keys are written in turn, their last copies die soon. When there are more, each operation
-//! moves some live copies from the oldest to an open segment. So live copies bound the memory, whatever is overwritten.
+//! A heap cannot free single terms. So copies go to *segments*: heaps for a bounded number of
+//! copies, which count dead ones. A segment is *sparse* when few of its copies are live or much of
+//! its memory is dead. Some sparse segments may stay: if keys are written in turn, their last
+//! copies die soon. With more, each operation moves some live copies from the oldest to an open
+//! segment. So live copies bound the memory, whatever is overwritten.
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | open | it holds its capacity, weighs too much, or has got a large copy: sealed |
+//! | open | it holds its capacity, weighs too much, or gets a large copy: sealed |
 //! | sealed | it is sparse: sparse; none is live: vacant |
 //! | sparse | none is live: vacant; too many are sparse: evacuated |
-//! | evacuated | the live copies have been moved: vacant; but a large copy, which is not moved, is left: kept |
+//! | evacuated | all live copies are moved: vacant; all but a large copy, which stays: kept |
 //! | kept | its large copy dies: vacant |
 //! | vacant | an open segment is needed: open |
 //!
-//! A large copy comes in a [`Parcel`], with a heap of its own that is freed when the copy dies. Only a large term that
-//! looks small goes to a segment, as its last copy.
+//! A large copy comes in a [`Parcel`], with a separate heap, freed when the copy dies. Only a large
+//! term that looks small goes to a segment, as its last copy.
 //!
-//! Freeing a heap runs code of the VM and of other libraries. So the arena only lists [`Garbage`], which the partition
-//! drops without its lock.
+//! Freeing a heap runs code of the VM and of other libraries. So the arena only lists [`Garbage`],
+//! which the partition drops without its lock.
 //!
-//! Threads are spread over *lanes*. Each lane has an open segment of its own, and each segment has a cache line of its
-//! own for the deaths. So a write meets a cache line that another lane has just changed only if both count a death in
-//! the same segment. Lanes only serve speed, since the store's lock protects all of them.
+//! Threads are spread over *lanes*. Each lane has its open segment, and each segment has a separate
+//! cache line for the deaths. So a write meets a cache line that another lane just changed only if
+//! both count a death in the same segment. Lanes only serve speed, since the store's lock protects
+//! all.
 //!
-//! Invariants: the copies of a segment less its deaths are the entries that name it. A term is used only while an entry
-//! names its segment, so nobody refers to a vacant segment.
+//! Invariants: the copies of a segment less its deaths are the entries that name it. A term is used
+//! only while an entry names its segment, so nobody refers to a vacant segment.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::own_heaps::OwnHeaps;
 use super::parcel::Parcel;
+use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP};
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;
+
+pub use super::segment::Evacuation;
 
 /// Copies in a segment at most. Its heap costs about 2 kB whatever it holds, so 2 bytes a copy.
 const MAX_CAPACITY: usize = 1024;
 
-/// The capacity of the first segments: a few hot keys leave a few dozen dead copies and not hundreds.
+/// The capacity of the first segments: a few hot keys leave a few dozen dead copies and not
+/// hundreds.
 const MIN_CAPACITY: usize = 64;
 
 /// The weight at which the first segments are sealed, so that large binaries are freed soon.
 const MIN_WEIGHT_LIMIT: usize = 256 * 1024;
 
-/// The weight at which any segment is sealed, since one call frees all of it.
+/// The weight at which any segment is sealed, since one call frees it as a whole.
 const MAX_WEIGHT_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Capacity and weight limit grow with what all full segments hold, divided by this.
@@ -53,117 +59,19 @@ const GROWTH_DIVISOR: usize = 4;
 /// How many segments may be open, each for one thread or several.
 const LANES: usize = 4;
 
-/// A segment is sparse when fewer than one in this many copies, or bytes, are live. A greater number makes overwriting
-/// cheaper (`1 / (SPARSE_DIVISOR - 1)` copies are moved for each one written) and needs more memory.
-const SPARSE_DIVISOR: usize = 5;
-
-/// Up to this many dead bytes only the number of copies makes a segment sparse: estimates of less mean nothing.
-const MIN_DEAD_WEIGHT: usize = 64 * 1024;
-
 /// One in this many segments may stay sparse, or a single one.
 const STAYING_DIVISOR: usize = 8;
 
-/// One copy and one death in this many is weighed, for all of them: to weigh each would cost more than many copies do.
-const SAMPLE_INTERVAL: usize = 32;
-
-/// A dead copy of this many bytes is heavy. More may hide among the light ones, so all are weighed for a while.
+/// A dead copy of this many bytes is heavy. More may hide among the light ones, so all are weighed
+/// for a while.
 const HEAVY: usize = 8 * 1024;
 
-/// After a heavy copy of `n` bytes, the next `n / WEIGH_ALL_DIVISOR` copies and releases are all weighed. Rarer heavy
-/// copies matter little beside all else that is written.
+/// After a heavy copy of `n` bytes, the next `n / WEIGH_ALL_DIVISOR` copies and releases are all
+/// weighed. Rarer heavy copies matter little beside all other writes.
 const WEIGH_ALL_DIVISOR: usize = 8;
 
 /// What a segment takes beside its copies.
 const SEGMENT_BYTES: usize = 2 * 1024;
-
-/// The work of one operation on an evacuated segment, measured in dead copies that it skips.
-const EVACUATION_STEP: usize = 128;
-
-/// The work of moving a copy, in dead copies. A copy takes 8 kB at most, unless it is a large one that was not noticed.
-const MOVE_COST: usize = 4;
-
-/// Where in its life a segment is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SegmentState {
-    /// Takes the copies of one lane.
-    Open,
-    /// Full.
-    Sealed,
-    /// Full, with few live copies.
-    Sparse,
-    /// Its live copies are being moved.
-    Evacuated,
-    /// Evacuated except for its large copy.
-    Kept,
-    /// Empty.
-    Vacant,
-}
-
-/// The entries that the copies of a segment were made for, most often one run, as ids follow the order of the copies.
-#[derive(Default)]
-struct Owners {
-    /// The first id of each run, and its length.
-    runs: Vec<(EntryId, u32)>,
-    /// The length of all runs.
-    count: usize,
-}
-
-impl Owners {
-    /// Adds an owner.
-    #[inline]
-    fn push(&mut self, owner: EntryId) {
-        self.count += 1;
-        match self.runs.last_mut() {
-            Some((first, length)) if *first + *length == owner => *length += 1,
-            _ => self.runs.push((owner, 1)),
-        }
-    }
-
-    /// Takes out the last owner.
-    fn pop(&mut self) {
-        self.count = self.count.saturating_sub(1);
-        if let Some((_first, length)) = self.runs.last_mut() {
-            *length -= 1;
-            if *length == 0 {
-                self.runs.pop();
-            }
-        }
-    }
-}
-
-/// A segment that is being evacuated. The caller asks for the owners, moves their live copies with [`Arena::copy`],
-/// [`Arena::own`] and [`Arena::release`], and returns it with [`Arena::evacuated`].
-pub struct Evacuation {
-    /// The segment.
-    pub segment: SegmentId,
-    /// The owners of all copies but the large one.
-    owners: Owners,
-    /// The index of the next owner's run.
-    run: usize,
-    /// The index of the next owner in its run.
-    offset: u32,
-    /// The work that is left to this operation.
-    budget: usize,
-}
-
-impl Evacuation {
-    /// The next owner; `None` if there are no more, or no more for this operation.
-    pub fn next_owner(&mut self) -> Option<EntryId> {
-        let &(first, length) = self.owners.runs.get(self.run)?;
-        self.budget = self.budget.checked_sub(1)?;
-        let owner = first + self.offset;
-        self.offset += 1;
-        if self.offset == length {
-            (self.run, self.offset) = (self.run + 1, 0);
-        }
-        Some(owner)
-    }
-
-    /// Notes that the copy of the last owner was moved.
-    pub fn moved(&mut self) {
-        self.budget = self.budget.saturating_sub(MOVE_COST - 1);
-    }
-}
 
 /// A copy that no entry names yet, for [`Arena::own`] or [`Arena::leave`].
 #[must_use = "a copy without an owner is never freed before its store"]
@@ -178,78 +86,10 @@ pub enum Garbage<H> {
     Own(Arc<H>),
 }
 
-/// Chooses the copies to be weighed, at random, so that no rhythm of writes hides heavy ones.
-struct Sampler(u32);
-
-impl Sampler {
-    /// A sampler for copies or deaths. Both choose alike: if copies die in their order, the same are weighed.
-    fn new(id: SegmentId) -> Self {
-        Sampler(id.0.wrapping_mul(0x9e37_79b9))
-    }
-
-    /// How many copies the next one is weighed for: 1 while `weigh_all` lasts, else [`SAMPLE_INTERVAL`] or 0.
-    #[inline]
-    fn sample(&mut self, weigh_all: &mut u32) -> usize {
-        if *weigh_all > 0 {
-            *weigh_all -= 1;
-            return 1;
-        }
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        if (self.0 >> 16) as usize % SAMPLE_INTERVAL == 0 {
-            SAMPLE_INTERVAL
-        } else {
-            0
-        }
-    }
-}
-
-/// A heap and its copies. Only the lane of an open segment writes the first cache line.
-#[repr(C)]
-struct Segment<H> {
-    /// Where the copies live.
-    heap: H,
-    /// The entry that each copy was made for, in their order.
-    owners: Owners,
-    /// The estimated bytes of all copies.
-    weight: u32,
-    /// Samples the copies.
-    sampler: Sampler,
-    /// The part that every lane writes.
-    shared: Shared,
-}
-
-/// The part of a segment that every lane writes, when it overwrites a copy: the second cache line.
-#[repr(align(64))]
-struct Shared {
-    /// How many copies no entry names any more.
-    deaths: usize,
-    /// The estimated bytes of these.
-    dead_weight: u32,
-    /// Samples the deaths.
-    sampler: Sampler,
-    /// See the table in the module's documentation.
-    state: SegmentState,
-}
-
-impl<H: Heap> Segment<H> {
-    /// How many copies are still named by their entry.
-    #[inline]
-    fn live(&self) -> usize {
-        self.owners.count - self.shared.deaths
-    }
-
-    /// Whether moving the live copies pays.
-    fn is_sparse(&self) -> bool {
-        let dead_weight = self.shared.dead_weight;
-        let live_weight = self.weight.saturating_sub(dead_weight);
-        self.live() * SPARSE_DIVISOR < self.owners.count
-            || (dead_weight as usize > MIN_DEAD_WEIGHT && live_weight as usize * SPARSE_DIVISOR < self.weight as usize)
-    }
-}
-
 /// Segments of copies; see the module's documentation.
 pub struct Arena<H> {
-    /// The segments, by id. To grow takes less than a millisecond, even with tens of millions of copies.
+    /// The segments, by id. To grow takes less than a millisecond, even with tens of millions of
+    /// copies.
     segments: Vec<Segment<H>>,
     /// The open segment of each lane, or `NONE`.
     open: [SegmentId; LANES],
@@ -257,17 +97,17 @@ pub struct Arena<H> {
     vacant: Vec<SegmentId>,
     /// The sparse segments, oldest first.
     sparse: VecDeque<SegmentId>,
-    /// The segment that is partly evacuated.
+    /// The partly evacuated segment.
     evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
     own_heaps: OwnHeaps<H>,
-    /// The estimated bytes of these.
+    /// The estimated bytes of the former.
     own_weight: usize,
-    /// Whether there has ever been a large copy.
+    /// Whether a large copy ever came.
     had_large: bool,
     /// How many copies, live or dead, all full segments hold.
     full: usize,
-    /// The estimated bytes of these.
+    /// The estimated bytes of the former.
     full_weight: usize,
     /// How many more copies and releases are all weighed.
     weigh_all: u32,
@@ -291,7 +131,8 @@ impl<H: Heap> Arena<H> {
         }
     }
 
-    /// Copies `terms`, which live and die together. If a panic leaves the copy without an owner, the store frees it.
+    /// Copies `terms`, which live and die together. If a panic leaves the copy without an owner,
+    /// the store frees it.
     #[inline]
     pub fn copy<const N: usize>(&mut self, terms: [H::Term; N]) -> ([H::Term; N], Unowned) {
         let id = self.open_segment();
@@ -317,7 +158,7 @@ impl<H: Heap> Arena<H> {
         Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
     }
 
-    /// Whether there has ever been a large copy.
+    /// Whether a large copy ever came.
     pub fn had_large(&self) -> bool {
         self.had_large
     }
@@ -484,7 +325,7 @@ impl<H: Heap> Arena<H> {
         self.vacant.push(id);
     }
 
-    /// The open segment of the thread's lane, opened now if it has none.
+    /// The open segment of the thread's lane, opened now if missing.
     #[inline]
     fn open_segment(&mut self) -> SegmentId {
         let lane = H::lane() % LANES;
@@ -532,21 +373,5 @@ impl<H: Heap> Arena<H> {
 impl<H: Heap> Default for Arena<H> {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Adds a weight to a sum `times` times. The sum stays at `u32::MAX`, where more makes no difference.
-fn add_weight(sum: u32, weight: usize, times: usize) -> u32 {
-    sum.saturating_add(u32::try_from(weight.saturating_mul(times)).unwrap_or(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_segment_has_one_cache_line_for_its_lane_and_one_for_all() {
-        assert_eq!(size_of::<Segment<[usize; 3]>>(), 128);
-        assert_eq!(std::mem::offset_of!(Segment<[usize; 3]>, shared), 64);
     }
 }

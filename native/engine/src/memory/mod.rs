@@ -4,3 +4,4 @@ pub mod arena;
 mod own_heaps;
 pub mod parcel;
 pub mod reclaim;
+mod segment;

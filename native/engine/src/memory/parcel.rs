@@ -1,8 +1,8 @@
 //! Terms on their way into a store.
 //!
-//! A large term is copied to a heap of its own before its shard is locked; under the lock the heap only changes hands.
-//! It is freed as soon as its entry gives it up, and never copied again to make room. A small term is copied under the
-//! lock, to a segment of the [arena](crate::memory::arena).
+//! A large term is copied to a separate heap before its shard is locked; under the lock the heap
+//! only changes hands. It is freed as soon as its entry gives it up, and never copied again to make
+//! room. A small term is copied under the lock, to a segment of the [arena](crate::memory::arena).
 
 use std::sync::Arc;
 
@@ -23,7 +23,8 @@ impl<H: Heap> Parcel<H> {
         Parcel { term, heap: None }
     }
 
-    /// A large term: `term` is the copy in `heap`, which holds nothing else but perhaps the version of the entry.
+    /// A large term: `term` is the copy in `heap`, which holds nothing else but perhaps the version
+    /// of the entry.
     pub fn packed(heap: H, term: H::Term) -> Self {
         Parcel { term, heap: Some(Arc::new(heap)) }
     }

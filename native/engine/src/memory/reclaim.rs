@@ -1,5 +1,5 @@
-//! Frees memory on a thread of its own, because freeing a million entries takes tens of milliseconds, and a scheduler
-//! may drop the last reference to them.
+//! Frees memory on a separate thread, because freeing a million entries takes tens of milliseconds,
+//! and a scheduler may drop the last reference to them.
 
 use std::sync::OnceLock;
 use std::thread;
@@ -9,10 +9,11 @@ use crossbeam_channel::{bounded, unbounded, Sender};
 /// A value for the thread to drop.
 type Garbage = Box<dyn Send>;
 
-/// The channel to the thread; `None` if the system has refused to start one.
+/// The channel to the thread; `None` if the system refused to start one.
 static RECLAIMER: OnceLock<Option<Sender<Garbage>>> = OnceLock::new();
 
-/// Drops `garbage` on the reclaimer thread, which the first call starts. Without that thread, drops it here.
+/// Drops `garbage` on the reclaimer thread, which the first call starts. Without that thread, drops
+/// it here.
 pub fn reclaim(garbage: impl Send + 'static) {
     if cfg!(shuttle) {
         // The model has no threads but its own.
@@ -23,7 +24,7 @@ pub fn reclaim(garbage: impl Send + 'static) {
     }
 }
 
-/// Waits until the thread has freed everything that it was given before.
+/// Waits until the thread freed all earlier garbage.
 pub fn settle() {
     let (sender, receiver) = bounded::<()>(0);
     reclaim(sender);

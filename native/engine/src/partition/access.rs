@@ -1,8 +1,9 @@
-//! The right of a caller to an operation, and what a shard grants.
+//! The access that a caller has, and the gate by which a shard grants it.
 //!
 //! Both are a partition count with marks, so that a put compares two words.
 
-/// The partition refuses an operation: it is closed, drains, or is open for another partition count.
+/// The partition refuses an operation: it is closed, drains, or is open for another partition
+/// count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed;
 
@@ -15,16 +16,16 @@ const WAITER: u32 = 1 << 30;
 /// Both marks.
 const MARKS: u32 = PROCESSOR | WAITER;
 
-/// The count of a caller that leaves the choice of the partition to the key, or item. Lower counts are
-/// partition counts.
+/// The count of a caller that leaves the choice of the partition to the key, or item. Lower counts
+/// are partition counts.
 const BY_TERM: u32 = (1 << 30) - 1;
 
 /// The count of a closed shard. No access has it.
 const CLOSED: u32 = (1 << 30) - 2;
 
-/// An operation's caller: a plain one, a processor, which may write while the partition drains, or a
-/// writer that waited for room and has its turn. With the partition count by which the caller chose the
-/// partition.
+/// An operation's caller: a plain one, a processor, which may write while the partition drains, or
+/// a writer that waited for room and has its turn. With the partition count by which the caller
+/// chose the partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access(u32);
 
@@ -32,7 +33,8 @@ impl Access {
     /// A caller that leaves the choice of the partition to the key, or item.
     pub const BY_TERM: Self = Access(BY_TERM);
 
-    /// A plain caller that chose the partition by this count. Counts that no buffer has are all the same.
+    /// A plain caller that chose the partition by this count. Counts that no buffer has are all the
+    /// same.
     #[inline]
     pub const fn by_count(partition_count: u32) -> Self {
         Access(if partition_count < CLOSED { partition_count } else { CLOSED - 1 })
@@ -56,7 +58,8 @@ impl Access {
         Access(Self::by_count(partition_count).0 | self.0 & MARKS)
     }
 
-    /// The partition count by which the caller chose the partition; `None` if the key or item chooses.
+    /// The partition count by which the caller chose the partition; `None` if the key or item
+    /// chooses.
     #[inline]
     pub const fn count(self) -> Option<u32> {
         match self.0 & !MARKS {
@@ -109,7 +112,7 @@ impl Gate {
         self.0 == access.0 || self.admits_marked(access)
     }
 
-    /// Whether it grants a write that is no plain one to an open shard.
+    /// Whether it grants another write than a plain one to an open shard.
     #[cold]
     fn admits_marked(self, access: Access) -> bool {
         self.admits_read(access) && self.0 & PROCESSOR <= access.0 & PROCESSOR

@@ -5,7 +5,7 @@ use super::keyed::TABLE_SHARDS;
 use super::partition::{Partition, Stored, Written};
 use crate::memory::parcel::Parcel;
 use crate::store::counter::Tally;
-use crate::store::index::Hash;
+use crate::store::hash::Hash;
 use crate::term::Heap;
 
 /// A partition of a counter.
@@ -20,8 +20,8 @@ impl<H: Heap> CounterPartition<H> {
         Ok(self.written(state, is_new))
     }
 
-    /// Does `additions`, of amounts to keys that all belong to one shard, under one lock. The caller keeps them few, and
-    /// has room for all of them if they are `reserved`.
+    /// Does `additions`, of amounts to keys that all belong to one shard, under one lock. The
+    /// caller keeps the list short, and has room for it if it is `reserved`.
     pub fn add_all<'a>(
         &self,
         access: Access,
@@ -34,7 +34,7 @@ impl<H: Heap> CounterPartition<H> {
         })
     }
 
-    /// The sum of `key`: of what waits and of what is in flight; `None` if nothing is.
+    /// The sum of `key`, waiting and in flight; `None` without either.
     pub fn sum(&self, access: Access, hash: Hash, key: H::Term) -> Result<Option<i128>, Closed> {
         let state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
         let waiting = state.waiting.find(hash, key).and_then(|id| state.waiting.sum(id));

@@ -1,8 +1,8 @@
 //! Moves the entries of a partition to others, for another partition count.
 //!
-//! The owner of all partitions evicts the old ones, and lets the new ones take in each leftover, where
-//! its key or item belongs now. An old partition may be a new one as well. Nobody else opens any of them
-//! before that is done.
+//! The owner of all partitions evicts the old ones, and lets the new ones take in each leftover,
+//! where its key or item belongs now. An old partition may be a new one as well. All partitions
+//! stay closed until the end.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::store::{Store, TakenBack};
 
 /// The entries of an evicted partition without an outcome. Its drop frees the stores.
 pub struct Evicted<S: Store> {
-    /// The entries that waited.
+    /// The waiting entries.
     waiting: Option<Frozen<S>>,
-    /// The entries that were in flight, except for deleted and replaced ones.
+    /// The entries in flight, except for deleted and replaced ones.
     in_flight: Option<(Arc<Frozen<S>>, Runs)>,
 }
 
@@ -26,7 +26,7 @@ pub struct Evicted<S: Store> {
 pub struct Leftover<'e, S: Store> {
     /// The key or item.
     term: S::Term,
-    /// The store that has the entry.
+    /// The store of the entry.
     store: &'e S,
     /// The shard, which is the same in each partition.
     shard: usize,
@@ -51,8 +51,8 @@ impl<'e, S: Store> Leftover<'e, S> {
 }
 
 impl<S: Store> Evicted<S> {
-    /// All entries, in the order in which they must be taken in: items in the order of the queue; of a map or counter
-    /// waiting entries first, since they are newer.
+    /// All entries, in the order in which they must be taken in: items in the order of the queue;
+    /// of a map or counter waiting entries first, since they are newer.
     pub fn entries(&self) -> impl Iterator<Item = Leftover<'_, S>> {
         let waiting = self.waiting.iter().flat_map(|frozen| {
             let attempts = |position| frozen.attempts(position);
@@ -61,7 +61,7 @@ impl<S: Store> Evicted<S> {
         self.in_flight(S::KEEPS_ORDER).chain(waiting).chain(self.in_flight(!S::KEEPS_ORDER))
     }
 
-    /// The entries that were in flight, if they come at this place.
+    /// The entries in flight, if this is their place.
     fn in_flight(&self, is_place: bool) -> impl Iterator<Item = Leftover<'_, S>> {
         self.in_flight.iter().filter(move |_| is_place).flat_map(|(frozen, runs)| {
             runs.places().filter_map(|(position, attempts)| Leftover::new(frozen, position, attempts))
@@ -70,11 +70,12 @@ impl<S: Store> Evicted<S> {
 }
 
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
-    /// Closes the partition and takes out all entries without an outcome. Ends the flush: a reader that still has it gets
-    /// nothing more, and its later calls change nothing. Forgets the lessons from failures.
+    /// Closes the partition and takes out all entries without an outcome. Ends the flush: a reader
+    /// that still has it gets nothing more, and its later calls change nothing. Forgets the lessons
+    /// from failures.
     ///
-    /// An entry that was with the processor has another attempt; one that was given up has those it had then, so it is
-    /// tried once more.
+    /// Entries of a leased batch get another attempt. Entries given up keep their attempts, so the
+    /// processor gets them once more.
     pub fn evict(&self) -> Evicted<S> {
         self.close();
         let giving_back = self.giving_back.lock();
@@ -113,8 +114,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.swap(&mut states)
     }
 
-    /// Lets an entry of an evicted partition wait here, with its age, version, updates and attempts. If its key waits
-    /// already, a map keeps the entry with the higher version, and a counter adds both up.
+    /// Lets an entry of an evicted partition wait here, with its age, version, updates and
+    /// attempts. If its key waits already, a map keeps the entry with the higher version, and a
+    /// counter adds both up.
     pub fn take_in(&self, leftover: &Leftover<'_, S>) {
         let &Leftover { store, shard, id, attempts, .. } = leftover;
         let mut state = self.shards[shard].lock();

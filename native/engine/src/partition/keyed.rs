@@ -1,22 +1,23 @@
-//! What the partitions of maps and of counters share: their keys.
+//! The common part of maps and counters: partitions with keys.
 
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
 use super::shard::{InFlight, ShardState};
 use crate::ids::EntryId;
-use crate::store::index::Hash;
+use crate::store::hash::Hash;
 use crate::store::table::{Contents, Table};
 use crate::sync::MutexGuard;
 use crate::term::Heap;
 
-/// Shards of a partition with keys, a power of two. With more shards writers meet more rarely, but consecutive writes touch
-/// more places in memory: with eight a single writer is a fifth slower, and two writers are not faster.
+/// Shards of a partition with keys, a power of two. More shards let writers meet more rarely, but
+/// consecutive writes touch more places in memory: with eight a single writer is a fifth slower,
+/// and two writers are not faster.
 pub const TABLE_SHARDS: usize = 4;
 
 /// A partition with keys.
 type TablePartition<H, C> = Partition<Table<H, C>, TABLE_SHARDS>;
 
-/// What the lock of a shard with keys guards.
+/// The state under the lock of a shard with keys.
 pub(super) type TableState<H, C> = ShardState<Table<H, C>>;
 
 /// An entry in flight.
@@ -32,7 +33,7 @@ pub(super) struct FoundInFlight<'s, H: Heap, C: Contents<H>> {
 }
 
 impl<H: Heap, C: Contents<H>> FoundInFlight<'_, H, C> {
-    /// The table that it is in.
+    /// The table of the entry.
     pub(super) fn table(&self) -> &Table<H, C> {
         &self.in_flight.frozen.stores()[self.shard]
     }
@@ -58,7 +59,8 @@ impl<H: Heap, C: Contents<H>> TableState<H, C> {
 }
 
 impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
-    /// Fails the build unless the lock, what each write looks at, and the head of the table fill a cache line.
+    /// Fails the build unless the lock, the fields that each write reads, and the head of the table
+    /// fill a cache line.
     const HEAD_FILLS_A_LINE: () = {
         let before = size_of::<usize>() + std::mem::offset_of!(TableState<H, C>, waiting);
         assert!(size_of::<usize>() != 8 || before + Table::<H, C>::HEAD == 64, "the index begins a line");
@@ -77,7 +79,7 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         self.shards[Self::shard_of(hash)].lock_open(access)
     }
 
-    /// Releases the lock, then frees the heaps that the operation gave up.
+    /// Releases the lock, then frees abandoned heaps.
     #[inline]
     pub(super) fn unlock(mut state: MutexGuard<'_, TableState<H, C>>) {
         if state.waiting.has_garbage() {
@@ -87,14 +89,14 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         }
     }
 
-    /// Whether there is no room for a new entry, and the key has none that waits, which could take the write.
+    /// Whether a new entry finds no room, and no waiting entry of the key can take the write.
     #[cold]
     pub(super) fn is_full_for(&self, state: &mut TableState<H, C>, access: Access, hash: Hash, key: H::Term) -> bool {
         !self.find_room(state, access) && state.waiting.find(hash, key).is_none()
     }
 
-    /// The lock of the shard of `key` for a write that may add an entry; `None` if there is no room for one.
-    // The way of a put is one function: a call for each layer costs a tenth.
+    /// The lock of the shard of `key` for a write that may add an entry; `None` without room.
+    // All of a put is one function: a call for each layer costs a tenth.
     #[inline(always)]
     pub(super) fn lock_with_room(
         &self,
@@ -119,8 +121,9 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         }
     }
 
-    /// Does `write` for each of `writes`, which all belong to one shard, in their order under one lock; it says whether the
-    /// key is new. The caller keeps them few, and has room for all of them if they are `reserved`.
+    /// Does `write` for each of `writes`, which all belong to one shard, in their order under one
+    /// lock. `write` returns whether the key is new. The caller keeps the list short, and has room
+    /// for all of it if it is `reserved`.
     #[inline]
     pub(super) fn write_each<'w, W: 'w>(
         &self,
@@ -142,7 +145,7 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         Ok(written)
     }
 
-    /// Takes out the entry of `key`, if there is one. One in flight is given to the processor no more.
+    /// Removes the entry of `key`. The processor gets an entry in flight no longer.
     pub fn delete(&self, access: Access, hash: Hash, key: H::Term) -> Result<(), Closed> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
         if state.waiting.delete(hash, key) && state.is_counted {

@@ -5,7 +5,7 @@ use super::keyed::{FoundInFlight, TableState, TABLE_SHARDS};
 use super::partition::{Partition, Stored, Written};
 use super::shard::InFlight;
 use crate::memory::parcel::Parcel;
-use crate::store::index::Hash;
+use crate::store::hash::Hash;
 use crate::store::map::{Found, Generation, Put, Values};
 use crate::sync::MutexGuard;
 use crate::term::{Heap, Version};
@@ -43,7 +43,7 @@ fn find_version<H: Heap>(
 }
 
 impl<H: Heap> MapPartition<H> {
-    /// Stores `value` for `key`, whatever is there.
+    /// Stores `value` for `key` unconditionally.
     #[inline(always)]
     pub fn put(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
         let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
@@ -76,8 +76,8 @@ impl<H: Heap> MapPartition<H> {
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
         if state.room == 0 && self.is_full_for(&mut state, access, hash, key.term) {
-            // One that is not newer is told so. This is asked once: the entry in flight may get its outcome meanwhile, and
-            // then the write would add an entry without room.
+            // A stale version returns `Refused`, not `Full`. The entry in flight is looked up once:
+            // after its outcome the write would add an entry without room.
             let old = find_version(state.in_flight.as_ref(), hash, key.term);
             if old.is_none_or(|old| version.is_newer_than(old)) {
                 return Ok(Stored::Full);
@@ -90,8 +90,8 @@ impl<H: Heap> MapPartition<H> {
         Ok(if put == Put::Stale { Stored::Refused } else { stored })
     }
 
-    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller keeps them few, and
-    /// has room for all of them if they are `reserved`.
+    /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller
+    /// keeps the list short, and has room for it if it is `reserved`.
     pub fn write_all<'w>(
         &self,
         access: Access,
@@ -105,8 +105,8 @@ impl<H: Heap> MapPartition<H> {
         })
     }
 
-    /// The result of `copy` for the value of `key` and the value's own heap, if it has one; `None` if there is no such
-    /// key. A value with a heap of its own is copied without the lock.
+    /// The result of `copy` for the value of `key` and the value's heap, if the value is large;
+    /// `None` for a missing key. A large value is copied without the lock.
     #[inline]
     pub fn get<R>(
         &self,
@@ -124,7 +124,7 @@ impl<H: Heap> MapPartition<H> {
         Ok(Some(copy(value, Some(&heap))))
     }
 
-    /// The same for a key of which nothing waits.
+    /// The same for a key without a waiting entry.
     #[inline]
     fn get_in_flight<R>(
         state: MutexGuard<'_, TableState<H, Values<H>>>,

@@ -1,7 +1,7 @@
 //! Partitions: the shards in which entries wait, their locks, and the flush in flight.
 //!
-//! This layer has all others below it. `partition` has the life of a flush, and each of the other files
-//! the operations of one caller.
+//! This layer has all others below it. `partition` has the life of a flush, and each of the other
+//! files the operations of one caller.
 
 mod access;
 mod counter;

@@ -1,17 +1,20 @@
 //! A partition: the entries that wait in it, and the flush in flight.
 //!
-//! A partition has one or more *shards*, each a [`Store`] behind a lock. A map and a counter spread their keys over
-//! several shards by their hash, so writers rarely meet; a queue has one shard, for its order. `keyed` has the common
-//! part of maps and counters; `map`, `counter` and `queue` have the operations of each kind.
+//! A partition consists of one or more *shards*, each a [`Store`] behind a lock. A map and a
+//! counter spread their keys over several shards by their hash, so writers rarely meet; a queue
+//! needs one shard for its order. `keyed` has the common part of maps and counters; `map`,
+//! `counter` and `queue` have the operations of each kind.
 //!
-//! [`Partition::flush`] takes the locks of all shards and swaps each store for an empty one. So a write comes either
-//! before the flush and is part of it, or after it and waits for the next one. A partition has at most one unfinished
-//! [`Flush`], and keeps it until all entries have an outcome: the entries that a crashed reader leaves behind are there
-//! for the next reader. A finished flush stays until the next one, for the call that may be open.
+//! [`Partition::flush`] takes the locks of all shards and swaps each store for an empty one. So a
+//! write comes either before the flush and is part of it, or after it and waits for the next one.
+//! At most one [`Flush`] is unfinished. The partition keeps it until all entries have an outcome,
+//! so the next reader finds the entries that a crashed one left. A finished flush stays until the
+//! next one, for the call that may be open.
 //!
-//! A partition that is open *with outcomes* also looks into its flush: each shard has a reference to it, set together
-//! with the swap. So an operation sees waiting entries and those in flight in one picture. In a map a waiting entry
-//! hides the one of its key in flight, and in a counter both are added up.
+//! A partition open *with outcomes* also looks into its flush: each shard has a reference to it,
+//! set together with the swap. So an operation sees waiting entries and those in flight in one
+//! picture. In a map a waiting entry hides the one of its key in flight, and in a counter both are
+//! added up.
 //!
 //! | state | reads, deletes | writes | writes of a processor | flush |
 //! |---|---|---|---|---|
@@ -21,13 +24,14 @@
 //!
 //! A partition drains while a stop processes its entries: a processor may write to its own buffer.
 //!
-//! A lock is held for one operation on one store, for the swap, or for one step of giving back. No store is freed and no
-//! foreign code runs under a lock. The order of the locks is: `giving_back`, `in_flight`, the progress of the flush, the
-//! shards in their order, the outcomes.
+//! A lock is held for one operation on one store, for the swap, or for one step of giving back. No
+//! store is freed and no foreign code runs under a lock. The order of the locks is: `giving_back`,
+//! `in_flight`, the progress of the flush, the shards in their order, the outcomes.
 //!
-//! A write changes three cache lines that move between processors: those of the shard's lock, of the entry, and of the
-//! deaths in the old value's segment. The copy itself goes to memory of the thread's lane; see [`crate::arena`]. An
-//! addition to a counter changes the first two only, and the first one only if it is to the key of the last one.
+//! A write changes three cache lines that move between processors: those of the shard's lock, of
+//! the entry, and of the deaths in the old value's segment. The copy itself goes to memory of the
+//! thread's lane; see [`crate::arena`]. An addition to a counter changes the first two only, and
+//! the first one only if it is to the key of the last one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,7 +43,7 @@ use crate::limits::bound::Bound;
 use crate::limits::outcomes::{Learned, Outcomes};
 use crate::limits::threshold::Threshold;
 use crate::limits::totals::{Ended, Writes};
-use crate::store::index::Hasher;
+use crate::store::hash::Hasher;
 use crate::store::Store;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 
@@ -49,7 +53,8 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     pub(super) shards: [Shard<S>; SHARDS],
     /// The last flush, finished or not.
     pub(super) in_flight: Mutex<Option<Arc<Flush<S>>>>,
-    /// Held during a step of giving back a batch. Who takes it finds no entry on its way between flush and shards.
+    /// Held during a step of giving back a batch. Who takes it finds no entry on its way between
+    /// flush and shards.
     pub(super) giving_back: Mutex<()>,
     /// Whether the partition is open with outcomes. It changes only while nobody writes.
     has_outcomes: AtomicBool,
@@ -61,7 +66,8 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     pub(super) threshold: Threshold,
 }
 
-/// Contents and counts of a partition. They are read shard by shard, so a concurrent write may be included or not.
+/// Contents and counts of a partition. They are read shard by shard, so a concurrent write may be
+/// included or not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Info {
     /// Waiting entries.
@@ -155,15 +161,16 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.look_into(in_flight.as_ref().filter(|_| has_outcomes));
     }
 
-    /// Lets the shards look into a flush, unless it is finished, or into none. The caller has the lock of `in_flight`.
+    /// Lets the shards look into a flush, unless it is finished, or into none. The caller has the
+    /// lock of `in_flight`.
     pub(super) fn look_into(&self, flush: Option<&Arc<Flush<S>>>) {
         let new = flush.and_then(|flush| Some(InFlight { flush: flush.clone(), frozen: flush.entries()? }));
         let old = self.shards.each_ref().map(|shard| std::mem::replace(&mut shard.lock().in_flight, new.clone()));
         drop(old);
     }
 
-    /// Lets the shards give up a finished flush, so that its stores are freed. To be called after each call of a reader
-    /// that may have finished it.
+    /// Lets the shards give up a finished flush, so that its stores are freed. To be called after
+    /// each call of a reader that can finish it.
     pub fn settle(&self, flush: &Arc<Flush<S>>) {
         if self.has_outcomes.load(Ordering::SeqCst) && flush.is_finished() {
             // With this lock no other thread lets the shards look into the flush at the same time.
@@ -183,8 +190,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.shards.iter().map(|shard| Ok(shard.lock_readable(access)?.waiting.len())).sum()
     }
 
-    /// The unfinished flush; else a new flush of the waiting entries; `None` without any. Only a returned flush replaces
-    /// the finished one before it, and resets [`Learned::failed`].
+    /// The unfinished flush; else a new flush of the waiting entries; `None` without any. Only a
+    /// returned flush replaces the finished one before it, and resets [`Learned::failed`].
     pub fn flush(&self) -> Option<Flushed<S>> {
         let mut in_flight = self.in_flight.lock();
         let flushed = match in_flight.as_ref().filter(|flush| !flush.is_finished()) {
@@ -205,9 +212,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.in_flight.lock().clone()
     }
 
-    /// Makes a flush of the entries of all shards at one point in time, when all their locks are held; `None` without
-    /// any. At each lock it waits for at most one operation of another thread. The shards look into no flush before, and
-    /// into this one if the partition has outcomes.
+    /// Makes a flush of the entries of all shards at one point in time, when all their locks are
+    /// held; `None` without any. At each lock it waits for at most one operation of another thread.
+    /// The shards look into no flush before, and into this one if the partition has outcomes.
     fn freeze(&self) -> Option<Arc<Flush<S>>> {
         let mut states = self.shards.each_ref().map(Shard::lock);
         let frozen = Arc::new(self.swap(&mut states)?);
@@ -249,7 +256,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.outcomes.learn(Ended::default(), |learned| learned.paused_until = None);
     }
 
-    /// See [`Flush::lost`], for the open call of any reader. To be called before the next [`flush`](Self::flush).
+    /// See [`Flush::lost`], for the open call of any reader. To be called before the next
+    /// [`flush`](Self::flush).
     pub fn lost(&self) -> usize {
         self.in_flight().map_or(0, |flush| flush.lost(None))
     }
@@ -257,7 +265,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Contents and counts. Takes a few microseconds, however many entries exist.
     pub fn info(&self) -> Info {
         let mut info = Info { ended: self.outcomes.ended(), ..Info::default() };
-        // Waiting entries come last: an entry that is given back is rather counted twice than not at all.
+        // Waiting entries come last: an entry on its way back counts twice rather than not at all.
         if let Some(flush) = self.in_flight().filter(|flush| flush.left() > 0) {
             info.in_flight = flush.left();
             info.retried = flush.staying();
@@ -279,11 +287,12 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         info
     }
 
-    /// The number of entries that wait, or are in flight without an outcome. It looks at each of the latter.
+    /// The number of entries that wait, or are in flight without an outcome. It looks at each of
+    /// the latter.
     pub fn held(&self) -> usize {
         let in_flight = self.in_flight.lock();
         let flush = in_flight.clone();
-        // Before waiting entries: an entry that is given back is rather counted twice than not at all.
+        // Waiting entries come last, as above.
         let unsettled = flush.as_ref().map(|flush| flush.unsettled());
         let waiting: usize = self.shards.iter().map(|shard| shard.lock().waiting.len()).sum();
         drop(in_flight);

@@ -23,8 +23,8 @@ impl<H: Heap> QueuePartition<H> {
         Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
 
-    /// Adds items in their order under one lock. The caller keeps them few, and has room for all of them if they are
-    /// `reserved`.
+    /// Adds items in their order under one lock. The caller keeps the list short, and has room for
+    /// it if it is `reserved`.
     #[inline]
     pub fn push_all<'i>(
         &self,

@@ -63,13 +63,14 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         for shard in &self.shards {
             let mut state = shard.lock();
             if state.is_bounded {
-                // With the lock: a writer that finds it gone from the shard must find it in the bound.
+                // With the lock: a writer that finds it gone from the shard must find it in the
+                // bound.
                 self.bound.release(std::mem::take(&mut state.room));
             }
         }
     }
 
-    /// Changes the number of waiting entries that is enough to flush; `true` if enough wait already.
+    /// Changes the threshold; `true` if enough entries wait already.
     pub fn set_threshold(&self, enough: Option<usize>) -> bool {
         let mut states = self.shards.each_ref().map(Shard::lock);
         let waiting = states.iter().map(|state| state.waiting.len()).sum();

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use super::access::{Access, Closed, Gate};
 use crate::flush::{Flush, Frozen};
 use crate::limits::totals::Writes;
-use crate::store::index::Hasher;
+use crate::store::hash::Hasher;
 use crate::store::Store;
 use crate::sync::{Mutex, MutexGuard};
 
-/// How often a thread looks at a taken lock before it leaves the wait to `parking_lot`: this takes some microseconds.
+/// How often a thread looks at a taken lock before it leaves the wait to `parking_lot`: this takes
+/// some microseconds.
 const SPINS: usize = 400;
 
 /// A store behind its lock. Aligned to two cache lines, which processors fetch together.
 #[repr(align(128))]
 pub(super) struct Shard<S: Store>(Mutex<ShardState<S>>);
 
-/// The state under the lock of a shard. The fields that each write reads are in the cache line of the lock.
+/// The state under the lock of a shard. The fields that each write reads are in the cache line of
+/// the lock.
 #[repr(C)]
 pub(super) struct ShardState<S: Store> {
     /// The granted access.
@@ -85,8 +87,9 @@ impl<S: Store> Shard<S> {
         }
     }
 
-    /// The lock. Holders keep it for some hundred nanoseconds, so spinning is cheaper than calling the system, which
-    /// `parking_lot` soon does. After [`SPINS`] the holder was probably interrupted, and `parking_lot` takes over.
+    /// The lock. Holders keep it for some hundred nanoseconds, so spinning is cheaper than calling
+    /// the system, which `parking_lot` soon does. After [`SPINS`] the holder was probably
+    /// interrupted, and `parking_lot` takes over.
     #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, ShardState<S>> {
         match self.0.try_lock() {

@@ -1,13 +1,15 @@
-//! A tally: the sums that one shard has taken in since its last flush, each under its key.
+//! A tally: the sums of one shard since its last flush, each under its key.
 //!
-//! Nothing is copied but the keys. A sum is exact: it needs 64 bits, and a carry once they have not been enough.
+//! Only the keys are copied. A sum is exact: it takes 64 bits, and a carry after their first
+//! overflow.
 //!
-//! Additions often come to one hot key. What is added to the key of the last addition stays in [`Table::last`], in the
-//! cache line of the lock, so that several writers to one key change no other line. [`Tally::sum`] adds it. An addition to
-//! another key, a delete and a flush settle it: they write it to its entry first.
+//! Additions often come to one hot key. Amounts for the key of the last addition stay in
+//! `Table::last`, in the cache line of the lock, so that several writers to one key change no other
+//! line. `Tally::sum` includes them. An addition to another key, a delete and a flush first write
+//! them to their entry.
 
 use super::entries::Entry;
-use super::index::Hash;
+use super::hash::Hash;
 use super::store::TakenBack;
 use super::table::{Contents, Last, Table};
 use crate::ids::EntryId;
@@ -17,7 +19,7 @@ use crate::term::{Heap, Term};
 /// See the module's documentation.
 pub type Tally<H> = Table<H, Sums>;
 
-/// What a tally keeps outside of its entries: nothing.
+/// The contents of a tally outside of its entries: nothing.
 pub struct Sums;
 
 /// A sum in an entry. Packed, so that the entry needs no padding.
@@ -26,20 +28,20 @@ pub struct Sums;
 pub struct Sum {
     /// The lowest 64 bits of the sum, as a signed number.
     low: i64,
-    /// How often something was added.
+    /// The number of additions.
     count: u64,
-    /// How often the processor has failed with the entry.
+    /// The failed attempts of the processor.
     attempts: u32,
 }
 
-/// What readers get of an entry.
+/// An entry as readers get it.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted<T> {
     /// The key.
     pub key: T,
-    /// The sum of what was added. 128 bits are enough for 2^63 additions.
+    /// The sum. 128 bits are enough for 2^63 additions.
     pub sum: i128,
-    /// How often something was added.
+    /// The number of additions.
     pub count: u64,
 }
 
@@ -74,8 +76,8 @@ impl<H: Heap> Tally<H> {
         false
     }
 
-    /// Adds `amount` beside the lock, if the last addition was to `key` as well. `false` if it was not, or if the sum there
-    /// would overflow.
+    /// Adds `amount` beside the lock; `false` unless the last addition was to `key` as well, or if
+    /// the sum there would overflow.
     #[inline]
     fn add_to_last(&mut self, hash: Hash, key: H::Term, amount: i64) -> bool {
         let Last { id, seed, sum, .. } = self.last;
@@ -103,14 +105,14 @@ impl<H: Heap> Tally<H> {
         }
     }
 
-    /// The sum of an entry has left the range of 64 bits, with this amount.
+    /// Counts an overflow of the 64 bits of an entry's sum, by this amount.
     #[cold]
     fn carry(&mut self, id: EntryId, amount: i64) {
         let carry = self.entries.extra(id);
         self.entries.set_extra(id, carry + amount.signum());
     }
 
-    /// The sum of an entry; `None` if there is no such id.
+    /// The sum of an entry; `None` for an unknown id.
     #[inline]
     pub(crate) fn sum(&self, id: EntryId) -> Option<i128> {
         let low = self.entries.get(id)?.value.low;
@@ -122,7 +124,7 @@ impl<H: Heap> Tally<H> {
 impl<H: Heap> Contents<H> for Sums {
     type Value = Sum;
 
-    /// How often 2^64 is to be added to the 64 bits.
+    /// The carry: multiples of 2^64 beyond the 64 bits.
     type Extra = i64;
 
     type Record = Counted<H::Term>;

@@ -1,8 +1,9 @@
-//! The entries of a table, in chunks of a fixed size: growing moves no entry, so it never takes long.
+//! The entries of a table, in chunks of a fixed size: growing moves no entry, so it never takes
+//! long.
 //!
-//! Ids follow the order of insertion, so entries lie in memory in the order of their copies; a new entry takes the id
-//! of a deleted one, if there is one. A chunk has *extras* only once one of its entries has one: entries of a map without
-//! a version take half the memory, and half the cache.
+//! Ids follow the order of insertion, so entries lie in memory in the order of their copies; a new
+//! entry takes the id of a deleted one first. A chunk allocates *extras* with the first extra of an
+//! entry: entries of a map without a version take half the memory, and half the cache.
 
 use crate::ids::{EntryId, SegmentId};
 use crate::term::{Heap, Term};
@@ -10,15 +11,16 @@ use crate::term::{Heap, Term};
 /// No entry.
 const NONE: EntryId = EntryId::MAX;
 
-/// Entries in a chunk: 24 kB or more, which the allocator hands out without asking the system each time.
+/// Entries in a chunk: 24 kB or more, which the allocator hands out without asking the system each
+/// time.
 const CHUNK: usize = 1024;
 
-/// A key with what is kept for it. The field `value` needs no padding if its type is packed.
+/// A key and its value. The field `value` needs no padding if its type is packed.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<T, V> {
     /// The key.
     pub key: T,
-    /// What is kept for it.
+    /// The value.
     pub value: V,
     /// The segment of the key; `VACANT` if the entry was deleted.
     pub key_segment: SegmentId,
@@ -28,9 +30,10 @@ pub struct Entry<T, V> {
 struct Chunk<T, V, X> {
     /// The entries, deleted ones marked.
     entries: Vec<Entry<T, V>>,
-    /// The seed of each key's hash, read only when the index grows. A deleted entry has the next vacant id here.
+    /// The seed of each key's hash, read only when the index grows. A deleted entry has the next
+    /// vacant id here.
     seeds: Vec<u32>,
-    /// The extras; those that are missing are the default.
+    /// The extras; missing ones are the default.
     extras: Vec<X>,
 }
 
@@ -38,9 +41,10 @@ struct Chunk<T, V, X> {
 pub struct Entries<T, V, X> {
     /// All chunks but the last are full.
     chunks: Vec<Chunk<T, V, X>>,
-    /// The first vacant id, or `NONE`. The others are linked through `seeds`: no list grows, so none has to be moved.
+    /// The first vacant id, or `NONE`. The others are linked through `seeds`: no list grows, so
+    /// none has to be moved.
     vacant: EntryId,
-    /// How many ids are vacant.
+    /// The number of vacant ids.
     vacancies: usize,
     /// One above the highest id.
     end: usize,
@@ -60,22 +64,22 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         Entries { chunks: Vec::new(), vacant: NONE, vacancies: 0, end: 0, extra_room: 0 }
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.end - self.vacancies
     }
 
-    /// Whether there are none.
+    /// Whether all entries were deleted, or none was added.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// One above the highest id that was ever given out.
+    /// One above the highest id ever given out.
     pub fn end(&self) -> usize {
         self.end
     }
 
-    /// How many bytes the entries take, without their terms.
+    /// The bytes of the entries, without their terms.
     pub fn bytes(&self) -> usize {
         let entry = size_of::<Entry<T, V>>() + size_of::<u32>();
         // Only the first chunk may be small.
@@ -124,7 +128,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         self.end += 1;
     }
 
-    /// Takes out the entry `id`, which must be there.
+    /// Removes the entry `id`, which must be there.
     pub fn remove(&mut self, id: EntryId) -> Entry<T, V> {
         let (chunk, slot) = locate(id);
         let chunk = &mut self.chunks[chunk];
@@ -137,7 +141,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         entry
     }
 
-    /// The entry `id`; `None` if it was deleted or there is no such id.
+    /// The entry `id`; `None` if it was deleted, or for an unknown id.
     #[inline]
     pub fn get(&self, id: EntryId) -> Option<&Entry<T, V>> {
         let (chunk, slot) = locate(id);
@@ -153,8 +157,8 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         (entry.key_segment != SegmentId::VACANT).then_some(entry)
     }
 
-    /// Prefetches the entries after `id`. Keys are often written again in the same order, and several shards make more
-    /// streams than a processor follows by itself.
+    /// Prefetches the entries after `id`. Keys are often written again in the same order, and
+    /// several shards make more streams than a processor follows.
     #[inline]
     pub fn prefetch_following<H: Heap<Term = T>>(&self, id: EntryId) {
         let (chunk, slot) = locate(id);
@@ -163,7 +167,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         if let Some(entry) = entries.get(slot + 128 / size_of::<Entry<T, V>>()) {
             H::prefetch(entry);
         }
-        // An earlier call has prefetched this entry, so reading it does not wait.
+        // An earlier call prefetched this entry, so reading it does not wait.
         if let Some(entry) = entries.get(slot + 2) {
             H::prefetch_term(entry.key);
         }
@@ -176,7 +180,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         &self.chunks[chunk].seeds[slot]
     }
 
-    /// The extra of entry `id`, which must be there or have been there last.
+    /// The extra of entry `id`, present or just removed.
     #[inline]
     pub fn extra(&self, id: EntryId) -> X {
         let (chunk, slot) = locate(id);

@@ -1,9 +1,10 @@
-//! What is kept of the past of a map's entry: the version of its value, how often it was replaced, and how often the
-//! processor has failed with it.
+//! The past of a map's entry: the version of its value, the number of replacements, and the
+//! attempts of the processor.
 
 use crate::term::{Term, Version};
 
-/// See the module's documentation. The variants are those of [`Version`], since a field of that type would take more room.
+/// See the module's documentation. The variants are those of [`Version`], since a field of that
+/// type would take more room.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum History<T> {
     /// The version is a term below the range of `i64`, in the segment of the value.
@@ -14,13 +15,13 @@ pub enum History<T> {
     Above(T, Counts),
 }
 
-/// What is counted of an entry.
+/// The counts of an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(Rust, packed(4))]
 pub struct Counts {
-    /// How often `put_newer` has replaced the value.
+    /// The number of replacements by `put_newer`.
     pub updates: u64,
-    /// How often the processor has failed with the entry.
+    /// The failed attempts of the processor.
     pub attempts: u32,
 }
 
@@ -45,7 +46,7 @@ impl<T: Term> History<T> {
         }
     }
 
-    /// What is counted.
+    /// The counts.
     #[inline]
     pub fn counts(self) -> Counts {
         match self {

@@ -1,135 +1,41 @@
-//! From the hash of a key to the id of its entry: extendible hashing, without long pauses and with few cache misses.
+//! From the hash of a key to the id of its entry: extendible hashing, without long pauses and with
+//! few cache misses.
 //!
-//! A single hash table that doubles moves all of its entries while its writer waits. This index spreads them over many
-//! small tables, *stripes*. The *directory* refers to the stripes by some bits of the hash. A full stripe splits in two
-//! by one more bit, so only the directory, four or eight bytes a stripe, is ever copied as a whole.
+//! A single hash table that doubles moves all of its entries while its writer waits. This index
+//! spreads them over many small tables, *stripes*. The *directory* refers to the stripes by some
+//! bits of the hash. A full stripe splits in two by one more bit, so only the directory, four or
+//! eight bytes a stripe, is ever copied as a whole.
 //!
-//! A stripe consists of *lines*, each a cache line of twelve *slots*. A slot holds the id of an entry and its *tag*,
-//! eight bits of its hash. A lookup reads the line that the hash chooses, and the next one if entries have spilled from
-//! there. It misses the cache about once, and once more for the entry. The index takes nine bytes an entry.
+//! A stripe consists of *lines*, each a cache line of twelve *slots*. A slot holds the id of an
+//! entry and its *tag*, eight bits of its hash. A lookup reads the line that the hash chooses, and
+//! the next one if entries spilled from there. It misses the cache about once, and once more for
+//! the entry. The index takes nine bytes an entry.
 
-use ahash::RandomState;
-
+use super::hash::{Hash, Hasher, DIRECTORY_BITS};
 use crate::ids::EntryId;
 use crate::term::Heap;
 
 /// Slots in a line.
 const LINE_SLOTS: usize = 12;
 
-/// Lines in a stripe at most: 4 kB. The longest put splits one, when three quarters of its slots are taken.
+/// Lines in a stripe at most: 4 kB. The longest put splits one, when three quarters of its slots
+/// are taken.
 const STRIPE_LINES: usize = 64;
 
-/// The lowest of the four hash bits that choose the shard.
-const SHARD_SHIFT: u32 = 28;
-
-/// The lowest of the hash bits that choose the stripe. The lowest bits of all choose the line.
-const DIRECTORY_SHIFT: u32 = 32;
-
-/// How many hash bits may choose the stripe. The next eight are the tag.
-const DIRECTORY_BITS: u32 = 24;
-
-/// The directory doubles up to this many references per stripe. Only equal hashes get there: their stripe then grows.
+/// The directory doubles up to this many references per stripe. Only equal hashes get there: their
+/// stripe then grows.
 const REFERENCES_PER_STRIPE: usize = 64;
 
-/// A 64-bit hash of a key, with the 32 bits that it can be recomputed from.
-#[derive(Clone, Copy, Debug)]
-pub struct Hash {
-    /// The bits that are kept with the entry.
-    seed: u32,
-    /// The seed, spread over 64 bits.
-    spread: u64,
-}
-
-impl Hash {
-    /// The bits that the hash can be recomputed from.
-    pub fn seed(self) -> u32 {
-        self.seed
-    }
-
-    /// The bits that choose a shard.
-    #[inline]
-    pub fn shard_bits(self) -> usize {
-        (self.spread >> SHARD_SHIFT) as usize & ((1 << (DIRECTORY_SHIFT - SHARD_SHIFT)) - 1)
-    }
-
-    /// The bits that choose a stripe; the directory uses the lowest.
-    #[inline]
-    fn directory_bits(self) -> usize {
-        (self.spread >> DIRECTORY_SHIFT) as usize & ((1 << DIRECTORY_BITS) - 1)
-    }
-
-    /// The bits that choose a line; a stripe uses the lowest.
-    #[inline]
-    fn line_bits(self) -> usize {
-        self.spread as usize
-    }
-
-    /// The bits that a slot keeps.
-    #[inline]
-    fn tag(self) -> u8 {
-        (self.spread >> (DIRECTORY_SHIFT + DIRECTORY_BITS)) as u8
-    }
-}
-
-/// Makes the hashes of one buffer, with a random key, so that nobody can choose keys that collide.
-#[derive(Clone, Debug)]
-pub struct Hasher {
-    /// Spreads a seed over 64 bits.
-    state: RandomState,
-    /// The salt for the terms' own hash function.
-    salt: u32,
-}
-
-impl Hasher {
-    /// A hasher with a random key and salt.
-    pub fn new() -> Self {
-        Hasher::with_state(RandomState::new())
-    }
-
-    /// A hasher that always makes the same hashes, for tests that can be repeated.
-    pub fn seeded(seed: u64) -> Self {
-        Hasher::with_state(RandomState::with_seeds(seed, 1, 2, 3))
-    }
-
-    /// A hasher with this key.
-    fn with_state(state: RandomState) -> Self {
-        let salt = state.hash_one(0x5eed_u32) as u32;
-        Hasher { state, salt }
-    }
-
-    /// The salt for the terms' own hash function.
-    pub fn salt(&self) -> u32 {
-        self.salt
-    }
-
-    /// The hash of a key, from the salted hash of its term.
-    #[inline]
-    pub fn hash(&self, term_hash: u64) -> Hash {
-        self.rehash((term_hash ^ (term_hash >> 32)) as u32)
-    }
-
-    /// Recomputes a hash from its seed.
-    #[inline]
-    pub(crate) fn rehash(&self, seed: u32) -> Hash {
-        Hash { seed, spread: self.state.hash_one(seed) }
-    }
-}
-
-impl Default for Hasher {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Entries whose hashes choose this line, or an earlier one that was full.
+/// Entries whose hashes choose this line, or an earlier full line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line {
     /// The tag in each slot.
     tags: [u8; LINE_SLOTS],
-    /// How many slots are taken, from the first on.
+    /// The number of taken slots, from the first on.
     taken: u8,
-    /// How many entries have gone past this full line to a later one. It stays at 255 once there.
+    /// The number of entries that went past this full line to a later one. It stays at 255 once
+    /// there.
     spilled: u8,
     /// The id in each slot.
     ids: [EntryId; LINE_SLOTS],
@@ -146,8 +52,8 @@ impl Line {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = self.tags;
         let words = [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, 0, 0, 0, 0])];
         for (word, tags) in words.into_iter().enumerate() {
-            // A byte is zero where the tag matches. The search may also mark the byte above, and free slots: the
-            // conditions below reject both.
+            // A byte is zero where the tag matches. The search may also mark the byte above, and
+            // free slots: the conditions below reject both.
             let differences = tags ^ (ONES * u64::from(tag));
             let mut zeros = differences.wrapping_sub(ONES) & !differences & (ONES << 7);
             while zeros != 0 {
@@ -164,11 +70,11 @@ impl Line {
 
 /// A small hash table for the hashes that share `depth` directory bits.
 struct Stripe {
-    /// The lines, a power of two of them.
+    /// The lines. Their number is a power of two.
     lines: Box<[Line]>,
-    /// How many slots are taken.
+    /// The number of taken slots.
     taken: usize,
-    /// How many directory bits the hashes share.
+    /// The number of directory bits that the hashes share.
     depth: u32,
 }
 
@@ -258,7 +164,7 @@ impl Stripe {
 /// For how many lines a rehash prefetches the seeds at once, as they lie anywhere in memory.
 const LINES_AHEAD: usize = 8;
 
-/// The seeds of the entries in an index, which are kept outside of it.
+/// The seeds of the entries in an index, which does not keep them.
 pub trait Seeds {
     /// The seed of the hash of an entry.
     fn seed(&self, id: EntryId) -> u32;
@@ -271,7 +177,8 @@ pub trait Seeds {
 pub struct Index {
     /// Recomputes hashes from their seeds.
     hasher: Hasher,
-    /// From the lowest directory bits of a hash to the index of its stripe. The length is 0 or a power of two.
+    /// From the lowest directory bits of a hash to the index of its stripe. The length is 0 or a
+    /// power of two.
     directory: Vec<u32>,
     /// The directory refers to each stripe `directory.len() >> depth` times.
     stripes: Vec<Stripe>,
@@ -312,7 +219,7 @@ impl Index {
         stripe.find(hash, is_match).map(|(line_index, slot)| stripe.lines[line_index].ids[slot])
     }
 
-    /// Adds an entry that is not there yet. `seeds` has the seeds of all others.
+    /// Adds a new entry. `seeds` has the seeds of all others.
     #[inline]
     pub fn insert(&mut self, hash: Hash, id: EntryId, seeds: &impl Seeds) {
         if self.directory.is_empty() {

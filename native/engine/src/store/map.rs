@@ -1,11 +1,11 @@
-//! A generation: the map from keys to values that one shard has taken in since its last flush.
+//! A generation: the values of one shard since its last flush, each under its key.
 //!
-//! The segment that a value names counts it as one live copy.
+//! Invariant: the segment that a value names counts it as one live copy.
 
 use std::sync::Arc;
 
+use super::hash::Hash;
 use super::history::{Counts, History};
-use super::index::Hash;
 use super::store::{Store, TakenBack};
 use super::table::{Contents, Table};
 use crate::ids::{EntryId, SegmentId};
@@ -20,7 +20,7 @@ pub type Generation<H> = Table<H, Values<H>>;
 pub struct Values<H: Heap> {
     /// Where they live, and the versions beyond 64 bits.
     arena: Arena<H>,
-    /// How many writes were stale.
+    /// The number of stale writes.
     stale: usize,
 }
 
@@ -30,11 +30,11 @@ pub struct Values<H: Heap> {
 pub struct Value<T> {
     /// The value.
     term: T,
-    /// Its segment, and that of the version if that is a term.
+    /// Its segment, which also holds a version beyond 64 bits.
     segment: SegmentId,
 }
 
-/// What readers get of an entry.
+/// An entry as readers get it.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<T> {
     /// The key.
@@ -43,7 +43,7 @@ pub struct Record<T> {
     pub value: T,
     /// The version, 0 without one.
     pub version: Version<T>,
-    /// How often `put_newer` has replaced the value.
+    /// The number of replacements by `put_newer`.
     pub updates: u64,
 }
 
@@ -52,9 +52,9 @@ pub struct Record<T> {
 pub enum Put {
     /// The key was new.
     New,
-    /// The value has replaced another one.
+    /// The value replaced another one.
     Replaced,
-    /// The version there is as high.
+    /// The version is not newer.
     Stale,
 }
 
@@ -62,7 +62,7 @@ pub enum Put {
 pub struct Found<H: Heap> {
     /// The value.
     pub value: H::Term,
-    /// The value's own heap, if it has one, to be held while the value is used.
+    /// The heap of a large value, to be held while the value is used.
     pub heap: Option<Arc<H>>,
 }
 
@@ -73,7 +73,7 @@ impl<H: Heap> Generation<H> {
         self.value(self.find(hash, key)?)
     }
 
-    /// Stores `value` for `key`, whatever is there; `true` if the key is new.
+    /// Stores `value` for `key` unconditionally; `true` if the key is new.
     #[inline(always)]
     pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
         // The value is stored in any case, so it is copied while the index is loading.
@@ -91,9 +91,9 @@ impl<H: Heap> Generation<H> {
         }
     }
 
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a new key it must be
-    /// greater than `in_flight`, if that is a version. A version beyond 64 bits lives in the heap of `value` if that is
-    /// packed.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a
+    /// new key it must be greater than the version `in_flight`, if any. A version beyond 64 bits
+    /// lives in the heap of a packed `value`.
     #[inline]
     pub fn put_newer(
         &mut self,
@@ -149,7 +149,7 @@ impl<H: Heap> Generation<H> {
         Some(Found { value: term, heap: self.contents.arena.own_heap(segment).cloned() })
     }
 
-    /// Adds an entry for a key that has none.
+    /// Adds an entry for a new key.
     #[inline]
     fn add(&mut self, hash: Hash, key: &Parcel<H>, copy: ValueCopy<H::Term>, counts: Counts) {
         let segment = self.contents.arena.own(copy.unowned, self.entries.next_id());

@@ -4,6 +4,7 @@
 
 pub mod counter;
 pub mod entries;
+pub mod hash;
 mod history;
 pub mod index;
 pub mod map;

@@ -1,10 +1,11 @@
-//! A log: the items that one partition of a queue has taken in since its last flush, in the order of their writes.
+//! A log: the items of one partition of a queue since its last flush, in the order of their writes.
 //!
-//! Items are never replaced or deleted, so the log keeps only their terms and frees all segments at its end.
+//! Items are never replaced or deleted, so the log keeps only their terms and frees all segments at
+//! its end.
 
 use std::time::Instant;
 
-use super::index::Hasher;
+use super::hash::Hasher;
 use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
@@ -20,15 +21,15 @@ const CHUNK: usize = 1024;
 pub struct Log<H: Heap> {
     /// All chunks but the last are full.
     chunks: Vec<Vec<H::Term>>,
-    /// How many items there are.
+    /// The number of items.
     length: usize,
     /// Where the items live.
     copies: Arena<H>,
-    /// When the first item was written, or one of an earlier log.
+    /// When the first item was written, here or in an earlier log.
     since: Option<Instant>,
-    /// How many items come from an earlier log.
+    /// The number of items from an earlier log.
     taken_back: usize,
-    /// The failed items.
+    /// The attempts of failed items, by their ids.
     failed: Runs,
 }
 
@@ -128,7 +129,7 @@ impl<H: Heap> Store for Log<H> {
         if attempts > 0 {
             self.failed.push(self.length, attempts);
         }
-        // A log does not keep which items have a heap for themselves, so it copies them all.
+        // A log does not note which items are large, so this copies them all.
         self.append(&Parcel::loose(item));
         self.taken_back += 1;
         TakenBack::Added

@@ -1,24 +1,25 @@
-//! What a partition needs of a table or a log.
+//! The interface of tables and logs for a partition.
 
 use std::time::Instant;
 
-use super::index::Hasher;
+use super::hash::Hasher;
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
 
-/// The entries of a shard since the last flush. Threads write it under the shard's lock. The flush freezes it, and then
-/// any thread reads it without a lock.
+/// The entries of a shard since the last flush. Threads write it under the shard's lock. The flush
+/// freezes it, and then any thread reads it without a lock.
 pub trait Store: Send + Sync + 'static {
-    /// What readers get of an entry.
+    /// An entry as readers get it.
     type Record: Copy;
 
     /// The key of an entry, or an item: the term that chooses its partition.
     type Term: Copy;
 
-    /// Whether failed entries are retried in their order, before all others. Else they are written again.
+    /// Whether failed entries keep their place and are retried before all others, instead of
+    /// waiting again.
     const KEEPS_ORDER: bool;
 
-    /// Whether a failed entry is added to what was written since. Else that replaces it.
+    /// Whether a failed entry is added to a newer one of its key, which otherwise replaces it.
     const ADDS_UP: bool;
 
     /// An empty store for keys hashed by `hasher`; allocates nothing.
@@ -27,13 +28,13 @@ pub trait Store: Send + Sync + 'static {
     /// An empty store to replace this one; allocates nothing.
     fn successor(&self) -> Self;
 
-    /// Writes down what is kept apart for speed. To be called before the store is frozen.
+    /// Completes values that are kept apart for speed. To be called before the store is frozen.
     fn settle(&mut self) {}
 
-    /// How many entries there are.
+    /// The number of entries.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether the store has no entries.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -41,14 +42,13 @@ pub trait Store: Send + Sync + 'static {
     /// One above the highest id.
     fn end(&self) -> usize;
 
-    /// When the first entry was written, or earlier if some entries are from an earlier store; `None` if there never was
-    /// one.
+    /// When the first entry was written, here or in an earlier store; `None` if none ever was.
     fn since(&self) -> Option<Instant>;
 
-    /// What was counted since the store was new.
+    /// The counts since the store was new.
     fn writes(&self) -> Writes;
 
-    /// How many entries the processor has failed with before they were written here.
+    /// The number of entries with attempts.
     fn retried(&self) -> usize;
 
     /// Estimates how many bytes the store takes.
@@ -57,37 +57,38 @@ pub trait Store: Send + Sync + 'static {
     /// Whether some terms may be large, so that copying even a few records may take long.
     fn has_large(&self) -> bool;
 
-    /// The record of an entry; `None` if it was deleted or there is no such id.
+    /// The record of an entry; `None` if it was deleted, or for an unknown id.
     fn record(&self, id: EntryId) -> Option<Self::Record>;
 
-    /// The key or item of an entry; `None` if it was deleted or there is no such id.
+    /// The key or item of an entry; `None` if it was deleted, or for an unknown id.
     fn term(&self, id: EntryId) -> Option<Self::Term>;
 
-    /// Whether the processor may have failed with some of the entries before they were written here.
+    /// Whether some entries have attempts.
     fn has_failed(&self) -> bool;
 
-    /// How often the processor had failed with an entry when it was written here.
+    /// The failed attempts of the processor with an entry, before it came here.
     fn attempts(&self, id: EntryId) -> u32;
 
-    /// Whether this store has an entry that replaces one of `flushed`, an earlier store of the shard.
+    /// Whether this store has an entry that replaces one of `flushed`, an earlier store of the
+    /// shard.
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool;
 
-    /// Takes an entry of `flushed` again, with which the processor has failed so often.
+    /// Takes back a failed entry of `flushed`, an earlier store of the shard, with these attempts.
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack;
 
-    /// Takes an entry of another partition's store. Of two entries of a key a map keeps the one with
-    /// the higher version, or its own if the versions are equal.
+    /// Takes an entry of another partition's store. Of two entries of a key a map keeps the one
+    /// with the higher version, or its own if the versions are equal.
     fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
         self.take_back(evicted, id, attempts)
     }
 }
 
-/// What becomes of an entry that is taken back.
+/// The result of taking an entry back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TakenBack {
     /// It waits again.
     Added,
-    /// It was added to an entry that waits.
+    /// It was added to a waiting entry.
     Joined,
     /// Only one of two entries of its key stays, most often the other one.
     Superseded,

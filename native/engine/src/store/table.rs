@@ -1,15 +1,16 @@
-//! A table: the entries that one shard has taken in since its last flush, each under a key of its own.
+//! A table: the entries of one shard since its last flush, each under its key.
 //!
-//! What is kept for a key is up to the [`Contents`]: a [generation](crate::store::map) keeps values, a
-//! [tally](crate::store::counter) sums.
+//! The [`Contents`] decide on the value of a key: a [generation](crate::generation) keeps terms, a
+//! [tally](crate::tally) sums.
 //!
-//! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The segments that an
-//! entry names count it as one live copy.
+//! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The
+//! segments that an entry names count it as one live copy.
 
 use std::time::Instant;
 
 use super::entries::{Entries, Entry};
-use super::index::{Hash, Hasher, Index, Seeds};
+use super::hash::{Hash, Hasher};
+use super::index::{Index, Seeds};
 use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
@@ -17,15 +18,15 @@ use crate::memory::arena::{Arena, Garbage};
 use crate::memory::parcel::Parcel;
 use crate::term::{Heap, Term};
 
-/// What a table keeps for its keys.
+/// The contents of a table beside its keys.
 pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
-    /// What is kept for a key.
+    /// The value of a key.
     type Value: Copy + Send + Sync;
 
-    /// What is kept for few keys in addition. All others have the default.
+    /// An addition to the value, which few keys have. All others have the default.
     type Extra: Copy + Default + PartialEq + Send + Sync;
 
-    /// What readers get of an entry.
+    /// An entry as readers get it.
     type Record: Copy;
 
     /// See [`Store::ADDS_UP`].
@@ -34,16 +35,16 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     /// The contents of a table without entries; allocates nothing.
     fn new() -> Self;
 
-    /// What readers get of an entry.
+    /// An entry as readers get it.
     fn record(key: H::Term, value: Self::Value, extra: Self::Extra) -> Self::Record;
 
-    /// How often the processor has failed with an entry.
+    /// The failed attempts of the processor with an entry.
     fn attempts(value: Self::Value, extra: Self::Extra) -> u32;
 
     /// See [`Store::settle`].
     fn settle(_table: &mut Table<H, Self>) {}
 
-    /// An entry with this value was taken out.
+    /// Frees the value of a removed entry.
     fn removed(table: &mut Table<H, Self>, value: Self::Value);
 
     /// See [`Store::take_back`].
@@ -54,25 +55,27 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
         Self::take_back(table, evicted, id, attempts)
     }
 
-    /// How many writes were stale.
+    /// The number of stale writes.
     fn stale(&self) -> usize;
 
     /// Estimates how many bytes the contents take beside the entries.
     fn bytes(&self) -> usize;
 
-    /// Whether there may be large terms.
+    /// Whether some terms may be large.
     fn has_large(&self) -> bool;
 }
 
-/// See the module's documentation. Most writes change the first fields, so these share the cache line of the shard's
-/// lock. They fill it, and the index begins the next line: eight bytes more before it cost a put of binaries a third.
+/// See the module's documentation. Most writes change the first fields, so these share the cache
+/// line of the shard's lock. They fill it, and the index begins the next line: eight bytes more
+/// before it cost a put of binaries a third.
 #[repr(C)]
 pub struct Table<H: Heap, C: Contents<H>> {
-    /// How many writes, and entries that were taken back, have met an entry of their key.
+    /// The number of writes and returned entries that met an entry of their key.
     merged: usize,
-    /// How many entries were deleted.
+    /// The number of deleted entries.
     deleted: usize,
-    /// The last addition to a [tally](crate::store::counter). In other tables it is the room that fills the line.
+    /// The last addition to a [tally](crate::store::counter). In other tables it is the room that
+    /// fills the line.
     pub(crate) last: Last,
     /// From the hash of a key to the id of its entry.
     index: Index,
@@ -80,29 +83,29 @@ pub struct Table<H: Heap, C: Contents<H>> {
     pub(crate) entries: Entries<H::Term, C::Value, C::Extra>,
     /// Where the keys live.
     keys: Arena<H>,
-    /// What is kept outside of the entries.
+    /// The contents outside of the entries.
     pub(crate) contents: C,
-    /// How many entries were taken back.
+    /// The number of returned entries.
     taken_back: usize,
-    /// How many of the present entries have failed before.
+    /// The number of present entries with attempts.
     retried: usize,
-    /// When the first entry was written, or the first of those that were taken back.
+    /// When the first entry was written, here or in the store of a returned one.
     since: Option<Instant>,
-    /// The heaps given up since the last [`Table::take_garbage`].
+    /// The heaps abandoned since the last [`Table::take_garbage`].
     pub(crate) garbage: Vec<Garbage<H>>,
 }
 
-/// The entry that something was added to last, and what was added since. That is not in the entry before
-/// [`Store::settle`].
+/// The entry of the last addition, and the amounts added to it since. [`Store::settle`] moves them
+/// to the entry.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Last {
     /// The entry, if it is still that of its key.
     pub(crate) id: EntryId,
     /// The seed of the key's hash.
     pub(crate) seed: u32,
-    /// The sum of what was added.
+    /// The sum of these amounts.
     pub(crate) sum: i64,
-    /// How often something was added.
+    /// The number of these additions.
     pub(crate) count: u64,
 }
 
@@ -127,13 +130,13 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         }
     }
 
-    /// Whether operations have given up heaps.
+    /// Whether operations abandoned heaps.
     #[inline]
     pub fn has_garbage(&self) -> bool {
         !self.garbage.is_empty()
     }
 
-    /// Takes out the heaps that operations have given up. The caller drops them without the lock.
+    /// Takes out abandoned heaps. The caller drops them without the lock.
     #[cold]
     pub fn take_garbage(&mut self) -> Vec<Garbage<H>> {
         std::mem::take(&mut self.garbage)
@@ -163,7 +166,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         self.keys.parcel(entry.key_segment, entry.key)
     }
 
-    /// Adds an entry for a key that has none, with the id that was the next one.
+    /// Adds an entry for a new key, under the next id.
     #[inline]
     pub(crate) fn insert(&mut self, hash: Hash, key: &Parcel<H>, value: C::Value, extra: C::Extra) {
         let id = self.entries.next_id();
@@ -177,7 +180,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         self.index.insert(hash, id, &EntrySeeds::<H, C>(&self.entries));
     }
 
-    /// Takes out the entry of `key`; `false` if the key has none.
+    /// Removes the entry of `key`; `false` for a missing key.
     pub fn delete(&mut self, hash: Hash, key: H::Term) -> bool {
         C::settle(self);
         let Table { index, entries, .. } = self;
@@ -194,7 +197,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         true
     }
 
-    /// Counts a write that has met an entry of its key.
+    /// Counts a write to an existing key.
     #[inline]
     pub(crate) fn count_merged(&mut self) {
         self.merged += 1;
@@ -206,13 +209,13 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         self.retried -= usize::from(attempts > 0);
     }
 
-    /// Counts an entry that was taken back, for a key that had none.
+    /// Counts a returned entry with a new key.
     pub(crate) fn count_taken_back(&mut self, flushed: &Self, attempts: u32) {
         self.taken_back += 1;
         self.count_age(flushed, 0, attempts);
     }
 
-    /// Counts an entry that was taken back and has joined another one.
+    /// Counts a returned entry that joined another one.
     pub(crate) fn count_joined(&mut self, flushed: &Self, old: u32, new: u32) {
         self.merged += 1;
         self.taken_back += 1;
