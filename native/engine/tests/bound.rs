@@ -66,7 +66,7 @@ fn a_bound_is_filled_to_the_last_entry_and_not_exceeded() {
 }
 
 #[test]
-fn a_full_buffer_takes_a_value_for_a_key_that_waits_and_tells_what_is_stale_or_there() {
+fn a_full_buffer_takes_a_value_for_a_waiting_key() {
     let (map, bound) = bounded(2);
     assert!(map.put_newer(1, 10, 5) && map.put_newer(2, 10, 5));
     assert_eq!(put(&map, ONE, 3), Stored::Full);
@@ -132,7 +132,7 @@ fn a_claimed_batch_is_held_no_more() {
 }
 
 #[test]
-fn a_bound_that_comes_later_counts_what_is_there_and_one_that_goes_forgets_it() {
+fn a_late_bound_counts_all_entries_and_a_removed_one_none() {
     let (map, bound) = bounded(1_000);
     map.partition.set_bounded(false);
     assert_eq!(bound.held(), 0);
@@ -208,7 +208,7 @@ fn a_list_writes_to_the_room_that_it_has_reserved() {
 }
 
 #[test]
-fn a_threshold_is_reached_once_for_each_flush_by_entries_that_were_not_given_back() {
+fn a_threshold_is_reached_once_for_each_flush_by_new_entries() {
     let map = Map::start();
     assert!(!map.partition.set_threshold(Some(5)));
     let reached =

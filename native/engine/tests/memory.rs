@@ -13,7 +13,7 @@ fn segments(live: usize, capacity: usize) -> usize {
 }
 
 #[test]
-fn the_number_of_segments_stays_bounded_whatever_is_overwritten_or_deleted() {
+fn the_number_of_segments_stays_bounded_whatever_is_written() {
     let hasher = Hasher::new();
     let mut generation = Generation::<TestHeap>::new(&hasher);
     let mut random = Random(1);

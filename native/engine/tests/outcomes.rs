@@ -304,7 +304,7 @@ fn two_readers_never_claim_or_lease_the_same_batch() {
 }
 
 #[test]
-fn a_failed_entry_waits_again_with_its_version_its_updates_and_its_attempts() {
+fn a_failed_entry_keeps_its_version_its_updates_and_its_attempts() {
     let map = Map::start();
     for version in 1..=4 {
         assert!(map.put_newer(1, 10 * version, version));
@@ -344,7 +344,7 @@ fn a_write_over_what_waits_again_starts_without_attempts() {
 }
 
 #[test]
-fn large_terms_and_versions_beyond_64_bits_survive_the_stores_that_they_came_from() {
+fn large_terms_and_big_versions_survive_the_stores_they_came_from() {
     let map = Map::start();
     // Contents below 0 and above 40 are versions that need a heap. Some values are packed, some are not.
     let entries: Vec<Entry> = (0..30)
@@ -537,7 +537,7 @@ fn a_flush_of_which_all_was_deleted_is_freed_though_its_reader_has_died() {
 
 /// Writers write versions of their own keys, while a processor fails with most batches.
 #[test]
-fn under_threads_an_entry_is_there_until_the_sink_has_it_and_versions_rise_in_the_sink() {
+fn under_threads_an_entry_is_there_until_the_sink_has_it() {
     const WRITERS: i64 = 3;
     const WRITES: i64 = 10_000;
     const KEYS: u64 = 40;

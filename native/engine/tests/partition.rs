@@ -57,7 +57,7 @@ fn a_closed_partition_refuses_writes_and_still_flushes_its_entries() {
 }
 
 #[test]
-fn a_draining_partition_takes_reads_and_deletes_but_only_writes_of_processors() {
+fn a_draining_partition_takes_no_writes_but_those_of_processors() {
     let hasher = Hasher::new();
     let partition = partition(&hasher);
     let mut caller = TestHeap::new();

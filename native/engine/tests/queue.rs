@@ -76,7 +76,7 @@ fn a_closed_partition_refuses_items_and_still_flushes_its_own() {
 }
 
 #[test]
-fn items_of_several_threads_come_out_once_and_in_the_order_of_their_thread() {
+fn items_come_out_once_and_in_the_order_of_their_thread() {
     const THREADS: i64 = 4;
     const ITEMS: i64 = 20_000;
     let partition = Arc::new(partition());
@@ -214,7 +214,7 @@ fn a_batch_of_retried_and_other_items_comes_again_if_its_reader_dies() {
 }
 
 #[test]
-fn under_threads_items_succeed_once_and_in_the_order_of_their_thread_though_batches_fail() {
+fn items_succeed_once_and_in_order_though_batches_fail() {
     const THREADS: i64 = 3;
     const ITEMS: i64 = 10_000;
     let partition = partition_with_outcomes();

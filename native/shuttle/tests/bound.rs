@@ -488,7 +488,7 @@ fn the_end_of_an_episode_forgets_no_write_that_has_found_no_room_since() {
 }
 
 #[test]
-fn an_entry_that_leaves_while_an_episode_is_about_to_end_is_told_or_ends_it() {
+fn an_entry_that_leaves_as_an_episode_ends_is_told_or_ends_it() {
     check(|| {
         let buffer = start(1, 16);
         // It takes two entries less to end it.
@@ -617,7 +617,7 @@ fn what_is_given_back_is_not_announced_again() {
 }
 
 #[test]
-fn enough_entries_are_announced_once_though_some_are_deleted_and_the_threshold_changes() {
+fn enough_entries_are_announced_once_though_the_threshold_changes() {
     check(|| {
         let buffer = start_with_threshold(100);
         let writers = [1, 2].map(|writer| {

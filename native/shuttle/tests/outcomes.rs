@@ -154,7 +154,7 @@ fn versions_rise_at_the_sink_though_batches_fail() {
 }
 
 #[test]
-fn a_stale_version_is_refused_while_the_entry_waits_is_in_flight_or_is_given_back() {
+fn a_stale_version_is_refused_wherever_the_entry_is() {
     check(|| {
         let (buffer, lease) = start_in_flight(&[1]);
         let processor = spawn(&buffer, move |buffer| {

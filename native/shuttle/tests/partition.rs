@@ -95,7 +95,7 @@ fn no_write_comes_in_an_earlier_flush_than_the_write_before_it() {
 }
 
 #[test]
-fn the_next_reader_delivers_what_a_dead_one_has_not_claimed_and_nothing_twice() {
+fn the_next_reader_delivers_unclaimed_entries_and_nothing_twice() {
     check(|| {
         let buffer = map::start(1, false);
         let accepted = race(&buffer, |buffer, n| write_versions(buffer, n, 4), |buffer| buffer.deliver_times(4, 2));
@@ -207,7 +207,7 @@ fn a_write_during_the_close_is_either_refused_or_evicted() {
 }
 
 #[test]
-fn a_draining_partition_takes_only_writes_of_processors_and_delivers_all_of_them() {
+fn a_draining_partition_delivers_all_writes_of_processors() {
     check(|| {
         let buffer = map::start(1, false);
         let writer = spawn(&buffer, |buffer| write_versions(buffer, 0, 6));

@@ -103,7 +103,7 @@ fn items_pushed_together_stay_together() {
 }
 
 #[test]
-fn the_next_reader_delivers_what_a_dead_one_has_not_claimed_before_new_items() {
+fn the_next_reader_delivers_unclaimed_items_before_new_ones() {
     check(|| {
         let buffer = start(1);
         let accepted = race(&buffer, |buffer, writer| buffer.push_each(writer, 4), |buffer| buffer.deliver_times(4, 2));

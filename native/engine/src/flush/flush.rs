@@ -13,8 +13,8 @@
 //! | given up | it succeeds: none |
 //! | buried | it succeeds: none |
 //!
-//! The batch that is given up has the exhausted entries. In each state the batch also ends when its partition is [evicted](crate::Partition::evict).
-//! After that no call changes anything.
+//! A batch that is given up consists of the exhausted entries. In each state the batch also ends
+//! when its partition is [evicted](crate::Partition::evict). After that no call changes anything.
 //!
 //! Claiming a batch gives it away for good, at most once. The claim stays an *open call* until its
 //! reader reads again; if the reader dies before that, the call is [lost](Flush::lost). A leased

@@ -36,7 +36,7 @@ pub struct Bound {
     is_full: AtomicBool,
     /// Whether entries left while it was full.
     has_news: AtomicBool,
-    /// Writes that found no room.
+    /// Writes that found no room and were refused.
     refused: AtomicUsize,
     /// Writes that found no room and were dropped.
     dropped: AtomicUsize,
@@ -68,7 +68,7 @@ impl Bound {
     pub fn set_max(&self, max: Option<usize>, shards: usize) {
         self.shards.store(shards.max(1), Ordering::SeqCst);
         self.max.store(max.unwrap_or(NONE), Ordering::SeqCst);
-        self.tell();
+        self.announce();
     }
 
     /// The number of entries, plus the room given out.
@@ -116,7 +116,7 @@ impl Bound {
     pub fn release(&self, count: usize) {
         if count > 0 {
             self.held.fetch_sub(count, Ordering::SeqCst);
-            self.tell();
+            self.announce();
         }
     }
 
@@ -165,13 +165,13 @@ impl Bound {
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 
-    /// How many writes found no room and were refused, and how many were dropped.
+    /// The number of refused writes, and of dropped ones.
     pub fn refused(&self) -> (usize, usize) {
         (self.refused.load(Ordering::Relaxed), self.dropped.load(Ordering::Relaxed))
     }
 
     /// Announces that room may be free.
-    fn tell(&self) {
+    fn announce(&self) {
         if self.is_full.load(Ordering::SeqCst) {
             self.has_news.store(true, Ordering::SeqCst);
         }

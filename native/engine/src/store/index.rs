@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_ends_where_every_line_has_spilled_and_an_empty_stripe_is_as_new() {
+    fn a_search_ends_even_if_every_line_has_spilled() {
         let mut index = Index::new(Hasher::new());
         let hash = index.hasher().hash(7);
         let hashes = vec![hash; 3_000];

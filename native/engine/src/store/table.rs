@@ -1,7 +1,6 @@
 //! A table: the entries of one shard since its last flush, each under its key.
 //!
-//! The [`Contents`] decide on the value of a key: a [generation](crate::generation) keeps terms, a
-//! [tally](crate::tally) sums.
+//! The [`Contents`] decide on the value of a key: a generation keeps terms, a tally sums.
 //!
 //! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The
 //! segments that an entry names count it as one live copy.
