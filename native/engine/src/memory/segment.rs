@@ -1,4 +1,5 @@
-//! A segment of an [arena](super::arena): a heap, the owners of its copies, and the weight of dead ones.
+//! A segment of an [arena](super::arena): a heap, the owners of its copies, and the weight of dead
+//! ones.
 
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;

@@ -7,8 +7,9 @@ use crate::flush::{Flush, Frozen, GaveBack, GiveBack, Retry};
 use crate::store::{Store, TakenBack};
 
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
-    /// The processor failed with entries of a reader's batch. Does one step of giving the batch
-    /// back. A failed entry is retried, unless it has `max_attempts`, or was replaced or deleted.
+    /// The processor failed with entries of a reader's batch of this partition's flush. Does one
+    /// step of giving the batch back. A failed entry is retried, unless it has `max_attempts`, or
+    /// was replaced or deleted.
     pub fn give_back(&self, flush: &Arc<Flush<S>>, step: GiveBack<'_>) -> GaveBack {
         let _giving_back = self.giving_back.lock();
         flush.give_back(&step, |frozen, position, attempts| self.retry(flush, frozen, position, attempts))

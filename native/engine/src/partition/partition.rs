@@ -30,8 +30,8 @@
 //!
 //! A write changes three cache lines that move between processors: those of the shard's lock, of
 //! the entry, and of the deaths in the old value's segment. The copy itself goes to memory of the
-//! thread's lane; see [`crate::memory::arena`]. An addition to a counter changes the first two only, and
-//! the first one only if it is to the key of the last one.
+//! thread's lane; see [`crate::memory::arena`]. An addition to a counter changes the first two
+//! only, and the first one only if it is to the key of the last one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
