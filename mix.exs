@@ -70,6 +70,7 @@ defmodule PartitionedBuffer.MixProject do
   @checks [
     "mix format --check-formatted",
     "mix compile --force --warnings-as-errors",
+    "mix xref graph --format cycles --fail-above 0",
     "MIX_ENV=test mix compile --force --warnings-as-errors",
     "mix test",
     "cargo fmt --check",

@@ -93,7 +93,9 @@ defmodule Limits do
           for chunk <- Enum.chunk_every(1..size, 10_000),
               do: Bench.Native.put_all(name, for(n <- chunk, do: {n, n}))
 
-          {microseconds, {:fresh, flush}} = timed_ns(fn -> PartitionedBuffer.Native.flush(name, 0) end)
+          {microseconds, {:fresh, flush}} =
+            timed_ns(fn -> PartitionedBuffer.Native.flush(PartitionedBuffer.Native.run(name), 0) end)
+
           Bench.Native.process(name, 0, flush, size, fn _batch -> :ok end)
           Bench.Native.free(name)
           microseconds

@@ -105,7 +105,7 @@ defmodule Neighbours do
   # The flushes of all partitions, each with all its entries in one batch, which frees them at its end.
   defp leased(name) do
     for n <- 0..(Native.partition_count(name) - 1) do
-      {:fresh, flush} = Native.flush(name, n)
+      {:fresh, flush} = Native.flush(Native.run(name), n)
       read_all(flush, 0)
       true = Native.lease(flush)
       flush

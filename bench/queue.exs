@@ -49,8 +49,8 @@ defmodule Bench.Queue do
   def free(name), do: Queue.stop(name)
 
   def drain(name, batch_size, processor) do
-    for {_kind, flush} <- [Native.flush(name, 0)],
-        do: Bench.Native.process(name, 0, flush, batch_size, processor, Queue)
+    for {_kind, flush} <- [Native.flush(Native.run(name), 0)],
+        do: Bench.Native.process(name, 0, flush, batch_size, processor)
 
     :ok
   end

@@ -2,62 +2,68 @@ defmodule PartitionedBuffer do
   @moduledoc """
   Write buffers, for processes that write faster than a database, broker or API accepts writes.
 
-  Processes write entries to a buffer at any rate. A buffer has partitions, and each partition *flushes* at an interval: it
-  swaps out the entries that wait in it and gives them to the *processor*, a function that is called with one batch of
-  entries at a time. There are three kinds of buffer:
+  Processes write entries to a buffer at any rate. A buffer has partitions, and each partition
+  *flushes* at an interval: it swaps out its waiting entries and gives them to the *processor*, a
+  function that takes one batch of entries at a time. Buffers come in three kinds:
 
-    * `PartitionedBuffer.Map` holds key–value entries. Writes to the same key coalesce: the last or the newest value stays.
-    * `PartitionedBuffer.Counter` holds sums. What is added to the same key is added up.
+    * `PartitionedBuffer.Map` holds key–value entries. Writes to the same key coalesce: the last or
+      the newest value stays.
+    * `PartitionedBuffer.Counter` holds sums. Amounts for the same key add up.
     * `PartitionedBuffer.Queue` holds items, which keep their order.
 
-  This module documents what all kinds have in common: options, guarantees and telemetry events. Here, "entry" also means
-  an item of a queue.
+  This module documents the common parts of all kinds: options, guarantees and telemetry events.
+  Here, "entry" also means an item of a queue.
 
   ## Start options
 
-  These are for `start_link/1` and child specifications. Other keys are ignored.
+  `start_link/1` and child specifications take these options. Other keys are ignored.
 
   | option | type | default | meaning |
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
   | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation raises a `RuntimeError` |
-  | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and what has failed is still retried |
+  | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per batch; see [Tables](#module-tables) |
-  | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | a partition flushes as soon as so many entries wait in it; see [Threshold and bound](#module-threshold-and-bound) |
-  | `:max_size` | positive integer, or `:infinity` | `:infinity` | how many entries the whole buffer holds at most, waiting and in flight |
+  | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | the count of waiting entries at which a partition flushes at once; see [Threshold and bound](#module-threshold-and-bound) |
+  | `:max_size` | positive integer, or `:infinity` | `:infinity` | the most entries that the whole buffer holds, waiting and in flight |
   | `:full_timeout_ms` | integer from 0 | 5000 | how long a write waits for room in a full buffer; 0 does not wait |
-  | `:when_full` | `:raise`, `:error`, `:drop_newest` | `:raise` | what a write does then: it raises a `PartitionedBuffer.FullError`, returns `{:error, :full}`, or is dropped and returns `:ok` |
+  | `:when_full` | `:raise`, `:error`, `:drop_newest` | `:raise` | what a write without room does: it raises a `PartitionedBuffer.FullError`, returns `{:error, :full}`, or is dropped and returns `:ok` |
   | `:max_attempts` | positive integer, or `:infinity` | not given | how often an entry is given to the processor before it is given up; see [Delivery](#module-delivery) |
-  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: it doubles from `min` to `max` with each failure in a row, and a random half to whole of it is taken. A function gets the number of failures and returns milliseconds |
-  | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries that are given up, and the reason; needs `:max_attempts` |
+  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. A function gets the number of failures and returns milliseconds |
+  | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
-  A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An anonymous function survives
-  one load of its module, but not a second.
+  A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
+  anonymous function survives one load of its module, but not a second.
 
-  A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if that module is available.
+  A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
+  that module is available.
 
   ## Runtime options
 
-  These are for single calls. An unknown option raises the same error as an invalid start option.
+  Single calls take these options. An unknown option raises the same error as an invalid start
+  option.
 
-    * `:partition_key` – chooses the partition in place of the key or item. A function of arity 1 is called with the key or
-      item and returns the partition key; `{module, function, args}` is called with the key or item before `args`. Any
-      other term except `nil` is the partition key of all entries of the call. Entries with the same partition key are in
-      the same partition. An entry is found only with the partition key that it was put with.
+    * `:partition_key` – chooses the partition in place of the key or item. A function of arity 1 is
+      called with the key or item and returns the partition key; `{module, function, args}` is
+      called with the key or item before `args`. Any other term except `nil` is the partition key of
+      all entries of the call. Entries with the same partition key are in the same partition. Reads
+      find an entry only with the partition key of its write.
 
-  `PartitionedBuffer.Map.put_newer/5` also takes `stale: :error`, and `flush/2` has options of its own.
+  `PartitionedBuffer.Map.put_newer/5` also takes `stale: :error`, and `flush/2` has its own options.
 
-  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`. Without a partition key, a key or item is
-  in the partition `:erlang.phash2(:erlang.phash2(key), partitions)`.
+  The partition of a partition key is `:erlang.phash2(partition_key, partitions)`. Without a
+  partition key, a key or item is in the partition
+  `:erlang.phash2(:erlang.phash2(key), partitions)`.
 
   ## Delivery
 
-  Without `:max_attempts` the processor gets each batch once, and its result is ignored. With `:max_attempts` an entry stays in
-  the buffer until the processor succeeds with it, or it is given up. The result of the processor is the outcome of the batch:
+  Without `:max_attempts` the processor gets each batch once, and its result is ignored. With
+  `:max_attempts` an entry stays in the buffer until the processor succeeds with it, or it is given
+  up. The result of the processor is the outcome of the batch:
 
   | return | meaning | counts as an attempt | the partition |
   |---|---|---|---|
@@ -68,92 +74,111 @@ defmodule PartitionedBuffer do
   | `{:cancel, reason}`, `{:cancel, reason, entries}` | all entries, or these, cannot succeed and are given up; the others succeeded | | goes on |
   | anything else | all entries succeeded | | goes on |
 
-  `entries` are entries of the batch, of a queue in their order. Otherwise the whole batch has failed, with the reason
-  `{:bad_return, returned}`.
+  `entries` are entries of the batch, of a queue in their order. Otherwise the whole batch failed,
+  with the reason `{:bad_return, returned}`.
 
-    * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of its key waits or it was
-      deleted meanwhile. A newer write begins with no attempts.
-    * **A failed entry of a counter is added** to what waits for its key, unless it was deleted meanwhile. It keeps its
-      attempts.
-    * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind it.
-    * **A pause** ends with one call of the processor, however much was written meanwhile. `flush/2` tries at once.
-    * **Smaller batches.** A batch with an entry that has failed `a` times has at most `processing_batch_size / 4^a` entries. So
-      of 500 a bad entry is alone at its fifth attempt, and the others are stored.
-    * **Given up** is an entry that has failed `:max_attempts` times or was cancelled. It goes to `:dead_letter`, within the time
-      limit of the processor. Without that function, or if it fails, the entry is gone, and its count and reason are logged.
-    * **Reads see what is in flight**: `get`, `fetch`, `put_new` and `put_newer` of `PartitionedBuffer.Map`, `get` and `fetch` of
-      `PartitionedBuffer.Counter`. An entry in flight that is deleted is not retried. If it is not in a batch yet, the processor
-      does not get it.
-    * **At least once.** After a failure, a kill or a time limit the sink may have stored the entries already, or may still store
-      them after newer ones. So the statement should be repeatable, and refuse older versions:
-      `WHERE users.version < excluded.version`. A sum that is stored twice counts twice: see [Counting](counting.html#exactly-once).
-    * **Also after crashes.** If a task dies, its batch has failed. If the whole supervision tree was killed, the next one ends
-      a task that is still at work, before it tries the batch again.
-    * **A stop** retries with the shortest pause until `:drain_timeout_ms` is over. What is left then goes to `:dead_letter` with
-      the reason `:stopped`. Without that function it is kept for the next start of the name, and its count is logged.
+    * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of
+      its key waits, or it was deleted while in flight. A newer write begins with no attempts.
+    * **A failed entry of a counter is added** to the waiting entry of its key, if any, unless it
+      was deleted while in flight. It keeps its attempts.
+    * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind
+      it.
+    * **A pause** ends with one call of the processor, however much was written during the pause.
+      `flush/2` tries at once.
+    * **Smaller batches.** A batch with an entry that failed `a` times has at most
+      `processing_batch_size / 4^a` entries. In a batch of 500, a bad entry is therefore alone at
+      its fifth attempt, and the other entries are stored.
+    * **Given up** is an entry that failed `:max_attempts` times or was cancelled. It goes to
+      `:dead_letter`, within the time limit of the processor. Without that function, or if it fails,
+      the entry is gone, and its count and reason are logged.
+    * **Reads see entries in flight**: `get`, `fetch`, `put_new` and `put_newer` of
+      `PartitionedBuffer.Map`, `get` and `fetch` of `PartitionedBuffer.Counter`. A deleted entry in
+      flight is not retried. If it is not in a batch yet, the processor does not get it.
+    * **At least once.** After a failure, a kill or a time limit, the sink may already hold the
+      entries, or may still store them after newer ones. The statement should therefore be
+      repeatable, and refuse older versions: `WHERE users.version < excluded.version`. A sum stored
+      twice counts twice: see [Counting](counting.html#exactly-once).
+    * **Also after crashes.** If a task dies, its batch counts as failed. If the whole supervision
+      tree was killed, the next one ends a task still running, before it tries the batch again.
+    * **A stop** retries with the shortest pause until `:drain_timeout_ms` is over. The remaining
+      entries then go to `:dead_letter` with the reason `:stopped`. Without that function they are
+      kept for the next start of the name, and their count is logged.
 
-  `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of partitions, what was left is
-  processed by the partitions that it was given to. Reads may not see it there, and its order against new writes is not promised.
+  `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of
+  partitions, leftover entries are processed by the partitions that they were given to. Reads may
+  not see them there, and their order against new writes is not promised.
 
   ## Threshold and bound
 
-  **A threshold** lets a partition flush before its interval is over. The write with which `:processing_threshold` entries wait
-  lets the partition know, once for each flush. The partition flushes at once, or right after the flush that is going on. Entries
-  that have failed and wait again do not count, and during a pause there is no flush.
+  **A threshold** lets a partition flush before its interval is over. The write that brings the
+  waiting entries to `:processing_threshold` notifies the partition, once for each flush. The
+  partition flushes at once, or right after the current flush. Failed entries that wait again do not
+  count, and a paused partition does not flush.
 
   **A bound** keeps the memory bounded while the sink is slower than the writers:
 
-    * The buffer never holds more than `:max_size` entries. They count until they have succeeded, were superseded, deleted or given
-      up; without `:max_attempts`, until the processor gets them. A deleted entry in flight counts until its flush comes to it.
-    * Only a write that adds an entry needs room. A full buffer takes a new value for a key that waits. A write that is stale, or
-      finds that the key exists, is told so first.
+    * The buffer never holds more than `:max_size` entries. An entry counts until it succeeds, or is
+      superseded, deleted or given up; without `:max_attempts`, until the processor gets it. A
+      deleted entry in flight counts until its flush reaches it.
+    * Only a write that adds an entry needs room. A full buffer takes a new value for a key with a
+      waiting entry. The results `:stale` and `:exists` take precedence over `:full`.
     * A full buffer flushes all its partitions at once, unless they pause.
-    * A write that finds no room waits up to `:full_timeout_ms` for it. Writers get room in their order. One that dies gives its
-      place up. No scheduler is held meanwhile.
-    * A list needs room for all its entries, as if all of them were new. It is written as a whole, or not at all. A list that is
-      longer than `:max_size` raises an `ArgumentError`.
-    * A processor never waits for room in its own buffer, nor does a task that it has started: `:when_full` decides at once.
-    * If `:max_size` is set below what the buffer holds, nothing is thrown away. New entries are refused until enough has gone.
+    * A write without room waits for room, up to `:full_timeout_ms`. Writers get room in their
+      order. A writer that dies gives up its place. Waiting writers hold no scheduler.
+    * A list needs room for all its entries, as if all of them were new. It is written as a whole,
+      or not at all. A list longer than `:max_size` raises an `ArgumentError`.
+    * A processor never waits for room in its own buffer, nor does a task started by it:
+      `:when_full` decides at once.
+    * If `:max_size` is set below the number of entries held, nothing is thrown away. New entries
+      are refused until enough entries leave.
 
-  `info/1` counts the writes that were refused or dropped.
+  `info/1` counts the refused and dropped writes.
 
   ## Guarantees
 
-    * **No lost writes.** A write that has returned `:ok` is in exactly one flush, unless a later write replaced it, a newer
-      version was there, or it was deleted. What a counter adds up is in the flush of its sum.
-    * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write is either in the flush
-      or waits for the next one.
-    * **At most once**, without `:max_attempts`. The processor gets each entry of a flush at most once. If the processor raises,
-      exits or is killed, no later call gets that batch. The rest of the flush is processed at the next interval.
-    * **Crashes.** Entries are kept in native memory until the processor gets them. If a partition, a task or the whole
-      supervision tree dies, they are processed when the buffer runs again. They are lost if the VM ends.
-    * **Order.** A partition processes one batch at a time, and its flushes in their order. If a key is written in the order
-      of its versions, it is processed in that order.
+    * **No lost writes.** A write that returned `:ok` is in exactly one flush, unless a later write
+      replaced it, a newer version was present, or it was deleted. An amount added to a counter is
+      in the flush of its sum.
+    * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write
+      is either in the flush or waits for the next one.
+    * **At most once**, without `:max_attempts`. The processor gets each entry of a flush at most
+      once. If the processor raises, exits or is killed, no later call gets that batch. The rest of
+      the flush is processed at the next interval.
+    * **Crashes.** Entries are kept in native memory until the processor gets them. If a partition,
+      a task or the whole supervision tree dies, they are processed when the buffer runs again. They
+      are lost if the VM ends.
+    * **Order.** A partition processes one batch at a time, and its flushes in their order. If a key
+      is written in the order of its versions, it is processed in that order.
     * **Independence.** Partitions flush independently of each other.
-    * **Complete stops.** `stop/3`, like a shutdown of the supervision tree, waits for the flush in flight of each partition
-      and then processes the entries that wait. All partitions do so at the same time. A partition also does so if its
-      process or its task supervisor has just died, or dies during the stop.
-    * **Time limit of a stop.** A call of the processor that is running when the stop begins may take
-      `:processing_timeout_ms` from then on. Each later call may take as long from its own beginning, and at least 5 seconds.
-      A call that takes longer is killed, and its partition does not call the processor again. With `:max_attempts` each call
+    * **Complete stops.** `stop/3`, like a shutdown of the supervision tree, waits for the flush in
+      flight of each partition and then processes the waiting entries. All partitions do this at the
+      same time. A partition also does this if its process or its task supervisor is dead at the
+      start of the stop, or dies during the stop.
+    * **Time limit of a stop.** A call of the processor already running when the stop begins may
+      take `:processing_timeout_ms`, counted from the beginning of the stop. Each later call may
+      take the same time from its own beginning, and at least 5 seconds. A call that takes longer is
+      killed, and its partition does not call the processor again. With `:max_attempts` each call
       may take `:processing_timeout_ms` from its beginning, as always.
-    * **Reads and writes during a stop.** Reads and deletes work until all partitions are done. A partition refuses writes as soon as
-      its flush in flight is done, except from processors of the same buffer and from tasks that these have started. The
-      same stop processes their writes, in at most ten passes over all partitions.
-    * **Leftovers of a stop.** Entries that a stop could not process are kept until a buffer of the same name and kind
-      starts, or go to `:dead_letter`. An error with their count is logged.
+    * **Reads and writes during a stop.** Reads and deletes work until all partitions are done. A
+      partition refuses writes as soon as its flush in flight is done, except from processors of the
+      same buffer and from tasks started by them. The same stop processes their writes, in at most
+      ten passes over all partitions.
+    * **Leftovers of a stop.** Entries that a stop could not process are kept until a buffer of the
+      same name and kind starts, or go to `:dead_letter`. An error with their count is logged.
     * **Equal terms.** The processor gets terms exactly as they were written.
-    * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices. Only the copy of a single
-      term is never split: it takes as long as sending the term in a message and is charged to the process. A list of large
-      terms may copy up to 32 of them in one slice, if no large term was written for a while. The VM also copies a bitstring
-      that starts within a byte, which is rare, each time its size is read.
-    * **Large terms.** They are copied without a lock, so other writers do not wait for the copy. Only the first one after a
-      while is copied under the lock, because its size is not known before the copy.
-    * **Memory.** It depends on the number of entries, not of writes. For each entry that waits, a partition keeps at most four
-      values that were replaced or deleted, and a few hundred more in all. A deleted entry takes about 50 bytes until the next
-      flush.
+    * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices.
+      Only the copy of a single term is never split: it takes as long as sending the term in a
+      message and is charged to the process. A list may copy up to 32 large terms in one slice, if
+      no large term was written for a while. The VM also copies a bitstring that starts within a
+      byte, which is rare, each time its size is read.
+    * **Large terms.** Large terms are copied without a lock, so other writers do not wait for the
+      copy. Only the first large term after a while is copied under the lock, because its size is
+      not known before the copy.
+    * **Memory.** Memory depends on the number of entries, not of writes. For each waiting entry, a
+      partition keeps at most four replaced or deleted values, and a few hundred more in all. A
+      deleted entry takes about 50 bytes until the next flush.
 
-  There is no guarantee of:
+  A buffer does not guarantee:
 
     * a bound of the memory while the processor cannot keep up, without `:max_size`,
     * an order of the entries within a flush of a map or counter,
@@ -161,17 +186,20 @@ defmodule PartitionedBuffer do
 
   ## Tables
 
-  With `processing_batch_size: :table` the processor is called once per flush. It gets the name of an ETS table, which its
-  process owns. The table is a `:set` with `keypos: 2` and contains records `{:entry, key, value, version, updates}`.
-  `PartitionedBuffer.Queue` and `PartitionedBuffer.Counter` document their tables.
+  With `processing_batch_size: :table` the processor is called once per flush. It gets the name of
+  an ETS table, which its process owns. The table is a `:set` with `keypos: 2` and contains records
+  `{:entry, key, value, version, updates}`. `PartitionedBuffer.Queue` and
+  `PartitionedBuffer.Counter` document their tables.
 
-  The table is deleted when the processor returns. A processor can keep it: it renames the table with `:ets.rename/2` and
-  gives it to another process with `:ets.give_away/3`. The next flush makes a new table with the usual name.
+  The table is deleted when the processor returns. A processor can keep it: it renames the table
+  with `:ets.rename/2` and gives it to another process with `:ets.give_away/3`. The next flush makes
+  a new table with the usual name.
 
   ## Telemetry
 
-  Events are emitted if the application `:telemetry` is present. Times are in native units. `buffer` is the name of the
-  buffer, and `partition` the name of the partition, as `get_partition/3` returns it.
+  Events are emitted if the application `:telemetry` is present. Times are in native units. `buffer`
+  is the name of the buffer, and `partition` the name of the partition, as `get_partition/3` returns
+  it.
 
   | event | measurements | metadata |
   |---|---|---|
@@ -185,16 +213,18 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :full, :stop]` | `duration`, `refused`, `dropped`, `waited` | `buffer` |
   | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals | `buffer`, `kind` |
 
-  The `processing` events span what a task processes of one flush. `size` is the number of its entries that were processed,
-  `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata also has a `telemetry_span_context`. The `reason` of
-  `processing_failed` is the exit reason of the task that called the processor, and `count` is how many entries are lost. With
-  `:max_attempts` they are the reason of the failure, and how many entries will be retried. An interval in which nothing was
-  written has no event.
+  The `processing` events span the work of a task on one flush. `size` is the number of entries that
+  it processed, `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata
+  also has a `telemetry_span_context`. The `reason` of `processing_failed` is the exit reason of the
+  task that called the processor, and `count` is the number of lost entries. With `:max_attempts`,
+  `reason` is the reason of the failure, and `count` the number of entries that will be retried. An
+  interval without writes has no event.
 
-  `full` spans the time from the first write that found no room until an eighth of `:max_size` is free and no writer waits. Its
-  measurements are how many writes were refused, dropped, and had to wait. `emit_info/1` emits `info`.
+  `full` spans the time from the first write that found no room until an eighth of `:max_size` is
+  free and no writer waits. Its measurements count the writes that were refused, were dropped, or
+  had to wait. `emit_info/1` emits `info`.
 
-  With `:max_attempts` there are also:
+  With `:max_attempts`, buffers also emit:
 
   | event | measurements | metadata |
   |---|---|---|
@@ -204,13 +234,18 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :retry]` | `count`, `superseded`, `delay` | `buffer`, `partition`, `reason`, `failures` |
   | `[:partitioned_buffer, :partition, :dead_letter]` | `count` | `buffer`, `partition`, `reason`, `handled` |
 
-  A `batch` spans one call of the processor. `attempt` is 1 for entries that have not failed yet; otherwise it is that of the entry
-  that has failed most often. `outcome` is `:ok`, `:error`, `:snooze` or `:cancel`. A call that is killed has no `:stop`, but a
-  `retry`. `retry` has the number of entries that will be retried, the number that a newer write or a delete has superseded, the
-  pause in milliseconds, and the number of failures in a row. `handled` is whether `:dead_letter` has taken the entries.
+  A `batch` spans one call of the processor. `attempt` is 1 for a batch without failed entries;
+  otherwise it is the attempt of the entry with the most failures. `outcome` is `:ok`, `:error`,
+  `:snooze` or `:cancel`. A killed call has no `:stop`, but a `retry`. `retry` has the number of
+  entries that will be retried, the number of entries superseded by a newer write or a delete, the
+  pause in milliseconds, and the number of failures in a row. `handled` is whether `:dead_letter`
+  took the entries.
   """
 
-  alias PartitionedBuffer.{DefaultLogger, Info, Native, Options, Partition, Room, Routing, Running, Watch}
+  alias PartitionedBuffer.API.Flush
+  alias PartitionedBuffer.Buffer.Settings
+  alias PartitionedBuffer.{Native, Routing}
+  alias PartitionedBuffer.Observe.{DefaultLogger, Info, Watch}
 
   @typedoc "The name of a buffer."
   @type buffer() :: atom()
@@ -218,9 +253,11 @@ defmodule PartitionedBuffer do
   @doc """
   Starts a buffer, linked to the calling process.
 
-  Takes the [start options](#module-start-options), and as `:module` the kind of the buffer: `PartitionedBuffer.Map`,
-  `PartitionedBuffer.Queue` or `PartitionedBuffer.Counter`. The `start_link/1` of these modules adds `:module`. Returns the pid of the buffer's supervisor,
-  or `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
+  Takes the [start options](#module-start-options), and as `:module` the kind of the buffer:
+  `PartitionedBuffer.Map`, `PartitionedBuffer.Queue` or `PartitionedBuffer.Counter`. The
+  `start_link/1` of these modules adds `:module`. Returns the pid of the buffer's supervisor, or
+  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or
+  invalid.
 
       iex> {:ok, _pid} =
       ...>   PartitionedBuffer.start_link(
@@ -232,34 +269,36 @@ defmodule PartitionedBuffer do
       0
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: opts |> Options.start!() |> PartitionedBuffer.Supervisor.start_link()
+  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(opts)
 
   @doc """
   Returns the child specification of a buffer, for a supervision tree.
 
-  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
-  this module if the options have no name.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the
+  name of the buffer, or this module if the options have no name.
 
-      iex> PartitionedBuffer.child_spec(module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1)
+      iex> processor = &Function.identity/1
+      iex> options = [module: PartitionedBuffer.Map, name: :users, processor: processor]
+      iex> PartitionedBuffer.child_spec(options)
       %{
         id: :users,
-        start: {PartitionedBuffer, :start_link, [[module: PartitionedBuffer.Map, name: :users, processor: &Function.identity/1]]},
+        start: {PartitionedBuffer, :start_link, [options]},
         type: :supervisor
       }
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
+  def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Processes the entries of a buffer, as its [guarantees](#module-guarantees) say, and stops it.
+  Processes the entries of a buffer and stops it, with these [guarantees](#module-guarantees).
 
-  `buffer` is the name of the buffer or the pid of its supervisor. If the buffer is already stopping, the call waits for the
-  end of that stop. Exits as `Supervisor.stop/3` does if the buffer is not running, or if the stop takes longer than
-  `timeout` milliseconds.
+  `buffer` is the name of the buffer or the pid of its supervisor. If the buffer is already
+  stopping, the call waits for the end of that stop. Exits as `Supervisor.stop/3` does if the buffer
+  is not running, or if the stop takes longer than `timeout` milliseconds.
   """
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity),
-    do: PartitionedBuffer.Supervisor.stop(buffer, reason, timeout)
+    do: PartitionedBuffer.Buffer.Supervisor.stop(buffer, reason, timeout)
 
   @doc """
   Returns how many entries wait for the next flush, in all partitions.
@@ -279,46 +318,38 @@ defmodule PartitionedBuffer do
   end
 
   @doc """
-  Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`, `:processing_timeout_ms`,
-  `:processing_batch_size`, `:processing_threshold`, `:max_size`, `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`,
-  `:drain_timeout_ms`, and `:max_attempts` if the buffer was started with it.
+  Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`,
+  `:processing_timeout_ms`, `:processing_batch_size`, `:processing_threshold`, `:max_size`,
+  `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`, `:drain_timeout_ms`, and `:max_attempts` if
+  the buffer was started with it.
 
-  Options that are not given keep their values. A shorter interval or jitter takes effect at once, a longer one after the
-  tick that is due. A new batch size applies from the next flush on. Raises and changes nothing if an option is unknown or
-  invalid.
+  Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
+  after the scheduled tick. A new batch size applies from the next flush on. Raises and changes
+  nothing if an option is unknown or invalid.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)
       :ok
   """
   @spec update_options(buffer(), keyword()) :: :ok
-  def update_options(buffer, opts) when is_atom(buffer) do
-    changes = Options.changes!(buffer, opts)
-
-    for partition <- Routing.partition_names(buffer) do
-      # All partitions have the same options, so only the first may refuse.
-      with {:error, error} <- Partition.update_options(partition, changes), do: raise(error)
-    end
-
-    if Keyword.has_key?(changes, :max_size), do: Room.changed(buffer)
-    :ok
-  end
+  def update_options(buffer, opts) when is_atom(buffer), do: Settings.update!(buffer, opts)
 
   @doc """
   Processes all entries now, and waits for the result.
 
-  Returns `:ok` when every write that had returned before the call has been through the processor; with `:max_attempts`, when
-  each of them has succeeded, was superseded, deleted or given up. Returns `{:error, {:failed, count}}` if the processor has
-  failed: with `:max_attempts`, `count` entries are still in the buffer and will be retried, otherwise they are lost or wait
-  for the next flush. During a pause it makes one attempt at once. Several calls at the same time share a flush.
+  Returns `:ok` when the processor is done with every write that returned before the call; with
+  `:max_attempts`, when each of those writes succeeded, or was superseded, deleted or given up.
+  Returns `{:error, {:failed, count}}` if the processor failed: with `:max_attempts`, `count`
+  entries are still in the buffer and will be retried, otherwise they are lost or wait for the next
+  flush. During a pause the call makes one attempt at once. Concurrent calls share a flush.
 
   Options:
 
-    * `:timeout` – how many milliseconds to wait at most, or `:infinity`. The default is 60000. After this time it returns
-      `{:error, :timeout}`, and the flush goes on.
+    * `:timeout` – how many milliseconds to wait at most, or `:infinity`. The default is 60000.
+      After this time the call returns `{:error, :timeout}`, and the flush goes on.
     * `:async` – with `true` the call returns `:ok` as soon as the flush has begun.
 
-  Raises an `ArgumentError` if the buffer is not running, if an option is invalid, or if a processor of the buffer calls it
-  without `async: true`; a `RuntimeError` if the buffer has 0 partitions.
+  Raises an `ArgumentError` if the buffer is not running, if an option is invalid, or if a processor
+  of the buffer calls it without `async: true`; a `RuntimeError` if the buffer has 0 partitions.
 
       iex> PartitionedBuffer.Map.put(:doc, :key, 1)
       iex> PartitionedBuffer.flush(:doc)
@@ -328,44 +359,10 @@ defmodule PartitionedBuffer do
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
-  def flush(buffer, opts \\ []) when is_atom(buffer) do
-    {timeout, async?} = Options.flush!(buffer, opts)
-    unless async?, do: Running.refuse!(buffer, "flush")
-
-    until =
-      if timeout == :infinity, do: :infinity, else: {:abs, System.monotonic_time(:millisecond) + timeout}
-
-    all = Routing.partition_names(buffer)
-    flush(buffer, all, all, async?, until)
-  end
-
-  defp flush(buffer, all, partitions, async?, until) do
-    callers = [self() | Process.get(:"$callers", [])]
-
-    requests =
-      for partition <- partitions, do: {partition, Partition.request_flush(partition, callers, async?)}
-
-    answers = for {partition, request} <- requests, do: {partition, Partition.await_flush(request, until)}
-    failed = Enum.sum(for {_partition, {:ok, failed}} <- answers, do: failed)
-
-    case for {partition, :died} <- answers, do: partition do
-      _any when failed > 0 ->
-        {:error, {:failed, failed}}
-
-      [] ->
-        if Enum.any?(answers, &match?({_partition, :timeout}, &1)), do: {:error, :timeout}, else: :ok
-
-      died ->
-        # They are restarted, or the buffer ends. After a start with another number of partitions, any of these may have
-        # the entries.
-        PartitionedBuffer.Supervisor.await_restarts(buffer)
-        now = Routing.partition_names(buffer)
-        flush(buffer, now, if(now == all, do: died, else: now), async?, until)
-    end
-  end
+  def flush(buffer, opts \\ []) when is_atom(buffer), do: Flush.flush(buffer, opts)
 
   @typedoc """
-  What a buffer holds, as `info/1` returns it.
+  The numbers of a buffer, as `info/1` returns them.
   """
   @type info() :: %{
           kind: :map | :queue | :counter,
@@ -402,19 +399,20 @@ defmodule PartitionedBuffer do
         }
 
   @doc """
-  Returns what a buffer holds, how late it is, and what it has counted. It shows no keys and values.
+  Returns the numbers of a buffer: its entries, its delay and its totals. They show no keys and
+  values.
 
   | key | meaning |
   |---|---|
   | `:kind` | `:map`, `:queue` or `:counter` |
   | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
-  | `:in_flight` | entries that were flushed and have no outcome yet |
-  | `:retrying` | entries of both that have failed and wait for the next attempt |
+  | `:in_flight` | flushed entries without an outcome |
+  | `:retrying` | failed entries of both that wait for the next attempt |
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
-  | `:oldest_ms` | the age in milliseconds of the oldest entry without an outcome, counted from the first write of its flush; `nil` if there is none |
+  | `:oldest_ms` | the age in milliseconds of the oldest entry without an outcome, counted from the first write of its flush; `nil` without such an entry |
   | `:waiting_writers` | processes that wait for room |
-  | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` if there was none since the start |
+  | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start |
   | `:totals` | counts that only grow, from the first start of the name in this VM on |
   | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms`, the time to the next tick or the end of a pause |
 
@@ -422,23 +420,24 @@ defmodule PartitionedBuffer do
 
   | total | meaning |
   |---|---|
-  | `:written` | writes that were taken |
-  | `:coalesced` | those of them that replaced an entry that waited, or were added to it; of a counter also failed entries that were added to one |
-  | `:stale` | writes of `PartitionedBuffer.Map.put_newer/5` that were not taken, since the version there was as high |
-  | `:deleted` | entries that were deleted while they waited |
-  | `:superseded` | entries in flight that were dropped: a newer write had replaced them, or they were deleted |
-  | `:processed` | entries that the processor has succeeded with; without `:max_attempts`, that it was given |
-  | `:given_up` | entries that were given up |
-  | `:failed` | how often the processor has failed with an entry. Without `:max_attempts` these are lost, and `:processed` has them as well |
+  | `:written` | accepted writes |
+  | `:coalesced` | accepted writes that replaced a waiting entry, or were added to it; of a counter also failed entries added to a waiting one |
+  | `:stale` | writes of `PartitionedBuffer.Map.put_newer/5` that were not accepted, since the present version was as high or higher |
+  | `:deleted` | entries deleted while they waited |
+  | `:superseded` | entries dropped in flight: a newer write replaced them, or they were deleted |
+  | `:processed` | entries that the processor succeeded with; without `:max_attempts`, entries given to it |
+  | `:given_up` | entries given up |
+  | `:failed` | how often the processor failed with an entry. Without `:max_attempts` such entries are lost, and `:processed` counts them as well |
   | `:refused` | writes that found no room |
-  | `:dropped` | writes that found no room and were dropped, as `when_full: :drop_newest` says |
+  | `:dropped` | writes that found no room and were dropped, with `when_full: :drop_newest` |
 
-  If nothing is written or processed meanwhile, each entry is counted once:
+  While nothing is written or processed, each entry is counted once:
 
       written - coalesced == size + in_flight + deleted + superseded + processed + given_up
 
-  It takes some microseconds for each partition, however many entries there are, and no process of the buffer is asked. Raises
-  an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
+  The call takes some microseconds for each partition, however many entries the buffer holds, and
+  calls no process of the buffer. Raises an `ArgumentError` if the buffer is not running, a
+  `RuntimeError` if it has 0 partitions.
 
       iex> PartitionedBuffer.Map.put(:doc, :key, 1)
       iex> %{size: 1, in_flight: 0, totals: totals} = PartitionedBuffer.info(:doc)
@@ -449,7 +448,8 @@ defmodule PartitionedBuffer do
   def info(buffer) when is_atom(buffer), do: Info.info(buffer)
 
   @doc """
-  Emits the telemetry event `[:partitioned_buffer, :info]` with the numbers of `info/1`, for one buffer or for `:all` that run.
+  Emits the telemetry event `[:partitioned_buffer, :info]` with the numbers of `info/1`, for one
+  buffer, or with `:all` for each running buffer.
 
   Returns `:ok` also if the buffer is not running, so `:telemetry_poller` can call it:
 
@@ -462,20 +462,21 @@ defmodule PartitionedBuffer do
   def emit_info(buffer_or_all) when is_atom(buffer_or_all), do: Info.emit(buffer_or_all)
 
   @doc """
-  Shows a page about a running buffer in the terminal, and replaces it once a second: what it holds, the rates of writes, what
-  has failed, and a line for each partition.
+  Shows a page about a running buffer in the terminal, and replaces it once a second: its entries,
+  the rates of writes, the failures, and a line for each partition.
 
-  Everything on it is from `info/1`. It returns `:ok` when the buffer is not running any more. To end it earlier in IEx, press
-  Ctrl-C and `a`, which ends the shell as well, or Ctrl-G and then `i` and `c`, which does not. In a remote shell Ctrl-C ends
-  only the shell, not the node that it is connected to.
+  All values on it come from `info/1`. The call returns `:ok` when the buffer is no longer running.
+  To end it earlier in IEx, press Ctrl-C and `a`, which ends the shell as well, or Ctrl-G and then
+  `i` and `c`, which does not. In a remote shell Ctrl-C ends only the shell, not the node that it is
+  connected to.
 
   Options:
 
     * `:interval` – milliseconds between two pages. The default is 1000.
     * `:rounds` – how many pages, or `:infinity`, the default.
     * `:device` – where to print. The default is `:stdio`.
-    * `:ansi` – whether a page replaces the one before, or comes below it. The default is `IO.ANSI.enabled?/0` of the node that
-      has the buffer, which may be false in a remote shell.
+    * `:ansi` – whether a page replaces the one before, or comes below it. The default is
+      `IO.ANSI.enabled?/0` of the node of the buffer, which may be false in a remote shell.
   """
   @spec watch(buffer(), keyword()) :: :ok
   def watch(buffer, opts \\ []) when is_atom(buffer), do: Watch.run(buffer, opts)
@@ -483,27 +484,28 @@ defmodule PartitionedBuffer do
   @doc """
   Attaches a logger to the events of all buffers. Call it at the start of the application.
 
-  The library itself logs failures, pauses, and entries that are lost or given up. This logger adds:
+  The library itself logs failures, pauses, and entries lost or given up. This logger adds:
 
   | event | level | line |
   |---|---|---|
   | `:full` | `:warning` | a buffer is full |
-  | `:full` | `:level`, or `:warning` if writes were refused or dropped | it has room again: for how long it was full, and how many writers waited |
-  | `:dead_letter` | `:error` | `:dead_letter` has taken entries that were given up: their count and the reason |
+  | `:full` | `:level`, or `:warning` if writes were refused or dropped | the buffer has room again: for how long it was full, and how many writers waited |
+  | `:dead_letter` | `:error` | `:dead_letter` took entries given up: their count and the reason |
   | `:processing` | `:level` | a flush: its size and duration |
 
-  The lines show no keys, values or other terms of entries, except a text that a processor has returned as a reason. Their
-  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter` or `:processing_stop`) and the
-  numbers of the line.
+  The lines show no keys, values or other terms of entries, except a text that a processor returned
+  as a reason. Their Logger metadata are `buffer`, `partition`, `event` (`:full_start`,
+  `:full_stop`, `:dead_letter` or `:processing_stop`) and the numbers of the line.
 
   Options:
 
     * `:level` – the level of lines about normal work. The default is `:info`.
-    * `:events` – which of `:full`, `:dead_letter` and `:processing` to log, or `:all`. The default is `[:full, :dead_letter]`,
-      since `:processing` is a line for each flush.
+    * `:events` – which of `:full`, `:dead_letter` and `:processing` to log, or `:all`. The default
+      is `[:full, :dead_letter]`, since `:processing` is a line for each flush.
 
-  Returns `{:error, :already_exists}` if it is attached, and `{:error, :no_telemetry}` if the application `:telemetry` is not
-  present. Raises an `ArgumentError` if an option is invalid.
+  Returns `{:error, :already_exists}` if the logger is already attached, and
+  `{:error, :no_telemetry}` if the application `:telemetry` is not present. Raises an
+  `ArgumentError` if an option is invalid.
 
       iex> PartitionedBuffer.attach_default_logger(level: :debug)
       :ok
@@ -515,20 +517,22 @@ defmodule PartitionedBuffer do
   def attach_default_logger(opts \\ []), do: DefaultLogger.attach(opts)
 
   @doc """
-  Detaches the logger of `attach_default_logger/1`. Returns `{:error, :not_found}` if it is not attached.
+  Detaches the logger of `attach_default_logger/1`. Returns `{:error, :not_found}` if it is not
+  attached.
   """
   @spec detach_default_logger() :: :ok | {:error, :not_found | :no_telemetry}
   def detach_default_logger, do: DefaultLogger.detach()
 
   @doc """
-  Returns how much memory the native library has allocated for all buffers together.
+  Returns the memory allocated by the native library for all buffers together.
 
     * `:bytes` – the bytes of entries, indexes and all else, as requested from the VM's allocators.
-    * `:environments` – the number of heaps that hold the copies of keys and values. Most of them hold some hundred copies.
-      With 0 the library holds no terms.
+    * `:environments` – the number of heaps that hold the copies of keys and values. Most of them
+      hold some hundred copies. With 0 the library holds no terms.
 
-  `:erlang.memory/0` includes this memory in `:system` and `:binary`. A thread frees unused memory some milliseconds later. An
-  empty buffer keeps some kB for each partition until the VM ends, even when it is stopped.
+  `:erlang.memory/0` includes this memory in `:system` and `:binary`. A thread frees unused memory
+  some milliseconds later. An empty buffer keeps some kB for each partition until the VM ends, even
+  when it is stopped.
 
       iex> %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
       iex> bytes > 0 and environments >= 0
@@ -540,20 +544,17 @@ defmodule PartitionedBuffer do
     %{bytes: bytes, environments: environments}
   end
 
-  @doc false
-  # `Options.start!/1` raises for options that are not a keyword list.
-  @spec put_module(any(), module()) :: any()
-  def put_module(opts, module),
-    do: if(Keyword.keyword?(opts), do: Keyword.put(opts, :module, module), else: opts)
-
   @doc """
-  Returns the name of the partition that a key or item is written to with this `:partition_key`. `nil` means none.
+  Returns the name of the partition that a key or item is written to with this `:partition_key`.
+  `nil` means none.
 
   Raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
-      iex> PartitionedBuffer.get_partition(:doc, nil, :key) == PartitionedBuffer.get_partition(:doc, &:erlang.phash2/1, :key)
+      iex> hashed = PartitionedBuffer.get_partition(:doc, &:erlang.phash2/1, :key)
+      iex> PartitionedBuffer.get_partition(:doc, nil, :key) == hashed
       true
-      iex> PartitionedBuffer.get_partition(:doc, :all_to_one, :key) in [:"Elixir.doc.0", :"Elixir.doc.1"]
+      iex> partition = PartitionedBuffer.get_partition(:doc, :all_to_one, :key)
+      iex> partition in [:"Elixir.doc.0", :"Elixir.doc.1"]
       true
   """
   @spec get_partition(buffer(), any(), any()) :: atom()

@@ -1,9 +1,10 @@
 defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   @moduledoc false
-  # Builds the NIF library with cargo. mix.exs loads this file: Mix needs the task before this project's own modules are
-  # compiled, also when the project is a dependency, so it cannot be one of them.
+  # Builds the NIF library with cargo. mix.exs loads this file: Mix needs the task before this
+  # project's own modules are compiled, also when the project is a dependency, so it cannot be among
+  # those modules.
   #
-  # PARTITIONED_BUFFER_NIF_PATH names a library that is already built; cargo is not needed then.
+  # PARTITIONED_BUFFER_NIF_PATH names an already built library, which needs no cargo.
 
   use Mix.Task.Compiler
 
@@ -59,7 +60,7 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
     end
   end
 
-  # Where the library is depends on the target and on cargo's settings. Cargo's messages name it.
+  # The path of the library depends on the target and on cargo's settings. Cargo's messages name it.
   defp artifact(messages) do
     case Regex.run(~r{"([^"]*[/\\](?:lib)?#{@crate}\.(?:so|dylib|dll))"}, messages) do
       [_quoted, file] -> String.replace(file, "\\\\", "\\")
@@ -67,7 +68,7 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
     end
   end
 
-  # A running VM has the old file mapped: it is replaced, not overwritten.
+  # A running VM has the old file mapped, so the file is replaced, not overwritten.
   defp install(file) do
     File.mkdir_p!(Path.dirname(library()))
     copy = "#{library()}.#{System.pid()}"
@@ -90,7 +91,8 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   defp feature_args([]), do: []
   defp feature_args(features), do: ["--features", Enum.join(features, ",")]
 
-  # Of the sources and of a library that is already built. One that cannot be read is complained of when it is installed.
+  # The fingerprint of the sources and of an already built library. `install/1` reports an
+  # unreadable library.
   defp fingerprint(prebuilt) do
     files = @sources |> Enum.flat_map(&Path.wildcard(&1, match_dot: true)) |> Enum.sort()
     for file <- files ++ prebuilt, {:ok, contents} <- [File.read(file)], do: {file, :erlang.md5(contents)}

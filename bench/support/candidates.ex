@@ -175,7 +175,7 @@ end
 defmodule Bench.Native do
   @moduledoc "This package's Map, by its public functions."
 
-  alias PartitionedBuffer.{Flush, Identity, Native, Options, Routing}
+  alias PartitionedBuffer.{Native, Processing, Ref, Routing}
   alias PartitionedBuffer.Map, as: Buffer
 
   @never 86_400_000
@@ -200,18 +200,16 @@ defmodule Bench.Native do
   # What a partition and its task do at a tick, on the calling process.
   def drain(name, batch_size, processor) do
     for n <- 0..(Routing.partition_count!(name) - 1),
-        {_kind, flush} <- [Native.flush(name, n)],
+        {_kind, flush} <- [Native.flush(Native.run(name), n)],
         do: process(name, n, flush, batch_size, processor)
 
     :ok
   end
 
-  def process(name, n, flush, batch_size, processor, module \\ Buffer) do
-    options = %Options{name: name, processor: processor, module: module, processing_batch_size: batch_size}
-    settings = :ets.new(:settings, [])
-    :ets.insert(settings, {:options, options})
-    Flush.process(flush, Identity.new(name, n, settings), [])
-    :ets.delete(settings)
+  def process(name, n, flush, batch_size, processor) do
+    job = Processing.Job.new(flush, Ref.new(Native.run(name), name, n), trigger: :interval)
+    options = %{job.options | processing_batch_size: batch_size}
+    Processing.run(%{job | options: options, functions: %{job.functions | processor: processor}})
   end
 
   def free(name), do: Buffer.stop(name)
@@ -337,8 +335,8 @@ for {module, label, options} <- [
 
     def drain(name, batch_size, processor) do
       for n <- 0..(Routing.partition_count!(name) - 1),
-          {_kind, flush} <- [Native.flush(name, n)],
-          do: Bench.Native.process(name, n, flush, batch_size, processor, Counter)
+          {_kind, flush} <- [Native.flush(Native.run(name), n)],
+          do: Bench.Native.process(name, n, flush, batch_size, processor)
 
       :ok
     end

@@ -1,11 +1,15 @@
 defmodule PartitionedBuffer.Counter do
   @moduledoc """
-  A buffer of sums. What is added to the same key is added up, and a processor function receives the sums in batches.
+  A buffer of sums. Amounts for the same key add up, and a processor function receives the sums in
+  batches.
 
       iex> alias PartitionedBuffer.Counter
       iex> me = self()
       iex> {:ok, _supervisor} =
-      ...>   Counter.start_link(name: :page_views, processor: fn batch -> send(me, {:batch, batch}) end)
+      ...>   Counter.start_link(
+      ...>     name: :page_views,
+      ...>     processor: fn batch -> send(me, {:batch, batch}) end
+      ...>   )
       iex> Counter.add(:page_views, "/pricing")
       iex> Counter.add(:page_views, "/pricing", 2)
       iex> Counter.get(:page_views, "/pricing")
@@ -15,29 +19,35 @@ defmodule PartitionedBuffer.Counter do
       iex> receive do {:batch, batch} -> batch end
       [{"/pricing", 3, 2}]
 
-  Any process can add, at any rate: `add/4` is one call into native code in the calling process, which finds the sum of the key
-  and adds to it. It sends no message, waits for no process, and copies nothing but a new key. Use it for page views, metering,
-  likes, stock movements, and for means, since each sum has its count. A process that reads a value and writes it back one
-  higher loses what others add in between; a counter loses nothing.
+  Any process can add, at any rate: `add/4` is one call into native code in the calling process,
+  which finds the sum of the key and adds to it. It sends no message, waits for no process, and
+  copies nothing but a new key. Use it for page views, metering, likes, stock movements, and for
+  means, since each sum has its count. A process that reads a value and writes it back one higher
+  loses the amounts that others add in between; a counter loses nothing.
 
-  `PartitionedBuffer` documents options, guarantees and telemetry events. The guide [Counting](counting.html) has recipes.
+  `PartitionedBuffer` documents options, guarantees and telemetry events. The guide
+  [Counting](counting.html) has recipes.
 
   ## Semantics
 
     * Keys are any terms, and are compared with `===`: `1` and `1.0` are two keys.
-    * An amount is an integer from -2^63 to 2^63 - 1. A sum is exact, however large it becomes: it does not wrap, overflow or
-      saturate.
-    * An `add/4` of 0 makes an entry, if the key has none. A sum that comes to 0 is still an entry, which the processor gets.
-    * Each flush begins new sums: what the processor gets is what was added since the flush before.
-    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the sums that wait for the next flush, but none that are in flight. With
-      `:max_attempts` all but `size/1` see what is in flight as well: `get/4` adds it up with what waits.
-    * A call that raises because of its arguments has added nothing.
-    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
+    * An amount is an integer from -2^63 to 2^63 - 1. A sum is exact, however large it becomes: it
+      does not wrap, overflow or saturate.
+    * An `add/4` of 0 makes an entry, if the key has none. A sum that comes to 0 is still an entry,
+      which the processor gets.
+    * Each flush begins new sums: the processor gets the amounts added since the flush before.
+    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the sums waiting for the next flush, but no
+      sums in flight. With `:max_attempts` all but `size/1` also see sums in flight: `get/4` returns
+      the total of both.
+    * A call that raises because of its arguments adds nothing.
+    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
+      has 0 partitions.
 
   ## Processor
 
-  The processor is called with a list of `{key, sum, count}` tuples. `count` is how often something was added. Each entry of a
-  flush is in one batch. What the processor returns is ignored, unless the buffer has `:max_attempts`.
+  The processor is called with a list of `{key, sum, count}` tuples. `count` is the number of
+  additions. Each entry of a flush is in one batch. The return value of the processor is ignored,
+  unless the buffer has `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.
@@ -49,25 +59,27 @@ defmodule PartitionedBuffer.Counter do
         )
       end
 
-  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is a `:set` of records
-  `{:entry, key, sum, 0, count}`.
+  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is a `:set`
+  of records `{:entry, key, sum, 0, count}`.
 
   ## Delivery
 
-  Without `:max_attempts`, what a failing processor was called with is lost: it counts too little. With `:max_attempts` the sum
-  and the count of a failed entry are added to what was added to its key meanwhile, and the entry keeps its number of attempts.
+  Without `:max_attempts`, the batch of a failed call is lost: the sink counts too little. With
+  `:max_attempts` the sum and the count of a failed entry are added to the waiting entry of its key,
+  if any, and the entry keeps its number of attempts.
 
-  A processor that has failed may have stored a sum all the same: it was killed, or its connection broke, after the database
-  had committed. Then the retry counts twice. Whether too little or too much, only a sink that recognizes a batch counts
-  exactly; see [Counting](counting.html#exactly-once).
+  A failed processor may have stored a sum all the same: it was killed, or its connection broke,
+  after the database committed. The retry then counts twice. Both ways, only a sink that recognizes
+  a batch counts exactly; see [Counting](counting.html#exactly-once).
   """
 
-  alias PartitionedBuffer.{Call, Definition, Native, Routing}
+  alias PartitionedBuffer.API.{Call, Definition}
+  alias PartitionedBuffer.{Native, Routing}
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
 
-  @typedoc "What is added: an integer of 64 bits, from -2^63 to 2^63 - 1."
+  @typedoc "An amount to add: an integer of 64 bits, from -2^63 to 2^63 - 1."
   @type amount() :: integer()
 
   @typedoc "The argument of the processor."
@@ -76,32 +88,45 @@ defmodule PartitionedBuffer.Counter do
   @doc """
   Starts a buffer, linked to the calling process.
 
-  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the buffer's supervisor, or
-  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the
+  buffer's supervisor, or `{:error, {:already_started, pid}}` if the name is taken. Raises if an
+  option is missing or invalid.
 
-      iex> {:ok, _pid} = PartitionedBuffer.Counter.start_link(name: :start_link_counter, processor: &Function.identity/1)
+      iex> {:ok, _pid} =
+      ...>   PartitionedBuffer.Counter.start_link(
+      ...>     name: :start_link_counter,
+      ...>     processor: &Function.identity/1
+      ...>   )
       iex> PartitionedBuffer.Counter.add(:start_link_counter, :key)
       :ok
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
+  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(__MODULE__, opts)
+
+  @doc false
+  @spec __kind__() :: :counter
+  def __kind__, do: :counter
 
   @doc """
   Returns the child specification of a buffer, for a supervision tree.
 
-  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
-  this module if the options have no name.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the
+  name of the buffer, or this module if the options have no name.
 
       iex> PartitionedBuffer.Counter.child_spec(name: :views, processor: &Function.identity/1).id
       :views
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
+  def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Processes the sums of a buffer and stops it. See `PartitionedBuffer.stop/3`.
 
-      iex> {:ok, _pid} = PartitionedBuffer.Counter.start_link(name: :stop_counter, processor: &Function.identity/1)
+      iex> {:ok, _pid} =
+      ...>   PartitionedBuffer.Counter.start_link(
+      ...>     name: :stop_counter,
+      ...>     processor: &Function.identity/1
+      ...>   )
       iex> PartitionedBuffer.Counter.stop(:stop_counter)
       :ok
   """
@@ -119,13 +144,15 @@ defmodule PartitionedBuffer.Counter do
       children = [MyApp.PageViews]
       MyApp.PageViews.add("/pricing")
 
-  The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module has these functions:
+  The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module
+  has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
     * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
-    * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2` and `add/3`, `add_all/1` and
-      `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`, `delete/1` and `delete/2`. There is no `get/2`, because its
-      second argument could mean the default or the options.
+    * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2`
+      and `add/3`, `add_all/1` and `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
+      `delete/1` and `delete/2`. `get/2` does not exist, because its second argument could mean the
+      default or the options.
 
       iex> defmodule DocViews do
       ...>   use PartitionedBuffer.Counter, processor: &Function.identity/1
@@ -176,8 +203,9 @@ defmodule PartitionedBuffer.Counter do
   @doc """
   Adds an amount to the sum of a key.
 
-  Raises an `ArgumentError` if the amount is not an integer of 64 bits. In a buffer with `:max_size` it may wait, raise a
-  `PartitionedBuffer.FullError` or return `{:error, :full}`, but never for a key that waits already: see
+  Raises an `ArgumentError` if the amount is not an integer of 64 bits. In a buffer with `:max_size`
+  the call may wait, raise a `PartitionedBuffer.FullError` or return `{:error, :full}`, but never
+  for a key with a waiting sum: see
   [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
@@ -185,7 +213,8 @@ defmodule PartitionedBuffer.Counter do
       :ok
       iex> PartitionedBuffer.Counter.add(:doc_counter, :stock, -3)
       :ok
-      iex> PartitionedBuffer.Counter.add(:doc_counter, {:eu, 7}, 1, partition_key: fn {region, _id} -> region end)
+      iex> region = fn {region, _id} -> region end
+      iex> PartitionedBuffer.Counter.add(:doc_counter, {:eu, 7}, 1, partition_key: region)
       :ok
   """
   @spec add(buffer(), any(), amount(), keyword()) :: :ok | {:error, :full}
@@ -210,12 +239,14 @@ defmodule PartitionedBuffer.Counter do
     do: Call.refused(refused, buffer, :counter, route, &Native.add(buffer, &1, key, amount))
 
   @doc """
-  Adds each amount of a map, or of a list or another enumerable of `{key, amount}` tuples. The same key may come several times.
+  Adds each amount of a map, or of a list or another enumerable of `{key, amount}` tuples. The same
+  key may occur several times.
 
-  An enumerable is read to its end before the first amount is added. Raises an `ArgumentError`, and adds nothing, if there is
-  anything else in it; if it raises itself, nothing is added either. Takes the
-  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as `:partition_key` is called for all
-  entries before the first is added.
+  The call reads an enumerable to its end before it adds the first amount. Raises an
+  `ArgumentError`, and adds nothing, if the enumerable contains anything else; if the enumerable
+  itself raises, nothing is added either. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as
+  `:partition_key` is called for all entries before the first is added.
 
       iex> PartitionedBuffer.Counter.add_all(:doc_counter, %{red: 1, green: 2})
       :ok
@@ -231,8 +262,9 @@ defmodule PartitionedBuffer.Counter do
   @doc """
   Returns the sum of a key that waits for the next flush, or `default` if nothing was added.
 
-  With `:max_attempts` what is in flight belongs to the sum, until the processor has succeeded with it. Takes the
-  [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was added in.
+  With `:max_attempts` the sum includes the sum in flight, until the processor succeeds with it.
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
+  partition that the key was added in.
 
       iex> PartitionedBuffer.Counter.add(:doc_counter, :seen, 5)
       iex> PartitionedBuffer.Counter.get(:doc_counter, :seen)
@@ -269,11 +301,12 @@ defmodule PartitionedBuffer.Counter do
   @doc """
   Deletes the sum of a key that waits for the next flush, with its count.
 
-  A sum in flight is not affected. But with `:max_attempts` it is not given to the processor if it is not in a batch yet, is
-  not retried if it is, and no read sees it any more.
+  Without `:max_attempts` this does not affect a sum in flight. With `:max_attempts` reads no longer
+  see that sum. If it is not in a batch yet, the processor does not get it; if it is, it is not
+  retried.
 
-  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
-  added in.
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
+  partition that the key was added in.
 
       iex> PartitionedBuffer.Counter.add(:doc_counter, :deleted)
       iex> PartitionedBuffer.Counter.delete(:doc_counter, :deleted)
@@ -305,7 +338,8 @@ defmodule PartitionedBuffer.Counter do
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
   @doc """
-  Returns what the buffer holds, how late it is, and what it has counted. See `PartitionedBuffer.info/1`.
+  Returns the numbers of the buffer: its entries, its delay and its totals. See
+  `PartitionedBuffer.info/1`.
 
       iex> PartitionedBuffer.Counter.info(:doc_counter).kind
       :counter

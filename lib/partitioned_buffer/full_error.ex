@@ -1,8 +1,9 @@
 defmodule PartitionedBuffer.FullError do
   @moduledoc """
-  A write has found no room in a buffer with `:max_size`, and `when_full: :raise`, the default.
+  A write found no room in a buffer with `:max_size` and `when_full: :raise`, the default.
 
-  `buffer` is the name of the buffer, `max_size` the option, and `waited_ms` how many milliseconds the write has waited for room.
+  `buffer` is the name of the buffer, `max_size` the option, and `waited_ms` the time in
+  milliseconds that the write waited for room.
   """
 
   defexception [:buffer, :max_size, :waited_ms]

@@ -1,11 +1,12 @@
 defmodule PartitionedBuffer.Library do
   @moduledoc false
-  # Whether the native library is there. `Native` loads it, but is not there itself if that has failed.
+  # Checks whether the native library is loaded. If loading fails, the module `Native` does not
+  # exist, so the error is kept in a persistent term.
 
   alias PartitionedBuffer.Native
 
   @doc """
-  `:ok` if the library is loaded, perhaps now; else the error that a start returns.
+  Loads the library, if necessary. Returns `:ok`, or the error that a start returns.
   """
   @spec check() :: :ok | {:error, {Exception.t(), []}}
   def check do

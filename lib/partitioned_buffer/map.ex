@@ -1,6 +1,7 @@
 defmodule PartitionedBuffer.Map do
   @moduledoc """
-  A buffer of key–value entries. Writes to the same key coalesce, and a processor function receives the entries in batches.
+  A buffer of key–value entries. Writes to the same key coalesce, and a processor function receives
+  the entries in batches.
 
       iex> alias PartitionedBuffer.Map, as: Buffer
       iex> me = self()
@@ -15,41 +16,47 @@ defmodule PartitionedBuffer.Map do
       iex> receive do {:batch, batch} -> batch end
       [{:alice, 2, 0, 0}]
 
-  Any process can write, at any rate: a write is one call into native code in the calling process. It sends no message and
-  waits for no process. The key chooses the partition of an entry, and entries live outside of all process heaps. Each
-  partition flushes its entries every `:processing_interval_ms` and goes on with an empty map. `PartitionedBuffer` documents
-  options, guarantees and telemetry events.
+  Any process can write, at any rate: a write is one call into native code in the calling process.
+  It sends no message and waits for no process. The key chooses the partition of an entry, and
+  entries live outside of all process heaps. Each partition flushes its entries every
+  `:processing_interval_ms` and goes on with an empty map. `PartitionedBuffer` documents options,
+  guarantees and telemetry events.
 
   ## Semantics
 
     * Keys and values are any terms. Keys are compared with `===`: `1` and `1.0` are two keys.
-    * `put/4` and `put_all/3` replace the entry of a key: the last write wins. Their entries have version 0.
-    * `put_newer/5` and `put_all_newer/3` replace an entry only if the new version is greater. Before a flush the newest
-      version wins, in whatever order versions arrive. Versions are integers of any size.
-    * The buffer forgets the versions that it has flushed. An old version that arrives after the flush of a newer one is
-      flushed too. If that can happen, let the processor write conditionally, for example with
-      `ON CONFLICT (id) DO UPDATE ... WHERE users.version < excluded.version`.
-    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the entries that wait for the next flush, but none that are in flight. With
-      `:max_attempts` all but `size/1` see entries in flight as well; see [Delivery](`m:PartitionedBuffer#module-delivery`).
-    * A call that raises because of its arguments has written nothing.
-    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
+    * `put/4` and `put_all/3` replace the entry of a key: the last write wins. Their entries have
+      version 0.
+    * `put_newer/5` and `put_all_newer/3` replace an entry only if the new version is greater.
+      Before a flush the newest version wins, in whatever order versions arrive. Versions are
+      integers of any size.
+    * The buffer forgets flushed versions. An old version that arrives after the flush of a newer
+      one is flushed too. If that can happen, let the processor write conditionally, for example
+      with `ON CONFLICT (id) DO UPDATE ... WHERE users.version < excluded.version`.
+    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the entries waiting for the next flush, but no
+      entries in flight. With `:max_attempts` all but `size/1` also see entries in flight; see
+      [Delivery](`m:PartitionedBuffer#module-delivery`).
+    * A call that raises because of its arguments writes nothing.
+    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
+      has 0 partitions.
 
   ## Processor
 
-  The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for an entry that was
-  written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3` has replaced the value since the
-  last flush; `put/4` and `put_all/3` set it to 0. Each entry of a flush is in one batch. Batches have
-  `:processing_batch_size` entries, the last one may have fewer. What the processor returns is ignored, unless the buffer has
-  `:max_attempts`.
+  The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for
+  an entry written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3`
+  replaced the value since the last flush; `put/4` and `put_all/3` set it to 0. Each entry of a
+  flush is in one batch. A batch has `:processing_batch_size` entries; the last batch may have
+  fewer. The return value of the processor is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.
-        rows = for {id, user, _version, _updates} <- Enum.sort(batch), do: %{id: id, name: user.name}
+        rows = for {id, user, _, _} <- Enum.sort(batch), do: %{id: id, name: user.name}
         MyApp.Repo.insert_all("users", rows, on_conflict: :replace_all, conflict_target: :id)
       end
   """
 
-  alias PartitionedBuffer.{Call, Definition, Native, Options, Routing}
+  alias PartitionedBuffer.API.{Call, Definition}
+  alias PartitionedBuffer.{Native, Options, Routing}
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -57,21 +64,27 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Starts a buffer, linked to the calling process.
 
-  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the buffer's supervisor, or
-  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the
+  buffer's supervisor, or `{:error, {:already_started, pid}}` if the name is taken. Raises if an
+  option is missing or invalid.
 
-      iex> {:ok, pid} = PartitionedBuffer.Map.start_link(name: :start_link_doc, processor: &Function.identity/1)
-      iex> PartitionedBuffer.Map.start_link(name: :start_link_doc, processor: &Function.identity/1)
+      iex> options = [name: :start_link_doc, processor: &Function.identity/1]
+      iex> {:ok, pid} = PartitionedBuffer.Map.start_link(options)
+      iex> PartitionedBuffer.Map.start_link(options)
       {:error, {:already_started, pid}}
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
+  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(__MODULE__, opts)
+
+  @doc false
+  @spec __kind__() :: :map
+  def __kind__, do: :map
 
   @doc """
   Returns the child specification of a buffer, for a supervision tree.
 
-  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
-  this module if the options have no name.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the
+  name of the buffer, or this module if the options have no name.
 
       iex> PartitionedBuffer.Map.child_spec(name: :users, processor: &Function.identity/1).id
       :users
@@ -80,16 +93,18 @@ defmodule PartitionedBuffer.Map do
       Supervisor.start_link(children, strategy: :one_for_one)
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
+  def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Processes the entries of a buffer, as the [guarantees](`m:PartitionedBuffer#module-guarantees`) say, and stops it.
+  Processes the entries of a buffer and stops it, with these
+  [guarantees](`m:PartitionedBuffer#module-guarantees`).
 
-  `buffer` is the name of the buffer or the pid of its supervisor. A partition refuses writes as soon as its flush in flight
-  is done. Exits as `Supervisor.stop/3` does if the buffer is not running, or if the stop takes longer than `timeout`
-  milliseconds.
+  `buffer` is the name of the buffer or the pid of its supervisor. A partition refuses writes as
+  soon as its flush in flight is done. Exits as `Supervisor.stop/3` does if the buffer is not
+  running, or if the stop takes longer than `timeout` milliseconds.
 
-      iex> {:ok, _pid} = PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
+      iex> {:ok, _pid} =
+      ...>   PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
       iex> PartitionedBuffer.Map.stop(:stop_doc)
       :ok
   """
@@ -107,21 +122,24 @@ defmodule PartitionedBuffer.Map do
       children = [MyApp.Users]
       MyApp.Users.put(7, %{name: "Ada"})
 
-  The [start options](`m:PartitionedBuffer#module-start-options`) except `:name` come from three places. An option from a
-  later place replaces the same option from an earlier one:
+  The [start options](`m:PartitionedBuffer#module-start-options`) except `:name` come from three
+  places. An option from a later place replaces the same option from an earlier one:
 
     1. the `use` line,
-    2. the application environment, if the `use` line has `:otp_app`: `config :my_app, MyApp.Users, processing_interval_ms: 500`.
-       It is read when the buffer starts.
+    2. the application environment, if the `use` line has `:otp_app`:
+       `config :my_app, MyApp.Users, processing_interval_ms: 500`. It is read when the buffer
+       starts.
     3. the options of `start_link/1` or of the child specification: `{MyApp.Users, partitions: 2}`.
 
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
     * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
-    * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`, `put_all/1` and
-      `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`, `put_all_newer/1` and `put_all_newer/2`,
-      `get/1` and `get/3`, `fetch/1` and `fetch/2`, `delete/1` and `delete/2`. There is no `get/2`, because its second argument could mean the default or the options.
+    * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`,
+      `put_all/1` and `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`,
+      `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
+      `delete/1` and `delete/2`. `get/2` does not exist, because its second argument could mean the
+      default or the options.
 
       iex> defmodule DocUsers do
       ...>   use PartitionedBuffer.Map, processor: &Function.identity/1
@@ -185,15 +203,17 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  Puts a value for a key. It replaces the entry of the key, if there is one.
+  Puts a value for a key, and replaces the key's entry, if any.
 
-  In a buffer with `:max_size` this and all other writes may wait, raise a `PartitionedBuffer.FullError` or return
-  `{:error, :full}`: see [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
+  In a buffer with `:max_size` this and all other writes may wait, raise a
+  `PartitionedBuffer.FullError` or return `{:error, :full}`: see
+  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put(:doc, :key, "value")
       :ok
-      iex> PartitionedBuffer.Map.put(:doc, {:eu, 7}, "value", partition_key: fn {region, _id} -> region end)
+      iex> region = fn {region, _id} -> region end
+      iex> PartitionedBuffer.Map.put(:doc, {:eu, 7}, "value", partition_key: region)
       :ok
   """
   @spec put(buffer(), any(), any(), keyword()) :: :ok | {:error, :full}
@@ -212,12 +232,14 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  Puts the entries of a map, or of a list or another enumerable of `{key, value}` tuples in their order.
+  Puts the entries of a map, or of a list or another enumerable of `{key, value}` tuples in their
+  order.
 
-  An enumerable is read to its end before the first entry is written. Raises an `ArgumentError`, and writes nothing, if there
-  is anything else in it; if it raises itself, nothing is written either. Takes the
-  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as `:partition_key` is called for all
-  entries before the first is written.
+  The call reads an enumerable to its end before it writes the first entry. Raises an
+  `ArgumentError`, and writes nothing, if the enumerable contains anything else; if the enumerable
+  itself raises, nothing is written either. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as
+  `:partition_key` is called for all entries before the first is written.
 
       iex> PartitionedBuffer.Map.put_all(:doc, %{a: 1, b: 2})
       :ok
@@ -235,9 +257,10 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Puts a value for a key, unless the key has an entry with the same or a greater version.
 
-  An entry that `put/4` has written has version 0. Each replacement adds 1 to the `updates` of the entry, which begin at 0.
-  Returns `:ok` in both cases; with the option `stale: :error` it returns `{:error, :stale}` if it has not stored the value.
-  With `:max_attempts` the version must also be greater than that of an entry in flight.
+  An entry written by `put/4` has version 0. Each replacement adds 1 to the entry's `updates`, which
+  begin at 0. Returns `:ok` in both cases; with the option `stale: :error` it returns
+  `{:error, :stale}` if it did not store the value. With `:max_attempts` the version must also be
+  greater than the version of the key's entry in flight.
 
   Raises an `ArgumentError` if the version is not an integer. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
@@ -256,7 +279,10 @@ defmodule PartitionedBuffer.Map do
 
   def put_newer(buffer, key, value, version, []) when is_atom(buffer) and is_integer(version) do
     with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, nil, key, value, version),
-         do: Call.refused(refused, buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version)),
+         do:
+           refused
+           |> Call.refused(buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version))
+           |> stored_or_stale(false),
          else: (_stored_or_stale -> :ok)
   end
 
@@ -264,22 +290,23 @@ defmodule PartitionedBuffer.Map do
     {stale_is_error?, opts} = Options.stale!(buffer, opts)
     route = Call.route(buffer, key, opts)
 
-    result =
-      with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, route, key, value, version),
-           do: Call.refused(refused, buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
-
-    case result do
-      :stale when stale_is_error? -> {:error, :stale}
-      :stale -> :ok
-      taken_or_full -> taken_or_full
-    end
+    stored_or_stale(
+      with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, route, key, value, version) do
+        Call.refused(refused, buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
+      end,
+      stale_is_error?
+    )
   end
 
   def put_newer(buffer, key, value, version, _opts) when is_atom(buffer),
     do: Call.invalid!({:invalid, {key, value, version}}, buffer, :versioned)
 
+  defp stored_or_stale(:stale, true = _stale_is_error?), do: {:error, :stale}
+  defp stored_or_stale(:stale, false = _stale_is_error?), do: :ok
+  defp stored_or_stale(stored_or_full, _stale_is_error?), do: stored_or_full
+
   @doc """
-  Puts a value for a key that has no entry. Returns `{:error, :exists}` if it has one.
+  Puts a value for a key without an entry. Returns `{:error, :exists}` for a key with one.
 
   With `:max_attempts` an entry in flight counts as well. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
@@ -301,10 +328,12 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  Puts the entries of a list or another enumerable of `{key, value, version}` tuples in their order, each as `put_newer/5` does.
+  Puts the entries of a list or another enumerable of `{key, value, version}` tuples in their order,
+  each as `put_newer/5` does.
 
-  An enumerable is read to its end before the first entry is written. Raises an `ArgumentError`, and writes nothing, if there
-  is anything else in it; if it raises itself, nothing is written either. Takes the
+  The call reads an enumerable to its end before it writes the first entry. Raises an
+  `ArgumentError`, and writes nothing, if the enumerable contains anything else; if the enumerable
+  itself raises, nothing is written either. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put_all_newer(:doc, [{:x, "second", 2}, {:x, "first", 1}])
@@ -319,8 +348,9 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Returns the value of a key, or `default` if no entry with this key waits for the next flush.
 
-  With `:max_attempts` it also sees an entry in flight, until the processor has succeeded with it. Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
-  put into.
+  With `:max_attempts` it also sees an entry in flight, until the processor succeeds with it. Takes
+  the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
+  partition that the key was put into.
 
       iex> PartitionedBuffer.Map.put(:doc, :stored_nil, nil)
       iex> PartitionedBuffer.Map.get(:doc, :stored_nil, :default)
@@ -342,7 +372,8 @@ defmodule PartitionedBuffer.Map do
   defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
-  Returns `{:ok, value}`, or `:error` if no entry with this key waits for the next flush. It sees what `get/4` sees.
+  Returns `{:ok, value}`, or `:error` if no entry with this key waits for the next flush. It sees
+  what `get/4` sees.
 
       iex> PartitionedBuffer.Map.put(:doc, :fetched, nil)
       iex> PartitionedBuffer.Map.fetch(:doc, :fetched)
@@ -359,11 +390,12 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Deletes the entry of a key, if it waits for the next flush.
 
-  An entry in flight is not affected. But with `:max_attempts` it is not given to the processor if it is not in a batch yet,
-  is not retried if it is, and no read sees it any more.
+  Without `:max_attempts` this does not affect an entry in flight. With `:max_attempts` reads no
+  longer see that entry. If it is not in a batch yet, the processor does not get it; if it is, it is
+  not retried.
 
-  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the partition that the key was
-  put into.
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
+  partition that the key was put into.
 
       iex> PartitionedBuffer.Map.put(:doc, :deleted, 1)
       iex> PartitionedBuffer.Map.delete(:doc, :deleted)
@@ -376,7 +408,8 @@ defmodule PartitionedBuffer.Map do
     do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.taken!(buffer, :map)
 
   @doc """
-  Gives all entries to the processor now, and waits until it is done. See `PartitionedBuffer.flush/2`.
+  Gives all entries to the processor now, and waits until it is done. See
+  `PartitionedBuffer.flush/2`.
 
       iex> PartitionedBuffer.Map.flush(:doc)
       :ok
@@ -395,7 +428,8 @@ defmodule PartitionedBuffer.Map do
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
   @doc """
-  Returns what the buffer holds, how late it is, and what it has counted. See `PartitionedBuffer.info/1`.
+  Returns the numbers of the buffer: its entries, its delay and its totals. See
+  `PartitionedBuffer.info/1`.
 
       iex> PartitionedBuffer.Map.info(:doc).kind
       :map

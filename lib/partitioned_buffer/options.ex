@@ -1,18 +1,34 @@
 defmodule PartitionedBuffer.Options do
   @moduledoc false
-  # Checks the options of a start, of an update and of a single call: all of them before any is used.
-
-  require Logger
+  # Checks the options of a start, of an update and of a single call: all options before any is
+  # used.
+  #
+  # A running buffer keeps its options in two pieces. `%Options{}` has plain values, which many
+  # processes read. `%Options.Functions{}` has the functions of the user, whose closures may be
+  # large: only the task that calls them reads these.
 
   alias __MODULE__
 
-  @enforce_keys [:name, :processor, :module]
+  defmodule Functions do
+    @moduledoc false
+    # The functions of the user, and no other option.
+    @enforce_keys [:processor]
+    defstruct [:processor, :dead_letter, :retry_backoff]
+
+    @type t() :: %__MODULE__{
+            processor: (list() -> any()) | {module(), atom(), list()},
+            dead_letter: (list(), any() -> any()) | {module(), atom(), list()} | nil,
+            retry_backoff: (pos_integer() -> any()) | nil
+          }
+  end
+
+  @enforce_keys [:name, :kind]
   defstruct @enforce_keys ++
               [
                 :partitions,
                 :max_attempts,
-                :dead_letter,
                 :drain_timeout_ms,
+                dead_letter?: false,
                 processing_interval_ms: 5_000,
                 processing_jitter_ms: 0,
                 processing_timeout_ms: 60_000,
@@ -26,13 +42,12 @@ defmodule PartitionedBuffer.Options do
 
   @type t() :: %Options{
           name: atom(),
-          processor: (list() -> any()) | {module(), atom(), list()},
-          module: module(),
+          kind: kind(),
           partitions: non_neg_integer(),
           max_attempts: pos_integer() | :infinity | nil,
-          dead_letter: (list(), any() -> any()) | {module(), atom(), list()} | nil,
+          dead_letter?: boolean(),
           drain_timeout_ms: timeout(),
-          retry_backoff_ms: {non_neg_integer(), non_neg_integer()} | (pos_integer() -> non_neg_integer()),
+          retry_backoff_ms: {non_neg_integer(), non_neg_integer()} | :function,
           processing_interval_ms: pos_integer() | :infinity,
           processing_jitter_ms: non_neg_integer(),
           processing_timeout_ms: timeout(),
@@ -61,29 +76,24 @@ defmodule PartitionedBuffer.Options do
   ]
   @start [:name, :processor, :module, :partitions, :dead_letter | @updatable]
 
-  # The module of each kind of buffer, and the kind's name in the native library.
-  @kinds %{
-    PartitionedBuffer.Map => :map,
-    PartitionedBuffer.Queue => :queue,
-    PartitionedBuffer.Counter => :counter
-  }
-
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
 
   # The most entries that a bound or a threshold can count.
   @max_count 4_294_967_295
 
-  # The pause if the user's function of it fails.
-  @fallback_ms 30_000
+  # The native library counts the attempts of an entry up to this number. No entry fails that often.
+  @max_attempts 2_147_483_646
 
   @doc """
-  The options to start a buffer with. Other keys are ignored: a child specification may carry more.
+  Checks and splits the options of a start. The kind is that of `module`, or of the option
+  `:module`. Ignores other keys: a child specification may carry more.
   """
-  @spec start!(keyword()) :: t()
-  def start!(options) do
+  @spec start!(keyword(), module() | nil) :: {t(), Functions.t()}
+  def start!(options, module \\ nil) do
     name = name(options)
     check_keyword!(options, "the options of", name)
+    options = if module, do: Keyword.put(options, :module, module), else: options
     given = options |> Keyword.take(@start) |> first_of_each()
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
@@ -99,8 +109,30 @@ defmodule PartitionedBuffer.Options do
     given
     |> Keyword.put_new_lazy(:partitions, &System.schedulers_online/0)
     |> Keyword.put_new(:drain_timeout_ms, if(given[:max_attempts], do: 60_000, else: :infinity))
-    |> then(&struct!(Options, &1))
     |> consistent!()
+    |> split()
+  end
+
+  defp split(given) do
+    {functions, plain} = Keyword.split(given, [:processor, :dead_letter])
+    {module, plain} = Keyword.pop!(plain, :module)
+    {plain, backoff} = split_backoff(plain)
+
+    options =
+      struct!(Options, [kind: module.__kind__(), dead_letter?: functions[:dead_letter] != nil] ++ plain)
+
+    {options, struct!(Functions, [retry_backoff: backoff] ++ functions)}
+  end
+
+  # A function among the plain options is replaced by the atom `:function`.
+  defp split_backoff(plain) do
+    case plain[:retry_backoff_ms] do
+      function when is_function(function) ->
+        {Keyword.put(plain, :retry_backoff_ms, :function), function}
+
+      _numbers_or_not_given ->
+        {plain, nil}
+    end
   end
 
   @doc """
@@ -110,19 +142,23 @@ defmodule PartitionedBuffer.Options do
   def outcomes?(%Options{max_attempts: max_attempts}), do: max_attempts != nil
 
   @doc """
-  The name in unchecked options; nil if there is none.
+  The name in unchecked options, or nil.
   """
   @spec name(any()) :: any()
   def name(options), do: if(Keyword.keyword?(options), do: options[:name])
 
   @doc """
-  The kind of the buffer, by its name in the native library.
+  The number of failures after which the native library gives up an entry.
   """
-  @spec kind(t()) :: kind()
-  def kind(%Options{module: module}), do: Map.fetch!(@kinds, module)
+  @spec native_attempts(t()) :: pos_integer() | :infinity
+  def native_attempts(%Options{max_attempts: max_attempts})
+      when is_integer(max_attempts) and max_attempts > @max_attempts,
+      do: :infinity
+
+  def native_attempts(%Options{max_attempts: max_attempts}), do: max_attempts
 
   @doc """
-  The changes that `update_options/2` is to make.
+  Checks the changes of `update_options/2`, and returns them.
   """
   @spec changes!(atom(), keyword()) :: keyword()
   def changes!(name, changes) do
@@ -134,10 +170,11 @@ defmodule PartitionedBuffer.Options do
   end
 
   @doc """
-  The options with changes, or the exception that `update_options/2` raises.
+  The options with checked changes, and the new function `:retry_backoff_ms`, nil without one.
+  Raises if a change does not fit the start options.
   """
-  @spec update(t(), keyword()) :: {:ok, t()} | {:error, Exception.t()}
-  def update(%Options{name: name} = options, changes) do
+  @spec update!(t(), keyword()) :: {t(), (pos_integer() -> any()) | nil}
+  def update!(%Options{name: name} = options, changes) do
     if Keyword.has_key?(changes, :max_attempts) and not outcomes?(options) do
       raise!(
         :max_attempts,
@@ -146,66 +183,34 @@ defmodule PartitionedBuffer.Options do
       )
     end
 
-    {:ok, options |> struct!(changes) |> consistent!()}
-  rescue
-    error -> {:error, error}
+    if changes[:processing_batch_size] == :table and outcomes?(options), do: table_excluded!(name)
+    {plain, backoff} = split_backoff(changes)
+    {struct!(options, plain), backoff}
   end
 
-  defp consistent!(%Options{max_attempts: nil, dead_letter: dead_letter, name: name})
-       when dead_letter != nil do
-    raise!(
-      :dead_letter,
-      dead_letter,
-      "option :dead_letter of #{buffer(name)} needs :max_attempts: without it, nothing is given up"
-    )
+  defp consistent!(given) do
+    if given[:dead_letter] != nil and given[:max_attempts] == nil do
+      raise!(
+        :dead_letter,
+        given[:dead_letter],
+        "option :dead_letter of #{buffer(given[:name])} needs :max_attempts: without it, nothing is given up"
+      )
+    end
+
+    if given[:processing_batch_size] == :table and given[:max_attempts] != nil,
+      do: table_excluded!(given[:name])
+
+    given
   end
 
-  defp consistent!(%Options{processing_batch_size: :table, max_attempts: max_attempts, name: name})
-       when max_attempts != nil do
+  @spec table_excluded!(atom()) :: no_return()
+  defp table_excluded!(name) do
     raise!(
       :processing_batch_size,
       :table,
       "option processing_batch_size: :table of #{buffer(name)} excludes :max_attempts: a table has no outcome for each entry"
     )
   end
-
-  defp consistent!(%Options{} = options), do: options
-
-  @doc """
-  How many milliseconds a partition pauses after so many failures in a row.
-  """
-  @spec backoff(t(), pos_integer()) :: non_neg_integer()
-  def backoff(%Options{retry_backoff_ms: {min, max}}, failures) do
-    longest = min(max, min * 2 ** min(failures - 1, 32))
-    half = div(longest, 2)
-    longest - half + :rand.uniform(half + 1) - 1
-  end
-
-  def backoff(%Options{retry_backoff_ms: function, name: name}, failures) do
-    case function.(failures) do
-      ms when is_integer(ms) and ms in 0..@max_ms ->
-        ms
-
-      other ->
-        raise ArgumentError,
-              "expected an integer from 0 to #{@max_ms} (milliseconds), got: #{inspect(other)}"
-    end
-  rescue
-    error ->
-      Logger.error(
-        "the function :retry_backoff_ms of buffer #{inspect(name)} has failed, so the pause is #{@fallback_ms} ms: " <>
-          Exception.message(error)
-      )
-
-      @fallback_ms
-  end
-
-  @doc """
-  The shortest pause, for a stop.
-  """
-  @spec shortest_backoff(t()) :: non_neg_integer()
-  def shortest_backoff(%Options{retry_backoff_ms: {min, _max}}), do: min
-  def shortest_backoff(%Options{} = options), do: backoff(options, 1)
 
   @doc """
   The `partition_key` among the options of a call.
@@ -232,15 +237,24 @@ defmodule PartitionedBuffer.Options do
     check_call!(name, options, [:timeout, :async])
     {timeout, async?} = {Keyword.get(options, :timeout, 60_000), Keyword.get(options, :async, false)}
 
-    unless valid?(:drain_timeout_ms, timeout),
-      do: invalid!(name, :timeout, timeout, expected(:drain_timeout_ms))
-
+    timeout!(name, timeout)
     unless is_boolean(async?), do: invalid!(name, :async, async?, "a boolean")
     {timeout, async?}
   end
 
   @doc """
-  The options of `put_newer/5`: whether a stale write is an error, and the others.
+  Checks the timeout of a call.
+  """
+  @spec timeout!(atom(), any()) :: timeout()
+  def timeout!(name, timeout) do
+    unless valid?(:drain_timeout_ms, timeout),
+      do: invalid!(name, :timeout, timeout, expected(:drain_timeout_ms))
+
+    timeout
+  end
+
+  @doc """
+  Splits the options of `put_newer/5`: whether a stale write is an error, and the other options.
   """
   @spec stale!(atom(), keyword()) :: {stale_is_error? :: boolean(), keyword()}
   def stale!(name, options) do
@@ -292,7 +306,10 @@ defmodule PartitionedBuffer.Options do
   defp buffer(name), do: "buffer #{inspect(name)}"
 
   defp valid?(:name, name), do: is_atom(name) and name != nil
-  defp valid?(:module, module), do: is_map_key(@kinds, module)
+
+  # A module of a buffer kind exports `__kind__/0`, since it is a layer above this module.
+  defp valid?(:module, module),
+    do: is_atom(module) and Code.ensure_loaded?(module) and function_exported?(module, :__kind__, 0)
 
   defp valid?(:processor, {m, f, args}),
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
@@ -357,11 +374,12 @@ defmodule PartitionedBuffer.Options do
   defp expected(:when_full), do: ":raise, :error or :drop_newest"
   defp expected(:full_timeout_ms), do: "a non-negative integer up to #{@max_ms} (milliseconds)"
 
-  # `:erlang.start_timer/4` takes no time after the end of the VM's clock. The clock starts below 0 and stays there for
-  # years, so the current time plus this interval is before its end.
+  # `:erlang.start_timer/4` takes no time after the end of the VM's clock. The clock starts below 0
+  # and stays there for years, so the current time plus this interval is before its end.
   defp max_interval_ms, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
-  # Version 0.4 of this package raised the error of NimbleOptions, so an app that has NimbleOptions may rescue it.
+  # Version 0.4 of this package raised the error of NimbleOptions, so an app with NimbleOptions may
+  # rescue it.
   @compile {:no_warn_undefined, NimbleOptions.ValidationError}
   @spec raise!(atom(), any(), String.t()) :: no_return()
   defp raise!(key, value, message) do

@@ -2,12 +2,14 @@ defmodule PartitionedBuffer.Queue do
   @moduledoc """
   A buffer of items, which keep the order in which they were pushed.
 
-  Any process can push items, at any rate. Each partition flushes its items every `:processing_interval_ms`, and a processor
-  function receives them in batches: lists of items, each exactly as it was pushed. Equal items are all kept.
+  Any process can push items, at any rate. Each partition flushes its items every
+  `:processing_interval_ms`, and a processor function receives them in batches: lists of items, each
+  exactly as it was pushed. Equal items are all kept.
 
       defmodule MyApp.Events do
         def start_link(opts) do
-          PartitionedBuffer.Queue.start_link([name: :events, processor: &MyApp.Events.process/1] ++ opts)
+          options = [name: :events, processor: &MyApp.Events.process/1]
+          PartitionedBuffer.Queue.start_link(options ++ opts)
         end
 
         def process(batch) do
@@ -21,20 +23,24 @@ defmodule PartitionedBuffer.Queue do
 
   ## Order
 
-  The processor gets the items of a partition in the order in which they were pushed, within a flush and from one flush to
-  the next. An item comes before another one if its push returned before the other push began.
+  The processor gets the items of a partition in the order in which they were pushed, within a flush
+  and from one flush to the next. An item comes before another one if its push returned before the
+  other push began.
 
-  There is no order between partitions. Without a partition key, an item chooses its own partition: equal items are in the
-  same partition, others may be in any. To keep the order of different items, push them with the same `:partition_key`, or
-  start the buffer with one partition.
+  Partitions have no order among each other. Without a partition key, an item chooses its own
+  partition: equal items are in the same partition, different items may be in any. To keep the order
+  of different items, push them with the same `:partition_key`, or start the buffer with one
+  partition.
 
   ## Tables
 
-  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an `:ordered_set` of records
-  `{:entry, {:key, monotonic_time, ref}, item, 0, 0}`, in the order of the items.
+  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an
+  `:ordered_set` of records `{:entry, {:key, monotonic_time, ref}, item, 0, 0}`, in the order of the
+  items.
   """
 
-  alias PartitionedBuffer.{Call, Definition, Native}
+  alias PartitionedBuffer.API.{Call, Definition}
+  alias PartitionedBuffer.Native
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -45,32 +51,42 @@ defmodule PartitionedBuffer.Queue do
   @doc """
   Starts a buffer, linked to the calling process.
 
-  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the buffer's supervisor, or
-  `{:error, {:already_started, pid}}` if the name is taken. Raises if an option is missing or invalid.
+  Takes the [start options](`m:PartitionedBuffer#module-start-options`). Returns the pid of the
+  buffer's supervisor, or `{:error, {:already_started, pid}}` if the name is taken. Raises if an
+  option is missing or invalid.
 
-      iex> {:ok, _pid} = PartitionedBuffer.Queue.start_link(name: :start_link_events, processor: &Function.identity/1)
+      iex> {:ok, _pid} =
+      ...>   PartitionedBuffer.Queue.start_link(
+      ...>     name: :start_link_events,
+      ...>     processor: &Function.identity/1
+      ...>   )
       iex> PartitionedBuffer.Queue.push(:start_link_events, :event)
       :ok
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: opts |> PartitionedBuffer.put_module(__MODULE__) |> PartitionedBuffer.start_link()
+  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(__MODULE__, opts)
+
+  @doc false
+  @spec __kind__() :: :queue
+  def __kind__, do: :queue
 
   @doc """
   Returns the child specification of a buffer, for a supervision tree.
 
-  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the name of the buffer, or
-  this module if the options have no name.
+  Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the
+  name of the buffer, or this module if the options have no name.
 
       iex> PartitionedBuffer.Queue.child_spec(name: :events, processor: &Function.identity/1).id
       :events
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
-  def child_spec(opts), do: PartitionedBuffer.Supervisor.child_spec(__MODULE__, opts)
+  def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Processes the items of a buffer and stops it. See `PartitionedBuffer.stop/3`.
 
-      iex> {:ok, _pid} = PartitionedBuffer.Queue.start_link(name: :stop_events, processor: &Function.identity/1)
+      iex> {:ok, _pid} =
+      ...>   PartitionedBuffer.Queue.start_link(name: :stop_events, processor: &Function.identity/1)
       iex> PartitionedBuffer.Queue.stop(:stop_events)
       :ok
   """
@@ -88,7 +104,8 @@ defmodule PartitionedBuffer.Queue do
       children = [MyApp.Events]
       MyApp.Events.push({:signed_up, 7})
 
-  The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module has these functions:
+  The options come from the same places as those of `PartitionedBuffer.Map.__using__/1`. The module
+  has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
     * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
@@ -119,18 +136,20 @@ defmodule PartitionedBuffer.Queue do
   @doc """
   Pushes an item, or each item of a list in its order.
 
-  In a buffer with `:max_size` it may wait, raise a `PartitionedBuffer.FullError` or return `{:error, :full}`: see
-  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`).
+  In a buffer with `:max_size` the call may wait, raise a `PartitionedBuffer.FullError` or return
+  `{:error, :full}`: see [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`).
 
-  To push an item that is itself a list, wrap it: `push(buffer, [item])`. Raises an `ArgumentError`, and pushes nothing, if
-  the list is improper. Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as
+  To push a list as one item, wrap it: `push(buffer, [item])`. Raises an `ArgumentError`, and pushes
+  nothing, if the list is improper. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`); a function given as
   `:partition_key` is called with each item, before the first is pushed.
 
       iex> PartitionedBuffer.Queue.push(:doc_queue, :item)
       :ok
       iex> PartitionedBuffer.Queue.push(:doc_queue, [:item, {:user, 7}])
       :ok
-      iex> PartitionedBuffer.Queue.push(:doc_queue, {:user, 7}, partition_key: fn {_kind, id} -> id end)
+      iex> id = fn {_kind, id} -> id end
+      iex> PartitionedBuffer.Queue.push(:doc_queue, {:user, 7}, partition_key: id)
       :ok
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       4
@@ -168,7 +187,8 @@ defmodule PartitionedBuffer.Queue do
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
   @doc """
-  Returns what the buffer holds, how late it is, and what it has counted. See `PartitionedBuffer.info/1`.
+  Returns the numbers of the buffer: its entries, its delay and its totals. See
+  `PartitionedBuffer.info/1`.
 
       iex> PartitionedBuffer.Queue.info(:doc_queue).kind
       :queue

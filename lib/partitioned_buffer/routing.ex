@@ -1,10 +1,10 @@
 defmodule PartitionedBuffer.Routing do
   @moduledoc false
-  # Which partition an entry belongs to, and how buffers and partitions are named.
+  # Chooses the partition of an entry, and names buffers and partitions.
 
   alias PartitionedBuffer.Native
 
-  @typedoc "A partition and the partition count that it was chosen by; nil if the key itself decides."
+  @typedoc "A partition, and the partition count that chose it; nil if the key itself decides."
   @type route() :: {partition :: non_neg_integer(), partition_count :: pos_integer()} | nil
 
   @doc """
@@ -29,6 +29,12 @@ defmodule PartitionedBuffer.Routing do
   def partition_name(buffer, partition), do: Module.concat([buffer, to_string(partition)])
 
   @doc """
+  The name of a buffer's supervisor.
+  """
+  @spec supervisor_name(atom()) :: atom()
+  def supervisor_name(buffer), do: Module.concat(buffer, Supervisor)
+
+  @doc """
   The names of all partitions of a running buffer.
   """
   @spec partition_names(atom()) :: [atom()]
@@ -48,7 +54,8 @@ defmodule PartitionedBuffer.Routing do
   end
 
   @doc """
-  Raises the error of a call that no partition accepts. `kind` is the kind of buffer that the call is for.
+  Raises the error of a call that no partition accepts. `kind` is the kind of buffer that the call
+  expects.
   """
   @spec not_running!(atom()) :: no_return()
   @spec not_running!(atom(), PartitionedBuffer.Options.kind() | :any) :: no_return()
@@ -66,7 +73,7 @@ defmodule PartitionedBuffer.Routing do
         raise ArgumentError,
               message <> "it is running as a #{running_as}, and this call is for a #{kind}"
 
-      # It runs, but its partitions are closed.
+      # The buffer runs, but its partitions are closed.
       _running ->
         raise ArgumentError, message <> "it is stopping"
     end

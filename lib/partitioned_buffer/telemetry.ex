@@ -1,9 +1,11 @@
 defmodule PartitionedBuffer.Telemetry do
   @moduledoc false
-  # Emits the events that `PartitionedBuffer` documents. Each event looks whether `:telemetry` is loaded, so an app can add it
-  # without compiling this package again. No handler can be attached before `:telemetry` is loaded, so none misses an event.
+  # Emits the events that `PartitionedBuffer` documents. Each call checks whether `:telemetry` is
+  # loaded, so an app can add it without compiling this package again. No handler can be attached
+  # before `:telemetry` is loaded, so no handler misses an event.
 
-  alias PartitionedBuffer.{Identity, Outcome}
+  alias PartitionedBuffer.Processing.Outcome
+  alias PartitionedBuffer.Ref
 
   @compile {:no_warn_undefined, :telemetry}
 
@@ -26,25 +28,24 @@ defmodule PartitionedBuffer.Telemetry do
   end
 
   @doc """
-  Emits the events `processing` around `fun`, which returns how many entries were processed, and a result.
+  Emits the events `processing` around `fun`, which returns how many entries were processed.
   """
-  @spec processing(Identity.t(), atom(), (() -> {non_neg_integer(), result})) :: result when result: var
-  def processing(%Identity{} = identity, trigger, fun) do
-    metadata = identity |> Identity.metadata() |> Map.put(:trigger, trigger)
+  @spec processing(Ref.t(), atom(), (() -> non_neg_integer())) :: :ok
+  def processing(%Ref{} = ref, trigger, fun) do
+    metadata = ref |> Ref.metadata() |> Map.put(:trigger, trigger)
 
     span([:processing], %{}, metadata, %{}, fn ->
-      {size, result} = fun.()
-      {result, %{size: size}, %{}}
+      {:ok, %{size: fun.()}, %{}}
     end)
   end
 
   @doc """
   Emits the events `batch` around a call of the processor with a batch. `fun` returns the outcome.
   """
-  @spec batch(Identity.t(), pos_integer(), pos_integer(), (() -> Outcome.t())) :: Outcome.t()
-  def batch(%Identity{} = identity, size, attempt, fun) do
+  @spec batch(Ref.t(), pos_integer(), pos_integer(), (() -> Outcome.t())) :: Outcome.t()
+  def batch(%Ref{} = ref, size, attempt, fun) do
     size = %{size: size}
-    metadata = identity |> Identity.metadata() |> Map.put(:attempt, attempt)
+    metadata = ref |> Ref.metadata() |> Map.put(:attempt, attempt)
 
     span([:batch], size, metadata, %{outcome: :error}, fn ->
       outcome = fun.()
@@ -59,31 +60,32 @@ defmodule PartitionedBuffer.Telemetry do
   @doc """
   Emits the event `processing_failed`. `count` entries are lost, or will be retried.
   """
-  @spec processing_failed(Identity.t(), any(), non_neg_integer()) :: :ok
-  def processing_failed(%Identity{} = identity, reason, count) do
-    metadata = identity |> Identity.metadata() |> Map.put(:reason, reason)
+  @spec processing_failed(Ref.t(), any(), non_neg_integer()) :: :ok
+  def processing_failed(%Ref{} = ref, reason, count) do
+    metadata = ref |> Ref.metadata() |> Map.put(:reason, reason)
     execute([:processing_failed], %{system_time: System.system_time(), count: count}, metadata)
   end
 
   @doc """
   Emits the event `retry`.
   """
-  @spec retry(Identity.t(), map()) :: :ok
-  def retry(%Identity{} = identity, event) do
+  @spec retry(Ref.t(), map()) :: :ok
+  def retry(%Ref{} = ref, event) do
     {measurements, metadata} = Map.split(event, [:count, :superseded, :delay])
-    execute([:retry], measurements, Map.merge(Identity.metadata(identity), metadata))
+    execute([:retry], measurements, Map.merge(Ref.metadata(ref), metadata))
   end
 
   @doc """
   Emits the event `dead_letter`.
   """
-  @spec dead_letter(Identity.t(), map()) :: :ok
-  def dead_letter(%Identity{} = identity, event) do
+  @spec dead_letter(Ref.t(), map()) :: :ok
+  def dead_letter(%Ref{} = ref, event) do
     {measurements, metadata} = Map.split(event, [:count])
-    execute([:dead_letter], measurements, Map.merge(Identity.metadata(identity), metadata))
+    execute([:dead_letter], measurements, Map.merge(Ref.metadata(ref), metadata))
   end
 
-  # `fun` returns its result, and measurements and metadata for `:stop`. `failed` is metadata for `:exception`.
+  # `fun` returns its result, and measurements and metadata for `:stop`. `failed` is metadata for
+  # `:exception`.
   defp span(suffix, measurements, metadata, failed, fun) do
     metadata = Map.put(metadata, :telemetry_span_context, make_ref())
     started = System.monotonic_time()

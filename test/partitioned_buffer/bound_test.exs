@@ -128,7 +128,7 @@ defmodule PartitionedBuffer.BoundTest do
                PartitionedBuffer.info(buffer)
     end
 
-    test "takes a newer value for a key that waits, and tells first what is stale or there" do
+    test "updates a waiting key, and reports :stale and :exists before :full" do
       {buffer, _task} = start_full(2, max_attempts: 3, when_full: :error, full_timeout_ms: 0)
       assert Buffer.put(buffer, 2, :newer) == :ok
       assert Buffer.put_newer(buffer, 2, :newest, 5) == :ok
@@ -142,7 +142,7 @@ defmodule PartitionedBuffer.BoundTest do
       assert Buffer.get(buffer, 2) == :newest
     end
 
-    test "raises, returns an error, or drops the write when its time is up, and counts it" do
+    test "raises, returns an error or drops the write on timeout, and counts it" do
       {buffer, _task} = start_full(1, full_timeout_ms: 10, max_attempts: 1)
 
       error = assert_raise FullError, fn -> Buffer.put(buffer, 2, 2) end
@@ -222,7 +222,7 @@ defmodule PartitionedBuffer.BoundTest do
       assert_received {:results, [{:error, :full}, {:error, :full}], {:error, :full}}
     end
 
-    test "holds waiting writers until a pause is over, and during it calls nobody" do
+    test "holds waiting writers during a pause, and does not call the processor" do
       test = self()
 
       processor = fn batch ->
@@ -236,7 +236,7 @@ defmodule PartitionedBuffer.BoundTest do
       assert_received {:batch, _batch}
       pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
       await_waiting(buffer, 1)
-      :sys.get_state(Routing.partition_name(buffer, 0))
+      assert PartitionedBuffer.Partition.Server.task(Routing.partition_name(buffer, 0)) == nil
       refute_received {:batch, _batch}
       with_log(fn -> PartitionedBuffer.flush(buffer) end)
       assert_receive {:wrote, ^pid, :ok}
@@ -272,7 +272,7 @@ defmodule PartitionedBuffer.BoundTest do
       {buffer, task} = start_full(1, max_attempts: 1)
       pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
       await_waiting(buffer, 1)
-      kill_and_await_restart(Module.concat(buffer, Room))
+      kill_and_await_restart(Native.process(run(buffer), :room, :room))
       await_waiting(buffer, 1)
       reply(task)
       assert_receive {:wrote, ^pid, :ok}
@@ -406,7 +406,7 @@ defmodule PartitionedBuffer.BoundTest do
     end
 
     for writers <- [2, 8, 64] do
-      test "is never exceeded, and nothing is lost, whatever #{writers} writers, lists, deletes, deaths and failures do" do
+      test "holds without loss under #{writers} writers, lists, deletes and faults" do
         stress(unquote(writers), div(12_000, unquote(writers)))
       end
     end
@@ -456,7 +456,7 @@ defmodule PartitionedBuffer.BoundTest do
             end)
           end
 
-        names = [Module.concat(buffer, Room) | Routing.partition_names(buffer)]
+        names = [Native.process(run(buffer), :room, :room) | Routing.partition_names(buffer)]
         victims = Enum.shuffle(names ++ Enum.take(writers, div(length(writers), 3)))
         most = watch_bound(buffer, writers, victims, 0)
         assert most in 1..max
@@ -474,7 +474,7 @@ defmodule PartitionedBuffer.BoundTest do
   end
 
   defp watch_bound(buffer, writers, victims, most) do
-    {held, _refused, _dropped} = Native.bound(buffer)
+    {held, _refused, _dropped, _waiting} = Native.bound(buffer)
     most = max(most, held)
 
     receive do
@@ -502,7 +502,7 @@ defmodule PartitionedBuffer.BoundTest do
   end
 
   describe "a threshold" do
-    test "flushes as soon as so many entries wait in a partition, by one message for each flush" do
+    test "flushes a partition once so many entries wait, by one message a flush" do
       buffer = start(processor: asking(), processing_threshold: 3, processing_batch_size: 100)
       attach_telemetry(buffer)
       partition = Process.whereis(Routing.partition_name(buffer, 0))
@@ -544,7 +544,7 @@ defmodule PartitionedBuffer.BoundTest do
       refute_received {:batch, _batch}
       Buffer.put(buffer, :d, 4)
       # During a pause nothing is called.
-      :sys.get_state(Routing.partition_name(buffer, 0))
+      assert PartitionedBuffer.Partition.Server.task(Routing.partition_name(buffer, 0)) == nil
       refute_received {:batch, _batch}
     end
 

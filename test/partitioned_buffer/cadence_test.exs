@@ -58,7 +58,7 @@ defmodule PartitionedBuffer.CadenceTest do
 
   describe "processing_jitter_ms" do
     # Without it all partitions would flush at the same time.
-    test "makes each interval longer by a random time, so that partitions flush at different times" do
+    test "lengthens intervals at random, so partitions flush at different times" do
       test = self()
       partition_count = 16
 

@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.CitizenTest do
 
   setup :tmp_dir
 
-  test "no operation, flush, failure or restart makes an atom or writes a persistent term", %{dir: dir} do
+  test "no operation, flush or fault makes an atom or writes a persistent term", %{dir: dir} do
     seed = System.get_env("SEED", to_string(:rand.uniform(1_000_000)))
     output = elixir!(copy_package(dir, library()), "citizen.exs", ["100", seed])
     assert output =~ ~r/^\d+ operations, \d+ flushes, seed #{seed}: as it should be$/m

@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.CounterLawsTest do
     Laws.holds("counters", Laws.sequential(), Generators.counter(), &KeyedLaws.sequential(&1, setup))
   end
 
-  test "the commands of several processes on a counter are linearizable for each key", setup do
+  test "concurrent commands on a counter are linearizable per key", setup do
     law = &KeyedLaws.parallel(&1, setup)
     Laws.holds_repeatedly("parallel counters", Laws.parallel(), Generators.parallel_counter(), law)
   end
@@ -38,7 +38,7 @@ defmodule PartitionedBuffer.CounterLawsTest do
 
   @tag :away
   @tag :capture_log
-  test "the commands of several processes on a counter whose sink is away are linearizable for each key",
+  test "concurrent commands on a counter in an outage are linearizable per key",
        setup do
     law = &KeyedLaws.parallel(&1, setup)
     cases = div(Laws.parallel(), 4)

@@ -163,7 +163,7 @@ defmodule PartitionedBuffer.CounterTest do
       end
     end
 
-    test "raises on an amount that is no integer of 64 bits, tells buffer and entry, and adds nothing" do
+    test "raises on a non-int64 amount, names buffer and entry, and adds nothing" do
       buffer = start_counter()
 
       for amount <- [@max + 1, @min - 1, 1 <<< 200, 1.0, "1", nil, :one, [1]],

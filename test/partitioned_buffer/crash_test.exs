@@ -2,8 +2,6 @@ defmodule PartitionedBuffer.CrashTest do
   # What the death of a process of the buffer loses: at most the batch that a processor has.
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.Partition
-
   @moduletag :capture_log
 
   # A module that does not exist: a task that calls it ends in `undefined_function/3`.
@@ -29,12 +27,12 @@ defmodule PartitionedBuffer.CrashTest do
       assert {[{:later, 1, 0, 0}], _ref} = answer(:return)
     end
 
-    test "loses nothing if its task has not begun: the next one begins the flush again, and nothing has failed" do
+    test "loses and fails nothing before its task begins; the next one flushes" do
       buffer = start_buffer(partitions: 1)
       attach_telemetry(buffer)
       Buffer.put(buffer, :key, 1)
       [partition] = partitions(buffer)
-      task_supervisor = Process.whereis(Partition.task_supervisor(buffer, 0))
+      task_supervisor = task_supervisor(buffer, 0)
       :sys.suspend(task_supervisor)
       :erlang.trace(task_supervisor, true, [:receive])
       tick(partition)
@@ -72,14 +70,14 @@ defmodule PartitionedBuffer.CrashTest do
       refute_received {:asked, _pid, _batch}
     end
 
-    test "ends the buffer only after three restarts, and three more for each partition" do
+    test "ends the buffer only after three restarts plus three per partition" do
       for {partitions, times} <- [{1, 6}, {4, 15}] do
         buffer = start_buffer(partitions: partitions)
-        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
         ref = Process.monitor(supervisor)
         [partition | _] = partitions(buffer)
         for _ <- 1..times, do: kill_and_await_restart(partition)
-        assert PartitionedBuffer.Supervisor.whereis(buffer) == supervisor
+        assert PartitionedBuffer.Buffer.Lookup.supervisor(buffer) == supervisor
 
         Process.exit(Process.whereis(partition), :kill)
         assert_receive {:DOWN, ^ref, :process, ^supervisor, :shutdown}, 5_000
@@ -92,7 +90,7 @@ defmodule PartitionedBuffer.CrashTest do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
       [partition] = partitions(buffer)
-      supervisor = Partition.task_supervisor(buffer, 0)
+      supervisor = task_supervisor(buffer, 0)
       tick(partition)
       assert_receive {:asked, task, first}
       ref = Process.monitor(task)
@@ -143,17 +141,21 @@ defmodule PartitionedBuffer.CrashTest do
       kill_tree(buffer)
       start_buffer(name: buffer, partitions: 1)
       refs = Enum.map(tasks, &Process.monitor/1)
-      for _batch <- 1..2, task <- tasks, do: send(task, :return)
+      for task <- tasks, do: send(task, :return)
+      # Each ends after the call that it was in: the rest is the next tree's.
       for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, :normal})
+      refute_received {:asked, _pid, _batch}
 
       Buffer.put(buffer, :new, 1)
       assert Buffer.stop(buffer) == :ok
-      assert received_entries() == [{:new, 1, 0, 0}]
+      assert length(received_entries()) == 5
+      assert Buffer.start_link(buffer_options(name: buffer)) |> elem(0) == :ok
+      assert %{processed: 9} = Buffer.info(buffer).totals
     end
   end
 
   describe "a task that is killed" do
-    test "loses the batch that it has claimed, also before it has called the processor" do
+    test "loses its claimed batch, even before it calls the processor" do
       buffer = start_buffer(partitions: 1, processor: {@not_loaded, :process, [self()]})
       attach_telemetry(buffer)
       id = {__MODULE__, buffer}

@@ -6,7 +6,8 @@ defmodule PartitionedBuffer.DefaultLoggerTest do
   import PartitionedBuffer.Case, only: [unique_name: 0, start_buffer: 1]
   import PartitionedBuffer.VM, only: [tmp_dir: 1]
 
-  alias PartitionedBuffer.{DefaultLogger, VM}
+  alias PartitionedBuffer.Observe.DefaultLogger
+  alias PartitionedBuffer.VM
 
   # A buffer that stops with entries left has lines of its own.
   @moduletag :capture_log
@@ -90,7 +91,7 @@ defmodule PartitionedBuffer.DefaultLoggerTest do
     end
   end
 
-  test "a flush has a line only if it is asked for, and if something was processed", %{buffer: buffer} do
+  test "a flush has a line only if asked for and if something was processed", %{buffer: buffer} do
     attach([])
     assert processing_stop(buffer, 5) == ""
     DefaultLogger.detach()
@@ -116,7 +117,7 @@ defmodule PartitionedBuffer.DefaultLoggerTest do
     PartitionedBuffer.Map.put(buffer, 1, 1)
     log = capture_log(@format, fn -> assert PartitionedBuffer.flush(buffer) == {:error, {:failed, 1}} end)
     assert [line] = log |> String.split("\n") |> Enum.filter(&(&1 =~ inspect(buffer)))
-    assert line =~ "retries 1 entries"
+    assert line =~ "processor failed (:away); retrying 1 entries in"
   end
 
   test "it is attached once, and not after it was detached", %{buffer: buffer} do
@@ -127,7 +128,7 @@ defmodule PartitionedBuffer.DefaultLoggerTest do
     assert log([:full, :start], %{system_time: 0}, %{buffer: buffer}) == ""
   end
 
-  test "an option that is not known, or has no such value, raises and attaches nothing" do
+  test "an unknown option or an invalid value raises and attaches nothing" do
     for {opts, message} <- [
           {[level: :loud], ~r/:level of the default logger: expected one of .*, got: :loud/},
           {[events: [:full, :retry]], ~r/:events of the default logger: expected :all or a list of .*:retry/},

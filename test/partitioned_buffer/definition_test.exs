@@ -20,7 +20,7 @@ defmodule PartitionedBuffer.DefinitionTest do
 
   describe "a module that uses PartitionedBuffer.Map" do
     # All tests share the environment of the application: no other test may set options of this buffer.
-    test "takes options from the use line, then from the environment, then from the start, and the last one counts" do
+    test "merges options of use, environment and start, and the last one counts" do
       :persistent_term.put(Users, self())
       Application.put_env(:partitioned_buffer, Users, processing_batch_size: 2, partitions: 2)
       on_exit(fn -> Application.delete_env(:partitioned_buffer, Users) end)
@@ -53,7 +53,7 @@ defmodule PartitionedBuffer.DefinitionTest do
       assert_received {:batch, [_, _, _]}
     end
 
-    test "has no function whose call with another arity would mean something else" do
+    test "has no function that would mean something else at another arity" do
       own = for {name, arity} <- Users.__info__(:functions), name not in [:process], do: {name, arity}
 
       assert Enum.sort(own) ==
@@ -80,7 +80,7 @@ defmodule PartitionedBuffer.DefinitionTest do
       end
 
       assert_raise ArgumentError, ~r/the options of buffer #{inspect(Events)} at the start.*keyword/, fn ->
-        PartitionedBuffer.Definition.start_options(Events, [], :no_list)
+        PartitionedBuffer.API.Definition.start_options(Events, [], :no_list)
       end
 
       assert_raise ArgumentError, ~r/:processor.*#{inspect(Events)}/, fn -> Events.start_link([]) end

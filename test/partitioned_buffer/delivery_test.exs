@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.DeliveryTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.{Delivery, Identity, Native, Partition, Queue}
+  alias PartitionedBuffer.{Native, Processing, Queue}
 
   # Flushes only when it is asked to, and pauses so long that no test sees the end of a pause.
   defp start(opts) do
@@ -73,7 +73,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
     end
 
-    test "is failure of all entries for :error, {:error, reason}, raise, throw, exit, kill and the time limit" do
+    test "fails all entries for an error, raise, throw, exit, kill or timeout" do
       failures = [
         {:error, :error},
         {{:error, :down}, :down},
@@ -104,7 +104,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
     end
 
-    test "may name the entries of a map that have failed, in any order, and the partition goes on" do
+    test "may name failed map entries in any order, and the partition goes on" do
       buffer =
         start(
           processor:
@@ -119,7 +119,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert for(n <- [1, 10, 20, 30], do: Buffer.get(buffer, n)) == [nil, -10, -20, -30]
     end
 
-    test "may name the items of a queue that have failed, as a subsequence, and the partition pauses" do
+    test "may name failed queue items as a subsequence, and the partition pauses" do
       buffer =
         start(
           module: Queue,
@@ -143,7 +143,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert_received {[:retry], _measurements, %{reason: {:bad_return, {:error, :bad, [:b, :a]}}}}
     end
 
-    test "{:snooze, ms} pauses for exactly that time, and counts neither as an attempt nor as a failure" do
+    test "{:snooze, ms} pauses exactly that long, and is no attempt or failure" do
       buffer = start(processor: returning([{:snooze, 50}, {:snooze, 50}, :ok]), max_attempts: 1)
       attach_telemetry(buffer)
       Buffer.put(buffer, :key, 1)
@@ -154,7 +154,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert length(received_batches()) == 3
     end
 
-    test "{:cancel, reason} gives up at once, all entries or some, and the partition goes on" do
+    test "{:cancel, reason} gives up all or some entries at once, with no pause" do
       dead_letter = dead_letter()
 
       for {cancel, given_up} <- [{&{:cancel, &1}, 1..4}, {&{:cancel, &1, [{2, 2, 0, 0}]}, 2..2}] do
@@ -173,7 +173,7 @@ defmodule PartitionedBuffer.DeliveryTest do
   end
 
   describe "attempts" do
-    test "are counted for each entry; one bad entry of 500 ends up alone, and the others are stored" do
+    test "count per entry: one bad of 500 ends up alone, and the rest are stored" do
       stored = :counters.new(500, [])
 
       processor = fn batch ->
@@ -233,7 +233,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert Enum.concat(batches) == [1, 2, 3, 4, 5, 6, 7]
     end
 
-    test "used up without a :dead_letter are logged with count and reason, and without keys and values" do
+    test "used up without :dead_letter log count and reason, no keys or values" do
       buffer = start(processor: returning([{:error, %ArgumentError{message: "secret"}}]), max_attempts: 1)
       attach_telemetry(buffer)
       Buffer.put(buffer, "secret key", "secret value")
@@ -259,7 +259,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
     end
 
-    test "used up with a :dead_letter that fails or hangs are reported, and the entries are gone" do
+    test "used up are reported if :dead_letter fails or hangs; entries are gone" do
       for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, fn _, _ -> perform(:hang) end] do
         buffer =
           start(
@@ -360,7 +360,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
     end
 
-    test "makes a version that is not above its own stale, whatever becomes of it" do
+    test "makes a version not above its own stale, whether it succeeds or fails" do
       for version <- [4, 5], settle <- [&succeed/1, &fail/1] do
         {buffer, _task} = running = in_flight()
         assert Buffer.put_newer(buffer, :key, "B", version) == :ok
@@ -422,7 +422,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       refute_received {:asked, _task, _batch}
     end
 
-    test "behind a failed batch comes after the pause, unless a newer write has superseded it or it was deleted" do
+    test "behind a failed batch comes after the pause unless replaced or deleted" do
       buffer = start(processor: returning([:error, :ok]), processing_batch_size: 1)
       Buffer.put_all(buffer, for(n <- 1..4, do: {n, :old}))
       assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, 4}}
@@ -450,7 +450,7 @@ defmodule PartitionedBuffer.DeliveryTest do
   end
 
   describe "a pause" do
-    test "lets no tick through, doubles up to the maximum, and ends with a success" do
+    test "lets no tick through, doubles up to the maximum, ends with a success" do
       buffer = start(processor: returning([:error, :error, :error, :ok]), retry_backoff_ms: {20, 40})
       attach_telemetry(buffer)
       Buffer.put(buffer, :key, 1)
@@ -462,36 +462,63 @@ defmodule PartitionedBuffer.DeliveryTest do
       end)
 
       wait_idle(partition_of(buffer))
-      assert %{failures: 0, pause: nil} = :sys.get_state(partition_of(buffer))
+      assert %{failures: 0, pause_ms: nil} = learned(buffer)
     end
 
-    test "has a random half to whole of the time between minimum and maximum, or what a function returns" do
-      options = fn backoff ->
-        struct!(PartitionedBuffer.Options, retry_backoff_ms: backoff, name: :b, processor: 1, module: 1)
+    test "has a random half to whole of the time between minimum and maximum" do
+      job = %{trigger: :interval, options: %PartitionedBuffer.Options{name: :b, kind: :map}}
+      job = struct!(Processing.Job, [ref: nil, flush: nil, functions: nil] ++ Map.to_list(job))
+      job = put_in(job.options.retry_backoff_ms, {100, 1_000})
+
+      for {failures, longest} <- [{0, 100}, {1, 200}, {3, 800}, {4, 1_000}, {1_000_000, 1_000}] do
+        delays = for _ <- 1..500, do: Processing.Backoff.pause(job, failures)
+        assert Enum.min(delays) in div(longest, 2)..longest
+        assert Enum.max(delays) in div(longest, 2)..longest
+        assert Enum.max(delays) - Enum.min(delays) > longest / 4
       end
 
-      delays = fn failures ->
-        for _ <- 1..500, do: PartitionedBuffer.Options.backoff(options.({100, 1_000}), failures)
-      end
-
-      for {failures, longest} <- [{1, 100}, {2, 200}, {4, 800}, {5, 1_000}, {1_000_000, 1_000}] do
-        assert Enum.min_max(delays.(failures))
-               |> then(fn {least, most} ->
-                 least in div(longest, 2)..longest and most in div(longest, 2)..longest
-               end)
-
-        assert Enum.max(delays.(failures)) - Enum.min(delays.(failures)) > longest / 4
-      end
-
-      assert PartitionedBuffer.Options.backoff(options.(fn failures -> failures * 7 end), 3) == 21
-
-      for bad <- [fn _ -> -1 end, fn _ -> :soon end, fn _ -> raise "no" end] do
-        assert {30_000, log} = with_log(fn -> PartitionedBuffer.Options.backoff(options.(bad), 1) end)
-        assert log =~ "retry_backoff_ms of buffer :b has failed"
-      end
+      assert Processing.Backoff.pause(%{job | trigger: :stop}, 7) == 100
     end
 
-    test "of an outage costs one call each, memory for the distinct keys, and one pass at its end" do
+    test "is what a function returns, and 30 seconds if it fails or hangs" do
+      test = self()
+
+      for {backoff, expected, logged} <- [
+            {fn failures -> failures * 7_000 end, 7_000, nil},
+            {fn _ -> -1 end, 30_000, "got: -1"},
+            {fn _ -> :soon end, 30_000, "got: :soon"},
+            {fn _ -> raise "no" end, 30_000, "(RuntimeError) no"},
+            {fn _ -> throw(:no) end, 30_000, "it ended with throw"},
+            {fn _ -> GenServer.call(:nobody, :pause) end, 30_000, "it ended with exit"},
+            {fn _ -> send(test, {:hangs, self()}) && Process.sleep(:infinity) end, 30_000,
+             "it took longer than 50 ms"}
+          ] do
+        buffer =
+          start(
+            partitions: 1,
+            processor: fn _batch -> {:error, :down} end,
+            retry_backoff_ms: backoff,
+            processing_timeout_ms: 100,
+            drain_timeout_ms: 0
+          )
+
+        attach_telemetry(buffer)
+        Buffer.put(buffer, :key, 1)
+        log = capture_log(fn -> Buffer.flush(buffer) end)
+        if logged, do: assert(log =~ "retry_backoff_ms of buffer #{inspect(buffer)} failed")
+        if logged, do: assert(log =~ logged)
+        assert_received {[:retry], %{delay: ^expected}, %{failures: 1}}
+        assert learned(buffer).pause_ms in (expected - 5_000)..expected
+        # Neither the partition nor anybody who calls it waits for the function.
+        assert Buffer.update_options(buffer, retry_backoff_ms: {1, 1}) == :ok
+        assert Process.alive?(Process.whereis(partition_of(buffer)))
+      end
+
+      assert_received {:hangs, helper}
+      refute Process.alive?(helper)
+    end
+
+    test "of an outage costs one call, memory per distinct key, and a final pass" do
       up = :counters.new(1, [])
 
       processor = fn batch ->
@@ -521,7 +548,7 @@ defmodule PartitionedBuffer.DeliveryTest do
 
       failed = length(received_batches())
       elapsed = System.monotonic_time(:millisecond) - started
-      assert Native.held(buffer, 0) <= 2_000
+      assert Native.held(run(buffer), 0) <= 2_000
       :counters.put(up, 1, 1)
       assert Buffer.flush(buffer) == :ok
       assert received_entries() |> Map.new(&{elem(&1, 0), elem(&1, 1)}) == Map.new(1..1_000, &{&1, 200})
@@ -529,55 +556,61 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert failed <= div(elapsed, 5) + 2
     end
 
-    test "outlives the partition's process" do
-      buffer = start(processor: returning([:error, :ok]))
+    test "outlives the partition's process, and its failures do" do
+      buffer = start(processor: returning([:error, :error, :ok]))
       partition = partition_of(buffer)
       Buffer.put(buffer, :key, 1)
-      quietly(fn -> Buffer.flush(buffer) end)
-      kill_and_await_restart(partition)
-      assert %{failures: 1, pause: pause} = :sys.get_state(partition)
-      assert :erlang.read_timer(pause) > 20_000
-      assert length(received_batches()) == 1
+      quietly(fn -> for _ <- 1..2, do: Buffer.flush(buffer) end)
+      # The next one may die as well.
+      for _ <- 1..2 do
+        kill_and_await_restart(partition)
+        assert %{failures: 2, pause_ms: pause_ms} = learned(buffer)
+        assert pause_ms > 20_000
+        assert %{partitions: [%{state: :paused, failures: 2, next_ms: next_ms}]} = Buffer.info(buffer)
+        assert next_ms > 20_000
+      end
+
+      assert length(received_batches()) == 2
       assert Buffer.flush(buffer) == :ok
+      assert learned(buffer) == %{failures: 0, pause_ms: nil, failed: 0}
+    end
+
+    test "ends with the supervision tree, and the failures go on" do
+      buffer = start(processor: returning([:error]), restart: :permanent)
+      attach_telemetry(buffer)
+      Buffer.put(buffer, :key, 1)
+
+      quietly(fn ->
+        Buffer.flush(buffer)
+        kill_tree(buffer)
+        # The next tree does not wait for the end of the pause.
+        assert_receive {[:retry], _measurements, %{failures: 2}}
+      end)
     end
   end
 
   describe "a task that ends while its partition has no process" do
     test "leaves its outcome to the next process" do
-      buffer = start(processor: returning([:ok]))
-      partition = partition_of(buffer)
-      %{identity: identity} = :sys.get_state(partition)
-      Identity.put(identity, :ended, %{pause: 30_000, failures: 7, failed: 1})
+      {buffer, task} = in_flight(drain_timeout_ms: 0)
+      :erlang.suspend_process(PartitionedBuffer.Buffer.Lookup.supervisor(buffer))
+      kill_processes([Process.whereis(partition_of(buffer))])
 
-      # The next one may die as well.
-      for _ <- 1..2 do
-        kill_and_await_restart(partition)
-        assert %{failures: 7, pause: pause} = :sys.get_state(partition)
-        assert :erlang.read_timer(pause) in 20_000..30_000
-      end
+      quietly(fn ->
+        ref = Process.monitor(task)
+        send(task, {:throw, :no})
+        assert_receive {:DOWN, ^ref, :process, ^task, _reason}
+      end)
 
-      # A flush begins anew.
-      assert Buffer.flush(buffer) == :ok
-      kill_and_await_restart(partition)
-      assert %{pause: nil} = :sys.get_state(partition)
-    end
-
-    test "loses no pause if that process dies before it has kept it" do
-      buffer = start(processor: returning([:error]))
-      partition = partition_of(buffer)
-      %{identity: identity} = :sys.get_state(partition)
-      Buffer.put(buffer, :key, 1)
-      quietly(fn -> Buffer.flush(buffer) end)
-      # As if it had died before.
-      Identity.take(identity, :pause)
-      kill_and_await_restart(partition)
-      assert %{failures: 1, pause: pause} = :sys.get_state(partition)
-      assert :erlang.read_timer(pause) > 20_000
+      :erlang.resume_process(PartitionedBuffer.Buffer.Lookup.supervisor(buffer))
+      PartitionedBuffer.Buffer.Lookup.await_restarts(buffer)
+      assert %{failures: 1, pause_ms: pause_ms} = learned(buffer)
+      assert pause_ms > 0
+      assert %{partitions: [%{state: :paused}]} = Buffer.info(buffer)
     end
   end
 
   describe "a task that dies" do
-    test "has failed with the batch that it held, also if the partition's process has died before" do
+    test "fails its batch, even if the partition's process died before it" do
       {buffer, task} = in_flight()
       attach_telemetry(buffer)
       kill_and_await_restart(partition_of(buffer))
@@ -603,7 +636,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert next_batch(buffer) == [{:key, "A", 5, 0}]
     end
 
-    test "with a batch that is given up leaves it for :dead_letter, unless that is what it has died of" do
+    test "leaves a given-up batch for :dead_letter, unless it died of that" do
       for {left, reason, dead} <- [
             {:given_up, nil, :killed},
             {:given_up, :no_memory, :no_memory},
@@ -613,23 +646,20 @@ defmodule PartitionedBuffer.DeliveryTest do
         buffer = start(processor: returning([:ok]), dead_letter: dead_letter())
         attach_telemetry(buffer)
         Buffer.put(buffer, :key, 1)
-        {:fresh, flush} = Native.flush(buffer, 0)
+        {:fresh, flush} = Native.flush(run(buffer), 0)
 
         await_end(
           spawn(fn ->
             {[_entry], 1, true} = Native.read(flush, 0, 10, false)
             true = Native.lease(flush)
-            {0, 0, 1} = Native.give_back(flush, :all, true, 0)
+            {:done, {0, 0, 1}} = Native.give_back(flush, :all, true, 0, nil)
             if left == :buried, do: Native.bury(flush)
           end)
         )
 
-        identity = :sys.get_state(partition_of(buffer)).identity
-        opts = [resumed?: true, failures: 0, reason: reason]
-
-        quietly(fn ->
-          assert {0, %{failed: 0}} = Delivery.process(flush, identity, Identity.options(identity), opts)
-        end)
+        job = job(buffer, flush, [], resumed?: true, reason: reason)
+        quietly(fn -> assert Processing.run(job) == :ok end)
+        assert learned(buffer).failed == 0
 
         handled? = dead != nil
 
@@ -676,7 +706,8 @@ defmodule PartitionedBuffer.DeliveryTest do
           await_end(supervisor)
           {:ok, _pid} = Buffer.start_link(Keyword.put(options, :partitions, partitions))
           assert_received {:DOWN, ^ref, :process, ^task, :killed}
-          assert_receive {[:retry], %{count: 1}, %{reason: :killed}}
+          # A partition that has another task's entries does not take its batch over.
+          if partitions == 2, do: assert_receive({[:retry], %{count: 1}, %{reason: :killed}})
         end)
 
         Buffer.flush(buffer, async: true)
@@ -728,7 +759,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert keys(dead_entries()) == Enum.to_list(1..25)
     end
 
-    test "keeps what is left for the next start of the name if there is no :dead_letter, and logs its count" do
+    test "without :dead_letter keeps the rest for the next start, logs the count" do
       options =
         buffer_options(
           processor: returning([:error]),
@@ -880,10 +911,13 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
   end
 
-  test "the task of a partition has a name, which only one process has at a time" do
+  test "only one process at a time is the task of a partition" do
     {buffer, task} = in_flight()
-    assert Process.whereis(Module.concat(partition_of(buffer), Task)) == task
-    assert Process.whereis(Partition.task_supervisor(buffer, 0))
+    assert Native.process(run(buffer), 0, :task) == task
+    other = Task.async(fn -> Native.begin_task(run(buffer), 0) end)
+    assert Task.await(other) == {:busy, task}
     send(task, :return)
+    wait_idle(partition_of(buffer))
+    assert Native.process(run(buffer), 0, :task) == nil
   end
 end

@@ -40,7 +40,7 @@ defmodule PartitionedBuffer.DependencyTest do
     assert output =~ @expected
   end
 
-  test "the package has its sources, and nothing that was built or is for tests" do
+  test "the package has its sources, and neither build products nor tests" do
     files = package_files()
 
     for file <- ~w(mix.exs native/compiler.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock),

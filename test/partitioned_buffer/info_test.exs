@@ -177,7 +177,7 @@ defmodule PartitionedBuffer.InfoTest do
       assert balance(info) == 0
     end
 
-    test "of a queue counts items, and those that stay at the head after a failure" do
+    test "of a queue counts items, and those kept at the head after a failure" do
       test = self()
 
       buffer =
@@ -198,7 +198,7 @@ defmodule PartitionedBuffer.InfoTest do
       assert balance(info) == 0
     end
 
-    test "without :max_attempts counts entries as processed when the processor gets them, and those lost as failed too" do
+    test "without :max_attempts counts lost entries as processed and as failed" do
       buffer = start(processor: fn _batch -> exit(:down) end, processing_batch_size: 2)
       Buffer.put_all(buffer, a: 1, b: 2, c: 3)
       quietly(fn -> PartitionedBuffer.flush(buffer) end)
@@ -215,7 +215,7 @@ defmodule PartitionedBuffer.InfoTest do
       refute inspect(PartitionedBuffer.info(buffer), limit: :infinity) =~ "secret"
     end
 
-    test "asks no process, so it works while all of them are busy, and takes less than a millisecond" do
+    test "asks no process, works while all are busy, and takes less than 1 ms" do
       buffer =
         start_buffer(processor: &Function.identity/1, partitions: 64, processing_interval_ms: :infinity)
 

@@ -27,7 +27,7 @@ defmodule PartitionedBuffer.LargeTest do
   end
 
   describe "a large term" do
-    test "comes back exactly as a key, a value, an item, in a list and with any version" do
+    test "comes back exactly as key, value or item, in a list, with any version" do
       buffer = start_buffer(processing_batch_size: 100)
       queue = start_buffer(module: Queue, partitions: 1)
       terms = Keyword.values(@terms)
@@ -68,7 +68,7 @@ defmodule PartitionedBuffer.LargeTest do
       assert items == for(round <- 1..3, term <- terms, do: {round, term})
     end
 
-    test "is charged to the process that writes or reads it, while a small one is not" do
+    test "is charged to the process that writes or reads it, unlike a small one" do
       buffer = start_buffer()
       list = Enum.to_list(1..100_000)
 

@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.LawsTest do
     Laws.holds("maps", Laws.sequential(), Generators.sequential(), &KeyedLaws.sequential(&1, setup))
   end
 
-  test "the commands of several processes on a map are linearizable for each key", setup do
+  test "concurrent commands on a map are linearizable per key", setup do
     law = &KeyedLaws.parallel(&1, setup)
     Laws.holds_repeatedly("parallel maps", Laws.parallel(), Generators.parallel(), law)
   end
@@ -38,7 +38,7 @@ defmodule PartitionedBuffer.LawsTest do
 
   @tag :away
   @tag :capture_log
-  test "the commands of several processes on a map whose sink is away are linearizable for each key", setup do
+  test "concurrent commands on a map in an outage are linearizable per key", setup do
     law = &KeyedLaws.parallel(&1, setup)
     Laws.holds_repeatedly("parallel maps in an outage", div(Laws.parallel(), 4), Generators.parallel(), law)
   end

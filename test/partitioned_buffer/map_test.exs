@@ -67,7 +67,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Enum.sort(received_entries()) === Enum.sort(for {term, index} <- terms, do: {index, term, 0, 0})
     end
 
-    test "take any term as a key, which is overwritten, updated, deleted and flushed" do
+    test "take any term as a key to overwrite, update, delete and flush" do
       buffer = start_buffer()
 
       for term <- terms() do
@@ -115,7 +115,7 @@ defmodule PartitionedBuffer.MapTest do
   end
 
   describe "put_newer/5" do
-    test "writes an absent key, replaces an older version, and leaves one that is not older" do
+    test "writes an absent key, replaces an older version, keeps one not older" do
       buffer = start_buffer()
       Buffer.put_newer(buffer, :key, :a, 5)
       Buffer.put_newer(buffer, :key, :b, 5)
@@ -154,7 +154,7 @@ defmodule PartitionedBuffer.MapTest do
       assert received_entries() == [{:key, 10, 1 <<< 100, 10}]
     end
 
-    test "takes an entry as version 0 if put/4 wrote it, also over a versioned one" do
+    test "takes an entry of put/4 as version 0, also over a versioned one" do
       buffer = start_buffer()
       Buffer.put(buffer, :key, :plain)
       Buffer.put_newer(buffer, :key, :stale, 0)
@@ -271,7 +271,7 @@ defmodule PartitionedBuffer.MapTest do
       assert Buffer.size(buffer) == 0
     end
 
-    test "raise on an invalid element at the end and on an improper list, and write nothing" do
+    test "raise on an invalid last element or an improper list, write nothing" do
       buffer = start_buffer()
       good = for n <- 1..1_000, do: {n, n}
       good_newer = for n <- 1..1_000, do: {n, n, n}
@@ -317,7 +317,7 @@ defmodule PartitionedBuffer.MapTest do
       for operation <- operations, do: assert_raise(error, message, operation)
     end
 
-    test "raises an ArgumentError if the buffer is not running: never started, or stopped" do
+    test "raises an ArgumentError if the buffer never started or was stopped" do
       stopped = start_buffer()
       Buffer.stop(stopped)
       without_partitions = start_buffer(partitions: 0)

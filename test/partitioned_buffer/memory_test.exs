@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.MemoryTest do
   @own_bytes 16_384
 
   describe "the memory of a map" do
-    test "stays flat while a key is overwritten a million times with a binary of 32 kB" do
+    test "stays flat while a key is overwritten a million times with 32 kB" do
       buffer = start_buffer()
       binary = :crypto.strong_rand_bytes(32_768)
 
@@ -52,7 +52,7 @@ defmodule PartitionedBuffer.MemoryTest do
       assert growth < 128 * @mib, "grew by #{div(growth, @mib)} MiB"
     end
 
-    test "keeps no dead large values because of small ones that were written among them" do
+    test "keeps no dead large values because of small ones written among them" do
       buffer = start_buffer(partitions: 1)
       list = Enum.to_list(1..2_000)
       binary = :binary.copy("x", 32_000)
@@ -177,7 +177,7 @@ defmodule PartitionedBuffer.MemoryTest do
   end
 
   describe "the memory of a name" do
-    test "is the same after a thousand starts and stops, as the number of atoms, processes and tables is" do
+    test "stays the same over 1,000 restarts, as do atoms, processes and tables" do
       name = unique_name()
 
       cycle = fn ->

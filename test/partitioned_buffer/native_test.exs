@@ -9,19 +9,39 @@ defmodule PartitionedBuffer.NativeTest do
   # The kinds of the arguments of each NIF.
   @arguments %{
     open: [:name, :kind, :partitions, :boolean, :limit],
-    set_max_size: [:name, :limit],
-    set_threshold: [:name, :u32, :limit],
-    watch: [:name, :watched],
+    run: [:name],
+    owner: [:name],
+    buffers: [],
+    left: [:name],
+    register: [:run, :place, :role],
+    set_tasks: [:run, :partition, :pid],
+    process: [:run, :place, :role],
+    begin_task: [:run, :partition],
+    end_task: [:run, :partition],
+    options: [:run],
+    put_options: [:run, :u64, :any],
+    functions: [:run],
+    functions_large: [:run],
+    put_functions: [:run, :any],
+    last_error: [:run],
+    put_error: [:run, :any],
+    set_max_size: [:run, :limit],
+    set_threshold: [:run, :u32, :limit],
+    set_next: [:run, :u32, :time],
+    learned: [:run, :u32],
+    pause: [:run, :u32, :u64, :boolean],
+    end_pause: [:run, :u32],
+    lost: [:run, :u32],
     reserve: [:name, :u64, :boolean],
     release: [:reservation],
     has_room: [:name, :u64],
-    set_queued: [:name, :boolean],
-    clear_full: [:name],
+    set_waiting: [:run, :u32, :boolean],
+    clear_full: [:run],
     count_refused: [:name, :u32, :u32],
     bound: [:name],
-    reopen: [:name, :u32],
-    drain: [:name, :u32],
-    close: [:name, :u32],
+    reopen: [:run, :u32],
+    drain: [:run, :u32],
+    close: [:run, :u32],
     partition_count: [:name],
     status: [:name],
     size: [:name],
@@ -39,18 +59,16 @@ defmodule PartitionedBuffer.NativeTest do
     put_all_newer: [:name, :route, :versioned, :checked],
     push: [:queue, :route, :any],
     push_all: [:queue, :route, :list, :checked],
-    flush: [:name, :u32],
-    in_flight: [:name, :u32],
-    held: [:name, :u32],
-    info: [:name, :u32],
-    failed: [:name, :u32, :u32],
+    flush: [:run, :u32],
+    in_flight: [:run, :u32],
+    held: [:run, :u32],
+    info: [:run, :u32],
     seen: [:flush],
     read: [:flush, :u64, :positive, :boolean],
     claim: [:flush],
     lease: [:flush],
     succeed: [:flush],
-    give_back: [:flush, :numbers, :boolean, :attempts],
-    give_back_many: [:flush, :numbers, :boolean, :attempts],
+    give_back: [:flush, :numbers, :boolean, :attempts, :ms],
     inherit: [:flush],
     batch: [:flush],
     attempts: [:flush],
@@ -78,7 +96,14 @@ defmodule PartitionedBuffer.NativeTest do
   defp fits?(:to, {number, among}), do: fits?(:u32, number) and fits?(:u32, among)
   defp fits?(:to, term), do: term == nil
   defp fits?(:limit, term), do: term == :infinity or term in 1..((1 <<< 32) - 1)
-  defp fits?(:watched, term), do: term == :room or term in 0..4_095
+  defp fits?(:run, {name, number}), do: is_atom(name) and fits?(:u32, number)
+  defp fits?(:run, _term), do: false
+  defp fits?(:place, term), do: fits?(:partition, term)
+  defp fits?(:partition, term), do: term in 0..4_095
+  defp fits?(:role, term), do: term in [:server, :tasks, :task]
+  defp fits?(:pid, term), do: is_pid(term) and node(term) == node()
+  defp fits?(:ms, term), do: term == nil or fits?(:u64, term)
+  defp fits?(:time, term), do: term == nil or (is_integer(term) and fits?(:amount, term))
   defp fits?(:checked, term), do: is_boolean(term)
   defp fits?(:reservation, _term), do: false
   defp fits?(:version, term), do: is_integer(term)
@@ -144,8 +169,7 @@ defmodule PartitionedBuffer.NativeTest do
     [self(), hd(Port.list()), :erlang.binary_to_term(<<131, 88, there::binary, 1::32, 0::32, 1::32>>)] ++
       [fn -> :ok end, fn _ -> self() end, &Kernel.self/0, &Native.put/4] ++
       [make_ref(), :erlang.binary_to_term(<<131, 90, 3::16, there::binary, 1::32, 1::32, 2::32, 3::32>>)] ++
-      [:atomics.new(1, []), :counters.new(1, []), table, :ets.whereis(:code), zlib] ++
-      [Native.open(unique_name(), :map, 1, false, :infinity)]
+      [:atomics.new(1, []), :counters.new(1, []), table, :ets.whereis(:code), zlib]
   end
 
   describe "the NIFs" do
@@ -164,7 +188,9 @@ defmodule PartitionedBuffer.NativeTest do
     test "raise badarg on garbage in any argument, and leave the buffer as it is" do
       {buffer, flush} = opened()
       before = held(buffer, flush)
-      garbage = [buffer, {:flush, flush}] ++ garbage()
+
+      garbage =
+        [buffer, {:flush, flush}, {buffer, -1}, {buffer, 1 <<< 32}, {1, 1}, {buffer, 1, 1}] ++ garbage()
 
       answers =
         for {name, kinds} <- @arguments,
@@ -187,19 +213,19 @@ defmodule PartitionedBuffer.NativeTest do
       answered = Enum.reject(answers, refused?)
       assert Enum.uniq_by(answered, fn {argument, _term, _answer} -> argument end) == []
 
-      assert {:rest, rest} = Native.flush(buffer, 0)
+      assert {:rest, rest} = Native.flush(run(buffer), 0)
       assert Native.read(rest, 0, 10, false) == {[{:flushed, 1, 0, 0}], 1, true}
       assert Native.claim(rest)
-      assert {:fresh, fresh} = Native.flush(buffer, 0)
+      assert {:fresh, fresh} = Native.flush(run(buffer), 0)
       assert {entries, 2, true} = Native.read(fresh, 0, 10, false)
       assert Enum.sort(entries) == [{:key, :value, 0, 0}, {:versioned, :newer, 7, 1}]
-      assert {:fresh, items} = Native.flush(queue(buffer), 0)
+      assert {:fresh, items} = Native.flush(run(queue(buffer)), 0)
       assert Native.read(items, 0, 10, false) == {[:first, :second], 2, true}
-      assert {:fresh, sums} = Native.flush(counter(buffer), 0)
+      assert {:fresh, sums} = Native.flush(run(counter(buffer)), 0)
       assert Native.read(sums, 0, 10, false) == {[{:key, 7, 1}], 1, true}
     end
 
-    test "write the rest of a short list in its order, once a write finds no room that was not reserved" do
+    test "write the rest of a short list in its order once all room is reserved" do
       for {kind, operation, list, written} <- [
             {:map, :put_all, for(n <- 1..9, do: {rem(n, 7), n}), for(n <- 3..9, do: {rem(n, 7), n, 0, 0})},
             {:queue, :push_all, Enum.to_list(1..9), Enum.to_list(1..9)},
@@ -212,7 +238,7 @@ defmodule PartitionedBuffer.NativeTest do
         buffer = unique_name()
         Native.open(buffer, kind, 1, false, 3)
         assert apply(Native, operation, [buffer, nil, list, true]) == :ok
-        assert {:fresh, flush} = Native.flush(buffer, 0)
+        assert {:fresh, flush} = Native.flush(run(buffer), 0)
         assert {entries, _length, true} = Native.read(flush, 0, 100, false)
         assert if(kind == :queue, do: entries, else: Enum.sort(entries)) == Enum.sort(written)
       end
@@ -223,8 +249,8 @@ defmodule PartitionedBuffer.NativeTest do
       before = held(buffer, flush)
 
       for number <- [1, 2, 4_096, 1 <<< 31, (1 <<< 32) - 1] do
-        for name <- [:reopen, :drain, :close, :flush, :in_flight, :held],
-            do: assert(call(name, [buffer, number]) == :not_running)
+        for name <- [:reopen, :drain, :close, :flush, :in_flight, :held, :info, :learned, :lost],
+            do: assert(call(name, [run(buffer), number]) == :not_running)
 
         assert held(buffer, flush) == before
       end
@@ -307,7 +333,7 @@ defmodule PartitionedBuffer.NativeTest do
       assert held(buffer, flush) == before
     end
 
-    test "is not written if its caller has not checked it and an element does not fit" do
+    test "is not written if it is unchecked and an element does not fit" do
       {buffer, flush} = opened()
       before = held(buffer, flush)
       good = Enum.map(1..1_000, &{&1, &1})
@@ -329,7 +355,7 @@ defmodule PartitionedBuffer.NativeTest do
       end
     end
 
-    test "is written up to the element that does not fit if its caller claims to have checked it" do
+    test "is written up to a bad element if its caller claims to have checked it" do
       buffer = start_buffer()
 
       for list <- [[{1, 1}, :bad, {2, 2}], [{1, 1}, {1}, {2, 2}], [{1, 1} | {2, 2}]] do
@@ -340,10 +366,10 @@ defmodule PartitionedBuffer.NativeTest do
       end
     end
 
-    test "comes back in order without its written items if a draining partition refuses some" do
+    test "comes back in order, without written items, if a partition is draining" do
       buffer = unique_name()
       Native.open(queue(buffer), :queue, 3, false, :infinity)
-      Native.drain(queue(buffer), 1)
+      Native.drain(run(queue(buffer)), 1)
       in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
 
       # A short list is written one by one, a longer one lock by lock.
@@ -356,7 +382,7 @@ defmodule PartitionedBuffer.NativeTest do
         assert Native.push_all(queue(buffer), {:processor, nil}, rest, true) == :ok
 
         flushed =
-          for n <- 0..2, {:fresh, flush} <- [Native.flush(queue(buffer), n)] do
+          for n <- 0..2, {:fresh, flush} <- [Native.flush(run(queue(buffer)), n)] do
             {items, _length, true} = Native.read(flush, 0, size, false)
             assert Native.claim(flush)
             assert items == Enum.sort(items)
@@ -368,7 +394,7 @@ defmodule PartitionedBuffer.NativeTest do
       end
     end
 
-    test "is written by calls that each copy at most 32 large entries beyond their time" do
+    test "is written by calls with at most 32 large entries beyond their time" do
       {buffer, _batch} = opened()
       large = Enum.to_list(1..100_000)
       entries = Enum.map(1..500, &{&1, &1}) ++ Enum.map(501..550, &{&1, large})
@@ -377,17 +403,17 @@ defmodule PartitionedBuffer.NativeTest do
       assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 32
 
       # The earlier flush comes first.
-      assert {:rest, first} = Native.flush(buffer, 0)
+      assert {:rest, first} = Native.flush(run(buffer), 0)
       assert {_flushed, 1, true} = Native.read(first, 0, 10, false)
       assert Native.claim(first)
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
 
       read = Enum.map(reads(flush, 0), fn read -> Enum.count(read, &is_list(elem(&1, 1))) end)
       assert Enum.sum(read) == 50
       assert Enum.max(read) <= 32
     end
 
-    test "is written by calls that hash no more large keys than they have time for" do
+    test "is written by calls that hash no more large keys than time allows" do
       {buffer, _batch} = opened()
       large = :binary.copy("x", 100_000)
       newer = for n <- 1..1_000, do: {<<n::32, large::binary>>, n, 1}
@@ -410,7 +436,7 @@ defmodule PartitionedBuffer.NativeTest do
     test "reads and claims nothing beyond its end" do
       buffer = start_buffer(partitions: 1)
       Buffer.put(buffer, :key, 1)
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
       largest = (1 <<< 64) - 1
       assert {[{:key, 1, 0, 0}], 1, true} = Native.read(flush, 0, largest, false)
       assert Native.read(flush, 1, largest, false) == {[], 1, true}
@@ -418,13 +444,13 @@ defmodule PartitionedBuffer.NativeTest do
       assert Native.claim(flush)
       refute Native.claim(flush)
       assert Native.read(flush, 0, 10, false) == {[], 0, true}
-      assert Native.flush(buffer, 0) == :empty
+      assert Native.flush(run(buffer), 0) == :empty
     end
 
-    test "has one batch at a time, which belongs to the process that has begun it last" do
+    test "has one batch at a time, owned by the process that began it last" do
       buffer = start_buffer(partitions: 1)
       Buffer.put_all(buffer, a: 1, b: 2)
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
       assert {[first], 1, true} = Native.read(flush, 0, 1, false)
       assert Task.await(Task.async(fn -> Native.read(flush, 0, 1, false) end)) == {[first], 1, true}
       refute Native.claim(flush)
@@ -443,7 +469,7 @@ defmodule PartitionedBuffer.NativeTest do
     test "outlives its buffer" do
       buffer = start_buffer(partitions: 1)
       Buffer.put(buffer, :key, 1)
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
       stop_supervised!(buffer)
       # The drainer has given all of it to the processor.
       assert Native.read(flush, 0, 1, false) == {[], 0, true}
@@ -484,7 +510,7 @@ defmodule PartitionedBuffer.NativeTest do
     Native.add(counter(buffer), nil, :key, 7)
     Native.open(buffer, :map, 1, false, :infinity)
     Native.put(buffer, nil, :flushed, 1)
-    {:fresh, flush} = Native.flush(buffer, 0)
+    {:fresh, flush} = Native.flush(run(buffer), 0)
     Native.put(buffer, nil, :key, :value)
     Native.put_newer(buffer, nil, :versioned, :newest, 6)
     Native.put_newer(buffer, nil, :versioned, :newer, 7)
@@ -530,7 +556,11 @@ defmodule PartitionedBuffer.NativeTest do
   defp fitting(:attempts, _buffer, _flush), do: 1
   defp fitting(:route, _buffer, _flush), do: {:processor, nil}
   defp fitting(:limit, _buffer, _flush), do: :infinity
-  defp fitting(:watched, _buffer, _flush), do: 0
+  defp fitting(:run, buffer, _flush), do: Native.run(buffer)
+  defp fitting(kind, _buffer, _flush) when kind in [:place, :partition], do: 0
+  defp fitting(:role, _buffer, _flush), do: :server
+  defp fitting(:pid, _buffer, _flush), do: self()
+  defp fitting(kind, _buffer, _flush) when kind in [:ms, :time], do: nil
   defp fitting(:checked, _buffer, _flush), do: true
   defp fitting(:reservation, buffer, _flush), do: Native.reserve(buffer, 1, true)
   defp fitting(:version, _buffer, _flush), do: 1 <<< 70

@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.OptionsTest do
       end
     end
 
-    test "raises on a value of the wrong type, and names option, value, expectation and buffer" do
+    test "raises on a wrong type, naming option, value, expectation and buffer" do
       for {key, value, expectation} <- [
             {:processor, fn -> :ok end, "function of arity 1"},
             {:processor, {Mod, :fun}, "{module, function, args}"},
@@ -59,7 +59,7 @@ defmodule PartitionedBuffer.OptionsTest do
         for part <- [inspect(key), inspect(value), expectation, inspect(name)],
             do: assert(error.message =~ part)
 
-        assert Process.whereis(PartitionedBuffer.Supervisor.name(name)) == nil
+        assert Process.whereis(PartitionedBuffer.Routing.supervisor_name(name)) == nil
       end
     end
 
@@ -74,7 +74,7 @@ defmodule PartitionedBuffer.OptionsTest do
       assert options.processing_batch_size == 10
     end
 
-    test "takes the first of options that are given twice, as update_options/2 does" do
+    test "takes the first of repeated options, as update_options/2 does" do
       name = unique_name()
       {:ok, _pid} = start(name: name, processing_batch_size: 7, name: :other, processing_batch_size: 8)
       assert options(name).processing_batch_size == 7
@@ -82,7 +82,7 @@ defmodule PartitionedBuffer.OptionsTest do
       assert options(name).processing_batch_size == 9
     end
 
-    test "takes an interval as long as a timer can be, as update_options/2 and a restart do" do
+    test "takes the longest timer interval, as do update_options/2 and a restart" do
       name = start_buffer(partitions: 1, processing_interval_ms: 4_294_967_296)
       assert Buffer.update_options(name, processing_interval_ms: longest_interval()) == :ok
       kill_and_await_restart(hd(partitions(name)))
@@ -164,7 +164,4 @@ defmodule PartitionedBuffer.OptionsTest do
   end
 
   defp longest_interval, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
-
-  defp options(name),
-    do: :ets.lookup_element(:sys.get_state(hd(partitions(name))).identity.settings, :options, 2)
 end

@@ -25,7 +25,7 @@ defmodule PartitionedBuffer.PostgresTest do
   end
 
   describe "a buffer before a server" do
-    test "stores all that was written, although the server is killed and away for a second", %{
+    test "stores every write, though the server is killed and away for a second", %{
       server: postgres
     } do
       work = Upserts.work(updates: 20_000, keys: 500, seed: @seed)
@@ -35,7 +35,7 @@ defmodule PartitionedBuffer.PostgresTest do
       assert result.failures > 0, seeded(result)
     end
 
-    test "stores it or hands it over as dead letters when its VM gets SIGTERM during an outage", %{
+    test "stores or dead-letters all writes if its VM gets SIGTERM in an outage", %{
       server: postgres
     } do
       result = Sigterm.run(postgres, updates: 4_000, keys: 500, seed: @seed)

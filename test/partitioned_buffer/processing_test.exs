@@ -3,14 +3,14 @@ defmodule PartitionedBuffer.ProcessingTest do
   # buffer in StopTest, deaths of other processes in CrashTest.
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.{Flush, Native}
+  alias PartitionedBuffer.{Native, Processing}
 
   @moduletag :capture_log
 
   def process(batch, test, tag), do: send(test, {tag, batch})
 
   describe "a flush" do
-    test "gives all waiting entries to the processor, in batches of which only the last is short" do
+    test "gives the processor all waiting entries, in full batches but the last" do
       buffer = start_buffer(partitions: 1, processing_interval_ms: 20)
       Buffer.put_all(buffer, for(n <- 1..25, do: {n, n}))
       assert_receive {:batch, first}
@@ -132,10 +132,10 @@ defmodule PartitionedBuffer.ProcessingTest do
     test "never give an entry to the processor twice" do
       buffer = start_buffer(partitions: 1)
       Buffer.put_all(buffer, for(n <- 1..8, do: {n, n}))
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
 
-      identity = identity(buffer, processing_batch_size: 2, processor: asking_processor())
-      process = fn -> Flush.process(flush, identity, []) end
+      job = job(buffer, flush, processing_batch_size: 2, processor: asking_processor())
+      process = fn -> Processing.run(job) end
       first = Task.async(process)
       assert_receive {:asked, pid, one}
       %Task{pid: second_pid} = second = Task.async(process)
@@ -150,14 +150,14 @@ defmodule PartitionedBuffer.ProcessingTest do
       assert keys(one ++ two ++ three ++ four) == Enum.to_list(1..8)
     end
 
-    test "give each entry to the processor once, though they read the same entries at the same time" do
+    test "give each entry to the processor once, though both read it at once" do
       buffer = start_buffer(partitions: 1)
       Buffer.put_all(buffer, for(n <- 1..20_000, do: {n, n}))
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
       given = :counters.new(20_000, [])
       processor = fn [{n, n, 0, 0}] -> :counters.add(given, n, 1) end
-      identity = identity(buffer, processing_batch_size: 1, processor: processor)
-      task = fn _ -> Task.async(fn -> Flush.process(flush, identity, []) end) end
+      job = job(buffer, flush, processing_batch_size: 1, processor: processor)
+      task = fn _ -> Task.async(fn -> Processing.run(job) end) end
       1..2 |> Enum.map(task) |> Task.await_many()
       assert Enum.frequencies_by(1..20_000, &:counters.get(given, &1)) == %{1 => 20_000}
     end
@@ -165,13 +165,13 @@ defmodule PartitionedBuffer.ProcessingTest do
     test "fill only one table" do
       buffer = start_buffer(partitions: 1)
       Buffer.put_all(buffer, for(n <- 1..20_000, do: {n, n}))
-      {:fresh, flush} = Native.flush(buffer, 0)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
       test = self()
       processor = fn table -> send(test, {:size, :ets.info(table, :size)}) end
-      identity = identity(buffer, processing_batch_size: :table, processor: processor)
+      job = job(buffer, flush, processing_batch_size: :table, processor: processor)
 
       task = fn n ->
-        Task.async(fn -> Flush.process(flush, %{identity | name: :"#{buffer}.#{n}"}, []) end)
+        Task.async(fn -> Processing.run(%{job | ref: %{job.ref | name: :"#{buffer}.#{n}"}}) end)
       end
 
       1..2 |> Enum.map(task) |> Task.await_many()

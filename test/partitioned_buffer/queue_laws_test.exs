@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
     end)
   end
 
-  test "the pushes of several processes to a queue are linearizable in each partition", %{queues: queues} do
+  test "concurrent pushes to a queue are linearizable in each partition", %{queues: queues} do
     Laws.holds_repeatedly("parallel queues", Laws.parallel(), Generators.parallel_queue(), fn case ->
       {partitions, before, suffixes} = case
       run_parallel(before, Tuple.to_list(suffixes), empty(queues, partitions), partitions)
@@ -83,7 +83,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp step(:flush, model) do
     got =
       for {partition, number} <- Enum.with_index(partitions(model.queue)), into: %{} do
-        {batches, _size} = Laws.flush(partition)
+        {batches, _size} = Laws.flush(model.queue, partition)
         {number, batches}
       end
 
@@ -159,7 +159,7 @@ defmodule PartitionedBuffer.QueueLawsTest do
   defp call(:flush, queue) do
     for {partition, number} <- Enum.with_index(partitions(queue)) do
       called = System.monotonic_time()
-      {batches, size} = Laws.flush(partition)
+      {batches, size} = Laws.flush(queue, partition)
       returned = System.monotonic_time()
       items = Enum.concat(batches)
       full? = batches == Enum.chunk_every(items, size)

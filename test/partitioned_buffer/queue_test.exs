@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.QueueTest do
       assert received_entries() == [:same, :same, :same, [1, 2]]
     end
 
-    test "keeps the order of a list that is longer than a time slice in each partition" do
+    test "keeps the order of a list longer than a time slice in each partition" do
       queue = start_queue(partitions: 3, processing_batch_size: 1_000)
       items = Enum.to_list(1..50_000)
       Queue.push(queue, items)
@@ -115,7 +115,7 @@ defmodule PartitionedBuffer.QueueTest do
   end
 
   describe "a flush of a queue" do
-    test "gives the items in the order of their pushes, exactly as they were, in full batches" do
+    test "gives the items in order of their pushes, unchanged, in full batches" do
       queue = start_queue(partitions: 1)
       items = Enum.flat_map(1..3, fn n -> [n | terms()] end)
       for item <- items, not is_list(item), do: Queue.push(queue, item)
@@ -129,7 +129,7 @@ defmodule PartitionedBuffer.QueueTest do
       assert Queue.size(queue) == 0
     end
 
-    test "gives an ordered set of the items in their order if the batch size is :table" do
+    test "gives an ordered set of items in their order with batch size :table" do
       test = self()
 
       processor = fn table ->
@@ -190,7 +190,7 @@ defmodule PartitionedBuffer.QueueTest do
       Queue.push(queue, Enum.to_list(1..100))
       [partition] = partitions(queue)
       kill_and_await_restart(partition)
-      kill_and_await_restart(PartitionedBuffer.Partition.task_supervisor(queue, 0))
+      kill_and_await_restart(task_supervisor(queue, 0))
       assert Queue.size(queue) == 100
       flush(queue)
       assert received_entries() == Enum.to_list(1..100)

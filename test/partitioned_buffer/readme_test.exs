@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.ReadmeTest do
   for file <- ~w(report readme), do: Code.require_file("../../bench/support/#{file}.ex", __DIR__)
 
   # If it fails, bench/readme.exs writes the figures.
-  test "README.md and bench/README.md have the figures that the benchmarks wrote" do
+  test "README.md and bench/README.md have the figures of the benchmarks" do
     [{_readme, text, _now}, {_bench, bench, _also_now}] = texts = Bench.Readme.texts()
     for part <- ~w(summary database), do: assert(text =~ "<!-- bench/#{part} -->")
 

@@ -172,7 +172,7 @@ defmodule PartitionedBuffer.RecipesTest do
     assert rows == for(id <- 0..49, do: ["#{id}", "it's #{if id == 0, do: 20_000, else: 19_950 + id}"])
   end
 
-  test "two nodes upsert the same keys a thousand times: no deadlock, and the newest version stays",
+  test "two nodes upsert the same keys without deadlock, and the newest stays",
        context do
     %{server: postgres, client: client, statements: statements} = context
     upsert = statement(statements, "INSERT INTO users")
@@ -201,7 +201,7 @@ defmodule PartitionedBuffer.RecipesTest do
     if :counters.get(counts, 1) < calls, do: update_until(nodes, put, counts, calls)
   end
 
-  test "the statement for put_newer never replaces an entry of put, as the guide says", context do
+  test "the guide's statement for put_newer never replaces an entry of put", context do
     %{server: postgres, client: client, statements: statements} = context
 
     {[buffer, _other], _counts} =
@@ -292,7 +292,7 @@ defmodule PartitionedBuffer.RecipesTest do
              Map.new(groups, fn {route, list} -> {route, [Enum.max(list)]} end)
   end
 
-  test "with an id for each batch nothing is missed or counted twice, although the server is killed",
+  test "batch ids let nothing be missed or counted twice if the server dies",
        context do
     %{server: postgres, client: client, statements: statements} = context
     [with_id] = Enum.filter(statements, &String.starts_with?(&1, "WITH batch"))

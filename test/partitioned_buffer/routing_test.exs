@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.RoutingTest do
   end
 
   describe "a key without a partition key" do
-    test "is in the partition that phash2 of its phash2 gives, whatever the partition count is" do
+    test "is in the partition of phash2 of its phash2, for any partition count" do
       for partitions <- [1, 2, 3, 7, 16] do
         buffer = start_buffer(partitions: partitions)
 

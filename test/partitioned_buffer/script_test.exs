@@ -7,7 +7,7 @@ defmodule PartitionedBuffer.ScriptTest do
   setup :tmp_dir
 
   describe "a script" do
-    test "that ends without a stop loses what is in its buffers, and that stops or flushes them does not", %{
+    test "that ends loses its buffers' entries, unless it stops or flushes them", %{
       dir: dir
     } do
       app = copy_package(dir, library())

@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.StartTest do
   describe "child_spec/1" do
     @modules [PartitionedBuffer, PartitionedBuffer.Map, PartitionedBuffer.Queue]
 
-    test "has the buffer's name as its id, or else the module, and checks no options" do
+    test "has the buffer's name or else the module as its id, checks no options" do
       for module <- @modules, name <- [:users, MyApp.Users] do
         opts = [name: name, processor: :none]
         spec = %{id: name, start: {module, :start_link, [opts]}, type: :supervisor}
@@ -73,7 +73,8 @@ defmodule PartitionedBuffer.StartTest do
       Process.register(self(), name_of_second)
       Process.flag(:trap_exit, true)
       opts = buffer_options(name: buffer, partitions: 2)
-      assert {:error, {:shutdown, _failed_to_start}} = Buffer.start_link(opts)
+      assert {:error, {%ArgumentError{message: message}, []}} = Buffer.start_link(opts)
+      assert message =~ "its partition 1 would be named #{inspect(name_of_second)}, but that is the name of"
       refute_received {:batch, _batch}
 
       Process.unregister(name_of_second)
@@ -112,7 +113,7 @@ defmodule PartitionedBuffer.StartTest do
   end
 
   describe "a buffer whose name was used before" do
-    test "has what the last buffer of its kind has left, and nothing of the other kind" do
+    test "has the leftovers of the last one of its kind, and none of the other" do
       name = unique_name()
       options = buffer_options(name: name, partitions: 1)
       Process.flag(:trap_exit, true)

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.StopTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.{Partition, Queue}
+  alias PartitionedBuffer.Queue
 
   @moduletag :capture_log
 
@@ -13,7 +13,7 @@ defmodule PartitionedBuffer.StopTest do
 
       for first <- [&Buffer.stop/1, &Buffer.stop(&1, :shutdown), &Supervisor.terminate_child(owner, &1)] do
         buffer = start_buffer(partitions: 1, processor: asking_processor())
-        supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+        supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
         Buffer.put(buffer, :key, 1)
         first = Task.async(fn -> first.(buffer) end)
         assert_receive {:asked, processor, _batch}
@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.StopTest do
 
     test "exits after its timeout, and if the buffer ends for another reason" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
-      supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+      supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
       Buffer.put(buffer, :key, 1)
       stop = fn timeout -> catch_exit(Buffer.stop(buffer, :normal, timeout)) end
       stops = [Task.async(fn -> stop.(:infinity) end)]
@@ -35,7 +35,7 @@ defmodule PartitionedBuffer.StopTest do
       {:message_queue_len, messages} = Process.info(supervisor, :message_queue_len)
       stops = [Task.async(fn -> stop.(:infinity) end) | stops]
       await_messages(supervisor, messages + 1)
-      children = [hd(partitions(buffer)), Partition.task_supervisor(buffer, 0)]
+      children = [Process.whereis(hd(partitions(buffer))), task_supervisor(buffer, 0)]
       refs = for child <- children, do: Process.monitor(child)
       Process.exit(supervisor, :kill)
 
@@ -109,7 +109,7 @@ defmodule PartitionedBuffer.StopTest do
       assert keys(received_entries()) == Enum.to_list(1..35)
     end
 
-    test "waits longer than a worker's usual five seconds if the processor takes longer" do
+    test "waits beyond a worker's usual five seconds for a slow processor" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put(buffer, 1, 1)
       stop = Task.async(fn -> Buffer.stop(buffer) end)
@@ -121,7 +121,7 @@ defmodule PartitionedBuffer.StopTest do
       assert Task.await(stop) == :ok
     end
 
-    test "gives each batch of a task that has outlived its partition the whole timeout" do
+    test "gives a task that outlives its partition the full timeout per batch" do
       test = self()
 
       processor = fn batch ->
@@ -178,7 +178,7 @@ defmodule PartitionedBuffer.StopTest do
 
           victims = %{
             partition: Process.whereis(hd(partitions(buffer))),
-            task_supervisor: task_supervisor(buffer),
+            task_supervisor: task_supervisor(buffer, 0),
             drainer: drainer(buffer)
           }
 
@@ -192,7 +192,7 @@ defmodule PartitionedBuffer.StopTest do
       end
     end
 
-    test "processes waiting entries after the flush in flight of a dead partition" do
+    test "processes waiting entries after a dead partition's flush in flight" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
       Buffer.put_all(buffer, for(n <- 1..15, do: {n, n}))
       [partition] = partitions(buffer)
@@ -213,7 +213,7 @@ defmodule PartitionedBuffer.StopTest do
       assert keys(first ++ second) == Enum.to_list(1..15)
     end
 
-    test "loses only the batch of a task that dies, though the processes that drain die as well" do
+    test "loses only the batch of a task that dies, though drainers die as well" do
       buffer =
         start_buffer(partitions: 1, processor: asking_and_returning_processor(), processing_batch_size: 1)
 
@@ -225,10 +225,11 @@ defmodule PartitionedBuffer.StopTest do
       kill_processes([partition])
       assert Process.alive?(task)
       # The task dies with its supervisor, and loses its batch.
-      kill_processes([task_supervisor(buffer)])
+      kill_processes([task_supervisor(buffer, 0)])
 
       {alone, _batch} = await_batch()
-      {:monitors, [process: in_its_place]} = Process.info(drainer, :monitors)
+      {:monitors, monitored} = Process.info(drainer, :monitors)
+      [in_its_place] = for {:process, pid} when is_pid(pid) <- monitored, do: pid
       kill_processes([in_its_place])
       # The next process waits for this one.
       refute_receive {:asked, _pid, _batch}, 100
@@ -256,7 +257,7 @@ defmodule PartitionedBuffer.StopTest do
           itself: quote(do: & &1.()),
           "in a task of its own": quote(do: &Task.await(Task.async(&1)))
         ] do
-      test "writes to its buffer by every call, #{how}, and the stop processes all of it" do
+      test "writes to its buffer by any call, #{how}; all of it is processed" do
         call = unquote(call)
 
         for {partitions, opts} <- [{1, []}, {3, []}, {3, [partition_key: :all]}, {3, [partition_key: & &1]}] do
@@ -323,7 +324,7 @@ defmodule PartitionedBuffer.StopTest do
       end
     end
 
-    test "writes each entry of a list once, while other partitions have nothing left to process" do
+    test "writes each list entry once, while other partitions have nothing left" do
       test = self()
       queue = unique_name()
 
@@ -353,7 +354,7 @@ defmodule PartitionedBuffer.StopTest do
       assert items == Enum.to_list(1..3_000) ++ [:other]
     end
 
-    test "does not keep other processes from reading and deleting, while their writes are refused" do
+    test "lets other processes read and delete, while their writes are refused" do
       buffer = start_buffer(partitions: 2, processor: asking_processor())
       for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
       stop = Task.async(fn -> Buffer.stop(buffer) end)
@@ -375,7 +376,7 @@ defmodule PartitionedBuffer.StopTest do
       assert refused?(fn -> Buffer.get(buffer, n) end)
     end
 
-    test "is called in ten passes if it always writes; the rest is kept, and its count is logged" do
+    test "gets ten passes if it always writes; the rest is kept and logged" do
       test = self()
       buffer = unique_name()
 
@@ -400,7 +401,7 @@ defmodule PartitionedBuffer.StopTest do
   end
 
   describe "a processor that hangs at a stop" do
-    test "is killed after processing_timeout_ms if it was called before the stop; the rest is kept" do
+    test "is killed after its timeout if called before a stop; the rest is kept" do
       test = self()
 
       processor = fn [{key, _, _, _}] = batch ->
@@ -428,7 +429,7 @@ defmodule PartitionedBuffer.StopTest do
       assert keys(received_entries()) == [1, 2, 3]
     end
 
-    test "is killed after five seconds if it was called during the stop; the rest is kept" do
+    test "is killed after five seconds if called in the stop; the rest is kept" do
       test = self()
       calls = :counters.new(1, [])
 
@@ -548,16 +549,14 @@ defmodule PartitionedBuffer.StopTest do
   ## Processes
 
   # A suspended supervisor learns of deaths only when it stops, so it restarts no child.
-  defp suspend_supervisor(buffer), do: :sys.suspend(PartitionedBuffer.Supervisor.name(buffer))
-
-  defp task_supervisor(buffer), do: Process.whereis(Partition.task_supervisor(buffer, 0))
+  defp suspend_supervisor(buffer), do: :sys.suspend(PartitionedBuffer.Routing.supervisor_name(buffer))
 
   # The last child, which a supervisor ends first.
   defp drainer(buffer) do
-    children = Supervisor.which_children(PartitionedBuffer.Supervisor.name(buffer))
+    children = Supervisor.which_children(PartitionedBuffer.Routing.supervisor_name(buffer))
 
     Enum.find_value(children, fn {id, pid, _type, _modules} ->
-      if id == {PartitionedBuffer.Drainer, :last}, do: pid
+      if id == {PartitionedBuffer.Buffer.Drainer, :last}, do: pid
     end)
   end
 

@@ -27,7 +27,7 @@ defmodule PartitionedBuffer.TableTest do
       assert :ets.whereis(table) == :undefined
     end
 
-    test "stays with a process that got it under another name, and the next table has the usual name" do
+    test "stays with its new owner if renamed, and the next has the usual name" do
       test = self()
 
       buffer =

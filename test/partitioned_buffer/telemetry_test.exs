@@ -50,7 +50,7 @@ defmodule PartitionedBuffer.TelemetryTest do
       refute_received {:batch, _batch}
     end
 
-    test "tell of a processor that raises, with the reason that processing_failed has as well" do
+    test "tell of a processor that raises, with the reason of processing_failed" do
       buffer = start_attached(processor: fn _batch -> raise "no" end)
       Buffer.put(buffer, 1, 1)
       tick(hd(partitions(buffer)))

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.WatchTest do
 
   import ExUnit.CaptureIO
 
-  alias PartitionedBuffer.Watch
+  alias PartitionedBuffer.Observe.Watch
 
   @totals for key <-
                 ~w(written coalesced stale deleted superseded processed failed given_up refused dropped)a,
@@ -90,7 +90,7 @@ defmodule PartitionedBuffer.WatchTest do
       assert value(lines, "dropped") == "7"
     end
 
-    test "shows the last error with its partition and age, and nothing of its terms" do
+    test "shows the last error with partition and age, and nothing of its terms" do
       error = %{reason: :timeout, system_time: 1_000_000, partition: :"Elixir.users.0"}
       lines = lines(info(last_error: error), nil, 0, now: 1_012_000)
       assert value(lines, "last error") == ":timeout in users.0, 12.0 s ago"
@@ -141,7 +141,7 @@ defmodule PartitionedBuffer.WatchTest do
       end
     end
 
-    test "are those that hold most, in their order, if the terminal has not enough lines" do
+    test "are the fullest, in their order, if the terminal has too few lines" do
       partitions = for n <- 0..19, do: partition(n, size: rem(n * 7, 20), in_flight: 0)
       lines = lines(info(partitions: partitions), nil, 0, rows: 17)
       shown = for "users." <> rest <- lines, do: rest |> Integer.parse() |> elem(0)
@@ -150,7 +150,7 @@ defmodule PartitionedBuffer.WatchTest do
       assert List.last(lines) == "and 14 others with #{Enum.sum(0..13)}"
     end
 
-    test "fit the terminal with the empty line and the cursor, whether all of them are shown or not" do
+    test "fit the terminal with the empty line and the cursor, all shown or not" do
       for count <- [1, 4, 5, 6, 7, 8, 100], rows <- [13, 14, 15, 16] do
         page = Watch.render(info(partitions: for(n <- 1..count, do: partition(n))), nil, 0, rows: rows)
         assert page |> IO.iodata_to_binary() |> String.split("\n") |> length() <= rows

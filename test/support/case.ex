@@ -58,31 +58,55 @@ defmodule PartitionedBuffer.Case do
     :ok
   end
 
-  @doc "Lets a partition flush as if its interval had passed."
-  def tick(partition) do
-    %{timer: timer} = :sys.get_state(partition)
-    send(partition, {:timeout, timer, :tick})
-  end
+  @doc "Lets a partition flush as if its interval were over."
+  def tick(partition), do: PartitionedBuffer.Partition.Server.tick(partition)
+
+  @doc "Waits until the partitions have the options of the last update."
+  def await_options(buffer), do: Enum.each(partitions(buffer), &PartitionedBuffer.Partition.Server.task/1)
 
   @doc "Waits until no task of the partition runs."
   def wait_idle(partition) do
-    case :sys.get_state(partition) do
-      %{running: nil} ->
-        :ok
-
-      %{running: %{pid: pid}} ->
-        await_down(Process.monitor(pid))
-        wait_idle(partition)
+    if pid = PartitionedBuffer.Partition.Server.task(partition) do
+      await_down(Process.monitor(pid))
+      wait_idle(partition)
+    else
+      :ok
     end
   end
 
-  @doc "The identity of the only partition of a buffer, with options of its own."
-  def identity(buffer, opts) do
-    options = struct!(PartitionedBuffer.Options, [name: buffer, module: PartitionedBuffer.Map] ++ opts)
-    settings = :ets.new(:settings, [:public])
-    :ets.insert(settings, {:options, options})
-    PartitionedBuffer.Identity.new(buffer, 0, settings)
+  @doc "The reference to a partition of a running buffer."
+  def ref(buffer, number \\ 0), do: PartitionedBuffer.Ref.new(run(buffer), buffer, number)
+
+  @doc "The present run of a buffer."
+  def run(buffer), do: PartitionedBuffer.Native.run(buffer)
+
+  @doc "The present options of a buffer."
+  def options(buffer), do: PartitionedBuffer.Buffer.Lookup.options!(buffer)
+
+  @doc "What a partition learned from failures."
+  def learned(buffer, number \\ 0) do
+    {failures, _failing_ms, pause_ms, failed} = PartitionedBuffer.Native.learned(run(buffer), number)
+    %{failures: failures, pause_ms: pause_ms, failed: failed}
   end
+
+  @doc "The work of a task with a flush, with options and functions in the place of those of the buffer."
+  def job(buffer, flush, opts, fields \\ []) do
+    {functions, options} = Keyword.split(opts, [:processor, :dead_letter])
+
+    struct!(
+      PartitionedBuffer.Processing.Job,
+      [
+        ref: ref(buffer),
+        flush: flush,
+        options: struct!(options(buffer), options),
+        functions: struct!(PartitionedBuffer.Ref.functions(ref(buffer)), functions),
+        trigger: :interval
+      ] ++ fields
+    )
+  end
+
+  @doc "The task supervisor of a partition."
+  def task_supervisor(buffer, number), do: PartitionedBuffer.Native.process(run(buffer), number, :tasks)
 
   ## Batches
 
@@ -136,21 +160,25 @@ defmodule PartitionedBuffer.Case do
 
   @doc "Kills a buffer's supervisor together with its children, and waits until they are dead."
   def kill_tree(buffer) do
-    supervisor = PartitionedBuffer.Supervisor.whereis(buffer)
+    supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
     children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
     kill_processes([supervisor | children])
   end
 
-  @doc "Kills a registered process, and waits until its supervisor has started the next one."
-  def kill_and_await_restart(name) do
-    pid = Process.whereis(name)
+  @doc "Kills a process of a buffer, and waits until its supervisor has started the next one."
+  def kill_and_await_restart(name) when is_atom(name) do
+    kill_and_await_restart(Process.whereis(name))
+    Process.whereis(name) || raise "#{inspect(name)} was not restarted"
+  end
+
+  def kill_and_await_restart(pid) when is_pid(pid) do
     {:dictionary, dictionary} = Process.info(pid, :dictionary)
     [supervisor | _] = dictionary[:"$ancestors"]
     kill_processes([pid])
 
     # The supervisor handles the exit before it answers: the exit was sent to it before the monitor's message to us.
     Supervisor.which_children(supervisor)
-    Process.whereis(name) || raise "#{inspect(name)} was not restarted"
+    :ok
   end
 
   defp await_down(ref) do

@@ -217,7 +217,7 @@ defmodule PartitionedBuffer.KeyedLaws do
 
   defp call(:flush, %{buffer: buffer}) do
     for {partition, number} <- Enum.with_index(partitions(buffer)) do
-      {batches, size} = Laws.flush(partition)
+      {batches, size} = Laws.flush(buffer, partition)
       {number, Laws.whole(batches, size)}
     end
   end

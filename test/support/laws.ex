@@ -113,10 +113,11 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  # The task of a partition has its number in its name.
+  # The partition of which this process is the task.
   defp own_partition do
-    {:registered_name, name} = Process.info(self(), :registered_name)
-    name |> Atom.to_string() |> String.split(".") |> Enum.at(-2) |> String.to_integer()
+    buffer = Process.get(:"$partitioned_buffer")
+    numbers = 0..(PartitionedBuffer.Native.partition_count(buffer) - 1)
+    Enum.find(numbers, &(PartitionedBuffer.Native.process(run(buffer), &1, :task) == self()))
   end
 
   @doc "The entries of a flush, if only its last batch is short, and no key comes twice."
@@ -160,12 +161,11 @@ defmodule PartitionedBuffer.Laws do
 
   defp first_return(queues), do: Enum.min(for [{_called, returned, _effect} | _rest] <- queues, do: returned)
 
-  @doc "Lets a partition flush; returns the batches, and the size that each but the last should have."
-  def flush(partition) do
-    %{identity: %{settings: settings}} = :sys.get_state(partition)
+  @doc "Lets a partition of a buffer flush; returns the batches, and the size that each but the last should have."
+  def flush(buffer, partition) do
     tick(partition)
     wait_idle(partition)
-    {received_batches(), :ets.lookup_element(settings, :options, 2).processing_batch_size}
+    {received_batches(), options(buffer).processing_batch_size}
   end
 
   ## Routing, as documented

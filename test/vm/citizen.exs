@@ -96,7 +96,7 @@ defmodule Citizen do
   defp restart(name) do
     write_long_lists(name)
     kill_and_await_restart(:"Elixir.#{name}.0")
-    kill_and_await_restart(:"Elixir.#{name}.1.TaskSupervisor")
+    kill_and_await_restart(PartitionedBuffer.Native.process(PartitionedBuffer.Native.run(name), 1, :tasks))
     PartitionedBuffer.stop(name)
   end
 

@@ -90,7 +90,7 @@ defmodule Panics do
   end
 
   def flush(buffer, partition) do
-    case Native.flush(buffer, partition) do
+    case Native.flush(Native.run(buffer), partition) do
       :empty -> []
       {_kind, flush} -> read(flush, 0)
     end

@@ -213,11 +213,10 @@ case what do
       Reload.unload()
       Reload.load()
 
-      for number <- 0..1, {_kind, batch} <- [Native.flush(:b, number)] do
-        options = %PartitionedBuffer.Options{name: :b, processor: &send(me, {:batch, &1}), module: Buffer}
-        settings = :ets.new(:settings, [])
-        :ets.insert(settings, {:options, %{options | processing_batch_size: 1_000}})
-        PartitionedBuffer.Flush.process(batch, PartitionedBuffer.Identity.new(:b, number, settings), [])
+      run = Native.run(:b)
+
+      for number <- 0..1, {_kind, flush} <- [Native.flush(run, number)] do
+        PartitionedBuffer.Processing.process(flush, PartitionedBuffer.Ref.new(run, :b, number), [])
       end
 
       for {writer, _task} <- writers, do: receive(do: ({:written, ^writer} -> :ok))

@@ -1,18 +1,22 @@
-//! Flushes as resources, and the operations that the NIFs do on all kinds of buffers.
+//! Flushes as resources: reading, claiming, leasing and settling their batches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use partitioned_buffer_engine::generation::Record;
+use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Bound, Closed, Flush, Flushed, Frozen, GivenBack, Info, Partition, Seen, Store,
+    BatchState, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Log, Partition, Seen, Store, Tally,
 };
-use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc, Term};
+use rustler::{Encoder, Env, Resource, Term};
 
-use crate::buffer::{Buffer, News, NotRunning, Partitions};
+use crate::any::each;
+use crate::buffer::Partitions;
 use crate::pace::Pace;
+use crate::run::{NotRunning, Shared};
 use crate::vm::clock::monotonic_time;
-use crate::vm::term::{copy_to, sum_to, tuple, unsigned_to, version_to, ListBuilder, RawTerm};
+use crate::vm::term::{copy_to, sum_to, tuple, unsigned_to, version_to, Environment, ListBuilder, RawTerm};
 
 /// A record as the processor gets it.
 pub(crate) trait ToTerm: Copy {
@@ -42,57 +46,143 @@ impl ToTerm for RawTerm {
     }
 }
 
-/// A flush, as a resource.
-pub(crate) struct FlushResource(pub(crate) Box<dyn AnyFlush>);
+/// The number of records that a read reserves room for: more than most batches have, and more than
+/// a read usually has time for.
+const ROOM: usize = 1024;
+
+/// A flush of any kind of buffer, as a resource.
+pub(crate) enum FlushResource {
+    /// A flush of a map.
+    Map(PartitionFlush<Generation<Environment>, TABLE_SHARDS>),
+    /// A flush of a counter.
+    Counter(PartitionFlush<Tally<Environment>, TABLE_SHARDS>),
+    /// A flush of a queue.
+    Queue(PartitionFlush<Log<Environment>, 1>),
+}
 
 #[rustler::resource_impl]
 impl Resource for FlushResource {}
 
-/// Records that a read reserves room for: more than most batches have, and more than it usually has time for.
-const ROOM: usize = 1024;
+impl FlushResource {
+    /// The state that the partitions of the flush share, and the number of its run.
+    fn run(&self) -> (&'static Shared, u32) {
+        each!(FlushResource, self, own => (&own.partitions.shared, own.number))
+    }
 
-/// A flush of any kind of buffer. The methods are those of [`Flush`] and, for a failed batch, of [`Partition`].
-pub(crate) trait AnyFlush: Send + Sync {
-    /// Reads records for a batch until it is complete or the time is up. Gives the records, how many the batch has, and
-    /// whether it is complete. `resumed` leaves out what newer writes have replaced.
-    fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool);
+    /// Acts for the run of the flush, unless another run began since.
+    pub(crate) fn enter<R>(&self, act: impl FnOnce(&Self) -> R) -> Result<R, NotRunning> {
+        let (shared, number) = self.run();
+        shared.enter_last(number, || act(self))
+    }
+
+    /// Reads records for a batch until it is complete or the time is up. Returns the records, how
+    /// many the batch has, and whether it is complete. `resumed` leaves out entries that newer
+    /// writes replaced.
+    pub(crate) fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
+        each!(FlushResource, self, own => own.read(env, length, size, resumed))
+    }
+
+    /// See [`Flush::confirm_call`]. A task whose run is over still confirms its last call.
+    pub(crate) fn confirm(&self, env: Env<'_>) {
+        each!(FlushResource, self, own => own.flush.confirm_call(reader(env)));
+    }
 
     /// See [`Flush::claim`].
-    fn claim(&self, env: Env<'_>) -> bool;
+    pub(crate) fn claim(&self, env: Env<'_>) -> bool {
+        each!(FlushResource, self, own => {
+            let is_own = own.flush.claim(reader(env), monotonic_time());
+            own.settle(env);
+            is_own
+        })
+    }
 
     /// See [`Flush::lease`].
-    fn lease(&self, env: Env<'_>) -> bool;
+    pub(crate) fn lease(&self, env: Env<'_>) -> bool {
+        each!(FlushResource, self, own => {
+            let is_own = own.flush.lease(reader(env), monotonic_time());
+            own.settle(env);
+            is_own
+        })
+    }
 
     /// See [`Flush::succeed`].
-    fn succeed(&self, env: Env<'_>);
+    pub(crate) fn succeed(&self, env: Env<'_>) {
+        each!(FlushResource, self, own => {
+            own.flush.succeed(reader(env));
+            own.settle(env);
+        });
+    }
 
-    /// See [`Partition::give_back`].
-    fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, counted: bool, max: Option<u32>) -> GivenBack;
+    /// Gives back entries of the batch until all are done or the time is up. See
+    /// [`Partition::give_back`].
+    pub(crate) fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, terms: &Terms) -> GaveBack {
+        each!(FlushResource, self, own => own.give_back(env, failed, terms))
+    }
 
     /// See [`Flush::inherit`].
-    fn inherit(&self, env: Env<'_>) -> Option<(BatchState, usize)>;
+    pub(crate) fn inherit(&self, env: Env<'_>) -> Option<(BatchState, usize)> {
+        each!(FlushResource, self, own => own.flush.inherit(reader(env)))
+    }
 
     /// All records of the batch, however long it takes.
-    fn batch<'a>(&self, env: Env<'a>) -> Term<'a>;
+    pub(crate) fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
+        each!(FlushResource, self, own => own.batch(env))
+    }
 
     /// See [`Flush::attempts`].
-    fn attempts(&self) -> u32;
+    pub(crate) fn attempts(&self) -> u32 {
+        each!(FlushResource, self, own => own.flush.attempts())
+    }
 
     /// See [`Flush::bury`].
-    fn bury(&self);
+    pub(crate) fn bury(&self) {
+        each!(FlushResource, self, own => own.flush.bury(monotonic_time()));
+    }
 
     /// See [`Flush::seen`].
-    fn seen(&self) -> Seen;
+    pub(crate) fn seen(&self) -> Seen {
+        each!(FlushResource, self, own => own.flush.seen())
+    }
 }
 
-/// A flush and the partition that gave it.
-struct PartitionFlush<S: Store, const SHARDS: usize> {
+/// How failed entries are given back: as in [`GiveBack`].
+pub(crate) struct Terms {
+    /// Whether the failure counts.
+    pub(crate) counted: bool,
+    /// How often an entry may fail.
+    pub(crate) max_attempts: Option<u32>,
+    /// The pause of the partition.
+    pub(crate) pause: Option<Duration>,
+}
+
+/// A flush, the partition that gave it, and the run.
+pub(crate) struct PartitionFlush<S: Store, const SHARDS: usize> {
     /// All partitions of the buffer.
     partitions: &'static Partitions<S, SHARDS>,
     /// The partition.
     partition: &'static Partition<S, SHARDS>,
     /// Its flush.
     flush: Arc<Flush<S>>,
+    /// The number of the run.
+    number: u32,
+}
+
+/// A new flush, or the rest of the last one.
+pub(crate) enum Resumed<F> {
+    /// The rest of the last flush.
+    Rest(F),
+    /// The entries that waited.
+    Fresh(F),
+}
+
+impl<F> Resumed<F> {
+    /// The same with another flush.
+    pub(crate) fn map<G>(self, other: impl FnOnce(F) -> G) -> Resumed<G> {
+        match self {
+            Resumed::Rest(flush) => Resumed::Rest(other(flush)),
+            Resumed::Fresh(flush) => Resumed::Fresh(other(flush)),
+        }
+    }
 }
 
 /// The calling process, as a reader of a flush.
@@ -101,14 +191,62 @@ fn reader(env: Env<'_>) -> u64 {
 }
 
 impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
-    /// Some entries may have an outcome now.
+    /// Flushes a partition for a run; `None` if it has no entries.
+    pub(crate) fn start(
+        partitions: &'static Partitions<S, SHARDS>,
+        number: u32,
+        partition: u32,
+    ) -> Result<Option<Resumed<Self>>, NotRunning> {
+        let partition = partitions.running(partition)?;
+        let own = |flush| PartitionFlush { partitions, partition, flush, number };
+        Ok(match partition.flush() {
+            Some(Flushed::Rest(flush)) => Some(Resumed::Rest(own(flush))),
+            Some(Flushed::Fresh(flush)) => Some(Resumed::Fresh(own(flush))),
+            None => None,
+        })
+    }
+
+    /// The flush in flight of a partition, for a run.
+    pub(crate) fn in_flight(
+        partitions: &'static Partitions<S, SHARDS>,
+        number: u32,
+        partition: u32,
+    ) -> Result<Option<Self>, NotRunning> {
+        let partition = partitions.running(partition)?;
+        Ok(partition.in_flight().map(|flush| PartitionFlush { partitions, partition, flush, number }))
+    }
+
+    /// Lets the shards give up a finished flush, and sends the news of room.
     fn settle(&self, env: Env<'_>) {
         self.partition.settle(&self.flush);
-        self.partitions.tell_of_room(env);
+        self.partitions.shared.tell_of_room(env);
+    }
+
+    /// See [`FlushResource::give_back`].
+    fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, terms: &Terms) -> GaveBack {
+        let &Terms { counted, max_attempts, pause } = terms;
+        let mut pace = Pace::start();
+        let mut all = GaveBack::default();
+        while !all.is_done {
+            let count = pace.step;
+            let step = GiveBack { reader: reader(env), failed, counted, max_attempts, pause, count };
+            let GaveBack { retried, superseded, given_up, is_done } = self.partition.give_back(&self.flush, step);
+            all.retried += retried;
+            all.superseded += superseded;
+            all.given_up += given_up;
+            all.is_done = is_done;
+            if !pace.goes_on(count) {
+                break;
+            }
+        }
+        self.settle(env);
+        pace.consume_timeslice(env);
+        all
     }
 }
 
-impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<S, SHARDS> {
+impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
+    /// See [`FlushResource::read`].
     fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
         let mut pace = Pace::start();
         let mut records = ListBuilder::with_capacity(env, size.min(ROOM));
@@ -129,228 +267,22 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyFlush for PartitionFlush<
         };
         let length = reader.length();
         drop(reader);
+        if is_complete && length == 0 {
+            // The last entries were left out.
+            self.settle(env);
+        } else {
+            self.partitions.shared.tell_of_room(env);
+        }
         pace.consume_timeslice(env);
         (records.build(), length, is_complete)
     }
 
-    fn claim(&self, env: Env<'_>) -> bool {
-        let is_own = self.flush.claim(reader(env), monotonic_time());
-        self.settle(env);
-        is_own
-    }
-
-    fn lease(&self, env: Env<'_>) -> bool {
-        let is_own = self.flush.lease(reader(env), monotonic_time());
-        self.settle(env);
-        is_own
-    }
-
-    fn succeed(&self, env: Env<'_>) {
-        self.flush.succeed(reader(env));
-        self.settle(env);
-    }
-
-    fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, counted: bool, max: Option<u32>) -> GivenBack {
-        let given_back = self.partition.give_back(&self.flush, reader(env), failed, counted, max);
-        self.settle(env);
-        given_back
-    }
-
-    fn inherit(&self, env: Env<'_>) -> Option<(BatchState, usize)> {
-        self.flush.inherit(reader(env))
-    }
-
+    /// See [`FlushResource::batch`].
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
         let mut list = ListBuilder::with_capacity(env, ROOM);
         if let Some((_frozen, records)) = self.flush.batch() {
             records.into_iter().for_each(|record| list.push(record.to_term(env)));
         }
         list.build()
-    }
-
-    fn attempts(&self) -> u32 {
-        self.flush.attempts()
-    }
-
-    fn bury(&self) {
-        self.flush.bury(monotonic_time());
-    }
-
-    fn seen(&self) -> Seen {
-        self.flush.seen()
-    }
-}
-
-/// The flush that a partition of any kind of buffer gives.
-pub(crate) enum AnyFlushed {
-    /// The rest of an earlier flush.
-    Rest(FlushResource),
-    /// The entries that waited.
-    Fresh(FlushResource),
-    /// There are no entries.
-    Nothing,
-}
-
-/// The partitions of any kind of buffer.
-pub(crate) trait AnyPartitions: Send + Sync {
-    /// See [`Partitions::open`].
-    fn open(
-        &self,
-        buffer: &ResourceArc<Buffer>,
-        env: Env<'_>,
-        partition_count: u32,
-        has_outcomes: bool,
-        max_size: Option<usize>,
-    ) -> bool;
-    /// See [`Partitions::opened`].
-    fn opened(&self) -> Option<u32>;
-    /// See [`Partitions::end`].
-    fn end(&self);
-    /// See [`Partitions::down`].
-    fn down(&self, monitor: &Monitor);
-    /// See [`Partitions::count`].
-    fn count(&self) -> Result<u32, NotRunning>;
-    /// See [`Partitions::size`].
-    fn size(&self) -> Result<usize, NotRunning>;
-    /// See [`Partitions::reopen`].
-    fn reopen(&self, partition: u32) -> Result<(), NotRunning>;
-    /// See [`Partition::drain`].
-    fn drain(&self, partition: u32) -> Result<Result<(), Closed>, NotRunning>;
-    /// See [`Partition::close`].
-    fn close(&self, partition: u32) -> Result<(), NotRunning>;
-    /// See [`Partition::held`].
-    fn held(&self, partition: u32) -> Result<usize, NotRunning>;
-    /// See [`Partition::info`].
-    fn info(&self, partition: u32) -> Result<Info, NotRunning>;
-    /// See [`Partition::count_failed`].
-    fn count_failed(&self, partition: u32, failed: usize) -> Result<(), NotRunning>;
-    /// See [`Partition::set_threshold`].
-    fn set_threshold(&self, partition: u32, enough: Option<usize>) -> Result<bool, NotRunning>;
-    /// See [`Partitions::watch`].
-    fn watch(&self, pid: LocalPid, partition: Option<u32>);
-    /// See [`Partitions::change_bound`].
-    fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning>;
-    /// See [`Partitions::take_room`].
-    fn take_room(&self) -> bool;
-    /// The bound of the buffer.
-    fn bound(&self) -> &Arc<Bound>;
-    /// See [`Partitions::tell`].
-    fn tell(&self, env: Env<'_>, news: News);
-    /// See [`Partitions::tell_of_room`].
-    fn tell_of_room(&self, env: Env<'_>);
-    /// Tells that there is too little room, once until there is more.
-    fn tell_of_full(&self, env: Env<'_>);
-    /// See [`Partition::flush`].
-    fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning>;
-    /// See [`Partition::in_flight`].
-    fn in_flight(&'static self, partition: u32) -> Result<Option<FlushResource>, NotRunning>;
-}
-
-impl<S: Store<Record: ToTerm>, const SHARDS: usize> AnyPartitions for Partitions<S, SHARDS> {
-    fn open(
-        &self,
-        buffer: &ResourceArc<Buffer>,
-        env: Env<'_>,
-        partition_count: u32,
-        has_outcomes: bool,
-        max_size: Option<usize>,
-    ) -> bool {
-        self.open(buffer, env, partition_count, has_outcomes, max_size)
-    }
-
-    fn opened(&self) -> Option<u32> {
-        self.opened()
-    }
-
-    fn end(&self) {
-        self.end();
-    }
-
-    fn down(&self, monitor: &Monitor) {
-        self.down(monitor);
-    }
-
-    fn count(&self) -> Result<u32, NotRunning> {
-        self.count()
-    }
-
-    fn size(&self) -> Result<usize, NotRunning> {
-        self.size()
-    }
-
-    fn reopen(&self, partition: u32) -> Result<(), NotRunning> {
-        self.reopen(partition)
-    }
-
-    fn drain(&self, partition: u32) -> Result<Result<(), Closed>, NotRunning> {
-        self.running(partition).map(Partition::drain)
-    }
-
-    fn close(&self, partition: u32) -> Result<(), NotRunning> {
-        self.running(partition).map(Partition::close)
-    }
-
-    fn held(&self, partition: u32) -> Result<usize, NotRunning> {
-        self.running(partition).map(Partition::held)
-    }
-
-    fn info(&self, partition: u32) -> Result<Info, NotRunning> {
-        self.running(partition).map(Partition::info)
-    }
-
-    fn count_failed(&self, partition: u32, failed: usize) -> Result<(), NotRunning> {
-        self.running(partition).map(|partition| partition.count_failed(failed))
-    }
-
-    fn set_threshold(&self, partition: u32, enough: Option<usize>) -> Result<bool, NotRunning> {
-        self.running(partition).map(|partition| partition.set_threshold(enough))
-    }
-
-    fn watch(&self, pid: LocalPid, partition: Option<u32>) {
-        self.watch(pid, partition);
-    }
-
-    fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning> {
-        self.change_bound(max_size)
-    }
-
-    fn take_room(&self) -> bool {
-        self.take_room()
-    }
-
-    fn bound(&self) -> &Arc<Bound> {
-        &self.bound
-    }
-
-    fn tell(&self, env: Env<'_>, news: News) {
-        self.tell(env, news);
-    }
-
-    fn tell_of_room(&self, env: Env<'_>) {
-        self.tell_of_room(env);
-    }
-
-    fn tell_of_full(&self, env: Env<'_>) {
-        // What was taken from the shards may be enough for somebody else.
-        self.tell_of_room(env);
-        if self.bound.fill() {
-            self.tell(env, News::Full);
-        }
-    }
-
-    fn flush(&'static self, partition: u32) -> Result<AnyFlushed, NotRunning> {
-        let partition = self.running(partition)?;
-        let resource = |flush| FlushResource(Box::new(PartitionFlush { partitions: self, partition, flush }));
-        Ok(match partition.flush() {
-            Some(Flushed::Rest(flush)) => AnyFlushed::Rest(resource(flush)),
-            Some(Flushed::Fresh(flush)) => AnyFlushed::Fresh(resource(flush)),
-            None => AnyFlushed::Nothing,
-        })
-    }
-
-    fn in_flight(&'static self, partition: u32) -> Result<Option<FlushResource>, NotRunning> {
-        let partition = self.running(partition)?;
-        let resource = |flush| FlushResource(Box::new(PartitionFlush { partitions: self, partition, flush }));
-        Ok(partition.in_flight().map(resource))
     }
 }

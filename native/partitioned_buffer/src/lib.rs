@@ -1,26 +1,33 @@
-//! The NIF library of `PartitionedBuffer`. Its layers, each of which knows only those below it. The modules of one line know each
-//! other:
+//! The NIF library of `PartitionedBuffer`. Its layers, each of which uses only the layers below:
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
 //! | [`lists`] | writes lists, step by step |
-//! | [`room`] | reserves room for a list |
-//! | [`buffer`], [`flush`] | the partitions of a buffer: routes keys to them, knows whether they run; their flushes in flight |
-//! | [`pace`] | limits the time of a call |
+//! | [`reservation`] | reserves room for a list |
+//! | [`flush`] | the flushes in flight: their batches and outcomes |
+//! | [`any`] | the partitions of any kind of buffer |
+//! | [`buffer`] | the partitions of a name: routes keys to them |
+//! | [`run`] | from the start of a buffer to its end, and what its processes share |
+//! | [`route`], [`processes`], [`kept`], [`pace`] | the partition of an operation; the processes and terms of a run; the time of a call |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
 //! The partitions themselves are in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
+mod any;
 mod buffer;
 mod flush;
+mod kept;
 mod lists;
 mod nifs;
 mod pace;
+mod processes;
 mod registry;
-mod room;
+mod reservation;
+mod route;
+mod run;
 mod vm;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,12 +36,12 @@ use rustler::{Env, Term};
 
 rustler::init!("Elixir.PartitionedBuffer.Native", load = load);
 
-/// Whether this copy of the library in memory has been loaded before.
+/// Whether the VM loaded this copy of the library in memory before.
 static LOADED: AtomicBool = AtomicBool::new(false);
 
-/// The VM calls this whenever it loads the module. `info` is the version that the module was compiled for, and whether there
-/// are buffers in the VM. `false` refuses to load: this library does not know the buffers of another one, so their
-/// users would lose them.
+/// The VM calls this whenever it loads the module. `info` is the version that the module was
+/// compiled for, and whether the VM has buffers. `false` refuses to load: this library cannot find
+/// the buffers of another one, so their users would lose them.
 fn load<'a>(_env: Env<'a>, info: Term<'a>) -> bool {
     let Ok((version, are_buffers)) = info.decode::<(&str, bool)>() else { return false };
     let was_loaded = LOADED.load(Ordering::Relaxed);

@@ -1,20 +1,22 @@
-//! Finds a buffer by its name. Every operation does this, so it takes no lock and writes no memory that CPUs share.
+//! Finds a buffer by its name. Every operation does this, so it takes no lock and writes no memory
+//! that CPUs share.
 //!
-//! Buffers are never removed. Their names are atoms, so their number is bounded, and an empty buffer is small. In return,
-//! operations use a buffer without counting references, and a supervision tree that starts again after a crash finds the
-//! entries that are left.
+//! Buffers are never removed. Their names are atoms, so their number is bounded, and an empty
+//! buffer is small. In return, operations use a buffer without counting references, and a
+//! supervision tree that starts again after a crash finds the leftover entries.
 //!
-//! This also keeps the library, and the thread that runs in it, in memory: the VM does not unload a library that has
-//! resources with a destructor.
+//! This also keeps the library, and the thread that runs in it, in memory: the VM does not unload a
+//! library whose resources have a destructor.
 //!
-//! The table is open-addressed and has levels of doubling size. In each level a name may have one of a few slots. It takes
-//! the first free one of the first level that has one, so a search ends at a free slot.
+//! The table is open-addressed and has levels of doubling size. Each level offers a name a few
+//! slots. A new name takes the first free slot on its way through the levels, so a search ends at a
+//! free slot.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
-use rustler::ResourceArc;
+use rustler::{Atom, ResourceArc};
 
 use crate::buffer::Buffer;
 
@@ -32,8 +34,8 @@ const LEVELS: usize = 26;
 struct Slot {
     /// The name, as the word of the atom; 0 while the slot is free. It is written after `buffer`.
     name: AtomicUsize,
-    /// The buffer of that name.
-    buffer: OnceLock<ResourceArc<Buffer>>,
+    /// The name, and its buffer.
+    buffer: OnceLock<(Atom, ResourceArc<Buffer>)>,
 }
 
 /// The table.
@@ -42,14 +44,14 @@ static TABLE: [OnceLock<Box<[Slot]>>; LEVELS] = [const { OnceLock::new() }; LEVE
 /// Held while a name is added.
 static ADDING: Mutex<()> = Mutex::new(());
 
-/// The buffer of this name, given as the word of the atom, if there has ever been one.
+/// The buffer of this name, given as the word of the atom, if the name was ever used.
 #[inline]
-pub(crate) fn find(name: usize) -> Option<&'static ResourceArc<Buffer>> {
+pub(crate) fn find(name: usize) -> Option<&'static Buffer> {
     for level in &TABLE {
         for slot in slots_of(level.get()?, name) {
             match slot.name.load(Ordering::Acquire) {
                 0 => return None,
-                found if found == name => return slot.buffer.get(),
+                found if found == name => return slot.buffer.get().map(|(_name, buffer)| &**buffer),
                 _ => {}
             }
         }
@@ -57,8 +59,8 @@ pub(crate) fn find(name: usize) -> Option<&'static ResourceArc<Buffer>> {
     None
 }
 
-/// The buffer of this name, given as the word of the atom. The first call makes it.
-pub(crate) fn find_or_add(name: usize) -> &'static ResourceArc<Buffer> {
+/// The buffer of this name. The first call makes it.
+pub(crate) fn find_or_add(atom: Atom, name: usize) -> &'static Buffer {
     let _guard = ADDING.lock();
     if let Some(buffer) = find(name) {
         return buffer;
@@ -69,10 +71,19 @@ pub(crate) fn find_or_add(name: usize) -> &'static ResourceArc<Buffer> {
         .enumerate()
         .flat_map(|(depth, slots)| slots_of(slots.get_or_init(|| level(FIRST_LEVEL << depth)), name))
         .find(|slot| slot.name.load(Ordering::Relaxed) == 0)
-        .expect("there is room for more names than there can be atoms");
-    let buffer = slot.buffer.get_or_init(|| ResourceArc::new(Buffer::new()));
+        .expect("the table has room for more names than there can be atoms");
+    let (_name, buffer) = slot.buffer.get_or_init(|| (atom, ResourceArc::new(Buffer::new())));
     slot.name.store(name, Ordering::Release);
     buffer
+}
+
+/// Calls `each` with every name ever used, and its buffer.
+pub(crate) fn all(mut each: impl FnMut(Atom, &'static Buffer)) {
+    for slot in TABLE.iter().map_while(OnceLock::get).flatten() {
+        if let Some((name, buffer)) = slot.buffer.get() {
+            each(*name, buffer);
+        }
+    }
 }
 
 /// The slots that `name` may have in a level.

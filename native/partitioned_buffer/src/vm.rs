@@ -1,17 +1,22 @@
-//! All unsafe code of the library, most of it calls of the VM's C functions. Each module says why its code is sound.
+//! All unsafe code of the library, mostly calls of the VM's C functions. Each module gives the
+//! reasons why its code is sound.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`term`] | terms and environments for the engine, entry points for the VM |
+//! | [`entry`] | the functions that the VM calls |
+//! | [`term`] | terms and environments for the engine |
 //! | [`clock`] | the VM's time |
+//! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
 //! | `timing` | for benchmarks only: how long calls take |
 //! | `faults` | for tests only: panics in copies |
 #![allow(unsafe_code)]
 
 pub(crate) mod clock;
+pub(crate) mod entry;
 #[cfg(feature = "faults")]
 mod faults;
+pub(crate) mod kept;
 pub(crate) mod memory;
 pub(crate) mod term;
 #[cfg(feature = "timing")]

@@ -62,7 +62,7 @@ defmodule TrackerTest do
     if Code.ensure_loaded?(:telemetry), do: assert(Tracker.Telemetry.get(:dead_letter) == 2)
   end
 
-  test "nothing is given up while the database is down, also if a single entry waits" do
+  test "nothing is given up while the database is down, even a lone entry" do
     Profiles.rename(7, "Ada", ~U[2026-01-01 00:00:00.000000Z])
 
     while_down(fn ->

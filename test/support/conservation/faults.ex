@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # The process that owns the buffer, by another process, and injects a fault every few milliseconds.
 
   alias PartitionedBuffer.Conservation.{Code, Kind, Ledger, Retries}
-  alias PartitionedBuffer.{Native, Partition, Routing}
+  alias PartitionedBuffer.{Native, Routing}
 
   # An event and the death of the task tell of each of them.
   @in_processor [:raise, :throw, :exit, :kill, :slow, :hang]
@@ -334,9 +334,17 @@ defmodule PartitionedBuffer.Conservation.Faults do
   ## Processes of the buffer
 
   defp name(faults), do: faults.options[:name]
-  defp supervisor(faults), do: PartitionedBuffer.Supervisor.name(name(faults))
+  defp supervisor(faults), do: Routing.supervisor_name(name(faults))
   defp partition(faults, number), do: Routing.partition_name(name(faults), number)
-  defp task_supervisor(faults, number), do: Partition.task_supervisor(name(faults), number)
+
+  defp task_supervisor(faults, number) do
+    with run when run != :not_running <- Native.run(name(faults)),
+         pid when is_pid(pid) <- Native.process(run, number, :tasks) do
+      pid
+    else
+      _none -> exit(:restarting)
+    end
+  end
 
   defp all_partitions(faults), do: 0..(faults.options[:partitions] - 1)
   defp any_partition(faults), do: :rand.uniform(faults.options[:partitions]) - 1
@@ -344,7 +352,10 @@ defmodule PartitionedBuffer.Conservation.Faults do
   # The last child, which ends first.
   defp drainer(faults) do
     children = Supervisor.which_children(supervisor(faults))
-    drainers = for {{PartitionedBuffer.Drainer, :last}, pid, _, _} when is_pid(pid) <- children, do: pid
+
+    drainers =
+      for {{PartitionedBuffer.Buffer.Drainer, :last}, pid, _, _} when is_pid(pid) <- children, do: pid
+
     List.first(drainers) || exit(:restarting)
   end
 
@@ -366,22 +377,25 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp kill_tree(faults) do
     children =
-      for n <- all_partitions(faults), name <- [partition(faults, n), task_supervisor(faults, n)], do: name
+      for n <- all_partitions(faults),
+          pid <- [Process.whereis(partition(faults, n)), task_supervisor(faults, n)],
+          do: pid
 
     # Once the first is killed, the others begin to die.
-    pids = Enum.map([supervisor(faults) | children], &Process.whereis/1)
+    pids = [Process.whereis(supervisor(faults)) | children]
     for pid <- pids, pid != nil, do: Process.exit(pid, :kill)
   end
 
-  defp kill(name), do: Process.exit(Process.whereis(name) || exit(:restarting), :kill)
+  defp kill(pid) when is_pid(pid), do: Process.exit(pid, :kill)
+  defp kill(name), do: kill(Process.whereis(name) || exit(:restarting))
 
   # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
   defp kill_any(faults, drainer) do
     number = any_partition(faults)
     partition = Process.whereis(partition(faults, number))
-    task_supervisor = Process.whereis(task_supervisor(faults, number))
+    task_supervisor = task_supervisor(faults, number)
     {:monitors, monitored} = Process.info(drainer, :monitors) || {:monitors, []}
-    passes = for {:process, pid} <- monitored, do: pid
+    passes = for {:process, pid} when is_pid(pid) <- monitored, do: pid
 
     victims =
       Enum.random([[partition], [task_supervisor], [partition, task_supervisor], Enum.take_random(passes, 1)])
@@ -472,19 +486,10 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp heal(faults) do
     Retries.heal(faults.ledger)
-    update_when_restarted(faults, drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
+    PartitionedBuffer.update_options(name(faults), drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
     until_flushed(faults, 1_000)
     check_info(faults)
     faults
-  end
-
-  # The last fault may have killed a process that the update asks.
-  defp update_when_restarted(faults, changes) do
-    PartitionedBuffer.update_options(name(faults), changes)
-  catch
-    :exit, {_no_process, {GenServer, :call, _arguments}} ->
-      Process.sleep(1)
-      update_when_restarted(faults, changes)
   end
 
   # All is through, and nobody writes any more.
@@ -494,7 +499,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     ended = totals.deleted + totals.superseded + totals.processed + totals.given_up
     # This takes from the shards the room that they have not used.
     PartitionedBuffer.update_options(name(faults), max_size: :infinity)
-    {held, _refused, _dropped} = Native.bound(name(faults))
+    {held, _refused, _dropped, _waiting} = Native.bound(name(faults))
 
     unless added == ended and {info.size, info.in_flight, info.waiting_writers, held} == {0, 0, 0, 0},
       do: Retries.report(faults.ledger, :info, {info, added - ended, held})

@@ -32,6 +32,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       :generation,
       :batch,
       :sent,
+      :returned,
       :verdict,
       attempts: 0,
       size: 0,
@@ -257,7 +258,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def handle_info({:returning, pid, time}, state) do
     task = state.tasks[pid]
-    state = put_in(state.tasks[pid].at_work, false)
+    state = update_in(state.tasks[pid], &%{&1 | at_work: false, returned: time})
     state = if Verdict.hangs?(task.verdict), do: violation(state, :time_limit, task), else: state
 
     if task.failed > 0 and task.accounted == 0,
@@ -371,7 +372,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
     lasts? = task.generation != nil and task.generation == state.generation and not being_killed?(state)
 
     if measurements.delay > 0 and lasts? do
-      until = time + native(measurements.delay - @tolerance)
+      # The pause begins when the batch is settled, which is between the return and the event.
+      until = min(time, task.returned || task.started) + native(measurements.delay - @tolerance)
 
       {:noreply,
        %{

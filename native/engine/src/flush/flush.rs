@@ -164,6 +164,11 @@ impl<S: Store> Flush<S> {
         }
     }
 
+    /// Confirms the open call of this reader, which reads no more.
+    pub fn confirm_call(&self, reader: u64) {
+        self.confirm(&mut self.progress.lock(), reader);
+    }
+
     /// Gives the batch to the processor until it has an outcome; `false` if it is not this
     /// reader's. `now` is the time.
     pub fn lease(&self, reader: u64, now: i64) -> bool {

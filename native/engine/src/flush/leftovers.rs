@@ -6,6 +6,7 @@ use super::batch::BatchState;
 use super::flush::Flush;
 use super::frozen::Frozen;
 use super::progress::{Partial, Progress};
+use crate::limits::totals::Ended;
 use crate::runs::{Run, Runs};
 use crate::store::Store;
 
@@ -34,11 +35,13 @@ impl<S: Store> Flush<S> {
     /// Ends the flush before its last outcome, and hands its entries over; `None` after the last
     /// outcome. Later calls of readers change nothing. The caller excludes steps of giving back.
     ///
-    /// Entries of a leased batch get another attempt, since their outcome stays unknown.
+    /// Entries of a leased batch get another attempt, since their outcome stays unknown. The batch of
+    /// an open call counts as lost.
     pub(crate) fn end_early(&self) -> Option<Leftovers<S>> {
         let mut progress = self.lock();
-        let Progress { frozen, batch, partial, retries, position, open_call, .. } = &mut *progress;
-        *open_call = None;
+        let lost = progress.take_lost(None);
+        self.learn(&progress, Ended { failed: lost, ..Ended::default() }, |_learned| {});
+        let Progress { frozen, batch, partial, retries, position, .. } = &mut *progress;
         let frozen = frozen.take()?;
         let is_leased = batch.state == BatchState::Leased;
         let Partial { given_up, staying, .. } = partial.take().unwrap_or(Partial::NONE);

@@ -1,7 +1,8 @@
-//! Panics on request, with the feature `faults`: tests look at the state that a panic leaves behind.
+//! Panics on request, with the feature `faults`: tests look at the state that a panic leaves
+//! behind.
 //!
-//! The copies panic, because terms are copied in the middle of every write under the lock of the shard, and while the live
-//! terms of a sparse segment are moved.
+//! The copies panic, because terms are copied in the middle of every write under the lock of the
+//! shard, and while the live terms of a sparse segment are moved.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::LazyLock;
@@ -10,7 +11,7 @@ use std::sync::LazyLock;
 static EVERY: LazyLock<Option<u64>> =
     LazyLock::new(|| std::env::var("PARTITIONED_BUFFER_PANIC_EVERY").ok()?.parse().ok());
 
-/// Copies that have been made.
+/// The number of copies so far.
 static COPIES: AtomicU64 = AtomicU64::new(0);
 
 /// Panics if it is this copy's turn.

@@ -1,9 +1,10 @@
-//! Counts the memory that the library has allocated and not yet freed: bytes from the VM's allocators, and environments,
+//! Counts the memory that the library holds: bytes from the VM's allocators, and environments,
 //! which hold the copies of terms in the VM's own memory.
 //!
-//! A global allocator counts each allocation in a stripe. Every thread has its own stripe (with more than [`STRIPES`] threads
-//! some share one), so it writes no memory that other CPUs write. A `put` allocates only once in some hundred calls. If one
-//! thread allocates memory and another frees it, their stripes are too high and too low, so only the sum has a meaning.
+//! A global allocator counts each allocation in a stripe. Every thread has its own stripe (with
+//! more than [`STRIPES`] threads some share one), so it writes no memory that other CPUs write. A
+//! `put` allocates only once in some hundred calls. If one thread allocates memory and another
+//! frees it, their stripes are too high and too low, so only the sum has a meaning.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -42,12 +43,12 @@ fn stripe() -> &'static Stripe {
     &COUNTS[stripe]
 }
 
-/// Counts environments that were made, or freed if `change` is negative.
+/// Counts new environments, or freed ones if `change` is negative.
 pub(crate) fn count_environments(change: isize) {
     stripe().environments.fetch_add(change, Ordering::Relaxed);
 }
 
-/// The bytes and environments that are allocated now.
+/// The currently allocated bytes and environments.
 pub(crate) fn allocated() -> (isize, isize) {
     let sum =
         |count: fn(&Stripe) -> &AtomicIsize| COUNTS.iter().map(|stripe| count(stripe).load(Ordering::Relaxed)).sum();
@@ -64,8 +65,8 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// The alignment of the VM's allocators.
 const ALIGNED: usize = 8;
 
-// SAFETY: memory has the requested size and alignment and belongs to the caller alone until it is freed. No function
-// unwinds.
+// SAFETY: memory has the requested size and alignment and belongs to the caller alone until it is
+// freed. No function unwinds.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let memory = if layout.align() <= ALIGNED { allocate(layout.size()) } else { allocate_aligned(layout) };
@@ -76,8 +77,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: `memory` is from `alloc` with this layout. If its alignment is larger than the VM's, the address of the
-        // block stands before it.
+        // SAFETY: `memory` is from `alloc` with this layout. If its alignment is larger than the
+        // VM's, the address of the block stands before it.
         unsafe {
             let block = if layout.align() <= ALIGNED { memory } else { memory.cast::<*mut u8>().sub(1).read() };
             enif_free(block.cast());
@@ -86,20 +87,21 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// A block from the VM, or null if there is no memory.
+/// A block from the VM, or null if the VM has no memory.
 fn allocate(size: usize) -> *mut u8 {
     // SAFETY: may be called on any thread.
     unsafe { enif_alloc(size).cast() }
 }
 
-/// Memory in a larger block, with the address of the block before it; null if there is no memory.
+/// Memory in a larger block, with the address of the block before it; null if the VM has no memory.
 fn allocate_aligned(layout: Layout) -> *mut u8 {
     let Some(size) = layout.size().checked_add(layout.align()) else { return std::ptr::null_mut() };
     let block = allocate(size);
     if block.is_null() {
         return block;
     }
-    // At least `ALIGNED`, the size of an address, because both are aligned to that; at most the requested alignment.
+    // At least `ALIGNED`, the size of an address, because both are aligned to that; at most the
+    // requested alignment.
     let before = layout.align() - block.addr() % layout.align();
     // SAFETY: `before` and the size of the layout are within the block.
     unsafe {

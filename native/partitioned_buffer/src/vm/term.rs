@@ -2,75 +2,27 @@
 //!
 //! The code is sound for these reasons:
 //!
-//! * A [`RawTerm`] is a word without a lifetime. Some are made from an argument of the current NIF call and used only during
-//!   that call: the modules above store none. The others come from [`Environment::copy`] and are used only while that
-//!   environment exists and is not cleared: the engine takes care of this, and its tests have a heap that checks it.
-//! * Only one thread at a time writes an environment (copies to it or clears it), because that takes `&mut`. While nobody
-//!   writes it, any thread may read its terms: they are immutable, and references to binaries outside of it are counted
-//!   atomically.
+//! * A [`RawTerm`] is a word without a lifetime. Some are made from an argument of the current NIF
+//!   call and used only during that call: the modules above store none. The others come from
+//!   [`Environment::copy`] and are used only while that environment exists and is not cleared: the
+//!   engine takes care of this, and its tests have a heap that checks it.
+//! * Only one thread at a time writes an environment (copies to it or clears it), because that
+//!   takes `&mut`. While nobody writes it, any thread may read its terms: they are immutable, and
+//!   references to binaries outside of the environment are counted atomically.
 //! * Any thread may make, use and free process-independent environments.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::mem::MaybeUninit;
-use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use partitioned_buffer_engine::reclaim::reclaim;
 use partitioned_buffer_engine::{Heap, Parcel, Term as EngineTerm, Version};
-use rustler::codegen_runtime::{c_char, c_int};
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
-use rustler::types::atom;
-use rustler::{Encoder, Env, Nif, NifResult, SchedulerFlags, Term};
+use rustler::{Encoder, Env, Term};
 
-/// A NIF with `N` arguments, as a type, for [`entry`].
-pub(crate) trait Function<const N: usize> {
-    /// Its name, with a NUL at the end.
-    const NAME: &'static str;
-
-    /// Where its calls are counted.
-    #[cfg(feature = "timing")]
-    fn timing() -> &'static crate::vm::timing::Timing;
-
-    /// The NIF; an error is `badarg`.
-    fn call<'a>(env: Env<'a>, arguments: [Term<'a>; N]) -> NifResult<Term<'a>>;
-}
-
-/// The description of a NIF for the VM. It replaces the attribute `rustler::nif`, which collects the arguments in a vector on
-/// the heap: that costs as much as a whole `put`.
-pub(crate) const fn entry<const N: usize, F: Function<N>>(scheduler: SchedulerFlags) -> Nif {
-    assert!(matches!(F::NAME.as_bytes(), [.., 0]));
-    Nif { name: F::NAME.as_ptr().cast::<c_char>(), arity: N as u32, flags: scheduler as u32, raw_func: call::<N, F> }
-}
-
-/// The function that the VM calls. A panic becomes the exception `nif_panicked`.
-unsafe extern "C" fn call<const N: usize, F: Function<N>>(
-    env: *mut ErlNifEnv,
-    argc: c_int,
-    argv: *const ErlNifTerm,
-) -> ErlNifTerm {
-    debug_assert_eq!(argc as usize, N);
-    #[cfg(feature = "timing")]
-    let _timer = F::timing().start();
-    let lifetime = ();
-    // SAFETY: the VM gives the environment of the current call and `N` arguments that belong to it, as `entry` has told it.
-    // `lifetime` ends with this call, so nothing that is made from the environment can outlive it.
-    unsafe {
-        let caller = Env::new(&lifetime, env);
-        let arguments = std::array::from_fn(|at| Term::new(caller, *argv.add(at)));
-        // Only a word leaves the closure: copies of larger results, with their padding, cost some nanoseconds.
-        let result = catch_unwind(|| match F::call(caller, arguments) {
-            Ok(term) => term.as_c_arg(),
-            Err(_) => enif_make_badarg(env),
-        });
-        match result {
-            Ok(result) => result,
-            Err(_) => enif_raise_exception(env, atom::nif_panicked().as_c_arg()),
-        }
-    }
-}
-
-/// A term as the word that the VM represents it by. See the module's documentation for when it may be used.
+/// A term as the word that represents it in the VM. See the module's documentation for when it may
+/// be used.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RawTerm(ErlNifTerm);
 
@@ -87,7 +39,7 @@ impl RawTerm {
         self.word() & 3 == 3
     }
 
-    /// Whether it is a list that is not empty, by its tag. Callers must be safe with a wrong answer.
+    /// Whether it is a non-empty list, by its tag. Callers must be safe with a wrong answer.
     fn is_list(self) -> bool {
         self.word() & 3 == 1
     }
@@ -98,8 +50,8 @@ impl RawTerm {
         self.word() & !7
     }
 
-    /// Starts loading the memory of the term into the cache. The tag in the low bits of the pointer does not matter, and for a
-    /// term that is not a pointer the load has no effect.
+    /// Starts loading the memory of the term into the cache. The tag in the low bits of the pointer
+    /// does not matter, and for an immediate the load has no effect.
     #[inline]
     pub(crate) fn prefetch(self) {
         prefetch_address(self.word() as *const u8);
@@ -108,7 +60,8 @@ impl RawTerm {
     /// The VM's own hash for its tables, salted.
     #[inline]
     pub(crate) fn internal_hash(self, salt: u32) -> u64 {
-        // SAFETY: `self` is a valid term, by the module's documentation. The same holds for all calls below.
+        // SAFETY: `self` is a valid term, by the module's documentation. The same holds for all
+        // calls below.
         unsafe { enif_hash(ErlNifHash::ERL_NIF_INTERNAL_HASH, self.0, u64::from(salt)) }
     }
 
@@ -146,36 +99,40 @@ pub(crate) struct Environment {
     env: *mut ErlNifEnv,
     /// The address of the last copy.
     last: usize,
-    /// About how many bytes the large copy here takes; 0 if there is none.
+    /// About how many bytes the large copy here takes; 0 without one.
     large: usize,
 }
 
-// SAFETY: such an environment is bound to no thread, and all functions that write it take `&mut self`.
+// SAFETY: such an environment is bound to no thread, and all functions that write it take
+// `&mut self`.
 unsafe impl Send for Environment {}
 // SAFETY: no function changes the environment through `&self`.
 unsafe impl Sync for Environment {}
 
-/// A term of this many bytes is large: it gets an environment of its own, which takes some 2.5 kB in addition to the copy.
+/// A term of this many bytes is large: it gets a separate environment, which takes some 2.5 kB in
+/// addition to the copy.
 const LARGE: usize = 8 * 1024;
 
-/// The VM enlarges an environment by pieces of at least this many bytes. A copy that begins nearer to the copy before is in
-/// the same piece. (If a VM did otherwise, copies would be measured too often, or large ones would not be noticed.)
+/// The VM enlarges an environment by pieces of at least this many bytes. A copy that begins nearer
+/// to the copy before is in the same piece. (If a VM did otherwise, copies would be measured too
+/// often, or large ones would not be noticed.)
 const PIECE: usize = 200 * size_of::<ErlNifTerm>();
 
-/// If this many first elements of a list are immediates, most likely all of them are.
+/// If this many first elements of a list are immediates, most likely all elements are.
 const CELLS_LOOKED_AT: u32 = 8;
 
 impl Environment {
-    /// About how many bytes `copy`, the last copy, takes here. The VM makes terms one behind the other, so a small new term
-    /// shows where the copy ends. The copy begins with its root, unless it is a list.
+    /// About how many bytes `copy`, the last copy, takes here. The VM makes terms one behind the
+    /// other, so a small new term shows where the copy ends. The copy begins with its root, unless
+    /// it is a list.
     #[cold]
     fn measure(&mut self, copy: RawTerm) -> usize {
-        // SAFETY: `self.env` is ours, nobody else writes it, and `copy` lives there. The functions write all variables that
-        // are read.
+        // SAFETY: `self.env` is ours, nobody else writes it, and `copy` lives there. The functions
+        // write all variables that are read.
         unsafe {
             let end = RawTerm(enif_make_list_cell(self.env, copy.0, copy.0)).address();
-            // The VM puts cells with immediates at the end of the copy, so the copy begins with the first other cell. A list of
-            // immediates takes two words for each cell.
+            // The VM puts cells with immediates at the end of the copy, so the copy begins with the
+            // first other cell. A list of immediates takes two words for each cell.
             let (mut start, mut head, mut tail, mut length) = (copy, copy.0, copy.0, 0);
             while start.is_list() && enif_get_list_cell(self.env, start.0, &mut head, &mut tail) != 0 {
                 if !RawTerm(head).is_immediate() {
@@ -190,6 +147,16 @@ impl Environment {
             }
             end.saturating_sub(start.address())
         }
+    }
+
+    /// Copies a term, and returns about how many bytes the copy takes.
+    pub(super) fn copy_whole(&mut self, term: RawTerm) -> (RawTerm, usize) {
+        let copy = self.make_copy(term);
+        let bytes = if copy == term { 0 } else { self.measure(copy) };
+        if bytes >= LARGE {
+            self.large = bytes;
+        }
+        (copy, bytes)
     }
 
     /// Copies a term.
@@ -258,13 +225,13 @@ impl Heap for Environment {
     }
 }
 
-/// Asks the CPU to load the memory at an address into its cache, on architectures where we know how.
+/// Lets the CPU load the memory at an address into its cache, on architectures where we know how.
 #[inline]
 fn prefetch_address(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-        // SAFETY: it is a hint without effect on an address that is not mapped, and SSE is part of x86_64.
+        // SAFETY: it is a hint without effect on an unmapped address, and SSE is part of x86_64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -274,7 +241,8 @@ fn prefetch_address(address: *const u8) {
 /// A copy of this many bytes is freed on the reclaimer's thread.
 const FREED_ELSEWHERE: usize = 512 * 1024;
 
-/// How many cleared environments a scheduler keeps for reuse: making one takes longer than most copies.
+/// How many cleared environments a scheduler keeps for reuse: making one takes longer than most
+/// copies.
 const SPARES: usize = 8;
 
 /// The environments that a scheduler keeps.
@@ -309,7 +277,7 @@ impl Drop for Environment {
             return;
         }
         super::memory::count_environments(-1);
-        // SAFETY: `self.env` is ours, and nobody uses its terms any more.
+        // SAFETY: `self.env` is ours, and nobody uses its terms any longer.
         unsafe {
             if is_scheduler {
                 enif_clear_env(self.env);
@@ -327,14 +295,16 @@ impl Drop for Environment {
 }
 
 thread_local! {
-    /// Bytes of copies that no process has been charged for yet.
+    /// Bytes of copies not yet charged to a process.
     static UNCHARGED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many more terms are weighed before they are written. A large term raises this count, which is not exact.
+/// How many more terms are weighed before they are written. A large term raises this count, which
+/// is not exact.
 static WATCHED: AtomicUsize = AtomicUsize::new(0);
 
-/// One term is weighed for this many bytes of a large one: weighing all of these takes about as long as copying it did.
+/// One term is weighed for this many bytes of a large one: weighing all these terms takes about as
+/// long as copying the large one did.
 const WATCH_DIVISOR: usize = 32;
 
 /// Lets the next terms be weighed, after a large one.
@@ -343,7 +313,7 @@ fn watch_for_large(bytes: usize) {
     WATCHED.fetch_max(bytes / WATCH_DIVISOR, Relaxed);
 }
 
-/// A term of the caller for a store. A large one is copied to an environment of its own.
+/// A term of the caller for a store. A large term is copied to a separate environment.
 #[inline]
 pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
     if looks_large(env, term) {
@@ -354,7 +324,8 @@ pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
     }
 }
 
-/// The same for a value with its version. A version beyond 64 bits is copied to the environment of a large value.
+/// A value of the caller, with its version, for a store. A version beyond 64 bits is copied to the
+/// environment of a large value.
 #[inline]
 pub(crate) fn parcel_with(
     env: Env<'_>,
@@ -371,8 +342,9 @@ pub(crate) fn parcel_with(
     }
 }
 
-/// Whether a term should have an environment of its own. Measuring a term takes as long as copying it. So after a while without
-/// large terms all are taken for small, and the first large one is noticed after its copy.
+/// Whether a term should have a separate environment. Measuring a term takes as long as copying it.
+/// After a while without large terms, all terms are therefore taken for small, and the first large
+/// term is noticed after its copy.
 #[inline]
 fn looks_large(env: Env<'_>, term: RawTerm) -> bool {
     !term.is_immediate() && WATCHED.load(Relaxed) > 0 && is_large(env, term)
@@ -393,13 +365,13 @@ fn is_large(env: Env<'_>, term: RawTerm) -> bool {
     bytes >= LARGE
 }
 
-/// Copies terms to an environment of their own.
+/// Copies terms to a new environment.
 #[cold]
 fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [RawTerm; N]) {
     let mut heap = Environment::new();
     let words = terms.map(|term| term.0);
-    // SAFETY: the terms belong to `env`, the environment of the current call. The copy is a tuple of `N` elements, which live
-    // in `heap`.
+    // SAFETY: the terms belong to `env`, the environment of the current call. The copy is a tuple
+    // of `N` elements, which live in `heap`.
     let copies = unsafe {
         // The VM puts no part of a tuple before its root, so the copy is measured as a whole.
         let tuple = enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32);
@@ -428,7 +400,7 @@ pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>) {
     }
 }
 
-/// How much of a term may be looked at to weigh it.
+/// The part of a term that a weighing may look at.
 struct Budget {
     /// Terms.
     nodes: usize,
@@ -443,24 +415,26 @@ impl Budget {
     }
 }
 
-/// The weight of a term whose size the VM does not tell: a function with its environment, or a bitstring that is not a binary.
-/// It is high, so few such terms share a segment.
+/// The weight of a term whose size the VM does not report: a function with its environment, or a
+/// bitstring other than a binary. The weight is high, so few such terms share a segment.
 const OPAQUE: usize = 32 * 1024;
 
-/// How many elements of a tuple, list or map are looked at. They stand for the others.
+/// The number of elements of a tuple, list or map that are looked at. They stand for the others.
 const ELEMENTS_WEIGHED: usize = 4;
 
-/// An estimate of the bytes that `term` takes with its binaries; a part of a binary counts without the rest. The time is within
-/// the budget, except for a binary that begins within a byte: the VM copies it to tell its size.
+/// An estimate of the bytes that `term` takes with its binaries; a part of a binary counts without
+/// the rest. The time is within the budget, except for a binary that begins within a byte: the VM
+/// copies it to report its size.
 fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
     if budget.nodes == 0 || RawTerm(term).is_immediate() {
         return WORD;
     }
     budget.nodes -= 1;
-    // SAFETY: `term` is valid, and these functions only read it and do not write `env`. The pointers are to variables of the
-    // right types, which are read only if the function says that it has written them. (It does not use `enif_term_type`,
-    // because a newer VM may have types that the Rust enum lacks.)
+    // SAFETY: `term` is valid, and these functions only read it and do not write `env`. The
+    // pointers are to variables of the right types, which are read only if the function reports
+    // that it wrote them. (This does not use `enif_term_type`, because a newer VM may have types
+    // that the Rust enum lacks.)
     unsafe {
         if enif_is_binary(env, term) != 0 {
             return 4 * WORD + binary_size(term);
@@ -535,8 +509,8 @@ thread_local! {
 fn binary_size(term: ErlNifTerm) -> usize {
     SCRATCH.with(|scratch| {
         let mut binary = MaybeUninit::<ErlNifBinary>::uninit();
-        // SAFETY: `term` is valid. The environment belongs to this thread, and none of its terms is used after it is cleared.
-        // `binary` is read only if the function says that it has written it.
+        // SAFETY: `term` is valid. The environment belongs to this thread, and none of its terms is
+        // used after it is cleared. `binary` is read only if the function reports that it wrote it.
         unsafe {
             let size = match enif_inspect_binary(scratch.0, term, binary.as_mut_ptr()) {
                 0 => 0,
@@ -578,7 +552,8 @@ pub(crate) fn amount(term: Term<'_>) -> Option<i64> {
 /// A copy of `term` in the environment of the caller.
 #[inline]
 pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
-    // SAFETY: `env` belongs to the current call, `term` is valid, and the new term belongs to `env`.
+    // SAFETY: `env` belongs to the current call, `term` is valid, and the new term belongs to
+    // `env`.
     unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), term.0)) }
 }
 
@@ -618,7 +593,8 @@ pub(crate) fn unsigned_to(env: Env<'_>, integer: u64) -> Term<'_> {
 #[inline]
 pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -> Term<'a> {
     let words = elements.map(|element| element.as_c_arg());
-    // SAFETY: all elements belong to `env`, as their lifetime says, and the array has `N` elements.
+    // SAFETY: all elements belong to `env`, as their lifetime shows, and the array has `N`
+    // elements.
     unsafe { Term::new(env, enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32)) }
 }
 
@@ -627,8 +603,8 @@ pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -
 pub(crate) fn elements<const N: usize>(term: Term<'_>) -> Option<[Term<'_>; N]> {
     let env = term.get_env();
     let (mut arity, mut words) = (0, std::ptr::null());
-    // SAFETY: `term` belongs to `env`. If it is a tuple, `words` points to `arity` terms of the same environment, which live
-    // as long as it does.
+    // SAFETY: `term` belongs to `env`. If it is a tuple, `words` points to `arity` terms of the
+    // same environment, which live as long as it does.
     unsafe {
         if enif_get_tuple(env.as_c_arg(), term.as_c_arg(), &mut arity, &mut words) == 0 || arity as usize != N {
             return None;
@@ -637,12 +613,13 @@ pub(crate) fn elements<const N: usize>(term: Term<'_>) -> Option<[Term<'_>; N]> 
     }
 }
 
-/// Head and tail of a list that is not empty.
+/// Head and tail of a non-empty list.
 #[inline]
 pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
     let env = list.get_env();
     let (mut head, mut tail) = (list.as_c_arg(), list.as_c_arg());
-    // SAFETY: `list` belongs to `env`, and so do the head and tail, which are written if it is a cell.
+    // SAFETY: `list` belongs to `env`, and so do the head and tail, which are written if it is a
+    // cell.
     unsafe {
         (enif_get_list_cell(env.as_c_arg(), list.as_c_arg(), &mut head, &mut tail) != 0)
             .then(|| (Term::new(env, head), Term::new(env, tail)))
@@ -672,7 +649,8 @@ impl<'a> ListBuilder<'a> {
     /// The list.
     pub(crate) fn build(self) -> Term<'a> {
         let length = u32::try_from(self.elements.len()).expect("a batch has fewer than 2^32 entries");
-        // SAFETY: all elements belong to `env`, as their lifetime says, and there are `length` of them.
+        // SAFETY: all elements belong to `env`, as their lifetime shows, and their number is
+        // `length`.
         unsafe {
             let list = enif_make_list_from_array(self.env.as_c_arg(), self.elements.as_ptr(), length);
             Term::new(self.env, list)

@@ -1,8 +1,9 @@
 //! Measures the longest call of each NIF, with the feature `timing`, for benchmarks.
 //!
-//! It measures wall-clock time, which goes on while the system runs another thread or the host another machine, and CPU time
-//! of the thread, which is the cost of the call itself. CPU time is counted apart for calls with page faults: in these the
-//! system has provided memory, which on a virtual machine may mean that the host had to.
+//! It measures wall-clock time, which goes on while the system runs another thread or the host
+//! another machine, and CPU time of the thread, which is the cost of the call itself. CPU time is
+//! counted apart for calls with page faults: during such a call the system provides memory, and on
+//! a virtual machine perhaps the host as well.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,10 +20,10 @@ const CPU: libc::clockid_t = libc::CLOCK_THREAD_CPUTIME_ID;
 /// The clock of the wall-clock time.
 const WALL: libc::clockid_t = libc::CLOCK_MONOTONIC;
 
-/// The NIFs that have been called.
+/// The NIFs with at least one call.
 static CALLED: Mutex<Vec<&'static Timing>> = Mutex::new(Vec::new());
 
-/// Some calls of one NIF.
+/// The longest call of one NIF, among calls of one sort.
 struct Longest {
     /// Nanoseconds of the longest call.
     nanoseconds: AtomicU64,
@@ -36,7 +37,7 @@ impl Longest {
         Longest { nanoseconds: AtomicU64::new(0), over: AtomicU64::new(0) }
     }
 
-    /// Counts a call that took so many nanoseconds.
+    /// Counts a call that took `elapsed` nanoseconds.
     fn count(&self, elapsed: u64) {
         self.nanoseconds.fetch_max(elapsed, Ordering::Relaxed);
         if elapsed > LIMIT {
@@ -44,7 +45,7 @@ impl Longest {
         }
     }
 
-    /// Nanoseconds of the longest call, and how many took longer than `LIMIT`.
+    /// Nanoseconds of the longest call, and the number of calls that took longer than `LIMIT`.
     fn result(&self) -> (u64, u64) {
         (self.nanoseconds.load(Ordering::Relaxed), self.over.load(Ordering::Relaxed))
     }
@@ -80,9 +81,9 @@ impl Timing {
     }
 }
 
-/// A call that is running.
+/// A running call.
 pub(crate) struct Timer {
-    /// Where it is counted.
+    /// The counts of its NIF.
     timing: &'static Timing,
     /// The page faults of the thread at its start.
     faults: i64,
@@ -101,8 +102,9 @@ impl Drop for Timer {
     }
 }
 
-/// For each NIF that was called its name and the longest calls: without page faults in CPU time, with them in CPU time, and
-/// all in wall-clock time. Each is the nanoseconds of the longest call and the number of calls over a millisecond.
+/// For each called NIF its name and its longest calls: calls without page faults in CPU time, calls
+/// with page faults in CPU time, and all calls in wall-clock time. Each is the nanoseconds of the
+/// longest call and the number of calls over a millisecond.
 pub(crate) fn all() -> Vec<Calls> {
     let result =
         |timing: &&'static Timing| (timing.name, timing.cpu.result(), timing.faulting.result(), timing.wall.result());
@@ -112,10 +114,11 @@ pub(crate) fn all() -> Vec<Calls> {
 /// See [`all`].
 pub(crate) type Calls = (&'static str, (u64, u64), (u64, u64), (u64, u64));
 
-/// The page faults that the calling thread has had. The system counts them for a thread on Linux only.
+/// The page faults of the calling thread. The system counts them for a thread on Linux only.
 fn faults() -> i64 {
     let mut usage = MaybeUninit::<libc::rusage>::uninit();
-    // SAFETY: the pointer is to a `rusage`, which the call writes if it succeeds, as it does for the calling thread.
+    // SAFETY: the pointer is to a `rusage`, which the call writes if it succeeds, as it does for
+    // the calling thread.
     let usage = unsafe {
         let result = libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
         assert_eq!(result, 0, "the system counts for a thread");
@@ -127,7 +130,8 @@ fn faults() -> i64 {
 /// The time that a clock shows, in nanoseconds.
 fn now(clock: libc::clockid_t) -> u64 {
     let mut time = MaybeUninit::<libc::timespec>::uninit();
-    // SAFETY: the pointer is to a `timespec`, which the call writes if it succeeds, as it does for these clocks.
+    // SAFETY: the pointer is to a `timespec`, which the call writes if it succeeds, as it does for
+    // these clocks.
     let time = unsafe {
         let result = libc::clock_gettime(clock, time.as_mut_ptr());
         assert_eq!(result, 0, "the system has this clock");

@@ -1,22 +1,25 @@
-defmodule PartitionedBuffer.Room do
+defmodule PartitionedBuffer.Buffer.Writers do
   @moduledoc false
-  # The process at which writers wait for room in a full buffer, and what they do there. Only a write that has found no room comes
-  # here: all others see just the native bound.
+  # The process at which writers wait for room in a full buffer.
   #
-  # Writers wait in their order. When there is room for the first one, it is its turn: it writes by itself, with a mark, and then
-  # says that it is done. Until then nobody else gets room. So room is never given to a process that may be dead, and a writer
-  # that dies gives up its place or its turn.
+  # Writers wait in their order. When the buffer has room for the first writer, its turn begins: it
+  # writes with a mark, and then reports the end of its turn. During a turn no other writer gets
+  # room. Room is therefore never given to a process that may be dead, and a writer that dies gives
+  # up its place or its turn.
   #
-  # A full buffer is to drain at once: whenever the first writer finds no room, all partitions are told to flush.
+  # A full buffer drains at once: whenever the first writer finds no room, all partitions flush.
 
   use GenServer
 
-  alias PartitionedBuffer.{FullError, Native, Options, Partition, Routing, Running, Supervisor, Telemetry}
+  alias PartitionedBuffer.Buffer.Lookup
+  alias PartitionedBuffer.{Native, Routing, Telemetry}
+  alias PartitionedBuffer.Partition.Server
 
-  # `waiters` are those that wait, by their place, and `places` has the place of each monitor. `last` is the place of the last
-  # one that came. `turn` is the monitor of the one whose turn it is. `since` is when the buffer became full; then `waited`
-  # counts the writers that have waited since, and `before` is what was refused and dropped before.
-  @enforce_keys [:buffer, :settings]
+  # `waiters` are the waiting writers by their place, and `places` has the place of each monitor.
+  # `last` is the place of the latest writer. `turn` is the monitor of the writer whose turn it is.
+  # `since` is the time at which the buffer became full; since that time `waited` counts the writers
+  # that waited, and `before` has the earlier refused and dropped writes.
+  @enforce_keys [:run, :buffer]
   defstruct @enforce_keys ++
               [:turn, :since, :before, waiters: :gb_trees.empty(), places: %{}, last: 0, waited: 0]
 
@@ -29,108 +32,64 @@ defmodule PartitionedBuffer.Room do
 
   ## API
 
-  @spec start_link({atom(), :ets.tid()}) :: GenServer.on_start()
-  def start_link({buffer, _settings} = init), do: GenServer.start_link(__MODULE__, init, name: name(buffer))
-
-  defp name(buffer), do: Module.concat(buffer, Room)
+  @spec start_link({Native.run(), atom()}) :: GenServer.on_start()
+  def start_link({_run, _buffer} = init), do: GenServer.start_link(__MODULE__, init)
 
   @doc """
-  Waits until there is room for so many entries. Then calls `attempt`, which returns the result of the write, or `:full`; with
-  true if others wait and it is this writer's turn. If the time is up, the result is what `:when_full` says. A processor of the
-  buffer never waits: it would wait for itself.
+  Waits for room for `count` entries, until a time of the VM in milliseconds. A writer that found no
+  room on its turn takes the `:first` place again.
   """
-  @spec wait(atom(), pos_integer(), (next? :: boolean() -> result | :full)) :: result | :ok | {:error, :full}
-        when result: any()
-  def wait(buffer, count, attempt) do
-    options = Supervisor.options(buffer) || Routing.not_running!(buffer)
-    check_count!(options, count)
+  @spec wait(atom(), pos_integer(), :first | :last, integer()) :: {:next, reference()} | :timeout | :ended
+  def wait(buffer, count, place, until), do: call(Native.run(buffer), {:wait, count, place, until})
 
-    # Others may have had room that they did not use.
-    with :full <- if(Native.has_room(buffer, count) == false, do: :full, else: attempt.(false)) do
-      now = System.monotonic_time(:millisecond)
-
-      if options.full_timeout_ms == 0 or Running.in_processor?(buffer),
-        do: give_up(options, count, 0),
-        else: wait(options, count, attempt, :last, now, now + options.full_timeout_ms)
-    end
-  end
-
-  defp check_count!(%Options{max_size: max_size, name: buffer}, count)
-       when is_integer(max_size) and count > max_size do
-    raise ArgumentError,
-          "a list of #{count} entries does not fit into buffer #{inspect(buffer)}: expected at most #{max_size}, " <>
-            "as its option :max_size says"
-  end
-
-  defp check_count!(_options, _count), do: :ok
-
-  # A writer that has found no room although it was its turn is the first one again.
-  defp wait(%Options{name: buffer} = options, count, attempt, place, since, until) do
-    case call(buffer, {:wait, count, place, until}) do
-      {:next, turn} ->
-        with :full <- attempt(buffer, turn, attempt), do: wait(options, count, attempt, :first, since, until)
-
-      :timeout ->
-        give_up(options, count, System.monotonic_time(:millisecond) - since)
-
-      # The buffer ends, or has just started this process again.
-      :ended ->
-        Supervisor.await_restarts(buffer)
-        with :full <- attempt.(false), do: wait(options, count, attempt, place, since, until)
-    end
-  end
-
-  defp attempt(buffer, turn, attempt) do
-    attempt.(true)
-  after
-    GenServer.cast(name(buffer), {:done, turn})
-  end
-
-  defp call(buffer, request) do
-    GenServer.call(name(buffer), request, :infinity)
-  catch
-    :exit, _reason -> :ended
-  end
-
-  defp give_up(%Options{name: buffer, when_full: :drop_newest}, count, _waited_ms) do
-    Native.count_refused(buffer, 0, count)
+  @doc """
+  Ends the turn of a writer.
+  """
+  @spec done(atom(), reference()) :: :ok
+  def done(buffer, turn) do
+    with {:ok, pid} <- process(Native.run(buffer)), do: GenServer.cast(pid, {:done, turn})
     :ok
-  end
-
-  defp give_up(%Options{name: buffer} = options, count, waited_ms) do
-    Native.count_refused(buffer, count, 0)
-
-    if options.when_full == :error,
-      do: {:error, :full},
-      else: raise(FullError, buffer: buffer, max_size: options.max_size, waited_ms: waited_ms)
   end
 
   @doc """
   Lets the option `:max_size` take effect.
   """
-  @spec changed(atom()) :: :ok
-  def changed(buffer) do
-    # A process that starts begins with the present options.
-    if call(buffer, :changed) == :ended, do: Supervisor.await_restarts(buffer)
+  @spec changed(Native.run(), atom()) :: :ok
+  def changed(run, buffer) do
+    # A new process begins with the present options.
+    if call(run, :changed) == :ended, do: Lookup.await_restarts(buffer)
     :ok
+  end
+
+  defp call(run, request) do
+    with {:ok, pid} <- process(run), do: GenServer.call(pid, request, :infinity)
+  catch
+    :exit, _reason -> :ended
+  end
+
+  defp process(:not_running), do: :ended
+
+  defp process(run) do
+    case Native.process(run, :room, :room) do
+      pid when is_pid(pid) -> {:ok, pid}
+      _none -> :ended
+    end
   end
 
   ## Callbacks
 
   @impl GenServer
-  def init({buffer, settings}) do
-    # Writers are told when this process ends with the buffer.
+  def init({run, buffer}) do
+    # At its end, `terminate/2` answers the waiting writers.
     Process.flag(:trap_exit, true)
-    Native.watch(buffer, :room)
-    Native.set_queued(buffer, false)
-    {:ok, change(%__MODULE__{buffer: buffer, settings: settings})}
+    Native.register(run, :room, :room)
+    {:ok, change(%__MODULE__{run: run, buffer: buffer})}
   end
 
   @impl GenServer
   def handle_call({:wait, count, place, until}, {pid, _tag} = from, %__MODULE__{} = state) do
     ref = Process.monitor(pid)
     timer = :erlang.start_timer(until, self(), ref, abs: true)
-    Native.set_queued(state.buffer, true)
     state = begin_full(state)
 
     {number, state} =
@@ -154,7 +113,7 @@ defmodule PartitionedBuffer.Room do
     {:noreply, serve(%{state | turn: nil})}
   end
 
-  # It was done for an earlier process of this name.
+  # The turn began at an earlier process.
   def handle_cast({:done, _ref}, state), do: {:noreply, state}
 
   @impl GenServer
@@ -194,8 +153,9 @@ defmodule PartitionedBuffer.Room do
   def terminate(_reason, %__MODULE__{} = state), do: send_away(state)
 
   defp change(%__MODULE__{} = state) do
-    [{:options, options}] = :ets.lookup(state.settings, :options)
-    Native.set_max_size(state.buffer, options.max_size)
+    with {_version, options} <- Native.options(state.run),
+         do: Native.set_max_size(state.run, options.max_size)
+
     serve(state)
   end
 
@@ -204,8 +164,8 @@ defmodule PartitionedBuffer.Room do
   defp serve(%__MODULE__{turn: turn} = state) when turn != nil, do: publish(state)
 
   defp serve(%__MODULE__{places: places} = state) when places == %{} do
-    Native.set_queued(state.buffer, false)
-    state |> end_full() |> publish()
+    Native.set_waiting(state.run, 0, false)
+    end_full(state)
   end
 
   defp serve(%__MODULE__{} = state) do
@@ -251,16 +211,17 @@ defmodule PartitionedBuffer.Room do
     end
   end
 
-  # For `info/1`.
+  # While writers wait, or one has its turn, no other writer gets room.
   defp publish(%__MODULE__{} = state) do
-    :ets.insert(state.settings, {:waiting_writers, map_size(state.places)})
+    waiting = map_size(state.places)
+    Native.set_waiting(state.run, waiting, waiting > 0 or state.turn != nil)
     state
   end
 
   defp flush_all(%__MODULE__{buffer: buffer}) do
     with count when is_integer(count) <- Native.partition_count(buffer) do
       for partition <- 0..(count - 1),
-          do: Partition.flush_early(Routing.partition_name(buffer, partition), :full)
+          do: Server.flush_full(Routing.partition_name(buffer, partition))
     end
   end
 
@@ -273,14 +234,14 @@ defmodule PartitionedBuffer.Room do
 
   defp begin_full(state), do: state
 
-  # There may still be little room. Then the partitions go on.
+  # While room is still low, the buffer stays full, and the partitions flush again.
   defp end_full(%__MODULE__{since: nil} = state) do
-    Native.clear_full(state.buffer)
+    Native.clear_full(state.run)
     state
   end
 
   defp end_full(%__MODULE__{since: since, buffer: buffer} = state) do
-    if Native.clear_full(buffer) do
+    if Native.clear_full(state.run) == true do
       {{refused, dropped}, {refused_before, dropped_before}} = {refused(buffer), state.before}
 
       measurements = %{
@@ -300,7 +261,7 @@ defmodule PartitionedBuffer.Room do
 
   defp refused(buffer) do
     case Native.bound(buffer) do
-      {_held, refused, dropped} -> {refused, dropped}
+      {_held, refused, dropped, _waiting} -> {refused, dropped}
       :not_running -> {0, 0}
     end
   end

@@ -1,54 +1,56 @@
-//! Writing the elements of a list. They are read in chunks and written in steps, each lock of a step taken once.
+//! Writes the elements of a list. The elements are read in chunks and written in steps, and a step
+//! takes each lock once.
 
 use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
 use partitioned_buffer_engine::Written as Done;
 use partitioned_buffer_engine::{Closed, CounterPartition, Hash, Heap, MapPartition, Parcel, Stored, Version};
 use rustler::{Env, Error, NifResult, Term};
 
-use crate::buffer::{CounterPartitions, MapPartitions, News, NotRunning, QueuePartitions, Route};
-use crate::flush::AnyPartitions;
+use crate::buffer::{CounterPartitions, MapPartitions, QueuePartitions};
 use crate::pace::Pace;
-use crate::room::Reservation;
+use crate::reservation::Reservation;
+use crate::route::Route;
+use crate::run::{News, NotRunning, Shared};
 use crate::vm::term::{amount, cell, elements, parcel, parcel_with, version, Environment, RawTerm};
 
-/// How many elements of a list are read before the first of them is written.
+/// The number of elements of a list read before the first is written.
 const CHUNK: usize = 2048;
 
-/// How many elements a chunk has room for at the start.
+/// The number of elements that a chunk has room for at the start.
 const SHORT: usize = 16;
 
-/// How much room a full chunk gets in addition: making it little by little costs more than it saves.
+/// The additional room for a full chunk: making room little by little costs more than it saves.
 const LONG: usize = 1024;
 
 /// Up to this number elements are written one by one. More are sorted by their locks.
 const WRITTEN_ONE_BY_ONE: usize = 16;
 
-/// After large copies of this many bytes there is a look at the clock.
+/// After large copies of this many bytes, a step ends and the clock is read.
 const LARGE_BYTES: usize = 256 * 1024;
 
-/// Where the elements of a list are written to.
+/// The destination of the elements of a list.
 pub(crate) trait Target {
-    /// An element that is what is expected.
+    /// An element of the expected shape.
     type Element: Copy;
 
-    /// What is needed to write it.
+    /// A prepared write of an element.
     type Write;
 
     /// How many shards, each with a lock, a partition has.
     const SHARDS: usize;
 
-    /// The partitions of the buffer.
-    fn partitions(&self) -> &dyn AnyPartitions;
+    /// The state that the partitions of the buffer share.
+    fn shared(&self) -> &Shared;
 
-    /// How the partition of an element is found.
+    /// The route to the partition of an element.
     fn route(&self) -> Route;
 
-    /// Reads an element; `None` if it is not what is expected. It takes no longer for a large one: many are read without a
-    /// look at the clock.
+    /// Reads an element; `None` if it has another shape. A large element must not take longer: a
+    /// whole chunk is read without a look at the clock.
     fn decode(&self, element: Term<'_>) -> Option<Self::Element>;
 
-    /// Prepares a write, by looking at all of the key and copying what is large, and lets the processor load what will be
-    /// copied.
+    /// Prepares a write: looks at the whole key, copies large terms, and lets the CPU load the
+    /// terms that will be copied.
     fn prepare(&self, env: Env<'_>, element: Self::Element) -> Self::Write;
 
     /// Bytes of the large copies of a write.
@@ -60,7 +62,7 @@ pub(crate) trait Target {
     /// Does one write, for which no room is reserved.
     fn write(&self, write: &Self::Write) -> Result<Stored, NotRunning>;
 
-    /// Does all writes of one shard of a partition, in order, with room that is reserved or without.
+    /// Does all writes of one shard of a partition, in order, with reserved room or without.
     fn write_all<'w>(
         &self,
         partition_count: u32,
@@ -78,13 +80,13 @@ pub(crate) trait Target {
         Ok(self.route().partition(term, partition_count)? as usize * Self::SHARDS + shard)
     }
 
-    /// Tells the partition of a lock that enough entries wait.
+    /// Sends the partition of a lock the news that enough entries wait.
     fn tell_enough(&self, env: Env<'_>, lock: usize) {
-        self.partitions().tell(env, News::Enough((lock / Self::SHARDS) as u32));
+        self.shared().tell(env, News::Enough((lock / Self::SHARDS) as u32));
     }
 }
 
-/// How far the writing of a list came.
+/// The progress of writing a list.
 pub(crate) enum Written<'a> {
     /// All elements are written.
     All,
@@ -132,7 +134,8 @@ impl Shape {
     }
 }
 
-/// Checks the elements of a list until the time is up, and gives the rest that is not checked. It is empty at the end.
+/// Checks the elements of a list until the time is up, and returns the unchecked rest, which is
+/// empty at the end.
 pub(crate) fn check_list<'a>(env: Env<'a>, shape: Shape, list: Term<'a>) -> Result<Term<'a>, Invalid<'a>> {
     let mut pace = Pace::start();
     let mut rest = list;
@@ -153,7 +156,7 @@ pub(crate) fn check_list<'a>(env: Env<'a>, shape: Shape, list: Term<'a>) -> Resu
     }
 }
 
-/// What is invalid about a list that does not begin with an element of its shape.
+/// The error of a list that does not begin with an element of its shape.
 fn invalid(list: Term<'_>) -> Invalid<'_> {
     match cell(list) {
         Some((element, _tail)) => Invalid::Element(element),
@@ -161,8 +164,9 @@ fn invalid(list: Term<'_>) -> Invalid<'_> {
     }
 }
 
-/// Writes the elements of a list until the time is up. A list that the caller has not `checked` is checked as a whole first,
-/// if it fits into one chunk. In a buffer with a bound there must be a reservation for all its elements.
+/// Writes the elements of a list until the time is up. A list that the caller did not check
+/// (`checked`) is checked as a whole first, if it fits into one chunk. In a buffer with a bound,
+/// the caller must have a reservation for all elements.
 pub(crate) fn write_list<'a, T: Target>(
     env: Env<'a>,
     target: &T,
@@ -180,11 +184,11 @@ pub(crate) fn write_list<'a, T: Target>(
         if !is_whole && !checked {
             return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
         }
-        if reservation.is_none() && !checked && target.partitions().bound().max().is_some() {
+        if reservation.is_none() && !checked && target.shared().bound.max().is_some() {
             return Ok(Ok(Written::Bounded));
         }
-        // There may be nothing to write.
-        if let Err(NotRunning) = target.partitions().count() {
+        // An empty list has no write that would notice a stopped buffer.
+        if let Err(NotRunning) = target.shared().count() {
             return Ok(Err(NotRunning));
         }
         let mut written = 0;
@@ -211,7 +215,8 @@ pub(crate) fn write_list<'a, T: Target>(
     }
 }
 
-/// Reads elements of a list until the chunk is full or an element has another shape, and gives the rest.
+/// Reads elements of a list until the chunk is full or an element has another shape, and returns
+/// the rest.
 fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Element>) -> Term<'a> {
     let mut rest = list;
     chunk.clear();
@@ -227,15 +232,15 @@ fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Element>) 
     rest
 }
 
-/// What is behind the first `count` elements of a list that has as many.
+/// The rest of a list behind its first `count` elements.
 fn tail(list: Term<'_>, count: usize) -> Term<'_> {
     (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
 }
 
-/// Tells the partition of a write that enough entries wait, if it is still there.
+/// Sends the partition of a write the news that enough entries wait, if it still runs.
 #[cold]
 fn tell_enough<T: Target>(env: Env<'_>, target: &T, write: &T::Write) {
-    let lock = target.partitions().count().and_then(|partition_count| target.lock(write, partition_count));
+    let lock = target.shared().count().and_then(|partition_count| target.lock(write, partition_count));
     if let Ok(lock) = lock {
         target.tell_enough(env, lock);
     }
@@ -243,17 +248,17 @@ fn tell_enough<T: Target>(env: Env<'_>, target: &T, write: &T::Write) {
 
 /// Some writes, and room to order them by their locks.
 struct Step<W> {
-    /// The writes that are not done one by one, in the order of the caller.
+    /// The writes to do by lock, in the order of the caller.
     writes: Vec<W>,
-    /// How many are done before these.
+    /// The number of writes done before these.
     done: usize,
-    /// The numbers of those that are not done, in the same order.
+    /// The numbers of the undone writes, in the same order.
     left: Vec<u32>,
-    /// The number of the lock of each of these.
+    /// The number of the lock of each undone write.
     locks: Vec<u32>,
     /// For each lock, where its writes begin in `sorted`, and later where they end.
     places: Vec<u32>,
-    /// The numbers of the writes, by lock, those of a lock in the order of the caller.
+    /// The numbers of the writes, by lock; the writes of a lock in the order of the caller.
     sorted: Vec<u32>,
 }
 
@@ -270,7 +275,7 @@ impl<W> Step<W> {
         }
     }
 
-    /// Writes some elements, fewer than all if they are large, and says how many.
+    /// Writes some elements, fewer than all if they are large, and returns their number.
     fn write<T: Target<Write = W>>(
         &mut self,
         env: Env<'_>,
@@ -288,7 +293,7 @@ impl<W> Step<W> {
             large_bytes += T::large_bytes(&write);
             if one_by_one {
                 match target.write(&write) {
-                    // The bound is younger than the list. From now on the writes keep their order.
+                    // The bound is younger than the list. The remaining writes keep their order.
                     Ok(Stored::Full) => one_by_one = false,
                     Ok(Stored::Enough) => tell_enough(env, target, &write),
                     Ok(Stored::Stored | Stored::Refused) => {}
@@ -307,8 +312,8 @@ impl<W> Step<W> {
         })
     }
 
-    /// Does the writes, if there are any, each lock taken once; goes on with what is left where the buffer has started again
-    /// with another number of partitions.
+    /// Does the writes, taking each lock once. If the buffer starts again with another number of
+    /// partitions, the undone writes go on there.
     fn write_by_lock<T: Target<Write = W>>(
         &mut self,
         env: Env<'_>,
@@ -316,19 +321,20 @@ impl<W> Step<W> {
         reservation: Option<&Reservation>,
     ) -> Result<(), NotRunning> {
         while !self.left.is_empty() {
-            let partition_count = target.partitions().count()?;
+            let partition_count = target.shared().count()?;
             self.sort(target, partition_count)?;
             let done = self.write_sorted(env, target, partition_count, reservation);
             self.left = self.sorted.split_off(done);
             self.left.sort_unstable();
-            if !self.left.is_empty() && target.partitions().count()? == partition_count {
+            if !self.left.is_empty() && target.shared().count()? == partition_count {
                 return Err(NotRunning);
             }
         }
         Ok(())
     }
 
-    /// What is not done of the `count` elements that a list begins with, and all behind them.
+    /// The undone elements among the first `count` elements of a list, and all elements behind
+    /// them.
     fn rest<'a>(&self, mut list: Term<'a>, count: usize) -> Term<'a> {
         let mut elements = Vec::with_capacity(count);
         while let Some((element, tail)) = cell(list).filter(|_| elements.len() < count) {
@@ -338,7 +344,7 @@ impl<W> Step<W> {
         self.left.iter().rev().fold(list, |rest, &number| rest.list_prepend(elements[number as usize]))
     }
 
-    /// Does the sorted writes, as long as the partitions take them, and says how many.
+    /// Does the sorted writes, as long as the partitions take them, and returns their number.
     fn write_sorted<T: Target<Write = W>>(
         &self,
         env: Env<'_>,
@@ -370,7 +376,7 @@ impl<W> Step<W> {
         start
     }
 
-    /// Finds the lock of each write, and sorts the writes by it, by counting.
+    /// Finds the lock of each write, and sorts the writes by their locks, with a counting sort.
     fn sort<T: Target<Write = W>>(&mut self, target: &T, partition_count: u32) -> Result<(), NotRunning> {
         let Step { writes, done, left, locks, places, sorted } = self;
         locks.clear();
@@ -396,7 +402,7 @@ impl<W> Step<W> {
     }
 }
 
-/// An entry of a list, as the caller has it.
+/// An entry of a list, with the terms of the caller.
 #[derive(Clone, Copy)]
 pub(crate) enum Entry {
     /// To be put: key and value.
@@ -422,7 +428,7 @@ impl Entry {
 pub(crate) struct ToMap<'b> {
     /// The map.
     pub(crate) map: &'b MapPartitions,
-    /// How the partition of an entry is found.
+    /// The route to the partition of an entry.
     pub(crate) route: Route,
     /// The shape of the list's elements.
     pub(crate) shape: Shape,
@@ -435,8 +441,8 @@ impl Target for ToMap<'_> {
 
     const SHARDS: usize = TABLE_SHARDS;
 
-    fn partitions(&self) -> &dyn AnyPartitions {
-        self.map
+    fn shared(&self) -> &Shared {
+        &self.map.shared
     }
 
     fn route(&self) -> Route {
@@ -475,9 +481,9 @@ impl Target for ToMap<'_> {
 
     fn write(&self, (hash, write): &Self::Write) -> Result<Stored, NotRunning> {
         let (Write::Put(key, _) | Write::PutNewer(key, _, _)) = write;
-        self.map.with_partition(self.route, key.term(), |partition, count| match write {
-            Write::Put(key, value) => partition.put(count, *hash, key, value),
-            Write::PutNewer(key, value, version) => partition.put_newer(count, *hash, key, value, *version),
+        self.map.with_partition(self.route, key.term(), |partition, access| match write {
+            Write::Put(key, value) => partition.put(access, *hash, key, value),
+            Write::PutNewer(key, value, version) => partition.put_newer(access, *hash, key, value, *version),
         })
     }
 
@@ -489,7 +495,7 @@ impl Target for ToMap<'_> {
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed> {
-        self.map.partition(partition).write_all(self.route.marked(partition_count), shard, reserved, writes)
+        self.map.partition(partition).write_all(self.route.access_to(partition_count), shard, reserved, writes)
     }
 }
 
@@ -497,7 +503,7 @@ impl Target for ToMap<'_> {
 pub(crate) struct ToQueue<'b> {
     /// The queue.
     pub(crate) queue: &'b QueuePartitions,
-    /// How the partition of an item is found.
+    /// The route to the partition of an item.
     pub(crate) route: Route,
 }
 
@@ -508,8 +514,8 @@ impl Target for ToQueue<'_> {
 
     const SHARDS: usize = 1;
 
-    fn partitions(&self) -> &dyn AnyPartitions {
-        self.queue
+    fn shared(&self) -> &Shared {
+        &self.queue.shared
     }
 
     fn route(&self) -> Route {
@@ -534,7 +540,7 @@ impl Target for ToQueue<'_> {
     }
 
     fn write(&self, item: &Self::Write) -> Result<Stored, NotRunning> {
-        self.queue.with_partition(self.route, item.term(), |partition, count| partition.push(count, item))
+        self.queue.with_partition(self.route, item.term(), |partition, access| partition.push(access, item))
     }
 
     fn write_all<'w>(
@@ -545,7 +551,7 @@ impl Target for ToQueue<'_> {
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed> {
-        self.queue.partition(partition).push_all(self.route.marked(partition_count), reserved, writes)
+        self.queue.partition(partition).push_all(self.route.access_to(partition_count), reserved, writes)
     }
 }
 
@@ -559,7 +565,7 @@ fn addition(element: Term<'_>) -> Option<(RawTerm, i64)> {
 pub(crate) struct ToCounter<'b> {
     /// The counter.
     pub(crate) counter: &'b CounterPartitions,
-    /// How the partition of a key is found.
+    /// The route to the partition of a key.
     pub(crate) route: Route,
 }
 
@@ -570,8 +576,8 @@ impl Target for ToCounter<'_> {
 
     const SHARDS: usize = TABLE_SHARDS;
 
-    fn partitions(&self) -> &dyn AnyPartitions {
-        self.counter
+    fn shared(&self) -> &Shared {
+        &self.counter.shared
     }
 
     fn route(&self) -> Route {
@@ -598,7 +604,7 @@ impl Target for ToCounter<'_> {
 
     fn write(&self, (hash, (key, amount)): &Self::Write) -> Result<Stored, NotRunning> {
         self.counter
-            .with_partition(self.route, key.term(), |partition, count| partition.add(count, *hash, key, *amount))
+            .with_partition(self.route, key.term(), |partition, access| partition.add(access, *hash, key, *amount))
     }
 
     fn write_all<'w>(
@@ -609,6 +615,6 @@ impl Target for ToCounter<'_> {
         reserved: bool,
         writes: impl Iterator<Item = &'w Self::Write> + Clone,
     ) -> Result<Done, Closed> {
-        self.counter.partition(partition).add_all(self.route.marked(partition_count), shard, reserved, writes)
+        self.counter.partition(partition).add_all(self.route.access_to(partition_count), shard, reserved, writes)
     }
 }

@@ -1,8 +1,10 @@
-defmodule PartitionedBuffer.Call do
+defmodule PartitionedBuffer.API.Call do
   @moduledoc false
   # The parts of a call that all kinds of buffers share: options, results, lists.
 
-  alias PartitionedBuffer.{Native, Options, Room, Routing, Running}
+  alias PartitionedBuffer.Buffer.Room
+  alias PartitionedBuffer.{Native, Options, Routing}
+  alias PartitionedBuffer.Partition.Runner
 
   @doc """
   The route that the options choose for a key or item; nil if the key or item itself decides.
@@ -25,9 +27,10 @@ defmodule PartitionedBuffer.Call do
   def taken!(result, _buffer, _kind), do: result
 
   @doc """
-  Handles a write that no partition took, since they refuse writes or since the buffer is full. A processor may write to its own
-  buffer until the stop has ended: then `write` writes again, by a route with the mark of processors. Any other write raises. A
-  write that finds no room waits for it, as the options say.
+  Handles a write that no partition took: the partitions refuse writes, or the buffer is full. A
+  processor may write to its own buffer until the end of a stop: `write` writes again, by a route
+  with the mark of processors. Any other refused write raises. A write without room waits for room,
+  within the limits of the options.
   """
   @spec refused(
           :not_running | :full,
@@ -50,7 +53,7 @@ defmodule PartitionedBuffer.Call do
     do: Routing.not_running!(buffer, kind)
 
   def refused(:not_running, buffer, kind, route, write) do
-    if Running.in_processor?(buffer) do
+    if Runner.in_processor?(buffer) do
       route = {:processor, route}
 
       case write.(route) do
@@ -65,7 +68,7 @@ defmodule PartitionedBuffer.Call do
   @typedoc "A NIF that writes a list."
   @type operation() :: :put_all | :put_all_newer | :push_all | :add_all
 
-  @typedoc "What the elements of a list must be."
+  @typedoc "The expected shape of the elements of a list."
   @type shape() :: :pair | :versioned | :item | :amount
 
   @kinds %{put_all: :map, put_all_newer: :map, push_all: :queue, add_all: :counter}
@@ -78,7 +81,8 @@ defmodule PartitionedBuffer.Call do
   }
 
   @doc """
-  The elements of an enumerable. It may raise, so it is read to its end before the first write.
+  The elements of an enumerable. The enumerable may raise, so it is read to its end before the first
+  write.
   """
   @spec to_list!(Enumerable.t(), atom(), shape()) :: list()
   def to_list!(list, _buffer, _shape) when is_list(list), do: list
@@ -96,12 +100,13 @@ defmodule PartitionedBuffer.Call do
     Enum.to_list(entries)
   end
 
-  # The protocol is implemented for all functions, but takes those of arity 2 only.
+  # The protocol is implemented for all functions, but accepts only functions of arity 2.
   defp enumerable?(function) when is_function(function), do: is_function(function, 2)
   defp enumerable?(term), do: Enumerable.impl_for(term) != nil
 
   @doc """
-  Writes a list. Raises, and writes nothing, if an element has another shape than the operation needs.
+  Writes a list. Raises, and writes nothing, if an element has another shape than the operation
+  needs.
   """
   @spec write_list(atom(), operation(), list(), keyword()) :: :ok | {:error, :full}
   def write_list(buffer, operation, list, []) do
@@ -124,8 +129,8 @@ defmodule PartitionedBuffer.Call do
         write_reserved(buffer, operation, [{nil, list}], length(list))
 
       partition_key ->
-        # The partition key may be a function that raises, so all routes are chosen before the first write. They share one
-        # partition count.
+        # The partition key may be a function that raises, so all routes are chosen before the first
+        # write. They share one partition count.
         partition_count = Routing.partition_count!(buffer)
         groups = Enum.group_by(list, &Routing.route(partition_key, routed_by(operation, &1), partition_count))
         write_reserved(buffer, operation, Map.to_list(groups), length(list))
@@ -135,7 +140,8 @@ defmodule PartitionedBuffer.Call do
   defp routed_by(:push_all, item), do: item
   defp routed_by(_put, entry), do: elem(entry, 0)
 
-  # All of a list is written, or nothing, if the buffer has a bound. Without one there is always room.
+  # In a buffer with a bound, a list is written as a whole or not at all. Without a bound, every
+  # list has room.
   defp write_reserved(buffer, operation, groups, count) do
     attempt = fn next? ->
       case Native.reserve(buffer, count, next?) do

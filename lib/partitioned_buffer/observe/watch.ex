@@ -1,9 +1,9 @@
-defmodule PartitionedBuffer.Watch do
+defmodule PartitionedBuffer.Observe.Watch do
   @moduledoc false
-  # A page in the terminal about a running buffer. Everything on it is from `PartitionedBuffer.info/1`; the rates are the
-  # differences of two infos.
+  # A page in the terminal about a running buffer. All values on it come from
+  # `PartitionedBuffer.info/1`; the rates are the differences of two infos.
 
-  # If the device does not know its size.
+  # The size of a page on a device that reports none.
   @rows 24
   @columns 80
 
@@ -17,15 +17,16 @@ defmodule PartitionedBuffer.Watch do
     interval: 1_000,
     rounds: :infinity,
     device: :stdio,
-    info: &PartitionedBuffer.info/1,
+    info: &PartitionedBuffer.Observe.Info.info/1,
     ansi: nil
   ]
 
   @doc """
   Prints the page each `:interval` milliseconds, `:rounds` times or until the buffer is not running.
 
-  Options: `:interval` (1000), `:rounds` (`:infinity`), `:device` (`:stdio`), `:info`, the function that is called with the
-  buffer, and `:ansi`, whether the page replaces the one before (`IO.ANSI.enabled?/0`).
+  Options: `:interval` (1000), `:rounds` (`:infinity`), `:device` (`:stdio`), `:info`, a function
+  that takes the buffer and returns its info, and `:ansi`, whether the page replaces the one before
+  (`IO.ANSI.enabled?/0`).
   """
   @spec run(atom(), keyword()) :: :ok
   def run(buffer, opts \\ []) when is_atom(buffer) do
@@ -70,7 +71,7 @@ defmodule PartitionedBuffer.Watch do
   end
 
   defp geometry(which, device, default) do
-    # The names of `IO` for the devices are not those of `:io`.
+    # `IO` and `:io` name the devices differently.
     device = Map.get(%{stdio: :standard_io, stderr: :standard_error}, device, device)
 
     case apply(:io, which, [device]) do
@@ -80,10 +81,10 @@ defmodule PartitionedBuffer.Watch do
   end
 
   @doc """
-  The page for an info. `previous` is the info of `passed_ms` milliseconds before, or nil.
+  The page for an info. `previous` is the info from `passed_ms` milliseconds before, or nil.
 
-  Options: `:title`, the name of the buffer; `:rows` and `:columns` of the terminal, or `:infinity`; `:now`, the system time in
-  milliseconds, for the age of the last error.
+  Options: `:title`, the name of the buffer; `:rows` and `:columns` of the terminal, or `:infinity`;
+  `:now`, the system time in milliseconds, for the age of the last error.
   """
   @spec render(map(), map() | nil, non_neg_integer(), keyword()) :: iodata()
   def render(info, previous, passed_ms, opts \\ []) do
@@ -129,7 +130,7 @@ defmodule PartitionedBuffer.Watch do
     [title] ++ align(fields, sides) ++ [last_error]
   end
 
-  # What the bound counts.
+  # The entries that the bound counts.
   defp held(%{max_size: max_size} = info) do
     held = grouped(info.size + info.in_flight)
     if max_size == :infinity, do: "#{held}, no bound", else: "#{held} of #{grouped(max_size)}"
@@ -163,7 +164,8 @@ defmodule PartitionedBuffer.Watch do
     align([@titles | Enum.map(shown, &cells/1)], @sides) ++ if(others == [], do: [], else: [others(others)])
   end
 
-  # The partitions that hold most, in their order. One line is for the titles, and one for the others.
+  # The partitions with the most entries, in their order. One line is for the titles, and one for
+  # the other partitions.
   defp most(partitions, room) when length(partitions) + 1 <= room, do: {partitions, []}
 
   defp most(partitions, room) do
@@ -199,7 +201,7 @@ defmodule PartitionedBuffer.Watch do
 
   defp short(partition), do: partition |> Atom.to_string() |> String.replace_prefix("Elixir.", "")
 
-  # Each column is as wide as its widest cell, and at least as wide as is given.
+  # Each column is as wide as its widest cell, and at least as wide as its given width.
   defp align(rows, sides) do
     columns =
       for {column, {side, least}} <- Enum.zip(Enum.zip_with(rows, & &1), sides) do

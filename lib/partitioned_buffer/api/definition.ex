@@ -1,19 +1,21 @@
-defmodule PartitionedBuffer.Definition do
+defmodule PartitionedBuffer.API.Definition do
   @moduledoc false
   # Defines buffers as modules, for `use PartitionedBuffer.Map` and the like.
   #
-  # The functions of a buffer module lack the argument `buffer`, so `get(a, b)` could mean a default or options. Ambiguous
-  # arities like `get/2` and `stop/1` are therefore left out, and options must be lists.
+  # The functions of a buffer module lack the argument `buffer`, so `get(a, b)` could mean a default
+  # or options. Ambiguous arities like `get/2` and `stop/1` are therefore left out, and options must
+  # be lists.
 
   @own [:otp_app]
 
   @doc """
-  The functions that buffer modules of all kinds have: they start, stop, measure and update the buffer.
+  The functions that buffer modules of all kinds have: they start, stop, measure and update the
+  buffer.
   """
   @spec functions(module(), Macro.t()) :: Macro.t()
   def functions(kind, use_options) do
     quote location: :keep do
-      @doc "Returns the child specification of this buffer. See `#{inspect(unquote(kind))}.child_spec/1`."
+      @doc "Returns the child specification. See `#{inspect(unquote(kind))}.child_spec/1`."
       @spec child_spec(keyword()) :: Supervisor.child_spec()
       def child_spec(opts),
         do: %{id: __MODULE__, start: {__MODULE__, :start_link, [opts]}, type: :supervisor}
@@ -22,7 +24,7 @@ defmodule PartitionedBuffer.Definition do
       @spec start_link(keyword()) :: Supervisor.on_start()
       def start_link(opts \\ []) do
         __MODULE__
-        |> PartitionedBuffer.Definition.start_options(unquote(use_options), opts)
+        |> PartitionedBuffer.API.Definition.start_options(unquote(use_options), opts)
         |> unquote(kind).start_link()
       end
 
@@ -30,11 +32,11 @@ defmodule PartitionedBuffer.Definition do
       @spec stop() :: :ok
       def stop, do: stop(:normal, :infinity)
 
-      @doc "Like `stop/0`, with a reason and a timeout in milliseconds. See `PartitionedBuffer.stop/3`."
+      @doc "Like `stop/0`, with a reason and a timeout in ms. See `PartitionedBuffer.stop/3`."
       @spec stop(any(), timeout()) :: :ok
       def stop(reason, timeout), do: PartitionedBuffer.stop(__MODULE__, reason, timeout)
 
-      @doc "Returns how many entries wait for the next flush. See `PartitionedBuffer.buffer_size/1`."
+      @doc "Returns the number of waiting entries. See `PartitionedBuffer.buffer_size/1`."
       @spec size() :: non_neg_integer()
       def size, do: PartitionedBuffer.buffer_size(__MODULE__)
 
@@ -43,7 +45,7 @@ defmodule PartitionedBuffer.Definition do
               :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
       def flush(opts \\ []), do: PartitionedBuffer.flush(__MODULE__, opts)
 
-      @doc "Returns what this buffer holds and has counted. See `PartitionedBuffer.info/1`."
+      @doc "Returns the numbers of this buffer. See `PartitionedBuffer.info/1`."
       @spec info() :: PartitionedBuffer.info()
       def info, do: PartitionedBuffer.info(__MODULE__)
 
@@ -56,8 +58,8 @@ defmodule PartitionedBuffer.Definition do
   end
 
   @doc """
-  The options to start a buffer module with. Options given at the start replace those of the application environment, and
-  these replace those of the `use` line.
+  The start options of a buffer module. Options given at the start replace options of the
+  application environment, which replace options of the `use` line.
   """
   @spec start_options(module(), keyword(), keyword()) :: keyword()
   def start_options(module, use_options, opts) do

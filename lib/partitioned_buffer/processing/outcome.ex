@@ -1,13 +1,14 @@
-defmodule PartitionedBuffer.Outcome do
+defmodule PartitionedBuffer.Processing.Outcome do
   @moduledoc false
-  # What a processor has returned means for its batch.
+  # Turns the return value of a processor into the outcome of its batch.
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
 
   @typedoc """
-  All entries succeeded; some or all failed; the processor asks to be called later; some or all cannot succeed. The others
-  succeeded. Entries are given by their numbers in the batch, from 0 on and in ascending order.
+  All entries succeeded; some or all failed; the processor wants a later call; some or all cannot
+  succeed. The other entries succeeded. Entries are given by their numbers in the batch, from 0 on
+  and in ascending order.
   """
   @type t() ::
           :ok
@@ -35,7 +36,8 @@ defmodule PartitionedBuffer.Outcome do
     end
   end
 
-  # Such as the error of an `Ecto.Multi`, which has four elements. To take it for a success would lose the batch.
+  # One example is the error of an `Ecto.Multi`, which has four elements. Taking it for a success
+  # would lose the batch.
   def new(returned, _kind, _entries) when is_tuple(returned) and elem(returned, 0) == :error,
     do: {:error, returned, :all}
 
@@ -43,12 +45,12 @@ defmodule PartitionedBuffer.Outcome do
 
   defp bad_return(returned), do: {:error, {:bad_return, returned}, :all}
 
-  # Equal items may come several times, so they have to be in their order.
+  # Equal items may occur several times, so the returned items must be in their order.
   defp numbers(:queue, some, items) do
     if proper_list?(some), do: subsequence(some, items, 0, []), else: :error
   end
 
-  # All other entries have different keys. Those that have failed are found by their key, in any order.
+  # Entries with keys have different keys, so returned entries are found by key, in any order.
   defp numbers(_with_keys, some, [first | _rest] = entries) do
     if proper_list?(some) do
       by_key = for {entry, number} <- Enum.with_index(entries), into: %{}, do: {elem(entry, 0), number}
@@ -76,7 +78,7 @@ defmodule PartitionedBuffer.Outcome do
   defp proper_list?(term), do: is_list(term) and not List.improper?(term)
 
   @doc """
-  The reason of a failure that an exception is.
+  The failure reason of an exception, exit or throw.
   """
   @spec reason(:error | :exit | :throw, any()) :: any()
   def reason(:error, reason) when is_exception(reason), do: reason

@@ -1,9 +1,10 @@
-defmodule PartitionedBuffer.DefaultLogger do
+defmodule PartitionedBuffer.Observe.DefaultLogger do
   @moduledoc false
-  # Logs what operators want to know, and the library does not log itself: failures, pauses, and entries that are given up with
-  # nobody to take them have lines of their own where they happen. No line has a key, a value or another term of an entry.
+  # Logs events for operators that the library does not log itself. Failures, pauses, and entries
+  # given up without a taker already have log lines where they happen. No line has a key, a value or
+  # another term of an entry.
 
-  alias PartitionedBuffer.Outcome
+  alias PartitionedBuffer.Processing.Outcome
 
   require Logger
 
@@ -28,7 +29,7 @@ defmodule PartitionedBuffer.DefaultLogger do
   def attach(opts \\ []) do
     {level, events} = options!(opts)
 
-    # The module may be there without being loaded yet.
+    # The module may exist without being loaded yet.
     if Code.ensure_loaded?(:telemetry) and :erlang.function_exported(:telemetry, :attach_many, 4),
       do: :telemetry.attach_many(@id, events, &__MODULE__.handle/4, %{level: level}),
       else: {:error, :no_telemetry}
@@ -66,7 +67,7 @@ defmodule PartitionedBuffer.DefaultLogger do
   end
 
   @doc false
-  # A handler that raises would be detached, so each clause takes what is there.
+  # `:telemetry` detaches a handler that raises, so the clauses cover all attached events.
   def handle([:partitioned_buffer, :full, :start], _measurements, metadata, _config) do
     log(
       :warning,
@@ -91,7 +92,7 @@ defmodule PartitionedBuffer.DefaultLogger do
     )
   end
 
-  # What the function :dead_letter has not taken is logged as an error already.
+  # Entries that the function :dead_letter did not take already have an error line.
   def handle([:partitioned_buffer, :partition, :dead_letter], _measurements, %{handled: false}, _config),
     do: :ok
 
@@ -106,7 +107,7 @@ defmodule PartitionedBuffer.DefaultLogger do
     )
   end
 
-  # All of it has failed, which is logged already.
+  # Every entry failed, and the failures already have log lines.
   def handle([:partitioned_buffer, :partition, :processing, :stop], %{size: 0}, _metadata, _config), do: :ok
 
   def handle([:partitioned_buffer, :partition, :processing, :stop], measurements, metadata, config) do

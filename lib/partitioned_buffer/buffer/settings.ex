@@ -1,0 +1,58 @@
+defmodule PartitionedBuffer.Buffer.Settings do
+  @moduledoc false
+  # Changes the options of a running buffer. The native run keeps the options, with a version, so
+  # concurrent callers lose no change. The processes of the buffer only get a message, so no caller
+  # waits for them.
+
+  alias PartitionedBuffer.Buffer.{Lookup, Writers}
+  alias PartitionedBuffer.{Native, Options, Routing}
+  alias PartitionedBuffer.Partition.Server
+
+  @doc """
+  Changes options. See `PartitionedBuffer.update_options/2`.
+  """
+  @spec update!(atom(), keyword()) :: :ok
+  def update!(buffer, changes) do
+    changes = Options.changes!(buffer, changes)
+    _has_partitions = Routing.partition_count!(buffer)
+    run = Lookup.run!(buffer)
+    options = change!(run, buffer, changes)
+
+    for number <- 0..(options.partitions - 1)//1,
+        do: Server.options_changed(Routing.partition_name(buffer, number))
+
+    if Keyword.has_key?(changes, :max_size), do: Writers.changed(run, buffer)
+    :ok
+  end
+
+  defp change!(run, buffer, changes) do
+    case Native.options(run) do
+      {version, options} -> change!(run, buffer, changes, version, options)
+      # A buffer that has just been opened has no options yet.
+      nothing when nothing in [nil, :not_running] -> Routing.not_running!(buffer)
+    end
+  end
+
+  defp change!(run, buffer, changes, version, options) do
+    {options, backoff} = Options.update!(options, changes)
+    put_backoff(run, backoff)
+
+    case Native.put_options(run, version, options) do
+      :ok -> options
+      :changed -> change!(run, buffer, changes)
+      :not_running -> Routing.not_running!(buffer)
+    end
+  end
+
+  defp put_backoff(_run, nil), do: :ok
+
+  defp put_backoff(run, backoff) do
+    case with(:large <- Native.functions(run), do: Native.functions_large(run)) do
+      %Options.Functions{} = functions ->
+        Native.put_functions(run, %Options.Functions{functions | retry_backoff: backoff})
+
+      :not_running ->
+        :not_running
+    end
+  end
+end

@@ -1,0 +1,91 @@
+defmodule PartitionedBuffer.Processing.Backoff do
+  @moduledoc false
+  # Chooses the pause of a partition after a failure. A function of the user runs in a separate
+  # process with a time limit, so its failure does not end the task.
+
+  require Logger
+
+  alias PartitionedBuffer.{Native, Options}
+  alias PartitionedBuffer.Processing.Job
+
+  # The longest timeout of `receive`.
+  @max_ms 4_294_967_295
+
+  # Fallback pause when the function of the user fails.
+  @fallback_ms 30_000
+
+  # The time limit of the function. The call of the processor also has a limit, and its timer runs
+  # on.
+  @limit_ms 5_000
+
+  @doc """
+  The pause in milliseconds after another failure. A stop takes the shortest pause.
+  """
+  @spec pause(Job.t(), failures_before :: non_neg_integer()) :: non_neg_integer()
+  def pause(%Job{trigger: :stop, options: %Options{retry_backoff_ms: {min, _max}}}, _failures), do: min
+
+  def pause(%Job{options: %Options{retry_backoff_ms: {min, max}}}, failures) do
+    longest = min(max, min * 2 ** min(failures, 32))
+    half = div(longest, 2)
+    longest - half + :rand.uniform(half + 1) - 1
+  end
+
+  def pause(%Job{trigger: :stop} = job, _failures), do: call(job, 1)
+  def pause(%Job{} = job, failures), do: call(job, failures + 1)
+
+  @doc """
+  The failures in a row of the partition.
+  """
+  @spec failures(Job.t()) :: non_neg_integer()
+  def failures(%Job{ref: ref}) do
+    case Native.learned(ref.run, ref.number) do
+      {failures, _failing_ms, _pause_ms, _failed} -> failures
+      :not_running -> 0
+    end
+  end
+
+  # The process is linked, so it does not outlive a killed task.
+  defp call(%Job{functions: %{retry_backoff: function}} = job, failures) do
+    {task, callers, limit} = {self(), [self() | Process.get(:"$callers", [])], limit(job.options)}
+
+    pid =
+      spawn_link(fn ->
+        Process.put(:"$callers", callers)
+        send(task, {self(), attempt(function, failures)})
+      end)
+
+    receive do
+      {^pid, {:ok, ms}} -> ms
+      {^pid, {:error, failure}} -> fall_back(job, failure)
+    after
+      limit ->
+        Process.unlink(pid)
+        Process.exit(pid, :kill)
+        fall_back(job, "it took longer than #{limit} ms")
+    end
+  end
+
+  defp attempt(function, failures) do
+    case function.(failures) do
+      ms when is_integer(ms) and ms in 0..@max_ms ->
+        {:ok, ms}
+
+      other ->
+        {:error, "expected an integer from 0 to #{@max_ms} (milliseconds), got: #{inspect(other)}"}
+    end
+  catch
+    :error, error -> {:error, Exception.format_banner(:error, error)}
+    kind, _reason -> {:error, "it ended with #{kind}"}
+  end
+
+  defp limit(%Options{processing_timeout_ms: :infinity}), do: @limit_ms
+  defp limit(%Options{processing_timeout_ms: ms}), do: min(div(ms, 2), @limit_ms)
+
+  defp fall_back(%Job{options: options}, failure) do
+    Logger.error(
+      "the function :retry_backoff_ms of buffer #{inspect(options.name)} failed, so the pause is #{@fallback_ms} ms: #{failure}"
+    )
+
+    @fallback_ms
+  end
+end

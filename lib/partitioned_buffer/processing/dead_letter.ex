@@ -1,0 +1,66 @@
+defmodule PartitionedBuffer.Processing.DeadLetter do
+  @moduledoc false
+  # Gives up entries: passes them to `:dead_letter`, or logs that they are gone.
+
+  require Logger
+
+  alias PartitionedBuffer.{Native, Ref, Telemetry}
+  alias PartitionedBuffer.Processing.{Batch, Failure, Job, Outcome}
+
+  @doc """
+  Passes the abandoned batch to `:dead_letter`, and ends it.
+  """
+  @spec bury(Job.t(), any()) :: :ok
+  def bury(%Job{flush: flush} = job, reason) do
+    entries = Native.batch(flush)
+    handled? = job.functions.dead_letter != nil and call(job, entries, reason)
+    Native.succeed(flush)
+    report(job, length(entries), reason, handled?)
+  end
+
+  @doc """
+  Ends the abandoned batch of `count` entries without a call of `:dead_letter`.
+  """
+  @spec abandon(Job.t(), pos_integer(), any()) :: :ok
+  def abandon(%Job{} = job, count, reason) do
+    Native.succeed(job.flush)
+    report(job, count, reason, false)
+  end
+
+  @doc """
+  Gives up all entries of a flush without another call of the processor.
+  """
+  @spec bury_all(Job.t(), any()) :: :ok
+  def bury_all(%Job{flush: flush} = job, reason) do
+    if Native.inherit(flush) == nil, do: bury_rest(job, reason), else: bury_batch(job, reason)
+  end
+
+  defp bury_rest(job, reason) do
+    batch = Batch.read(job, true)
+    leased? = Native.lease(job.flush)
+    if leased? and batch.count > 0, do: bury_batch(job, reason), else: :ok
+  end
+
+  defp bury_batch(job, reason) do
+    Batch.give_back(job.flush, :all, true, 0, nil)
+    bury(job, reason)
+    bury_rest(job, reason)
+  end
+
+  defp call(job, entries, reason) do
+    Native.bury(job.flush)
+    Job.call(job.functions.dead_letter, [entries, reason])
+    true
+  catch
+    kind, cause ->
+      Failure.log_exception(job.ref, ":dead_letter", kind, cause, __STACKTRACE__)
+      false
+  end
+
+  defp report(job, count, reason, handled?) do
+    unless handled?,
+      do: Logger.error("#{Ref.describe(job.ref)} gives up #{count} entries: #{Outcome.describe(reason)}")
+
+    Telemetry.dead_letter(job.ref, %{count: count, reason: reason, handled: handled?})
+  end
+end

@@ -1,0 +1,55 @@
+defmodule PartitionedBuffer.Processing.Job do
+  @moduledoc false
+  # The work of one task: a flush, and everything needed to process it.
+
+  alias PartitionedBuffer.{Native, Options, Ref}
+
+  # `resumed?`: the flush is a rest, so newer entries may wait for its keys. `reason`: the cause of
+  # the last task's death; with one, this task only settles the leftover batch. `delivered` counts
+  # the entries that succeeded so far.
+  @enforce_keys [:ref, :flush, :options, :functions]
+  defstruct @enforce_keys ++ [:trigger, :reason, resumed?: false, delivered: 0]
+
+  @type t() :: %__MODULE__{
+          ref: Ref.t(),
+          flush: Native.flush(),
+          options: Options.t(),
+          functions: Options.Functions.t(),
+          trigger: :interval | :threshold | :full | :flush | :stop,
+          reason: any(),
+          resumed?: boolean(),
+          delivered: non_neg_integer()
+        }
+
+  @doc """
+  The job of a task; nil if the run of the buffer is over.
+  """
+  @spec new(Native.flush(), Ref.t(), keyword()) :: t() | nil
+  def new(flush, %Ref{} = ref, opts) do
+    with %Options{} = options <- Ref.options(ref), %Options.Functions{} = functions <- Ref.functions(ref) do
+      %__MODULE__{
+        ref: ref,
+        flush: flush,
+        options: options,
+        functions: functions,
+        trigger: opts[:trigger],
+        reason: opts[:reason],
+        resumed?: Keyword.get(opts, :resumed?, false)
+      }
+    end
+  end
+
+  @doc """
+  Counts entries that succeeded.
+  """
+  @spec delivered(t(), non_neg_integer()) :: t()
+  def delivered(%__MODULE__{} = job, count), do: %__MODULE__{job | delivered: job.delivered + count}
+
+  @doc """
+  Calls a function of the options; an MFA gets the arguments before its own.
+  """
+  @spec call((... -> any()) | {module(), atom(), list()}, list()) :: any()
+  def call(function, [argument]) when is_function(function), do: function.(argument)
+  def call({module, function, args}, arguments), do: apply(module, function, arguments ++ args)
+  def call(function, arguments), do: apply(function, arguments)
+end

@@ -1,0 +1,181 @@
+//! NIFs of flushes, batches and their outcomes.
+
+// `PartitionedBuffer.Native` documents the NIFs.
+#![allow(clippy::missing_docs_in_private_items)]
+
+use std::time::Duration;
+
+use partitioned_buffer_engine::{BatchState, GaveBack, Seen};
+use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
+
+use super::{atoms, infinity, nif, nil_or};
+use crate::any::{each, AnyPartitions, Run};
+use crate::flush::{FlushResource, PartitionFlush, Resumed, Terms};
+use crate::run::NotRunning;
+use crate::vm::entry::Function;
+use crate::vm::term::{cell, tuple, unsigned_to, ListBuilder};
+
+nif!(flush / 2);
+fn flush<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    let number = run.number;
+    let resource = |kind: rustler::Atom, flush| (kind, ResourceArc::new(flush)).encode(env);
+    let flushed = run.enter(|partitions| {
+        Ok(match partitions {
+            AnyPartitions::Map(own) => {
+                PartitionFlush::start(own, number, partition)?.map(|flush| flush.map(FlushResource::Map))
+            }
+            AnyPartitions::Counter(own) => {
+                PartitionFlush::start(own, number, partition)?.map(|flush| flush.map(FlushResource::Counter))
+            }
+            AnyPartitions::Queue(own) => {
+                PartitionFlush::start(own, number, partition)?.map(|flush| flush.map(FlushResource::Queue))
+            }
+        })
+    });
+    Ok(match flushed {
+        Ok(Some(Resumed::Rest(flush))) => resource(atoms::rest(), flush),
+        Ok(Some(Resumed::Fresh(flush))) => resource(atoms::fresh(), flush),
+        Ok(None) => atoms::empty().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(in_flight / 2);
+fn in_flight<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    let number = run.number;
+    let in_flight = run.enter(|partitions| {
+        Ok(match partitions {
+            AnyPartitions::Map(own) => PartitionFlush::in_flight(own, number, partition)?.map(FlushResource::Map),
+            AnyPartitions::Counter(own) => {
+                PartitionFlush::in_flight(own, number, partition)?.map(FlushResource::Counter)
+            }
+            AnyPartitions::Queue(own) => PartitionFlush::in_flight(own, number, partition)?.map(FlushResource::Queue),
+        })
+    });
+    Ok(match in_flight {
+        Ok(Some(flush)) => ResourceArc::new(flush).encode(env),
+        Ok(None) => atoms::empty().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(lost / 2);
+fn lost<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    let lost = run.enter(|partitions| each!(AnyPartitions, partitions, own => Ok(own.running(partition)?.lost())));
+    Ok(super::count_or_not_running(env, lost.map(|lost| lost as u64)))
+}
+
+nif!(seen / 1);
+fn seen<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let Seen { calls, called_with, left, called_at } = flush.seen();
+    Ok((calls, called_with, left, called_at).encode(env))
+}
+
+nif!(read / 4);
+fn read<'a>(env: Env<'a>, [flush, length, size, resumed]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let (length, size, resumed): (usize, usize, bool) = (length.decode()?, size.decode()?, resumed.decode()?);
+    if size == 0 {
+        return Err(Error::BadArg);
+    }
+    let (records, length, is_complete) = match flush.enter(|flush| flush.read(env, length, size, resumed)) {
+        Ok(read) => read,
+        Err(NotRunning) => {
+            flush.confirm(env);
+            (ListBuilder::with_capacity(env, 0).build(), length, true)
+        }
+    };
+    Ok(tuple(env, [records, unsigned_to(env, length as u64), is_complete.encode(env)]))
+}
+
+nif!(claim / 1);
+fn claim<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.enter(|flush| flush.claim(env)).unwrap_or(false).encode(env))
+}
+
+nif!(lease / 1);
+fn lease<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.enter(|flush| flush.lease(env)).unwrap_or(false).encode(env))
+}
+
+nif!(succeed / 1);
+fn succeed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let _ = flush.enter(|flush| flush.succeed(env));
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(give_back / 5);
+fn give_back<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
+    let [flush, failed, counted, max_attempts, pause] = arguments;
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let failed = if failed.is_atom() { all(failed)? } else { Some(numbers(failed)?) };
+    let max_attempts = if max_attempts.is_atom() { infinity(max_attempts)? } else { Some(max_attempts.decode()?) };
+    let pause = nil_or(pause)?.map(Duration::from_millis);
+    let terms = Terms { counted: counted.decode()?, max_attempts, pause };
+    let over = GaveBack { is_done: true, ..GaveBack::default() };
+    let gave_back = flush.enter(|flush| flush.give_back(env, failed.as_deref(), &terms)).unwrap_or(over);
+    let GaveBack { retried, superseded, given_up, is_done } = gave_back;
+    let progress = if is_done { atoms::done() } else { atoms::more() };
+    Ok((progress, (retried, superseded, given_up)).encode(env))
+}
+
+nif!(inherit / 1);
+fn inherit<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(match flush.enter(|flush| flush.inherit(env)) {
+        Ok(Some((BatchState::Buried, length))) => (atoms::buried(), length).encode(env),
+        Ok(Some((BatchState::GivenUp, length))) => (atoms::given_up(), length).encode(env),
+        Ok(Some((BatchState::Leased | BatchState::Read, length))) => (atoms::leased(), length).encode(env),
+        Ok(None) | Err(NotRunning) => atoms::nil().to_term(env),
+    })
+}
+
+nif!(batch / 1, DirtyCpu);
+fn batch<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.batch(env))
+}
+
+nif!(attempts / 1);
+fn attempts<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(unsigned_to(env, flush.attempts().into()))
+}
+
+nif!(bury / 1);
+fn bury<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let _ = flush.enter(FlushResource::bury);
+    Ok(atoms::ok().to_term(env))
+}
+
+/// The numbers of a list.
+fn numbers(list: Term<'_>) -> NifResult<Vec<usize>> {
+    let (mut numbers, mut rest) = (Vec::new(), list);
+    while let Some((number, tail)) = cell(rest) {
+        numbers.push(number.decode()?);
+        rest = tail;
+    }
+    if rest.is_empty_list() {
+        Ok(numbers)
+    } else {
+        Err(Error::BadArg)
+    }
+}
+
+/// `None` for the atom `:all`.
+fn all<T>(term: Term<'_>) -> NifResult<Option<T>> {
+    let atom: rustler::Atom = term.decode()?;
+    if atom == atoms::all() {
+        Ok(None)
+    } else {
+        Err(Error::BadArg)
+    }
+}

@@ -1,0 +1,31 @@
+//! NIFs of the library as a whole.
+
+// `PartitionedBuffer.Native` documents the NIFs.
+#![allow(clippy::missing_docs_in_private_items)]
+
+use partitioned_buffer_engine::reclaim;
+use rustler::{Encoder, Env, NifResult, Term};
+
+use super::{atoms, nif};
+use crate::vm::entry::Function;
+use crate::vm::memory;
+
+nif!(memory / 0);
+fn memory<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    Ok(memory::allocated().encode(env))
+}
+
+nif!(await_reclaimed / 0, DirtyIo);
+fn await_reclaimed<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    reclaim::settle();
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(longest_calls / 0);
+fn longest_calls<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    #[cfg(feature = "timing")]
+    let calls = crate::vm::timing::all();
+    #[cfg(not(feature = "timing"))]
+    let calls: [&str; 0] = [];
+    Ok(calls.encode(env))
+}

@@ -1,0 +1,117 @@
+//! NIFs of the partitions of a run.
+
+// `PartitionedBuffer.Native` documents the NIFs.
+#![allow(clippy::missing_docs_in_private_items)]
+
+use std::time::Duration;
+
+use partitioned_buffer_engine::{Info, Learned};
+use rustler::{Encoder, Env, NifResult, Term};
+
+use super::{atoms, count_or_not_running, done, limit, nif, nil_or, or_not_running};
+use crate::any::{each, AnyPartitions, Run};
+use crate::run::NotRunning;
+use crate::vm::entry::Function;
+
+/// Does something with a partition of a run.
+macro_rules! partition {
+    ($run:expr, $partition:expr, $own:ident => $body:expr) => {{
+        let (run, partition): (Run, u32) = ($run.decode()?, $partition.decode()?);
+        run.enter(|partitions| each!(AnyPartitions, partitions, own => own.running(partition).map(|$own| $body)))
+    }};
+}
+
+nif!(reopen / 2);
+fn reopen<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    Ok(done(env, run.enter(|partitions| each!(AnyPartitions, partitions, own => own.reopen(partition)))))
+}
+
+nif!(close / 2);
+fn close<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    Ok(done(env, partition!(run, partition, own => own.close())))
+}
+
+nif!(drain / 2);
+fn drain<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    Ok(match partition!(run, partition, own => own.drain().is_ok()) {
+        Ok(true) => atoms::ok().to_term(env),
+        Ok(false) => atoms::closed().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(held / 2, DirtyCpu);
+fn held<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    Ok(count_or_not_running(env, partition!(run, partition, own => own.held() as u64)))
+}
+
+nif!(set_threshold / 3);
+fn set_threshold<'a>(env: Env<'a>, [run, partition, threshold]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let threshold = limit(threshold)?;
+    Ok(or_not_running(env, partition!(run, partition, own => own.set_threshold(threshold))))
+}
+
+nif!(set_next / 3);
+fn set_next<'a>(env: Env<'a>, [run, partition, next]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let next = nil_or(next)?;
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    Ok(done(
+        env,
+        run.enter(|partitions| {
+            each!(AnyPartitions, partitions, own => own.running(partition).map(|_| ()))?;
+            partitions.shared().processes.lock().of_mut(partition).next = next;
+            Ok(())
+        }),
+    ))
+}
+
+nif!(info / 2);
+fn info<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, number): (Run, u32) = (run.decode()?, partition.decode()?);
+    let found = run.enter(|partitions| {
+        let processes = partitions.shared().processes.lock().of(number);
+        each!(AnyPartitions, partitions, own => {
+            own.running(number).map(|own| (own.info(), own.learned(), processes))
+        })
+    });
+    let Ok((info, learned, processes)) = found else { return Ok(atoms::not_running().to_term(env)) };
+    let is_task_alive = processes.task.is_some_and(|pid| pid.is_alive(env));
+    let Info { waiting, in_flight, retried, bytes, since, writes, ended, is_closed } = info;
+    let age = since.map(|since| since.elapsed().as_millis() as u64);
+    let writes = (writes.written, writes.coalesced, writes.stale, writes.deleted);
+    let ended = (ended.superseded, ended.processed, ended.failed, ended.given_up);
+    let now = (is_closed, is_task_alive, learned.failures, failing_ms(&learned), pause_ms(&learned), processes.next);
+    Ok(((waiting, in_flight, retried, bytes), age, writes, ended, now).encode(env))
+}
+
+nif!(learned / 2);
+fn learned<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let learned = partition!(run, partition, own => own.learned());
+    Ok(or_not_running(
+        env,
+        learned.map(|learned| (learned.failures, failing_ms(&learned), pause_ms(&learned), learned.failed)),
+    ))
+}
+
+nif!(pause / 4);
+fn pause<'a>(env: Env<'a>, [run, partition, ms, counted]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    let (ms, counted): (u64, bool) = (ms.decode()?, counted.decode()?);
+    Ok(done(env, partition!(run, partition, own => own.pause(Duration::from_millis(ms), counted))))
+}
+
+nif!(end_pause / 2);
+fn end_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    Ok(done(env, partition!(run, partition, own => own.end_pause())))
+}
+
+/// The time since the first failure in a row, in milliseconds.
+fn failing_ms(learned: &Learned) -> u64 {
+    learned.failing_since.map_or(0, |since| since.elapsed().as_millis() as u64)
+}
+
+/// The rest of the pause, in milliseconds, rounded up.
+fn pause_ms(learned: &Learned) -> Option<u64> {
+    let until = learned.paused_until?;
+    Some(until.saturating_duration_since(std::time::Instant::now()).as_micros().div_ceil(1_000) as u64)
+}

@@ -1,0 +1,30 @@
+//! NIFs of queues.
+
+// `PartitionedBuffer.Native` documents the NIFs.
+#![allow(clippy::missing_docs_in_private_items)]
+
+use rustler::{Env, NifResult, Term};
+
+use super::{atoms, find, nif, route, stored, told};
+use crate::buffer::QueuePartitions;
+use crate::run::NotRunning;
+use crate::vm::entry::Function;
+use crate::vm::term::{charge, parcel, RawTerm};
+
+nif!(push / 3);
+fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (route, item) = (route(to)?, RawTerm::from(item));
+    let result = find_queue(name)?.and_then(|queue| {
+        let parcel = parcel(env, item);
+        charge(env, parcel.heap());
+        let stored = queue.with_partition(route, item, |partition, access| partition.push(access, &parcel))?;
+        Ok(told(queue, env, route, item, stored))
+    });
+    Ok(stored(env, result, atoms::ok()))
+}
+
+/// The queue of this name, running or not.
+#[inline]
+pub(super) fn find_queue(name: Term<'_>) -> NifResult<Result<&'static QueuePartitions, NotRunning>> {
+    Ok(find(name)?.map(|buffer| &buffer.queue))
+}

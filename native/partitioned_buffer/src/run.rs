@@ -1,0 +1,225 @@
+//! A run of a buffer: from its start until the process that started it, the buffer's supervisor,
+//! dies.
+//!
+//! All processes that act for a run have its number, and their calls go through [`Shared::enter`].
+//! It does nothing once the run is over, so a process that outlives its run cannot touch the next
+//! one. A start waits for the calls under way: these hold [`Shared::opened`] for reading, and a
+//! start holds it for writing. Only a start waits for the lock; other calls find it taken, which
+//! means that their run is over.
+//!
+//! The end of a run takes no lock. It changes [`Shared::state`], which every operation reads.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use partitioned_buffer_engine::Bound;
+use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
+
+use crate::kept::Kept;
+use crate::processes::Processes;
+
+mod message {
+    //! The messages to processes.
+    rustler::atoms! {
+        enough,
+        full,
+        room
+    }
+}
+
+/// The buffer was never started, was stopped, crashed, or has no partitions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotRunning;
+
+/// The count while no process has the partitions open.
+const CLOSED: u32 = 0;
+
+/// The count of a run with 0 partitions.
+const NONE: u32 = u32::MAX;
+
+/// The state that all partitions of one kind of a buffer share, from run to run.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// The number of the last run in the upper half, and in the lower half the partition count, or
+    /// [`CLOSED`], or [`NONE`].
+    state: AtomicU64,
+    /// The last run. Held for reading by all calls that act for a run, and for writing by a start.
+    pub(crate) opened: RwLock<Opened>,
+    /// How many entries the partitions may hold.
+    pub(crate) bound: Arc<Bound>,
+    /// How many writers wait for room.
+    pub(crate) waiting_writers: AtomicU32,
+    /// The processes of the run.
+    pub(crate) processes: Mutex<Processes>,
+    /// The terms of the run.
+    pub(crate) kept: Kept,
+}
+
+/// The last run.
+#[derive(Default)]
+pub(crate) struct Opened {
+    /// The process that opened it.
+    pub(crate) owner: Option<ResourceArc<Owner>>,
+    /// The partition count.
+    pub(crate) partition_count: u32,
+    /// Whether the partitions were open with outcomes.
+    pub(crate) has_outcomes: bool,
+}
+
+/// The reason for a message to a process.
+#[derive(Clone, Copy)]
+pub(crate) enum News {
+    /// Enough entries wait in this partition.
+    Enough(u32),
+    /// The buffer has no room.
+    Full,
+    /// The buffer may have room again.
+    Room,
+}
+
+impl Shared {
+    /// How many partitions are open.
+    #[inline]
+    pub(crate) fn count(&self) -> Result<u32, NotRunning> {
+        match self.state.load(Ordering::Acquire) as u32 {
+            CLOSED | NONE => Err(NotRunning),
+            count => Ok(count),
+        }
+    }
+
+    /// The partition count, which may be 0; `None` if no process has the partitions open.
+    pub(crate) fn opened_count(&self) -> Option<u32> {
+        match self.state.load(Ordering::Acquire) as u32 {
+            CLOSED => None,
+            NONE => Some(0),
+            count => Some(count),
+        }
+    }
+
+    /// The number of the present run, and the process that opened it.
+    pub(crate) fn present(&self) -> Result<(u32, LocalPid), NotRunning> {
+        let opened = self.opened.try_read().ok_or(NotRunning)?;
+        let owner = opened.owner.as_ref().filter(|owner| self.is_present(owner.number)).ok_or(NotRunning)?;
+        Ok((owner.number, owner.pid))
+    }
+
+    /// Whether the run with this number is the present one.
+    fn is_present(&self, number: u32) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        (state >> 32) as u32 == number && state as u32 != CLOSED
+    }
+
+    /// Acts for the run with this number, unless it is over.
+    #[inline]
+    pub(crate) fn enter<R>(&self, number: u32, act: impl FnOnce() -> Result<R, NotRunning>) -> Result<R, NotRunning> {
+        let _opened = self.opened.try_read().ok_or(NotRunning)?;
+        if self.is_present(number) {
+            act()
+        } else {
+            Err(NotRunning)
+        }
+    }
+
+    /// The number of the next run, which no other run of any buffer has.
+    pub(crate) fn next_number() -> u32 {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// Whether no other run began since the one with this number. It may be over.
+    pub(crate) fn is_last(&self, number: u32) -> bool {
+        (self.state.load(Ordering::Acquire) >> 32) as u32 == number
+    }
+
+    /// Acts for a task of the run with this number, unless another run began since. A task that
+    /// outlives its run may still settle its batch: nobody else has the batch before the next start.
+    #[inline]
+    pub(crate) fn enter_last<R>(&self, number: u32, act: impl FnOnce() -> R) -> Result<R, NotRunning> {
+        let _opened = self.opened.try_read().ok_or(NotRunning)?;
+        if self.is_last(number) {
+            Ok(act())
+        } else {
+            Err(NotRunning)
+        }
+    }
+
+    /// Leaves no run present, until the run with this number begins.
+    pub(crate) fn prepare(&self, number: u32) {
+        self.state.store(u64::from(number) << 32 | u64::from(CLOSED), Ordering::Release);
+    }
+
+    /// Begins the prepared run.
+    pub(crate) fn begin(&self, number: u32, partition_count: u32) {
+        let count = if partition_count == 0 { NONE } else { partition_count };
+        self.state.store(u64::from(number) << 32 | u64::from(count), Ordering::Release);
+    }
+
+    /// Ends the run with this number, or any.
+    pub(crate) fn end(&self, number: Option<u32>) {
+        let end = |state: u64| {
+            let present = (state >> 32) as u32;
+            number.is_none_or(|number| number == present).then_some(state >> 32 << 32 | u64::from(CLOSED))
+        };
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, end);
+    }
+
+    /// Sends news to the process that waits for it.
+    #[cold]
+    pub(crate) fn tell(&self, env: Env<'_>, news: News) {
+        let processes = self.processes.lock();
+        let (pid, message) = match news {
+            News::Enough(partition) => (processes.of(partition).server, message::enough()),
+            News::Full => (processes.room, message::full()),
+            News::Room => (processes.room, message::room()),
+        };
+        drop(processes);
+        if let Some(pid) = pid {
+            // The process may be dead. Its successor checks the state by itself at its start.
+            let _ = env.send(&pid, message);
+        }
+    }
+
+    /// Sends the news of room, if writers wait for some.
+    #[inline]
+    pub(crate) fn tell_of_room(&self, env: Env<'_>) {
+        if self.bound.take_news() {
+            self.tell(env, News::Room);
+        }
+    }
+}
+
+/// The process that opened a run, as a resource that monitors it.
+pub(crate) struct Owner {
+    /// The state that the partitions share.
+    shared: &'static Shared,
+    /// The number of the run.
+    number: u32,
+    /// The process.
+    pub(crate) pid: LocalPid,
+}
+
+#[rustler::resource_impl]
+impl Resource for Owner {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+        self.shared.end(Some(self.number));
+        // No start is under way with the lock. Else that start forgets the terms.
+        if let Some(_opened) = self.shared.opened.try_write() {
+            if !self.shared.is_present(self.number) && self.shared.opened_count().is_none() {
+                self.shared.kept.clear();
+            }
+        }
+    }
+}
+
+impl Owner {
+    /// Monitors the calling process; `None` if it was killed already. Its death ends the run of
+    /// this number.
+    pub(crate) fn monitor(env: Env<'_>, shared: &'static Shared, number: u32) -> Option<ResourceArc<Self>> {
+        let owner = ResourceArc::new(Owner { shared, number, pid: env.pid() });
+        env.monitor(&owner, &owner.pid)?;
+        Some(owner)
+    }
+}
