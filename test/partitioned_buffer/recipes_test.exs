@@ -245,7 +245,7 @@ defmodule PartitionedBuffer.RecipesTest do
     add_views = statement(statements, "INSERT INTO page_views")
     opts = [module: Counter, max_attempts: 3, processing_interval_ms: 5, processing_batch_size: 50]
     {buffers, counts} = start_nodes(postgres, add_views, [0, 1], opts)
-    expected = count_up(buffers, 20_000, fn _n -> 1 end)
+    expected = count_up(buffers, 60_000, fn _n -> 1 end)
     Enum.each(buffers, &(:ok = Counter.flush(&1)))
 
     assert table(client, "SELECT path, views FROM page_views") ==
