@@ -105,8 +105,9 @@ defmodule PartitionedBuffer do
       kept for the next start of the name, and their count is logged.
 
   `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of
-  partitions, leftover entries are processed by the partitions that they were given to. Reads may
-  not see them there, and their order against new writes is not promised.
+  partitions, each leftover entry waits in the partition that its key or item chooses now. An entry
+  that a `:partition_key` routed may wait elsewhere: reads may not find it, its order against new
+  writes is not promised, and entries with the same key in two partitions become one.
 
   ## Threshold and bound
 
@@ -346,7 +347,7 @@ defmodule PartitionedBuffer do
 
     * `:timeout` – how many milliseconds to wait at most, or `:infinity`. The default is 60000.
       After this time the call returns `{:error, :timeout}`, and the flush goes on.
-    * `:async` – with `true` the call returns `:ok` as soon as the flush has begun.
+    * `:async` – with `true` the call returns `:ok` once the partitions have its request.
 
   Raises an `ArgumentError` if the buffer is not running, if an option is invalid, or if a processor
   of the buffer calls it without `async: true`; a `RuntimeError` if the buffer has 0 partitions.

@@ -1,8 +1,8 @@
 defmodule PartitionedBuffer.Buffer.Settings do
   @moduledoc false
   # Changes the options of a running buffer. The native run keeps the options, with a version, so
-  # concurrent callers lose no change. The processes of the buffer only get a message, so no caller
-  # waits for them.
+  # concurrent callers lose no change. The partitions only get a message. A change of `:max_size`
+  # waits for the process at which writers wait for room, which never calls a processor.
 
   alias PartitionedBuffer.Buffer.{Lookup, Writers}
   alias PartitionedBuffer.{Native, Options, Routing}
