@@ -17,7 +17,7 @@ defmodule PartitionedBuffer.Native do
   # A call takes at most a millisecond, plus the time to copy one key and one value, or one item. A
   # list may copy up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it.
-  # `open`, `left`, `held`, `batch`, `set_max_size`, `put_functions` and `functions_large` may take
+  # `open`, `end_run`, `held`, `batch`, `set_max_size`, `put_functions` and `functions_large` may take
   # longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
@@ -122,9 +122,12 @@ defmodule PartitionedBuffer.Native do
   @spec end_task(run(), partition()) :: :ok
   def end_task(_run, _partition), do: not_loaded()
 
-  @doc "The living processes of the last run, and whether that was with outcomes."
-  @spec left(atom()) :: {outcomes? :: boolean(), [{role(), pid()}]}
-  def left(_buffer), do: not_loaded()
+  @doc """
+  Ends the run of a buffer. Returns whether the last run was with outcomes, and its processes, alive
+  or dead. No other task begins after that.
+  """
+  @spec end_run(atom()) :: {outcomes? :: boolean(), [{role(), pid()}]}
+  def end_run(_buffer), do: not_loaded()
 
   @doc "The options of a run with their version; nil before the first."
   @spec options(run()) :: {version :: non_neg_integer(), term()} | nil | :not_running

@@ -130,11 +130,11 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
     )
   end
 
-  # Processes of a killed supervisor may still be ending. The new partitions need the names of the
-  # old ones. With outcomes, the batch of a task is tried again, so the task must not go on; without
+  # Processes of a killed supervisor may still be at work: the VM tells of a death later than it frees
+  # the name. The new partitions need the names of the old ones. With outcomes, the batch of a task is tried again, so the task must not go on; without
   # outcomes, the task finds nothing more to do.
   defp end_former_run(buffer, %Options{partitions: count} = options) do
-    {outcomes?, left} = Native.left(buffer)
+    {outcomes?, left} = Native.end_run(buffer)
     if outcomes? or Options.outcomes?(options), do: left |> of_role(:task) |> await_ends(0)
     left |> of_role(:server) |> await_ends(@former_ms)
 

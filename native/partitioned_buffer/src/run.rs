@@ -105,7 +105,7 @@ impl Shared {
     }
 
     /// Whether the run with this number is the present one.
-    fn is_present(&self, number: u32) -> bool {
+    pub(crate) fn is_present(&self, number: u32) -> bool {
         let state = self.state.load(Ordering::Acquire);
         (state >> 32) as u32 == number && state as u32 != CLOSED
     }

@@ -141,6 +141,10 @@ fn begin_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Te
     let (own, is_other) = (env.pid(), |pid: &LocalPid| *pid != env.pid() && pid.is_alive(env));
     let busy = run.enter(|partitions| {
         let mut processes = partitions.shared().processes.lock();
+        // `end_run` ends the run first, and takes this lock afterwards: it sees each task that begins.
+        if !partitions.shared().is_present(run.number) {
+            return Err(NotRunning);
+        }
         let task = &mut processes.of_mut(partition).task;
         let busy = task.filter(is_other);
         *task = busy.or(Some(own));
@@ -165,16 +169,17 @@ fn end_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term
     Ok(atoms::ok().to_term(env))
 }
 
-nif!(left / 1, DirtyCpu);
-fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+nif!(end_run / 1, DirtyCpu);
+fn end_run<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let mut left = ListBuilder::with_capacity(env, 0);
     let mut had_outcomes = false;
     for partitions in find(name)?.map(AnyPartitions::all).into_iter().flatten() {
         let shared = partitions.shared();
+        shared.end(None);
         had_outcomes |= shared.opened.read().has_outcomes;
         let processes = shared.processes.lock();
         let mut push = |role: rustler::Atom, pid: Option<LocalPid>| {
-            if let Some(pid) = pid.filter(|pid| pid.is_alive(env)) {
+            if let Some(pid) = pid {
                 left.push((role, pid).encode(env));
             }
         };
