@@ -486,10 +486,18 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp heal(faults) do
     Retries.heal(faults.ledger)
-    PartitionedBuffer.update_options(name(faults), drain_timeout_ms: :infinity, processing_timeout_ms: 10_000)
-    until_flushed(faults, 1_000)
-    check_info(faults)
-    faults
+    options = [drain_timeout_ms: :infinity, processing_timeout_ms: 10_000]
+
+    case Kind.refusable(fn -> PartitionedBuffer.update_options(name(faults), options) end) do
+      :ok ->
+        until_flushed(faults, 1_000)
+        check_info(faults)
+        faults
+
+      # The supervisor has just given up.
+      :refused ->
+        faults |> ensure_running() |> heal()
+    end
   end
 
   # All is through, and nobody writes any more.
