@@ -92,7 +92,7 @@ defmodule PartitionedBuffer.Partition.Drain do
   defp give_up(ref) do
     case Native.flush(ref.run, ref.number) do
       {_kind, flush} ->
-        task = Runner.start_alone(ref, fn -> Processing.give_up(flush, ref, :stopped) end)
+        task = Runner.start_give_up(ref, flush, :stopped)
         with :ended <- await(task, nil), do: give_up(ref)
 
       nothing when nothing in [:empty, :not_running] ->

@@ -58,7 +58,7 @@ defmodule PartitionedBuffer.Partition.Runner do
   def start(%Ref{run: run, number: number} = ref, flush, opts) do
     case Native.process(run, number, :tasks) do
       supervisor when is_pid(supervisor) ->
-        task = Task.Supervisor.async_nolink(supervisor, work(ref, flush, opts))
+        task = Task.Supervisor.async_nolink(supervisor, fn -> as_task(ref, &process(ref, flush, opts, &1)) end)
         {:ok, new(ref, task.pid, task.ref, true)}
 
       _none ->
@@ -69,17 +69,14 @@ defmodule PartitionedBuffer.Partition.Runner do
   end
 
   @doc """
-  Starts a process that calls `fun` in place of a task, without a task supervisor.
+  Starts a process that gives up all entries of a flush, without a task supervisor.
   """
-  @spec start_alone(Ref.t(), (() -> any())) :: t()
-  def start_alone(%Ref{} = ref, fun) do
-    {pid, monitor} =
-      spawn_monitor(fn ->
-        begin(ref)
-        fun.()
-        Native.end_task(ref.run, ref.number)
-      end)
+  @spec start_give_up(Ref.t(), Native.flush(), any()) :: t()
+  def start_give_up(%Ref{} = ref, flush, reason),
+    do: start_alone(ref, fn _waited? -> Processing.give_up(flush, ref, reason) end)
 
+  defp start_alone(ref, work) do
+    {pid, monitor} = spawn_monitor(fn -> as_task(ref, work) end)
     new(ref, pid, monitor, false)
   end
 
@@ -90,32 +87,34 @@ defmodule PartitionedBuffer.Partition.Runner do
   def start_anyhow(%Ref{} = ref, flush, opts) do
     case start(ref, flush, opts) do
       {:ok, task} -> task
-      {:error, _no_supervisor} -> start_alone(ref, fn -> Processing.process(flush, ref, opts) end)
+      {:error, _no_supervisor} -> start_alone(ref, &process(ref, flush, opts, &1))
     end
   end
 
-  defp work(ref, flush, opts) do
-    fn ->
-      begin(ref)
-      if callers = opts[:callers], do: Process.put(:"$callers", callers)
-      Processing.process(flush, ref, opts)
-      Native.end_task(ref.run, ref.number)
-      :done
-    end
+  defp process(ref, flush, opts, waited?) do
+    if callers = opts[:callers], do: Process.put(:"$callers", callers)
+    Processing.process(flush, ref, if(waited?, do: Keyword.put(opts, :resumed?, true), else: opts))
+  end
+
+  defp as_task(%Ref{run: run, number: number} = ref, work) do
+    Process.put(@processing, ref.buffer)
+    ref |> begin() |> work.()
+    Native.end_task(run, number)
+    :done
   end
 
   # Another task may be running: the partition's process started it just before its death, or it
-  # belongs to a killed supervision tree.
+  # belongs to a killed supervision tree. Returns whether this task waited for another one, which may
+  # have read from the same flush.
   defp begin(%Ref{run: run, number: number} = ref) do
-    Process.put(@processing, ref.buffer)
-
     case Native.begin_task(run, number) do
       :ok ->
-        :ok
+        false
 
       {:busy, pid} ->
         monitor = Process.monitor(pid)
         receive do: ({:DOWN, ^monitor, :process, ^pid, _reason} -> begin(ref))
+        true
 
       :not_running ->
         exit(:shutdown)

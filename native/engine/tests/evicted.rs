@@ -10,7 +10,8 @@ use common::map::{entry, Entry, Map};
 use common::reading::{all_of, flush, give_back, read, GivenBack};
 use common::{assert_law, queue, TestTerm, LARGE};
 use partitioned_buffer_engine::{
-    reclaim, Bound, Evicted, GaveBack, GiveBack, Hasher, MapPartition, Partition, QueuePartition, Store,
+    reclaim, BatchState, Bound, Evicted, Flushed, GaveBack, GiveBack, Hasher, MapPartition, Partition, QueuePartition,
+    Store,
 };
 
 /// Moves all entries of a partition to another one, with what was counted of them.
@@ -114,16 +115,64 @@ fn attempts_depend_on_how_far_the_batch_has_come() {
     assert_eq!((batch.len(), attempts), (4, 1), "a leased batch");
 
     for is_buried in [false, true] {
-        let (old, new, flush) = start(4);
+        let (old, _new, flush) = start(4);
         old.lease(&flush, 3);
         assert_eq!(old.fail(&flush, None, Some(1)).given_up, 3);
         if is_buried {
             flush.bury(1);
         }
-        let (batch, attempts) = moved(&old, &new);
-        assert_eq!((batch.len(), attempts), (4, 1), "a batch that was given up comes once more");
-        assert_eq!(new.partition.info().ended.given_up, 0);
+        let evicted = old.partition.evict();
+        assert_eq!((evicted.given_up().count(), evicted.entries().count()), (3, 1));
     }
+}
+
+#[test]
+fn entries_given_up_are_a_batch_of_dead_letters_that_no_operation_sees() {
+    let hasher = Hasher::new();
+    let [one, two, new] = [(), (), ()].map(|()| Map::new(&hasher));
+    for (map, first) in [(&one, 0), (&two, 10)] {
+        map.partition.set_outcomes(true);
+        map.open(1);
+        map.put_all(first..first + 4);
+        let (flush, _batch) = map.lease_all();
+        let step = GiveBack { failed: Some(&[0, 1, 2]), max_attempts: Some(1), ..all_of(1) };
+        assert_eq!(give_back(&map.partition, &flush, step).given_up, 3);
+        map.put(first, 1);
+    }
+    let evicted = [&one, &two].map(|map| map.partition.evict());
+    evicted.iter().for_each(|evicted| take_in(&new.partition, evicted));
+    let given_up: Vec<_> = evicted.iter().flat_map(|evicted| evicted.given_up()).collect();
+    new.partition.take_in_given_up(&given_up);
+    [&one, &two].iter().for_each(|map| new.partition.adopt_counts(&map.partition));
+    assert_law(std::slice::from_ref(&new.partition), None);
+    new.partition.set_outcomes(true);
+    new.open(1);
+    assert_eq!((new.partition.held(), new.get(0), new.get(1), new.get(10)), (8, Some(1), None, Some(1)));
+    let Some(Flushed::Rest(flush)) = new.partition.flush() else { panic!("the batch given up comes first") };
+    assert!(flush.read(1, 0, 9).is_none(), "the processor does not get it");
+    assert_eq!(flush.inherit(1), Some((BatchState::GivenUp, 6)));
+    assert_eq!((flush.batch().unwrap().1.len(), flush.attempts()), (6, 1));
+    flush.succeed(1);
+    new.partition.settle(&flush);
+    assert_eq!((new.partition.info().ended.given_up, new.partition.info().ended.processed), (6, 2));
+    assert_eq!(new.succeed_with_all().len(), 2);
+    assert_law(std::slice::from_ref(&new.partition), None);
+}
+
+#[test]
+fn without_outcomes_an_unseen_higher_version_is_kept() {
+    let (old, new) = maps();
+    old.partition.set_outcomes(false);
+    for key in 0..4 {
+        old.put_newer(key, 10, 5);
+    }
+    old.flush().unwrap();
+    // These writes do not see the entries in flight.
+    assert!(old.put_newer(0, 11, 4) && old.put_newer(1, 11, 5) && old.put_newer(2, 11, 6));
+    old.put(3, 11);
+    let (batch, _attempts) = moved(&old, &new);
+    assert_eq!(batch.iter().map(|entry| entry.value).collect::<Vec<_>>(), [10, 11, 11, 11]);
+    assert_eq!(new.partition.info().ended.superseded, 4);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! Every operation reads the partition count, which changes only at a start and a stop. Writers
 //! change only the partition.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
@@ -113,6 +114,13 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         let evicted: Vec<_> = (0..old).map(|partition| self.partition(partition).evict()).collect();
         for leftover in evicted.iter().flat_map(|evicted| evicted.entries()) {
             self.partition(routing::partition(leftover.term().phash2(), new)).take_in(&leftover);
+        }
+        let mut given_up = BTreeMap::<_, Vec<_>>::new();
+        for leftover in evicted.iter().flat_map(|evicted| evicted.given_up()) {
+            given_up.entry(routing::partition(leftover.term().phash2(), new)).or_default().push(leftover);
+        }
+        for (partition, leftovers) in given_up {
+            self.partition(partition).take_in_given_up(&leftovers);
         }
         // The totals of the buffer go on.
         let first = self.partition(0);

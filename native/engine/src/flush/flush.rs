@@ -124,6 +124,20 @@ impl<S: Store> Flush<S> {
         }
     }
 
+    /// A flush whose batch consists of all its entries, given up. Its next reader inherits them.
+    pub(crate) fn given_up(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>) -> Self {
+        let mut runs = Runs::NONE;
+        let positions = (0..frozen.end()).filter(|&position| frozen.record(position).is_some());
+        positions.for_each(|position| runs.push(position, frozen.attempts(position)));
+        let flush = Flush::new(frozen, outcomes, None);
+        let mut progress = flush.progress.lock();
+        progress.position = flush.end;
+        progress.batch = Batch { state: BatchState::GivenUp, runs, ..Batch::NONE };
+        flush.settle(&mut progress);
+        drop(progress);
+        flush
+    }
+
     /// Gives the batch away for good; `false` if it is not this reader's. `now` is the time.
     ///
     /// Opens a call, which the reader's next [`read`](Self::read) confirms. An open call of another

@@ -16,14 +16,21 @@ pub(crate) struct Leftovers<S: Store> {
     pub(crate) frozen: Arc<Frozen<S>>,
     /// The number of entries, deleted ones included.
     pub(crate) left: usize,
-    /// The entries that readers passed.
+    /// The entries that readers passed, except for those given up.
     passed: Runs,
+    /// The entries given up, whose dead letters are not written.
+    given_up: Runs,
     /// The position of the first other entry.
     position: usize,
 }
 
 impl<S: Store> Leftovers<S> {
-    /// Each entry with its attempts, in ascending order.
+    /// The entries given up.
+    pub(crate) fn given_up(&self) -> &Runs {
+        &self.given_up
+    }
+
+    /// Each other entry with its attempts, in ascending order.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         let ahead = (self.position..self.frozen.end()).map(|position| (position, self.frozen.attempts(position)));
         let all = self.passed.places().chain(ahead);
@@ -44,8 +51,12 @@ impl<S: Store> Flush<S> {
         let Progress { frozen, batch, partial, retries, position, .. } = &mut *progress;
         let frozen = frozen.take()?;
         let is_leased = batch.state == BatchState::Leased;
-        let Partial { given_up, staying, .. } = partial.take().unwrap_or(Partial::NONE);
-        let mut passed: Vec<_> = [&batch.runs, &given_up, &staying, &*retries]
+        let Partial { mut given_up, staying, .. } = partial.take().unwrap_or(Partial::NONE);
+        if batch.is_given_up() {
+            given_up.append(&batch.runs);
+            batch.end();
+        }
+        let mut passed: Vec<_> = [&batch.runs, &staying, &*retries]
             .into_iter()
             .enumerate()
             .flat_map(|(list, runs)| runs.iter().map(move |run| (list, run)))
@@ -65,7 +76,7 @@ impl<S: Store> Flush<S> {
             bound.release(left);
         }
         self.settle(&mut progress);
-        Some(Leftovers { frozen, left, passed: runs, position })
+        Some(Leftovers { frozen, left, passed: runs, given_up, position })
     }
 
     /// Counts the entries without an outcome. The returned closure looks at each entry, without a

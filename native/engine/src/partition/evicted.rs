@@ -8,18 +8,29 @@ use std::sync::Arc;
 
 use super::partition::Partition;
 use super::shard::Shard;
-use crate::flush::Frozen;
+use crate::flush::{Flush, Frozen};
 use crate::ids::EntryId;
 use crate::limits::totals::{Ended, Writes};
 use crate::runs::Runs;
 use crate::store::{Store, TakenBack};
+use crate::sync::Ordering;
 
 /// The entries of an evicted partition without an outcome. Its drop frees the stores.
 pub struct Evicted<S: Store> {
     /// The waiting entries.
     waiting: Option<Frozen<S>>,
-    /// The entries in flight, except for deleted and replaced ones.
-    in_flight: Option<(Arc<Frozen<S>>, Runs)>,
+    /// The entries in flight.
+    in_flight: Option<InFlight<S>>,
+}
+
+/// The entries in flight of an evicted partition, except for deleted and replaced ones.
+struct InFlight<S: Store> {
+    /// Their stores.
+    frozen: Arc<Frozen<S>>,
+    /// The entries given up.
+    given_up: Runs,
+    /// The other entries.
+    others: Runs,
 }
 
 /// An entry of an evicted partition.
@@ -51,8 +62,13 @@ impl<'e, S: Store> Leftover<'e, S> {
 }
 
 impl<S: Store> Evicted<S> {
-    /// All entries, in the order in which they must be taken in: items in the order of the queue;
-    /// of a map or counter waiting entries first, since they are newer.
+    /// The entries given up, whose dead letters are not written.
+    pub fn given_up(&self) -> impl Iterator<Item = Leftover<'_, S>> {
+        self.in_flight.iter().flat_map(|in_flight| leftovers(&in_flight.frozen, &in_flight.given_up))
+    }
+
+    /// All other entries, in the order in which they must be taken in: items in the order of the
+    /// queue; of a map or counter waiting entries first, since they are newer.
     pub fn entries(&self) -> impl Iterator<Item = Leftover<'_, S>> {
         let waiting = self.waiting.iter().flat_map(|frozen| {
             let attempts = |position| frozen.attempts(position);
@@ -63,10 +79,14 @@ impl<S: Store> Evicted<S> {
 
     /// The entries in flight, if this is their place.
     fn in_flight(&self, is_place: bool) -> impl Iterator<Item = Leftover<'_, S>> {
-        self.in_flight.iter().filter(move |_| is_place).flat_map(|(frozen, runs)| {
-            runs.places().filter_map(|(position, attempts)| Leftover::new(frozen, position, attempts))
-        })
+        let in_flight = self.in_flight.iter().filter(move |_| is_place);
+        in_flight.flat_map(|in_flight| leftovers(&in_flight.frozen, &in_flight.others))
     }
+}
+
+/// The entries at these positions.
+fn leftovers<'e, S: Store>(frozen: &'e Frozen<S>, runs: &'e Runs) -> impl Iterator<Item = Leftover<'e, S>> {
+    runs.places().filter_map(|(position, attempts)| Leftover::new(frozen, position, attempts))
 }
 
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
@@ -74,8 +94,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// that still has it gets nothing more, and its later calls change nothing. Forgets the lessons
     /// from failures.
     ///
-    /// Entries of a leased batch get another attempt. Entries given up keep their attempts, so the
-    /// processor gets them once more.
+    /// Entries of a leased batch get another attempt. Those given up are kept apart: the processor
+    /// must not get them again.
     pub fn evict(&self) -> Evicted<S> {
         self.close();
         let giving_back = self.giving_back.lock();
@@ -89,18 +109,22 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         drop(in_flight);
         drop(giving_back);
         let in_flight = flush.zip(leftovers).map(|(flush, leftovers)| {
-            let mut runs = Runs::NONE;
+            let mut others = Runs::NONE;
             for (position, attempts) in leftovers.entries() {
                 let replaced = |waiting: &Frozen<S>| {
                     let (shard, id) = leftovers.frozen.locate(position)?;
-                    Some(waiting.stores()[shard].supersedes(&leftovers.frozen.stores()[shard], id))
+                    let (waiting, leftover) = (&waiting.stores()[shard], &leftovers.frozen.stores()[shard]);
+                    let is_seen = self.has_outcomes.load(Ordering::SeqCst);
+                    Some(if is_seen { waiting.supersedes(leftover, id) } else { waiting.overrides(leftover, id) })
                 };
                 if !flush.is_gone(position) && waiting.as_ref().and_then(replaced) != Some(true) {
-                    runs.push(position, attempts);
+                    others.push(position, attempts);
                 }
             }
-            self.outcomes.count(Ended { superseded: leftovers.left - runs.len(), ..Ended::default() });
-            (leftovers.frozen, runs)
+            let given_up = leftovers.given_up().clone();
+            let superseded = leftovers.left - others.len() - given_up.len();
+            self.outcomes.count(Ended { superseded, ..Ended::default() });
+            InFlight { frozen: leftovers.frozen, given_up, others }
         });
         Evicted { waiting, in_flight }
     }
@@ -128,6 +152,26 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         if taken_in == TakenBack::Superseded {
             self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
         }
+    }
+
+    /// Takes in entries given up, as the batch of a flush. The partition has no other flush.
+    pub fn take_in_given_up(&self, leftovers: &[Leftover<'_, S>]) {
+        let mut in_flight = self.in_flight.lock();
+        debug_assert!(in_flight.is_none(), "the partition was evicted, or is new");
+        let mut states = self.shards.each_ref().map(Shard::lock);
+        let mut stores: Vec<_> = states.iter().map(|state| state.waiting.successor()).collect();
+        for &Leftover { store, shard, id, attempts, .. } in leftovers {
+            if stores[shard].take_in(store, id, attempts) == TakenBack::Superseded {
+                self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
+            }
+        }
+        for (store, state) in stores.iter_mut().zip(&mut states) {
+            store.settle();
+            state.before += store.writes();
+        }
+        let flush = Flush::given_up(Arc::new(Frozen::new(stores)), self.outcomes.clone());
+        flush.set_bound(states[0].is_bounded.then_some(&self.bound));
+        *in_flight = Some(Arc::new(flush));
     }
 
     /// Takes over the totals of another partition, which was evicted.

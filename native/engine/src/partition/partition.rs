@@ -57,7 +57,7 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     /// flush and shards.
     pub(super) giving_back: Mutex<()>,
     /// Whether the partition is open with outcomes. It changes only while nobody writes.
-    has_outcomes: AtomicBool,
+    pub(super) has_outcomes: AtomicBool,
     /// The outcomes of the entries of all flushes.
     pub(super) outcomes: Arc<Outcomes>,
     /// The bound of the buffer, which all partitions share.

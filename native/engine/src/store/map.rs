@@ -231,6 +231,11 @@ impl<H: Heap> Contents<H> for Values<H> {
         }
     }
 
+    // A plain write has no version, and replaces any value.
+    fn overrides(own: History<H::Term>, flushed: History<H::Term>) -> bool {
+        matches!(own.version(), Version::Int(0)) || !flushed.version().is_newer_than(own.version())
+    }
+
     fn take_back(table: &mut Generation<H>, flushed: &Generation<H>, id: EntryId, attempts: u32) -> TakenBack {
         let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
         let hash = flushed.hash(id);

@@ -73,6 +73,12 @@ pub trait Store: Send + Sync + 'static {
     /// shard.
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool;
 
+    /// Like [`supersedes`](Self::supersedes), for writers that did not see the entries of `flushed`:
+    /// a lower version does not replace a higher one.
+    fn overrides(&self, flushed: &Self, id: EntryId) -> bool {
+        self.supersedes(flushed, id)
+    }
+
     /// Takes back a failed entry of `flushed`, an earlier store of the shard, with these attempts.
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack;
 

@@ -46,6 +46,11 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     /// Frees the value of a removed entry.
     fn removed(table: &mut Table<H, Self>, value: Self::Value);
 
+    /// See [`Store::overrides`].
+    fn overrides(_own: Self::Extra, _flushed: Self::Extra) -> bool {
+        true
+    }
+
     /// See [`Store::take_back`].
     fn take_back(table: &mut Table<H, Self>, flushed: &Table<H, Self>, id: EntryId, attempts: u32) -> TakenBack;
 
@@ -319,6 +324,14 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool {
         !C::ADDS_UP && flushed.entries.get(id).is_some_and(|entry| self.find(flushed.hash(id), entry.key).is_some())
+    }
+
+    fn overrides(&self, flushed: &Self, id: EntryId) -> bool {
+        let is_outdated = |entry: &Entry<H::Term, C::Value>| {
+            let own = self.find(flushed.hash(id), entry.key)?;
+            Some(C::overrides(self.entries.extra(own), flushed.entries.extra(id)))
+        };
+        !C::ADDS_UP && flushed.entries.get(id).and_then(is_outdated) == Some(true)
     }
 
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use partitioned_buffer_engine::reclaim::settle;
 use partitioned_buffer_engine::{
-    Access, BatchState, Bound, Closed, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Partition, Store,
+    Access, BatchState, Bound, Closed, Evicted, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Partition, Store,
 };
 
 use super::reading::{all_of, read_slices};
@@ -44,6 +44,11 @@ trait Waiting<S: Store>: Default + Debug {
 
     /// Whether there is a newer entry for the key of this one.
     fn supersedes(&self, entry: Self::Entry) -> bool;
+
+    /// Whether there is a newer entry for the key of this one, of a writer that has not seen this one.
+    fn overrides(&self, entry: Self::Entry) -> bool {
+        self.supersedes(entry)
+    }
 
     /// Adds a failed entry.
     fn take_back(&mut self, entry: Self::Entry, attempts: u32);
@@ -240,23 +245,36 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
         result
     }
 
-    /// Takes out all entries without an outcome, in the order in which others take them in.
-    fn evict(&mut self) -> Vec<(W::Entry, u32)> {
+    /// Takes out all entries without an outcome: those given up, and the others in the order in which they are taken in.
+    fn evict(&mut self, has_outcomes: bool) -> [Vec<(W::Entry, u32)>; 2] {
         let Model { waiting, in_flight, .. } = std::mem::take(self);
-        let in_flight = in_flight.map_or_else(Vec::new, |mut flush| {
-            let is_leased = flush.state == BatchState::Leased;
-            let is_left = |entry: &&mut Entry<W::Entry>| {
-                entry.place != Place::Gone && !entry.is_deleted && !waiting.supersedes(entry.entry)
-            };
-            let attempts =
-                |entry: &Entry<W::Entry>| entry.attempts + u32::from(is_leased && entry.place == Place::Batch);
-            flush.entries.iter_mut().filter(is_left).map(|entry| (entry.entry, attempts(entry))).collect()
-        });
-        if S::KEEPS_ORDER {
-            [in_flight, waiting.entries()].concat()
-        } else {
-            [waiting.entries(), in_flight].concat()
+        let (mut given_up, mut in_flight_still) = (Vec::new(), Vec::new());
+        for entry in in_flight.iter().flat_map(|flush| &flush.entries) {
+            let state = in_flight.as_ref().map(|flush| flush.state);
+            let is_batch = entry.place == Place::Batch;
+            let is_given_up = is_batch && matches!(state, Some(BatchState::GivenUp | BatchState::Buried));
+            let attempts = entry.attempts + u32::from(is_batch && state == Some(BatchState::Leased));
+            let is_replaced =
+                if has_outcomes { waiting.supersedes(entry.entry) } else { waiting.overrides(entry.entry) };
+            if is_given_up || entry.place == Place::GivenUp {
+                given_up.push((entry.entry, attempts));
+            } else if entry.place != Place::Gone && !entry.is_deleted && !is_replaced {
+                in_flight_still.push((entry.entry, attempts));
+            }
         }
+        let both = [waiting.entries(), in_flight_still];
+        let others = if S::KEEPS_ORDER { both.into_iter().rev().flatten().collect() } else { both.concat() };
+        [given_up, others]
+    }
+
+    /// Takes in entries given up, in the order in which they are read.
+    fn take_in_given_up(&mut self, given_up: W, entries: Vec<W::Entry>) {
+        assert_eq!(given_up.len(), entries.len());
+        let attempts = given_up.attempts(&entries);
+        let mut flush = InFlight::new(entries, attempts);
+        flush.move_batch(Place::Ahead, Place::Batch);
+        flush.state = BatchState::GivenUp;
+        self.in_flight = Some(flush);
     }
 }
 
@@ -584,9 +602,9 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         self.operations += 1;
         if running != self.running {
             let evicted: Vec<_> = (0..self.running)
-                .map(|number| (self.partitions[number].evict(), self.models[number].evict()))
+                .map(|number| (self.partitions[number].evict(), self.models[number].evict(self.has_outcomes)))
                 .collect();
-            for (evicted, entries) in &evicted {
+            for (evicted, [_given_up, entries]) in &evicted {
                 for leftover in evicted.entries() {
                     self.partitions[partition_of(leftover.term().content(), running)].take_in(&leftover);
                 }
@@ -594,6 +612,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
                     self.models[partition_of(W::key(entry), running)].waiting.take_back(entry, attempts);
                 }
             }
+            (0..running).for_each(|number| self.take_in_given_up(number, running, &evicted));
             (1..self.running).for_each(|number| self.partitions[0].adopt_counts(&self.partitions[number]));
             self.running = running;
         }
@@ -604,6 +623,27 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
             self.models[number].look_into(has_outcomes);
             self.open_or_close(number, true);
         }
+    }
+
+    /// Lets a partition take in the entries given up that belong to it.
+    fn take_in_given_up(&mut self, number: usize, running: usize, evicted: &[(Evicted<S>, [Vec<(W::Entry, u32)>; 2])]) {
+        let is_own = |key: Content| partition_of(key, running) == number;
+        let all = evicted.iter().flat_map(|(evicted, _entries)| evicted.given_up());
+        let leftovers: Vec<_> = all.filter(|leftover| is_own(leftover.term().content())).collect();
+        let mut given_up = W::default();
+        for &(entry, attempts) in evicted.iter().flat_map(|(_evicted, [given_up, _others])| given_up) {
+            if is_own(W::key(entry)) {
+                given_up.take_back(entry, attempts);
+            }
+        }
+        assert_eq!(leftovers.len(), given_up.len());
+        if leftovers.is_empty() {
+            return;
+        }
+        self.partitions[number].take_in_given_up(&leftovers);
+        let flush = self.partitions[number].in_flight().expect("it has a batch given up");
+        let frozen = flush.entries().expect("the batch has no outcome");
+        self.models[number].take_in_given_up(given_up, contents::<S, W>(&frozen, flush.end()));
     }
 
     fn open_or_close(&mut self, number: usize, is_open: bool) {

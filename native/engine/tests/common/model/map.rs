@@ -218,6 +218,10 @@ impl super::Waiting<Generation<TestHeap>> for Waiting {
         self.contains_key(&key)
     }
 
+    fn overrides(&self, (key, value): (Key, Value)) -> bool {
+        self.get(&key).is_some_and(|(waiting, _attempts)| waiting.version == 0 || waiting.version >= value.version)
+    }
+
     fn take_back(&mut self, (key, value): (Key, Value), attempts: u32) {
         self.insert(key, (value, attempts));
     }
