@@ -244,13 +244,12 @@ defmodule PartitionedBuffer.Partition.Server do
 
   # Rebuilds the phase from the native partition, after a start or a death.
   defp take_over(%__MODULE__{ref: ref} = state) do
-    {failures, _failing_ms, pause_ms, _failed} = learned(ref)
-
     if task = Runner.find(ref) do
       handle(watch(%__MODULE__{state | task: task}), {:found, :task})
     else
-      # The last task died unseen, or it did its work.
+      # The last task died unseen, or it did its work. Its lessons are complete from here on.
       Processing.report_lost(ref, nil)
+      {failures, _failing_ms, pause_ms, _failed} = learned(ref)
 
       cond do
         pause_ms != nil -> handle(state, {:found, :paused})

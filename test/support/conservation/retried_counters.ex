@@ -17,9 +17,10 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   # What is known of a key: the sum and the count of what has left the buffer for certain, and the number of the last addition
   # that has, nil if that is not known. `uncertain` are entries of dead tasks, until the next entry tells whether they have left,
-  # and `untold` those of which no later entry tells. `open` are entries in batches that are not settled, the last one first.
+  # and `untold` those of which no later entry tells. `given_up` has sum and count of entries that were given up: if a task dies
+  # while it gives up a batch, `:dead_letter` gets the batch again. `open` are entries in batches that are not settled, the last one first.
   # `failed` is the last one that will come again, and `latest` the last one, for the writers.
-  @new %{sum: 0, count: 0, last: 0, uncertain: [], untold: [], open: [], failed: nil, latest: nil}
+  @new %{sum: 0, count: 0, last: 0, uncertain: [], untold: [], open: [], failed: nil, latest: nil, given_up: []}
 
   # Of a key with more uncertain entries only the count is compared.
   @most_uncertain 14
@@ -195,13 +196,14 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   defp failed(%{mark: :snoozed} = entry), do: entry
   defp failed(entry), do: %{entry | attempts: entry.attempts + 1}
 
-  defp leave(key, %{sum: sum, count: count, last: last}),
+  defp leave(key, %{sum: sum, count: count, last: last, mark: mark}),
     do: %{
       key
       | sum: key.sum + sum,
         count: key.count + count,
         last: key.last && (last || key.last),
-        failed: nil
+        failed: nil,
+        given_up: if(mark == :ok, do: key.given_up, else: [{sum, count} | key.given_up])
     }
 
   # A failed entry of a counter is never replaced.
@@ -229,12 +231,17 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     key = key(ledger, what)
     ledger = if ledger.windows > 0, do: ledger, else: Retries.violation(ledger, :given_up_early, {entry, key})
     same? = &(&1 != nil and {&1.sum, &1.count} == {sum, count})
+    known = Enum.find(key.open, same?)
+    key = if known, do: key, else: resolve(key, ledger)
 
     key =
       cond do
-        known = Enum.find(key.open, same?) ->
+        known ->
           dead = %{known | mark: :dead}
           %{key | open: Enum.map(key.open, &if(&1 == known, do: dead, else: &1)), latest: dead}
+
+        {sum, count} in key.given_up ->
+          key
 
         known = Enum.find(key.uncertain, same?) ->
           leave(%{key | uncertain: List.delete(key.uncertain, known)}, known)
