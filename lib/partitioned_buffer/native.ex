@@ -101,7 +101,7 @@ defmodule PartitionedBuffer.Native do
   Gives the calling process a role: `:server` of a partition gets the message `:enough` from the
   write with which enough entries wait, once for each flush; `:room` of the buffer gets `:full` when
   a write finds no room, and `:room` when the buffer may have some since; `:drainer` of the buffer
-  gets nothing. A role of the buffer is its own `partition`.
+  gets nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
   """
   @spec register(run(), partition() | :room | :drainer, role()) :: :ok | :not_running
   def register(_run, _partition, _role), do: not_loaded()
@@ -312,9 +312,9 @@ defmodule PartitionedBuffer.Native do
   a write, the rest is the unwritten entries.
 
   A list that the caller has not `checked` is checked here, and nothing is written if it is invalid or
-  `:long`, or if the buffer is `:bounded`. A reservation for all entries of a list also means that it
-  is checked. A list that is invalid although it is checked raises badarg; the entries before may be
-  written.
+  `:long`, or if the buffer is `:bounded`. A reservation of this buffer for all entries of a list also
+  means that it is checked. A checked list is read in chunks of 2,048 entries. The call for a rest that
+  begins with an invalid chunk, or with a chunk that the reservation has no room for, raises badarg.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean() | reservation()) :: written()
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()

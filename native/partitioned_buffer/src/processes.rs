@@ -5,6 +5,21 @@
 
 use rustler::{Env, LocalPid};
 
+/// A role of a process.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    /// The process at which writers wait for room.
+    Room,
+    /// The last child of the supervisor.
+    Drainer,
+    /// The process of a partition.
+    Server(u32),
+    /// The task supervisor of a partition.
+    Tasks(u32),
+    /// The task of a partition.
+    Task(u32),
+}
+
 /// The processes of one kind of buffer.
 #[derive(Default)]
 pub(crate) struct Processes {
@@ -35,7 +50,25 @@ impl Processes {
         self.partitions.get(partition as usize).copied().unwrap_or_default()
     }
 
-    /// The processes of a partition, for a change.
+    /// The process with a role, for a change. The caller knows that the partition runs.
+    pub(crate) fn pid_mut(&mut self, role: Role) -> &mut Option<LocalPid> {
+        match role {
+            Role::Room => &mut self.room,
+            Role::Drainer => &mut self.drainer,
+            Role::Server(partition) => &mut self.of_mut(partition).server,
+            Role::Tasks(partition) => &mut self.of_mut(partition).tasks,
+            Role::Task(partition) => &mut self.of_mut(partition).task,
+        }
+    }
+
+    /// Ends the role of a task, unless another process has it.
+    pub(crate) fn end_task(&mut self, partition: u32, pid: LocalPid) {
+        if let Some(of_partition) = self.partitions.get_mut(partition as usize) {
+            of_partition.task.take_if(|task| *task == pid);
+        }
+    }
+
+    /// The processes of a partition that runs, for a change.
     pub(crate) fn of_mut(&mut self, partition: u32) -> &mut OfPartition {
         let partition = partition as usize;
         if self.partitions.len() <= partition {

@@ -8,7 +8,7 @@ use rustler::{Env, Error, NifResult, Term};
 
 use crate::buffer::{CounterPartitions, MapPartitions, QueuePartitions};
 use crate::pace::Pace;
-use crate::reservation::Reservation;
+use crate::reservation::{Reservation, Taken};
 use crate::route::Route;
 use crate::run::{News, NotRunning, Shared};
 use crate::vm::term::{amount, cell, elements, parcel, parcel_with, version, Environment, RawTerm};
@@ -167,6 +167,9 @@ fn invalid(list: Term<'_>) -> Invalid<'_> {
 /// Writes the elements of a list until the time is up. A list that the caller did not check
 /// (`checked`) is checked as a whole first, if it fits into one chunk. In a buffer with a bound,
 /// the caller must have a reservation for all elements.
+///
+/// A chunk that cannot be written is an error only if it is the first one. Else the call returns
+/// before it, so a call with an error changes nothing.
 pub(crate) fn write_list<'a, T: Target>(
     env: Env<'a>,
     target: &T,
@@ -178,11 +181,23 @@ pub(crate) fn write_list<'a, T: Target>(
     let mut chunk = Vec::with_capacity(SHORT);
     let mut step = Step::new();
     let mut start = list;
+    let stop = |pace: &Pace, rest: Term<'a>| {
+        pace.consume_timeslice(env);
+        if rest.as_c_arg() == list.as_c_arg() {
+            Err(Error::BadArg)
+        } else {
+            Ok(Ok(Written::More(rest)))
+        }
+    };
     loop {
         let end = read(target, start, &mut chunk);
         let is_whole = end.is_empty_list();
         if !is_whole && !checked {
             return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
+        }
+        let has_room = reservation.is_none_or(|reservation| reservation.is_for(target.shared(), chunk.len()));
+        if !has_room || !is_whole && chunk.len() < CHUNK {
+            return stop(&pace, start);
         }
         if reservation.is_none() && !checked && target.shared().bound.max().is_some() {
             return Ok(Ok(Written::Bounded));
@@ -194,7 +209,10 @@ pub(crate) fn write_list<'a, T: Target>(
         let mut written = 0;
         while written < chunk.len() {
             let next = chunk.len().min(written + pace.step);
-            let Ok(done) = step.write(env, target, &chunk[written..next], reservation) else {
+            let room = reservation.map(|reservation| reservation.take(next - written));
+            // Another process may use the same reservation.
+            let Ok(room) = room.transpose() else { return stop(&pace, tail(start, written)) };
+            let Ok(done) = step.write(env, target, &chunk[written..next], room.as_ref()) else {
                 return Ok(Ok(Written::Refused(step.rest(tail(start, written), next - written))));
             };
             written += done;
@@ -207,9 +225,6 @@ pub(crate) fn write_list<'a, T: Target>(
         if is_whole {
             pace.consume_timeslice(env);
             return Ok(Ok(Written::All));
-        }
-        if chunk.len() < CHUNK {
-            return Err(Error::BadArg);
         }
         start = end;
     }
@@ -281,11 +296,11 @@ impl<W> Step<W> {
         env: Env<'_>,
         target: &T,
         elements: &[T::Element],
-        reservation: Option<&Reservation>,
+        room: Option<&Taken<'_>>,
     ) -> Result<usize, NotRunning> {
         let (mut count, mut large_bytes) = (0, 0);
         let mut result = Ok(());
-        let mut one_by_one = elements.len() <= WRITTEN_ONE_BY_ONE && reservation.is_none();
+        let mut one_by_one = elements.len() <= WRITTEN_ONE_BY_ONE && room.is_none();
         self.writes.clear();
         self.left.clear();
         while count < elements.len() && large_bytes < LARGE_BYTES && result.is_ok() {
@@ -307,7 +322,7 @@ impl<W> Step<W> {
             count += usize::from(result.is_ok());
         }
         self.done = count - self.writes.len();
-        result.and_then(|()| self.write_by_lock(env, target, reservation)).map(|()| count).inspect_err(|NotRunning| {
+        result.and_then(|()| self.write_by_lock(env, target, room)).map(|()| count).inspect_err(|NotRunning| {
             self.left.extend(count as u32..elements.len() as u32);
         })
     }
@@ -318,12 +333,12 @@ impl<W> Step<W> {
         &mut self,
         env: Env<'_>,
         target: &T,
-        reservation: Option<&Reservation>,
+        room: Option<&Taken<'_>>,
     ) -> Result<(), NotRunning> {
         while !self.left.is_empty() {
             let partition_count = target.shared().count()?;
             self.sort(target, partition_count)?;
-            let done = self.write_sorted(env, target, partition_count, reservation);
+            let done = self.write_sorted(env, target, partition_count, room);
             self.left = self.sorted.split_off(done);
             self.left.sort_unstable();
             if !self.left.is_empty() && target.shared().count()? == partition_count {
@@ -350,7 +365,7 @@ impl<W> Step<W> {
         env: Env<'_>,
         target: &T,
         partition_count: u32,
-        reservation: Option<&Reservation>,
+        room: Option<&Taken<'_>>,
     ) -> usize {
         let mut start = 0;
         for (lock, &end) in self.places.iter().enumerate() {
@@ -360,13 +375,13 @@ impl<W> Step<W> {
             }
             let writes = numbers.iter().map(|&number| &self.writes[number as usize - self.done]);
             let (partition, shard) = ((lock / T::SHARDS) as u32, lock % T::SHARDS);
-            let is_reserved = reservation.is_some();
+            let is_reserved = room.is_some();
             let Ok(Done { used, is_enough }) = target.write_all(partition_count, partition, shard, is_reserved, writes)
             else {
                 break;
             };
-            if let Some(reservation) = reservation {
-                reservation.use_room(used);
+            if let Some(room) = room {
+                room.use_room(used);
             }
             if is_enough {
                 target.tell_enough(env, lock);

@@ -68,6 +68,8 @@ fn write_all<'a>(
     // An unchecked list may be invalid, and that error comes first.
     let written = match target {
         Ok(target) => write_list(env, &target, list, checked, reservation.as_deref())?,
+        // A buffer that was never started has no reservations.
+        Err(NotRunning) if reservation.is_some() => return Err(Error::BadArg),
         Err(NotRunning) if checked => Err(NotRunning),
         Err(NotRunning) => Ok(Written::Long),
     };

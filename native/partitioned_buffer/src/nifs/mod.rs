@@ -1,9 +1,9 @@
 //! The NIFs: each decodes its arguments, makes one call, and encodes the result.
 //! `PartitionedBuffer.Native` documents them for their callers.
 //!
-//! Arguments are not trusted: a wrong one raises `badarg` and changes nothing. The exception is a
-//! list that the caller checked: the elements before the wrong one may be written. A NIF that works
-//! on many entries stops after half a millisecond and returns its progress.
+//! Arguments are not trusted: a wrong one raises `badarg` and changes nothing. A NIF that works on
+//! many entries stops after half a millisecond and returns its progress. Then only the call for the
+//! rest finds what is wrong there.
 
 mod counter;
 mod flush;

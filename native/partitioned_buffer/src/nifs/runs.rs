@@ -7,6 +7,7 @@ use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
 use super::{atoms, count_or_not_running, done, find, limit, nif, or_not_running};
 use crate::any::{each, AnyPartitions, Run};
+use crate::processes::{Processes, Role};
 use crate::registry;
 use crate::run::NotRunning;
 use crate::vm::entry::Function;
@@ -88,63 +89,35 @@ fn set_max_size<'a>(env: Env<'a>, [run, max_size]: [Term<'a>; 2]) -> NifResult<T
 nif!(register / 3);
 fn register<'a>(env: Env<'a>, [run, partition, role]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, role): (Run, Role) = (run.decode()?, Role::decode(partition, role)?);
-    let pid = Some(env.pid());
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            let mut processes = partitions.shared().processes.lock();
-            match role {
-                Role::Room => processes.room = pid,
-                Role::Drainer => processes.drainer = pid,
-                Role::Server(partition) => processes.of_mut(partition).server = pid,
-                Role::Tasks(_) | Role::Task(_) => return Err(NotRunning),
-            }
-            Ok(())
-        }),
-    ))
+    if let Role::Tasks(_) | Role::Task(_) = role {
+        return Err(Error::BadArg);
+    }
+    Ok(done(env, with_processes(&run, role, |processes| *processes.pid_mut(role) = Some(env.pid()))))
 }
 
 nif!(set_tasks / 3);
 fn set_tasks<'a>(env: Env<'a>, [run, partition, pid]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (run, pid): (Run, LocalPid) = (run.decode()?, pid.decode()?);
-    let partition = number_of_partition(partition)?;
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            partitions.shared().processes.lock().of_mut(partition).tasks = Some(pid);
-            Ok(())
-        }),
-    ))
+    let (run, partition, pid): (Run, _, LocalPid) = (run.decode()?, partition.decode()?, pid.decode()?);
+    let role = Role::Tasks(partition);
+    Ok(done(env, with_processes(&run, role, |processes| *processes.pid_mut(role) = Some(pid))))
 }
 
 nif!(process / 3);
 fn process<'a>(env: Env<'a>, [run, partition, role]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, role): (Run, Role) = (run.decode()?, Role::decode(partition, role)?);
-    Ok(or_not_running(
-        env,
-        run.enter(|partitions| {
-            let processes = partitions.shared().processes.lock();
-            Ok(match role {
-                Role::Room => processes.room,
-                Role::Drainer => processes.drainer,
-                Role::Server(partition) => processes.of(partition).server,
-                Role::Tasks(partition) => processes.of(partition).tasks,
-                Role::Task(partition) => processes.of(partition).task,
-            })
-        }),
-    ))
+    Ok(or_not_running(env, with_processes(&run, role, |processes| *processes.pid_mut(role))))
 }
 
 nif!(begin_task / 2);
 fn begin_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (run, partition): (Run, _) = (run.decode()?, number_of_partition(partition)?);
+    let (run, partition): (Run, _) = (run.decode()?, partition.decode()?);
     let (own, is_other) = (env.pid(), |pid: &LocalPid| *pid != env.pid() && pid.is_alive(env));
-    let busy = run.enter(|partitions| {
-        let mut processes = partitions.shared().processes.lock();
-        let task = &mut processes.of_mut(partition).task;
+    let role = Role::Task(partition);
+    let busy = with_processes(&run, role, |processes| {
+        let task = processes.pid_mut(role);
         let busy = task.filter(is_other);
         *task = busy.or(Some(own));
-        Ok(busy)
+        busy
     });
     Ok(match busy {
         Ok(None) => atoms::ok().to_term(env),
@@ -155,12 +128,10 @@ fn begin_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Te
 
 nif!(end_task / 2);
 fn end_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (run, partition): (Run, _) = (run.decode()?, number_of_partition(partition)?);
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
     // This also works after the end of the run, since it removes only the calling task.
     if let Some(partitions) = run.partitions() {
-        let mut processes = partitions.shared().processes.lock();
-        let task = &mut processes.of_mut(partition).task;
-        *task = task.filter(|pid| *pid != env.pid());
+        partitions.shared().processes.lock().end_task(partition, env.pid());
     }
     Ok(atoms::ok().to_term(env))
 }
@@ -267,20 +238,6 @@ fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a
     ))
 }
 
-/// A role of a process.
-enum Role {
-    /// The process at which writers wait for room.
-    Room,
-    /// The last child of the supervisor.
-    Drainer,
-    /// The process of a partition.
-    Server(u32),
-    /// The task supervisor of a partition.
-    Tasks(u32),
-    /// The task of a partition.
-    Task(u32),
-}
-
 impl Role {
     /// The role of this name, of a partition or of the buffer.
     fn decode(partition: Term<'_>, role: Term<'_>) -> NifResult<Self> {
@@ -294,7 +251,7 @@ impl Role {
                 .map(|(_, role)| role)
                 .ok_or(Error::BadArg);
         }
-        let partition = number_of_partition(partition)?;
+        let partition: u32 = partition.decode()?;
         let roles = [
             (atoms::server(), Role::Server(partition)),
             (atoms::tasks(), Role::Tasks(partition)),
@@ -304,14 +261,19 @@ impl Role {
     }
 }
 
-/// The number of a partition that a buffer may have.
-fn number_of_partition(term: Term<'_>) -> NifResult<u32> {
-    let partition: u32 = term.decode()?;
-    if partition < MAX_PARTITIONS {
-        Ok(partition)
-    } else {
-        Err(Error::BadArg)
-    }
+/// Does something with the processes of a run, for a role of the buffer or of a partition that
+/// runs.
+fn with_processes<R>(run: &Run, role: Role, act: impl FnOnce(&mut Processes) -> R) -> Result<R, NotRunning> {
+    run.enter(|partitions| {
+        let shared = partitions.shared();
+        match role {
+            Role::Room | Role::Drainer => {}
+            Role::Server(partition) | Role::Tasks(partition) | Role::Task(partition) => {
+                shared.count().ok().filter(|&count| partition < count).ok_or(NotRunning)?;
+            }
+        }
+        Ok(act(&mut shared.processes.lock()))
+    })
 }
 
 /// The number of the present run of a buffer, and its owner.
