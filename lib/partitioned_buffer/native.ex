@@ -14,9 +14,10 @@ defmodule PartitionedBuffer.Native do
   # no partitions, or has another partition count than `to`, or the run is over. Arguments of another
   # form raise an ArgumentError (badarg) and change nothing.
   #
-  # A call takes at most a millisecond, plus the time to copy one key and one value, or one item. A
-  # list may copy up to 32 large ones, if no large term was written for a while (`pace.rs`). What
-  # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it.
+  # A call takes at most a millisecond, plus the time for one key and one value, or one item. A list
+  # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
+  # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
+  # (`KeyClock` in `pace.rs`, and `charge` in `vm/term.rs`).
   # `open`, `left`, `held`, `batch`, `set_max_size`, `put_functions` and `functions_large` may take
   # longer, so they run on dirty schedulers.
 

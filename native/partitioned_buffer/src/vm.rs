@@ -6,6 +6,7 @@
 //! | [`entry`] | the functions that the VM calls |
 //! | [`term`] | terms and environments for the engine |
 //! | [`clock`] | the VM's time |
+//! | [`small`] | whether a term is small |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
 //! | `timing` | for benchmarks only: how long calls take |
@@ -18,6 +19,7 @@ pub(crate) mod entry;
 mod faults;
 pub(crate) mod kept;
 pub(crate) mod memory;
+pub(crate) mod small;
 pub(crate) mod term;
 #[cfg(feature = "timing")]
 pub(crate) mod timing;

@@ -35,8 +35,14 @@ impl RawTerm {
 
     /// Whether it is an immediate, by its tag. Callers must be safe with a wrong answer.
     #[inline]
-    fn is_immediate(self) -> bool {
-        self.word() & 3 == 3
+    pub(crate) fn is_immediate(self) -> bool {
+        Self::is_immediate_word(self.word())
+    }
+
+    /// Whether the term of this word is an immediate.
+    #[inline]
+    pub(super) fn is_immediate_word(word: ErlNifTerm) -> bool {
+        word & 3 == 3
     }
 
     /// Whether it is a non-empty list, by its tag. Callers must be safe with a wrong answer.
@@ -388,10 +394,10 @@ fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [Raw
 /// How many bytes are copied in a hundredth of a process's time slice.
 const CHARGED: usize = 40 * 1024;
 
-/// Charges the process for the large copy of a call.
+/// Charges the process for the large copy of a call, unless the call `is_charged` as a whole.
 #[inline]
-pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>) {
-    if let Some(heap) = heap {
+pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>, is_charged: bool) {
+    if let Some(heap) = heap.filter(|_| !is_charged) {
         let bytes = UNCHARGED.get() + heap.large;
         UNCHARGED.set(bytes % CHARGED);
         if bytes >= CHARGED {
