@@ -18,8 +18,8 @@ defmodule PartitionedBuffer.Native do
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/term.rs`).
-  # `open`, `left`, `held`, `batch`, `set_max_size`, `put_functions` and `functions_large` may take
-  # longer, so they run on dirty schedulers.
+  # `open`, `buffers`, `left`, `held`, `batch`, `set_max_size`, `put_options`, `put_functions` and
+  # `functions_large` may take longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
@@ -131,7 +131,7 @@ defmodule PartitionedBuffer.Native do
   @spec options(run()) :: {version :: non_neg_integer(), term()} | nil | :not_running
   def options(_run), do: not_loaded()
 
-  @doc "Replaces the options of this version, which is 0 before the first."
+  @doc "Replaces the options of this version, which is 0 before the first. Options of over 32 kB are badarg."
   @spec put_options(run(), non_neg_integer(), term()) :: :ok | :changed | :not_running
   def put_options(_run, _version, _options), do: not_loaded()
 
@@ -149,6 +149,7 @@ defmodule PartitionedBuffer.Native do
   @spec last_error(run()) :: term() | nil | :not_running
   def last_error(_run), do: not_loaded()
 
+  @doc "Keeps the last failure: a term of a few parts, with binaries of any size. Another term is badarg."
   @spec put_error(run(), term()) :: :ok | :not_running
   def put_error(_run, _error), do: not_loaded()
 
@@ -387,8 +388,9 @@ defmodule PartitionedBuffer.Native do
 
   Does as much as its time allows, and returns how many entries it let be retried, how many are
   superseded or deleted, and how many are given up. While there is `:more`, the caller calls again
-  with the same arguments. With `:done` the partition pauses for `pause` milliseconds, if that is not
-  nil, which counts as a failure in a row if the failure is `counted?`.
+  with the numbers that this returns, and else the same arguments. A call looks at 4,096 numbers at
+  most. With `:done` the partition pauses for `pause` milliseconds, if that is not nil, which counts
+  as a failure in a row if the failure is `counted?`.
   """
   @spec give_back(
           flush(),
@@ -396,7 +398,7 @@ defmodule PartitionedBuffer.Native do
           counted? :: boolean(),
           non_neg_integer() | :infinity,
           pause :: non_neg_integer() | nil
-        ) :: {:done | :more, counts()}
+        ) :: {:done, counts()} | {:more, [non_neg_integer()] | :all, counts()}
   def give_back(_flush, _failed, _counted, _max_attempts, _pause), do: not_loaded()
 
   @doc """

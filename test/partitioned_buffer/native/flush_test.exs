@@ -117,4 +117,140 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert learned(buffer) == %{failures: 0, pause_ms: nil, failed: 0}
     end
   end
+
+  # A leased batch of a queue with the items from 0 on.
+  defp leased(length, kind \\ :queue) do
+    buffer = unique_name()
+    Native.open(buffer, kind, 1, true, :infinity)
+    items = Enum.to_list(0..(length - 1))
+
+    if kind == :queue,
+      do: push_all(buffer, items),
+      else: for(item <- items, do: Native.put(buffer, nil, item, item))
+
+    {:fresh, flush} = Native.flush(run(buffer), 0)
+    ^length = read_all(flush, length, 0)
+    assert Native.lease(flush)
+    {buffer, flush}
+  end
+
+  defp push_all(buffer, items) do
+    with {:more, rest} <- Native.push_all(buffer, nil, items, true), do: push_all(buffer, rest)
+  end
+
+  defp read_all(flush, size, length) do
+    case Native.read(flush, length, size, false) do
+      {_entries, length, true} -> length
+      {_entries, length, false} -> read_all(flush, size, length)
+    end
+  end
+
+  defp give_back(flush, failed, counts \\ {0, 0, 0}) do
+    add = fn {a, b, c}, {d, e, f} -> {a + d, b + e, c + f} end
+
+    case Native.give_back(flush, failed, true, :infinity, nil) do
+      {:done, more} -> add.(counts, more)
+      {:more, rest, more} -> give_back(flush, rest, add.(counts, more))
+    end
+  end
+
+  describe "give_back/5" do
+    test "refuses numbers out of order or of no entry, and changes nothing" do
+      {buffer, flush} = leased(3)
+      before = {Native.seen(flush), Native.info(run(buffer), 0)}
+
+      for failed <- [
+            [1, 0],
+            [0, 0],
+            [0, 1, 1],
+            [3],
+            [0, 1, 2, 3],
+            [0, (1 <<< 64) - 1],
+            [-1],
+            [1 <<< 64],
+            [1 <<< 1_000],
+            [0 | 1],
+            [0 | :all],
+            [nil],
+            [0.0],
+            :some,
+            0,
+            {0}
+          ],
+          do: assert({failed, call(:give_back, [flush, failed, true, 1, nil])} == {failed, :badarg})
+
+      assert {Native.seen(flush), Native.info(run(buffer), 0)} == before
+      assert give_back(flush, [0, 2]) == {2, 0, 0}
+      assert [0, 2] == take(buffer)
+    end
+
+    test "takes any number of numbers, and gives back these and no others" do
+      for {length, failed} <- [
+            {10_000, Enum.to_list(0..9_999)},
+            {10_000, Enum.to_list(0..9_999//3)},
+            {10_000, []},
+            {10_000, [9_999]},
+            {10_000, Enum.to_list(0..4_095)},
+            {10_000, Enum.to_list(5_000..7_000)},
+            {4_096, Enum.to_list(0..4_095)},
+            {4_097, Enum.to_list(0..4_096)}
+          ] do
+        {buffer, flush} = leased(length)
+        assert give_back(flush, failed) == {length(failed), 0, 0}
+        {_info, _age, _writes, {0, processed, _failed, 0}, _now} = Native.info(run(buffer), 0)
+        assert processed == length - length(failed)
+        assert waiting(buffer) == failed
+      end
+    end
+
+    test "lets the heir of a batch give back all that is left of it" do
+      {buffer, flush} = leased(20_000)
+      failed = Enum.to_list(0..19_999//2)
+      assert {:more, rest, {retried, 0, 0}} = Native.give_back(flush, failed, true, :infinity, nil)
+      assert rest == Enum.drop(failed, retried)
+
+      task =
+        Task.async(fn ->
+          {:leased, left} = Native.inherit(flush)
+          {left, give_back(flush, :all)}
+        end)
+
+      {left, {others, 0, 0}} = Task.await(task)
+      assert left == others
+      {_info, _age, _writes, {0, processed, _failed, 0}, _now} = Native.info(run(buffer), 0)
+      assert processed + retried + others == 20_000
+      assert Enum.take(waiting(buffer), retried) == Enum.take(failed, retried)
+    end
+
+    test "finds a number that does not fit in the call that comes to it" do
+      {buffer, flush} = leased(20_000, :map)
+      failed = Enum.to_list(0..9_999) ++ [5]
+      assert_raise ArgumentError, fn -> give_back(flush, failed) end
+      {:leased, left} = Native.inherit(flush)
+      # Up to there, all is given back.
+      assert left in 10_000..15_904
+      assert Native.size(buffer) == 20_000 - left
+      assert give_back(flush, :all) == {left, 0, 0}
+    end
+  end
+
+  # The items that are read next, in their order.
+  defp waiting(buffer) do
+    case Native.flush(run(buffer), 0) do
+      {_kind, flush} ->
+        items = items(flush, 0)
+        # The attempts of an item limit its batch.
+        if items == [], do: [], else: (Native.claim(flush) && items) ++ waiting(buffer)
+
+      :empty ->
+        []
+    end
+  end
+
+  defp items(flush, length) do
+    case Native.read(flush, length, 1 <<< 20, false) do
+      {items, _length, true} -> items
+      {items, length, false} -> items ++ items(flush, length)
+    end
+  end
 end

@@ -72,7 +72,7 @@ defmodule PartitionedBuffer.Native.ListTest do
       end
     end
 
-    test "is refused before it is written, whatever its caller claims to have checked" do
+    test "is refused before it is written, whatever its caller has checked" do
       {buffer, flush} = opened()
       before = held(buffer, flush)
 
@@ -101,7 +101,7 @@ defmodule PartitionedBuffer.Native.ListTest do
       assert held(buffer, flush) == before
     end
 
-    test "is written up to the chunk of a bad element if its caller has checked it" do
+    test "is written up to the chunk of a bad element if it is checked" do
       for {nif, kind, element, bad} <- [
             {:put_all, :map, &{&1, 1}, :bad},
             {:put_all_newer, :map, &{&1, 1, 1}, {1, 1}},

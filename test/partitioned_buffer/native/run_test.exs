@@ -233,7 +233,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   end
 
   describe "a role" do
-    test "is refused for another place, and by register/3 if a supervisor or a task has it" do
+    test "is refused for another place, and register/3 refuses :tasks and :task" do
       buffer = unique_name()
       Native.open(buffer, :map, 1, false, :infinity)
 

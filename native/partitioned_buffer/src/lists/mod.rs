@@ -11,7 +11,7 @@ use crate::pace::Pace;
 use crate::reservation::{Reservation, Taken};
 use crate::route::Route;
 use crate::run::{News, NotRunning, Shared};
-use crate::vm::term::{amount, cell, elements, parcel, parcel_with, version, Environment, RawTerm};
+use crate::vm::term::{amount, cell, elements, parcel, parcel_with, tail, version, Environment, RawTerm};
 
 /// The number of elements of a list read before the first is written.
 const CHUNK: usize = 2048;
@@ -245,11 +245,6 @@ fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Element>) 
         rest = tail;
     }
     rest
-}
-
-/// The rest of a list behind its first `count` elements.
-fn tail(list: Term<'_>, count: usize) -> Term<'_> {
-    (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
 }
 
 /// Sends the partition of a write the news that enough entries wait, if it still runs.

@@ -12,6 +12,7 @@ use crate::registry;
 use crate::run::NotRunning;
 use crate::vm::entry::Function;
 use crate::vm::kept::KeptTerm;
+use crate::vm::small::is_small_copy;
 use crate::vm::term::{tuple, unsigned_to, ListBuilder, RawTerm};
 
 /// `size` looks at all partitions, and a step of a list may write to each partition. With this many
@@ -46,7 +47,7 @@ fn owner<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(or_not_running(env, present(name)?.map(|(_number, owner)| owner)))
 }
 
-nif!(buffers / 0);
+nif!(buffers / 0, DirtyCpu);
 fn buffers<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
     let mut names = ListBuilder::with_capacity(env, 0);
     registry::all(|name, buffer| {
@@ -170,10 +171,10 @@ fn options<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     })
 }
 
-nif!(put_options / 3);
+nif!(put_options / 3, DirtyCpu);
 fn put_options<'a>(env: Env<'a>, [run, version, options]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, version): (Run, u64) = (run.decode()?, version.decode()?);
-    let options = KeptTerm::new(options);
+    let options = KeptTerm::small(options).ok_or(Error::BadArg)?;
     Ok(match run.enter(|partitions| Ok(partitions.shared().kept.options.put(version, options))) {
         Ok(true) => atoms::ok().to_term(env),
         Ok(false) => atoms::changed().to_term(env),
@@ -228,6 +229,9 @@ fn last_error<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 nif!(put_error / 2);
 fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let run: Run = run.decode()?;
+    if !is_small_copy(env, error.into()) {
+        return Err(Error::BadArg);
+    }
     let error = KeptTerm::new(error);
     Ok(done(
         env,

@@ -23,7 +23,12 @@ const WORD: usize = size_of::<ErlNifTerm>();
 /// Whether to hash, compare and copy a term takes a few microseconds at most.
 #[inline]
 pub(crate) fn is_small(env: Env<'_>, term: RawTerm) -> bool {
-    spend(env.as_c_arg(), term.word(), BUDGET).is_some()
+    spend::<true>(env.as_c_arg(), term.word(), BUDGET).is_some()
+}
+
+/// Whether to copy a term takes a few microseconds at most. The copy of a binary is a reference.
+pub(crate) fn is_small_copy(env: Env<'_>, term: RawTerm) -> bool {
+    spend_part::<false>(env.as_c_arg(), term.word(), BUDGET).is_some()
 }
 
 /// The bytes of a binary.
@@ -36,27 +41,28 @@ fn binary_size(env: *mut ErlNifEnv, term: ErlNifTerm) -> Option<usize> {
 }
 
 /// The rest of the budget behind a term; `None` if the budget is too low, or the size is unknown.
+/// The bytes of binaries count if they are `HASHED`.
 #[inline]
-fn spend(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
+fn spend<const HASHED: bool>(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
     let budget = budget.checked_sub(PART)?;
     match binary_size(env, term) {
-        Some(size) => budget.checked_sub(size),
-        None => spend_other(env, term, budget),
+        Some(size) => budget.checked_sub(if HASHED { size } else { 0 }),
+        None => spend_other::<HASHED>(env, term, budget),
     }
 }
 
 /// The rest of the budget behind a part of a term.
 #[inline]
-fn spend_part(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
+fn spend_part<const HASHED: bool>(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
     if RawTerm::is_immediate_word(term) {
         budget.checked_sub(WORD)
     } else {
-        spend(env, term, budget)
+        spend::<HASHED>(env, term, budget)
     }
 }
 
 /// The rest of the budget behind a term that is no binary.
-fn spend_other(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
+fn spend_other<const HASHED: bool>(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
     let (mut arity, mut elements) = (0, std::ptr::null());
     let (mut head, mut tail) = (term, term);
     let mut size = 0;
@@ -64,20 +70,21 @@ fn spend_other(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<u
     // does.
     unsafe {
         if enif_get_tuple(env, term, &mut arity, &mut elements) != 0 {
-            return (0..arity as usize).try_fold(budget, |budget, at| spend_part(env, *elements.add(at), budget));
+            return (0..arity as usize)
+                .try_fold(budget, |budget, at| spend_part::<HASHED>(env, *elements.add(at), budget));
         }
         if enif_get_list_cell(env, term, &mut head, &mut tail) != 0 {
-            return spend_part(env, tail, spend_part(env, head, budget)?);
+            return spend_part::<HASHED>(env, tail, spend_part::<HASHED>(env, head, budget)?);
         }
         if enif_get_map_size(env, term, &mut size) != 0 {
-            return spend_map(env, term, budget.checked_sub(size.saturating_mul(PART))?);
+            return spend_map::<HASHED>(env, term, budget.checked_sub(size.saturating_mul(PART))?);
         }
     }
     is_word_or_name(env, term).then_some(budget)
 }
 
 /// The rest of the budget behind a map.
-fn spend_map(env: *mut ErlNifEnv, map: ErlNifTerm, budget: usize) -> Option<usize> {
+fn spend_map<const HASHED: bool>(env: *mut ErlNifEnv, map: ErlNifTerm, budget: usize) -> Option<usize> {
     let mut iterator = MaybeUninit::<ErlNifMapIterator>::uninit();
     let first = ErlNifMapIteratorEntry::ERL_NIF_MAP_ITERATOR_HEAD;
     let (mut key, mut value, mut rest) = (map, map, Some(budget));
@@ -87,7 +94,7 @@ fn spend_map(env: *mut ErlNifEnv, map: ErlNifTerm, budget: usize) -> Option<usiz
             return None;
         }
         while rest.is_some() && enif_map_iterator_get_pair(env, iterator.as_mut_ptr(), &mut key, &mut value) != 0 {
-            rest = rest.and_then(|budget| spend_part(env, value, spend_part(env, key, budget)?));
+            rest = rest.and_then(|budget| spend_part::<HASHED>(env, value, spend_part::<HASHED>(env, key, budget)?));
             enif_map_iterator_next(env, iterator.as_mut_ptr());
         }
         enif_map_iterator_destroy(env, iterator.as_mut_ptr());

@@ -155,16 +155,6 @@ impl Environment {
         }
     }
 
-    /// Copies a term, and returns about how many bytes the copy takes.
-    pub(super) fn copy_whole(&mut self, term: RawTerm) -> (RawTerm, usize) {
-        let copy = self.make_copy(term);
-        let bytes = if copy == term { 0 } else { self.measure(copy) };
-        if bytes >= LARGE {
-            self.large = bytes;
-        }
-        (copy, bytes)
-    }
-
     /// Copies a term.
     #[inline]
     fn make_copy(&mut self, term: RawTerm) -> RawTerm {
@@ -371,9 +361,9 @@ fn is_large(env: Env<'_>, term: RawTerm) -> bool {
     bytes >= LARGE
 }
 
-/// Copies terms to a new environment.
+/// Copies terms to a new environment, which knows how many bytes the copies take.
 #[cold]
-fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [RawTerm; N]) {
+pub(super) fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [RawTerm; N]) {
     let mut heap = Environment::new();
     let words = terms.map(|term| term.0);
     // SAFETY: the terms belong to `env`, the environment of the current call. The copy is a tuple
@@ -630,6 +620,11 @@ pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
         (enif_get_list_cell(env.as_c_arg(), list.as_c_arg(), &mut head, &mut tail) != 0)
             .then(|| (Term::new(env, head), Term::new(env, tail)))
     }
+}
+
+/// The rest of a list behind its first `count` elements.
+pub(crate) fn tail(list: Term<'_>, count: usize) -> Term<'_> {
+    (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
 }
 
 /// A list of terms of the caller, collected before it is made.
