@@ -21,7 +21,7 @@ pub(crate) enum Role {
 }
 
 /// The processes of one kind of buffer.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Processes {
     /// The process at which writers wait for room.
     pub(crate) room: Option<LocalPid>,
@@ -50,7 +50,7 @@ impl Processes {
         self.partitions.get(partition as usize).copied().unwrap_or_default()
     }
 
-    /// The process with a role, for a change. The caller knows that the partition runs.
+    /// The process with a role, for a change. A partition must run.
     pub(crate) fn pid_mut(&mut self, role: Role) -> &mut Option<LocalPid> {
         match role {
             Role::Room => &mut self.room,
@@ -70,11 +70,7 @@ impl Processes {
 
     /// The processes of a partition that runs, for a change.
     pub(crate) fn of_mut(&mut self, partition: u32) -> &mut OfPartition {
-        let partition = partition as usize;
-        if self.partitions.len() <= partition {
-            self.partitions.resize(partition + 1, OfPartition::default());
-        }
-        &mut self.partitions[partition]
+        &mut self.partitions[partition as usize]
     }
 
     /// The processes of all partitions.
@@ -83,9 +79,11 @@ impl Processes {
     }
 
     /// Forgets the processes of the last run, except for live tasks: the next task of the partition
-    /// waits for their end.
-    pub(crate) fn forget(&mut self, env: Env<'_>) {
+    /// waits for their end. Makes room for the processes of the next run.
+    pub(crate) fn forget(&mut self, env: Env<'_>, partition_count: u32) {
         (self.room, self.drainer) = (None, None);
+        let length = self.partitions.len().max(partition_count as usize);
+        self.partitions.resize(length, OfPartition::default());
         for partition in &mut self.partitions {
             let task = partition.task.filter(|task| task.is_alive(env));
             *partition = OfPartition { task, ..OfPartition::default() };

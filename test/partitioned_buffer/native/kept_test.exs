@@ -87,4 +87,84 @@ defmodule PartitionedBuffer.Native.KeptTest do
       end
     end
   end
+
+  # A buffer with room for ten entries, and a term that holds one of its reservations. No process has the term: when
+  # the last copy is freed, so is the room.
+  defp traced do
+    buffer = unique_name()
+    Native.open(buffer, :queue, 1, false, 10)
+
+    put = fn run, nif, arguments ->
+      test = self()
+
+      pid =
+        spawn(fn ->
+          result = call(nif, [run | arguments] ++ [{:traced, Native.reserve(buffer, 1, false)}])
+          send(test, {:put, result})
+        end)
+
+      ref = Process.monitor(pid)
+      assert_receive {:put, result}, 5_000
+      assert_receive {:DOWN, ^ref, :process, ^pid, _reason}, 5_000
+      result
+    end
+
+    {buffer, put}
+  end
+
+  defp await_held(buffer, held), do: elem(Native.bound(buffer), 0) == held || await_held(buffer, held)
+
+  describe "the terms of a run" do
+    test "are freed when they are replaced, and at the end of the run" do
+      {traced, put} = traced()
+      name = unique_name()
+      {owner, run} = open_elsewhere(name, :map, 1)
+      assert put.(run, :put_options, [0]) == :ok
+      assert put.(run, :put_functions, []) == :ok
+      assert put.(run, :put_error, []) == :ok
+      await_held(traced, 3)
+      assert put.(run, :put_functions, []) == :ok
+      assert put.(run, :put_options, [1]) == :ok
+      assert put.(run, :put_options, [1]) == :changed
+      await_held(traced, 3)
+      kill_owner(name, owner)
+      await_held(traced, 0)
+    end
+
+    test "are freed when another kind is opened, or the same one again" do
+      {traced, put} = traced()
+      name = unique_name()
+
+      for kind <- [:map, :queue, :queue, :counter, :map] do
+        Native.open(name, kind, 1, false, :infinity)
+        await_held(traced, 0)
+        assert Native.functions(run(name)) == nil
+        assert Native.options(run(name)) == nil
+        assert put.(run(name), :put_functions, []) == :ok
+        await_held(traced, 1)
+      end
+    end
+
+    test "are freed while other calls for the run are under way" do
+      {traced, put} = traced()
+
+      for _round <- 1..20 do
+        name = unique_name()
+        {owner, run} = open_elsewhere(name, :map, 1)
+        assert put.(run, :put_functions, []) == :ok
+
+        readers =
+          for _ <- 1..4 do
+            Task.async(fn ->
+              Stream.repeatedly(fn -> Native.held(run, 0) end) |> Enum.find(&(&1 == :not_running))
+              put.(run, :put_functions, [])
+            end)
+          end
+
+        kill_owner(name, owner)
+        assert Task.await_many(readers) == List.duplicate(:not_running, 4)
+        await_held(traced, 0)
+      end
+    end
+  end
 end

@@ -158,4 +158,39 @@ defmodule PartitionedBuffer.Native.RoomTest do
       result -> result
     end
   end
+
+  describe "set_max_size/2" do
+    test "of several processes at once leaves one bound for all partitions" do
+      for kind <- [:queue, :map], _round <- 1..20 do
+        buffer = unique_name()
+        Native.open(buffer, kind, 64, false, 1_000)
+
+        put = fn n ->
+          if kind == :queue,
+            do: Native.push(buffer, nil, n),
+            else: Native.put(buffer, nil, n, n)
+        end
+
+        writer = Task.async(fn -> Enum.each(1..500, put) end)
+
+        changes =
+          for sizes <- [[:infinity, 2_000], [3_000, :infinity], [:infinity, 4_000]] do
+            Task.async(fn ->
+              for size <- sizes ++ sizes, do: :ok = Native.set_max_size(run(buffer), size)
+            end)
+          end
+
+        Task.await_many([writer | changes])
+        assert Native.size(buffer) == 500
+        assert Native.set_max_size(run(buffer), 600) == :ok
+        # The shards give back the room that they have not used.
+        Native.has_room(buffer, 1_000)
+        assert held(buffer) == 500
+        results = for n <- 1_001..1_200, do: put.(n)
+        assert Enum.count(results, &(&1 == :ok)) in 1..100
+        assert Native.has_room(buffer, 1_000) == false
+        assert Native.size(buffer) == held(buffer)
+      end
+    end
+  end
 end

@@ -279,4 +279,17 @@ defmodule PartitionedBuffer.Native.RunTest do
       assert Native.left(buffer) == {false, []}
     end
   end
+
+  describe "left/1" do
+    test "names the living processes of all partitions" do
+      buffer = unique_name()
+      Native.open(buffer, :map, 4_096, true, :infinity)
+      assert Native.left(buffer) == {true, []}
+      for number <- 0..4_095, do: assert(Native.register(run(buffer), number, :server) == :ok)
+      dead = spawn(fn -> :ok end)
+      kill_processes([dead])
+      for number <- 0..4_095//2, do: Native.set_tasks(run(buffer), number, dead)
+      assert Native.left(buffer) == {true, List.duplicate({:server, self()}, 4_096)}
+    end
+  end
 end

@@ -3,10 +3,13 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
+use std::sync::Arc;
+
 use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
 use super::{atoms, count_or_not_running, done, find, limit, nif, or_not_running};
 use crate::any::{each, AnyPartitions, Run};
+use crate::kept::Terms;
 use crate::processes::{Processes, Role};
 use crate::registry;
 use crate::run::NotRunning;
@@ -144,7 +147,8 @@ fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     for partitions in find(name)?.map(AnyPartitions::all).into_iter().flatten() {
         let shared = partitions.shared();
         had_outcomes |= shared.opened.read().has_outcomes;
-        let processes = shared.processes.lock();
+        // A copy, since the list allocates and frees memory while it grows.
+        let processes = shared.processes.lock().clone();
         let mut push = |role: rustler::Atom, pid: Option<LocalPid>| {
             if let Some(pid) = pid.filter(|pid| pid.is_alive(env)) {
                 left.push((role, pid).encode(env));
@@ -164,7 +168,8 @@ fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 nif!(options / 1);
 fn options<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.options.get())) {
+    let options = run.enter(|own| kept(own.shared().kept.get(run.number, |kept| (kept.version, kept.options.clone()))));
+    Ok(match options {
         Ok((version, Some(options))) => tuple(env, [unsigned_to(env, version), options.to_term(env)]),
         Ok((_version, None)) => atoms::nil().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
@@ -175,7 +180,7 @@ nif!(put_options / 3, DirtyCpu);
 fn put_options<'a>(env: Env<'a>, [run, version, options]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, version): (Run, u64) = (run.decode()?, version.decode()?);
     let options = KeptTerm::small(options).ok_or(Error::BadArg)?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.options.put(version, options))) {
+    Ok(match run.enter(|own| kept(own.shared().kept.put_options(run.number, version, options))) {
         Ok(true) => atoms::ok().to_term(env),
         Ok(false) => atoms::changed().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
@@ -184,46 +189,29 @@ fn put_options<'a>(env: Env<'a>, [run, version, options]: [Term<'a>; 3]) -> NifR
 
 nif!(functions / 1);
 fn functions<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.functions.get())) {
-        Ok(Some(functions)) if functions.is_large => atoms::large().to_term(env),
-        Ok(Some(functions)) => functions.to_term(env),
-        Ok(None) => atoms::nil().to_term(env),
-        Err(NotRunning) => atoms::not_running().to_term(env),
-    })
+    let functions = kept_term(run, |kept| &kept.functions)?;
+    if functions.as_ref().is_ok_and(|functions| functions.as_ref().is_some_and(|functions| functions.is_large)) {
+        return Ok(atoms::large().to_term(env));
+    }
+    Ok(kept_to(env, functions))
 }
 
 nif!(functions_large / 1, DirtyCpu);
 fn functions_large<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.functions.get())) {
-        Ok(Some(functions)) => functions.to_term(env),
-        Ok(None) => atoms::nil().to_term(env),
-        Err(NotRunning) => atoms::not_running().to_term(env),
-    })
+    Ok(kept_to(env, kept_term(run, |kept| &kept.functions)?))
 }
 
 nif!(put_functions / 2, DirtyCpu);
 fn put_functions<'a>(env: Env<'a>, [run, functions]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let run: Run = run.decode()?;
     let functions = KeptTerm::new(functions);
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            partitions.shared().kept.functions.put(Some(functions));
-            Ok(())
-        }),
-    ))
+    let put = |own: AnyPartitions| kept(own.shared().kept.put(run.number, |kept| &mut kept.functions, functions));
+    Ok(done(env, run.enter(put)))
 }
 
 nif!(last_error / 1);
 fn last_error<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.last_error.get())) {
-        Ok(Some(error)) => error.to_term(env),
-        Ok(None) => atoms::nil().to_term(env),
-        Err(NotRunning) => atoms::not_running().to_term(env),
-    })
+    Ok(kept_to(env, kept_term(run, |kept| &kept.last_error)?))
 }
 
 nif!(put_error / 2);
@@ -233,13 +221,31 @@ fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a
         return Err(Error::BadArg);
     }
     let error = KeptTerm::new(error);
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            partitions.shared().kept.last_error.put(Some(error));
-            Ok(())
-        }),
-    ))
+    let put = |own: AnyPartitions| kept(own.shared().kept.put(run.number, |kept| &mut kept.last_error, error));
+    Ok(done(env, run.enter(put)))
+}
+
+/// What the terms of a run return, unless it is over.
+fn kept<R>(result: Option<R>) -> Result<R, NotRunning> {
+    result.ok_or(NotRunning)
+}
+
+/// A term of a run.
+type MaybeKept = Result<Option<Arc<KeptTerm>>, NotRunning>;
+
+/// A term of a run, to be copied.
+fn kept_term(run: Term<'_>, slot: fn(&Terms) -> &Option<Arc<KeptTerm>>) -> NifResult<MaybeKept> {
+    let run: Run = run.decode()?;
+    Ok(run.enter(|own| kept(own.shared().kept.get(run.number, |terms| slot(terms).clone()))))
+}
+
+/// A copy of a term of a run; nil without one.
+fn kept_to(env: Env<'_>, term: MaybeKept) -> Term<'_> {
+    match term {
+        Ok(Some(term)) => term.to_term(env),
+        Ok(None) => atoms::nil().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    }
 }
 
 impl Role {

@@ -31,7 +31,7 @@ impl Drop for KeptTerm {
 }
 
 impl KeptTerm {
-    /// Keeps a copy of the term. The caller knows that it is small, or is on a dirty scheduler.
+    /// Keeps a copy of the term, on a dirty scheduler unless it is small for sure.
     pub(crate) fn new(term: Term<'_>) -> Self {
         let (environment, [copy]) = pack(term.get_env(), [term.into()]);
         // It is not counted: the count is that of the heaps with copies of entries.

@@ -1,7 +1,7 @@
 //! Whether a term is small for sure.
 //!
-//! The VM does not tell how large a term is. A small one is looked at as a whole, within a budget.
-//! Whatever exceeds the budget may be large.
+//! No function of the VM returns the size of a term. So a term is looked at part by part, within a
+//! budget. If the budget is too low for all parts, the term may be large.
 
 use std::mem::MaybeUninit;
 

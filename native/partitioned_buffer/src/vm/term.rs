@@ -361,7 +361,7 @@ fn is_large(env: Env<'_>, term: RawTerm) -> bool {
     bytes >= LARGE
 }
 
-/// Copies terms to a new environment, which knows how many bytes the copies take.
+/// Copies terms to a new environment, and measures the copies.
 #[cold]
 pub(super) fn pack<const N: usize>(env: Env<'_>, terms: [RawTerm; N]) -> (Environment, [RawTerm; N]) {
     let mut heap = Environment::new();
