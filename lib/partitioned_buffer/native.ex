@@ -17,7 +17,7 @@ defmodule PartitionedBuffer.Native do
   # A call takes at most a millisecond, plus the time for one key and one value, or one item. A list
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
-  # (`KeyClock` in `pace.rs`, and `charge` in `vm/term.rs`).
+  # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`).
   # `open`, `buffers`, `left`, `held`, `batch`, `set_max_size`, `put_options`, `put_functions` and
   # `functions_large` may take longer, so they run on dirty schedulers.
 

@@ -15,7 +15,8 @@ use rustler::{Env, Resource};
 
 use crate::route::Route;
 use crate::run::{News, NotRunning, Owner, Shared};
-use crate::vm::term::{Environment, RawTerm};
+use crate::vm::environment::Environment;
+use crate::vm::term::RawTerm;
 
 /// The partitions of a map.
 pub(crate) type MapPartitions = Partitions<Generation<Environment>, TABLE_SHARDS>;

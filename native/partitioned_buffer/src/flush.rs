@@ -15,8 +15,10 @@ use crate::any::each;
 use crate::buffer::Partitions;
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
+use crate::vm::caller::{copy_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
 use crate::vm::clock::monotonic_time;
-use crate::vm::term::{copy_to, sum_to, tuple, unsigned_to, version_to, Environment, ListBuilder, RawTerm};
+use crate::vm::environment::Environment;
+use crate::vm::term::RawTerm;
 
 /// A record as the processor gets it.
 pub(crate) trait ToTerm: Copy {

@@ -10,8 +10,10 @@ use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::CounterPartitions;
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
+use crate::vm::caller::{amount, sum_to, tuple};
 use crate::vm::entry::Function;
-use crate::vm::term::{amount, parcel, sum_to, tuple, RawTerm};
+use crate::vm::large::parcel;
+use crate::vm::term::RawTerm;
 
 nif!(add / 4);
 fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Term<'a>> {

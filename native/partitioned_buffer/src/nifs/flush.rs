@@ -12,8 +12,8 @@ use super::{atoms, infinity, nif, nil_or};
 use crate::any::{each, AnyPartitions, Run};
 use crate::flush::{Failed, FlushResource, NoEntry, PartitionFlush, Resumed, Terms};
 use crate::run::NotRunning;
+use crate::vm::caller::{cell, tail, tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
-use crate::vm::term::{cell, tail, tuple, unsigned_to, ListBuilder};
 
 nif!(flush / 2);
 fn flush<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
@@ -160,8 +160,7 @@ fn bury<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(atoms::ok().to_term(env))
 }
 
-/// How many numbers of failed entries a call looks at: about as many entries as it gives back in its
-/// time.
+/// How many numbers of failed entries a call looks at. In its time it gives back about as many.
 const NUMBERS: usize = 4096;
 
 /// The first numbers of a list, in ascending order.

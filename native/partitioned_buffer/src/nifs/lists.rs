@@ -12,8 +12,8 @@ use super::{atoms, nif, route};
 use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToCounter, ToMap, ToQueue, Written};
 use crate::reservation::Reservation;
 use crate::run::NotRunning;
+use crate::vm::caller::tuple;
 use crate::vm::entry::Function;
-use crate::vm::term::tuple;
 
 nif!(check / 2);
 fn check<'a>(env: Env<'a>, [shape, list]: [Term<'a>; 2]) -> NifResult<Term<'a>> {

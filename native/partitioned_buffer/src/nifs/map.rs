@@ -11,8 +11,11 @@ use super::{atoms, done, find, nif, route, stored, told};
 use crate::buffer::{MapPartitions, Partitions};
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
+use crate::vm::caller::{copy_to, tuple, version};
 use crate::vm::entry::Function;
-use crate::vm::term::{charge, copy_to, parcel, parcel_with, tuple, version, Environment, RawTerm};
+use crate::vm::environment::Environment;
+use crate::vm::large::{charge, parcel, parcel_with};
+use crate::vm::term::RawTerm;
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {

@@ -22,7 +22,8 @@ use crate::buffer::{Buffer, Partitions};
 use crate::registry;
 use crate::route::Route;
 use crate::run::NotRunning;
-use crate::vm::term::{elements, unsigned_to, RawTerm};
+use crate::vm::caller::{elements, unsigned_to};
+use crate::vm::term::RawTerm;
 
 mod atoms {
     //! The atoms of arguments and results.

@@ -10,7 +10,8 @@ use crate::buffer::QueuePartitions;
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
 use crate::vm::entry::Function;
-use crate::vm::term::{charge, parcel, RawTerm};
+use crate::vm::large::{charge, parcel};
+use crate::vm::term::RawTerm;
 
 nif!(push / 3);
 fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>> {

@@ -13,10 +13,11 @@ use crate::kept::Terms;
 use crate::processes::{Processes, Role};
 use crate::registry;
 use crate::run::NotRunning;
+use crate::vm::caller::{tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
 use crate::vm::kept::KeptTerm;
 use crate::vm::small::is_small_copy;
-use crate::vm::term::{tuple, unsigned_to, ListBuilder, RawTerm};
+use crate::vm::term::RawTerm;
 
 /// `size` looks at all partitions, and a step of a list may write to each partition. With this many
 /// partitions, both stay well below a millisecond.
@@ -225,7 +226,7 @@ fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a
     Ok(done(env, run.enter(put)))
 }
 
-/// What the terms of a run return, unless it is over.
+/// The result of a look at the terms of a run, unless it is over.
 fn kept<R>(result: Option<R>) -> Result<R, NotRunning> {
     result.ok_or(NotRunning)
 }

@@ -3,7 +3,10 @@
 use partitioned_buffer_engine::Heap;
 use rustler::{Env, Term};
 
-use super::term::{copy_to, pack, Environment, RawTerm};
+use super::caller::copy_to;
+use super::environment::Environment;
+use super::large::pack;
+use super::term::RawTerm;
 
 /// A term of more bytes is large: copying it can take longer than a NIF may on a normal scheduler.
 const LARGE: usize = 32 * 1024;
