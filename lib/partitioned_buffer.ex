@@ -168,10 +168,12 @@ defmodule PartitionedBuffer do
       same name and kind starts, or go to `:dead_letter`. An error with their count is logged.
     * **Equal terms.** The processor gets terms exactly as they were written.
     * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices.
-      Only the copy of a single term is never split: it takes as long as sending the term in a
-      message and is charged to the process. A list may copy up to 32 large terms in one slice, if
-      no large term was written for a while. The VM also copies a bitstring that starts within a
-      byte, which is rare, each time its size is read.
+      Only a single term is never split. To copy a key or a value takes as long as sending it in a
+      message. Each call also hashes its key, and compares it with an equal one: for a binary of a
+      megabyte that takes half a millisecond. So use the hash of a document as the key, and not the
+      document. The process is charged for the time that large terms take. A list may copy or hash
+      up to 32 large terms in one slice, if no large term was written for a while. The VM also copies
+      a bitstring that starts within a byte, which is rare, each time its size is read.
     * **Large terms.** Large terms are copied without a lock, so other writers do not wait for the
       copy. Only the first large term after a while is copied under the lock, because its size is
       not known before the copy.

@@ -14,11 +14,12 @@ defmodule PartitionedBuffer.Native do
   # no partitions, or has another partition count than `to`, or the run is over. Arguments of another
   # form raise an ArgumentError (badarg) and change nothing.
   #
-  # A call takes at most a millisecond, plus the time to copy one key and one value, or one item. A
-  # list may copy up to 32 large ones, if no large term was written for a while (`pace.rs`). What
-  # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it.
-  # `open`, `end_run`, `held`, `batch`, `set_max_size`, `put_functions` and `functions_large` may take
-  # longer, so they run on dirty schedulers.
+  # A call takes at most a millisecond, plus the time for one key and one value, or one item. A list
+  # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
+  # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
+  # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`).
+  # `open`, `end_run`, `buffers`, `left`, `held`, `batch`, `set_max_size`, `put_options`, `put_functions` and
+  # `functions_large` may take longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
@@ -101,7 +102,7 @@ defmodule PartitionedBuffer.Native do
   Gives the calling process a role: `:server` of a partition gets the message `:enough` from the
   write with which enough entries wait, once for each flush; `:room` of the buffer gets `:full` when
   a write finds no room, and `:room` when the buffer may have some since; `:drainer` of the buffer
-  gets nothing. A role of the buffer is its own `partition`.
+  gets nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
   """
   @spec register(run(), partition() | :room | :drainer, role()) :: :ok | :not_running
   def register(_run, _partition, _role), do: not_loaded()
@@ -122,18 +123,19 @@ defmodule PartitionedBuffer.Native do
   @spec end_task(run(), partition()) :: :ok
   def end_task(_run, _partition), do: not_loaded()
 
-  @doc """
-  Ends the run of a buffer. Returns whether the last run was with outcomes, and its processes, alive
-  or dead. No other task begins after that.
-  """
-  @spec end_run(atom()) :: {outcomes? :: boolean(), [{role(), pid()}]}
+  @doc "Ends the run of a buffer. No other task begins in it after that."
+  @spec end_run(atom()) :: :ok
   def end_run(_buffer), do: not_loaded()
+
+  @doc "The processes of the last run, alive or dead, and whether that was with outcomes."
+  @spec left(atom()) :: {outcomes? :: boolean(), [{role(), pid()}]}
+  def left(_buffer), do: not_loaded()
 
   @doc "The options of a run with their version; nil before the first."
   @spec options(run()) :: {version :: non_neg_integer(), term()} | nil | :not_running
   def options(_run), do: not_loaded()
 
-  @doc "Replaces the options of this version, which is 0 before the first."
+  @doc "Replaces the options of this version, which is 0 before the first. Options of over 32 kB are badarg."
   @spec put_options(run(), non_neg_integer(), term()) :: :ok | :changed | :not_running
   def put_options(_run, _version, _options), do: not_loaded()
 
@@ -151,6 +153,7 @@ defmodule PartitionedBuffer.Native do
   @spec last_error(run()) :: term() | nil | :not_running
   def last_error(_run), do: not_loaded()
 
+  @doc "Keeps the last failure: a term of a few parts, with binaries of any size. Another term is badarg."
   @spec put_error(run(), term()) :: :ok | :not_running
   def put_error(_run, _error), do: not_loaded()
 
@@ -315,9 +318,9 @@ defmodule PartitionedBuffer.Native do
   a write, the rest is the unwritten entries.
 
   A list that the caller has not `checked` is checked here, and nothing is written if it is invalid or
-  `:long`, or if the buffer is `:bounded`. A reservation for all entries of a list also means that it
-  is checked. A list that is invalid although it is checked raises badarg; the entries before may be
-  written.
+  `:long`, or if the buffer is `:bounded`. A reservation of this buffer for all entries of a list also
+  means that it is checked. A checked list is read in chunks of 2,048 entries. The call for a rest that
+  begins with an invalid chunk, or with a chunk that the reservation has no room for, raises badarg.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean() | reservation()) :: written()
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
@@ -389,8 +392,9 @@ defmodule PartitionedBuffer.Native do
 
   Does as much as its time allows, and returns how many entries it let be retried, how many are
   superseded or deleted, and how many are given up. While there is `:more`, the caller calls again
-  with the same arguments. With `:done` the partition pauses for `pause` milliseconds, if that is not
-  nil, which counts as a failure in a row if the failure is `counted?`.
+  with the numbers that this returns, and else the same arguments. A call looks at 4,096 numbers at
+  most. With `:done` the partition pauses for `pause` milliseconds, if that is not nil, which counts
+  as a failure in a row if the failure is `counted?`.
   """
   @spec give_back(
           flush(),
@@ -398,7 +402,7 @@ defmodule PartitionedBuffer.Native do
           counted? :: boolean(),
           non_neg_integer() | :infinity,
           pause :: non_neg_integer() | nil
-        ) :: {:done | :more, counts()}
+        ) :: {:done, counts()} | {:more, [non_neg_integer()] | :all, counts()}
   def give_back(_flush, _failed, _counted, _max_attempts, _pause), do: not_loaded()
 
   @doc """

@@ -2,7 +2,9 @@ defmodule PartitionedBuffer.LargeTest do
   # Large terms are copied without a lock, charged to the caller, and freed one by one.
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.Queue
+  import Bitwise
+
+  alias PartitionedBuffer.{Counter, Queue}
 
   # Terms that are large at once, that have a large part, and a small one.
   @terms [
@@ -84,6 +86,53 @@ defmodule PartitionedBuffer.LargeTest do
       end
 
       assert most_reductions(fn -> Buffer.put(buffer, :key, {1}) end) < 1_000
+    end
+
+    test "is charged as a key by each operation, whether the key is there or not" do
+      [map, counter, queue] = for module <- [Buffer, Counter, Queue], do: start_buffer(module: module)
+
+      for {name, key} <- [
+            binary: :binary.copy("k", 1_000_000),
+            list: Enum.to_list(1..50_000),
+            map: Map.new(1..20_000, &{&1, &1}),
+            integer: 1 <<< 8_000_000,
+            hidden: {1, 2, 3, 4, 5, [:a, %{b: {:c, :binary.copy("k", 1_000_000)}}]}
+          ],
+          {operation, call} <- [
+            put: fn -> Buffer.put(map, key, 1) end,
+            put_new: fn -> Buffer.put_new(map, key, 1) end,
+            put_newer: fn -> Buffer.put_newer(map, key, 1, System.unique_integer([:monotonic])) end,
+            get: fn -> Buffer.get(map, key) end,
+            delete: fn -> Buffer.delete(map, key) end,
+            get_absent: fn -> Buffer.get(map, key) end,
+            put_all: fn -> Buffer.put_all(map, [{key, 1}]) end,
+            put_all_newer: fn -> Buffer.put_all_newer(map, [{key, 1, 1}]) end,
+            add: fn -> Counter.add(counter, key, 1) end,
+            sum: fn -> Counter.get(counter, key) end,
+            add_all: fn -> Counter.add_all(counter, [{key, 1}]) end,
+            delete_sum: fn -> Counter.delete(counter, key) end,
+            push: fn -> Queue.push(queue, key) end
+          ] do
+        assert {name, operation, most_reductions(call)} > {name, operation, 500}
+      end
+    end
+
+    test "is not charged as a key unless it is large" do
+      buffer = start_buffer()
+
+      for key <- [
+            1,
+            :key,
+            "key",
+            {:key, "key", 1.0},
+            [1, 2],
+            %{key: 1},
+            self(),
+            make_ref(),
+            Integer.pow(2, 70)
+          ] do
+        assert most_reductions(fn -> for _ <- 1..10, do: Buffer.put(buffer, key, 1) end) < 1_000
+      end
     end
 
     test "is read whole while others replace it" do

@@ -134,7 +134,8 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   # the name. The new partitions need the names of the old ones. With outcomes, the batch of a task is tried again, so the task must not go on; without
   # outcomes, the task finds nothing more to do.
   defp end_former_run(buffer, %Options{partitions: count} = options) do
-    {outcomes?, left} = Native.end_run(buffer)
+    Native.end_run(buffer)
+    {outcomes?, left} = Native.left(buffer)
     if outcomes? or Options.outcomes?(options), do: left |> of_role(:task) |> await_ends(0)
     left |> of_role(:server) |> await_ends(@former_ms)
 

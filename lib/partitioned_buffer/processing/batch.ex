@@ -56,9 +56,9 @@ defmodule PartitionedBuffer.Processing.Batch do
       {:done, counts} ->
         counts
 
-      {:more, {retried, superseded, given_up}} ->
+      {:more, rest, {retried, superseded, given_up}} ->
         {more_retried, more_superseded, more_given_up} =
-          give_back(flush, failed, counted?, max_attempts, pause_ms)
+          give_back(flush, rest, counted?, max_attempts, pause_ms)
 
         {retried + more_retried, superseded + more_superseded, given_up + more_given_up}
     end

@@ -10,7 +10,7 @@ use common::map::Map;
 use common::queue;
 use common::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
 use common::{assert_law, ONE};
-use partitioned_buffer_engine::{BatchState, Bound, GaveBack, GiveBack, Hasher, MapPartition};
+use partitioned_buffer_engine::{BatchState, Bound, GaveBack, GiveBack, Hasher, Leased, MapPartition};
 
 /// The result of a step.
 fn gave_back(retried: usize, superseded: usize, given_up: usize, is_done: bool) -> GaveBack {
@@ -208,4 +208,28 @@ fn a_closed_map_takes_back_what_has_failed() {
     assert_eq!((map.partition.info().waiting, map.partition.held()), (3, 3));
     map.open(1);
     assert_eq!(map.succeed_with_all().len(), 3);
+}
+
+#[test]
+fn a_leased_batch_has_its_length_until_its_last_step() {
+    let (map, bound) = bounded();
+    map.put_all(0..10);
+    let flush = map.flush().unwrap();
+    assert_eq!(flush.leased(1), None);
+    assert_eq!(read(&flush, 1, 6, key).unwrap().len(), 6);
+    assert_eq!(flush.leased(1), None, "it is only read");
+    assert!(flush.lease(1, 0));
+    let leased = |next| Some(Leased { next, length: 6 });
+    assert_eq!((flush.leased(1), flush.leased(2)), (leased(0), None));
+    map.partition.give_back(&flush, GiveBack { count: 2, ..all_of(1) });
+    assert_eq!((flush.leased(1), flush.leased(2)), (leased(2), None));
+    assert_eq!(flush.inherit(2), Some((BatchState::Leased, 4)));
+    assert_eq!((flush.leased(1), flush.leased(2)), (None, leased(2)));
+    // Of a step, only the numbers of its entries have to be known.
+    map.partition.give_back(&flush, GiveBack { failed: Some(&[2]), count: 1, ..all_of(2) });
+    let step = GiveBack { failed: Some(&[3, 5]), count: 3, ..all_of(2) };
+    assert_eq!(map.partition.give_back(&flush, step), gave_back(2, 0, 0, true));
+    assert_eq!((flush.leased(1), flush.leased(2)), (None, None));
+    assert_eq!(map.partition.info().ended.processed, 1);
+    assert_map_law(&map, &bound);
 }

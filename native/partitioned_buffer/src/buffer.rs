@@ -16,7 +16,8 @@ use rustler::{Env, Resource};
 
 use crate::route::Route;
 use crate::run::{News, NotRunning, Owner, Shared};
-use crate::vm::term::{Environment, RawTerm};
+use crate::vm::environment::Environment;
+use crate::vm::term::RawTerm;
 
 /// The partitions of a map.
 pub(crate) type MapPartitions = Partitions<Generation<Environment>, TABLE_SHARDS>;
@@ -85,8 +86,8 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         let number = Shared::next_number();
         let owner = Owner::monitor(env, shared, number)?;
         shared.prepare(number);
-        shared.processes.lock().forget(env);
-        shared.kept.clear();
+        shared.processes.lock().forget(env, partition_count);
+        shared.kept.begin(number);
         if opened.partition_count != partition_count && partition_count > 0 {
             self.reroute(opened.partition_count, partition_count);
             opened.partition_count = partition_count;
@@ -150,8 +151,10 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         }
     }
 
-    /// Changes the bound of a running buffer.
+    /// Changes the bound of a running buffer. Of two changes at once, the second one waits: else
+    /// some partitions would have a bound, and others none.
     pub(crate) fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning> {
+        let _changing = self.shared.changing_bound.lock();
         self.set_bound(self.count()?, max_size);
         Ok(())
     }

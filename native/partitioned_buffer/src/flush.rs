@@ -7,7 +7,7 @@ use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Log, Partition, Seen, Store, Tally,
+    BatchState, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Leased, Log, Partition, Seen, Store, Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
@@ -15,8 +15,10 @@ use crate::any::each;
 use crate::buffer::Partitions;
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
+use crate::vm::caller::{copy_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
 use crate::vm::clock::monotonic_time;
-use crate::vm::term::{copy_to, sum_to, tuple, unsigned_to, version_to, Environment, ListBuilder, RawTerm};
+use crate::vm::environment::Environment;
+use crate::vm::term::RawTerm;
 
 /// A record as the processor gets it.
 pub(crate) trait ToTerm: Copy {
@@ -113,9 +115,9 @@ impl FlushResource {
         });
     }
 
-    /// Gives back entries of the batch until all are done or the time is up. See
-    /// [`Partition::give_back`].
-    pub(crate) fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, terms: &Terms) -> GaveBack {
+    /// Gives back entries of the batch until all known ones are done or the time is up, and returns
+    /// the number of the next entry. See [`Partition::give_back`].
+    pub(crate) fn give_back(&self, env: Env<'_>, failed: &Failed, terms: &Terms) -> Result<(GaveBack, usize), NoEntry> {
         each!(FlushResource, self, own => own.give_back(env, failed, terms))
     }
 
@@ -144,6 +146,17 @@ impl FlushResource {
         each!(FlushResource, self, own => own.flush.seen())
     }
 }
+
+/// The failed entries of a batch, as far as one call looks at them.
+pub(crate) struct Failed {
+    /// The numbers in ascending order; `None` for all.
+    pub(crate) numbers: Option<Vec<usize>>,
+    /// Whether no other entries failed behind these.
+    pub(crate) is_whole: bool,
+}
+
+/// A failed entry is not in the batch.
+pub(crate) struct NoEntry;
 
 /// How failed entries are given back: as in [`GiveBack`].
 pub(crate) struct Terms {
@@ -223,25 +236,35 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
     }
 
     /// See [`FlushResource::give_back`].
-    fn give_back(&self, env: Env<'_>, failed: Option<&[usize]>, terms: &Terms) -> GaveBack {
+    fn give_back(&self, env: Env<'_>, failed: &Failed, terms: &Terms) -> Result<(GaveBack, usize), NoEntry> {
         let &Terms { counted, max_attempts, pause } = terms;
+        let (reader, numbers) = (reader(env), failed.numbers.as_deref());
         let mut pace = Pace::start();
         let mut all = GaveBack::default();
-        while !all.is_done {
-            let count = pace.step;
-            let step = GiveBack { reader: reader(env), failed, counted, max_attempts, pause, count };
+        let Some(Leased { mut next, length }) = self.flush.leased(reader) else {
+            return Ok((GaveBack { is_done: true, ..all }, 0));
+        };
+        let last = numbers.and_then(|numbers| numbers.last());
+        if last.is_some_and(|&last| last >= length) {
+            return Err(NoEntry);
+        }
+        let end = if failed.is_whole { length } else { last.map_or(next, |last| last + 1) };
+        while !all.is_done && next < end {
+            let count = pace.step.min(end - next);
+            let step = GiveBack { reader, failed: numbers, counted, max_attempts, pause, count };
             let GaveBack { retried, superseded, given_up, is_done } = self.partition.give_back(&self.flush, step);
             all.retried += retried;
             all.superseded += superseded;
             all.given_up += given_up;
             all.is_done = is_done;
+            next += count;
             if !pace.goes_on(count) {
                 break;
             }
         }
         self.settle(env);
         pace.consume_timeslice(env);
-        all
+        Ok((all, next))
     }
 }
 

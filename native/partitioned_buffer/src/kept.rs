@@ -1,4 +1,8 @@
 //! The terms that a run of a buffer keeps for its processes. The terms outlive the processes.
+//!
+//! They are of one run, by its number: [`Kept::end`] frees them, and afterwards nothing is kept for
+//! that run. So a call that began before the end of its run leaves no term behind. Each term is
+//! replaced as a whole. Terms are copied and freed without the lock.
 
 use std::sync::Arc;
 
@@ -6,70 +10,87 @@ use parking_lot::Mutex;
 
 use crate::vm::kept::KeptTerm;
 
-/// A term, replaced only as a whole. Readers copy it without the lock.
+/// A term that readers share.
+type Shared = Option<Arc<KeptTerm>>;
+
+/// The terms of a run.
 #[derive(Default)]
-pub(crate) struct Slot(Mutex<Option<Arc<KeptTerm>>>);
-
-impl Slot {
-    /// The present term.
-    pub(crate) fn get(&self) -> Option<Arc<KeptTerm>> {
-        self.0.lock().clone()
-    }
-
-    /// Replaces the term. The old one is freed without the lock.
-    pub(crate) fn put(&self, term: Option<KeptTerm>) {
-        let old = std::mem::replace(&mut *self.0.lock(), term.map(Arc::new));
-        drop(old);
-    }
+pub(crate) struct Terms {
+    /// How often the options were replaced.
+    pub(crate) version: u64,
+    /// The plain options.
+    pub(crate) options: Shared,
+    /// The functions of the user.
+    pub(crate) functions: Shared,
+    /// The last failure of a processor.
+    pub(crate) last_error: Shared,
 }
 
-/// A term with a version. Only a caller that saw the present version replaces the term.
+/// The terms of the present run.
 #[derive(Default)]
-pub(crate) struct VersionedSlot(Mutex<(u64, Option<Arc<KeptTerm>>)>);
-
-impl VersionedSlot {
-    /// The present version, and its term.
-    pub(crate) fn get(&self) -> (u64, Option<Arc<KeptTerm>>) {
-        self.0.lock().clone()
-    }
-
-    /// Replaces the term of this version by the term of the next version; `false` if `version` is
-    /// not the present one.
-    pub(crate) fn put(&self, version: u64, term: KeptTerm) -> bool {
-        let term = Some(Arc::new(term));
-        let mut slot = self.0.lock();
-        let is_present = slot.0 == version;
-        if is_present {
-            let old = std::mem::replace(&mut *slot, (version + 1, term));
-            drop(slot);
-            drop(old);
-        }
-        is_present
-    }
-
-    /// Forgets the term.
-    fn clear(&self) {
-        let old = std::mem::take(&mut *self.0.lock());
-        drop(old);
-    }
+struct OfRun {
+    /// The number of the run; `None` between the end of a run and the start of the next one.
+    run: Option<u32>,
+    /// Its terms.
+    terms: Terms,
 }
 
 /// See the module's documentation.
 #[derive(Default)]
-pub(crate) struct Kept {
-    /// The plain options.
-    pub(crate) options: VersionedSlot,
-    /// The functions of the user.
-    pub(crate) functions: Slot,
-    /// The last failure of a processor.
-    pub(crate) last_error: Slot,
-}
+pub(crate) struct Kept(Mutex<OfRun>);
 
 impl Kept {
-    /// Forgets all terms.
-    pub(crate) fn clear(&self) {
-        self.options.clear();
-        self.functions.put(None);
-        self.last_error.put(None);
+    /// Begins a run without terms.
+    pub(crate) fn begin(&self, run: u32) {
+        self.replace(|_present| true, Some(run));
+    }
+
+    /// Frees the terms of a run.
+    pub(crate) fn end(&self, run: u32) {
+        self.replace(|present| present == Some(run), None);
+    }
+
+    /// Frees the terms of the run, if it `is_over`.
+    fn replace(&self, is_over: impl FnOnce(Option<u32>) -> bool, next: Option<u32>) {
+        let mut kept = self.0.lock();
+        let next = OfRun { run: next, terms: Terms::default() };
+        let old = is_over(kept.run).then(|| std::mem::replace(&mut *kept, next));
+        drop(kept);
+        drop(old);
+    }
+
+    /// Looks at the terms of a run; `None` if it is over.
+    pub(crate) fn get<R>(&self, run: u32, look: impl FnOnce(&Terms) -> R) -> Option<R> {
+        let kept = self.0.lock();
+        (kept.run == Some(run)).then(|| look(&kept.terms))
+    }
+
+    /// Replaces a term of a run; `None` if it is over.
+    pub(crate) fn put(&self, run: u32, slot: fn(&mut Terms) -> &mut Shared, term: KeptTerm) -> Option<()> {
+        let mut new = Some(Arc::new(term));
+        let mut kept = self.0.lock();
+        let is_present = kept.run == Some(run);
+        if is_present {
+            std::mem::swap(slot(&mut kept.terms), &mut new);
+        }
+        drop(kept);
+        drop(new);
+        is_present.then_some(())
+    }
+
+    /// Replaces the options of this version by those of the next one; `false` if they have another
+    /// version.
+    pub(crate) fn put_options(&self, run: u32, version: u64, options: KeptTerm) -> Option<bool> {
+        let mut new = Some(Arc::new(options));
+        let mut kept = self.0.lock();
+        let is_present = kept.run == Some(run);
+        let is_put = is_present && kept.terms.version == version;
+        if is_put {
+            kept.terms.version += 1;
+            std::mem::swap(&mut kept.terms.options, &mut new);
+        }
+        drop(kept);
+        drop(new);
+        is_present.then_some(is_put)
     }
 }

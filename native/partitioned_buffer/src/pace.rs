@@ -1,8 +1,12 @@
-//! Limits the time of a call that works on many entries.
+//! The time of a call: its limit if the call works on many entries, and its charge.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use rustler::Env;
+
+use crate::vm::small::is_small;
+use crate::vm::term::RawTerm;
 
 /// A call with more to do returns after this time: half of the millisecond that a NIF may take.
 const TIME_SLICE: Duration = Duration::from_micros(500);
@@ -42,14 +46,71 @@ impl Pace {
         elapsed < TIME_SLICE
     }
 
-    /// Reports to the scheduler the part of its millisecond that the call used. The VM counts in
-    /// hundredths, and charges every call for less than one.
+    /// Charges the process for the time until the end of the last step.
     pub(crate) fn consume_timeslice(&self, env: Env<'_>) {
-        let percent = self.elapsed.as_micros() / 10;
-        if percent > 0 {
-            rustler::schedule::consume_timeslice(env, percent.min(100) as i32);
+        charge_time(env, self.elapsed);
+    }
+}
+
+/// The hundredth of a millisecond: the VM charges for time in this unit.
+const HUNDREDTH: usize = 10_000;
+
+thread_local! {
+    /// Nanoseconds not yet charged to a process.
+    static UNCHARGED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Charges the process for a time. What is less than the VM's unit is left to the next charge.
+fn charge_time(env: Env<'_>, time: Duration) {
+    let time = UNCHARGED.get() + nanoseconds(time);
+    UNCHARGED.set(time % HUNDREDTH);
+    if time >= HUNDREDTH {
+        rustler::schedule::consume_timeslice(env, (time / HUNDREDTH).min(100) as i32);
+    }
+}
+
+/// Charges a process for a call that hashes a key, or an item, if it may be large: nothing can
+/// interrupt the VM at that.
+///
+/// To read a clock costs as much as to hash a small key, so only calls with other keys do. With an
+/// immediate, all that this adds is to look at its tag.
+pub(crate) struct KeyClock(Option<Instant>);
+
+impl KeyClock {
+    /// The clock of a call that hashes nothing.
+    pub(crate) const STOPPED: Self = KeyClock(None);
+
+    /// The clock of a call that begins now.
+    #[inline]
+    pub(crate) fn start(env: Env<'_>, key: RawTerm) -> Self {
+        KeyClock(if key.is_immediate() { None } else { Self::start_for(env, key) })
+    }
+
+    /// The start of a call with a key that is no immediate.
+    #[inline(never)]
+    fn start_for(env: Env<'_>, key: RawTerm) -> Option<Instant> {
+        (!is_small(env, key)).then(Instant::now)
+    }
+
+    /// Whether the process is charged for the time of the call.
+    #[inline]
+    pub(crate) fn runs(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Charges the process, at the end of the call.
+    #[inline]
+    pub(crate) fn charge(self, env: Env<'_>) {
+        if let Some(started) = self.0 {
+            charge_since(env, started);
         }
     }
+}
+
+/// Charges the process for the time since then.
+#[cold]
+fn charge_since(env: Env<'_>, started: Instant) {
+    charge_time(env, started.elapsed());
 }
 
 /// The time in nanoseconds.

@@ -5,8 +5,23 @@
 
 use rustler::{Env, LocalPid};
 
+/// A role of a process.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    /// The process at which writers wait for room.
+    Room,
+    /// The last child of the supervisor.
+    Drainer,
+    /// The process of a partition.
+    Server(u32),
+    /// The task supervisor of a partition.
+    Tasks(u32),
+    /// The task of a partition.
+    Task(u32),
+}
+
 /// The processes of one kind of buffer.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Processes {
     /// The process at which writers wait for room.
     pub(crate) room: Option<LocalPid>,
@@ -35,13 +50,27 @@ impl Processes {
         self.partitions.get(partition as usize).copied().unwrap_or_default()
     }
 
-    /// The processes of a partition, for a change.
-    pub(crate) fn of_mut(&mut self, partition: u32) -> &mut OfPartition {
-        let partition = partition as usize;
-        if self.partitions.len() <= partition {
-            self.partitions.resize(partition + 1, OfPartition::default());
+    /// The process with a role, for a change. A partition must run.
+    pub(crate) fn pid_mut(&mut self, role: Role) -> &mut Option<LocalPid> {
+        match role {
+            Role::Room => &mut self.room,
+            Role::Drainer => &mut self.drainer,
+            Role::Server(partition) => &mut self.of_mut(partition).server,
+            Role::Tasks(partition) => &mut self.of_mut(partition).tasks,
+            Role::Task(partition) => &mut self.of_mut(partition).task,
         }
-        &mut self.partitions[partition]
+    }
+
+    /// Ends the role of a task, unless another process has it.
+    pub(crate) fn end_task(&mut self, partition: u32, pid: LocalPid) {
+        if let Some(of_partition) = self.partitions.get_mut(partition as usize) {
+            of_partition.task.take_if(|task| *task == pid);
+        }
+    }
+
+    /// The processes of a partition that runs, for a change.
+    pub(crate) fn of_mut(&mut self, partition: u32) -> &mut OfPartition {
+        &mut self.partitions[partition as usize]
     }
 
     /// The processes of all partitions.
@@ -50,9 +79,11 @@ impl Processes {
     }
 
     /// Forgets the processes of the last run, except for live tasks: the next task of the partition
-    /// waits for their end.
-    pub(crate) fn forget(&mut self, env: Env<'_>) {
+    /// waits for their end. Makes room for the processes of the next run.
+    pub(crate) fn forget(&mut self, env: Env<'_>, partition_count: u32) {
         (self.room, self.drainer) = (None, None);
+        let length = self.partitions.len().max(partition_count as usize);
+        self.partitions.resize(length, OfPartition::default());
         for partition in &mut self.partitions {
             let task = partition.task.filter(|task| task.is_alive(env));
             *partition = OfPartition { task, ..OfPartition::default() };

@@ -29,14 +29,18 @@ const PROBES: usize = 8;
 /// Enough levels of doubling size for more names than the VM has atoms.
 const LEVELS: usize = 26;
 
-/// One slot of the table.
+/// One slot of the table. Aligned to its size, so that it is in a single cache line.
 #[derive(Default)]
+#[repr(align(32))]
 struct Slot {
     /// The name, as the word of the atom; 0 while the slot is free. It is written after `buffer`.
     name: AtomicUsize,
-    /// The name, and its buffer.
-    buffer: OnceLock<(Atom, ResourceArc<Buffer>)>,
+    /// The name, and its buffer, which is never freed.
+    buffer: OnceLock<(Atom, &'static Buffer)>,
 }
+
+/// Fails the build if a slot fills more than half a cache line.
+const _: () = assert!(size_of::<usize>() != 8 || size_of::<Slot>() == 32);
 
 /// The table.
 static TABLE: [OnceLock<Box<[Slot]>>; LEVELS] = [const { OnceLock::new() }; LEVELS];
@@ -51,7 +55,7 @@ pub(crate) fn find(name: usize) -> Option<&'static Buffer> {
         for slot in slots_of(level.get()?, name) {
             match slot.name.load(Ordering::Acquire) {
                 0 => return None,
-                found if found == name => return slot.buffer.get().map(|(_name, buffer)| &**buffer),
+                found if found == name => return slot.buffer.get().map(|&(_name, buffer)| buffer),
                 _ => {}
             }
         }
@@ -72,7 +76,10 @@ pub(crate) fn find_or_add(atom: Atom, name: usize) -> &'static Buffer {
         .flat_map(|(depth, slots)| slots_of(slots.get_or_init(|| level(FIRST_LEVEL << depth)), name))
         .find(|slot| slot.name.load(Ordering::Relaxed) == 0)
         .expect("the table has room for more names than there can be atoms");
-    let (_name, buffer) = slot.buffer.get_or_init(|| (atom, ResourceArc::new(Buffer::new())));
+    let &(_name, buffer) = slot.buffer.get_or_init(|| {
+        let resource: &'static ResourceArc<Buffer> = Box::leak(Box::new(ResourceArc::new(Buffer::new())));
+        (atom, resource)
+    });
     slot.name.store(name, Ordering::Release);
     buffer
 }
@@ -80,8 +87,8 @@ pub(crate) fn find_or_add(atom: Atom, name: usize) -> &'static Buffer {
 /// Calls `each` with every name ever used, and its buffer.
 pub(crate) fn all(mut each: impl FnMut(Atom, &'static Buffer)) {
     for slot in TABLE.iter().map_while(OnceLock::get).flatten() {
-        if let Some((name, buffer)) = slot.buffer.get() {
-            each(*name, buffer);
+        if let Some(&(name, buffer)) = slot.buffer.get() {
+            each(name, buffer);
         }
     }
 }

@@ -33,6 +33,12 @@ impl Route {
         self.with(self.access().of_waiter())
     }
 
+    /// Whether the key or item chooses the partition.
+    #[inline]
+    pub(crate) fn is_by_term(self) -> bool {
+        self.access().count().is_none()
+    }
+
     /// The same partition with another access.
     fn with(self, access: Access) -> Self {
         Route(self.0 >> 32 << 32 | u64::from(access.to_bits()))

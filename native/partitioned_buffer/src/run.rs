@@ -7,7 +7,8 @@
 //! start holds it for writing. Only a start waits for the lock; other calls find it taken, which
 //! means that their run is over.
 //!
-//! The end of a run takes no lock. It changes [`Shared::state`], which every operation reads.
+//! The end of a run waits for no call. It changes [`Shared::state`], which every operation reads,
+//! and frees the run's [terms](Kept).
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) opened: RwLock<Opened>,
     /// How many entries the partitions may hold.
     pub(crate) bound: Arc<Bound>,
+    /// Held while the bound changes.
+    pub(crate) changing_bound: Mutex<()>,
     /// How many writers wait for room.
     pub(crate) waiting_writers: AtomicU32,
     /// The processes of the run.
@@ -136,12 +139,14 @@ impl Shared {
     /// outlives its run may still settle its batch: nobody else has the batch before the next start.
     #[inline]
     pub(crate) fn enter_last<R>(&self, number: u32, act: impl FnOnce() -> R) -> Result<R, NotRunning> {
-        let _opened = self.opened.try_read().ok_or(NotRunning)?;
-        if self.is_last(number) {
-            Ok(act())
-        } else {
-            Err(NotRunning)
+        while self.is_last(number) {
+            if let Some(_opened) = self.opened.try_read() {
+                return if self.is_last(number) { Ok(act()) } else { Err(NotRunning) };
+            }
+            // A start has the lock, and soon prepares its run.
+            std::thread::yield_now();
         }
+        Err(NotRunning)
     }
 
     /// Leaves no run present, until the run with this number begins.
@@ -155,13 +160,15 @@ impl Shared {
         self.state.store(u64::from(number) << 32 | u64::from(count), Ordering::Release);
     }
 
-    /// Ends the run with this number, or any.
+    /// Ends the run with this number, or any, and frees its terms.
     pub(crate) fn end(&self, number: Option<u32>) {
         let end = |state: u64| {
             let present = (state >> 32) as u32;
             number.is_none_or(|number| number == present).then_some(state >> 32 << 32 | u64::from(CLOSED))
         };
-        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, end);
+        if let Ok(state) = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, end) {
+            self.kept.end((state >> 32) as u32);
+        }
     }
 
     /// Sends news to the process that waits for it.
@@ -205,12 +212,6 @@ impl Resource for Owner {
 
     fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
         self.shared.end(Some(self.number));
-        // No start is under way with the lock. Else that start forgets the terms.
-        if let Some(_opened) = self.shared.opened.try_write() {
-            if !self.shared.is_present(self.number) && self.shared.opened_count().is_none() {
-                self.shared.kept.clear();
-            }
-        }
     }
 }
 

@@ -4,7 +4,11 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`entry`] | the functions that the VM calls |
-//! | [`term`] | terms and environments for the engine |
+//! | [`term`] | terms as words |
+//! | [`caller`] | the terms of the caller |
+//! | [`environment`] | the heaps of the engine |
+//! | [`large`] | environments for large terms, and their charge |
+//! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
 //! | [`clock`] | the VM's time |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
@@ -12,12 +16,17 @@
 //! | `faults` | for tests only: panics in copies |
 #![allow(unsafe_code)]
 
+pub(crate) mod caller;
 pub(crate) mod clock;
 pub(crate) mod entry;
+pub(crate) mod environment;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod kept;
+pub(crate) mod large;
 pub(crate) mod memory;
+pub(crate) mod small;
 pub(crate) mod term;
 #[cfg(feature = "timing")]
 pub(crate) mod timing;
+mod weight;

@@ -14,13 +14,14 @@ use crate::limits::totals::Ended;
 use crate::runs::Runs;
 use crate::store::Store;
 
-/// A step of giving back a batch. All steps of a batch have the same parameters.
+/// A step of giving back a batch. All steps of a batch have the same parameters otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct GiveBack<'a> {
     /// The reader of the batch.
     pub reader: u64,
     /// The numbers of the failed entries in ascending order, counted in the whole batch as it was
-    /// leased; `None` means all. The processor succeeded with the other entries.
+    /// leased; `None` means all. The processor succeeded with the other entries. Numbers of entries
+    /// that other steps handle may be left out.
     pub failed: Option<&'a [usize]>,
     /// Whether this failure counts as an attempt.
     pub counted: bool,
@@ -43,6 +44,15 @@ pub struct GaveBack {
     pub given_up: usize,
     /// Whether this was the last step.
     pub is_done: bool,
+}
+
+/// How far a leased batch is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leased {
+    /// The number of the next entry, in the whole batch as it was leased.
+    pub next: usize,
+    /// The number of entries of the whole batch.
+    pub length: usize,
 }
 
 /// The place of a failed entry from this step on.
@@ -76,6 +86,14 @@ struct Step {
 }
 
 impl<S: Store> Flush<S> {
+    /// The batch that this reader has leased; `None` without one.
+    pub fn leased(&self, reader: u64) -> Option<Leased> {
+        let progress = self.lock();
+        let is_own = progress.batch.state == BatchState::Leased && progress.batch.reader == reader;
+        let next = progress.partial.as_ref().map_or(0, |partial| partial.next);
+        is_own.then(|| Leased { next, length: next + progress.batch.runs.len() })
+    }
+
     /// Does a step, and calls `retry` with the position and the attempts of each failed entry below
     /// `max_attempts`. Leaves the batch of another reader, or without a lease, alone and is done.
     /// The caller allows one step at a time.

@@ -16,5 +16,5 @@ pub use self::batch::BatchState;
 pub use self::flush::{Flush, Flushed, Records, Seen};
 pub use self::frozen::Frozen;
 pub(crate) use self::give_back::Retry;
-pub use self::give_back::{GaveBack, GiveBack};
+pub use self::give_back::{GaveBack, GiveBack, Leased};
 pub use self::reader::Reader;

@@ -8,14 +8,18 @@ use rustler::{Env, NifResult, Term};
 use super::map::delete_from;
 use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::CounterPartitions;
+use crate::pace::KeyClock;
 use crate::run::NotRunning;
+use crate::vm::caller::{amount, sum_to, tuple};
 use crate::vm::entry::Function;
-use crate::vm::term::{amount, parcel, sum_to, tuple, RawTerm};
+use crate::vm::large::parcel;
+use crate::vm::term::RawTerm;
 
 nif!(add / 4);
 fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
     let Some(amount) = amount(number) else { return Ok(atoms::invalid().to_term(env)) };
+    let clock = KeyClock::start(env, key);
     let result = find_counter(name)?.and_then(|counter| {
         let hash = counter.hash(key);
         let parcel = parcel(env, key);
@@ -23,17 +27,20 @@ fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Te
             counter.with_partition(route, key, |partition, access| partition.add(access, hash, &parcel, amount))?;
         Ok(told(counter, env, route, key, stored))
     });
+    clock.charge(env);
     Ok(stored(env, result, atoms::ok()))
 }
 
 nif!(sum / 3);
 fn sum<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
-    let found = find_counter(name)?.and_then(|counter| {
+    let clock = KeyClock::start(env, key);
+    let result = find_counter(name)?.and_then(|counter| {
         let hash = counter.hash(key);
         counter.with_partition(route, key, |partition, access| partition.sum(access, hash, key))
     });
-    Ok(match found {
+    clock.charge(env);
+    Ok(match result {
         Ok(Some(sum)) => tuple(env, [atoms::ok().to_term(env), sum_to(env, sum)]),
         Ok(None) => atoms::error().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),

@@ -10,10 +10,10 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use super::{atoms, infinity, nif, nil_or};
 use crate::any::{each, AnyPartitions, Run};
-use crate::flush::{FlushResource, PartitionFlush, Resumed, Terms};
+use crate::flush::{Failed, FlushResource, NoEntry, PartitionFlush, Resumed, Terms};
 use crate::run::NotRunning;
+use crate::vm::caller::{cell, tail, tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
-use crate::vm::term::{cell, tuple, unsigned_to, ListBuilder};
 
 nif!(flush / 2);
 fn flush<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
@@ -115,15 +115,19 @@ nif!(give_back / 5);
 fn give_back<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     let [flush, failed, counted, max_attempts, pause] = arguments;
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    let failed = if failed.is_atom() { all(failed)? } else { Some(numbers(failed)?) };
+    let known = if failed.is_atom() { all(failed)? } else { numbers(failed)? };
     let max_attempts = if max_attempts.is_atom() { infinity(max_attempts)? } else { Some(max_attempts.decode()?) };
     let pause = nil_or(pause)?.map(Duration::from_millis);
     let terms = Terms { counted: counted.decode()?, max_attempts, pause };
-    let over = GaveBack { is_done: true, ..GaveBack::default() };
-    let gave_back = flush.enter(|flush| flush.give_back(env, failed.as_deref(), &terms)).unwrap_or(over);
-    let GaveBack { retried, superseded, given_up, is_done } = gave_back;
-    let progress = if is_done { atoms::done() } else { atoms::more() };
-    Ok((progress, (retried, superseded, given_up)).encode(env))
+    let over = (GaveBack { is_done: true, ..GaveBack::default() }, 0);
+    let gave_back = flush.enter(|flush| flush.give_back(env, &known, &terms)).unwrap_or(Ok(over));
+    let (GaveBack { retried, superseded, given_up, is_done }, next) = gave_back.map_err(|NoEntry| Error::BadArg)?;
+    let counts = (retried, superseded, given_up).encode(env);
+    if is_done {
+        return Ok(tuple(env, [atoms::done().to_term(env), counts]));
+    }
+    let done = known.numbers.map_or(0, |numbers| numbers.partition_point(|&number| number < next));
+    Ok(tuple(env, [atoms::more().to_term(env), tail(failed, done), counts]))
 }
 
 nif!(inherit / 1);
@@ -156,25 +160,33 @@ fn bury<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(atoms::ok().to_term(env))
 }
 
-/// The numbers of a list.
-fn numbers(list: Term<'_>) -> NifResult<Vec<usize>> {
+/// How many numbers of failed entries a call looks at. In its time it gives back about as many.
+const NUMBERS: usize = 4096;
+
+/// The first numbers of a list, in ascending order.
+fn numbers(list: Term<'_>) -> NifResult<Failed> {
     let (mut numbers, mut rest) = (Vec::new(), list);
-    while let Some((number, tail)) = cell(rest) {
-        numbers.push(number.decode()?);
+    while let Some((number, tail)) = cell(rest).filter(|_| numbers.len() < NUMBERS) {
+        let number: usize = number.decode()?;
+        if numbers.last().is_some_and(|&last| last >= number) {
+            return Err(Error::BadArg);
+        }
+        numbers.push(number);
         rest = tail;
     }
-    if rest.is_empty_list() {
-        Ok(numbers)
+    let is_whole = rest.is_empty_list();
+    if is_whole || numbers.len() == NUMBERS {
+        Ok(Failed { numbers: Some(numbers), is_whole })
     } else {
         Err(Error::BadArg)
     }
 }
 
-/// `None` for the atom `:all`.
-fn all<T>(term: Term<'_>) -> NifResult<Option<T>> {
+/// All entries, for the atom `:all`.
+fn all(term: Term<'_>) -> NifResult<Failed> {
     let atom: rustler::Atom = term.decode()?;
     if atom == atoms::all() {
-        Ok(None)
+        Ok(Failed { numbers: None, is_whole: true })
     } else {
         Err(Error::BadArg)
     }

@@ -12,8 +12,8 @@ use super::{atoms, nif, route};
 use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToCounter, ToMap, ToQueue, Written};
 use crate::reservation::Reservation;
 use crate::run::NotRunning;
+use crate::vm::caller::tuple;
 use crate::vm::entry::Function;
-use crate::vm::term::tuple;
 
 nif!(check / 2);
 fn check<'a>(env: Env<'a>, [shape, list]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
@@ -68,6 +68,8 @@ fn write_all<'a>(
     // An unchecked list may be invalid, and that error comes first.
     let written = match target {
         Ok(target) => write_list(env, &target, list, checked, reservation.as_deref())?,
+        // A buffer that was never started has no reservations.
+        Err(NotRunning) if reservation.is_some() => return Err(Error::BadArg),
         Err(NotRunning) if checked => Err(NotRunning),
         Err(NotRunning) => Ok(Written::Long),
     };

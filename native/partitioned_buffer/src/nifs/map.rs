@@ -9,21 +9,27 @@ use rustler::{Env, Error, NifResult, Term};
 
 use super::{atoms, done, find, nif, route, stored, told};
 use crate::buffer::{MapPartitions, Partitions};
+use crate::pace::KeyClock;
 use crate::run::NotRunning;
+use crate::vm::caller::{copy_to, tuple, version};
 use crate::vm::entry::Function;
-use crate::vm::term::{charge, copy_to, parcel, parcel_with, tuple, version, Environment, RawTerm};
+use crate::vm::environment::Environment;
+use crate::vm::large::{charge, parcel, parcel_with};
+use crate::vm::term::RawTerm;
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
+    let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
-        charge(env, value.heap());
+        charge(env, value.heap(), clock.runs());
         let stored =
             map.with_partition(route, key, |partition, access| partition.put(access, hash, &key_parcel, &value))?;
         Ok(told(map, env, route, key, stored))
     });
+    clock.charge(env);
     Ok(stored(env, result, atoms::ok()))
 }
 
@@ -31,44 +37,50 @@ nif!(put_newer / 5);
 fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
     let version = version(number).ok_or(Error::BadArg)?;
+    let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
         let (key_parcel, (value, version)) = (parcel(env, key), parcel_with(env, value, version));
-        charge(env, value.heap());
+        charge(env, value.heap(), clock.runs());
         let stored = map.with_partition(route, key, |partition, access| {
             partition.put_newer(access, hash, &key_parcel, &value, version)
         })?;
         Ok(told(map, env, route, key, stored))
     });
+    clock.charge(env);
     Ok(stored(env, result, atoms::stale()))
 }
 
 nif!(put_new / 4);
 fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
+    let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
-        charge(env, value.heap());
+        charge(env, value.heap(), clock.runs());
         let stored =
             map.with_partition(route, key, |partition, access| partition.put_new(access, hash, &key_parcel, &value))?;
         Ok(told(map, env, route, key, stored))
     });
+    clock.charge(env);
     Ok(stored(env, result, atoms::exists()))
 }
 
 nif!(get / 3);
 fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
-    let copy = |value, heap: Option<&Environment>| {
-        charge(env, heap);
-        copy_to(env, value)
-    };
-    let found = find_map(name)?.and_then(|map| {
+    let clock = KeyClock::start(env, key);
+    let result = find_map(name)?.and_then(|map| {
+        let copy = |value, heap: Option<&Environment>| {
+            charge(env, heap, clock.runs());
+            copy_to(env, value)
+        };
         let hash = map.hash(key);
         map.with_partition(route, key, |partition, access| partition.get(access, hash, key, copy))
     });
-    Ok(match found {
+    clock.charge(env);
+    Ok(match result {
         Ok(Some(value)) => tuple(env, [atoms::ok().to_term(env), value]),
         Ok(None) => atoms::error().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
@@ -94,11 +106,13 @@ pub(super) fn delete_from<'a, C: Contents<Environment>>(
     key: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));
+    let clock = KeyClock::start(env, key);
     let result = partitions.and_then(|partitions| {
         let hash = partitions.hash(key);
         let result = partitions.with_partition(route, key, |partition, access| partition.delete(access, hash, key));
         partitions.shared.tell_of_room(env);
         result
     });
+    clock.charge(env);
     Ok(done(env, result))
 }

@@ -1,9 +1,9 @@
 //! The NIFs: each decodes its arguments, makes one call, and encodes the result.
 //! `PartitionedBuffer.Native` documents them for their callers.
 //!
-//! Arguments are not trusted: a wrong one raises `badarg` and changes nothing. The exception is a
-//! list that the caller checked: the elements before the wrong one may be written. A NIF that works
-//! on many entries stops after half a millisecond and returns its progress.
+//! Arguments are not trusted: a wrong one raises `badarg` and changes nothing. A NIF that works on
+//! many entries stops after half a millisecond and returns its progress. Then only the call for the
+//! rest finds what is wrong there.
 
 mod counter;
 mod flush;
@@ -22,7 +22,8 @@ use crate::buffer::{Buffer, Partitions};
 use crate::registry;
 use crate::route::Route;
 use crate::run::NotRunning;
-use crate::vm::term::{elements, unsigned_to, RawTerm};
+use crate::vm::caller::{elements, unsigned_to};
+use crate::vm::term::RawTerm;
 
 mod atoms {
     //! The atoms of arguments and results.

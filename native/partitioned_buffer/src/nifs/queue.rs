@@ -7,18 +7,23 @@ use rustler::{Env, NifResult, Term};
 
 use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::QueuePartitions;
+use crate::pace::KeyClock;
 use crate::run::NotRunning;
 use crate::vm::entry::Function;
-use crate::vm::term::{charge, parcel, RawTerm};
+use crate::vm::large::{charge, parcel};
+use crate::vm::term::RawTerm;
 
 nif!(push / 3);
 fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, item) = (route(to)?, RawTerm::from(item));
     let result = find_queue(name)?.and_then(|queue| {
+        let is_hashed = route.is_by_term() && queue.count()? > 1;
+        let clock = if is_hashed { KeyClock::start(env, item) } else { KeyClock::STOPPED };
         let parcel = parcel(env, item);
-        charge(env, parcel.heap());
-        let stored = queue.with_partition(route, item, |partition, access| partition.push(access, &parcel))?;
-        Ok(told(queue, env, route, item, stored))
+        charge(env, parcel.heap(), clock.runs());
+        let stored = queue.with_partition(route, item, |partition, access| partition.push(access, &parcel));
+        clock.charge(env);
+        Ok(told(queue, env, route, item, stored?))
     });
     Ok(stored(env, result, atoms::ok()))
 }

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use rustler::{Encoder, Env, NifResult, ResourceArc, Term};
+use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use super::{atoms, done, find, nif, or_not_running};
 use crate::any::{AnyPartitions, Run};
@@ -13,13 +13,23 @@ use crate::reservation::Reservation;
 use crate::run::{News, NotRunning};
 use crate::vm::entry::Function;
 
+/// More entries than any machine has memory for. With a greater count, the sum of what a bound
+/// counts could be too large for its word.
+const MAX_COUNT: u64 = 1 << 48;
+
+/// A number of entries.
+fn entries(term: Term<'_>) -> NifResult<usize> {
+    let count: u64 = term.decode()?;
+    usize::try_from(count).ok().filter(|_| count <= MAX_COUNT).ok_or(Error::BadArg)
+}
+
 nif!(reserve / 3);
 fn reserve<'a>(env: Env<'a>, [name, count, next]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (count, next): (u64, bool) = (count.decode()?, next.decode()?);
+    let (count, next): (_, bool) = (entries(count)?, next.decode()?);
     let Ok(partitions) = find(name)?.and_then(AnyPartitions::running) else {
         return Ok(atoms::not_running().to_term(env));
     };
-    Ok(match Reservation::new(partitions, count as usize, next) {
+    Ok(match Reservation::new(partitions, count, next) {
         Some(reservation) => ResourceArc::new(reservation).encode(env),
         None => {
             tell_of_full(env, partitions);
@@ -37,9 +47,9 @@ fn release<'a>(env: Env<'a>, [reservation]: [Term<'a>; 1]) -> NifResult<Term<'a>
 
 nif!(has_room / 2);
 fn has_room<'a>(env: Env<'a>, [name, count]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let count: u64 = count.decode()?;
+    let count = entries(count)?;
     let has_room = find(name)?.and_then(AnyPartitions::running).map(|partitions| {
-        let has_room = || partitions.shared().bound.has_room(count as usize);
+        let has_room = || partitions.shared().bound.has_room(count);
         let has_room = has_room() || (partitions.take_room() && has_room());
         if !has_room {
             tell_of_full(env, partitions);

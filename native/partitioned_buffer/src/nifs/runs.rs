@@ -3,15 +3,21 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
+use std::sync::Arc;
+
 use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
 use super::{atoms, count_or_not_running, done, find, limit, nif, or_not_running};
 use crate::any::{each, AnyPartitions, Run};
+use crate::kept::Terms;
+use crate::processes::{Processes, Role};
 use crate::registry;
 use crate::run::NotRunning;
+use crate::vm::caller::{tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
 use crate::vm::kept::KeptTerm;
-use crate::vm::term::{tuple, unsigned_to, ListBuilder, RawTerm};
+use crate::vm::small::is_small_copy;
+use crate::vm::term::RawTerm;
 
 /// `size` looks at all partitions, and a step of a list may write to each partition. With this many
 /// partitions, both stay well below a millisecond.
@@ -45,7 +51,7 @@ fn owner<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(or_not_running(env, present(name)?.map(|(_number, owner)| owner)))
 }
 
-nif!(buffers / 0);
+nif!(buffers / 0, DirtyCpu);
 fn buffers<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
     let mut names = ListBuilder::with_capacity(env, 0);
     registry::all(|name, buffer| {
@@ -88,67 +94,35 @@ fn set_max_size<'a>(env: Env<'a>, [run, max_size]: [Term<'a>; 2]) -> NifResult<T
 nif!(register / 3);
 fn register<'a>(env: Env<'a>, [run, partition, role]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, role): (Run, Role) = (run.decode()?, Role::decode(partition, role)?);
-    let pid = Some(env.pid());
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            let mut processes = partitions.shared().processes.lock();
-            match role {
-                Role::Room => processes.room = pid,
-                Role::Drainer => processes.drainer = pid,
-                Role::Server(partition) => processes.of_mut(partition).server = pid,
-                Role::Tasks(_) | Role::Task(_) => return Err(NotRunning),
-            }
-            Ok(())
-        }),
-    ))
+    if let Role::Tasks(_) | Role::Task(_) = role {
+        return Err(Error::BadArg);
+    }
+    Ok(done(env, with_processes(&run, role, |processes| *processes.pid_mut(role) = Some(env.pid()))))
 }
 
 nif!(set_tasks / 3);
 fn set_tasks<'a>(env: Env<'a>, [run, partition, pid]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (run, pid): (Run, LocalPid) = (run.decode()?, pid.decode()?);
-    let partition = number_of_partition(partition)?;
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            partitions.shared().processes.lock().of_mut(partition).tasks = Some(pid);
-            Ok(())
-        }),
-    ))
+    let (run, partition, pid): (Run, _, LocalPid) = (run.decode()?, partition.decode()?, pid.decode()?);
+    let role = Role::Tasks(partition);
+    Ok(done(env, with_processes(&run, role, |processes| *processes.pid_mut(role) = Some(pid))))
 }
 
 nif!(process / 3);
 fn process<'a>(env: Env<'a>, [run, partition, role]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, role): (Run, Role) = (run.decode()?, Role::decode(partition, role)?);
-    Ok(or_not_running(
-        env,
-        run.enter(|partitions| {
-            let processes = partitions.shared().processes.lock();
-            Ok(match role {
-                Role::Room => processes.room,
-                Role::Drainer => processes.drainer,
-                Role::Server(partition) => processes.of(partition).server,
-                Role::Tasks(partition) => processes.of(partition).tasks,
-                Role::Task(partition) => processes.of(partition).task,
-            })
-        }),
-    ))
+    Ok(or_not_running(env, with_processes(&run, role, |processes| *processes.pid_mut(role))))
 }
 
 nif!(begin_task / 2);
 fn begin_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (run, partition): (Run, _) = (run.decode()?, number_of_partition(partition)?);
+    let (run, partition): (Run, _) = (run.decode()?, partition.decode()?);
     let (own, is_other) = (env.pid(), |pid: &LocalPid| *pid != env.pid() && pid.is_alive(env));
-    let busy = run.enter(|partitions| {
-        let mut processes = partitions.shared().processes.lock();
-        // `end_run` ends the run first, and takes this lock afterwards: it sees each task that begins.
-        if !partitions.shared().is_present(run.number) {
-            return Err(NotRunning);
-        }
-        let task = &mut processes.of_mut(partition).task;
+    let role = Role::Task(partition);
+    let busy = with_processes(&run, role, |processes| {
+        let task = processes.pid_mut(role);
         let busy = task.filter(is_other);
         *task = busy.or(Some(own));
-        Ok(busy)
+        busy
     });
     Ok(match busy {
         Ok(None) => atoms::ok().to_term(env),
@@ -159,25 +133,31 @@ fn begin_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Te
 
 nif!(end_task / 2);
 fn end_task<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (run, partition): (Run, _) = (run.decode()?, number_of_partition(partition)?);
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
     // This also works after the end of the run, since it removes only the calling task.
     if let Some(partitions) = run.partitions() {
-        let mut processes = partitions.shared().processes.lock();
-        let task = &mut processes.of_mut(partition).task;
-        *task = task.filter(|pid| *pid != env.pid());
+        partitions.shared().processes.lock().end_task(partition, env.pid());
     }
     Ok(atoms::ok().to_term(env))
 }
 
 nif!(end_run / 1, DirtyCpu);
 fn end_run<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    for partitions in find(name)?.map(AnyPartitions::all).into_iter().flatten() {
+        partitions.shared().end(None);
+    }
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(left / 1, DirtyCpu);
+fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let mut left = ListBuilder::with_capacity(env, 0);
     let mut had_outcomes = false;
     for partitions in find(name)?.map(AnyPartitions::all).into_iter().flatten() {
         let shared = partitions.shared();
-        shared.end(None);
         had_outcomes |= shared.opened.read().has_outcomes;
-        let processes = shared.processes.lock();
+        // A copy, since the list allocates and frees memory while it grows.
+        let processes = shared.processes.lock().clone();
         let mut push = |role: rustler::Atom, pid: Option<LocalPid>| {
             if let Some(pid) = pid {
                 left.push((role, pid).encode(env));
@@ -197,18 +177,19 @@ fn end_run<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 nif!(options / 1);
 fn options<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.options.get())) {
+    let options = run.enter(|own| kept(own.shared().kept.get(run.number, |kept| (kept.version, kept.options.clone()))));
+    Ok(match options {
         Ok((version, Some(options))) => tuple(env, [unsigned_to(env, version), options.to_term(env)]),
         Ok((_version, None)) => atoms::nil().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }
 
-nif!(put_options / 3);
+nif!(put_options / 3, DirtyCpu);
 fn put_options<'a>(env: Env<'a>, [run, version, options]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (run, version): (Run, u64) = (run.decode()?, version.decode()?);
-    let options = KeptTerm::new(options);
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.options.put(version, options))) {
+    let options = KeptTerm::small(options).ok_or(Error::BadArg)?;
+    Ok(match run.enter(|own| kept(own.shared().kept.put_options(run.number, version, options))) {
         Ok(true) => atoms::ok().to_term(env),
         Ok(false) => atoms::changed().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
@@ -217,73 +198,63 @@ fn put_options<'a>(env: Env<'a>, [run, version, options]: [Term<'a>; 3]) -> NifR
 
 nif!(functions / 1);
 fn functions<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.functions.get())) {
-        Ok(Some(functions)) if functions.is_large => atoms::large().to_term(env),
-        Ok(Some(functions)) => functions.to_term(env),
-        Ok(None) => atoms::nil().to_term(env),
-        Err(NotRunning) => atoms::not_running().to_term(env),
-    })
+    let functions = kept_term(run, |kept| &kept.functions)?;
+    if functions.as_ref().is_ok_and(|functions| functions.as_ref().is_some_and(|functions| functions.is_large)) {
+        return Ok(atoms::large().to_term(env));
+    }
+    Ok(kept_to(env, functions))
 }
 
 nif!(functions_large / 1, DirtyCpu);
 fn functions_large<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.functions.get())) {
-        Ok(Some(functions)) => functions.to_term(env),
-        Ok(None) => atoms::nil().to_term(env),
-        Err(NotRunning) => atoms::not_running().to_term(env),
-    })
+    Ok(kept_to(env, kept_term(run, |kept| &kept.functions)?))
 }
 
 nif!(put_functions / 2, DirtyCpu);
 fn put_functions<'a>(env: Env<'a>, [run, functions]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let run: Run = run.decode()?;
     let functions = KeptTerm::new(functions);
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            partitions.shared().kept.functions.put(Some(functions));
-            Ok(())
-        }),
-    ))
+    let put = |own: AnyPartitions| kept(own.shared().kept.put(run.number, |kept| &mut kept.functions, functions));
+    Ok(done(env, run.enter(put)))
 }
 
 nif!(last_error / 1);
 fn last_error<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    Ok(match run.enter(|partitions| Ok(partitions.shared().kept.last_error.get())) {
-        Ok(Some(error)) => error.to_term(env),
-        Ok(None) => atoms::nil().to_term(env),
-        Err(NotRunning) => atoms::not_running().to_term(env),
-    })
+    Ok(kept_to(env, kept_term(run, |kept| &kept.last_error)?))
 }
 
 nif!(put_error / 2);
 fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let run: Run = run.decode()?;
+    if !is_small_copy(env, error.into()) {
+        return Err(Error::BadArg);
+    }
     let error = KeptTerm::new(error);
-    Ok(done(
-        env,
-        run.enter(|partitions| {
-            partitions.shared().kept.last_error.put(Some(error));
-            Ok(())
-        }),
-    ))
+    let put = |own: AnyPartitions| kept(own.shared().kept.put(run.number, |kept| &mut kept.last_error, error));
+    Ok(done(env, run.enter(put)))
 }
 
-/// A role of a process.
-enum Role {
-    /// The process at which writers wait for room.
-    Room,
-    /// The last child of the supervisor.
-    Drainer,
-    /// The process of a partition.
-    Server(u32),
-    /// The task supervisor of a partition.
-    Tasks(u32),
-    /// The task of a partition.
-    Task(u32),
+/// The result of a look at the terms of a run, unless it is over.
+fn kept<R>(result: Option<R>) -> Result<R, NotRunning> {
+    result.ok_or(NotRunning)
+}
+
+/// A term of a run.
+type MaybeKept = Result<Option<Arc<KeptTerm>>, NotRunning>;
+
+/// A term of a run, to be copied.
+fn kept_term(run: Term<'_>, slot: fn(&Terms) -> &Option<Arc<KeptTerm>>) -> NifResult<MaybeKept> {
+    let run: Run = run.decode()?;
+    Ok(run.enter(|own| kept(own.shared().kept.get(run.number, |terms| slot(terms).clone()))))
+}
+
+/// A copy of a term of a run; nil without one.
+fn kept_to(env: Env<'_>, term: MaybeKept) -> Term<'_> {
+    match term {
+        Ok(Some(term)) => term.to_term(env),
+        Ok(None) => atoms::nil().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    }
 }
 
 impl Role {
@@ -299,7 +270,7 @@ impl Role {
                 .map(|(_, role)| role)
                 .ok_or(Error::BadArg);
         }
-        let partition = number_of_partition(partition)?;
+        let partition: u32 = partition.decode()?;
         let roles = [
             (atoms::server(), Role::Server(partition)),
             (atoms::tasks(), Role::Tasks(partition)),
@@ -309,14 +280,24 @@ impl Role {
     }
 }
 
-/// The number of a partition that a buffer may have.
-fn number_of_partition(term: Term<'_>) -> NifResult<u32> {
-    let partition: u32 = term.decode()?;
-    if partition < MAX_PARTITIONS {
-        Ok(partition)
-    } else {
-        Err(Error::BadArg)
-    }
+/// Does something with the processes of a run, for a role of the buffer or of a partition that
+/// runs.
+fn with_processes<R>(run: &Run, role: Role, act: impl FnOnce(&mut Processes) -> R) -> Result<R, NotRunning> {
+    run.enter(|partitions| {
+        let shared = partitions.shared();
+        // A start ends the run before it takes this lock to see the processes of the run.
+        let mut processes = shared.processes.lock();
+        if !shared.is_present(run.number) {
+            return Err(NotRunning);
+        }
+        match role {
+            Role::Room | Role::Drainer => {}
+            Role::Server(partition) | Role::Tasks(partition) | Role::Task(partition) => {
+                shared.count().ok().filter(|&count| partition < count).ok_or(NotRunning)?;
+            }
+        }
+        Ok(act(&mut processes))
+    })
 }
 
 /// The number of the present run of a buffer, and its owner.

@@ -3,7 +3,10 @@
 use partitioned_buffer_engine::Heap;
 use rustler::{Env, Term};
 
-use super::term::{copy_to, Environment, RawTerm};
+use super::caller::copy_to;
+use super::environment::Environment;
+use super::large::pack;
+use super::term::RawTerm;
 
 /// A term of more bytes is large: copying it can take longer than a NIF may on a normal scheduler.
 const LARGE: usize = 32 * 1024;
@@ -31,13 +34,18 @@ impl Drop for KeptTerm {
 }
 
 impl KeptTerm {
-    /// Keeps a copy of the term.
+    /// Keeps a copy of the term, on a dirty scheduler unless it is small for sure.
     pub(crate) fn new(term: Term<'_>) -> Self {
-        let mut environment = Environment::new();
+        let (environment, [copy]) = pack(term.get_env(), [term.into()]);
         // It is not counted: the count is that of the heaps with copies of entries.
         super::memory::count_environments(-1);
-        let (term, bytes) = environment.copy_whole(term.into());
-        KeptTerm { term, _environment: environment, is_large: bytes > LARGE }
+        let is_large = environment.large_bytes() > LARGE;
+        KeptTerm { term: copy, _environment: environment, is_large }
+    }
+
+    /// Keeps a copy of a term that is read on normal schedulers; `None` if it is large.
+    pub(crate) fn small(term: Term<'_>) -> Option<Self> {
+        Some(Self::new(term)).filter(|kept| !kept.is_large)
     }
 
     /// A copy in the environment of the caller.

@@ -1,0 +1,148 @@
+//! The terms of the caller: reads them, and makes new ones.
+
+use partitioned_buffer_engine::Version;
+use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
+use rustler::{Encoder, Env, Term};
+
+use super::term::RawTerm;
+
+/// The version in `term`, if `term` is an integer.
+#[inline]
+pub(crate) fn version(term: Term<'_>) -> Option<Version<RawTerm>> {
+    let env = term.get_env().as_c_arg();
+    if let Some(small) = amount(term) {
+        return Some(Version::Int(small));
+    }
+    let mut float = 0.0;
+    // SAFETY: `term` belongs to `env`; the pointer is to an `f64`.
+    let is_integer =
+        unsafe { enif_is_number(env, term.as_c_arg()) != 0 && enif_get_double(env, term.as_c_arg(), &mut float) == 0 };
+    if !is_integer {
+        return None;
+    }
+    // SAFETY: `env` belongs to the current call, which may write it, and zero is an immediate.
+    let sign = unsafe { enif_compare(term.as_c_arg(), enif_make_int(env, 0)) };
+    Some(if sign < 0 { Version::Below(term.into()) } else { Version::Above(term.into()) })
+}
+
+/// The integer in `term`, if it is one of 64 bits.
+#[inline]
+pub(crate) fn amount(term: Term<'_>) -> Option<i64> {
+    let mut amount = 0_i64;
+    // SAFETY: `term` belongs to its environment; the pointer is to an `i64`.
+    (unsafe { enif_get_int64(term.get_env().as_c_arg(), term.as_c_arg(), &mut amount) } != 0).then_some(amount)
+}
+
+/// A copy of `term` in the environment of the caller.
+#[inline]
+pub(crate) fn copy_to(env: Env<'_>, term: RawTerm) -> Term<'_> {
+    // SAFETY: `env` belongs to the current call, `term` is valid, and the new term belongs to
+    // `env`.
+    unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), term.0)) }
+}
+
+/// A signed integer as a term in the environment of the caller.
+#[inline]
+fn signed_to(env: Env<'_>, integer: i64) -> Term<'_> {
+    // SAFETY: `env` belongs to the current call, and the new term belongs to `env`.
+    unsafe { Term::new(env, enif_make_int64(env.as_c_arg(), integer)) }
+}
+
+/// A sum as a term in the environment of the caller.
+#[inline]
+pub(crate) fn sum_to(env: Env<'_>, sum: i128) -> Term<'_> {
+    match i64::try_from(sum) {
+        Ok(small) => signed_to(env, small),
+        Err(_) => sum.encode(env),
+    }
+}
+
+/// The version as a term in the environment of the caller.
+#[inline]
+pub(crate) fn version_to(env: Env<'_>, version: Version<RawTerm>) -> Term<'_> {
+    match version {
+        Version::Int(small) => signed_to(env, small),
+        Version::Below(big) | Version::Above(big) => copy_to(env, big),
+    }
+}
+
+/// An unsigned integer as a term in the environment of the caller.
+#[inline]
+pub(crate) fn unsigned_to(env: Env<'_>, integer: u64) -> Term<'_> {
+    // SAFETY: `env` belongs to the current call, and the new term belongs to `env`.
+    unsafe { Term::new(env, enif_make_uint64(env.as_c_arg(), integer)) }
+}
+
+/// A tuple of terms of the caller.
+#[inline]
+pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -> Term<'a> {
+    let words = elements.map(|element| element.as_c_arg());
+    // SAFETY: all elements belong to `env`, as their lifetime shows, and the array has `N`
+    // elements.
+    unsafe { Term::new(env, enif_make_tuple_from_array(env.as_c_arg(), words.as_ptr(), N as u32)) }
+}
+
+/// The elements of a tuple of this size.
+#[inline]
+pub(crate) fn elements<const N: usize>(term: Term<'_>) -> Option<[Term<'_>; N]> {
+    let env = term.get_env();
+    let (mut arity, mut words) = (0, std::ptr::null());
+    // SAFETY: `term` belongs to `env`. If it is a tuple, `words` points to `arity` terms of the
+    // same environment, which live as long as it does.
+    unsafe {
+        if enif_get_tuple(env.as_c_arg(), term.as_c_arg(), &mut arity, &mut words) == 0 || arity as usize != N {
+            return None;
+        }
+        Some(std::array::from_fn(|at| Term::new(env, *words.add(at))))
+    }
+}
+
+/// Head and tail of a non-empty list.
+#[inline]
+pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
+    let env = list.get_env();
+    let (mut head, mut tail) = (list.as_c_arg(), list.as_c_arg());
+    // SAFETY: `list` belongs to `env`, and so do the head and tail, which are written if it is a
+    // cell.
+    unsafe {
+        (enif_get_list_cell(env.as_c_arg(), list.as_c_arg(), &mut head, &mut tail) != 0)
+            .then(|| (Term::new(env, head), Term::new(env, tail)))
+    }
+}
+
+/// The rest of a list behind its first `count` elements.
+pub(crate) fn tail(list: Term<'_>, count: usize) -> Term<'_> {
+    (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
+}
+
+/// A list of terms of the caller, collected before it is made.
+pub(crate) struct ListBuilder<'a> {
+    /// The environment of the list.
+    env: Env<'a>,
+    /// Its elements, which belong to `env`.
+    elements: Vec<ErlNifTerm>,
+}
+
+impl<'a> ListBuilder<'a> {
+    /// An empty list with room for `capacity` elements.
+    pub(crate) fn with_capacity(env: Env<'a>, capacity: usize) -> Self {
+        ListBuilder { env, elements: Vec::with_capacity(capacity) }
+    }
+
+    /// Adds an element at the end.
+    #[inline]
+    pub(crate) fn push(&mut self, element: Term<'a>) {
+        self.elements.push(element.as_c_arg());
+    }
+
+    /// The list.
+    pub(crate) fn build(self) -> Term<'a> {
+        let length = u32::try_from(self.elements.len()).expect("a batch has fewer than 2^32 entries");
+        // SAFETY: all elements belong to `env`, as their lifetime shows, and their number is
+        // `length`.
+        unsafe {
+            let list = enif_make_list_from_array(self.env.as_c_arg(), self.elements.as_ptr(), length);
+            Term::new(self.env, list)
+        }
+    }
+}
