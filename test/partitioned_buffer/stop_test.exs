@@ -3,6 +3,7 @@ defmodule PartitionedBuffer.StopTest do
 
   import ExUnit.CaptureLog
 
+  alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.Queue
 
   @moduletag :capture_log
@@ -13,7 +14,7 @@ defmodule PartitionedBuffer.StopTest do
 
       for first <- [&Buffer.stop/1, &Buffer.stop(&1, :shutdown), &Supervisor.terminate_child(owner, &1)] do
         buffer = start_buffer(partitions: 1, processor: asking_processor())
-        supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
+        supervisor = Lookup.supervisor(buffer)
         Buffer.put(buffer, :key, 1)
         first = Task.async(fn -> first.(buffer) end)
         assert_receive {:asked, processor, _batch}
@@ -26,7 +27,7 @@ defmodule PartitionedBuffer.StopTest do
 
     test "exits after its timeout, and if the buffer ends for another reason" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
-      supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
+      supervisor = Lookup.supervisor(buffer)
       Buffer.put(buffer, :key, 1)
       stop = fn timeout -> catch_exit(Buffer.stop(buffer, :normal, timeout)) end
       stops = [Task.async(fn -> stop.(:infinity) end)]
@@ -44,6 +45,18 @@ defmodule PartitionedBuffer.StopTest do
 
       # Their deaths are logged, and the log is captured only during the test.
       for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason}, 5_000)
+    end
+
+    test "raises on a timeout that is none, and the buffer goes on" do
+      buffer = start_buffer()
+
+      for server <- [buffer, Lookup.supervisor(buffer)], timeout <- [nil, -1, 1.5, 10_000_000_000, :soon] do
+        error = assert_raise ArgumentError, fn -> Buffer.stop(server, :normal, timeout) end
+        assert error.message =~ "of a call on buffer #{inspect(buffer)}"
+        assert error.message =~ inspect(timeout)
+      end
+
+      assert Buffer.put(buffer, :key, 1) == :ok
     end
 
     test "exits if a process stops itself" do
@@ -242,6 +255,122 @@ defmodule PartitionedBuffer.StopTest do
 
       assert Task.await(stop) == :ok
       assert length(received_batches()) == 3
+    end
+  end
+
+  describe "flush/2 during a stop" do
+    # Partition 0 hangs, and the stop kills it. Partition 1 keeps the stop from ending.
+    for {how, opts} <- [
+          without: [processing_timeout_ms: 50],
+          with: [processing_timeout_ms: 500, max_attempts: :infinity, retry_backoff_ms: {1, 1}]
+        ] do
+      test "calls no partition that is given up, #{how} outcomes" do
+        opts = unquote(opts)
+        {test, hangs} = {self(), :atomics.new(1, [])}
+
+        processor = fn [{key, _, _, _}] = batch ->
+          cond do
+            key != :other ->
+              send(test, {:hangs, self(), key})
+              receive(do: (:never -> :ok))
+
+            # With outcomes each call has its own time, so the one that waits for the test begins late.
+            opts[:max_attempts] != nil and :atomics.get(hangs, 1) == 0 ->
+              {:error, :again}
+
+            true ->
+              send(test, {:asked, self(), batch})
+              receive(do: (:return -> :ok))
+          end
+        end
+
+        buffer = start_buffer([processor: processor, processing_batch_size: 1] ++ opts)
+        for n <- 1..3, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(0, 2))
+        tick(hd(partitions(buffer)))
+        assert_receive {:hangs, hanging, _key}
+        ref = Process.monitor(hanging)
+        Buffer.put(buffer, :other, 1, partition_key: partition_key_of(1, 2))
+        stop = Task.async(fn -> Buffer.stop(buffer) end)
+        assert_receive {:DOWN, ^ref, :process, ^hanging, :killed}
+        :atomics.put(hangs, 1, 1)
+        assert_receive {:asked, other, _batch}
+
+        pids = Enum.map(partitions(buffer), &Process.whereis/1)
+        for pid <- pids, do: :erlang.trace(pid, true, [:receive])
+        flush = Task.async(fn -> Buffer.flush(buffer) end)
+
+        for pid <- pids,
+            do: assert_receive({:trace, ^pid, :receive, {_call, _from, {:flush, _callers, false}}})
+
+        send(other, :return)
+
+        # Without outcomes the killed call loses its entry. The flush counts it if it came before the end of the pass.
+        assert {:error, {:failed, failed}} = Task.await(flush)
+        assert failed == 3 or (opts[:max_attempts] == nil and failed == 2)
+        assert Task.await(stop) == :ok
+        refute_received {:hangs, _pid, _key}
+      end
+    end
+  end
+
+  describe "update_options/2 during a stop" do
+    test "takes effect in that stop, also if a processor calls it" do
+      test = self()
+      buffer = unique_name()
+
+      processor = fn _batch ->
+        changed = Buffer.update_options(buffer, processing_batch_size: 7, max_size: 100)
+        send(test, {:changed, changed, options(buffer).processing_batch_size})
+        :error
+      end
+
+      opts = [
+        processor: processor,
+        max_attempts: :infinity,
+        retry_backoff_ms: {1, 1},
+        drain_timeout_ms: :infinity
+      ]
+
+      start_buffer([name: buffer, partitions: 1] ++ opts)
+      Buffer.put(buffer, :key, 1)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # It would never end.
+      for _ <- 1..3, do: assert_receive({:changed, :ok, 7})
+      assert Buffer.update_options(buffer, drain_timeout_ms: 0) == :ok
+      assert Task.await(stop) == :ok
+    end
+  end
+
+  describe "a stop whose supervisor is killed" do
+    for {how, opts} <- [without: [], with: [max_attempts: 3]] do
+      test "cannot close the next buffer of its name, #{how} outcomes" do
+        ask = asking_processor()
+
+        # A task that outlives its supervisor.
+        processor = fn batch ->
+          Process.flag(:trap_exit, true)
+          ask.(batch)
+        end
+
+        opts = [processor: processor, processing_batch_size: 1] ++ unquote(opts)
+        buffer = start_buffer([partitions: 2] ++ opts)
+        for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
+        {supervisor, drainer} = {Lookup.supervisor(buffer), drainer(buffer)}
+        refs = for pid <- [supervisor, drainer], do: Process.monitor(pid)
+        stop = Task.async(fn -> catch_exit(Buffer.stop(buffer)) end)
+        tasks = for _ <- 1..2, do: assert_receive({:asked, _pid, _batch}) |> elem(1)
+        Process.exit(supervisor, :kill)
+        assert {_killed, {GenServer, :stop, _args}} = Task.await(stop)
+
+        start_buffer(name: buffer, partitions: 2, processing_batch_size: 1)
+        # The last that the stop waited for.
+        for task <- tasks, do: send(task, :return)
+        for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason})
+        for n <- 0..1, do: assert(Buffer.put(buffer, n, :new, partition_key: partition_key_of(n, 2)) == :ok)
+        refute Enum.any?(Buffer.info(buffer).partitions, &(&1.state == :closed))
+        assert Buffer.flush(buffer) == :ok
+        assert {0, :new, 0, 0} in received_entries()
+      end
     end
   end
 
