@@ -142,6 +142,24 @@ defmodule PartitionedBuffer.BoundTest do
       assert Buffer.get(buffer, 2) == :newest
     end
 
+    test "takes a stale write that has waited as one that has not" do
+      for {opts, result} <- [{[], :ok}, {[stale: :error], {:error, :stale}}] do
+        {buffer, task} = start_full(2, max_attempts: 3)
+        newer = writer(fn -> Buffer.put_newer(buffer, :key, :newer, 9) end)
+        await_waiting(buffer, 1)
+        older = writer(fn -> Buffer.put_newer(buffer, :key, :older, 5, opts) end)
+        await_waiting(buffer, 2)
+        task = reply_and_await(task)
+        assert_receive {:wrote, ^newer, :ok}
+        reply(task)
+        assert_receive {:wrote, ^older, ^result}
+        assert Buffer.get(buffer, :key) == :newer
+        assert Buffer.put_newer(buffer, :key, :older, 5, opts) == result
+        assert %{stale: 2, refused: 0, dropped: 0} = PartitionedBuffer.info(buffer).totals
+        assert answer_all(buffer) == :ok
+      end
+    end
+
     test "raises, returns an error or drops the write on timeout, and counts it" do
       {buffer, _task} = start_full(1, full_timeout_ms: 10, max_attempts: 1)
 
@@ -566,7 +584,7 @@ defmodule PartitionedBuffer.BoundTest do
       reply(task)
       partition = Routing.partition_name(buffer, 0)
       wait_idle(partition)
-      :sys.suspend(partition)
+      :erlang.suspend_process(Process.whereis(partition))
       for n <- 1..5, do: Buffer.put(buffer, n, n)
       kill_and_await_restart(partition)
       assert_receive {:asked, task, [_, _, _, _, _]}

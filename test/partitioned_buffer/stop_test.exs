@@ -195,9 +195,12 @@ defmodule PartitionedBuffer.StopTest do
             drainer: drainer(buffer)
           }
 
-          suspend_supervisor(buffer)
-          kill_processes(for victim <- unquote(victims), do: victims[victim])
-          log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
+          log =
+            capture_log(fn ->
+              stop = stop_with_dead(buffer, for(victim <- unquote(victims), do: victims[victim]))
+              assert Task.await(stop) == :ok
+            end)
+
           refute log =~ "could not process"
           assert keys(received_entries()) == Enum.to_list(1..100)
           refute_received {[:processing_failed], _measurements, _metadata}
@@ -212,9 +215,7 @@ defmodule PartitionedBuffer.StopTest do
       tick(partition)
       {task, first} = await_batch()
       Buffer.put(buffer, :later, 1)
-      suspend_supervisor(buffer)
-      kill_processes([Process.whereis(partition)])
-      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      stop = stop_with_dead(buffer, [Process.whereis(partition)])
 
       refute_receive {:asked, _pid, _batch}, 100
       send(task, :return)
@@ -677,8 +678,16 @@ defmodule PartitionedBuffer.StopTest do
 
   ## Processes
 
-  # A suspended supervisor learns of deaths only when it stops, so it restarts no child.
-  defp suspend_supervisor(buffer), do: :sys.suspend(PartitionedBuffer.Routing.supervisor_name(buffer))
+  # Stops a buffer whose supervisor learns of the deaths of these processes too late to restart them.
+  defp stop_with_dead(buffer, pids) do
+    supervisor = Lookup.supervisor(buffer)
+    :erlang.suspend_process(supervisor)
+    stop = Task.async(fn -> Buffer.stop(buffer) end)
+    await_messages(supervisor, 1)
+    kill_processes(pids)
+    :erlang.resume_process(supervisor)
+    stop
+  end
 
   # The last child, which a supervisor ends first.
   defp drainer(buffer) do
