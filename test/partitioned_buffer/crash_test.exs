@@ -106,8 +106,8 @@ defmodule PartitionedBuffer.CrashTest do
     end
   end
 
-  describe "a supervisor that is killed" do
-    test "is started again at the first try, though tasks are at work" do
+  describe "a killed supervisor" do
+    test "restarts at the first try while tasks are at work" do
       for outcomes <- [[], [max_attempts: 3]] do
         # It gives up at the second restart within an hour.
         owner = start_supervised!({DynamicSupervisor, max_restarts: 1, max_seconds: 3_600}, id: outcomes)

@@ -4,7 +4,10 @@ defmodule PartitionedBuffer.DeliveryTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.{Native, Processing, Queue}
+  @moduletag :capture_log
+
+  alias PartitionedBuffer.{Counter, Native, Processing, Queue}
+  alias PartitionedBuffer.Processing.Batch
 
   # Flushes only when it is asked to, and pauses so long that no test sees the end of a pause.
   defp start(opts) do
@@ -42,6 +45,7 @@ defmodule PartitionedBuffer.DeliveryTest do
   defp perform(:raise), do: raise("the sink is away")
   defp perform(:throw), do: throw(:away)
   defp perform(:exit), do: exit(:away)
+  defp perform(:exit_normally), do: exit(:normal)
   defp perform(:kill), do: Process.exit(self(), :kill)
   defp perform(:hang), do: receive(do: (:never -> :ok))
   defp perform(value), do: value
@@ -80,6 +84,7 @@ defmodule PartitionedBuffer.DeliveryTest do
         {:raise, %RuntimeError{message: "the sink is away"}},
         {:throw, {:throw, :away}},
         {:exit, {:exit, :away}},
+        {:exit_normally, {:exit, :normal}},
         {:kill, :killed},
         {:hang, :timeout},
         {{:error, :insert, :changeset, %{}}, {:error, :insert, :changeset, %{}}},
@@ -91,7 +96,9 @@ defmodule PartitionedBuffer.DeliveryTest do
       ]
 
       for {returned, reason} <- failures do
-        buffer = start(processor: returning([returned, :ok]), processing_timeout_ms: 100)
+        # A busy machine may take longer than this for the calls that return.
+        timeout = if returned == :hang, do: 100, else: 60_000
+        buffer = start(processor: returning([returned, :ok]), processing_timeout_ms: timeout)
         attach_telemetry(buffer)
         Buffer.put_all(buffer, a: 1, b: 2)
         assert {returned, quietly(fn -> Buffer.flush(buffer) end)} == {returned, {:error, {:failed, 2}}}
@@ -99,6 +106,7 @@ defmodule PartitionedBuffer.DeliveryTest do
         assert_received {[:retry], %{count: 2, superseded: 0, delay: delay}, %{reason: ^reason, failures: 1}}
         assert delay in 30_000..60_000
         assert_received {[:processing_failed], %{count: 2}, %{reason: ^reason}}
+        Buffer.update_options(buffer, processing_timeout_ms: 60_000)
         assert Buffer.flush(buffer) == :ok
         assert Buffer.size(buffer) == 0
       end
@@ -193,6 +201,22 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert [500 | _] = bad
       assert List.last(bad) == 1
       assert Enum.zip(bad, [500, 125, 31, 7, 1]) |> Enum.all?(fn {size, most} -> size <= most end)
+    end
+
+    test "have any limit, and one beyond 32 bits holds up nothing" do
+      for max <- [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1, 2 ** 32, 2 ** 70], updated? <- [false, true] do
+        buffer =
+          start(processor: returning([:error, :error, :ok]), max_attempts: if(updated?, do: 5, else: max))
+
+        if updated?, do: Buffer.update_options(buffer, max_attempts: max)
+        Buffer.put(buffer, :key, 1)
+
+        assert quietly(fn -> for _ <- 1..2, do: Buffer.flush(buffer) end) ==
+                 List.duplicate({:error, {:failed, 1}}, 2)
+
+        assert {learned(buffer).failures, Buffer.flush(buffer)} == {2, :ok}
+        assert received_batches() == List.duplicate([{:key, 1, 0, 0}], 3)
+      end
     end
 
     test "begin at 0 again for a newer write" do
@@ -609,6 +633,19 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
   end
 
+  describe "failures in a row" do
+    test "end when a task succeeds after its partition's death" do
+      {buffer, _task} = running = in_flight()
+      fail(running)
+      assert %{partitions: [%{failures: 1, state: :paused}]} = Buffer.info(buffer)
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, task, _batch}
+      kill_and_await_restart(partition_of(buffer))
+      succeed({buffer, task})
+      assert %{partitions: [%{failures: 0, state: :idle}]} = Buffer.info(buffer)
+    end
+  end
+
   describe "a task that dies" do
     test "fails its batch, even if the partition's process died before it" do
       {buffer, task} = in_flight()
@@ -670,6 +707,67 @@ defmodule PartitionedBuffer.DeliveryTest do
         assert_received {[:dead_letter], %{count: 1}, %{handled: ^handled?}}
         assert PartitionedBuffer.flush(buffer) == :ok
         refute_received {:batch, _batch}
+      end
+    end
+
+    test "in :dead_letter is logged by a start without outcomes" do
+      {test, buffer} = {self(), unique_name()}
+
+      dead_letter = fn entries, _reason ->
+        send(test, {:dead, self(), entries})
+        perform(:hang)
+      end
+
+      start(name: buffer, processor: fn _batch -> :error end, max_attempts: 1, dead_letter: dead_letter)
+      Buffer.put_all(buffer, for(n <- 1..7, do: {n, n}))
+      quietly(fn -> Buffer.flush(buffer, async: true) && assert_receive({:dead, _task, [_ | _]}) end)
+      quietly(fn -> kill_tree(buffer) end)
+      attach_telemetry(buffer)
+
+      log =
+        capture_log(fn ->
+          start_buffer(name: buffer, partitions: 1)
+          assert_receive {[:dead_letter], %{count: 7}, %{handled: false, reason: :killed}}
+        end)
+
+      assert log =~ "partition 0 of buffer #{inspect(buffer)} gives up 7 entries: :killed"
+      wait_idle(partition_of(buffer))
+      assert %{size: 0, in_flight: 0, totals: %{given_up: 7, processed: 0}} = Buffer.info(buffer)
+      assert received_batches() == []
+    end
+
+    test "while it gives a batch back leaves each entry once" do
+      count = 40_000
+
+      for {module, write} <- [
+            {Buffer, &Buffer.put_all(&1, for(n <- 1..count, do: {n, n}))},
+            {Counter, &Counter.add_all(&1, for(n <- 1..count, do: {n, 1}))},
+            {Queue, &Queue.push(&1, Enum.to_list(1..count))}
+          ] do
+        opts = [processor: returning([:ok]), processing_batch_size: 10 * count, max_size: 2 * count]
+        buffer = start([module: module, max_attempts: :infinity] ++ opts)
+        write.(buffer)
+        {:fresh, flush} = Native.flush(run(buffer), 0)
+
+        await_end(
+          spawn(fn ->
+            assert Batch.read(job(buffer, flush, []), false).count == count
+            true = Native.lease(flush)
+            # A step: the time of one call is up before all entries are given back.
+            {:more, _counts} = Native.give_back(flush, :all, true, :infinity, 60_000)
+          end)
+        )
+
+        assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, count}}
+        assert Buffer.flush(buffer) == :ok
+        entries = received_entries()
+        assert length(entries) == count
+        keys = if module == Queue, do: entries, else: keys(entries)
+        assert keys == Enum.to_list(1..count)
+        if module == Counter, do: assert(Enum.all?(entries, &match?({_key, 1, 1}, &1)))
+        assert %{size: 0, in_flight: 0, totals: totals} = PartitionedBuffer.info(buffer)
+        assert totals.written - totals.coalesced == totals.processed + totals.superseded
+        assert Native.has_room(buffer, 2 * count)
       end
     end
 

@@ -106,24 +106,37 @@ defmodule PartitionedBuffer.StartTest do
     end
   end
 
-  describe "the names of a buffer" do
-    test "are those of its supervisor and partitions, and of no other process" do
+  describe "the processes of a buffer" do
+    setup do
       buffer = start_buffer(partitions: 2, processor: asking_processor(), max_size: 10)
       Buffer.put(buffer, :key, 1)
       Buffer.flush(buffer, async: true)
       assert_receive {:asked, task, _batch}
       supervisor = Lookup.supervisor(buffer)
       children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
-      processes = [task, supervisor | children]
+      {:ok, buffer: buffer, task: task, processes: [task, supervisor | children]}
+    end
+
+    test "have names if they are its supervisor or a partition", %{buffer: buffer} = context do
       # A process without a name has an empty list.
-      named = for pid <- processes, {_key, name} = Process.info(pid, :registered_name), name != [], do: name
+      named =
+        for pid <- context.processes,
+            {_key, name} = Process.info(pid, :registered_name),
+            name != [],
+            do: name
+
       assert Enum.sort(named) == Enum.sort([Routing.supervisor_name(buffer) | partitions(buffer)])
-      # Nor has it a table that other processes could write to.
+      send(context.task, :return)
+    end
+
+    test "own no ETS table, which others could change", %{task: task, processes: processes} do
       assert for(table <- :ets.all(), :ets.info(table, :owner) in processes, do: table) == []
       send(task, :return)
     end
+  end
 
-    test "leave similar names to the application, whose processes go on" do
+  describe "a buffer" do
+    test "leaves similar names to the application, whose processes go on" do
       name = Module.concat([unique_name("App")])
       parts = ~w(Room Writers Drainer Tasks Task TaskSupervisor Settings 0.Task 0.TaskSupervisor 0.Supervisor)
 
@@ -147,7 +160,7 @@ defmodule PartitionedBuffer.StartTest do
       assert Enum.map(apps, &Agent.get(&1, fn part -> part end)) == parts
     end
 
-    test "of another buffer are not taken by one with the same text" do
+    test "does not take the names of another one with the same text" do
       other = start_buffer(name: Module.concat([unique_name("Users")]))
       supervisor = Lookup.supervisor(other)
       name = other |> Module.split() |> hd() |> String.to_atom()

@@ -265,7 +265,7 @@ defmodule PartitionedBuffer.StopTest do
           without: [processing_timeout_ms: 50],
           with: [processing_timeout_ms: 500, max_attempts: :infinity, retry_backoff_ms: {1, 1}]
         ] do
-      test "calls no partition that is given up, #{how} outcomes" do
+      test "calls no given-up partition, #{how} outcomes" do
         opts = unquote(opts)
         {test, hangs} = {self(), :atomics.new(1, [])}
 
@@ -314,8 +314,8 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
-  describe "update_options/2 during a stop" do
-    test "takes effect in that stop, also if a processor calls it" do
+  describe "update_options/2 in a stop" do
+    test "takes effect, also if a processor calls it" do
       test = self()
       buffer = unique_name()
 
@@ -342,9 +342,9 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
-  describe "a stop whose supervisor is killed" do
+  describe "a killed stop" do
     for {how, opts} <- [without: [], with: [max_attempts: 3]] do
-      test "cannot close the next buffer of its name, #{how} outcomes" do
+      test "never closes the next buffer, #{how} outcomes" do
         ask = asking_processor()
 
         # A task that outlives its supervisor.
@@ -491,8 +491,8 @@ defmodule PartitionedBuffer.StopTest do
       assert_receive {:asked, one, [{n, n, 0, 0}]}
       assert_receive {:asked, other, _batch}
       # The first partition has nothing left to process.
-      send(one, :return)
       ref = Process.monitor(one)
+      send(one, :return)
       assert_receive {:DOWN, ^ref, :process, ^one, :normal}
 
       opts = [partition_key: partition_key_of(n, 2)]
