@@ -3,6 +3,7 @@ defmodule PartitionedBuffer.CrashTest do
   use PartitionedBuffer.Case, async: true
 
   alias PartitionedBuffer.Buffer.Lookup
+  alias PartitionedBuffer.{Counter, Native, Queue}
 
   @moduletag :capture_log
 
@@ -139,6 +140,43 @@ defmodule PartitionedBuffer.CrashTest do
         for _ <- 1..4, do: flush(name)
         assert keys(received_entries()) == Enum.to_list(1..100) ++ [:new]
         stop_supervised!(name)
+      end
+    end
+
+    test "leaves all its flushes as one batch" do
+      for {module, write} <- [
+            {Buffer, &Buffer.put_all(&1, for(n <- 1..800, do: {n, n}))},
+            {Counter, &Counter.add_all(&1, for(n <- 1..800, do: {n, n}))},
+            {Queue, &Queue.push(&1, Enum.to_list(1..800))}
+          ] do
+        outcomes = [module: module, max_attempts: 5, retry_backoff_ms: {60_000, 60_000}]
+        buffer = start_buffer([partitions: 8] ++ outcomes)
+        write.(buffer)
+        for number <- 0..7, do: {:fresh, _flush} = Native.flush(run(buffer), number)
+        kill_tree(buffer)
+
+        {:ok, results} = Agent.start_link(fn -> [:error, :ok] end)
+        test = self()
+
+        processor = fn batch ->
+          send(test, {:batch, batch})
+          Agent.get_and_update(results, fn [result | results] -> {result, results} end)
+        end
+
+        start_buffer(
+          [name: buffer, partitions: 1, processor: processor, processing_batch_size: 10_000] ++ outcomes
+        )
+
+        assert %{size: 800, in_flight: 0} = PartitionedBuffer.info(buffer)
+        assert PartitionedBuffer.flush(buffer) == {:error, {:failed, 800}}
+        assert PartitionedBuffer.flush(buffer) == :ok
+        assert [failed, again] = received_batches()
+
+        numbers = fn batch ->
+          Enum.sort(if module == Queue, do: batch, else: Enum.map(batch, &elem(&1, 1)))
+        end
+
+        assert {numbers.(failed), numbers.(again)} == {Enum.to_list(1..800), Enum.to_list(1..800)}
       end
     end
 
