@@ -284,15 +284,14 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
 
     test "used up are reported if :dead_letter fails or hangs; entries are gone" do
-      for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, fn _, _ -> perform(:hang) end] do
-        buffer =
-          start(
-            processor: returning([:error, :ok]),
-            max_attempts: 1,
-            dead_letter: failing,
-            processing_timeout_ms: 100
-          )
+      hangs = fn _, _ -> perform(:hang) end
 
+      for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, hangs] do
+        # Only the call that hangs has a short limit.
+        timeout = if failing == hangs, do: 100, else: 60_000
+        processor = returning([:error, :ok])
+        opts = [processor: processor, max_attempts: 1, dead_letter: failing, processing_timeout_ms: timeout]
+        buffer = start(opts)
         attach_telemetry(buffer)
         Buffer.put(buffer, :key, 1)
         quietly(fn -> Buffer.flush(buffer) end)
@@ -508,29 +507,30 @@ defmodule PartitionedBuffer.DeliveryTest do
       test = self()
 
       for {backoff, expected, logged} <- [
-            {fn failures -> failures * 7_000 end, 7_000, nil},
+            {fn failures -> failures * 7_000 end, 7_000, ""},
             {fn _ -> -1 end, 30_000, "got: -1"},
             {fn _ -> :soon end, 30_000, "got: :soon"},
             {fn _ -> raise "no" end, 30_000, "(RuntimeError) no"},
             {fn _ -> throw(:no) end, 30_000, "it ended with throw"},
             {fn _ -> GenServer.call(:nobody, :pause) end, 30_000, "it ended with exit"},
             {fn _ -> send(test, {:hangs, self()}) && Process.sleep(:infinity) end, 30_000,
-             "it took longer than 50 ms"}
+             "it took longer than 500 ms"}
           ] do
         buffer =
           start(
             partitions: 1,
             processor: fn _batch -> {:error, :down} end,
             retry_backoff_ms: backoff,
-            processing_timeout_ms: 100,
+            # The function has half of this time.
+            processing_timeout_ms: if(logged =~ "longer than", do: 1_000, else: 60_000),
             drain_timeout_ms: 0
           )
 
         attach_telemetry(buffer)
         Buffer.put(buffer, :key, 1)
         log = capture_log(fn -> Buffer.flush(buffer) end)
-        if logged, do: assert(log =~ "retry_backoff_ms of buffer #{inspect(buffer)} failed")
-        if logged, do: assert(log =~ logged)
+        assert log =~ "retry_backoff_ms of buffer #{inspect(buffer)} failed" == (logged != "")
+        assert log =~ logged
         assert_received {[:retry], %{delay: ^expected}, %{failures: 1}}
         assert learned(buffer).pause_ms in (expected - 5_000)..expected
         # Neither the partition nor anybody who calls it waits for the function.
@@ -539,7 +539,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
 
       assert_received {:hangs, helper}
-      refute Process.alive?(helper)
+      await_end(helper)
     end
 
     test "of an outage costs one call, memory per distinct key, and a final pass" do
@@ -737,23 +737,21 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
 
     test "while it gives a batch back leaves each entry once" do
-      count = 40_000
-
-      for {module, write} <- [
-            {Buffer, &Buffer.put_all(&1, for(n <- 1..count, do: {n, n}))},
-            {Counter, &Counter.add_all(&1, for(n <- 1..count, do: {n, 1}))},
-            {Queue, &Queue.push(&1, Enum.to_list(1..count))}
+      # More than one call gives back in its time.
+      for {module, count, write} <- [
+            {Buffer, 50_000, &Buffer.put_all(&1, for(n <- &2, do: {n, n}))},
+            {Counter, 50_000, &Counter.add_all(&1, for(n <- &2, do: {n, 1}))},
+            {Queue, 500_000, &Queue.push(&1, Enum.to_list(&2))}
           ] do
         opts = [processor: returning([:ok]), processing_batch_size: 10 * count, max_size: 2 * count]
         buffer = start([module: module, max_attempts: :infinity] ++ opts)
-        write.(buffer)
+        write.(buffer, 1..count)
         {:fresh, flush} = Native.flush(run(buffer), 0)
 
         await_end(
           spawn(fn ->
             assert Batch.read(job(buffer, flush, []), false).count == count
             true = Native.lease(flush)
-            # A step: the time of one call is up before all entries are given back.
             {:more, _counts} = Native.give_back(flush, :all, true, :infinity, 60_000)
           end)
         )
@@ -882,7 +880,8 @@ defmodule PartitionedBuffer.DeliveryTest do
       buffer =
         start(
           processor: returning([:hang]),
-          processing_timeout_ms: 100,
+          # Each call of :dead_letter has this time as well.
+          processing_timeout_ms: 500,
           processing_batch_size: 5,
           retry_backoff_ms: {1, 1},
           dead_letter: dead_letter()
