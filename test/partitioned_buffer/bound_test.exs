@@ -376,6 +376,22 @@ defmodule PartitionedBuffer.BoundTest do
   end
 
   describe "the bound" do
+    test "keeps no room for entries that a dead reader has left out" do
+      opts = [max_size: 10, max_attempts: 3, when_full: :error, full_timeout_ms: 0]
+      buffer = start([processor: fn _batch -> :ok end] ++ opts)
+
+      for round <- 1..3 do
+        for n <- 1..10, do: assert(Buffer.put(buffer, {round, n}, n) == :ok)
+        {:fresh, flush} = Native.flush(run(buffer), 0)
+        for n <- 1..10, do: Buffer.delete(buffer, {round, n})
+        # It ends before it leases the batch.
+        reader = Task.async(fn -> Native.read(flush, 0, 10, false) end)
+        assert Task.await(reader) == {[], 0, true}
+        assert %{size: 0, in_flight: 0, totals: totals} = PartitionedBuffer.info(buffer)
+        assert {totals.written, totals.superseded} == {10 * round, 10 * round}
+      end
+    end
+
     test "counts what a start finds" do
       failing = [processor: fn _batch -> {:error, :down} end, retry_backoff_ms: {60_000, 60_000}]
       options = [max_size: 3, max_attempts: 9, full_timeout_ms: 0, when_full: :error]

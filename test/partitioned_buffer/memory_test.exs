@@ -287,7 +287,7 @@ defmodule PartitionedBuffer.MemoryTest do
     end
   end
 
-  # The processes that have the names end with the first one.
+  # All processes with these names end with the first one.
   defp register_names(count) do
     test = self()
 

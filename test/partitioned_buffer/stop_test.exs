@@ -275,7 +275,7 @@ defmodule PartitionedBuffer.StopTest do
               send(test, {:hangs, self(), key})
               receive(do: (:never -> :ok))
 
-            # With outcomes each call has its own time, so the one that waits for the test begins late.
+            # With outcomes each call has its own time, so the last one begins late.
             opts[:max_attempts] != nil and :atomics.get(given_up, 1) == 0 ->
               {:error, :again}
 
@@ -680,7 +680,7 @@ defmodule PartitionedBuffer.StopTest do
 
   ## Processes
 
-  # Stops a buffer whose supervisor learns of the deaths of these processes too late to restart them.
+  # Stops a buffer whose supervisor learns too late that these processes are dead, and restarts none.
   defp stop_with_dead(buffer, pids) do
     supervisor = Lookup.supervisor(buffer)
     :erlang.suspend_process(supervisor)
@@ -700,7 +700,7 @@ defmodule PartitionedBuffer.StopTest do
     end)
   end
 
-  # Waits until a stop has so many passes under way. The drainer monitors them, and its supervisor.
+  # Waits until a stop has this number of passes under way. The drainer monitors them, and its supervisor.
   defp await_passes(drainer, count) do
     {:monitors, monitored} = Process.info(drainer, :monitors)
     length(monitored) == count + 1 || await_passes(drainer, count)
