@@ -981,6 +981,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       Buffer.put(buffer, :key, 1)
       assert_receive {[:processing, :stop], %{size: 1}, %{trigger: :interval}}
       Buffer.update_options(buffer, processing_interval_ms: :infinity)
+      await_options(buffer)
       Buffer.put(buffer, :key, 1)
       Buffer.flush(buffer)
       assert_received {[:processing, :stop], %{size: 1}, %{trigger: :flush}}
