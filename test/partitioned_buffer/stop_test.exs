@@ -201,7 +201,8 @@ defmodule PartitionedBuffer.StopTest do
               assert Task.await(stop) == :ok
             end)
 
-          refute log =~ "could not process"
+          # Other tests log as well.
+          refute log =~ "of buffer #{inspect(buffer)} could not process"
           assert keys(received_entries()) == Enum.to_list(1..100)
           refute_received {[:processing_failed], _measurements, _metadata}
         end
