@@ -1,5 +1,6 @@
 defmodule PartitionedBuffer.NotRunningTest do
-  # Every function that takes a buffer, on one that does not run. The functions come from the modules, so none is forgotten.
+  # Every function with a buffer as its argument, without a running buffer. The functions come from
+  # the modules, so the test forgets none.
   use PartitionedBuffer.Case, async: true
 
   alias PartitionedBuffer.{Counter, Native, Queue}
@@ -31,7 +32,8 @@ defmodule PartitionedBuffer.NotRunningTest do
     get_partition: [nil, 1]
   }
 
-  # These take no buffer, or have another result, which other tests check: `stop` exits, `emit_info` and `watch` do nothing.
+  # These take no buffer, or have another result, which other tests check: `stop` exits, `emit_info`
+  # and `watch` do nothing.
   @others ~w(__kind__ attach_default_logger child_spec detach_default_logger emit_info memory start_link stop watch)a
 
   # All calls of a module on a buffer, by their names and arities.

@@ -340,7 +340,7 @@ defmodule PartitionedBuffer.StopTest do
       start_buffer([name: buffer, partitions: 1] ++ opts)
       Buffer.put(buffer, :key, 1)
       stop = Task.async(fn -> Buffer.stop(buffer) end)
-      # It would never end.
+      # Without a change the stop would never end.
       for _ <- 1..3, do: assert_receive({:changed, :ok, 7})
       assert Buffer.update_options(buffer, drain_timeout_ms: 0) == :ok
       assert Task.await(stop) == :ok
@@ -369,7 +369,7 @@ defmodule PartitionedBuffer.StopTest do
         assert {_killed, {GenServer, :stop, _args}} = Task.await(stop)
 
         start_buffer(name: buffer, partitions: 2, processing_batch_size: 1)
-        # The last that the stop waited for.
+        # The stop waited for these tasks.
         for task <- tasks, do: send(task, :return)
         for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason})
         for n <- 0..1, do: assert(Buffer.put(buffer, n, :new, partition_key: partition_key_of(n, 2)) == :ok)
@@ -683,7 +683,8 @@ defmodule PartitionedBuffer.StopTest do
 
   ## Processes
 
-  # Stops a buffer whose supervisor learns too late that these processes are dead, and restarts none.
+  # Stops a buffer whose supervisor learns too late that these processes are dead, and restarts
+  # none.
   defp stop_with_dead(buffer, pids) do
     supervisor = Lookup.supervisor(buffer)
     :erlang.suspend_process(supervisor)
@@ -703,7 +704,8 @@ defmodule PartitionedBuffer.StopTest do
     end)
   end
 
-  # Waits until a stop has this number of passes under way. The drainer monitors them, and its supervisor.
+  # Waits until a stop has this number of passes under way. The drainer monitors the passes and its
+  # supervisor.
   defp await_passes(drainer, count) do
     {:monitors, monitored} = Process.info(drainer, :monitors)
     length(monitored) == count + 1 || await_passes(drainer, count)
