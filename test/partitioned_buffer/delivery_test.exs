@@ -737,7 +737,7 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
 
     test "while it gives a batch back leaves each entry once" do
-      # More than one call gives back in its time.
+      # One call has time for fewer entries.
       for {module, count, write} <- [
             {Buffer, 50_000, &Buffer.put_all(&1, for(n <- &2, do: {n, n}))},
             {Counter, 50_000, &Counter.add_all(&1, for(n <- &2, do: {n, 1}))},
