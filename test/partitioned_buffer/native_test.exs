@@ -281,8 +281,8 @@ defmodule PartitionedBuffer.NativeTest do
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
         Process.exit(pid, :kill)
         assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
+        # A call that goes on may open the buffer later. Then the next round waits for its end.
         await_status(buffer, :not_running)
-        assert Native.partition_count(buffer) == :not_running
       end
     end
   end

@@ -28,7 +28,7 @@ defmodule PartitionedBuffer.NotRunningTest do
     buffer_size: [],
     info: [],
     flush: [[timeout: 1_000]],
-    update_options: [[processing_batch_size: 7]],
+    update_options: [[processing_batch_size: 7, max_size: 100]],
     get_partition: [nil, 1]
   }
 
@@ -72,6 +72,34 @@ defmodule PartitionedBuffer.NotRunningTest do
     test "is the same ArgumentError for the functions of its module" do
       for module <- [Maps, Counters, Queues], do: assert_all_raise(calls(module, []), module)
     end
+  end
+
+  describe "a buffer that starts and ends all the time" do
+    test "is no other error than an ArgumentError, for all functions" do
+      Process.flag(:trap_exit, true)
+      {buffer, ended} = {unique_name(), :atomics.new(1, [])}
+      calls = calls(Buffer, [buffer]) ++ calls(PartitionedBuffer, [buffer])
+      callers = for call <- calls, do: Task.async(fn -> call_until(ended, call) end)
+
+      for round <- 1..40 do
+        opts = buffer_options(name: buffer, partitions: rem(round, 3) + 1, processor: &Function.identity/1)
+        {:ok, supervisor} = Buffer.start_link(opts)
+        for n <- 0..rem(round, 7), do: Buffer.put(buffer, n, round)
+        if rem(round, 2) == 0, do: Buffer.stop(buffer), else: Process.exit(supervisor, :kill)
+        assert_receive {:EXIT, ^supervisor, _reason}
+      end
+
+      :atomics.put(ended, 1, 1)
+      Task.await_many(callers, 60_000)
+    end
+  end
+
+  # Any other error ends the caller, and so the test.
+  defp call_until(ended, call) do
+    raised(call)
+    # The others get their turn after each call.
+    :erlang.yield()
+    if :atomics.get(ended, 1) == 0, do: call_until(ended, call)
   end
 
   describe "a buffer that is just starting" do
