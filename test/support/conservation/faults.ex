@@ -185,7 +185,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :stop_while_hanging) do
     pid = hanging(faults)
-    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 20)
+    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 300)
     faults = inject(faults, :stop)
     if Process.alive?(pid), do: raise("a stop has left a hanging processor")
     faults
@@ -303,7 +303,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
       Enum.random(
         processing_batch_size: Enum.random(faults.batch_sizes),
         processing_interval_ms: :rand.uniform(3),
-        processing_timeout_ms: Enum.random([60, 100, 200]),
+        processing_timeout_ms: Enum.random([600, 1_000, 2_000]),
         drain_timeout_ms: Enum.random([30, 60_000]),
         retry_backoff_ms: Enum.random([{6, 20}, {10, 30}, &__MODULE__.backoff/1]),
         processing_threshold: Enum.random([50, 2_000, :infinity]),
