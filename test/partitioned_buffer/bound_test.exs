@@ -142,6 +142,23 @@ defmodule PartitionedBuffer.BoundTest do
       assert Buffer.get(buffer, 2) == :newest
     end
 
+    test "takes a stale write that has waited as one that has not" do
+      for {opts, result} <- [{[], :ok}, {[stale: :error], {:error, :stale}}] do
+        {buffer, _task} = start_full(2, max_attempts: 3)
+        newer = writer(fn -> Buffer.put_newer(buffer, :key, :newer, 9) end)
+        await_waiting(buffer, 1)
+        older = writer(fn -> Buffer.put_newer(buffer, :key, :older, 5, opts) end)
+        await_waiting(buffer, 2)
+        Buffer.delete(buffer, 2)
+        assert_receive {:wrote, ^newer, :ok}
+        PartitionedBuffer.update_options(buffer, max_size: 3)
+        assert_receive {:wrote, ^older, ^result}
+        assert Buffer.get(buffer, :key) == :newer
+        assert Buffer.put_newer(buffer, :key, :older, 5, opts) == result
+        assert %{stale: 2, refused: 0, dropped: 0} = PartitionedBuffer.info(buffer).totals
+      end
+    end
+
     test "raises, returns an error or drops the write on timeout, and counts it" do
       {buffer, _task} = start_full(1, full_timeout_ms: 10, max_attempts: 1)
 
@@ -358,6 +375,22 @@ defmodule PartitionedBuffer.BoundTest do
   end
 
   describe "the bound" do
+    test "keeps no room for entries that a dead reader has left out" do
+      opts = [max_size: 10, max_attempts: 3, when_full: :error, full_timeout_ms: 0]
+      buffer = start([processor: fn _batch -> :ok end] ++ opts)
+
+      for round <- 1..3 do
+        for n <- 1..10, do: assert(Buffer.put(buffer, {round, n}, n) == :ok)
+        {:fresh, flush} = Native.flush(run(buffer), 0)
+        for n <- 1..10, do: Buffer.delete(buffer, {round, n})
+        # It ends before it leases the batch.
+        reader = Task.async(fn -> Native.read(flush, 0, 10, false) end)
+        assert Task.await(reader) == {[], 0, true}
+        assert %{size: 0, in_flight: 0, totals: totals} = PartitionedBuffer.info(buffer)
+        assert {totals.written, totals.superseded} == {10 * round, 10 * round}
+      end
+    end
+
     test "counts what a start finds" do
       failing = [processor: fn _batch -> {:error, :down} end, retry_backoff_ms: {60_000, 60_000}]
       options = [max_size: 3, max_attempts: 9, full_timeout_ms: 0, when_full: :error]
@@ -566,7 +599,7 @@ defmodule PartitionedBuffer.BoundTest do
       reply(task)
       partition = Routing.partition_name(buffer, 0)
       wait_idle(partition)
-      :sys.suspend(partition)
+      :erlang.suspend_process(Process.whereis(partition))
       for n <- 1..5, do: Buffer.put(buffer, n, n)
       kill_and_await_restart(partition)
       assert_receive {:asked, task, [_, _, _, _, _]}

@@ -12,23 +12,22 @@ defmodule PartitionedBuffer.ConservationTest do
   @seed String.to_integer(System.get_env("CONSERVATION_SEED", "#{:erlang.phash2(make_ref())}"))
 
   for {title, kind, faults, writes} <- [
-        {"each write to a map is processed once, or replaced or deleted by a later one", Conservation.Maps,
-         [], 600_000},
-        {"only what a failing processor has in hand is lost of a map, and every failure is reported",
-         Conservation.Maps, Faults.in_processor(), 400_000},
-        {"deaths, stops and starts lose nothing of a map that no processor has in hand", Conservation.Maps,
-         Faults.all(), 800_000},
+        {"each write to a map is processed once, or replaced or deleted", Conservation.Maps, [], 600_000},
+        {"a failing processor of a map loses only its batch, and is reported", Conservation.Maps,
+         Faults.in_processor(), 400_000},
+        {"deaths, stops and starts lose only batches of a map's processor", Conservation.Maps, Faults.all(),
+         800_000},
         {"each addition to a counter is processed once, or deleted", Conservation.Counters, [], 400_000},
-        {"only what a failing processor has in hand is lost of a counter, and every failure is reported",
-         Conservation.Counters, Faults.in_processor(), 300_000},
-        {"deaths, stops and starts lose nothing of a counter that no processor has in hand",
-         Conservation.Counters, Faults.all(), 500_000},
+        {"a failing processor of a counter loses only its batch, and is reported", Conservation.Counters,
+         Faults.in_processor(), 300_000},
+        {"deaths, stops and starts lose only batches of a counter's processor", Conservation.Counters,
+         Faults.all(), 500_000},
         {"each item of a queue is processed once, in the order of the pushes", Conservation.Queues, [],
          200_000},
-        {"only what a failing processor has in hand is lost of a queue, and every failure is reported",
-         Conservation.Queues, Faults.in_processor(), 100_000},
-        {"deaths, stops and starts neither lose nor reorder items that no processor has in hand",
-         Conservation.Queues, Faults.all(), 250_000}
+        {"a failing processor of a queue loses only its batch, and is reported", Conservation.Queues,
+         Faults.in_processor(), 100_000},
+        {"deaths, stops and starts lose only batches of a queue, and keep order", Conservation.Queues,
+         Faults.all(), 250_000}
       ] do
     test title do
       check(unquote(kind), @seed, 0, 0, writes: unquote(writes), faults: unquote(faults))
@@ -37,13 +36,15 @@ defmodule PartitionedBuffer.ConservationTest do
 
   # The seeds that follow each other have all options of retries. Some of them have a bound.
   for {title, kind, faults, writes} <- [
-        {"a map with retries loses nothing, and retries nothing that was replaced or deleted",
-         Conservation.Maps, [], 100_000},
-        {"nor do deaths, stops and starts", Conservation.Maps, Faults.all_with_retries(), 100_000},
+        {"a map with retries loses nothing, and retries nothing replaced", Conservation.Maps, [], 100_000},
+        {"a map with retries loses nothing through deaths, stops and starts", Conservation.Maps,
+         Faults.all_with_retries(), 100_000},
         {"a counter with retries loses nothing and counts nothing twice", Conservation.Counters, [], 100_000},
-        {"whatever dies, stops and starts", Conservation.Counters, Faults.all_with_retries(), 100_000},
+        {"a counter with retries counts once through deaths, stops and starts", Conservation.Counters,
+         Faults.all_with_retries(), 100_000},
         {"a queue with retries loses nothing, and keeps its order", Conservation.Queues, [], 50_000},
-        {"also with deaths, stops and starts", Conservation.Queues, Faults.all_with_retries(), 50_000}
+        {"a queue with retries keeps its order through deaths, stops and starts", Conservation.Queues,
+         Faults.all_with_retries(), 50_000}
       ] do
     test title do
       for seed <- @seed..(@seed + 2) do

@@ -2,6 +2,9 @@ defmodule PartitionedBuffer.CrashTest do
   # What the death of a process of the buffer loses: at most the batch that a processor has.
   use PartitionedBuffer.Case, async: true
 
+  alias PartitionedBuffer.Buffer.Lookup
+  alias PartitionedBuffer.{Counter, Native, Queue}
+
   @moduletag :capture_log
 
   # A module that does not exist: a task that calls it ends in `undefined_function/3`.
@@ -33,14 +36,14 @@ defmodule PartitionedBuffer.CrashTest do
       Buffer.put(buffer, :key, 1)
       [partition] = partitions(buffer)
       task_supervisor = task_supervisor(buffer, 0)
-      :sys.suspend(task_supervisor)
       :erlang.trace(task_supervisor, true, [:receive])
+      :erlang.suspend_process(task_supervisor)
       tick(partition)
       assert_receive {:trace, ^task_supervisor, :receive, {:"$gen_call", _from, {:start_task, _, _, _}}}
       kill_processes([Process.whereis(partition)])
       # The next process of the partition finds no task, and starts one.
       assert_receive {:trace, ^task_supervisor, :receive, {:"$gen_call", _from, {:start_task, _, _, _}}}
-      :sys.resume(task_supervisor)
+      :erlang.resume_process(task_supervisor)
 
       assert_receive {:batch, [{:key, 1, 0, 0}]}
       assert_receive {[:processing, :stop], %{size: 1}, _metadata}
@@ -73,11 +76,11 @@ defmodule PartitionedBuffer.CrashTest do
     test "ends the buffer only after three restarts plus three per partition" do
       for {partitions, times} <- [{1, 6}, {4, 15}] do
         buffer = start_buffer(partitions: partitions)
-        supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
+        supervisor = Lookup.supervisor(buffer)
         ref = Process.monitor(supervisor)
         [partition | _] = partitions(buffer)
         for _ <- 1..times, do: kill_and_await_restart(partition)
-        assert PartitionedBuffer.Buffer.Lookup.supervisor(buffer) == supervisor
+        assert Lookup.supervisor(buffer) == supervisor
 
         Process.exit(Process.whereis(partition), :kill)
         assert_receive {:DOWN, ^ref, :process, ^supervisor, :shutdown}, 5_000
@@ -104,6 +107,26 @@ defmodule PartitionedBuffer.CrashTest do
     end
   end
 
+  describe "a killed supervisor" do
+    test "restarts at the first try while tasks are at work" do
+      for outcomes <- [[], [max_attempts: 3]] do
+        # It gives up at the second restart within an hour.
+        owner = start_supervised!({DynamicSupervisor, max_restarts: 1, max_seconds: 3_600}, id: outcomes)
+        opts = [processor: asking_processor(), partitions: 4, max_size: 10, drain_timeout_ms: 0]
+        {buffer, opts} = {unique_name(), opts ++ outcomes}
+        {:ok, killed} = DynamicSupervisor.start_child(owner, {Buffer, buffer_options([name: buffer] ++ opts)})
+        for n <- 0..3, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 4))
+        Buffer.flush(buffer, async: true)
+        for _ <- 1..4, do: assert_receive({:asked, _task, _batch})
+
+        kill_and_await_restart(killed)
+        assert [{:undefined, next, :supervisor, _modules}] = DynamicSupervisor.which_children(owner)
+        assert Lookup.supervisor(buffer) == next
+        assert Buffer.put(buffer, :key, 1) == :ok
+      end
+    end
+  end
+
   describe "a supervision tree that is killed" do
     test "loses no waiting entry, whatever the next partition count is" do
       for partition_count <- [3, 1, 5] do
@@ -117,6 +140,43 @@ defmodule PartitionedBuffer.CrashTest do
         for _ <- 1..4, do: flush(name)
         assert keys(received_entries()) == Enum.to_list(1..100) ++ [:new]
         stop_supervised!(name)
+      end
+    end
+
+    test "leaves all its flushes as one batch" do
+      for {module, write} <- [
+            {Buffer, &Buffer.put_all(&1, for(n <- 1..800, do: {n, n}))},
+            {Counter, &Counter.add_all(&1, for(n <- 1..800, do: {n, n}))},
+            {Queue, &Queue.push(&1, Enum.to_list(1..800))}
+          ] do
+        outcomes = [module: module, max_attempts: 5, retry_backoff_ms: {60_000, 60_000}]
+        buffer = start_buffer([partitions: 8] ++ outcomes)
+        write.(buffer)
+        for number <- 0..7, do: {:fresh, _flush} = Native.flush(run(buffer), number)
+        kill_tree(buffer)
+
+        {:ok, results} = Agent.start_link(fn -> [:error, :ok] end)
+        test = self()
+
+        processor = fn batch ->
+          send(test, {:batch, batch})
+          Agent.get_and_update(results, fn [result | results] -> {result, results} end)
+        end
+
+        start_buffer(
+          [name: buffer, partitions: 1, processor: processor, processing_batch_size: 10_000] ++ outcomes
+        )
+
+        assert %{size: 800, in_flight: 0} = PartitionedBuffer.info(buffer)
+        assert PartitionedBuffer.flush(buffer) == {:error, {:failed, 800}}
+        assert PartitionedBuffer.flush(buffer) == :ok
+        assert [failed, again] = received_batches()
+
+        numbers = fn batch ->
+          Enum.sort(if module == Queue, do: batch, else: Enum.map(batch, &elem(&1, 1)))
+        end
+
+        assert {numbers.(failed), numbers.(again)} == {Enum.to_list(1..800), Enum.to_list(1..800)}
       end
     end
 

@@ -4,7 +4,10 @@ defmodule PartitionedBuffer.DeliveryTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.{Native, Processing, Queue}
+  @moduletag :capture_log
+
+  alias PartitionedBuffer.{Counter, Native, Processing, Queue}
+  alias PartitionedBuffer.Processing.Batch
 
   # Flushes only when it is asked to, and pauses so long that no test sees the end of a pause.
   defp start(opts) do
@@ -42,6 +45,7 @@ defmodule PartitionedBuffer.DeliveryTest do
   defp perform(:raise), do: raise("the sink is away")
   defp perform(:throw), do: throw(:away)
   defp perform(:exit), do: exit(:away)
+  defp perform(:exit_normally), do: exit(:normal)
   defp perform(:kill), do: Process.exit(self(), :kill)
   defp perform(:hang), do: receive(do: (:never -> :ok))
   defp perform(value), do: value
@@ -80,6 +84,7 @@ defmodule PartitionedBuffer.DeliveryTest do
         {:raise, %RuntimeError{message: "the sink is away"}},
         {:throw, {:throw, :away}},
         {:exit, {:exit, :away}},
+        {:exit_normally, {:exit, :normal}},
         {:kill, :killed},
         {:hang, :timeout},
         {{:error, :insert, :changeset, %{}}, {:error, :insert, :changeset, %{}}},
@@ -91,7 +96,9 @@ defmodule PartitionedBuffer.DeliveryTest do
       ]
 
       for {returned, reason} <- failures do
-        buffer = start(processor: returning([returned, :ok]), processing_timeout_ms: 100)
+        # A busy machine may take longer than this for the calls that return.
+        timeout = if returned == :hang, do: 100, else: 60_000
+        buffer = start(processor: returning([returned, :ok]), processing_timeout_ms: timeout)
         attach_telemetry(buffer)
         Buffer.put_all(buffer, a: 1, b: 2)
         assert {returned, quietly(fn -> Buffer.flush(buffer) end)} == {returned, {:error, {:failed, 2}}}
@@ -99,6 +106,7 @@ defmodule PartitionedBuffer.DeliveryTest do
         assert_received {[:retry], %{count: 2, superseded: 0, delay: delay}, %{reason: ^reason, failures: 1}}
         assert delay in 30_000..60_000
         assert_received {[:processing_failed], %{count: 2}, %{reason: ^reason}}
+        Buffer.update_options(buffer, processing_timeout_ms: 60_000)
         assert Buffer.flush(buffer) == :ok
         assert Buffer.size(buffer) == 0
       end
@@ -195,6 +203,22 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert Enum.zip(bad, [500, 125, 31, 7, 1]) |> Enum.all?(fn {size, most} -> size <= most end)
     end
 
+    test "have any limit, and one beyond 32 bits holds up nothing" do
+      for max <- [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1, 2 ** 32, 2 ** 70], updated? <- [false, true] do
+        buffer =
+          start(processor: returning([:error, :error, :ok]), max_attempts: if(updated?, do: 5, else: max))
+
+        if updated?, do: Buffer.update_options(buffer, max_attempts: max)
+        Buffer.put(buffer, :key, 1)
+
+        assert quietly(fn -> for _ <- 1..2, do: Buffer.flush(buffer) end) ==
+                 List.duplicate({:error, {:failed, 1}}, 2)
+
+        assert {learned(buffer).failures, Buffer.flush(buffer)} == {2, :ok}
+        assert received_batches() == List.duplicate([{:key, 1, 0, 0}], 3)
+      end
+    end
+
     test "begin at 0 again for a newer write" do
       buffer =
         start(
@@ -260,15 +284,14 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
 
     test "used up are reported if :dead_letter fails or hangs; entries are gone" do
-      for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, fn _, _ -> perform(:hang) end] do
-        buffer =
-          start(
-            processor: returning([:error, :ok]),
-            max_attempts: 1,
-            dead_letter: failing,
-            processing_timeout_ms: 100
-          )
+      hangs = fn _, _ -> perform(:hang) end
 
+      for failing <- [fn _, _ -> raise "no" end, fn _, _ -> exit(:no) end, hangs] do
+        # Only the call that hangs has a short limit.
+        timeout = if failing == hangs, do: 100, else: 60_000
+        processor = returning([:error, :ok])
+        opts = [processor: processor, max_attempts: 1, dead_letter: failing, processing_timeout_ms: timeout]
+        buffer = start(opts)
         attach_telemetry(buffer)
         Buffer.put(buffer, :key, 1)
         quietly(fn -> Buffer.flush(buffer) end)
@@ -484,29 +507,30 @@ defmodule PartitionedBuffer.DeliveryTest do
       test = self()
 
       for {backoff, expected, logged} <- [
-            {fn failures -> failures * 7_000 end, 7_000, nil},
+            {fn failures -> failures * 7_000 end, 7_000, ""},
             {fn _ -> -1 end, 30_000, "got: -1"},
             {fn _ -> :soon end, 30_000, "got: :soon"},
             {fn _ -> raise "no" end, 30_000, "(RuntimeError) no"},
             {fn _ -> throw(:no) end, 30_000, "it ended with throw"},
             {fn _ -> GenServer.call(:nobody, :pause) end, 30_000, "it ended with exit"},
             {fn _ -> send(test, {:hangs, self()}) && Process.sleep(:infinity) end, 30_000,
-             "it took longer than 50 ms"}
+             "it took longer than 500 ms"}
           ] do
         buffer =
           start(
             partitions: 1,
             processor: fn _batch -> {:error, :down} end,
             retry_backoff_ms: backoff,
-            processing_timeout_ms: 100,
+            # The function has half of this time.
+            processing_timeout_ms: if(logged =~ "longer than", do: 1_000, else: 60_000),
             drain_timeout_ms: 0
           )
 
         attach_telemetry(buffer)
         Buffer.put(buffer, :key, 1)
         log = capture_log(fn -> Buffer.flush(buffer) end)
-        if logged, do: assert(log =~ "retry_backoff_ms of buffer #{inspect(buffer)} failed")
-        if logged, do: assert(log =~ logged)
+        assert log =~ "retry_backoff_ms of buffer #{inspect(buffer)} failed" == (logged != "")
+        assert log =~ logged
         assert_received {[:retry], %{delay: ^expected}, %{failures: 1}}
         assert learned(buffer).pause_ms in (expected - 5_000)..expected
         # Neither the partition nor anybody who calls it waits for the function.
@@ -515,7 +539,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
 
       assert_received {:hangs, helper}
-      refute Process.alive?(helper)
+      await_end(helper)
     end
 
     test "of an outage costs one call, memory per distinct key, and a final pass" do
@@ -609,6 +633,19 @@ defmodule PartitionedBuffer.DeliveryTest do
     end
   end
 
+  describe "failures in a row" do
+    test "end when a task succeeds after its partition's death" do
+      {buffer, _task} = running = in_flight()
+      fail(running)
+      assert %{partitions: [%{failures: 1, state: :paused}]} = Buffer.info(buffer)
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, task, _batch}
+      kill_and_await_restart(partition_of(buffer))
+      succeed({buffer, task})
+      assert %{partitions: [%{failures: 0, state: :idle}]} = Buffer.info(buffer)
+    end
+  end
+
   describe "a task that dies" do
     test "fails its batch, even if the partition's process died before it" do
       {buffer, task} = in_flight()
@@ -670,6 +707,65 @@ defmodule PartitionedBuffer.DeliveryTest do
         assert_received {[:dead_letter], %{count: 1}, %{handled: ^handled?}}
         assert PartitionedBuffer.flush(buffer) == :ok
         refute_received {:batch, _batch}
+      end
+    end
+
+    test "in :dead_letter is logged by a start without outcomes" do
+      {test, buffer} = {self(), unique_name()}
+
+      dead_letter = fn entries, _reason ->
+        send(test, {:dead, self(), entries})
+        perform(:hang)
+      end
+
+      start(name: buffer, processor: fn _batch -> :error end, max_attempts: 1, dead_letter: dead_letter)
+      Buffer.put_all(buffer, for(n <- 1..7, do: {n, n}))
+      quietly(fn -> Buffer.flush(buffer, async: true) && assert_receive({:dead, _task, [_ | _]}) end)
+      quietly(fn -> kill_tree(buffer) end)
+      attach_telemetry(buffer)
+
+      log =
+        capture_log(fn ->
+          start_buffer(name: buffer, partitions: 1)
+          assert_receive {[:dead_letter], %{count: 7}, %{handled: false, reason: :killed}}
+        end)
+
+      assert log =~ "partition 0 of buffer #{inspect(buffer)} gives up 7 entries: :killed"
+      wait_idle(partition_of(buffer))
+      assert %{size: 0, in_flight: 0, totals: %{given_up: 7, processed: 0}} = Buffer.info(buffer)
+      assert received_batches() == []
+    end
+
+    test "while it gives a batch back leaves each entry once" do
+      # One call has time for fewer entries.
+      for {module, count, write} <- [
+            {Buffer, 50_000, &Buffer.put_all(&1, for(n <- &2, do: {n, n}))},
+            {Counter, 50_000, &Counter.add_all(&1, for(n <- &2, do: {n, 1}))},
+            {Queue, 500_000, &Queue.push(&1, Enum.to_list(&2))}
+          ] do
+        opts = [processor: returning([:ok]), processing_batch_size: 10 * count, max_size: 2 * count]
+        buffer = start([module: module, max_attempts: :infinity] ++ opts)
+        write.(buffer, 1..count)
+        {:fresh, flush} = Native.flush(run(buffer), 0)
+
+        await_end(
+          spawn(fn ->
+            assert Batch.read(job(buffer, flush, []), false).count == count
+            true = Native.lease(flush)
+            {:more, _counts} = Native.give_back(flush, :all, true, :infinity, 60_000)
+          end)
+        )
+
+        assert quietly(fn -> Buffer.flush(buffer) end) == {:error, {:failed, count}}
+        assert Buffer.flush(buffer) == :ok
+        entries = received_entries()
+        assert length(entries) == count
+        keys = if module == Queue, do: entries, else: keys(entries)
+        assert keys == Enum.to_list(1..count)
+        if module == Counter, do: assert(Enum.all?(entries, &match?({_key, 1, 1}, &1)))
+        assert %{size: 0, in_flight: 0, totals: totals} = PartitionedBuffer.info(buffer)
+        assert totals.written - totals.coalesced == totals.processed + totals.superseded
+        assert Native.has_room(buffer, 2 * count)
       end
     end
 
@@ -784,7 +880,8 @@ defmodule PartitionedBuffer.DeliveryTest do
       buffer =
         start(
           processor: returning([:hang]),
-          processing_timeout_ms: 100,
+          # Each call of :dead_letter has this time as well.
+          processing_timeout_ms: 500,
           processing_batch_size: 5,
           retry_backoff_ms: {1, 1},
           dead_letter: dead_letter()
@@ -884,6 +981,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       Buffer.put(buffer, :key, 1)
       assert_receive {[:processing, :stop], %{size: 1}, %{trigger: :interval}}
       Buffer.update_options(buffer, processing_interval_ms: :infinity)
+      await_options(buffer)
       Buffer.put(buffer, :key, 1)
       Buffer.flush(buffer)
       assert_received {[:processing, :stop], %{size: 1}, %{trigger: :flush}}

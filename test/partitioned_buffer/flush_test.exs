@@ -5,7 +5,18 @@ defmodule PartitionedBuffer.FlushTest do
 
   alias PartitionedBuffer.Queue
 
+  @moduletag :capture_log
+
   defp partition_of(buffer), do: PartitionedBuffer.Routing.partition_name(buffer, 0)
+
+  # Asks for a flush, and waits until the partition has the request.
+  defp request_flush(buffer) do
+    partition = Process.whereis(partition_of(buffer))
+    :erlang.trace(partition, true, [:receive])
+    flush = Task.async(fn -> Buffer.flush(buffer) end)
+    assert_receive {:trace, ^partition, :receive, {:"$gen_call", _from, {:flush, _callers, false}}}
+    flush
+  end
 
   # With outcomes and without.
   @kinds [[], [max_attempts: 3, retry_backoff_ms: {60_000, 60_000}]]
@@ -79,14 +90,12 @@ defmodule PartitionedBuffer.FlushTest do
         tick(partition_of(buffer))
         assert_receive {:asked, task, [{:key, 1, 0, 0}]}
         if delete?, do: Buffer.delete(buffer, :key)
-        :erlang.trace(Process.whereis(partition_of(buffer)), true, [:receive])
-        %Task{ref: ref} = Task.async(fn -> Buffer.flush(buffer) end)
-        assert_receive {:trace, _pid, :receive, {:"$gen_call", _from, {:flush, _callers, false}}}
+        flush = request_flush(buffer)
 
         capture_log(fn ->
           send(task, {:throw, :failed})
           unless delete?, do: answer(:return)
-          assert_receive {^ref, :ok}
+          assert Task.await(flush) == :ok
         end)
       end
     end
@@ -97,6 +106,39 @@ defmodule PartitionedBuffer.FlushTest do
       assert {{:error, {:failed, 10}}, _log} = with_log(fn -> Buffer.flush(buffer) end)
       # Without outcomes, the first batch is lost.
       assert {{:error, {:failed, 7}}, _log} = with_log(fn -> Buffer.flush(buffer) end)
+    end
+
+    test "tells that the batch in flight is lost, however the call ends" do
+      for begin <- [&tick(partition_of(&1)), &Buffer.flush(&1, async: true)],
+          answer <- [{:raise, "no"}, {:throw, :no}, {:exit, :no}, {:exit, :normal}, {:exit, :shutdown}, :kill] do
+        buffer = start_buffer(partitions: 1, processor: asking_processor())
+        Buffer.put_all(buffer, for(n <- 1..5, do: {n, n}))
+        begin.(buffer)
+        assert_receive {:asked, task, _batch}
+        flush = request_flush(buffer)
+
+        capture_log(fn ->
+          if answer == :kill, do: Process.exit(task, :kill), else: send(task, answer)
+          assert Task.await(flush) == {:error, {:failed, 5}}
+        end)
+
+        assert %{processed: 5, failed: 5} = Buffer.info(buffer).totals
+      end
+    end
+
+    test "tells of a batch that is lost while the partition has no process" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put(buffer, :key, 1)
+      flush = Task.async(fn -> Buffer.flush(buffer) end)
+      assert_receive {:asked, task, _batch}
+      supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
+      :erlang.suspend_process(supervisor)
+
+      capture_log(fn ->
+        kill_processes([Process.whereis(partition_of(buffer)), task])
+        :erlang.resume_process(supervisor)
+        assert Task.await(flush) == {:error, {:failed, 1}}
+      end)
     end
 
     test "gives up waiting after its timeout, and goes on" do

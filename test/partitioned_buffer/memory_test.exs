@@ -251,6 +251,69 @@ defmodule PartitionedBuffer.MemoryTest do
     end
   end
 
+  describe "a call on a buffer" do
+    test "takes no longer though its processor captures 10 MB" do
+      large = for n <- 1..150_000, do: {n, n, n}
+      processor = fn _batch -> if large == [], do: :ok, else: {:error, :down} end
+      full = [max_size: 1, when_full: :error, full_timeout_ms: 0]
+
+      buffer =
+        start_buffer([processor: processor, partitions: 1, max_attempts: 1, drain_timeout_ms: 0] ++ full)
+
+      Buffer.put(buffer, :key, 1)
+
+      # To copy the function would take some milliseconds.
+      assert shortest(fn -> {:error, :full} = Buffer.put(buffer, :other, 1) end) < 1_000
+      assert shortest(fn -> Buffer.info(buffer) end) < 1_000
+      assert shortest(fn -> Buffer.update_options(buffer, processing_batch_size: 7) end) < 1_000
+    end
+
+    test "takes no longer though there are 100,000 registered names" do
+      opts = buffer_options(partitions: 1, max_attempts: 1)
+      {others, ref} = register_names(100_000)
+
+      # To look through the names would take longer.
+      start_and_stop = fn ->
+        {:ok, _pid} = Buffer.start_link(opts)
+        Buffer.stop(opts[:name])
+      end
+
+      assert shortest(start_and_stop) < 50_000
+      {:ok, _pid} = Buffer.start_link(opts)
+      assert shortest(fn -> PartitionedBuffer.emit_info(:all) end) < 3_000
+      Buffer.stop(opts[:name])
+      Process.exit(others, :shutdown)
+      assert_receive {:DOWN, ^ref, :process, ^others, :shutdown}, 60_000
+    end
+  end
+
+  # All processes with these names end with the first one.
+  defp register_names(count) do
+    test = self()
+
+    others =
+      spawn_monitor(fn ->
+        for n <- 1..count do
+          spawn_link(fn ->
+            Process.register(self(), :"registered_name_#{n}")
+            :proc_lib.hibernate(Function, :identity, [:never])
+          end)
+        end
+
+        send(test, :spawned)
+        receive(do: (:never -> :ok))
+      end)
+
+    assert_receive :spawned, 60_000
+    await_name(:"registered_name_#{count}")
+    others
+  end
+
+  defp await_name(name), do: Process.whereis(name) || await_name(name)
+
+  # The microseconds of the shortest of ten calls, which was perhaps not interrupted.
+  defp shortest(function), do: Enum.min(for _ <- 1..10, do: function |> :timer.tc() |> elem(0))
+
   defp captured(term), do: fn -> term end
 
   # A binary that begins at the second bit of a byte.

@@ -1,6 +1,8 @@
 defmodule PartitionedBuffer.OptionsTest do
   use PartitionedBuffer.Case, async: true
 
+  alias PartitionedBuffer.Buffer.Lookup
+
   defp start(opts) do
     opts = Keyword.merge([name: unique_name(), processor: &Function.identity/1], opts)
     Buffer.start_link(opts)
@@ -129,6 +131,44 @@ defmodule PartitionedBuffer.OptionsTest do
       end
 
       assert options(name) == before
+    end
+
+    test "loses no change of callers at the same time" do
+      name = start_buffer(partitions: 1)
+
+      options = [
+        :processing_interval_ms,
+        :processing_jitter_ms,
+        :processing_timeout_ms,
+        :processing_batch_size
+      ]
+
+      # Each option has one caller, so it always has the value of the last call.
+      caller = fn option ->
+        for n <- 1..3_000 do
+          :ok = Buffer.update_options(name, [{option, n}])
+          assert {option, Map.fetch!(options(name), option)} == {option, n}
+        end
+      end
+
+      options |> Enum.map(&Task.async(fn -> caller.(&1) end)) |> Task.await_many(60_000)
+    end
+
+    test "works while all processes below the supervisor are dead" do
+      name = start_buffer(partitions: 2)
+      supervisor = Lookup.supervisor(name)
+      children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
+      :erlang.suspend_process(supervisor)
+      kill_processes(children)
+      assert Buffer.update_options(name, processing_batch_size: 3) == :ok
+      assert options(name).processing_batch_size == 3
+      # The bound waits for the process that takes it over.
+      bound =
+        Task.async(fn -> Buffer.update_options(name, max_size: 1, when_full: :error, full_timeout_ms: 0) end)
+
+      :erlang.resume_process(supervisor)
+      assert Task.await(bound) == :ok
+      assert Enum.map(1..2, &Buffer.put(name, &1, 1)) == [:ok, {:error, :full}]
     end
 
     test "makes changes that outlive a crash of the partition" do

@@ -104,6 +104,7 @@ defmodule PartitionedBuffer.ProcessingTest do
           raises: {:raise, "no"},
           throws: {:throw, :ball},
           exits: {:exit, :reason},
+          "exits normally": {:exit, :normal},
           "is killed": :kill
         ] do
       test "loses only its batch if it #{how}" do

@@ -17,9 +17,9 @@ defmodule PartitionedBuffer.ReloadTest do
   end
 
   for {what, name} <- [
-        load: "the loaded module refuses to be loaded over itself, and the buffers go on",
-        again: "the module finds the buffers and their entries if it is unloaded and loaded again",
-        replaced: "the module ignores a library file that was replaced while there are buffers",
+        load: "the loaded module is not loaded over itself, and the buffers go on",
+        again: "a module that is loaded again finds the buffers and their entries",
+        replaced: "the module ignores a replaced library file while there are buffers",
         refused: "the module refuses a library of another path while there are buffers",
         version: "the module takes another library if there are no buffers",
         storm: "reloads lose nothing while writers write and partitions flush"

@@ -2,6 +2,7 @@ defmodule PartitionedBuffer.StartTest do
   # Starting a buffer: child specifications, names, and what the name's last buffer has left. Options are in OptionsTest.
   use PartitionedBuffer.Case, async: true
 
+  alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.{Queue, Routing}
 
   @moduletag :capture_log
@@ -63,6 +64,27 @@ defmodule PartitionedBuffer.StartTest do
       assert Process.whereis(Module.concat(name, Supervisor)) == pid
     end
 
+    test "calls no processor if it fails half way, and leaves all entries" do
+      for outcomes <- [[], [max_attempts: 3]] do
+        opts = buffer_options([partitions: 2] ++ outcomes)
+        buffer = start_buffer(opts)
+        for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
+        kill_tree(buffer)
+
+        [first, second] = for number <- 0..1, do: Routing.partition_name(buffer, number)
+        take_name_at_start(first, second)
+        Process.flag(:trap_exit, true)
+        assert {:error, {:shutdown, {:failed_to_start_child, _id, reason}}} = Buffer.start_link(opts)
+        assert reason == {:already_started, self()}
+        refute_received {:batch, _batch}
+
+        Process.unregister(second)
+        start_buffer(opts)
+        assert Buffer.stop(buffer) == :ok
+        assert keys(received_entries()) == [0, 1]
+      end
+    end
+
     test "leaves the entries of a partition that it could not start" do
       buffer = start_buffer(partitions: 2)
       Buffer.put(buffer, :left, 1, partition_key: partition_key_of(1, 2))
@@ -81,6 +103,72 @@ defmodule PartitionedBuffer.StartTest do
       start_buffer(opts)
       assert Buffer.stop(buffer) == :ok
       assert received_entries() == [{:left, 1, 0, 0}]
+    end
+  end
+
+  describe "the processes of a buffer" do
+    setup do
+      buffer = start_buffer(partitions: 2, processor: asking_processor(), max_size: 10)
+      Buffer.put(buffer, :key, 1)
+      Buffer.flush(buffer, async: true)
+      assert_receive {:asked, task, _batch}
+      supervisor = Lookup.supervisor(buffer)
+      children = for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
+      {:ok, buffer: buffer, task: task, processes: [task, supervisor | children]}
+    end
+
+    test "have names if they are its supervisor or a partition", %{buffer: buffer} = context do
+      # A process without a name has an empty list.
+      named =
+        for pid <- context.processes,
+            {_key, name} = Process.info(pid, :registered_name),
+            name != [],
+            do: name
+
+      assert Enum.sort(named) == Enum.sort([Routing.supervisor_name(buffer) | partitions(buffer)])
+      send(context.task, :return)
+    end
+
+    test "own no ETS table, which others could change", %{task: task, processes: processes} do
+      assert for(table <- :ets.all(), :ets.info(table, :owner) in processes, do: table) == []
+      send(task, :return)
+    end
+  end
+
+  describe "a buffer" do
+    test "leaves similar names to the application, whose processes go on" do
+      name = Module.concat([unique_name("App")])
+      parts = ~w(Room Writers Drainer Tasks Task TaskSupervisor Settings 0.Task 0.TaskSupervisor 0.Supervisor)
+
+      apps =
+        for part <- parts do
+          others = Module.concat([name, part])
+          start_supervised!(%{id: part, start: {Agent, :start_link, [fn -> part end, [name: others]]}})
+        end
+
+      for outcomes <- [[], [max_attempts: 1]] do
+        buffer =
+          start_buffer([name: name, partitions: 1, max_size: 1, processing_timeout_ms: 60_000] ++ outcomes)
+
+        # The second write waits for room, and its flush for a task.
+        for n <- 1..2, do: assert(Buffer.put(buffer, n, n) == :ok)
+        assert Buffer.flush(buffer) == :ok
+        assert Buffer.stop(buffer) == :ok
+        assert keys(received_entries()) == [1, 2]
+      end
+
+      assert Enum.map(apps, &Agent.get(&1, fn part -> part end)) == parts
+    end
+
+    test "does not take the names of another one with the same text" do
+      other = start_buffer(name: Module.concat([unique_name("Users")]))
+      supervisor = Lookup.supervisor(other)
+      name = other |> Module.split() |> hd() |> String.to_atom()
+      assert {:error, {%ArgumentError{message: message}, []}} = Buffer.start_link(buffer_options(name: name))
+      assert message =~ "buffer #{inspect(name)} cannot start: its supervisor would be named"
+      assert {:noproc, {GenServer, :stop, _args}} = catch_exit(Buffer.stop(name))
+      assert Lookup.supervisor(other) == supervisor
+      assert Buffer.put(other, :key, 1) == :ok
     end
   end
 
@@ -132,6 +220,22 @@ defmodule PartitionedBuffer.StartTest do
       :ok = Queue.stop(name)
       assert received_batches() == [[{:key, :value, 0, 0}], [:item]]
     end
+  end
+
+  # When the partition `first` starts, the test takes the name `second`.
+  defp take_name_at_start(first, second) do
+    {test, id} = {self(), {__MODULE__, first}}
+    start = [:partitioned_buffer, :partition, :start]
+
+    take = fn _event, _measurements, metadata, _config ->
+      if metadata.partition == first and Process.whereis(second) == nil do
+        :telemetry.detach(id)
+        Process.register(test, second)
+      end
+    end
+
+    :telemetry.attach(id, start, take, nil)
+    on_exit(fn -> :telemetry.detach(id) end)
   end
 
   # The children die with their supervisor. The next one needs their names.

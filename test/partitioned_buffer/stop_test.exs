@@ -3,6 +3,7 @@ defmodule PartitionedBuffer.StopTest do
 
   import ExUnit.CaptureLog
 
+  alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.Queue
 
   @moduletag :capture_log
@@ -13,7 +14,7 @@ defmodule PartitionedBuffer.StopTest do
 
       for first <- [&Buffer.stop/1, &Buffer.stop(&1, :shutdown), &Supervisor.terminate_child(owner, &1)] do
         buffer = start_buffer(partitions: 1, processor: asking_processor())
-        supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
+        supervisor = Lookup.supervisor(buffer)
         Buffer.put(buffer, :key, 1)
         first = Task.async(fn -> first.(buffer) end)
         assert_receive {:asked, processor, _batch}
@@ -26,7 +27,7 @@ defmodule PartitionedBuffer.StopTest do
 
     test "exits after its timeout, and if the buffer ends for another reason" do
       buffer = start_buffer(partitions: 1, processor: asking_processor())
-      supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(buffer)
+      supervisor = Lookup.supervisor(buffer)
       Buffer.put(buffer, :key, 1)
       stop = fn timeout -> catch_exit(Buffer.stop(buffer, :normal, timeout)) end
       stops = [Task.async(fn -> stop.(:infinity) end)]
@@ -44,6 +45,18 @@ defmodule PartitionedBuffer.StopTest do
 
       # Their deaths are logged, and the log is captured only during the test.
       for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason}, 5_000)
+    end
+
+    test "raises on a timeout that is none, and the buffer goes on" do
+      buffer = start_buffer()
+
+      for server <- [buffer, Lookup.supervisor(buffer)], timeout <- [nil, -1, 1.5, 10_000_000_000, :soon] do
+        error = assert_raise ArgumentError, fn -> Buffer.stop(server, :normal, timeout) end
+        assert error.message =~ "of a call on buffer #{inspect(buffer)}"
+        assert error.message =~ inspect(timeout)
+      end
+
+      assert Buffer.put(buffer, :key, 1) == :ok
     end
 
     test "exits if a process stops itself" do
@@ -182,10 +195,14 @@ defmodule PartitionedBuffer.StopTest do
             drainer: drainer(buffer)
           }
 
-          suspend_supervisor(buffer)
-          kill_processes(for victim <- unquote(victims), do: victims[victim])
-          log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
-          refute log =~ "could not process"
+          log =
+            capture_log(fn ->
+              stop = stop_with_dead(buffer, for(victim <- unquote(victims), do: victims[victim]))
+              assert Task.await(stop) == :ok
+            end)
+
+          # Other tests log as well.
+          refute log =~ "of buffer #{inspect(buffer)} could not process"
           assert keys(received_entries()) == Enum.to_list(1..100)
           refute_received {[:processing_failed], _measurements, _metadata}
         end
@@ -199,9 +216,7 @@ defmodule PartitionedBuffer.StopTest do
       tick(partition)
       {task, first} = await_batch()
       Buffer.put(buffer, :later, 1)
-      suspend_supervisor(buffer)
-      kill_processes([Process.whereis(partition)])
-      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      stop = stop_with_dead(buffer, [Process.whereis(partition)])
 
       refute_receive {:asked, _pid, _batch}, 100
       send(task, :return)
@@ -242,6 +257,126 @@ defmodule PartitionedBuffer.StopTest do
 
       assert Task.await(stop) == :ok
       assert length(received_batches()) == 3
+    end
+  end
+
+  describe "flush/2 during a stop" do
+    # Partition 0 hangs, and the stop kills it. Partition 1 keeps the stop from ending.
+    for {how, opts} <- [
+          without: [processing_timeout_ms: 50],
+          with: [processing_timeout_ms: 2_000, max_attempts: :infinity, retry_backoff_ms: {20, 20}]
+        ] do
+      test "calls no given-up partition, #{how} outcomes" do
+        opts = unquote(opts)
+        {test, given_up} = {self(), :atomics.new(1, [])}
+
+        processor = fn [{key, _, _, _}] = batch ->
+          cond do
+            key != :other ->
+              send(test, {:hangs, self(), key})
+              receive(do: (:never -> :ok))
+
+            # With outcomes each call has its own time, so the last one begins late.
+            opts[:max_attempts] != nil and :atomics.get(given_up, 1) == 0 ->
+              {:error, :again}
+
+            true ->
+              send(test, {:asked, self(), batch})
+              receive(do: (:return -> :ok))
+          end
+        end
+
+        buffer = start_buffer([processor: processor, processing_batch_size: 1] ++ opts)
+        for n <- 1..3, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(0, 2))
+        tick(hd(partitions(buffer)))
+        assert_receive {:hangs, hanging, _key}
+        ref = Process.monitor(hanging)
+        Buffer.put(buffer, :other, 1, partition_key: partition_key_of(1, 2))
+        drainer = drainer(buffer)
+        stop = Task.async(fn -> Buffer.stop(buffer) end)
+        assert_receive {:DOWN, ^ref, :process, ^hanging, :killed}
+        await_passes(drainer, 1)
+        :atomics.put(given_up, 1, 1)
+        assert_receive {:asked, other, _batch}
+
+        pids = Enum.map(partitions(buffer), &Process.whereis/1)
+        for pid <- pids, do: :erlang.trace(pid, true, [:receive])
+        # The first one would only settle the batch of the killed call, and pause.
+        flushes = for _ <- 1..2, do: Task.async(fn -> Buffer.flush(buffer) end)
+
+        for pid <- pids,
+            _flush <- flushes,
+            do: assert_receive({:trace, ^pid, :receive, {_call, _from, {:flush, _callers, false}}})
+
+        send(other, :return)
+
+        # Without outcomes the killed call loses its entry.
+        left = if opts[:max_attempts], do: 3, else: 2
+        assert Task.await_many(flushes) == List.duplicate({:error, {:failed, left}}, 2)
+        assert Task.await(stop) == :ok
+        refute_received {:hangs, _pid, _key}
+      end
+    end
+  end
+
+  describe "update_options/2 in a stop" do
+    test "takes effect, also if a processor calls it" do
+      test = self()
+      buffer = unique_name()
+
+      processor = fn _batch ->
+        changed = Buffer.update_options(buffer, processing_batch_size: 7, max_size: 100)
+        send(test, {:changed, changed, options(buffer).processing_batch_size})
+        :error
+      end
+
+      opts = [
+        processor: processor,
+        max_attempts: :infinity,
+        retry_backoff_ms: {1, 1},
+        drain_timeout_ms: :infinity
+      ]
+
+      start_buffer([name: buffer, partitions: 1] ++ opts)
+      Buffer.put(buffer, :key, 1)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      # Without a change the stop would never end.
+      for _ <- 1..3, do: assert_receive({:changed, :ok, 7})
+      assert Buffer.update_options(buffer, drain_timeout_ms: 0) == :ok
+      assert Task.await(stop) == :ok
+    end
+  end
+
+  describe "a killed stop" do
+    for {how, opts} <- [without: [], with: [max_attempts: 3]] do
+      test "never closes the next buffer, #{how} outcomes" do
+        ask = asking_processor()
+
+        # A task that outlives its supervisor.
+        processor = fn batch ->
+          Process.flag(:trap_exit, true)
+          ask.(batch)
+        end
+
+        opts = [processor: processor, processing_batch_size: 1] ++ unquote(opts)
+        buffer = start_buffer([partitions: 2] ++ opts)
+        for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
+        {supervisor, drainer} = {Lookup.supervisor(buffer), drainer(buffer)}
+        refs = for pid <- [supervisor, drainer], do: Process.monitor(pid)
+        stop = Task.async(fn -> catch_exit(Buffer.stop(buffer)) end)
+        tasks = for _ <- 1..2, do: assert_receive({:asked, _pid, _batch}) |> elem(1)
+        Process.exit(supervisor, :kill)
+        assert {_killed, {GenServer, :stop, _args}} = Task.await(stop)
+
+        start_buffer(name: buffer, partitions: 2, processing_batch_size: 1)
+        # The stop waited for these tasks.
+        for task <- tasks, do: send(task, :return)
+        for ref <- refs, do: assert_receive({:DOWN, ^ref, :process, _pid, _reason})
+        for n <- 0..1, do: assert(Buffer.put(buffer, n, :new, partition_key: partition_key_of(n, 2)) == :ok)
+        refute Enum.any?(Buffer.info(buffer).partitions, &(&1.state == :closed))
+        assert Buffer.flush(buffer) == :ok
+        assert {0, :new, 0, 0} in received_entries()
+      end
     end
   end
 
@@ -361,8 +496,8 @@ defmodule PartitionedBuffer.StopTest do
       assert_receive {:asked, one, [{n, n, 0, 0}]}
       assert_receive {:asked, other, _batch}
       # The first partition has nothing left to process.
-      send(one, :return)
       ref = Process.monitor(one)
+      send(one, :return)
       assert_receive {:DOWN, ^ref, :process, ^one, :normal}
 
       opts = [partition_key: partition_key_of(n, 2)]
@@ -548,8 +683,17 @@ defmodule PartitionedBuffer.StopTest do
 
   ## Processes
 
-  # A suspended supervisor learns of deaths only when it stops, so it restarts no child.
-  defp suspend_supervisor(buffer), do: :sys.suspend(PartitionedBuffer.Routing.supervisor_name(buffer))
+  # Stops a buffer whose supervisor learns too late that these processes are dead, and restarts
+  # none.
+  defp stop_with_dead(buffer, pids) do
+    supervisor = Lookup.supervisor(buffer)
+    :erlang.suspend_process(supervisor)
+    stop = Task.async(fn -> Buffer.stop(buffer) end)
+    await_messages(supervisor, 1)
+    kill_processes(pids)
+    :erlang.resume_process(supervisor)
+    stop
+  end
 
   # The last child, which a supervisor ends first.
   defp drainer(buffer) do
@@ -558,6 +702,13 @@ defmodule PartitionedBuffer.StopTest do
     Enum.find_value(children, fn {id, pid, _type, _modules} ->
       if id == {PartitionedBuffer.Buffer.Drainer, :last}, do: pid
     end)
+  end
+
+  # Waits until a stop has this number of passes under way. The drainer monitors the passes and its
+  # supervisor.
+  defp await_passes(drainer, count) do
+    {:monitors, monitored} = Process.info(drainer, :monitors)
+    length(monitored) == count + 1 || await_passes(drainer, count)
   end
 
   # Waits until this number of messages is in the queue of a busy process.

@@ -223,7 +223,8 @@ defmodule PartitionedBuffer.Conservation do
       partitions: 2,
       processing_interval_ms: 1,
       processing_batch_size: 100,
-      processing_timeout_ms: 100,
+      # A busy machine may take some hundred milliseconds for a call that does not hang.
+      processing_timeout_ms: 1_000,
       max_attempts: max_attempts,
       retry_backoff_ms: {6, 20},
       max_size: Keyword.get(opts, :max_size, :infinity),

@@ -185,7 +185,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :stop_while_hanging) do
     pid = hanging(faults)
-    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 20)
+    PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 300)
     faults = inject(faults, :stop)
     if Process.alive?(pid), do: raise("a stop has left a hanging processor")
     faults
@@ -195,10 +195,21 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp inject(faults, :kill_at_stop) do
     drainer = drainer(faults)
     Ledger.arm(faults.ledger, {:slow, :rand.uniform(10)})
+    supervisor = Process.whereis(supervisor(faults))
     suspended? = :rand.uniform(2) == 1
-    if suspended?, do: :sys.suspend(supervisor(faults))
-    faults = if suspended?, do: kill_any(faults, drainer), else: faults
+    if suspended?, do: :erlang.suspend_process(supervisor)
     {stop, ref} = spawn_monitor(fn -> PartitionedBuffer.stop(name(faults)) end)
+
+    # The supervisor learns of the stop before it learns of these deaths.
+    faults =
+      if suspended? do
+        await_message(supervisor)
+        faults = kill_any(faults, drainer)
+        :erlang.resume_process(supervisor)
+        faults
+      else
+        faults
+      end
 
     faults =
       for _ <- 1..:rand.uniform(4), reduce: faults do
@@ -292,7 +303,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
       Enum.random(
         processing_batch_size: Enum.random(faults.batch_sizes),
         processing_interval_ms: :rand.uniform(3),
-        processing_timeout_ms: Enum.random([60, 100, 200]),
+        processing_timeout_ms: Enum.random([600, 1_000, 2_000]),
         drain_timeout_ms: Enum.random([30, 60_000]),
         retry_backoff_ms: Enum.random([{6, 20}, {10, 30}, &__MODULE__.backoff/1]),
         processing_threshold: Enum.random([50, 2_000, :infinity]),
@@ -390,6 +401,9 @@ defmodule PartitionedBuffer.Conservation.Faults do
   defp kill(name), do: kill(Process.whereis(name) || exit(:restarting))
 
   # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
+  defp await_message(pid),
+    do: Process.info(pid, :message_queue_len) == {:message_queue_len, 0} && await_message(pid)
+
   defp kill_any(faults, drainer) do
     number = any_partition(faults)
     partition = Process.whereis(partition(faults, number))
