@@ -57,9 +57,10 @@ defmodule PartitionedBuffer.Native.RoomTest do
       reservation = Native.reserve(name, 2, false)
       Native.open(name, :queue, 1, false, 10)
       assert call(:push_all, [name, nil, [:a, :b], reservation]) == :badarg
-      assert call(:add_all, [name, nil, [a: 1], reservation]) == :badarg
       assert {Native.size(name), held(name)} == {0, 0}
+      # The buffer takes no lists of these kinds.
       assert call(:put_all, [name, nil, [a: 1], reservation]) == :not_running
+      assert call(:add_all, [name, nil, [a: 1], reservation]) == :not_running
     end
 
     test "is refused for more entries than it has room for, and stays usable" do

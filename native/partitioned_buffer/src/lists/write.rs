@@ -52,12 +52,13 @@ pub(crate) fn write_list<'a, T: Target>(
     let mut chunk = Vec::with_capacity(SHORT);
     let mut step = Step::new();
     let mut start = list;
+    let is_begun = |rest: Term<'a>| rest.as_c_arg() != list.as_c_arg();
     let stop = |pace: &Pace, rest: Term<'a>| {
         pace.consume_timeslice(env);
-        if rest.as_c_arg() == list.as_c_arg() {
-            Err(Error::BadArg)
-        } else {
+        if is_begun(rest) {
             Ok(Ok(Written::More(rest)))
+        } else {
+            Err(Error::BadArg)
         }
     };
     loop {
@@ -66,16 +67,17 @@ pub(crate) fn write_list<'a, T: Target>(
         if !is_whole && !checked {
             return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
         }
-        let has_room = reservation.is_none_or(|reservation| reservation.is_for(target.shared(), chunk.len()));
-        if !has_room || !is_whole && chunk.len() < CHUNK {
-            return stop(&pace, start);
-        }
         if reservation.is_none() && !checked && target.shared().bound.max().is_some() {
             return Ok(Ok(Written::Bounded));
         }
-        // An empty list has no write that would notice a stopped buffer.
+        // An empty list has no write that would notice a stopped buffer. A reservation may be from a
+        // buffer that runs as another kind.
         if let Err(NotRunning) = target.shared().count() {
-            return Ok(Err(NotRunning));
+            return Ok(if is_begun(start) { Ok(Written::Refused(start)) } else { Err(NotRunning) });
+        }
+        let has_room = reservation.is_none_or(|reservation| reservation.is_for(target.shared(), chunk.len()));
+        if !has_room || !is_whole && chunk.len() < CHUNK {
+            return stop(&pace, start);
         }
         let mut written = 0;
         while written < chunk.len() {
