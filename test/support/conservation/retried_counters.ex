@@ -20,7 +20,17 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   # and `untold` those of which no later entry tells. `given_up` has sum and count of entries that were given up: if a task dies
   # while it gives up a batch, `:dead_letter` gets the batch again. `open` are entries in batches that are not settled, the last one first.
   # `failed` is the last one that will come again, and `latest` the last one, for the writers.
-  @new %{sum: 0, count: 0, last: 0, uncertain: [], untold: [], open: [], failed: nil, latest: nil, given_up: []}
+  @new %{
+    sum: 0,
+    count: 0,
+    last: 0,
+    uncertain: [],
+    untold: [],
+    open: [],
+    failed: nil,
+    latest: nil,
+    given_up: []
+  }
 
   # Of a key with more uncertain entries only the count is compared.
   @most_uncertain 14
