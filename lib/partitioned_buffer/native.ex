@@ -72,8 +72,9 @@ defmodule PartitionedBuffer.Native do
   Entries that a buffer of the same name and another kind left stay there for the next buffer of
   that kind. With outcomes, `get`, `put_new`, `put_newer` and `delete` also see entries in flight.
   With a `max_size` the buffer holds no more entries than that, waiting and in flight, unless it has
-  more already. With another partition count than the last run, each entry waits in the partition
-  that its key or item chooses now. No partition pauses; their failures in a row go on.
+  more already. No partition pauses; their failures in a row go on. With another partition count than
+  the last run, each entry waits in the partition that its key or item chooses now, and failures in a
+  row start at 0.
   """
   @spec open(atom(), kind(), non_neg_integer(), outcomes? :: boolean(), max_size :: limit()) ::
           run() | :not_running
