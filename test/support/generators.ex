@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Generators do
   @moduledoc false
-  # PropEr types: any terms, and commands on a few keys. A command names its key by the place among the keys of its case, so
-  # that commands meet at the same keys.
+  # PropEr types: any terms, and commands on a few keys. A command names its key by its place among
+  # the keys of the case, so commands meet at the same keys.
 
   @compile {:no_warn_undefined, [:proper_types]}
   import Bitwise
@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.Generators do
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
   end
 
-  @doc "A case of commands for one process on a queue: partitions, and commands that have their items."
+  @doc "A case of commands for one process on a queue: partitions, and commands with their items."
   def queue do
     {T.range(1, 3),
      T.list(
@@ -36,8 +36,9 @@ defmodule PartitionedBuffer.Generators do
   end
 
   @doc """
-  A case of commands on a queue for one process, then of lists of commands for several processes at the same time. Only the
-  first process flushes. Items become distinct later, by a number that is added to each; `:nothing` becomes a number alone.
+  A case of commands on a queue for one process, then of lists of commands for several processes at
+  the same time. Only the first process flushes. Items become distinct later, by an added number;
+  `:nothing` becomes a number alone.
   """
   def parallel_queue do
     item = T.frequency([{1, :nothing}, {2, terms()}])
@@ -123,7 +124,7 @@ defmodule PartitionedBuffer.Generators do
 
   defp few(type), do: T.resize(8, T.list(type))
 
-  # The way to choose the partition; `Laws.option/1` makes an option of it.
+  # The way to choose the partition; `Laws.option/1` makes it an option.
   defp route, do: T.frequency([{4, nil}, {1, T.elements([:term, :function, :mfa])}])
 
   defp version do
@@ -170,7 +171,7 @@ defmodule PartitionedBuffer.Generators do
     ])
   end
 
-  # Terms that are equal only to themselves, so a whole run has the same ones.
+  # Terms equal only to themselves, so a whole run has the same ones.
   defp unique_terms do
     x = 1
 

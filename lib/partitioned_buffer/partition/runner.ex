@@ -58,7 +58,9 @@ defmodule PartitionedBuffer.Partition.Runner do
   def start(%Ref{run: run, number: number} = ref, flush, opts) do
     case Native.process(run, number, :tasks) do
       supervisor when is_pid(supervisor) ->
-        task = Task.Supervisor.async_nolink(supervisor, fn -> as_task(ref, &process(ref, flush, opts, &1)) end)
+        task =
+          Task.Supervisor.async_nolink(supervisor, fn -> as_task(ref, &process(ref, flush, opts, &1)) end)
+
         {:ok, new(ref, task.pid, task.ref, true)}
 
       _none ->
