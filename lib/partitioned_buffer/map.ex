@@ -36,9 +36,9 @@ defmodule PartitionedBuffer.Map do
     * `get/4`, `fetch/3`, `put_new/4`, `put_newer/5`, `delete/3` and `size/1` see the entries
       waiting for the next flush, but no entries in flight. With `:max_attempts` all but `size/1`
       also see entries in flight; see [Delivery](`m:PartitionedBuffer#module-delivery`).
-    * A call hashes its key as a whole, half a millisecond for a binary of a megabyte, and nothing can
-      interrupt this. So use the hash of a document as its key; see *responsive schedulers* in the
-      [Guarantees](`m:PartitionedBuffer#module-guarantees`).
+    * A call hashes its key as a whole, half a millisecond for a binary of a megabyte, and nothing
+      can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
+      the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
     * A call that raises because of its arguments writes nothing.
     * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
       has 0 partitions.

@@ -19,7 +19,9 @@ defmodule PartitionedBuffer.Case do
 
   ## Buffers
 
-  @doc "The options of a buffer that flushes on request only, and sends each batch as `{:batch, batch}`."
+  @doc """
+  The options of a buffer that flushes on request only, and sends each batch as `{:batch, batch}`.
+  """
   def buffer_options(opts \\ []) do
     test = self()
 
@@ -126,7 +128,9 @@ defmodule PartitionedBuffer.Case do
   @doc "The keys of entries, sorted, since a flush of a map promises no order."
   def keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
-  @doc "A processor that sends `{:asked, pid, batch}` to the test, and obeys the answer to that pid."
+  @doc """
+  A processor that sends `{:asked, pid, batch}` to the test, and obeys the answer to that pid.
+  """
   def asking_processor do
     test = self()
 
@@ -142,7 +146,10 @@ defmodule PartitionedBuffer.Case do
     end
   end
 
-  @doc "Answers the next question of `asking_processor/0`; returns its batch, and a monitor of its process."
+  @doc """
+  Answers the next question of `asking_processor/0`; returns its batch, and a monitor of its
+  process.
+  """
   def answer(answer) do
     assert_receive {:asked, pid, batch}
     ref = Process.monitor(pid)
@@ -192,7 +199,10 @@ defmodule PartitionedBuffer.Case do
 
   ## Telemetry
 
-  @doc "Sends the telemetry events of a buffer to the test as `{event, measurements, metadata}`, without prefix."
+  @doc """
+  Sends the telemetry events of a buffer to the test as `{event, measurements, metadata}`, without
+  prefix.
+  """
   def attach_telemetry(buffer) do
     id = {buffer, self()}
     spans = for span <- [:processing, :batch], suffix <- [:start, :stop, :exception], do: [span, suffix]

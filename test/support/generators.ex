@@ -13,7 +13,10 @@ defmodule PartitionedBuffer.Generators do
   @doc "A case of commands for one process: partitions, keys, commands."
   def sequential, do: {T.range(1, 3), keys(), T.list(command())}
 
-  @doc "A case of commands for one process, then of lists of commands for several processes at the same time."
+  @doc """
+  A case of commands for one process, then of lists of commands for several processes at the same
+  time.
+  """
   def parallel do
     few = T.resize(6, T.list(command()))
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
@@ -61,7 +64,10 @@ defmodule PartitionedBuffer.Generators do
   @doc "A case of commands for one process on a counter: partitions, keys, commands."
   def counter, do: {T.range(1, 3), keys(), T.list(counting())}
 
-  @doc "A case of commands on a counter for one process, then of lists of commands for several processes at the same time."
+  @doc """
+  A case of commands on a counter for one process, then of lists of commands for several processes
+  at the same time.
+  """
   def parallel_counter do
     few = T.resize(6, T.list(counting()))
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}

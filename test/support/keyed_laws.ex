@@ -32,13 +32,21 @@ defmodule PartitionedBuffer.KeyedLaws do
   @doc "The effects of a command that writes or reads, for a partition count."
   @callback effects(tuple(), result :: any(), pos_integer()) :: [{place(), effect()}]
 
-  @doc "The entries of a place for the processor after an outage, in the order of the batches; nil without any."
+  @doc """
+  The entries of a place for the processor after an outage, in the order of the batches; nil without
+  any.
+  """
   @callback taken_at_last([tuple()]) :: effect()
 
-  @doc "The state of a place after an effect, nil if it has no entry; `:error` if the effect has another result."
+  @doc """
+  The state of a place after an effect, nil if it has no entry; `:error` if the effect has another
+  result.
+  """
   @callback step(state :: any(), effect()) :: {:ok, any()} | :error
 
-  @doc "For `setup`: buffers of one to three partitions, with a sink that is away for the tag `:away`."
+  @doc """
+  For `setup`: buffers of one to three partitions, with a sink that is away for the tag `:away`.
+  """
   def start(kind, context) do
     sink = if context[:away], do: :counters.new(1, [])
     start = &start_buffer([module: kind.buffer(), partitions: &1] ++ outage(sink))
@@ -68,7 +76,10 @@ defmodule PartitionedBuffer.KeyedLaws do
          do: if(entries == %{}, do: :ok, else: :left_over)
   end
 
-  @doc "The law of commands in several processes. The first, this one, alone flushes and sets the batch size."
+  @doc """
+  The law of commands in several processes. The first, this one, alone flushes and sets the batch
+  size.
+  """
   def parallel({partitions, keys, before, suffixes}, setup) do
     context = context(setup, partitions, keys)
     [own | others] = Tuple.to_list(suffixes)

@@ -47,7 +47,9 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  @doc "As `holds/5`, but several times for each instance, without shrinking: instances fail by chance."
+  @doc """
+  As `holds/5`, but several times for each instance, without shrinking: instances fail by chance.
+  """
   def holds_repeatedly(what, cases, type, law) do
     repeated = fn instance ->
       Enum.find_value(1..repeats(), :ok, fn _ ->
@@ -131,7 +133,7 @@ defmodule PartitionedBuffer.Laws do
       else: {:malformed, batches}
   end
 
-  ## Linearizability: some order of the effects on a place obeys their times, and gives their results.
+  ## Linearizability: some order of the effects on a place gives the results
 
   @doc """
   The places whose effects no order explains. A history has the effects of a process, `{place,

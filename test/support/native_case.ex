@@ -17,7 +17,9 @@ defmodule PartitionedBuffer.NativeCase do
     end
   end
 
-  @doc "A map with a flush, waiting entries, a process and terms, a queue, a counter, and the map's flush."
+  @doc """
+  A map with a flush, waiting entries, a process and terms, a queue, a counter, and the map's flush.
+  """
   def opened(max_size \\ :infinity) do
     buffer = unique_name()
     Native.open(queue(buffer), :queue, 1, false, max_size)
@@ -63,7 +65,10 @@ defmodule PartitionedBuffer.NativeCase do
     }
   end
 
-  @doc "The entries of the next flush of the first partition, which is claimed; in a map and a counter sorted."
+  @doc """
+  The entries of the next flush of the first partition, which is claimed; in a map and a counter
+  sorted.
+  """
   def take(buffer) do
     {_kind, flush} = Native.flush(run(buffer), 0)
     {entries, _count, true} = Native.read(flush, 0, 100, false)

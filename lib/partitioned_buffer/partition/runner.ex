@@ -106,8 +106,8 @@ defmodule PartitionedBuffer.Partition.Runner do
   end
 
   # Another task may be running: the partition's process started it just before its death, or it
-  # belongs to a killed supervision tree. Returns whether this task waited for another one, which may
-  # have read from the same flush.
+  # belongs to a killed supervision tree. Returns whether this task waited for another one, which
+  # may have read from the same flush.
   defp begin(%Ref{run: run, number: number} = ref) do
     case Native.begin_task(run, number) do
       :ok ->

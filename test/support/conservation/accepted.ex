@@ -29,7 +29,10 @@ defmodule PartitionedBuffer.Conservation.Accepted do
 
   ## Writes
 
-  @doc "Notes a writer's writes to a key up to this number. The last effective one is it, or the one before."
+  @doc """
+  Notes a writer's writes to a key up to this number. The last effective one is it, or the one
+  before.
+  """
   def wrote(%__MODULE__{writes: writes} = accepted, id, number, effect) do
     now = System.monotonic_time()
     {_effective, _at, deleted, deleted_at} = old = write(accepted, id)
@@ -60,7 +63,9 @@ defmodule PartitionedBuffer.Conservation.Accepted do
     end
   end
 
-  @doc "The number of the write that made the key's entry, or `:none` if it was deleted or never written."
+  @doc """
+  The number of the write that made the key's entry, or `:none` if it was deleted or never written.
+  """
   def current(accepted, id) do
     case write(accepted, id) do
       {same, _at, same, _deleted_at} -> :none

@@ -32,7 +32,10 @@ defmodule PartitionedBuffer.Conservation.Additions do
   def sum(_id, first, last) when first > last, do: 0
   def sum(id, first, last), do: step(id) * div((last - first + 1) * (first + last), 2)
 
-  @doc "The first and the last addition of an entry, or `:error` if its additions do not follow each other."
+  @doc """
+  The first and the last addition of an entry, or `:error` if its additions do not follow each
+  other.
+  """
   def run(id, sum, count) when count > 0 do
     # The sum is `step * count * (2 * first + count - 1) / 2`.
     with twice = 2 * sum,
@@ -48,7 +51,9 @@ defmodule PartitionedBuffer.Conservation.Additions do
 
   def run(_id, _sum, _count), do: :error
 
-  @doc "Whether an addition may begin its entry, after those up to `last`: a delete or `last` precedes it."
+  @doc """
+  Whether an addition may begin its entry, after those up to `last`: a delete or `last` precedes it.
+  """
   def begins?(id, last, first), do: first == last + 1 or (first > last + 1 and delete?(id, first - 1))
 
   @doc "Whether a key with `written` writes has no entry after the additions up to `last`."

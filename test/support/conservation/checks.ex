@@ -11,7 +11,10 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @typedoc "An entry for the checks: its content, and the least number of its failures."
   @type entry() :: %{:attempts => non_neg_integer(), optional(atom()) => any()}
 
-  @typedoc "A batch: its number, task, and whether its entries go to the processor or are given up without a call."
+  @typedoc """
+  A batch: its number, task, and whether its entries go to the processor or are given up without a
+  call.
+  """
   @type batch() :: {pos_integer(), struct()}
 
   @doc "The first state."
@@ -26,7 +29,9 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @doc "Notes the marks of a batch."
   @callback mark([{entry(), mark()}], batch(), ledger()) :: ledger()
 
-  @doc "Looks at the entries of a failed batch again, as of the time just before the processor returned."
+  @doc """
+  Looks at the entries of a failed batch again, as of the time just before the processor returned.
+  """
   @callback returning(batch(), time :: integer(), ledger()) :: ledger()
 
   @doc """

@@ -76,7 +76,10 @@ defmodule PartitionedBuffer.Conservation.Faults do
     loop(state)
   end
 
-  @doc "Ends the faults and the buffer; returns counts, what was written, and how many failures may be unreported or unseen."
+  @doc """
+  Ends the faults and the buffer; returns counts, what was written, and how many failures may be
+  unreported or unseen.
+  """
   def stop(faults) do
     send(faults, {:stop, self()})
 

@@ -47,7 +47,10 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  @doc "The same for a buffer with retries: half of the stale writes are `put_new`, for keys without an entry."
+  @doc """
+  The same for a buffer with retries: half of the stale writes are `put_new`, for keys without an
+  entry.
+  """
   def retried(id, number) do
     with {:put_newer, value, version} when version < 0 and rem(number, 2) == 0 <- write(id, number),
          do: {:put_new, value}

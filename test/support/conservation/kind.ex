@@ -37,7 +37,9 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @doc "Does a call of a writer on an ETS design."
   @callback call_design(module(), any(), tuple() | atom()) :: any()
 
-  @doc "A call that writes a long list. The writes have it as `{:list, number, :done | :cut_short}`."
+  @doc """
+  A call that writes a long list. The writes have it as `{:list, number, :done | :cut_short}`.
+  """
   @callback list(non_neg_integer()) :: tuple()
 
   @doc "A call that writes a value which refers to code. `Ledger.code/3` notes it when it comes."

@@ -87,7 +87,10 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   ## API
 
-  @doc "Starts a ledger of a buffer. Without a buffer and batch sizes it is for an ETS design, which has no events."
+  @doc """
+  Starts a ledger of a buffer. Without a buffer and batch sizes it is for an ETS design, which has
+  no events.
+  """
   def start_link(kind, buffer, batch_sizes) do
     {:ok, ledger} = GenServer.start_link(__MODULE__, {kind, buffer, batch_sizes})
     if buffer, do: :telemetry.attach_many(buffer, @events, &__MODULE__.event/4, {ledger, buffer})
@@ -283,7 +286,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   ## What has come
 
-  @doc "The last number of a key or a stream that came, 0 without any, and the number of windows before."
+  @doc """
+  The last number of a key or a stream that came, 0 without any, and the number of windows before.
+  """
   def seen(ledger, what) do
     case :ets.lookup(ledger.seen, what) do
       [{^what, last, windows}] -> {last, windows}

@@ -154,7 +154,9 @@ defmodule PartitionedBuffer.Conservation.Queues do
 
   ## The ledger
 
-  @doc "Of a stream of lists, by its number: the stream and the number of its items in each partition."
+  @doc """
+  Of a stream of lists, by its number: the stream and the number of its items in each partition.
+  """
   def list_stream(number), do: {stream(@lists, number), div(@list_size, @partition_count)}
 
   @doc "Whether the streams of a writer come one after the other: those of the lists have no order."

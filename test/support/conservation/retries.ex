@@ -151,7 +151,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "A fault is about to be injected."
   def fault(ledger, kind), do: send(ledger, {:fault, kind})
 
-  @doc "Calls a function that requests a flush. The end of a flush without a waiting caller is unknown."
+  @doc """
+  Calls a function that requests a flush. The end of a flush without a waiting caller is unknown.
+  """
   def flushing(ledger, flush) do
     send(ledger, {:flushes, 1})
     flush.()
@@ -193,7 +195,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "Whether all earlier writes are through."
   def through?(ledger, what), do: GenServer.call(ledger, {:through?, what}, :infinity)
 
-  @doc "A writer missed its entry of a key. Perhaps the entry was given up, and `:dead_letter` is next."
+  @doc """
+  A writer missed its entry of a key. Perhaps the entry was given up, and `:dead_letter` is next.
+  """
   def suspect(ledger, kind, {id, number}, what), do: send(ledger, {:suspect, kind, {id, number}, what})
 
   @doc "A writer found a violation."

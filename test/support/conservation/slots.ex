@@ -27,7 +27,10 @@ defmodule PartitionedBuffer.Conservation.Slots do
     for n <- 0..:rand.uniform(100), do: rem(first + 4 * n, @slots)
   end
 
-  @doc "The option of all calls for the key of a slot: the key, a term, a function or an MFA chooses the partition."
+  @doc """
+  The option of all calls for the key of a slot: the key, a term, a function or an MFA chooses the
+  partition.
+  """
   def option(slot) do
     case rem(slot, 4) do
       0 -> []

@@ -11,7 +11,9 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   @doc "All succeed."
   def ok, do: %__MODULE__{}
 
-  @doc "A verdict on these entries, by chance. In `any_order?` the processor may name some in any order."
+  @doc """
+  A verdict on these entries, by chance. In `any_order?` the processor may name some in any order.
+  """
   def draw(entries, any_order?) do
     case :rand.uniform(1_000) do
       n when n <= 830 -> returning(Enum.random([:ok, :ok, nil, {:ok, 3}, {3, nil}, {:ok, :error}]), :ok)
