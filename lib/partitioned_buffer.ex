@@ -31,21 +31,24 @@ defmodule PartitionedBuffer do
   | `:max_size` | positive integer, or `:infinity` | `:infinity` | the most entries that the whole buffer holds, waiting and in flight |
   | `:full_timeout_ms` | integer from 0 | 5000 | how long a write waits for room in a full buffer; 0 does not wait |
   | `:when_full` | `:raise`, `:error`, `:drop_newest` | `:raise` | what a write without room does: it raises a `PartitionedBuffer.FullError`, returns `{:error, :full}`, or is dropped and returns `:ok` |
-  | `:max_attempts` | positive integer, or `:infinity` | not given | how often an entry is given to the processor before it is given up; see [Delivery](#module-delivery) |
-  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. A function gets the number of failures and returns milliseconds |
+  | `:max_attempts` | positive integer, or `:infinity` | not given | how often the processor may fail with an entry before the entry is given up; see [Delivery](#module-delivery) |
+  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. For a function, see [Pauses](#module-pauses) |
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
   anonymous function survives one load of its module, but not a second.
 
+  Times are in milliseconds. All of them except the interval are at most 4,294,967,295, and so are
+  `:max_size` and `:processing_threshold`.
+
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
   that module is available.
 
   ## Runtime options
 
-  Single calls take these options. An unknown option raises the same error as an invalid start
-  option.
+  Single calls take these options. An unknown or invalid option raises the same error as an invalid
+  start option.
 
     * `:partition_key` – chooses the partition in place of the key or item. A function of arity 1 is
       called with the key or item and returns the partition key; `{module, function, args}` is
@@ -83,31 +86,61 @@ defmodule PartitionedBuffer do
       was deleted while in flight. It keeps its attempts.
     * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind
       it.
-    * **A pause** ends with one call of the processor, however much was written during the pause.
-      `flush/2` tries at once.
+    * **After a pause** the processor gets one batch, however much was written during the pause. If
+      it fails again, the partition pauses again, for longer. `flush/2` ends a pause.
     * **Smaller batches.** A batch with an entry that failed `a` times has at most
-      `processing_batch_size / 4^a` entries. In a batch of 500, a bad entry is therefore alone at
-      its fifth attempt, and the other entries are stored.
+      `processing_batch_size / 4^a` entries, and at least one. In a batch of 500, a bad entry is
+      therefore alone at its fifth attempt, and the other entries are stored.
     * **Given up** is an entry that failed `:max_attempts` times or was cancelled. It goes to
-      `:dead_letter`, within the time limit of the processor. Without that function, or if it fails,
-      the entry is gone, and its count and reason are logged.
+      [`:dead_letter`](#module-dead-letters).
     * **Reads see entries in flight**: `get`, `fetch`, `put_new` and `put_newer` of
-      `PartitionedBuffer.Map`, `get` and `fetch` of `PartitionedBuffer.Counter`. A deleted entry in
-      flight is not retried. If it is not in a batch yet, the processor does not get it.
+      `PartitionedBuffer.Map`, `get` and `fetch` of `PartitionedBuffer.Counter`.
+    * **A delete reaches entries in flight.** If the entry is not in a batch yet, the processor does
+      not get it. If it is in a batch, this call of the processor is the last with it. Reads no
+      longer see it either way.
     * **At least once.** After a failure, a kill or a time limit, the sink may already hold the
       entries, or may still store them after newer ones. The statement should therefore be
       repeatable, and refuse older versions: `WHERE users.version < excluded.version`. A sum stored
       twice counts twice: see [Counting](counting.html#exactly-once).
     * **Also after crashes.** If a task dies, its batch counts as failed. If the whole supervision
-      tree was killed, the next one ends a task still running, before it tries the batch again.
+      tree was killed, the next one ends a task still running, before it retries the batch.
     * **A stop** retries with the shortest pause until `:drain_timeout_ms` is over. The remaining
       entries then go to `:dead_letter` with the reason `:stopped`. Without that function they are
-      kept for the next start of the name, and their count is logged.
+      kept until a buffer of the same name and kind starts, and their count is logged.
 
-  `:max_attempts` excludes `processing_batch_size: :table`. After a start with another number of
-  partitions, each leftover entry waits in the partition that its key or item chooses now. An entry
-  that a `:partition_key` routed may wait elsewhere: reads may not find it, its order against new
-  writes is not promised, and entries with the same key in two partitions become one.
+  `:max_attempts` excludes `processing_batch_size: :table`.
+
+  ### Pauses
+
+  A function as `:retry_backoff_ms` gets the number of failures in a row, the present one included,
+  and returns the pause: an integer from 0 to 4,294,967,295 milliseconds. A stop calls it with 1,
+  since it retries after the shortest pause.
+
+  The function runs in a separate process, which has the task of the processor in its `$callers`. It
+  may take half of `:processing_timeout_ms`, and at most 5 seconds. If it raises, throws, exits,
+  takes longer or returns anything else, an error is logged, and the pause is 30 seconds.
+
+  ### Dead letters
+
+  `:dead_letter` is called in a task, as the processor is, with a list of entries and the reason.
+  Each call may take as long as a call of the processor. Without the function, or if it fails or its
+  task dies, the entries given up are gone, and their count and reason are logged.
+
+  In two cases the function gets the same entries again, with the reason `:killed`, when a buffer of
+  the same name and kind starts: the whole supervision tree was killed during the call, or the call
+  took too long at the end of a stop.
+
+  ### Leftovers and the partition count
+
+  After a start with another partition count, each leftover entry waits in the partition that its
+  key or item chooses now. A custom `:partition_key` is not kept, so reads with it may not find the
+  entry, and its order against new writes is not promised. Entries given up go to `:dead_letter`,
+  with the reason `:killed`, and never back to the processor. Failures in a row start at 0.
+
+  Leftovers with the same key become one entry. A counter adds them up. In a map a waiting entry
+  replaces the in-flight entry of its partition; but if the buffer had no `:max_attempts`, an
+  in-flight entry stays over a waiting entry with a lower version, unless `put` wrote that one. Of
+  two partitions, the entry with the higher version stays.
 
   ## Threshold and bound
 
@@ -126,8 +159,8 @@ defmodule PartitionedBuffer do
     * A full buffer flushes all its partitions at once, unless they pause.
     * A write without room waits for room, up to `:full_timeout_ms`. Writers get room in their
       order. A writer that dies gives up its place. Waiting writers hold no scheduler.
-    * A list needs room for all its entries, as if all of them were new. It is written as a whole,
-      or not at all. A list longer than `:max_size` raises an `ArgumentError`.
+    * A list needs room for all its entries, as if all of them were new. Without that room nothing
+      of it is written. A list longer than `:max_size` raises an `ArgumentError`.
     * A processor never waits for room in its own buffer, nor does a task started by it:
       `:when_full` decides at once.
     * If `:max_size` is set below the number of entries held, nothing is thrown away. New entries
@@ -137,9 +170,12 @@ defmodule PartitionedBuffer do
 
   ## Guarantees
 
-    * **No lost writes.** A write that returned `:ok` is in exactly one flush, unless a later write
-      replaced it, a newer version was present, or it was deleted. An amount added to a counter is
-      in the flush of its sum.
+    * **No lost writes.** A write that returned `:ok` comes to the processor, unless a later write
+      replaced it, its version was not newer, it was deleted, or `when_full: :drop_newest` dropped
+      it. It is in exactly one flush; only a failure with `:max_attempts`, or a start with another
+      partition count, lets its entry wait for another flush.
+    * **Lists.** If the writer of a list is killed, or a stop begins, during the call, a part of the
+      list may be written.
     * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write
       is either in the flush or waits for the next one.
     * **At most once**, without `:max_attempts`. The processor gets each entry of a flush at most
@@ -154,18 +190,20 @@ defmodule PartitionedBuffer do
     * **Complete stops.** `stop/3`, like a shutdown of the supervision tree, waits for the flush in
       flight of each partition and then processes the waiting entries. All partitions do this at the
       same time. A partition also does this if its process or its task supervisor is dead at the
-      start of the stop, or dies during the stop.
+      start of the stop, or dies during the stop. Time limits hold, as follows.
     * **Time limit of a stop.** A call of the processor already running when the stop begins may
       take `:processing_timeout_ms`, counted from the beginning of the stop. Each later call may
       take the same time from its own beginning, and at least 5 seconds. A call that takes longer is
       killed, and its partition does not call the processor again. With `:max_attempts` each call
-      may take `:processing_timeout_ms` from its beginning, as always.
+      may take `:processing_timeout_ms` from its beginning, as always. `:drain_timeout_ms` limits
+      the whole stop; calls of `:dead_letter` come on top.
     * **Reads and writes during a stop.** Reads and deletes work until all partitions are done. A
       partition refuses writes as soon as its flush in flight is done, except from processors of the
       same buffer and from tasks started by them. The same stop processes their writes, in at most
       ten passes over all partitions.
-    * **Leftovers of a stop.** Entries that a stop could not process are kept until a buffer of the
-      same name and kind starts, or go to `:dead_letter`. An error with their count is logged.
+    * **Leftovers of a stop.** Entries that a stop could not process go to `:dead_letter`. Without
+      that function they are kept until a buffer of the same name and kind starts, and an error with
+      their count is logged.
     * **Equal terms.** The processor gets terms exactly as they were written.
     * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices.
       Only a single term is never split. To copy a key or a value takes as long as sending it in a
@@ -224,8 +262,8 @@ defmodule PartitionedBuffer do
   interval without writes has no event.
 
   `full` spans the time from the first write that found no room until an eighth of `:max_size` is
-  free and no writer waits. Its measurements count the writes that were refused, were dropped, or
-  had to wait. `emit_info/1` emits `info`.
+  free and no writer waits. `refused` and `dropped` count entries, as the totals of `info/1` do, and
+  `waited` counts the writers that waited for room. `emit_info/1` emits `info`.
 
   With `:max_attempts`, buffers also emit:
 
@@ -241,8 +279,8 @@ defmodule PartitionedBuffer do
   otherwise it is the attempt of the entry with the most failures. `outcome` is `:ok`, `:error`,
   `:snooze` or `:cancel`. A killed call has no `:stop`, but a `retry`. `retry` has the number of
   entries that will be retried, the number of entries superseded by a newer write or a delete, the
-  pause in milliseconds, and the number of failures in a row. `handled` is whether `:dead_letter`
-  took the entries.
+  pause in milliseconds, which is 0 if the partition goes on, and the number of failures in a row.
+  `handled` is whether `:dead_letter` took the entries.
   """
 
   alias PartitionedBuffer.API.Flush
@@ -297,7 +335,11 @@ defmodule PartitionedBuffer do
 
   `buffer` is the name of the buffer or the pid of its supervisor. If the buffer is already
   stopping, the call waits for the end of that stop. Exits as `Supervisor.stop/3` does if the buffer
-  is not running, or if the stop takes longer than `timeout` milliseconds.
+  is not running, or if the stop takes longer than `timeout` milliseconds; the stop then goes on.
+
+  Raises an `ArgumentError` in a processor of the same buffer, and in a task started by one: the
+  call would wait for the processor itself. An invalid `timeout` raises the same error as an invalid
+  start option.
   """
   @spec stop(buffer() | pid(), any(), timeout()) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity),
@@ -327,8 +369,11 @@ defmodule PartitionedBuffer do
   the buffer was started with it.
 
   Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
-  after the scheduled tick. A new batch size applies from the next flush on. Raises and changes
-  nothing if an option is unknown or invalid.
+  after the scheduled tick; `:infinity` cancels that tick. A new batch size applies from the next
+  flush on. The changes last until the supervisor of the buffer ends.
+
+  Raises and changes nothing if an option is unknown or invalid, with the same error as a start.
+  Raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)
       :ok
@@ -342,8 +387,9 @@ defmodule PartitionedBuffer do
   Returns `:ok` when the processor is done with every write that returned before the call; with
   `:max_attempts`, when each of those writes succeeded, or was superseded, deleted or given up.
   Returns `{:error, {:failed, count}}` if the processor failed: with `:max_attempts`, `count`
-  entries are still in the buffer and will be retried, otherwise they are lost or wait for the next
-  flush. During a pause the call makes one attempt at once. Concurrent calls share a flush.
+  entries failed or wait behind failed ones, and will be retried; otherwise they are lost or wait
+  for the next flush. During a pause the call makes one attempt at once. Concurrent calls share a
+  flush. A call during a stop returns the result of the stop's work.
 
   Options:
 
@@ -351,8 +397,9 @@ defmodule PartitionedBuffer do
       After this time the call returns `{:error, :timeout}`, and the flush goes on.
     * `:async` – with `true` the call returns `:ok` once the partitions have its request.
 
-  Raises an `ArgumentError` if the buffer is not running, if an option is invalid, or if a processor
-  of the buffer calls it without `async: true`; a `RuntimeError` if the buffer has 0 partitions.
+  Raises an `ArgumentError` if the buffer is not running, or if a processor of the buffer calls it
+  without `async: true`; a `RuntimeError` if the buffer has 0 partitions. An invalid option raises
+  the same error as an invalid start option.
 
       iex> PartitionedBuffer.Map.put(:doc, :key, 1)
       iex> PartitionedBuffer.flush(:doc)
@@ -409,30 +456,35 @@ defmodule PartitionedBuffer do
   |---|---|
   | `:kind` | `:map`, `:queue` or `:counter` |
   | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
-  | `:in_flight` | flushed entries without an outcome |
-  | `:retrying` | failed entries of both that wait for the next attempt |
+  | `:in_flight` | flushed entries without an outcome; without `:max_attempts`, flushed entries that no processor got. A deleted entry counts until its flush reaches it |
+  | `:retrying` | entries that failed and wait for their next attempt: of a map or counter, among `:size`; of a queue, among `:in_flight` at the head of the flush. A snooze alone does not count, and an entry in a batch does not |
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
-  | `:oldest_ms` | the age in milliseconds of the oldest entry without an outcome, counted from the first write of its flush; `nil` without such an entry |
+  | `:oldest_ms` | at most how many milliseconds ago the oldest entry without an outcome was written: the age of the first write of its flush, also after failures; `nil` without such an entry |
   | `:waiting_writers` | processes that wait for room |
-  | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start |
-  | `:totals` | counts that only grow, from the first start of the name in this VM on |
-  | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms`, the time to the next tick or the end of a pause |
+  | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
+  | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
+  | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms` |
 
-  The totals are:
+  The `:state` of a partition is `:processing` while its task runs, `:paused` after a failure or a
+  snooze, `:closed` from the moment a stop makes it refuse writes, otherwise `:idle`. `:next_ms` is
+  the time to the end of the pause, or else to the next tick. It is `nil` in a closed partition,
+  and without a pause if `:processing_interval_ms` is `:infinity`.
+
+  The totals are below. Each element of a list counts as a write.
 
   | total | meaning |
   |---|---|
   | `:written` | accepted writes |
   | `:coalesced` | accepted writes that replaced a waiting entry, or were added to it; of a counter also failed entries added to a waiting one |
-  | `:stale` | writes of `PartitionedBuffer.Map.put_newer/5` that were not accepted, since the present version was as high or higher |
+  | `:stale` | writes of `PartitionedBuffer.Map.put_newer/5` and `put_all_newer/3` that were not accepted, since the present version was as high or higher |
   | `:deleted` | entries deleted while they waited |
-  | `:superseded` | entries dropped in flight: a newer write replaced them, or they were deleted |
+  | `:superseded` | entries dropped in flight: a newer write replaced them, or they were deleted. Also leftovers of a map replaced by another one of their key, after a start with another partition count |
   | `:processed` | entries that the processor succeeded with; without `:max_attempts`, entries given to it |
-  | `:given_up` | entries given up |
-  | `:failed` | how often the processor failed with an entry. Without `:max_attempts` such entries are lost, and `:processed` counts them as well |
-  | `:refused` | writes that found no room |
-  | `:dropped` | writes that found no room and were dropped, with `when_full: :drop_newest` |
+  | `:given_up` | entries given up, counted after the call of `:dead_letter` |
+  | `:failed` | failures of entries: an entry counts once for each failed call, and once if it is cancelled or given up by a stop. A snooze does not count. Without `:max_attempts` failed entries are lost, and `:processed` counts them as well |
+  | `:refused` | writes that found no room in time and raised a `PartitionedBuffer.FullError` or returned `{:error, :full}`. |
+  | `:dropped` | writes that found no room in time and were dropped, with `when_full: :drop_newest` |
 
   While nothing is written or processed, each entry is counted once:
 

@@ -66,7 +66,7 @@ defmodule PartitionedBuffer.Counter do
 
   Without `:max_attempts`, the batch of a failed call is lost: the sink counts too little. With
   `:max_attempts` the sum and the count of a failed entry are added to the waiting entry of its key,
-  if any, and the entry keeps its number of attempts.
+  if any, and the entry keeps the higher number of attempts.
 
   A failed processor may have stored a sum all the same: it was killed, or its connection broke,
   after the database committed. The retry then counts twice. Both ways, only a sink that recognizes
@@ -299,11 +299,11 @@ defmodule PartitionedBuffer.Counter do
   end
 
   @doc """
-  Deletes the sum of a key that waits for the next flush, with its count.
+  Deletes the waiting sum of a key with its count, and with `:max_attempts` also its sum in flight.
 
-  Without `:max_attempts` this does not affect a sum in flight. With `:max_attempts` reads no longer
-  see that sum. If it is not in a batch yet, the processor does not get it; if it is, it is not
-  retried.
+  If the sum in flight is not in a batch yet, the processor does not get it. If it is in a batch, it
+  is not retried. Reads no longer see it either way. Without `:max_attempts` the call does not
+  affect sums in flight: the processor still gets them.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
   partition that the key was added in.

@@ -33,12 +33,12 @@ defmodule PartitionedBuffer.Map do
     * The buffer forgets flushed versions. An old version that arrives after the flush of a newer
       one is flushed too. If that can happen, let the processor write conditionally, for example
       with `ON CONFLICT (id) DO UPDATE ... WHERE users.version < excluded.version`.
-    * `get/4`, `fetch/3`, `delete/3` and `size/1` see the entries waiting for the next flush, but no
-      entries in flight. With `:max_attempts` all but `size/1` also see entries in flight; see
-      [Delivery](`m:PartitionedBuffer#module-delivery`).
-    * A call hashes its key as a whole, half a millisecond for a binary of a megabyte, and nothing can
-      interrupt this. So use the hash of a document as its key; see *responsive schedulers* in the
-      [Guarantees](`m:PartitionedBuffer#module-guarantees`).
+    * `get/4`, `fetch/3`, `put_new/4`, `put_newer/5`, `delete/3` and `size/1` see the entries
+      waiting for the next flush, but no entries in flight. With `:max_attempts` all but `size/1`
+      also see entries in flight; see [Delivery](`m:PartitionedBuffer#module-delivery`).
+    * A call hashes its key as a whole, half a millisecond for a binary of a megabyte, and nothing
+      can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
+      the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
     * A call that raises because of its arguments writes nothing.
     * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
       has 0 partitions.
@@ -103,8 +103,7 @@ defmodule PartitionedBuffer.Map do
   [guarantees](`m:PartitionedBuffer#module-guarantees`).
 
   `buffer` is the name of the buffer or the pid of its supervisor. A partition refuses writes as
-  soon as its flush in flight is done. Exits as `Supervisor.stop/3` does if the buffer is not
-  running, or if the stop takes longer than `timeout` milliseconds.
+  soon as its flush in flight is done. Exits and raises as `PartitionedBuffer.stop/3` does.
 
       iex> {:ok, _pid} =
       ...>   PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
@@ -262,8 +261,8 @@ defmodule PartitionedBuffer.Map do
 
   An entry written by `put/4` has version 0. Each replacement adds 1 to the entry's `updates`, which
   begin at 0. Returns `:ok` in both cases; with the option `stale: :error` it returns
-  `{:error, :stale}` if it did not store the value. With `:max_attempts` the version must also be
-  greater than the version of the key's entry in flight.
+  `{:error, :stale}` if it did not store the value. With `:max_attempts`, if no entry of the key
+  waits, the version must be greater than the version of the key's entry in flight.
 
   Raises an `ArgumentError` if the version is not an integer. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
@@ -391,11 +390,11 @@ defmodule PartitionedBuffer.Map do
   end
 
   @doc """
-  Deletes the entry of a key, if it waits for the next flush.
+  Deletes the waiting entry of a key, and with `:max_attempts` also its entry in flight.
 
-  Without `:max_attempts` this does not affect an entry in flight. With `:max_attempts` reads no
-  longer see that entry. If it is not in a batch yet, the processor does not get it; if it is, it is
-  not retried.
+  If the entry in flight is not in a batch yet, the processor does not get it. If it is in a batch,
+  it is not retried. Reads no longer see it either way. Without `:max_attempts` the call does not
+  affect entries in flight: the processor still gets them.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
   partition that the key was put into.

@@ -6,35 +6,36 @@ defmodule PartitionedBuffer.Native do
   # the run that `open/5` returned, and change nothing once that run is over. A partition is
   # given by its number.
   #
-  # `to` is a partition and the partition count by which the caller chose it, or nil: the key or item
-  # chooses. `{:processor, to}` marks the write of a processor, and `{:next, to}` that of a process
-  # that waited for room.
+  # `to` is a partition and the partition count by which the caller chose it, or nil: the key or
+  # item chooses. `{:processor, to}` marks the write of a processor, and `{:next, to}` that of a
+  # process that waited for room.
   #
   # `:full`: no room for another entry. `:not_running`: the buffer was never started, has ended, has
-  # no partitions, or has another partition count than `to`, or the run is over. Arguments of another
-  # form raise an ArgumentError (badarg) and change nothing.
+  # no partitions, or has another partition count than `to`, or the run is over. Arguments of
+  # another form raise an ArgumentError (badarg) and change nothing.
   #
   # A call takes at most a millisecond, plus the time for one key and one value, or one item. A list
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
-  # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`).
-  # `open`, `end_run`, `buffers`, `left`, `held`, `batch`, `set_max_size`, `put_options`, `put_functions` and
-  # `functions_large` may take longer, so they run on dirty schedulers.
+  # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
+  # `held`, `batch`, `set_max_size`, `put_options`, `put_functions` and `functions_large` may take
+  # longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
   #   * While its current code is in use, the VM refuses ("upgrade not supported by this NIF
   #     library"): `load/0` fails, and the current code and all data stay in use. So
   #     `:code.load_file/1` and the hot upgrade of a release change nothing.
-  #   * After `:code.delete/1`, which `mix compile` and `recompile` in IEx call, the module is loaded
-  #     and finds the buffers with their entries: the buffers keep the library in memory. Calls in
-  #     between raise an UndefinedFunctionError and write nothing. The new code does not accept the
-  #     references of earlier flushes, so their tasks fail, and the next flush goes on behind them.
-  #     (OTP before 26.1 has a bug: processes that load a module with an `on_load` function at the
-  #     same time may hang, erlang/otp#7466.)
+  #   * After `:code.delete/1`, which `mix compile` and `recompile` in IEx call, the module is
+  #     loaded and finds the buffers with their entries: the buffers keep the library in memory.
+  #     Calls in between raise an UndefinedFunctionError and write nothing. The new code does not
+  #     accept the references of earlier flushes, so their tasks fail, and the next flush goes on
+  #     behind them. (OTP before 26.1 has a bug: processes that load a module with an `on_load`
+  #     function at the same time may hang, erlang/otp#7466.)
   #   * If the file of the library changed, the system still uses the library in memory: new native
-  #     code needs a restart of the VM. A library of another path or version is refused while buffers
-  #     exist: `load/0` fails, every call raises, and the data stays there for the right library.
+  #     code needs a restart of the VM. A library of another path or version is refused while
+  #     buffers exist: `load/0` fails, every call raises, and the data stays there for the right
+  #     library.
 
   @on_load :load
 
@@ -72,8 +73,9 @@ defmodule PartitionedBuffer.Native do
   Entries that a buffer of the same name and another kind left stay there for the next buffer of
   that kind. With outcomes, `get`, `put_new`, `put_newer` and `delete` also see entries in flight.
   With a `max_size` the buffer holds no more entries than that, waiting and in flight, unless it has
-  more already. With another partition count than the last run, each entry waits in the partition
-  that its key or item chooses now. No partition pauses; their failures in a row go on.
+  more already. No partition pauses; their failures in a row go on. With another partition count
+  than the last run, each entry waits in the partition that its key or item chooses now, and
+  failures in a row start at 0.
   """
   @spec open(atom(), kind(), non_neg_integer(), outcomes? :: boolean(), max_size :: limit()) ::
           run() | :not_running
@@ -135,7 +137,10 @@ defmodule PartitionedBuffer.Native do
   @spec options(run()) :: {version :: non_neg_integer(), term()} | nil | :not_running
   def options(_run), do: not_loaded()
 
-  @doc "Replaces the options of this version, which is 0 before the first. Options of over 32 kB are badarg."
+  @doc """
+  Replaces the options of this version, which is 0 before the first. Options of over 32 kB are
+  badarg.
+  """
   @spec put_options(run(), non_neg_integer(), term()) :: :ok | :changed | :not_running
   def put_options(_run, _version, _options), do: not_loaded()
 
@@ -153,7 +158,9 @@ defmodule PartitionedBuffer.Native do
   @spec last_error(run()) :: term() | nil | :not_running
   def last_error(_run), do: not_loaded()
 
-  @doc "Keeps the last failure: a term of a few parts, with binaries of any size. Another term is badarg."
+  @doc """
+  Keeps the last failure: a term of a few parts, with binaries of any size. Another term is badarg.
+  """
   @spec put_error(run(), term()) :: :ok | :not_running
   def put_error(_run, _error), do: not_loaded()
 
@@ -168,8 +175,8 @@ defmodule PartitionedBuffer.Native do
   def reopen(_run, _partition), do: not_loaded()
 
   @doc """
-  Refuses writes to a partition with `:not_running`, except those that are marked as a processor's. A
-  closed partition stays closed.
+  Refuses writes to a partition with `:not_running`, except those that are marked as a processor's.
+  A closed partition stays closed.
   """
   @spec drain(run(), partition()) :: :ok | :closed | :not_running
   def drain(_run, _partition), do: not_loaded()
@@ -210,8 +217,8 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   The lessons of a partition from failures: failures in a row, for how many milliseconds it has been
-  failing, the rest of its pause, and how many entries failed since the last flush and were not given
-  up.
+  failing, the rest of its pause, and how many entries failed since the last flush and were not
+  given up.
   """
   @spec learned(run(), partition()) ::
           {failures :: count, failing_ms :: count, pause_ms :: count | nil, failed :: count} | :not_running
@@ -226,8 +233,8 @@ defmodule PartitionedBuffer.Native do
   def end_pause(_run, _partition), do: not_loaded()
 
   @doc """
-  Counts the claimed batch of a call that never returned as failed. Returns how many entries are lost.
-  No task of the partition may be running.
+  Counts the claimed batch of a call that never returned as failed. Returns how many entries are
+  lost. No task of the partition may be running.
   """
   @spec lost(run(), partition()) :: non_neg_integer() | :not_running
   def lost(_run, _partition), do: not_loaded()
@@ -240,7 +247,8 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   Takes room for the entries of a list. While others wait for room only the `next?` one gets any.
-  `release/1` gives back unused room, and so does the end of the last process that has the reference.
+  `release/1` gives back unused room, and so does the end of the last process that has the
+  reference.
   """
   @spec reserve(atom(), non_neg_integer(), next? :: boolean()) :: reservation() | :full | :not_running
   def reserve(_buffer, _count, _next), do: not_loaded()
@@ -248,7 +256,9 @@ defmodule PartitionedBuffer.Native do
   @spec release(reservation()) :: :ok
   def release(_reservation), do: not_loaded()
 
-  @doc "Whether the buffer has room for this number of entries, or shards have room that they do not use."
+  @doc """
+  Whether the buffer has room for this number of entries, or shards have room that they do not use.
+  """
   @spec has_room(atom(), non_neg_integer()) :: boolean() | :not_running
   def has_room(_buffer, _count), do: not_loaded()
 
@@ -256,7 +266,9 @@ defmodule PartitionedBuffer.Native do
   @spec set_waiting(run(), non_neg_integer(), queued :: boolean()) :: :ok | :not_running
   def set_waiting(_run, _count, _queued), do: not_loaded()
 
-  @doc "Ends the time in which the buffer is full, unless its room is still low. Returns whether it ended."
+  @doc """
+  Ends the time in which the buffer is full, unless its room is still low. Returns whether it ended.
+  """
   @spec clear_full(run()) :: boolean() | :not_running
   def clear_full(_run), do: not_loaded()
 
@@ -309,18 +321,21 @@ defmodule PartitionedBuffer.Native do
 
   ## Lists
 
-  @doc "Checks the elements of a list until the time is up. The caller checks the rest by another call."
+  @doc """
+  Checks the elements of a list until the time is up. The caller checks the rest by another call.
+  """
   @spec check(:pair | :versioned | :item | :amount, list()) :: :ok | {:more, list()} | invalid()
   def check(_shape, _list), do: not_loaded()
 
   @doc """
-  Puts entries until the time is up. The caller puts the rest by another call. If a partition refuses
-  a write, the rest is the unwritten entries.
+  Puts entries until the time is up. The caller puts the rest by another call. If a partition
+  refuses a write, the rest is the unwritten entries.
 
-  A list that the caller has not `checked` is checked here, and nothing is written if it is invalid or
-  `:long`, or if the buffer is `:bounded`. A reservation of this buffer for all entries of a list also
-  means that it is checked. A checked list is read in chunks of 2,048 entries. The call for a rest that
-  begins with an invalid chunk, or with a chunk that the reservation has no room for, raises badarg.
+  A list that the caller has not `checked` is checked here, and nothing is written if it is invalid
+  or `:long`, or if the buffer is `:bounded`. A reservation of this buffer for all entries of a list
+  also means that it is checked. A checked list is read in chunks of 2,048 entries. The call for a
+  rest that begins with an invalid chunk, or with a chunk that the reservation has no room for,
+  raises badarg.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean() | reservation()) :: written()
   def put_all(_buffer, _to, _entries, _checked), do: not_loaded()
@@ -358,18 +373,18 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   Reads entries for a batch of at most `size`, until it is complete or the time is up. Returns them,
-  the length of the batch, and whether it is complete. `length` is 0 for a new batch, else the length
-  that the last call returned. A batch that another process began to read is taken back. If another
-  process leased a batch, this returns no entries. `resumed?` leaves out entries for whose keys newer
-  ones wait. A read confirms the last claimed batch of the calling process.
+  the length of the batch, and whether it is complete. `length` is 0 for a new batch, else the
+  length that the last call returned. A batch that another process began to read is taken back. If
+  another process leased a batch, this returns no entries. `resumed?` leaves out entries for whose
+  keys newer ones wait. A read confirms the last claimed batch of the calling process.
   """
   @spec read(flush(), non_neg_integer(), pos_integer(), resumed? :: boolean()) ::
           {[entry()], non_neg_integer(), complete? :: boolean()}
   def read(_flush, _length, _size, _resumed), do: not_loaded()
 
   @doc """
-  Gives away the batch that this process has read: its entries are never flushed again. Returns false
-  and changes nothing if another process began a batch since.
+  Gives away the batch that this process has read: its entries are never flushed again. Returns
+  false and changes nothing if another process began a batch since.
   """
   @spec claim(flush()) :: boolean()
   def claim(_flush), do: not_loaded()
@@ -386,8 +401,8 @@ defmodule PartitionedBuffer.Native do
   def succeed(_flush), do: not_loaded()
 
   @doc """
-  Ends a leased batch with failed entries: those with these numbers, from 0 on and in ascending order,
-  or all. They are retried, unless they failed `max_attempts` times, with this one if it is
+  Ends a leased batch with failed entries: those with these numbers, from 0 on and in ascending
+  order, or all. They are retried, unless they failed `max_attempts` times, with this one if it is
   `counted?`. Exhausted entries are the batch until `succeed/1`.
 
   Does as much as its time allows, and returns how many entries it let be retried, how many are
@@ -426,7 +441,9 @@ defmodule PartitionedBuffer.Native do
 
   ## Library
 
-  @doc "How many bytes and environments the library has allocated. Environments hold the copies of terms."
+  @doc """
+  How many bytes and environments the library has allocated. Environments hold the copies of terms.
+  """
   @spec memory() :: {non_neg_integer(), non_neg_integer()}
   def memory, do: not_loaded()
 
@@ -449,11 +466,12 @@ defmodule PartitionedBuffer.Native do
     library = Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer")
     info = {@version, :persistent_term.get(@are_buffers, false)}
 
-    # A module that Mix has compiled again is left as old code. The soft purge kills no process: if one still runs the old
-    # code, `load/0` fails, and the next call tries again.
+    # A module that Mix has compiled again is left as old code. The soft purge kills no process: if
+    # one still runs the old code, `load/0` fails, and the next call tries again.
     if :erlang.check_old_code(__MODULE__), do: :code.soft_purge(__MODULE__)
 
-    # In a release this may be loaded before the other modules of the package, so it calls none of them.
+    # In a release this may be loaded before the other modules of the package, so it calls none of
+    # them.
     with {:error, {reason, text}} <- :erlang.load_nif(String.to_charlist(library), info) do
       failure = failure(reason, text, library)
       :persistent_term.put(@failure, failure)

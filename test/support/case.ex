@@ -1,10 +1,11 @@
 defmodule PartitionedBuffer.Case do
   @moduledoc false
-  # What the tests share: buffers, their flushes and batches, deaths of their processes, and their telemetry events.
+  # The common parts of the tests: buffers, their flushes and batches, deaths of their processes,
+  # and their telemetry events.
 
   use ExUnit.CaseTemplate
 
-  # In milliseconds. No test waits for an interval that it did not ask for.
+  # In milliseconds. Each test chooses the intervals that it waits for.
   @never 86_400_000
 
   using do
@@ -18,7 +19,9 @@ defmodule PartitionedBuffer.Case do
 
   ## Buffers
 
-  @doc "The options of a buffer that flushes only when it is told to, and sends each batch to the test as `{:batch, batch}`."
+  @doc """
+  The options of a buffer that flushes on request only, and sends each batch as `{:batch, batch}`.
+  """
   def buffer_options(opts \\ []) do
     test = self()
 
@@ -48,7 +51,7 @@ defmodule PartitionedBuffer.Case do
 
   ## Flushes
 
-  @doc "Lets all partitions flush, one after the other, and waits until their tasks have ended."
+  @doc "Lets all partitions flush, one after the other, and waits until their tasks ended."
   def flush(buffer) do
     for partition <- partitions(buffer) do
       tick(partition)
@@ -83,13 +86,13 @@ defmodule PartitionedBuffer.Case do
   @doc "The present options of a buffer."
   def options(buffer), do: PartitionedBuffer.Buffer.Lookup.options!(buffer)
 
-  @doc "What a partition learned from failures."
+  @doc "The lessons of a partition from failures."
   def learned(buffer, number \\ 0) do
     {failures, _failing_ms, pause_ms, failed} = PartitionedBuffer.Native.learned(run(buffer), number)
     %{failures: failures, pause_ms: pause_ms, failed: failed}
   end
 
-  @doc "The work of a task with a flush, with options and functions in the place of those of the buffer."
+  @doc "The work of a task with a flush, with other options and functions than those of the buffer."
   def job(buffer, flush, opts, fields \\ []) do
     {functions, options} = Keyword.split(opts, [:processor, :dead_letter])
 
@@ -110,7 +113,7 @@ defmodule PartitionedBuffer.Case do
 
   ## Batches
 
-  @doc "All batches that the test has received."
+  @doc "All batches that the test received."
   def received_batches(batches \\ []) do
     receive do
       {:batch, batch} -> received_batches([batch | batches])
@@ -119,13 +122,15 @@ defmodule PartitionedBuffer.Case do
     end
   end
 
-  @doc "All entries that the test has received, as one list."
+  @doc "All entries that the test received, as one list."
   def received_entries, do: Enum.concat(received_batches())
 
   @doc "The keys of entries, sorted, since a flush of a map promises no order."
   def keys(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
-  @doc "A processor that sends `{:asked, pid, batch}` to the test, and does what the test answers to that pid."
+  @doc """
+  A processor that sends `{:asked, pid, batch}` to the test, and obeys the answer to that pid.
+  """
   def asking_processor do
     test = self()
 
@@ -141,7 +146,10 @@ defmodule PartitionedBuffer.Case do
     end
   end
 
-  @doc "Answers the next question of `asking_processor/0`; returns its batch, and a monitor of its process."
+  @doc """
+  Answers the next question of `asking_processor/0`; returns its batch, and a monitor of its
+  process.
+  """
   def answer(answer) do
     assert_receive {:asked, pid, batch}
     ref = Process.monitor(pid)
@@ -165,7 +173,7 @@ defmodule PartitionedBuffer.Case do
     kill_processes([supervisor | children])
   end
 
-  @doc "Kills a process of a buffer, and waits until its supervisor has started the next one."
+  @doc "Kills a process of a buffer, and waits until its supervisor started the next one."
   def kill_and_await_restart(name) when is_atom(name) do
     kill_and_await_restart(Process.whereis(name))
     Process.whereis(name) || raise "#{inspect(name)} was not restarted"
@@ -176,7 +184,7 @@ defmodule PartitionedBuffer.Case do
     [supervisor | _] = dictionary[:"$ancestors"]
     kill_processes([pid])
 
-    # The supervisor handles the exit before it answers: the exit was sent to it before the monitor's message to us.
+    # The supervisor handles the exit before it answers: the exit signal came before our message.
     Supervisor.which_children(supervisor)
     :ok
   end
@@ -191,7 +199,10 @@ defmodule PartitionedBuffer.Case do
 
   ## Telemetry
 
-  @doc "Sends the telemetry events of a buffer to the test as `{event, measurements, metadata}`, without their prefix."
+  @doc """
+  Sends the telemetry events of a buffer to the test as `{event, measurements, metadata}`, without
+  prefix.
+  """
   def attach_telemetry(buffer) do
     id = {buffer, self()}
     spans = for span <- [:processing, :batch], suffix <- [:start, :stop, :exception], do: [span, suffix]

@@ -1,119 +1,129 @@
 defmodule PartitionedBuffer.Conservation do
   @moduledoc """
-  Checks that all that is written to a buffer comes out once and in order, also while its processes die.
+  Checks that all writes to a buffer come out once and in order, also while its processes die.
 
   ## A run
 
-  `package/2` starts a buffer of two partitions that flush every millisecond, and four writers. A writer makes random calls
-  of all kinds until it has done its share of the writes. Another process owns the buffer and injects a fault every few
-  milliseconds. At the end the buffer stops, which processes the rest, and the ledger compares the writes with the batches of
-  the processor. `ets_design/3` does the same writes to an ETS design of `bench/support`, without faults.
+  `package/2` starts a buffer of two partitions that flush every millisecond, and four writers. A
+  writer makes random calls of all kinds until its share of the writes is done. Another process owns
+  the buffer and injects a fault every few milliseconds. At the end the buffer stops, which
+  processes the rest, and the ledger compares the writes with the batches of the processor.
+  `ets_design/3` does the same writes to an ETS design of `bench/support`, without faults.
 
   ## What the ledger knows
 
-  The processor sends each batch to the ledger before it does anything else, and then obeys its verdict: to return, or to
-  fail in one of several ways. The ledger also gets the telemetry events of the buffer, and monitors its tasks.
+  The processor sends each batch to the ledger before it does anything else, and then obeys its
+  verdict: to return, or to fail in one of several ways. The ledger also gets the telemetry events
+  of the buffer, and monitors its tasks.
 
-  Entries tell by themselves which writes they are made of:
+  Entries reveal the writes that they are made of:
 
-    * In a map the writes to a key follow from the key's number (`History`), and one writer writes to a key. So each entry has
-      to be the result of the key's writes that follow those of its last entry.
-    * What is added to a key of a counter follows from the key's number as well (`Additions`): sum and count of an entry tell
-      which additions it is made of. They have to follow those of the key's last entry, or a delete.
-    * An item of a queue has its stream, its partition, and its number there (`Item`). So the next item of a stream in a
-      partition is known.
+    * In a map the writes to a key follow from the key's number (`History`), and one writer writes
+      to a key. So each entry has to be the result of the key's next writes after its last entry.
+    * In a counter the additions to a key follow from the key's number as well (`Additions`): sum
+      and count of an entry reveal its additions. They have to follow the additions of the key's
+      last entry, or a delete.
+    * An item of a queue has its stream, its partition, and its number there (`Item`). So the next
+      item of a stream in a partition is certain.
 
-  A writer tells at the end which writes were acknowledged, and which ones may have been done by a call that raised.
+  A writer reports at the end which writes were acknowledged, and which ones a call that raised may
+  have done.
 
-  A batch is lost with the processor that had it. The ledger has seen this batch, so nothing is missing. Only a task that is
-  killed outside of the processor can lose a batch that nobody has seen: it may just have claimed one. Such a death is a
-  *window*. Entries that are missing count as `unseen` if there was a window since the last entry of their key, or of their
-  stream in their partition. Otherwise they are `lost`.
+  A batch is lost with its processor. The ledger saw this batch, so nothing is missing. Only a task
+  killed outside of the processor can lose an unseen batch, just after the claim. Such a death is a
+  *window*. Missing entries count as `unseen` if a window came since the last entry of their key, or
+  of their stream in their partition. Otherwise they are `lost`.
 
   ## Violations
 
   | violation | meaning |
   |---|---|
-  | `lost` | an acknowledged write has not come, and there was no window |
-  | `again` | an entry has come twice |
+  | `lost` | an acknowledged write did not come, and no window excuses it |
+  | `again` | an entry came twice |
   | `wrong` | no writes give this entry, or its term was changed |
   | `out_of_order` | an item came after a later one of its stream |
   | `never_written` | more items came than were pushed |
   | `wrong_partition` | an item came from another partition than its own |
   | `wrong_reads` | a read found another value than the last write |
   | `empty_batch` | a batch was empty |
-  | `batch_size` | a batch had a size that was never set, or was short though it was not the last of its flush |
+  | `batch_size` | a batch had a size that was never set, or was short without being the last of its flush |
   | `two_at_a_time` | two tasks of one partition were in the processor |
   | `stop_event`, `exception_event` | a telemetry event does not fit what its task did |
-  | `task_end` | a task ended for a reason that nothing explains |
+  | `task_end` | a task ended for an unexplained reason |
   | `reports` | failures of tasks and `processing_failed` events are not the same number |
 
   A result has the violations, the first of each kind with its number; all other counts are figures.
 
   ## With retries
 
-  With `retries: true` the buffer has `:max_attempts`, so an entry is in it until the processor has succeeded. Two thirds of
-  the seeds try for ever, of them half without `:dead_letter`; the others give an entry up after its fourth attempt. Another
-  ledger, `Retries`, decides on a verdict when a batch comes, by chance: all succeed, all or some fail, some are cancelled,
-  the processor snoozes, raises, throws, exits, is killed, or hangs until its time is up. At times the sink is away for some
-  batches, and some entries are bad: their batches fail until these are alone. For the ledger the sink has applied every batch,
-  also one that fails. Writers also use `put_new`, `fetch` and `stale: :error`, and flush.
+  With `retries: true` the buffer has `:max_attempts`, so an entry stays in it until the processor
+  succeeds. Two thirds of the seeds retry without a limit, half without `:dead_letter`; the others
+  give an entry up after its fourth attempt. Another ledger, `Retries`, decides on a verdict when a
+  batch comes, by chance: all succeed, all or some fail, some are cancelled, the processor snoozes,
+  raises, throws, exits, is killed, or hangs until its time is up. At times the sink is away for
+  some batches, and some entries are bad: their batches fail until the bad entries are alone. For
+  the ledger the sink stores every batch, even a failed one. Writers also use `put_new`, `fetch` and
+  `stale: :error`, and flush.
 
-  The writers note each write when its call has returned, and the ledger notes each batch before its processor returns
-  (`Accepted`). So all of them know what the buffer must have, what it may have let go, and what must not come any more.
+  The writers note each write after the return of its call, and the ledger notes each batch before
+  its processor returns (`Accepted`). So both can tell which entries the buffer must have, which it
+  may have released, and which must not come again.
 
-  In a counter a failed entry is added to what waits. So the next entry of its key has to begin with the same addition, also
-  after a death if the batch was not settled. While the order is lost, sums and counts are added up: at the end those of each
-  key are what was added, whether a batch of a dead task counts or not.
+  In a counter a failed entry is added to the waiting one. So the next entry of its key has to begin
+  with the same addition, also after a death if the batch was not settled. While the order is lost,
+  sums and counts are added up: at the end the entries of each key are all its additions, whether a
+  batch of a dead task counts or not.
 
-  There are no windows: whatever dies, nothing may be missing. A task that dies has perhaps not settled its batch, so only
-  this batch may come again. After a start with another number of partitions the order is not promised until all that was
-  left is through: the sink is healthy and the buffer is flushed until then, and what comes out of order is only counted.
+  Windows do not exist here: whatever dies, no entry may be missing. The death of a task may leave
+  its batch unsettled, so only this batch may come again. After a start with another partition count
+  the order is not promised until all leftovers are through: the sink is healthy and the buffer is
+  flushed until then, and entries out of order are only counted.
 
   | violation | meaning |
   |---|---|
-  | `lost` | at the end a write has neither succeeded nor was it replaced, deleted or given up |
+  | `lost` | at the end a write neither succeeded nor was it replaced, deleted or given up |
   | `falls` | an entry came after a later one of its key |
-  | `again` | an entry came that had succeeded or was given up, though its task lived to settle it |
+  | `again` | an entry came again after its success or after it was given up, though its task lived to settle it |
   | `retried` | a failed entry came again that was replaced or deleted before the processor returned |
   | `deleted`, `replaced` | an entry came in its first batch after that, though it was not in a batch yet |
-  | `out_of_order`, `again` | of a queue: a batch is not what has failed, in its order, and then the next new items |
+  | `out_of_order`, `again` | of a queue: a batch is not the failed items, in their order, and then the next new items |
   | `wrong`, `never_written`, `wrong_partition`, `empty_batch` | as above |
-  | `wrong_reads` | a read has not found the last write, though it has neither succeeded nor was given up; or another one |
-  | `wrong_results` | `put_new` or a stale `put_newer` was done although there is an entry, or refused although there is none |
-  | `flush_is_not_through` | a flush has returned `:ok`, and something that its caller had written before is not through |
-  | `flush_hangs` | a flush has not returned in time |
-  | `batch_size` | a batch has more than `batch_size / 4^a` entries, of which one has failed `a` times |
+  | `wrong_reads` | a read missed the last write, which neither succeeded nor was given up; or found another one |
+  | `wrong_results` | `put_new` or a stale `put_newer` was done for a key with an entry, or refused for a key without one |
+  | `flush_is_not_through` | a flush returned `:ok`, and an earlier write of its caller is not through |
+  | `flush_hangs` | a flush did not return in time |
+  | `batch_size` | a batch with an entry that failed `a` times has more than `batch_size / 4^a` entries |
   | `too_often` | an entry came again after its last attempt |
-  | `given_up_early`, `not_given_up` | the entries that `:dead_letter` gets are not those whose attempts are used up, or that were cancelled |
+  | `given_up_early`, `not_given_up` | `:dead_letter` gets other entries than those exhausted or cancelled |
   | `pause` | a batch came before the end of a pause, or a pause is too short. Only a flush or a stop ends a pause |
-  | `info` | at the end, when all is through, the totals of `info/1` do not add up, or the bound counts entries that are not there |
-  | `time_limit` | a processor that hangs was not killed when its time was up |
+  | `info` | at the end the totals of `info/1` do not add up, or the bound counts missing entries |
+  | `time_limit` | a hanging processor was not killed when its time was up |
   | `two_at_a_time` | two tasks of a partition, or two with the same entry, were in the processor |
-  | `task_outlives_its_entries` | a task of a killed tree is alive when its entries have been given to another |
-  | `batch_event`, `retry_event`, `stop_event`, `exception_event`, `reports` | the telemetry events of a task are not those of its verdicts |
+  | `task_outlives_its_entries` | a task of a killed tree is alive after another task got its entries |
+  | `batch_event`, `retry_event`, `stop_event`, `exception_event`, `reports` | the telemetry events of a task do not match its verdicts |
   | `task_end` | as above |
 
   ## Faults
 
-  `Faults.in_processor/0` are the first two rows, `Faults.all/0` are all but the last two, which need retries.
+  `Faults.in_processor/0` are the first two rows, `Faults.all/0` are all but the last two, which
+  need retries.
 
   | fault | what happens |
   |---|---|
   | `raise`, `throw`, `exit`, `kill` | the processor fails in this way |
   | `slow`, `hang` | the processor takes some milliseconds, or hangs and is killed |
-  | `kill_task`, `kill_partition`, `kill_task_supervisor` | one of these processes is killed |
+  | `kill_task`, `kill_partition`, `kill_task_supervisor` | this process is killed |
   | `kill_supervisor`, `kill_tree` | the supervisor is killed, alone or with all its children |
-  | `owner_dies` | the process is killed that has started the buffer |
+  | `owner_dies` | the process that started the buffer is killed |
   | `stop`, `stop_while_hanging` | the buffer is stopped, perhaps while its processor hangs |
   | `kill_at_stop` | processes of the buffer are killed while it stops |
-  | `change_partitions` | the buffer is stopped, and starts with another number of partitions |
+  | `change_partitions` | the buffer is stopped, and starts with another partition count |
   | `write_list`, `kill_writer` | a process writes a long list, and is perhaps killed |
   | `update_options` | the batch size, the interval or the timeout changes |
   | `collect_garbage` | garbage is collected in the processes of the buffer |
   | `purge_code` | a value refers to code that is purged while the value waits |
-  | `kill_tree_at_work`, `change_partitions_at_work` | the tree is killed while a task that traps exits is at work; the next one has the same or another number of partitions |
-  | `flush` | a process asks for a flush, and perhaps does not wait |
+  | `kill_tree_at_work`, `change_partitions_at_work` | the tree is killed during the work of a task that traps exits; the next one has the same or another partition count |
+  | `flush` | a process requests a flush, and perhaps does not wait |
 
   ## To run a seed again
 
@@ -123,8 +133,8 @@ defmodule PartitionedBuffer.Conservation do
       mix run bench/conservation.exs --seed 3 --retries --faults --max-size 8000
       CONSERVATION_SEED=3 mix test test/partitioned_buffer/conservation_test.exs
 
-  The seed decides the calls of the writers and the faults, but not when the scheduler runs whom. So a violation may need
-  several runs of its seed.
+  The seed decides the calls of the writers and the faults, but not the scheduling. So a violation
+  may need several runs of its seed.
 
   ## The modules
 
@@ -136,15 +146,15 @@ defmodule PartitionedBuffer.Conservation do
   | `Ledger` | the process that compares the batches with the writes |
   | `Kind` | the behaviour for everything that differs between the kinds of buffers |
   | `Maps`, `History` | maps, and the writes to a key |
-  | `Counters`, `Additions` | counters, and what is added to a key |
+  | `Counters`, `Additions` | counters, and the additions to a key |
   | `Slots`, `Lists` | the keys of both, and the lists of faults |
   | `Queues`, `Item` | queues, and their items |
   | `Retries` | the ledger of a buffer with retries |
-  | `Verdict` | what the processor of such a buffer does with a batch |
-  | `Accepted` | what the writers and this ledger know of the keys of a map |
-  | `Checks` | the behaviour for what differs between the kinds in this ledger |
-  | `RetriedMaps`, `RetriedCounters`, `RetriedQueues` | these |
-  | `Code` | values that refer to code that is purged |
+  | `Verdict` | the behaviour of the processor of such a buffer with a batch |
+  | `Accepted` | the notes of the writers and this ledger on the keys of a map |
+  | `Checks` | the behaviour for the differences between the kinds in this ledger |
+  | `RetriedMaps`, `RetriedCounters`, `RetriedQueues` | its modules |
+  | `Code` | values that refer to purged code |
   """
 
   alias PartitionedBuffer.Conservation.{Accepted, Faults, Kind, Ledger, Retries, Writer}
@@ -162,8 +172,8 @@ defmodule PartitionedBuffer.Conservation do
   @doc """
   Writes to a buffer of this package.
 
-  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false), `:max_size` (`:infinity`; only with retries, and not below
-  6,000) and `:faults` ([]), the kinds of faults.
+  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false), `:max_size` (`:infinity`; only
+  with retries, and not below 6,000) and `:faults` ([]), the kinds of faults.
   """
   @spec package(module(), keyword()) :: result()
   def package(kind, opts),
@@ -204,7 +214,7 @@ defmodule PartitionedBuffer.Conservation do
     |> check_reports(injected)
   end
 
-  # The seed also chooses how often entries are tried, and whether there is a function for those that are given up.
+  # The seed also chooses the number of attempts, and whether the buffer has `:dead_letter`.
   defp with_retries(kind, opts) do
     buffer = :"conservation_#{System.unique_integer([:positive])}"
 
@@ -265,7 +275,7 @@ defmodule PartitionedBuffer.Conservation do
   defp call_design(kind, design, handle, call) do
     kind.call_design(design, handle, call)
   rescue
-    # A flush has taken the table away, so there is none, or it has no size.
+    # A flush took the table away, so it is missing, or has no size.
     _no_table in [ArgumentError, ArithmeticError] -> :refused
   end
 
@@ -309,7 +319,8 @@ defmodule PartitionedBuffer.Conservation do
     end
   end
 
-  # Each failure of a task is reported by `processing_failed`. Deaths of other processes at the same time may hide some.
+  # `processing_failed` reports each failure of a task. Deaths of other processes at the same time
+  # may hide some.
   defp check_reports(result, %{unreported: unreported, unseen: unseen}) do
     failed = Map.get(result.counts, :failed, 0)
     reported = Map.get(result.counts, :processing_failed, 0)

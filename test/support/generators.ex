@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Generators do
   @moduledoc false
-  # PropEr types: any terms, and commands on a few keys. A command names its key by the place among the keys of its case, so
-  # that commands meet at the same keys.
+  # PropEr types: any terms, and commands on a few keys. A command names its key by its place among
+  # the keys of the case, so commands meet at the same keys.
 
   @compile {:no_warn_undefined, [:proper_types]}
   import Bitwise
@@ -13,13 +13,16 @@ defmodule PartitionedBuffer.Generators do
   @doc "A case of commands for one process: partitions, keys, commands."
   def sequential, do: {T.range(1, 3), keys(), T.list(command())}
 
-  @doc "A case of commands for one process, then of lists of commands for several processes at the same time."
+  @doc """
+  A case of commands for one process, then of lists of commands for several processes at the same
+  time.
+  """
   def parallel do
     few = T.resize(6, T.list(command()))
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
   end
 
-  @doc "A case of commands for one process on a queue: partitions, and commands that have their items."
+  @doc "A case of commands for one process on a queue: partitions, and commands with their items."
   def queue do
     {T.range(1, 3),
      T.list(
@@ -36,8 +39,9 @@ defmodule PartitionedBuffer.Generators do
   end
 
   @doc """
-  A case of commands on a queue for one process, then of lists of commands for several processes at the same time. Only the
-  first process flushes. Items become distinct later, by a number that is added to each; `:nothing` becomes a number alone.
+  A case of commands on a queue for one process, then of lists of commands for several processes at
+  the same time. Only the first process flushes. Items become distinct later, by an added number;
+  `:nothing` becomes a number alone.
   """
   def parallel_queue do
     item = T.frequency([{1, :nothing}, {2, terms()}])
@@ -60,7 +64,10 @@ defmodule PartitionedBuffer.Generators do
   @doc "A case of commands for one process on a counter: partitions, keys, commands."
   def counter, do: {T.range(1, 3), keys(), T.list(counting())}
 
-  @doc "A case of commands on a counter for one process, then of lists of commands for several processes at the same time."
+  @doc """
+  A case of commands on a counter for one process, then of lists of commands for several processes
+  at the same time.
+  """
   def parallel_counter do
     few = T.resize(6, T.list(counting()))
     {T.range(1, 3), keys(), few, T.oneof([{few, few}, {few, few, few}])}
@@ -123,7 +130,7 @@ defmodule PartitionedBuffer.Generators do
 
   defp few(type), do: T.resize(8, T.list(type))
 
-  # The way to choose the partition; `Laws.option/1` makes an option of it.
+  # The way to choose the partition; `Laws.option/1` makes it an option.
   defp route, do: T.frequency([{4, nil}, {1, T.elements([:term, :function, :mfa])}])
 
   defp version do
@@ -170,7 +177,7 @@ defmodule PartitionedBuffer.Generators do
     ])
   end
 
-  # Terms that are equal only to themselves, so a whole run has the same ones.
+  # Terms equal only to themselves, so a whole run has the same ones.
   defp unique_terms do
     x = 1
 

@@ -2,15 +2,16 @@ defmodule PartitionedBuffer.Guide do
   @moduledoc false
   # Runs the code of a guide or notebook.
   #
-  # Every block that is fenced as `elixir` is run, in order, in one binding. A result may follow an expression:
+  # Every block fenced as `elixir` is run, in order, in one binding. A result may follow an
+  # expression:
   #
   #     1 + 1
   #     #=> 2
   #     raise "no"
   #     #=> ** (RuntimeError) no
   #
-  # The result is an expression as well, and has to be equal by `===`. It goes on in lines that begin with `#   `. Blocks that
-  # must not run are fenced as something else.
+  # The result is an expression as well, and has to be equal by `===`. It continues in lines that
+  # begin with `#   `. Blocks not to be run are fenced as another language.
 
   defmodule Mismatch do
     @moduledoc false
@@ -23,7 +24,7 @@ defmodule PartitionedBuffer.Guide do
   @spec path(String.t()) :: String.t()
   def path(file), do: Path.join(@root, file)
 
-  @doc "The blocks of a file that are fenced as `elixir`, each with the number of its first line."
+  @doc "The blocks of a file fenced as `elixir`, each with the number of its first line."
   @spec blocks(String.t()) :: [{pos_integer(), [String.t()]}]
   def blocks(file),
     do: file |> path() |> File.read!() |> String.split("\n") |> Enum.with_index(1) |> blocks([])
@@ -43,7 +44,7 @@ defmodule PartitionedBuffer.Guide do
 
   defp blocks([_text | lines], found), do: blocks(lines, found)
 
-  @doc "Runs blocks in the calling process, and returns how many results were compared."
+  @doc "Runs blocks in the calling process, and returns the number of compared results."
   @spec run([{pos_integer(), [String.t()]}], String.t()) :: non_neg_integer()
   def run(blocks, file) do
     steps = Enum.flat_map(blocks, fn {number, lines} -> steps(lines, number, file) end)

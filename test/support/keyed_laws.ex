@@ -1,9 +1,11 @@
 defmodule PartitionedBuffer.KeyedLaws do
   @moduledoc false
-  # The laws of maps and counters: what random commands do to each key. A kind says what its commands do.
+  # The laws of maps and counters: the effects of random commands on each key. Each kind defines the
+  # effects of its commands.
   #
-  # If the buffer has outcomes and its sink is away, the same laws hold, though every partition flushes all the time and each flush
-  # fails. When the sink is back, it gets what is left of each key.
+  # If the buffer has outcomes and its sink is away, the same laws hold, though every partition
+  # flushes all the time and each flush fails. When the sink is back, it gets the remaining entry of
+  # each key.
 
   import PartitionedBuffer.Case
 
@@ -12,16 +14,16 @@ defmodule PartitionedBuffer.KeyedLaws do
   @typedoc "A key in a partition."
   @type place() :: {partition :: non_neg_integer(), key :: any()}
 
-  @typedoc "What a command does to a place, with its result; `{:take, entry}` for a flush."
+  @typedoc "The effect of a command on a place, with its result; `{:take, entry}` for a flush."
   @type effect() :: any()
 
   @doc "The module of the buffer."
   @callback buffer() :: module()
 
-  @doc "Writes to so many other keys, in so many rounds, that memory is moved or grows."
+  @doc "Writes to many other keys, in several rounds, until memory is moved or grows."
   @callback churn(pos_integer(), pos_integer()) :: tuple()
 
-  @doc "The command that is done in the place of this one if the buffer has outcomes."
+  @doc "The command done in the place of this one if the buffer has outcomes."
   @callback variant(tuple()) :: tuple()
 
   @doc "Does a command."
@@ -30,13 +32,21 @@ defmodule PartitionedBuffer.KeyedLaws do
   @doc "The effects of a command that writes or reads, for a partition count."
   @callback effects(tuple(), result :: any(), pos_integer()) :: [{place(), effect()}]
 
-  @doc "What the processor got of a place after an outage, in the order of the batches; nil if there was nothing."
+  @doc """
+  The entries of a place for the processor after an outage, in the order of the batches; nil without
+  any.
+  """
   @callback taken_at_last([tuple()]) :: effect()
 
-  @doc "The state of a place after an effect, nil if it has no entry; `:error` if the effect has another result."
+  @doc """
+  The state of a place after an effect, nil if it has no entry; `:error` if the effect has another
+  result.
+  """
   @callback step(state :: any(), effect()) :: {:ok, any()} | :error
 
-  @doc "For `setup`: buffers of one to three partitions, with a sink that is away if the test has the tag `:away`."
+  @doc """
+  For `setup`: buffers of one to three partitions, with a sink that is away for the tag `:away`.
+  """
   def start(kind, context) do
     sink = if context[:away], do: :counters.new(1, [])
     start = &start_buffer([module: kind.buffer(), partitions: &1] ++ outage(sink))
@@ -66,7 +76,10 @@ defmodule PartitionedBuffer.KeyedLaws do
          do: if(entries == %{}, do: :ok, else: :left_over)
   end
 
-  @doc "The law of commands in several processes. The first is this one. Only it flushes and sets the batch size."
+  @doc """
+  The law of commands in several processes. The first, this one, alone flushes and sets the batch
+  size.
+  """
   def parallel({partitions, keys, before, suffixes}, setup) do
     context = context(setup, partitions, keys)
     [own | others] = Tuple.to_list(suffixes)
@@ -83,7 +96,8 @@ defmodule PartitionedBuffer.KeyedLaws do
   defp writes_and_reads(commands),
     do: Enum.reject(commands, &(&1 == :flush or match?({:batch_size, _size}, &1)))
 
-  # The size tells nothing of a single key. If the sink was back meanwhile, nobody would know when it got an entry.
+  # The size reveals nothing about a single key. With the sink back in between, the time at which it
+  # got an entry would be unknown.
   defp in_parallel(commands, context) do
     for command <- commands,
         command != :size,
@@ -96,7 +110,7 @@ defmodule PartitionedBuffer.KeyedLaws do
   defp context(%{kind: kind, buffers: buffers, sink: sink}, partitions, keys) do
     buffer = Map.fetch!(buffers, partitions)
     context = %{kind: kind, buffer: buffer, partitions: partitions, keys: List.to_tuple(keys), sink: sink}
-    # A failed case may have left entries.
+    # A failed case may leave entries.
     if sink || PartitionedBuffer.buffer_size(buffer) > 0, do: call(:flush, context)
     received_batches()
     context
@@ -115,7 +129,7 @@ defmodule PartitionedBuffer.KeyedLaws do
     end)
   end
 
-  # What is in flight has no size.
+  # Entries in flight have no size.
   defp explain(:size, size, entries, %{sink: sink}) do
     if size == map_size(entries) or (sink && size <= map_size(entries)), do: {:ok, entries}, else: :error
   end
@@ -186,7 +200,7 @@ defmodule PartitionedBuffer.KeyedLaws do
   defp step(_kind, entry, {:take, taken}), do: if(entry === taken, do: {:ok, nil}, else: :error)
   defp step(kind, entry, effect), do: kind.step(entry, effect)
 
-  @doc "The place of a key that is routed in a way of `Laws`."
+  @doc "The place of a key, routed in a way of `Laws`."
   def place(route, key, n), do: {Laws.partition(route, key, n), key}
 
   ## Commands

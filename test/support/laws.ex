@@ -1,9 +1,10 @@
 defmodule PartitionedBuffer.Laws do
   @moduledoc false
-  # For the laws of all kinds of buffers: PropEr under ExUnit, commands of several processes at the same time, flushes, and routing
-  # as it is documented.
+  # For the laws of all kinds of buffers: PropEr under ExUnit, commands of several processes at the
+  # same time, flushes, and the documented routing.
   #
-  # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, and LAWS_REPEATS is how often each parallel case runs.
+  # LAWS_SEQUENTIAL and LAWS_PARALLEL are the numbers of cases, and LAWS_REPEATS is the number of
+  # runs of each parallel case.
 
   @compile {:no_warn_undefined, [:proper]}
 
@@ -18,7 +19,7 @@ defmodule PartitionedBuffer.Laws do
   @doc """
   Fails unless the law returns `:ok` for each instance of a type.
 
-  A law returns what is wrong, since PropEr does not understand the exceptions of this OTP.
+  A law returns its failure, since PropEr does not understand the exceptions of this OTP.
   """
   def holds(what, cases, type, law, options \\ []) do
     seed = setting("LAWS_SEED", :erlang.phash2(make_ref()))
@@ -46,7 +47,9 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  @doc "As `holds/5`, but several times for each instance, and without shrinking, since instances fail by chance."
+  @doc """
+  As `holds/5`, but several times for each instance, without shrinking: instances fail by chance.
+  """
   def holds_repeatedly(what, cases, type, law) do
     repeated = fn instance ->
       Enum.find_value(1..repeats(), :ok, fn _ ->
@@ -69,8 +72,8 @@ defmodule PartitionedBuffer.Laws do
   ## Calls
 
   @doc """
-  Does the commands of each list in a process of its own, and those of the first list in this one. They start when all are
-  ready. Returns lists of `{called, returned, command, result}`.
+  Does the commands of each list in a separate process, and those of the first list in this one.
+  They start when all are ready. Returns lists of `{called, returned, command, result}`.
   """
   def at_once([own | others], call) do
     start = :counters.new(1, [])
@@ -98,8 +101,8 @@ defmodule PartitionedBuffer.Laws do
   end
 
   @doc """
-  A processor that fails in any way while the sink is away, which a 0 in the counter says. Else it sends its batch, with the
-  number of the partition.
+  A processor that fails in any way while the sink is away, that is, while the counter is 0. Else it
+  sends its batch, with the number of the partition.
   """
   def processor_in_outage(sink, send) do
     fn batch ->
@@ -113,7 +116,7 @@ defmodule PartitionedBuffer.Laws do
     end
   end
 
-  # The partition of which this process is the task.
+  # The partition whose task this process is.
   defp own_partition do
     buffer = Process.get(:"$partitioned_buffer")
     numbers = 0..(PartitionedBuffer.Native.partition_count(buffer) - 1)
@@ -130,11 +133,12 @@ defmodule PartitionedBuffer.Laws do
       else: {:malformed, batches}
   end
 
-  ## Linearizability: some order of the effects on a place obeys their times, and gives their results.
+  ## Linearizability: some order of the effects on a place gives the results
 
   @doc """
-  The places whose effects no order explains. A history has the effects of a process, `{place, {called, returned, effect}}`.
-  `step` gives the state of a place after an effect, `{:ok, state}`, or `:error` if the effect has another result.
+  The places whose effects no order explains. A history has the effects of a process, `{place,
+  {called, returned, effect}}`. `step` gives the state of a place after an effect, `{:ok, state}`,
+  or `:error` if the effect has another result.
   """
   def unexplained(places, histories, states, step) do
     Enum.reject(places, fn place ->
@@ -161,7 +165,7 @@ defmodule PartitionedBuffer.Laws do
 
   defp first_return(queues), do: Enum.min(for [{_called, returned, _effect} | _rest] <- queues, do: returned)
 
-  @doc "Lets a partition of a buffer flush; returns the batches, and the size that each but the last should have."
+  @doc "Lets a partition of a buffer flush; returns the batches, and the size of each but the last."
   def flush(buffer, partition) do
     tick(partition)
     wait_idle(partition)

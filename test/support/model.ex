@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Model do
   @moduledoc false
-  # The entry of one key as it is documented; nil if there is none.
+  # The entry of one key by the documentation; nil without an entry.
 
   @type entry() :: nil | {value :: any(), version :: integer(), updates :: non_neg_integer()}
   @type write() :: {:put, any()} | {:put_newer, any(), integer()} | :delete

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.NativeCase do
   @moduledoc false
-  # What the tests of the NIFs share: buffers without processes of their own, and all that they hold.
+  # The common parts of the tests of the NIFs: buffers without processes, and all their contents.
 
   use ExUnit.CaseTemplate
 
@@ -17,7 +17,9 @@ defmodule PartitionedBuffer.NativeCase do
     end
   end
 
-  @doc "A map with a flush, waiting entries, a process and terms, a queue and a counter beside it, and the map's flush."
+  @doc """
+  A map with a flush, waiting entries, a process and terms, a queue, a counter, and the map's flush.
+  """
   def opened(max_size \\ :infinity) do
     buffer = unique_name()
     Native.open(queue(buffer), :queue, 1, false, max_size)
@@ -41,7 +43,7 @@ defmodule PartitionedBuffer.NativeCase do
   def queue(buffer), do: :"#{buffer}_queue"
   def counter(buffer), do: :"#{buffer}_counter"
 
-  @doc "All that can be seen of what `opened/1` has made."
+  @doc "All visible contents of the buffers of `opened/1`."
   def held(buffer, flush) do
     of_buffers =
       for name <- [buffer, queue(buffer), counter(buffer)] do
@@ -63,7 +65,10 @@ defmodule PartitionedBuffer.NativeCase do
     }
   end
 
-  @doc "The entries of the next flush of the first partition, which is claimed; in a map and a counter sorted."
+  @doc """
+  The entries of the next flush of the first partition, which is claimed; in a map and a counter
+  sorted.
+  """
   def take(buffer) do
     {_kind, flush} = Native.flush(run(buffer), 0)
     {entries, _count, true} = Native.read(flush, 0, 100, false)
@@ -71,7 +76,7 @@ defmodule PartitionedBuffer.NativeCase do
     if match?({:queue, _count}, Native.status(buffer)), do: entries, else: Enum.sort(entries)
   end
 
-  @doc "What a NIF returns, or `:badarg` if it raises an ArgumentError."
+  @doc "The result of a NIF, or `:badarg` if it raises an ArgumentError."
   def call(name, args) do
     apply(Native, name, args)
   rescue
@@ -92,12 +97,12 @@ defmodule PartitionedBuffer.NativeCase do
     {owner, run}
   end
 
-  @doc "Kills the process that has opened a buffer, and waits until that run is over."
+  @doc "Kills the process that opened a buffer, and waits until that run is over."
   def kill_owner(name, owner) do
     Process.exit(owner, :kill)
     await_status(name, :not_running)
   end
 
-  @doc "Waits until the library has learnt of the death of a process: nobody is told."
+  @doc "Waits until the library noticed the death of a process, which it does not report."
   def await_status(name, status), do: Native.status(name) == status || await_status(name, status)
 end

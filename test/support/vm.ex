@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.VM do
   @moduledoc false
-  # For tests that need a VM of their own: a copy of the compiled package, with any library.
+  # For tests that need a separate VM: a copy of the compiled package, with any library.
 
   @root Path.expand("../..", __DIR__)
 
@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.VM do
     Path.join(target, "debug/libpartitioned_buffer.so")
   end
 
-  @doc "The library that the tests run with."
+  @doc "The library of the test run."
   def library, do: Application.app_dir(:partitioned_buffer, "priv/native/partitioned_buffer.so")
 
   @doc "Copies the compiled package with this library to a directory, and returns its path."

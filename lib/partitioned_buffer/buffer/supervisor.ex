@@ -130,9 +130,9 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
     )
   end
 
-  # Processes of a killed supervisor may still be at work: the VM tells of a death later than it frees
-  # the name. The new partitions need the names of the old ones. With outcomes, the batch of a task is tried again, so the task must not go on; without
-  # outcomes, the task finds nothing more to do.
+  # Processes of a killed supervisor may still run: the VM frees a name before it reports a death.
+  # The new partitions need the names of the old ones. With outcomes, the batch of a task is
+  # retried, so the task must end; without outcomes, the task finds no other batch.
   defp end_former_run(buffer, %Options{partitions: count} = options) do
     Native.end_run(buffer)
     {outcomes?, left} = Native.left(buffer)

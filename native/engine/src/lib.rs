@@ -11,7 +11,7 @@
 //! | [`memory`] | copies of terms in segments, and the thread that frees memory |
 //! | [`limits`] | how many entries a buffer may hold, how many wait until a flush, and the totals |
 //! | [`routing`] | from a key to its partition |
-//! | [`term`] | what a term and a heap must be able to do |
+//! | [`term`] | the interface of terms and heaps |
 //! | `runs` | positions of entries with their failed attempts |
 //! | `ids` | the ids of entries and segments |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |

@@ -96,7 +96,8 @@ fn room_comes_back_with_each_outcome_and_each_delete() {
     assert_eq!(held(&map, &bound), 99);
     map.succeed(&flush);
     assert_eq!((first.len(), held(&map, &bound)), (10, 89));
-    // What has failed is held as before; of the rest of a batch that has failed in part the room is back.
+    // What has failed is held as before; of the rest of a batch that has failed in part the room is
+    // back.
     let second = map.lease(&flush, 10);
     map.fail(&flush, Some(&[0, 1, 2]), None);
     assert_eq!((map.len(), held(&map, &bound)), (3, 82));

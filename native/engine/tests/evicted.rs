@@ -1,4 +1,5 @@
-//! Partitions that take in the entries of evicted ones, as at a restart with another partition count.
+//! Partitions that take in the entries of evicted ones, as at a restart with another partition
+//! count.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;

@@ -19,7 +19,8 @@ static PARTITION: LazyLock<Arc<MapPartition<TestHeap>>> = LazyLock::new(|| {
     Arc::new(partition)
 });
 
-/// Panics if this thread holds the lock of a shard: another thread could not count the entries then.
+/// Panics if this thread holds the lock of a shard: another thread could not count the entries
+/// then.
 fn assert_no_lock_is_held() {
     let (sender, receiver) = mpsc::channel();
     let partition = PARTITION.clone();
@@ -64,7 +65,8 @@ fn no_lock_is_held_while_a_heap_is_dropped_or_a_large_value_is_read() {
 
 static MAP: LazyLock<Arc<Map>> = LazyLock::new(|| Arc::new(Map::start()));
 
-/// Panics if this thread holds the lock of a flush: another thread could not see how far it is then.
+/// Panics if this thread holds the lock of a flush: another thread could not see how far it is
+/// then.
 fn assert_no_flush_is_locked() {
     let (sender, receiver) = mpsc::channel();
     let flush = MAP.partition.in_flight().expect("entries are in flight");

@@ -1,4 +1,5 @@
-//! The live entries bound the memory. This process has only one test, since it counts all heaps of the process.
+//! The live entries bound the memory. This process has only one test, since it counts all heaps of
+//! the process.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -6,8 +7,9 @@ mod common;
 use common::{hash, heaps, set_lanes, terms, Random, TestHeap};
 use partitioned_buffer_engine::{Generation, Hasher, Heap, Parcel, Store};
 
-/// The most segments of an arena with `live` copies whose sealed segments took `capacity` copies or more. At least one copy
-/// in five of a sealed segment is live; one segment in eight may wait to be cleaned; one is open, one vacant.
+/// The most segments of an arena with `live` copies whose sealed segments took `capacity` copies or
+/// more. At least one copy in five of a sealed segment is live; one segment in eight may wait to be
+/// cleaned; one is open, one vacant.
 fn segments(live: usize, capacity: usize) -> usize {
     (live * 5 / capacity + 2) * 8 / 7
 }
@@ -29,8 +31,9 @@ fn the_number_of_segments_stays_bounded_whatever_is_written() {
     assert!(heaps() <= 4, "{} heaps hold one entry", heaps());
     assert!(terms() <= 3 * 64, "{} copies are kept of one entry", terms());
 
-    // A thousand keys in random order. A segment takes a quarter of the live copies, at least 64 and at most 1,024. No key
-    // dies. So the keys are in four segments of 64, in five more that each take a third of all before, and in an open one.
+    // A thousand keys in random order. A segment takes a quarter of the live copies, at least 64
+    // and at most 1,024. No key dies. So the keys are in four segments of 64, in five more that
+    // each take a third of all before, and in an open one.
     (0..200_000).for_each(|step| write(&mut generation, random.below(1_000) as i64, step));
     let bound = 4 + 5 + 1 + segments(1_000, 250);
     assert!(heaps() <= bound, "{} heaps hold a thousand entries, at most {bound} were expected", heaps());

@@ -1,4 +1,5 @@
-//! Random sequences of operations on partitions and on models of them give the same. `native/fuzz` looks for more.
+//! Random sequences of operations on partitions and on models of them give the same. `native/fuzz`
+//! looks for more.
 //!
 //! `MODEL_SEED` and `MODEL_OPERATIONS` choose the sequences. A failure prints its seed.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]

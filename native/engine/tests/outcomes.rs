@@ -346,7 +346,8 @@ fn a_write_over_what_waits_again_starts_without_attempts() {
 #[test]
 fn large_terms_and_big_versions_survive_the_stores_they_came_from() {
     let map = Map::start();
-    // Contents below 0 and above 40 are versions that need a heap. Some values are packed, some are not.
+    // Contents below 0 and above 40 are versions that need a heap. Some values are packed, some are
+    // not.
     let entries: Vec<Entry> = (0..30)
         .map(|key| {
             let value = if key % 2 == 0 { LARGE + key } else { key };

@@ -1,4 +1,5 @@
-//! Partitions of maps, alone and under threads: each write is flushed exactly once, also while generations are swapped.
+//! Partitions of maps, alone and under threads: each write is flushed exactly once, also while
+//! generations are swapped.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;
@@ -189,7 +190,8 @@ fn every_write_is_flushed_once_or_superseded_by_a_newer_one() {
                     for (key, version, updates) in read(&flush, 1, usize::MAX, view).unwrap() {
                         let Version::Int(version) = version else { panic!("a small version") };
                         let before = newest.insert(key, version);
-                        // One writer writes to a key, and counts its versions up. So no version comes twice or late.
+                        // One writer writes to a key, and counts its versions up. So no version
+                        // comes twice or late.
                         assert!(before.is_none_or(|before| before < version), "key {key}: {before:?}, {version}");
                         flushed += 1 + updates;
                     }

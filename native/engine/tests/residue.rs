@@ -1,5 +1,5 @@
-//! The last outcome of a flush frees its memory, whoever still refers to the flush. This process has only one test,
-//! since it counts all heaps of the process.
+//! The last outcome of a flush frees its memory, whoever still refers to the flush. This process
+//! has only one test, since it counts all heaps of the process.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 mod common;

@@ -10,7 +10,9 @@
 //! | [`any`] | the partitions of any kind of buffer |
 //! | [`buffer`] | the partitions of a name: routes keys to them |
 //! | [`run`] | from the start of a buffer to its end, and what its processes share |
-//! | [`route`], [`processes`], [`kept`], [`pace`] | the partition of an operation; the processes and terms of a run; the time of a call |
+//! | [`route`] | the partition of an operation, and its caller |
+//! | [`processes`], [`kept`] | the processes and the terms of a run |
+//! | [`pace`] | the time of a call |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
 //! The partitions themselves are in the crate `partitioned_buffer_engine`.

@@ -136,7 +136,8 @@ impl Shared {
     }
 
     /// Acts for a task of the run with this number, unless another run began since. A task that
-    /// outlives its run may still settle its batch: nobody else has the batch before the next start.
+    /// outlives its run may still settle its batch: nobody else has the batch before the next
+    /// start.
     #[inline]
     pub(crate) fn enter_last<R>(&self, number: u32, act: impl FnOnce() -> R) -> Result<R, NotRunning> {
         while self.is_last(number) {

@@ -1,5 +1,5 @@
-//! The bound of a map, and the threshold of its partition, under thousands of schedules. `partition.rs` tells how to
-//! choose them and run one again.
+//! The bound of a map, and the threshold of its partition, under thousands of schedules.
+//! `partition.rs` tells how to choose them and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -19,7 +19,8 @@ use partitioned_buffer_engine::{Access, GiveBack, Heap, MapPartition, Stored, Wr
 use shuttle::rand::{thread_rng, Rng};
 use shuttle::sync::mpsc::{channel, Receiver, Sender};
 
-/// A buffer of so many partitions, which hold at most `max` entries together. A shard gets half of what is free.
+/// A buffer of so many partitions, which hold at most `max` entries together. A shard gets half of
+/// what is free.
 fn start(running: u32, max: usize) -> Arc<Buffer> {
     let buffer = map::start(running, true);
     buffer.bound.set_max(Some(max), 1);
@@ -137,7 +138,8 @@ impl Buffer {
         }
     }
 
-    /// Checks that what is held are the entries, when nothing is under way, and that all room comes back.
+    /// Checks that what is held are the entries, when nothing is under way, and that all room comes
+    /// back.
     fn assert_counted(&self, is_bounded: bool) {
         self.partitions.iter().for_each(MapPartition::take_room);
         let infos = self.partitions.each_ref().map(MapPartition::info);
@@ -369,8 +371,8 @@ impl Room {
     }
 }
 
-/// Lets `writers` and `release` run, and the process at which writers wait. Then all that is held leaves, and no episode
-/// must be left. Shuttle fails if all wait.
+/// Lets `writers` and `release` run, and the process at which writers wait. Then all that is held
+/// leaves, and no episode must be left. Shuttle fails if all wait.
 fn with_room(
     buffer: &Arc<Buffer>,
     writers: &[Vec<i64>],
@@ -580,7 +582,8 @@ fn flush_all(buffer: &Buffer, flushes: &mut Vec<Vec<i64>>) -> Option<Lease> {
     Some(lease)
 }
 
-/// Two writers of three keys each, one of them by lists, while a processor flushes, and fails with what `failed` says.
+/// Two writers of three keys each, one of them by lists, while a processor flushes, and fails with
+/// what `failed` says.
 fn write_to_threshold(failed: fn() -> Option<&'static [usize]>) {
     const ENOUGH: usize = 2;
     let buffer = start_with_threshold(ENOUGH);

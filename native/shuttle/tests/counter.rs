@@ -1,5 +1,5 @@
-//! The partition of a counter under thousands of schedules: nothing that was added is lost or counted twice.
-//! `partition.rs` tells how to choose them and run one again.
+//! The partition of a counter under thousands of schedules: nothing that was added is lost or
+//! counted twice. `partition.rs` tells how to choose them and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -14,7 +14,8 @@ use buffer::{check, join, spawn};
 use common::reading::GivenBack;
 use partitioned_buffer_engine::Stored;
 
-/// A buffer in whose first flush these keys are, each with a sum of its own number, and the batch of all of them.
+/// A buffer in whose first flush these keys are, each with a sum of its own number, and the batch
+/// of all of them.
 fn start_in_flight(keys: &[i64]) -> (Arc<Buffer>, Lease) {
     let buffer = counter::start(1, true);
     keys.iter().for_each(|&key| assert_eq!(buffer.add(key, key), Stored::Stored));
@@ -30,7 +31,8 @@ fn fail_times(buffer: &Buffer, times: usize, size: usize) {
     }
 }
 
-/// Lets the processor succeed with all that is left. Then no memory is, and each entry has left in one way.
+/// Lets the processor succeed with all that is left. Then no memory is, and each entry has left in
+/// one way.
 fn finish(buffer: &Buffer) {
     buffer.succeed_with_all(2);
     assert!(!buffer.leased().iter().any(|entry| entry.copy.is_live()), "the last outcome frees the memory");

@@ -1,5 +1,5 @@
-//! Entries in flight with outcomes, in the partition of a map, under thousands of schedules. `partition.rs` tells how
-//! to choose them and run one again.
+//! Entries in flight with outcomes, in the partition of a map, under thousands of schedules.
+//! `partition.rs` tells how to choose them and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -21,7 +21,8 @@ use shuttle::sync::atomic::{AtomicBool, Ordering};
 /// The version of the entries that a test begins with.
 const FIRST: i64 = 5;
 
-/// A buffer in whose first flush these keys are, each with a value of its own number, and the batch of all of them.
+/// A buffer in whose first flush these keys are, each with a value of its own number, and the batch
+/// of all of them.
 fn start_in_flight(keys: &[i64]) -> (Arc<Buffer>, map::Lease) {
     let buffer = map::start(1, true);
     for &key in keys {

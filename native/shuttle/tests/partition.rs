@@ -1,9 +1,9 @@
-//! The partition of a map under thousands of schedules. Threads change at every lock and atomic, in an order that a seed
-//! decides.
+//! The partition of a map under thousands of schedules. Threads change at every lock and atomic, in
+//! an order that a seed decides.
 //!
-//! `SHUTTLE_SEED` and `SHUTTLE_ITERATIONS` choose the schedules. A failure prints its schedule. To run only this one again,
-//! set `SHUTTLE_SCHEDULE` to it, and give the name of the test. Atomics are sequentially consistent here, whatever order the
-//! code asks for.
+//! `SHUTTLE_SEED` and `SHUTTLE_ITERATIONS` choose the schedules. A failure prints its schedule. To
+//! run only this one again, set `SHUTTLE_SCHEDULE` to it, and give the name of the test. Atomics
+//! are sequentially consistent here, whatever order the code asks for.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -22,7 +22,8 @@ fn is_increasing(values: &[i64]) -> bool {
     values.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// Writes versions 1, 2… to two keys in turn until one is refused. Returns the last accepted version of each key.
+/// Writes versions 1, 2… to two keys in turn until one is refused. Returns the last accepted
+/// version of each key.
 fn write_versions(buffer: &Buffer, writer: i64, writes: i64) -> HashMap<i64, i64> {
     write_versions_as(buffer, |access| access, writer, writes)
 }
@@ -36,13 +37,15 @@ fn write_versions_as(buffer: &Buffer, caller: fn(Access) -> Access, writer: i64,
         .collect()
 }
 
-/// Checks that one delivery counts each accepted write. An entry that is evicted takes none of an older one's writes.
+/// Checks that one delivery counts each accepted write. An entry that is evicted takes none of an
+/// older one's writes.
 fn assert_counted(buffer: &Buffer, writes: u64, accepted: usize, delivered: &[map::Delivery]) {
     let is_counted = writes == accepted as u64 || buffer.has_evicted() && writes < accepted as u64;
     assert!(is_counted, "{writes} of {accepted} writes are counted: {delivered:?}");
 }
 
-/// Checks that one delivery counts each accepted write, and that they come in order. Each writer must have its own keys.
+/// Checks that one delivery counts each accepted write, and that they come in order. Each writer
+/// must have its own keys.
 fn assert_conserved(buffer: &Buffer, accepted: &[HashMap<i64, i64>]) {
     for newest in accepted {
         for (&key, &version) in newest {

@@ -1,4 +1,5 @@
-//! The partition of a queue under thousands of schedules. `partition.rs` tells how to choose them and run one again.
+//! The partition of a queue under thousands of schedules. `partition.rs` tells how to choose them
+//! and run one again.
 #![allow(missing_docs)]
 
 #[path = "../../engine/tests/common/mod.rs"]
@@ -51,8 +52,8 @@ impl Buffer {
     }
 }
 
-/// Checks that the accepted items of each writer were delivered once and in order, and nothing else was. Checks also that the
-/// copies are gone, though the test still holds the flushes.
+/// Checks that the accepted items of each writer were delivered once and in order, and nothing else
+/// was. Checks also that the copies are gone, though the test still holds the flushes.
 fn assert_conserved(buffer: &Buffer, accepted: &[Vec<i64>]) {
     let delivered = buffer.items();
     for (writer, accepted) in (0..).zip(accepted) {
@@ -196,7 +197,8 @@ fn a_partition_that_is_closed_and_opened_again_keeps_all_accepted_items() {
     });
 }
 
-/// Pushes and delivers while the partition count changes. A push between the two states is refused. The writers go on.
+/// Pushes and delivers while the partition count changes. A push between the two states is refused.
+/// The writers go on.
 fn restart<const BEFORE: u32, const AFTER: u32>() {
     let buffer = start(BEFORE);
     let writers: Vec<_> = (0..2).map(|writer| spawn(&buffer, move |buffer| buffer.push_each(writer, 6))).collect();
@@ -222,8 +224,9 @@ fn removed_partitions_neither_lose_nor_double_nor_reorder_items() {
     check(restart::<2, 1>);
 }
 
-/// Lets the processor succeed with all that is left, and checks that it has succeeded with the accepted items of each
-/// writer once and in order, and with nothing else. Checks also that the copies are gone.
+/// Lets the processor succeed with all that is left, and checks that it has succeeded with the
+/// accepted items of each writer once and in order, and with nothing else. Checks also that the
+/// copies are gone.
 fn assert_succeeded(buffer: &Buffer, accepted: &[Vec<i64>]) {
     buffer.succeed_with_all(2);
     let sink: Vec<i64> = buffer.sink().into_iter().map(|(item, _)| item).collect();

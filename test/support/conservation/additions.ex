@@ -1,10 +1,11 @@
 defmodule PartitionedBuffer.Conservation.Additions do
   @moduledoc false
-  # All that is added to a key follows from the key's number: the amounts rise by the same step, so sum and count of an entry
-  # tell which additions it is made of, as long as they follow each other. Some sums need more than 64 bits, others are
-  # negative. The keys are those of `History`.
+  # All additions to a key follow from the key's number: the amounts rise by the same step, so sum
+  # and count of an entry reveal its additions, as long as they follow each other. Some sums need
+  # more than 64 bits, others are negative. The keys are those of `History`.
   #
-  # The writes to a key are numbered from 1. To some keys some of them are deletes, which take away all that waits.
+  # The writes to a key are numbered from 1. Some keys also have deletes, which remove the waiting
+  # sum.
 
   import Bitwise
 
@@ -19,7 +20,7 @@ defmodule PartitionedBuffer.Conservation.Additions do
   @doc "Whether a write is a delete."
   def delete?(id, number), do: deletes?(id) and :erlang.phash2([id | number], 8) == 0
 
-  @doc "What the write with this number adds."
+  @doc "The amount of the write with this number."
   def amount(id, number), do: number * step(id)
 
   defp step(id) do
@@ -27,11 +28,14 @@ defmodule PartitionedBuffer.Conservation.Additions do
     if rem(id, 2) == 0, do: size, else: -size
   end
 
-  @doc "The sum of the additions from `first` to `last`; 0 if there are none."
+  @doc "The sum of the additions from `first` to `last`; 0 without any."
   def sum(_id, first, last) when first > last, do: 0
   def sum(id, first, last), do: step(id) * div((last - first + 1) * (first + last), 2)
 
-  @doc "The first and the last of the additions that an entry is made of, or `:error` if it is not made of any that follow each other."
+  @doc """
+  The first and the last addition of an entry, or `:error` if its additions do not follow each
+  other.
+  """
   def run(id, sum, count) when count > 0 do
     # The sum is `step * count * (2 * first + count - 1) / 2`.
     with twice = 2 * sum,
@@ -47,9 +51,11 @@ defmodule PartitionedBuffer.Conservation.Additions do
 
   def run(_id, _sum, _count), do: :error
 
-  @doc "Whether an addition may be the first of its entry, if those up to `last` have come: the one before was a delete, or came."
+  @doc """
+  Whether an addition may begin its entry, after those up to `last`: a delete or `last` precedes it.
+  """
   def begins?(id, last, first), do: first == last + 1 or (first > last + 1 and delete?(id, first - 1))
 
-  @doc "Whether nothing is left of a key that was written `written` times, if the additions up to `last` have come."
+  @doc "Whether a key with `written` writes has no entry after the additions up to `last`."
   def finished?(id, last, written), do: last == written or (last < written and delete?(id, written))
 end

@@ -1,17 +1,20 @@
 defmodule PartitionedBuffer.Conservation.Checks do
   @moduledoc false
-  # What differs between the kinds of buffers for the ledger of a buffer with retries.
+  # The differences between the kinds of buffers for the ledger of a buffer with retries.
 
   @typedoc "`PartitionedBuffer.Conservation.Retries`"
   @type ledger() :: struct()
 
-  @typedoc "A mark says what the verdict was on an entry; `:dead` is one that `:dead_letter` has got."
+  @typedoc "A mark is the verdict on an entry; `:dead` is an entry that `:dead_letter` got."
   @type mark() :: :ok | :failed | :snoozed | :cancelled | :dead
 
-  @typedoc "An entry as the checks know it: what it is, and how often it has failed at least."
+  @typedoc "An entry for the checks: its content, and the least number of its failures."
   @type entry() :: %{:attempts => non_neg_integer(), optional(atom()) => any()}
 
-  @typedoc "A batch: its number, task, and whether its entries go to the processor or are given up without a call."
+  @typedoc """
+  A batch: its number, task, and whether its entries go to the processor or are given up without a
+  call.
+  """
   @type batch() :: {pos_integer(), struct()}
 
   @doc "The first state."
@@ -26,11 +29,14 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @doc "Notes the marks of a batch."
   @callback mark([{entry(), mark()}], batch(), ledger()) :: ledger()
 
-  @doc "Looks at the entries of a failed batch again, as they were at the time just before the processor returned."
+  @doc """
+  Looks at the entries of a failed batch again, as of the time just before the processor returned.
+  """
   @callback returning(batch(), time :: integer(), ledger()) :: ledger()
 
   @doc """
-  Checks entries that `:dead_letter` has got: `expected` are those of the task's own batch, nil if another task has had it.
+  Checks entries that `:dead_letter` got: `expected` are the entries of the task's own batch, nil if
+  another task had it.
   """
   @callback dead([any()], expected :: [entry()] | nil, ledger()) :: ledger()
 
@@ -40,12 +46,12 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @doc "Whether an entry was deleted or replaced, at the end."
   @callback replaced?(entry(), ledger()) :: boolean()
 
-  @doc "Whether `:dead_letter` has got the entry that a write has made."
+  @doc "Whether `:dead_letter` got the entry of a write."
   @callback dead?(what :: any(), number :: pos_integer(), ledger()) :: boolean()
 
-  @doc "Whether all that was written before is through; `what` is for the kind to know."
+  @doc "Whether all earlier writes are through; `what` has a meaning for the kind."
   @callback through?(what :: any(), ledger()) :: boolean()
 
-  @doc "Compares something that was written with what has come, at the end."
+  @doc "Compares a write with the entries that came, at the end."
   @callback check(any(), ledger()) :: ledger()
 end

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Conservation.Code do
   @moduledoc false
-  # Values that refer to the code of a module: functions with and without an environment, and a literal. The module is
-  # loaded for each value, and then purged.
+  # Values that refer to the code of a module: functions with and without an environment, and a
+  # literal. The module is loaded for each value, and then purged.
 
   @module PartitionedBuffer.Conservation.Purged
   @literal {:literal, ["text", 1.5, %{a: 1}]}

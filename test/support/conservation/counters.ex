@@ -1,8 +1,8 @@
 defmodule PartitionedBuffer.Conservation.Counters do
   @moduledoc false
-  # Each writer adds to keys of its own, to each in the order of its `Additions`. So an entry has to be the additions that
-  # follow those of the last one, or a delete of the key. Each acknowledged addition must have come once, unless it was
-  # deleted before.
+  # Each writer adds to separate keys, to each in the order of its `Additions`. So an entry has to
+  # be the next additions after those of the last one, or after a delete of the key. Each
+  # acknowledged addition must come once, unless it was deleted before.
   #
   # The keys are in `Slots`.
 
@@ -94,7 +94,7 @@ defmodule PartitionedBuffer.Conservation.Counters do
     Additions.delete?(id, written + 1)
   end
 
-  # Nobody else writes to the key. So it has its last additions, or none if they were flushed.
+  # Only this writer writes to the key. So it has its last additions, or none after a flush.
   @impl Kind
   def read(%{accepted: accepted} = writer) do
     slot = Slots.any()
@@ -221,7 +221,7 @@ defmodule PartitionedBuffer.Conservation.Counters do
   @impl Kind
   def check({:list, _list, _outcome} = written, ledger), do: Lists.check(written, ledger)
 
-  # How often a key was written is a range, since a refused call may have done a part of its writes.
+  # The number of writes to a key is a range, since a refused call may do a part of its writes.
   def check({id, written}, ledger) do
     {seen, windows} = Ledger.seen(ledger, id)
 

@@ -1,11 +1,12 @@
 defmodule PartitionedBuffer.Conservation.Faults do
   @moduledoc false
-  # The process that owns the buffer, by another process, and injects a fault every few milliseconds.
+  # The process that owns the buffer, by another process, and injects a fault every few
+  # milliseconds.
 
   alias PartitionedBuffer.Conservation.{Code, Kind, Ledger, Retries}
   alias PartitionedBuffer.{Native, Routing}
 
-  # An event and the death of the task tell of each of them.
+  # An event and the death of the task report each such fault.
   @in_processor [:raise, :throw, :exit, :kill, :slow, :hang]
 
   @all @in_processor ++
@@ -27,9 +28,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
            :purge_code
          ]
 
-  # `lists` are the writers of long lists that still run, by their monitors, and `number` is that of the next list or value.
-  # `accepted` is there if the buffer has retries. `unreported` is how many failures of tasks have perhaps not been reported, since their partitions died at the same time.
-  # `unseen` is how many of them the ledger perhaps does not know, since the tasks were killed before they said anything.
+  # `lists` are the running writers of long lists, by their monitors, and `number` is that of the
+  # next list or value. `accepted` is set for a buffer with retries. `unreported` is the number of
+  # failures of tasks perhaps without a report, since their partitions died at the same time.
+  # `unseen` is the number of unreported ones that the ledger perhaps missed, since the tasks were
+  # killed before any message.
   defstruct [
     :kind,
     :options,
@@ -47,7 +50,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     number: 0
   ]
 
-  # Those that need a buffer with retries: what a killed tree has left is not lost with them.
+  # Faults for a buffer with retries only, whose leftovers of a killed tree are not lost.
   @with_retries @all ++ [:kill_tree_at_work, :change_partitions_at_work, :flush]
 
   @doc "All kinds of faults."
@@ -73,7 +76,10 @@ defmodule PartitionedBuffer.Conservation.Faults do
     loop(state)
   end
 
-  @doc "Ends the faults and the buffer; returns counts, what was written, and how many failures may be unreported or unseen."
+  @doc """
+  Ends the faults and the buffer; returns counts, what was written, and how many failures may be
+  unreported or unseen.
+  """
   def stop(faults) do
     send(faults, {:stop, self()})
 
@@ -90,7 +96,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
         faults = faults |> ensure_running() |> await_lists() |> heal() |> stop_buffer()
         send(from, {:stopped, self(), Map.take(faults, [:counts, :written, :unreported, :unseen])})
 
-      # `hanging/1` has not waited for it long enough.
+      # `hanging/1` did not wait long enough for it.
       {:hanging, pid} ->
         Process.exit(pid, :kill)
         loop(faults)
@@ -102,7 +108,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
-  # There is no fault if the buffer is restarting, or gone because its supervisor has given up.
+  # The fault fails if the buffer is restarting, or gone because its supervisor gave up.
   defp try_fault(faults, kind) do
     if faults.accepted, do: Retries.fault(faults.ledger, kind)
 
@@ -191,7 +197,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
     faults
   end
 
-  # Processes are killed during the stop, and some before it, when the supervisor cannot restart them any more.
+  # Processes are killed during the stop, and some before it, when the supervisor can no longer
+  # restart them.
   defp inject(faults, :kill_at_stop) do
     drainer = drainer(faults)
     Ledger.arm(faults.ledger, {:slow, :rand.uniform(10)})
@@ -200,7 +207,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     if suspended?, do: :erlang.suspend_process(supervisor)
     {stop, ref} = spawn_monitor(fn -> PartitionedBuffer.stop(name(faults)) end)
 
-    # The supervisor learns of the stop before it learns of these deaths.
+    # The supervisor notices the stop before these deaths.
     faults =
       if suspended? do
         await_message(supervisor)
@@ -223,7 +230,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
-  # A stop may leave entries that have failed. Until they are processed, there is no order.
+  # A stop may leave failed entries. Until they are processed, the order is lost.
   defp inject(%{accepted: accepted} = faults, :change_partitions) when accepted != nil do
     Retries.disorder(faults.ledger)
     PartitionedBuffer.stop(name(faults))
@@ -239,7 +246,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     faults
   end
 
-  # The stop leaves no items. There would be no order between them and new ones in another number of partitions.
+  # The stop leaves no items, which would have no order with new ones under another partition count.
   defp inject(faults, :change_partitions) do
     PartitionedBuffer.stop(name(faults))
     options = Keyword.put(faults.options, :partitions, Enum.random(faults.kind.partitions()))
@@ -272,11 +279,12 @@ defmodule PartitionedBuffer.Conservation.Faults do
     faults
   end
 
-  # The interval is long, so that the value is only in the buffer, and in no process, when its module is purged.
+  # The interval is long, so that the value is only in the buffer, and in no process, when its
+  # module is purged.
   defp inject(faults, :purge_code) do
     {number, kind, buffer} = {faults.number, faults.kind, name(faults)}
     PartitionedBuffer.update_options(buffer, processing_interval_ms: 60_000)
-    # The tick that is due comes first.
+    # The scheduled tick comes first.
     Process.sleep(5)
     written = in_process(fn -> kind.call(buffer, kind.code(number, Code.value(faults.code, number)), []) end)
     purged? = Code.purge()
@@ -370,7 +378,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
     List.first(drainers) || exit(:restarting)
   end
 
-  # Waits until a processor hangs. There may be no batch, or the task that was to hang may be killed before.
+  # Waits until a processor hangs. No batch may come, or the task about to hang may be killed
+  # before.
   defp hanging(faults, verdict \\ &{:hang, &1}) do
     Ledger.arm(faults.ledger, verdict.(self()))
 
@@ -383,7 +392,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
-  # A processor that traps exits, and will be at work for some time.
+  # A processor that traps exits, and takes some time.
   defp at_work(faults), do: hanging(faults, &{:trap, &1, 20 + :rand.uniform(40)})
 
   defp kill_tree(faults) do
@@ -464,7 +473,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
     :exit, _given_up -> stop_buffer(faults)
   end
 
-  # Exits if the supervisor gives up during the stop. `PartitionedBuffer.stop/1` takes this for another stop.
+  # Exits if the supervisor gives up during the stop. `PartitionedBuffer.stop/1` takes this for
+  # another stop.
   defp stop_running(faults) do
     ref = faults |> supervisor() |> Process.monitor()
     PartitionedBuffer.stop(name(faults))
@@ -475,7 +485,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
-  # With another number of partitions, until all that was left is processed.
+  # With another partition count, until all leftovers are processed.
   defp start_disordered(faults) do
     partitions = Enum.random(faults.kind.partitions())
     faults = start_owner(%{faults | options: Keyword.put(faults.options, :partitions, partitions)})
@@ -495,7 +505,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     end
   end
 
-  # From now on the processor succeeds, so a stop leaves nothing.
+  # After this the processor succeeds, so a stop leaves nothing.
   defp heal(%{accepted: nil} = faults), do: faults
 
   defp heal(faults) do
@@ -508,18 +518,18 @@ defmodule PartitionedBuffer.Conservation.Faults do
         check_info(faults)
         faults
 
-      # The supervisor has just given up.
+      # The supervisor just gave up.
       :refused ->
         faults |> ensure_running() |> heal()
     end
   end
 
-  # All is through, and nobody writes any more.
+  # All is through, and all writers ended.
   defp check_info(faults) do
     %{totals: totals} = info = PartitionedBuffer.info(name(faults))
     added = totals.written - totals.coalesced
     ended = totals.deleted + totals.superseded + totals.processed + totals.given_up
-    # This takes from the shards the room that they have not used.
+    # This takes unused room back from the shards.
     PartitionedBuffer.update_options(name(faults), max_size: :infinity)
     {held, _refused, _dropped, _waiting} = Native.bound(name(faults))
 

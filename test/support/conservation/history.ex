@@ -1,12 +1,13 @@
 defmodule PartitionedBuffer.Conservation.History do
   @moduledoc false
-  # All writes to a key follow from the key's number. So whoever sees an entry can tell which writes it is made of.
+  # All writes to a key follow from the key's number. So each entry reveals its writes.
   #
-  # One process writes to a key, and the flushes of a key come one after the other. So each flush has a run of the key's
-  # writes, which follows the run of the flush before, and its entry is what `Model` makes of this run. The entry gives its
-  # run away by its version and by `updates`, which counts back to the first write of the run or to the last `put`. A write
-  # that is missing, doubled, late or in another's place makes an entry that no run explains. Only the loss of a write stays
-  # unseen that a later one of the same run replaced or deleted anyway.
+  # One process writes to a key, and the flushes of a key come one after the other. So each flush
+  # has a run of the key's writes, next to the run of the flush before, and its entry is the result
+  # of `Model` for this run. The entry reveals its run by its version and by `updates`, which counts
+  # back to the first write of the run or to the last `put`. No run explains the entry of a missing,
+  # doubled, late or misplaced write. Only the loss of a write replaced or deleted in the same run
+  # stays unseen.
 
   import Bitwise
 
@@ -30,7 +31,7 @@ defmodule PartitionedBuffer.Conservation.History do
     case kind(id, number) do
       :put -> {:put, value}
       :newer -> {:put_newer, value, version(id, number)}
-      # Its version is below all before, so it is stored only if there is no entry.
+      # Its version is below all before, so it is stored only without an entry.
       :stale -> {:put_newer, value, -version(id, number)}
       :delete -> :delete
     end
@@ -46,15 +47,18 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  @doc "The same for a buffer with retries: half of the stale writes are `put_new`, which also needs that there is no entry."
+  @doc """
+  The same for a buffer with retries: half of the stale writes are `put_new`, for keys without an
+  entry.
+  """
   def retried(id, number) do
     with {:put_newer, value, version} when version < 0 and rem(number, 2) == 0 <- write(id, number),
          do: {:put_new, value}
   end
 
   @doc """
-  Whether this may be an entry that the write with this number has made in a buffer with retries. Entries that were replaced
-  in flight are seen by nobody, so `updates` may count fewer than all replacements.
+  Whether this may be the entry of the write with this number in a buffer with retries. Entries
+  replaced in flight stay unseen, so `updates` may count fewer than all replacements.
   """
   def retried?(id, number, {value, version, updates}) when is_integer(number) and number > 0 do
     case retried(id, number) do
@@ -79,16 +83,16 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  @doc "The number of the write that made a value."
+  @doc "The number of the write of a value."
   def number({number, _id}), do: number
   def number(<<number::64, _rest::binary>>), do: number
   def number(%{number: number}), do: number
   def number(number), do: number
 
   @doc """
-  Explains the next entry of a key, whose writes up to the number `seen` have come before. Returns the number of the last
-  write that has come now, and `:ok` or what is wrong: writes come `:again`, writes before the entry are `:lost`, or no run
-  gives this entry, so it is `:wrong`.
+  Explains the next entry of a key, after the writes up to the number `seen`. Returns the number of
+  the last write that came now, and `:ok` or the violation: writes come `:again`, writes before the
+  entry are `:lost`, or no run gives this entry, so it is `:wrong`.
   """
   def flush(id, seen, {value, version, updates}) do
     number = number(value)
@@ -104,10 +108,10 @@ defmodule PartitionedBuffer.Conservation.History do
     end
   end
 
-  @doc "Whether no entry is left of a key that was written `written` times, if the writes up to `seen` have come."
+  @doc "Whether a key with `written` writes has no entry after the writes up to `seen`."
   def finished?(id, seen, written), do: seen <= written and run?(id, seen + 1, written, nil)
 
-  @doc "Whether a read after so many writes may find this value, since none of them has replaced it."
+  @doc "Whether a read after this number of writes may find this value: no later write replaced it."
   def current?(id, written, value) do
     number = number(value)
 

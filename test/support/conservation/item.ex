@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Conservation.Item do
   @moduledoc false
-  # An item of a queue has its stream, its partition of `partitions/0`, and its number, from 1, in this stream and partition.
-  # It also has a salt: the least that routes the item to its partition.
+  # An item of a queue has its stream, its partition of `partitions/0`, and its number, from 1, in
+  # this stream and partition. It also has a salt: the least that routes the item to its partition.
 
   @partitions 2
 
@@ -48,7 +48,7 @@ defmodule PartitionedBuffer.Conservation.Item do
     {stream, partition, number, salt}
   end
 
-  @doc "Stream, partition and number of an item, or `:error` if `item/3` has not made it."
+  @doc "Stream, partition and number of an item, or `:error` for an item not made by `item/3`."
   @spec read(any()) :: {stream(), non_neg_integer(), pos_integer()} | :error
   def read(item) do
     {stream, partition, number, salt} = parts(item)

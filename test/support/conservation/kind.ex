@@ -1,10 +1,11 @@
 defmodule PartitionedBuffer.Conservation.Kind do
   @moduledoc false
-  # Everything that differs between the kinds of buffers: the writes, and how the ledger knows that all of them have come.
+  # Everything that differs between the kinds of buffers: the writes, and how the ledger finds
+  # missing ones.
 
   alias PartitionedBuffer.Conservation.{Ledger, Writer}
 
-  @typedoc "Something that was written, for `c:check/2`."
+  @typedoc "Written data, for `c:check/2`."
   @type written() :: any()
 
   @doc "The module of the buffer."
@@ -22,10 +23,10 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @callback write_many(Writer.t()) :: Writer.t()
   @callback read(Writer.t()) :: Writer.t()
 
-  @doc "What a writer has written to a buffer with retries, and is not through after a flush."
+  @doc "The writes of a writer to a buffer with retries that are not through after a flush."
   @callback not_through(Writer.t()) :: [any()]
 
-  @doc "All that a writer has written."
+  @doc "All writes of a writer."
   @callback written(Writer.t()) :: [written()]
 
   ## Calls
@@ -36,10 +37,12 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @doc "Does a call of a writer on an ETS design."
   @callback call_design(module(), any(), tuple() | atom()) :: any()
 
-  @doc "A call that writes a long list. It is `{:list, number, :done | :cut_short}` in what was written."
+  @doc """
+  A call that writes a long list. The writes have it as `{:list, number, :done | :cut_short}`.
+  """
   @callback list(non_neg_integer()) :: tuple()
 
-  @doc "A call that writes a value which refers to code. `Ledger.code/3` is told of it when it comes."
+  @doc "A call that writes a value which refers to code. `Ledger.code/3` notes it when it comes."
   @callback code(non_neg_integer(), any()) :: tuple()
 
   @doc "Whether this value still waits."
@@ -54,8 +57,8 @@ defmodule PartitionedBuffer.Conservation.Kind do
   @callback entries(:ets.table()) :: list()
 
   @doc """
-  Checks an entry that the processor got: from which partition, of how many, and whether from a dying task beside another.
-  Partition and count are nil if they are not known.
+  Checks an entry that the processor got: from which partition, of how many, and whether from a
+  dying task beside another. Partition and count are nil if unknown.
   """
   @callback entry(
               any(),
@@ -63,7 +66,7 @@ defmodule PartitionedBuffer.Conservation.Kind do
               Ledger.t()
             ) :: Ledger.t()
 
-  @doc "Compares something that was written with what has come, at the end."
+  @doc "Compares a write with the entries that came, at the end."
   @callback check(written(), Ledger.t()) :: Ledger.t()
 
   @doc "The result of a call on a buffer, or `:refused` if the buffer is not running."

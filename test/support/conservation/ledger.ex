@@ -1,10 +1,12 @@
 defmodule PartitionedBuffer.Conservation.Ledger do
   @moduledoc false
-  # Compares the batches with each other, with the telemetry events, with the deaths of the tasks, and at the end with the
-  # writes. `PartitionedBuffer.Conservation` tells what it knows, and what is a violation.
+  # Compares the batches with each other, with the telemetry events, with the deaths of the tasks,
+  # and at the end with the writes. `PartitionedBuffer.Conservation` describes its notes and the
+  # violations.
   #
-  # A task that is killed with its supervisor is still alive for a moment. It may be in the processor when the task in its
-  # place is (`overlapping`). It is dead when the ledger reads its message. Its batch may be late, but must not come twice.
+  # A task killed with its supervisor is still alive for a moment. It may be in the processor at the
+  # same time as the next task (`overlapping`). It is dead when the ledger reads its message. Its
+  # batch may be late, but must not come twice.
 
   use GenServer
 
@@ -12,8 +14,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   alias PartitionedBuffer.Conservation.Code
 
-  # `returned` is false while the processor has a batch. `sizes` are those of its batches, the last first. `excepted` and
-  # `stopped` are whether those events have come.
+  # `returned` is false while the processor has a batch. `sizes` are those of its batches, the last
+  # first. `excepted` and `stopped` are whether those events came.
   defmodule Task do
     @moduledoc false
     defstruct [
@@ -27,8 +29,8 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     ]
   end
 
-  # `batch_sizes` are the sizes that batches may have. `seen` is a table of what has come. `armed` are the next verdicts.
-  # `windows` counts deaths of tasks that may have lost a batch which nobody has seen.
+  # `batch_sizes` are the sizes that batches may have. `seen` is a table of the entries that came.
+  # `armed` are the next verdicts. `windows` counts deaths of tasks that may lose an unseen batch.
   defstruct [
     :kind,
     :buffer,
@@ -78,14 +80,17 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   defp obey({:hang, who}) do
     send(who, {:hanging, self()})
-    # It is killed long before, unless nobody waits for it any more.
+    # It is killed long before, unless nobody waits for it.
     Process.sleep(1_000)
     Process.exit(self(), :kill)
   end
 
   ## API
 
-  @doc "Starts a ledger of a buffer. Without a buffer and batch sizes it is for an ETS design, which has no events."
+  @doc """
+  Starts a ledger of a buffer. Without a buffer and batch sizes it is for an ETS design, which has
+  no events.
+  """
   def start_link(kind, buffer, batch_sizes) do
     {:ok, ledger} = GenServer.start_link(__MODULE__, {kind, buffer, batch_sizes})
     if buffer, do: :telemetry.attach_many(buffer, @events, &__MODULE__.event/4, {ledger, buffer})
@@ -102,13 +107,13 @@ defmodule PartitionedBuffer.Conservation.Ledger do
   @doc "Adds a verdict on one of the next batches."
   def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
 
-  @doc "Takes back all verdicts that no batch has got."
+  @doc "Takes back all unused verdicts."
   def disarm(ledger), do: send(ledger, :disarm)
 
-  @doc "Whether the value with this number that refers to code has come."
+  @doc "Whether the value with this number that refers to code came."
   def code_came?(ledger, number), do: GenServer.call(ledger, {:code_came?, number}, :infinity)
 
-  @doc "Waits until all tasks have ended; returns counts and violations."
+  @doc "Waits until all tasks ended; returns counts and violations."
   def finish(ledger, written) do
     result = GenServer.call(ledger, {:finish, written}, :infinity)
     GenServer.stop(ledger)
@@ -263,7 +268,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
       {%Task{returned: false}, reason} when reason in [:killed, :shutdown, :noproc] ->
         state |> count(:killed) |> failed_with_batch(task)
 
-      # It may have claimed a batch that nobody has seen.
+      # It may have an unseen batch.
       {%Task{returned: true}, reason} when reason in [:killed, :shutdown, :noproc] ->
         %{state | windows: state.windows + 1} |> count(:failed) |> count(:killed_outside)
 
@@ -281,7 +286,9 @@ defmodule PartitionedBuffer.Conservation.Ledger do
 
   ## What has come
 
-  @doc "The last number that has come of a key or a stream, 0 if none has, and how many windows there were before."
+  @doc """
+  The last number of a key or a stream that came, 0 without any, and the number of windows before.
+  """
   def seen(ledger, what) do
     case :ets.lookup(ledger.seen, what) do
       [{^what, last, windows}] -> {last, windows}
@@ -289,7 +296,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     end
   end
 
-  @doc "Notes the last number that has come of a key or a stream."
+  @doc "Notes the last number of a key or a stream that came."
   def see(ledger, what, last), do: :ets.insert(ledger.seen, {what, last, ledger.windows})
 
   @doc "Notes a value that refers to code."
@@ -325,7 +332,7 @@ defmodule PartitionedBuffer.Conservation.Ledger do
     if excused?, do: count(state, :unseen, missing), else: violation(state, :lost, what, missing)
   end
 
-  @doc "Counts something that is no violation."
+  @doc "Counts an event other than a violation."
   def count(state, what, by \\ 1), do: %{state | counts: Map.update(state.counts, what, by, &(&1 + by))}
 
   @doc "Counts a violation, and keeps the first of its kind."

@@ -1,6 +1,7 @@
 defmodule PartitionedBuffer.Conservation.Lists do
   @moduledoc false
-  # The lists that faults write to maps and counters. Each key of a list, `{:list, list, place}`, is written once.
+  # The lists that faults write to maps and counters. Each key of a list, `{:list, list, place}`, is
+  # written once.
 
   alias PartitionedBuffer.Conservation.Ledger
 
@@ -12,7 +13,7 @@ defmodule PartitionedBuffer.Conservation.Lists do
   @doc "The places of a list."
   def places, do: 1..@size
 
-  @doc "Notes that the entry of a place has come, and whether it is the right one."
+  @doc "Notes that the entry of a place came, and whether it is the right one."
   def arrive({list, place}, right?, ledger) do
     arrivals = arrivals(list, ledger)
     :counters.add(arrivals, place, 1)
@@ -24,7 +25,7 @@ defmodule PartitionedBuffer.Conservation.Lists do
     end
   end
 
-  # How often each place of a list has come.
+  # How often each place of a list came.
   defp arrivals(list, ledger) do
     case :ets.lookup(ledger.seen, {:list, list}) do
       [{_list, arrivals}] ->
@@ -43,8 +44,9 @@ defmodule PartitionedBuffer.Conservation.Lists do
     check(list, outcome, &(:counters.get(arrivals, elem(&1, 2)) > 0), ledger.windows > 0, ledger)
   end
 
-  @doc "The same: `came?` tells of a key whether it has come, and `excused?` whether some may be missing."
-  # A list that was cut short was written in its order. Only among those that were written at once last there may be gaps.
+  @doc "The same: `came?` is whether a key came, and `excused?` whether some may be missing."
+  # A list cut short was written in its order. Gaps may be only among the entries last written at
+  # once.
   def check(list, outcome, came?, excused?, ledger) do
     places = for place <- places(), came?.({:list, list, place}), do: place
     complete = if outcome == :done, do: @size, else: max(List.last(places, 0) - @written_at_once, 0)

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Conservation.Maps do
   @moduledoc false
-  # Each writer writes to keys of its own, to each in the order of its `History`. Each acknowledged write must have been
-  # processed once, unless a later one replaced or deleted it before.
+  # Each writer writes to separate keys, to each in the order of its `History`. Each acknowledged
+  # write must be processed once, unless a later one replaced or deleted it before.
   #
   # The keys are in `Slots`.
 
@@ -63,7 +63,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
     |> Slots.put(slot, number)
   end
 
-  # A stale write, or `put_new`, is done if there is no entry.
+  # A stale write, or `put_new`, is done for a key without an entry.
   defp note(%{accepted: accepted} = writer, {id, number, phase}, result) do
     current = Accepted.current(accepted, id)
 
@@ -152,7 +152,8 @@ defmodule PartitionedBuffer.Conservation.Maps do
     writer |> call_of(id, number) |> Tuple.delete_at(0)
   end
 
-  # The call that can do a write in a list. It does not tell which writes were stale, which the ledger of retries has to know.
+  # The call that can do a write in a list. It does not return which writes were stale, which the
+  # ledger of retries needs.
   defp list_call(writer, id, number) do
     case History.kind(id, number) do
       :put -> :put_all
@@ -162,7 +163,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
     end
   end
 
-  # Nobody else writes to the key. So it has its last write, or none if that was flushed.
+  # Only this writer writes to the key. So it has its last write, or none after a flush.
   @impl Kind
   def read(%{accepted: nil} = writer) do
     slot = Slots.any()
@@ -177,7 +178,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
     Writer.count(writer, what)
   end
 
-  # The same, until the processor has succeeded with it, or it was given up.
+  # The same, until the processor succeeds with it, or it is given up.
   def read(%{accepted: accepted} = writer) do
     slot = Slots.any()
     {id, _written} = Slots.at(writer, slot)
@@ -276,7 +277,7 @@ defmodule PartitionedBuffer.Conservation.Maps do
   @impl Kind
   def check({:list, _list, _outcome} = written, ledger), do: Lists.check(written, ledger)
 
-  # How often a key was written is a range, since a refused call may have done a part of its writes.
+  # The number of writes to a key is a range, since a refused call may do a part of its writes.
   def check({id, written}, ledger) do
     {seen, windows} = Ledger.seen(ledger, id)
 

@@ -1,17 +1,19 @@
 defmodule PartitionedBuffer.Conservation.Queues do
   @moduledoc false
-  # Each writer pushes the items of a stream, and those of each partition in the order of their numbers. So the next item of
-  # a stream in a partition is known. Items that are skipped are lost, unless they come later, out of order.
+  # Each writer pushes the items of a stream, and those of each partition in the order of their
+  # numbers. So the next item of a stream in a partition is certain. Skipped items are lost, unless
+  # they come later, out of order.
   #
-  # A refused list may have pushed the first items of each partition, and nobody knows how many. The stream ends with it, and
-  # the writer begins another.
+  # A refused list may push the first items of each partition, an unknown number. The stream ends
+  # with it, and the writer begins another.
 
   @behaviour PartitionedBuffer.Conservation.Kind
 
   alias PartitionedBuffer.Conservation.{Item, Kind, Ledger, RetriedQueues, Retries, Writer}
   alias PartitionedBuffer.Queue
 
-  # The remainder of a stream's number by this is its writer. The last is for the lists that faults push.
+  # The remainder of a stream's number by this is its writer. The last is for the lists that faults
+  # push.
   @writers 16
   @lists @writers - 1
 
@@ -29,8 +31,8 @@ defmodule PartitionedBuffer.Conservation.Queues do
 
   ## Writers
 
-  # `streams` is how many streams of this writer have ended, and `ended` what was written in them. `last` has the last number
-  # of each partition in the present stream.
+  # `streams` is the number of ended streams of this writer, and `ended` their items. `last` has the
+  # last number of each partition in the present stream.
   @impl Kind
   def new, do: %{streams: 0, last: Map.new(@partitions, &{&1, 0}), ended: []}
 
@@ -46,7 +48,8 @@ defmodule PartitionedBuffer.Conservation.Queues do
     Writer.single(writer, {:push, item}, option(partition))
   end
 
-  # The NIF pushes short lists one by one and longer ones lock by lock, and returns the rest of the longest.
+  # The NIF pushes short lists one by one and longer ones lock by lock, and returns the rest of the
+  # longest.
   @impl Kind
   def write_many(%{state: before} = writer) do
     longest = Enum.random([1, 16, 16, 16, 16, 200, 200, 200, 200, 5_000])
@@ -63,7 +66,8 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  # The processor is slower than the writers. If they did not wait, there would be few flushes, of very many items.
+  # The processor is slower than the writers. Without their waiting, flushes would be few, and very
+  # long.
   @impl Kind
   def read(writer) do
     size = writer.target.(:size, [])
@@ -85,7 +89,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
         do: what
   end
 
-  # The next items of these partitions.
+  # The next items for these partitions.
   defp take(%{state: state} = writer, partitions) do
     stream = stream(writer.number, state)
 
@@ -111,7 +115,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
 
   defp any_partition, do: Enum.random(@partitions)
 
-  # The item, a function, an MFA or a term chooses the partition, all of them the same.
+  # The item, a function, an MFA or a term chooses the partition, the same one each time.
   defp option(partition) do
     case :rand.uniform(4) do
       1 -> []
@@ -150,7 +154,9 @@ defmodule PartitionedBuffer.Conservation.Queues do
 
   ## The ledger
 
-  @doc "Of a stream of lists, by its number: the stream and how many items it has in each partition."
+  @doc """
+  Of a stream of lists, by its number: the stream and the number of its items in each partition.
+  """
   def list_stream(number), do: {stream(@lists, number), div(@list_size, @partition_count)}
 
   @doc "Whether the streams of a writer come one after the other: those of the lists have no order."
@@ -232,7 +238,7 @@ defmodule PartitionedBuffer.Conservation.Queues do
     end
   end
 
-  # How many items were pushed is a range, since a refused list may have been pushed in part.
+  # The number of pushed items is a range, since a refused list may be pushed in part.
   def check({stream, partition, written}, ledger) do
     {last, windows} = Ledger.seen(ledger, {stream, partition})
     ledger = check_skipped(ledger, stream, partition)

@@ -1,25 +1,27 @@
 defmodule PartitionedBuffer.Conservation.RetriedCounters do
   @moduledoc false
-  # Compares the entries of a counter with retries with what the writers have added. An entry that has failed comes again,
-  # together with what was added meanwhile. So the additions to a key come in their order, and those of an entry follow each
-  # other: it is known with which one the next entry must begin.
+  # Compares the entries of a counter with retries with the additions of the writers. A failed entry
+  # comes again, together with later additions. So the additions to a key come in their order, and
+  # the additions of an entry follow each other: the first addition of the next entry is certain.
   #
-  # If a task dies, it is not known whether it had settled its batch. Then the next entry may begin with the same addition as
-  # the one of that batch, or behind it.
+  # After the death of a task it is uncertain whether its batch was settled. Then the next entry may
+  # begin with the first addition of that batch, or behind the batch.
   #
-  # After a start with another number of partitions two of them may have additions to one key, and those of an entry may not
-  # follow each other. Then sums and counts are added up, until the order is found again. At the end those of each key must be
-  # what was added; a batch of a dead task counts or not.
+  # After a start with another partition count two partitions may have additions to one key, and the
+  # additions of an entry may not follow each other. Then sums and counts are added up, until the
+  # order is found again. At the end the entries of each key must be all its additions; a batch of a
+  # dead task counts or not.
 
   @behaviour PartitionedBuffer.Conservation.Checks
 
   alias PartitionedBuffer.Conservation.{Accepted, Additions, Checks, Code, Ledger, Lists, Retries}
 
-  # What is known of a key: the sum and the count of what has left the buffer for certain, and the number of the last addition
-  # that has, nil if that is not known. `uncertain` are entries of dead tasks, until the next entry tells whether they have left,
-  # and `untold` those of which no later entry tells. `given_up` has sum and count of entries that were given up: if a task dies
-  # while it gives up a batch, `:dead_letter` gets the batch again. `open` are entries in batches that are not settled, the last one first.
-  # `failed` is the last one that will come again, and `latest` the last one, for the writers.
+  # The notes on a key: the sum and the count of the additions that left the buffer for certain, and
+  # the number of the last one, nil if unknown. `uncertain` are entries of dead tasks, until the
+  # next entry shows whether they left, and `untold` are entries that no later entry explains.
+  # `given_up` has sum and count of entries given up: if a task dies while it gives up a batch,
+  # `:dead_letter` gets the batch again. `open` are entries in unsettled batches, the last one
+  # first. `failed` is the last entry to come again, and `latest` the last one, for the writers.
   @new %{
     sum: 0,
     count: 0,
@@ -35,7 +37,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   # Of a key with more uncertain entries only the count is compared.
   @most_uncertain 14
 
-  # The entries of code and lists that `:dead_letter` has got are as good as any other, so there is no state.
+  # Dead entries of code and lists are as good as any other, so they need no state.
   @impl Checks
   def new, do: nil
 
@@ -44,7 +46,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   ## For the writers
 
-  @doc "With which addition the entry that the buffer has now may begin."
+  @doc "The additions with which the present entry of the buffer may begin."
   def firsts(accepted, id) do
     case Accepted.batch(accepted, id) do
       nil -> [1]
@@ -53,7 +55,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     end
   end
 
-  @doc "Whether a read has found what the buffer had before, or has now, of a key that was written so often."
+  @doc "Whether a read found a past or present entry of a key with this number of writes."
   def held?(accepted, id, written, before, result) do
     now = firsts(accepted, id)
 
@@ -63,7 +65,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
       end)
   end
 
-  @doc "Whether all additions up to this one have left the buffer."
+  @doc "Whether all additions up to this one left the buffer."
   def through_to?(accepted, id, written) do
     case Accepted.batch(accepted, id) do
       nil -> written == 0
@@ -118,11 +120,11 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   defp key(ledger, what), do: Accepted.batch(ledger.accepted, what) || @new
 
-  # While the order is lost nothing is known but sum and count.
+  # While the order is lost, only sum and count are certain.
   defp place(key, _entry, _task, %{disordered?: true} = ledger), do: {0, untold(%{key | last: nil}), ledger}
   defp place(%{last: nil} = key, %{first: nil}, _task, ledger), do: {0, key, ledger}
 
-  # The first one after the order is found. What has left before is all before it.
+  # The first entry after the order is found. All entries that left are before it.
   defp place(%{last: nil} = key, entry, _task, ledger),
     do: {0, untold(%{key | last: entry.first - 1}), ledger}
 
@@ -134,7 +136,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
         do: ledger,
         else: Retries.violation(ledger, :two_at_a_time, {entry, key})
 
-    # Each uncertain entry has left or not, in their order.
+    # Each uncertain entry left or not, in their order.
     known =
       Enum.find(
         [key.last | Enum.map(key.uncertain, & &1.last)],
@@ -159,7 +161,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   defp untold(key), do: %{key | untold: key.untold ++ key.uncertain, uncertain: []}
 
-  # How often it has failed at least: as often as the entry that it begins with.
+  # The least number of its failures: that of the entry with which it begins.
   defp attempts(%{failed: %{first: first, attempts: attempts}}, %{first: first}), do: attempts
   defp attempts(_key, _entry), do: 0
 
@@ -181,7 +183,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     ledger
   end
 
-  # What has become of the entries of earlier batches.
+  # The fate of the entries of earlier batches.
   defp resolve(key, ledger) do
     Enum.reduce(Enum.reverse(key.open), %{key | open: []}, fn entry, key ->
       case {Retries.batch_state(ledger, entry.batch), leaves?(ledger.accepted, entry)} do
@@ -222,8 +224,9 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   ## Dead letters
 
-  # Those of the task's own batch are known. Others have failed more often than the ledger has seen, since tasks have died before
-  # they called the processor, or come from the batch of a dead task, which has perhaps not been seen at all.
+  # The entries of the task's own batch are certain. Others failed more often than the ledger saw,
+  # since tasks died before they called the processor, or come from the batch of a dead task,
+  # perhaps an unseen one.
   @impl Checks
   def dead(entries, expected, ledger) do
     known = for entry <- entries, do: identify(entry)
@@ -288,7 +291,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   @impl Checks
   def not_given_up(entry, ledger), do: %{ledger | not_given_up: [entry | ledger.not_given_up]}
 
-  # Only a delete takes an entry away.
+  # Only a delete removes an entry.
   @impl Checks
   def replaced?(%{what: what}, _ledger), do: is_integer(what) and Additions.deletes?(what)
 
@@ -307,7 +310,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   def check({:code, _number} = what, ledger),
     do: if(came?(what, ledger), do: ledger, else: Retries.violation(ledger, :lost, what))
 
-  # How often a key was written is a range, since a refused list may have been added in part.
+  # The number of writes to a key is a range, since a refused list may be added in part.
   def check({id, written}, ledger) do
     key = resolve(key(ledger, id), ledger)
     right? = if Additions.deletes?(id), do: &may_be_all?(id, key, &1), else: &all?(id, key, &1)
@@ -324,7 +327,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     end
   end
 
-  # What has left, with some of the uncertain entries, is all that was added.
+  # The entries that left, with some of the uncertain ones, are all additions.
   defp all?(id, key, written) do
     {sum, count} = {Additions.sum(id, 1, written) - key.sum, written - key.count}
     uncertain = key.uncertain ++ key.untold
@@ -336,7 +339,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     end
   end
 
-  # Nobody knows how much a delete has taken away.
+  # The amount that a delete removed is unknown.
   defp may_be_all?(_id, %{last: nil, count: count}, written), do: count <= written
 
   defp may_be_all?(id, key, written),

@@ -1,14 +1,14 @@
 defmodule PartitionedBuffer.Conservation.RetriedMaps do
   @moduledoc false
-  # Compares the entries of a map with retries with what the writers have done. The number of the write that made an entry
-  # stands for it: at the sink the numbers of a key never fall, and one comes again only if its batch has failed and the key
-  # was not written since.
+  # Compares the entries of a map with retries with the writes of the writers. The number of its
+  # write stands for an entry: at the sink the numbers of a key never fall, and one comes again only
+  # after its batch failed, and without a later write to the key.
 
   @behaviour PartitionedBuffer.Conservation.Checks
 
   alias PartitionedBuffer.Conservation.{Accepted, Checks, Code, History, Ledger, Lists, Retries}
 
-  # The entries that `:dead_letter` has got, by their write.
+  # The entries that `:dead_letter` got, by their write.
   @impl Checks
   def new, do: MapSet.new()
 
@@ -40,8 +40,8 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     {id, number, History.retried?(id, number, {value, version, updates})}
   end
 
-  # A write that was refused, as stale or since the key was there, has changed nothing. The writer may note a write between
-  # the two looks, so the second one has to see it.
+  # A write refused as stale, or for an existing key, changes nothing. The writer may note a write
+  # between the two looks, so the second look has to see it.
   defp written?(%{what: id, number: number}, ledger) do
     if number > Accepted.written(ledger.accepted, id) do
       true
@@ -51,10 +51,10 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     end
   end
 
-  # A deleted entry that was not in a batch does not come. One that was replaced does not come after a pause, or in a
-  # flush that began later.
+  # A deleted entry without a batch does not come. A replaced one does not come after a pause, or in
+  # a flush that began later.
   defp check_writes(%{disordered?: true} = ledger, _entry, _task), do: ledger
-  # What a stop gives up may be replaced.
+  # An entry given up by a stop may be replaced.
   defp check_writes(ledger, _entry, %{other: true}), do: ledger
 
   defp check_writes(ledger, %{what: id, number: number} = entry, task) do
@@ -104,7 +104,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     end
   end
 
-  # How often an entry has failed at least.
+  # The least number of failures of an entry.
   defp attempts(ledger, %{number: number}, %{number: number, mark: mark} = before) do
     died? = Retries.batch_state(ledger, before.batch) == :died
     if mark in [:ok, :cancelled] and died?, do: before.attempts + 1, else: before.attempts
@@ -133,7 +133,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     ledger
   end
 
-  # A failed entry that was replaced or deleted before the processor returned is not retried.
+  # A failed entry replaced or deleted before the processor returned is not retried.
   @impl Checks
   def returning({number, task}, time, ledger) do
     for what <- task.entries do
@@ -144,7 +144,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     ledger
   end
 
-  # `time` is when the buffer had the entry for certain.
+  # `time` is a time at which the buffer had the entry for certain.
   defp put(ledger, what, %{number: number} = entry, time) do
     {effective, at, _deleted, _deleted_at} = Accepted.write(ledger.accepted, what)
     replaced? = effective > number and at <= time
@@ -160,7 +160,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     Enum.reduce(missing, ledger, &not_given_up/2)
   end
 
-  # It has come, and failed often enough, or was in a batch that nobody has seen.
+  # It came, and failed often enough, or was in an unseen batch.
   defp dead_one({_key, _value, version, updates} = entry, ledger) do
     {what, number, _right?} = identify(entry)
     ledger = update_in(ledger.state, &MapSet.put(&1, {what, number}))
@@ -194,7 +194,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   defp may_die?(_ledger, %{mark: mark}) when mark in [:cancelled, :dead], do: true
   defp may_die?(ledger, %{attempts: attempts}), do: attempts >= max_attempts(ledger) or ledger.windows > 0
 
-  # It may have been replaced or deleted. The end will tell, because the writer perhaps has not noted it yet.
+  # It may be replaced or deleted. The end decides, because the writer may note it later.
   @impl Checks
   def not_given_up(entry, ledger), do: %{ledger | not_given_up: [entry | ledger.not_given_up]}
 
@@ -219,7 +219,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   def check({:code, _number} = what, ledger),
     do: if(gone?(ledger, what, 1), do: ledger, else: violation(ledger, :lost, what, nil))
 
-  # The writes of a list that was cut short may have been done in part: then the last number is a range.
+  # The writes of a list cut short may be done in part: then the last number is a range.
   def check({id, written}, ledger) do
     last = Accepted.batch(ledger.accepted, id)
 

@@ -1,24 +1,27 @@
 defmodule PartitionedBuffer.Conservation.RetriedQueues do
   @moduledoc false
-  # Compares the items of a queue with retries with what the writers have pushed. A partition gives the items that have failed
-  # first, in their order, and then new ones, also in theirs. So it is known what a batch may have.
+  # Compares the items of a queue with retries with the pushes of the writers. A partition gives the
+  # failed items first, in their order, and then new ones, also in theirs. So the items of each
+  # batch are certain.
   #
-  # If a task dies, it is not known whether it had settled its batch. So there are several *cases* of what has failed. Those
-  # that the next batch does not fit to are dropped, and it is a violation if none is left.
+  # After the death of a task it is uncertain whether its batch was settled. So the failed items
+  # have several *cases*. Cases that do not fit the next batch are dropped, and it is a violation to
+  # have none left.
 
   @behaviour PartitionedBuffer.Conservation.Checks
 
   alias PartitionedBuffer.Conservation.{Checks, Code, Item, Ledger, Queues, Retries}
 
-  # Items of one own partition. A case is the list of those that have failed, in their order. `open` is the last batch, if
-  # what became of it is not known yet: its number, and its entries with their marks. Then the cases are what was behind them.
+  # Items of one own partition. A case is the list of the failed items, in their order. `open` is
+  # the last batch, if its fate is unknown yet: its number, and its entries with their marks. Then
+  # the cases are the items behind it.
   defmodule Line do
     @moduledoc false
     defstruct cases: [[]], open: nil
   end
 
-  # `lines` are by own partition, and `last` has the last number that has come of each stream in each partition. `skipped` are
-  # items of a lower number that have not come.
+  # `lines` are by own partition, and `last` has the last number of each stream in each partition
+  # that came. `skipped` are missing items of a lower number.
   @impl Checks
   def new, do: %{lines: %{}, last: %{}, skipped: MapSet.new()}
 
@@ -46,7 +49,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     {entries, ledger}
   end
 
-  # A value that refers to code is a stream of its own.
+  # A value that refers to code is a separate stream.
   defp identify({:code, number, value}),
     do: if(Code.intact?(value, number), do: {{:code, number}, {:code, number}, 1}, else: :error)
 
@@ -64,15 +67,15 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp by_line(entries), do: entries |> Enum.filter(&is_tuple(&1.what)) |> Enum.group_by(&elem(&1.what, 1))
 
-  # The attempts of those that have failed before. While the order is lost, two partitions may have items of one line, so it
-  # is not known what comes next; in the end all is through.
+  # The attempts of items that failed before. While the order is lost, two partitions may have items
+  # of one line, so the next item is unknown; in the end all items are through.
   defp arrive_in(own, entries, _task, %{disordered?: true} = ledger) do
     {new, again} = Enum.split_with(for(entry <- entries, do: entry.what), &new?(&1, ledger))
     ledger = Ledger.count(ledger, :disordered, length(again))
     {%{}, new |> check_new(ledger) |> put(own, %Line{})}
   end
 
-  # A stop gives up what a killed task has left, however often it has failed.
+  # A stop gives up the leftovers of a killed task, whatever their failures.
   defp arrive_in(own, entries, task, ledger) do
     whats = for entry <- entries, do: entry.what
     cases = if task.other, do: cases(own, ledger) ++ cases(own, ledger, :unsettled), else: cases(own, ledger)
@@ -93,7 +96,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     end
   end
 
-  # What is left of a case behind this batch, nil if it does not fit: the failed items come first.
+  # The rest of a case behind this batch, nil if it does not fit: the failed items come first.
   defp rest([{what, _attempts} | failed], [what | whats], again), do: rest(failed, whats, again)
   defp rest(failed, [], _again), do: failed
   defp rest([], whats, again), do: if(Enum.any?(whats, &(&1 in again)), do: nil, else: [])
@@ -101,7 +104,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp without(failed, whats), do: Enum.reject(failed, fn {what, _attempts} -> what in whats end)
 
-  # The case in which they have failed the least.
+  # The case with the fewest failures.
   defp least(fitting) do
     {failed, _rest} =
       Enum.min_by(fitting, fn {failed, _rest} -> failed |> Enum.map(&elem(&1, 1)) |> Enum.max(fn -> 0 end) end)
@@ -109,7 +112,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     failed
   end
 
-  # An item that has not failed comes again, or those that have failed do not come first.
+  # An item comes again without a failure, or the failed items do not come first.
   defp kind(again, cases) do
     known? =
       Enum.any?(cases, fn failed -> length(failed) - length(without(failed, again)) == MapSet.size(again) end)
@@ -126,7 +129,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp check_new(whats, ledger), do: Enum.reduce(whats, ledger, &check_number/2)
 
-  # While the order is lost, those that are skipped come later.
+  # While the order is lost, skipped items come later.
   defp check_number({stream, own, number} = what, ledger) do
     last = last(stream, own, ledger)
     ledger = check_stream(what, ledger)
@@ -168,7 +171,8 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp put(ledger, own, line), do: put_in(ledger.state.lines[own], line)
 
-  # What may have failed of a line. If its last batch is not settled, all of it may fail yet, or have failed.
+  # The items of a line that may have failed. If its last batch is not settled, all its items may
+  # still fail.
   defp cases(own, ledger, last \\ :failed) do
     case Map.get(ledger.state.lines, own, %Line{}) do
       %Line{cases: cases, open: nil} ->
@@ -208,7 +212,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   ## Dead letters
 
-  # Those of the task's own batch are known. Others come from the batch of a dead task.
+  # The items of the task's own batch are certain. Others come from the batch of a dead task.
   @impl Checks
   def dead(items, expected, ledger) do
     whats = Enum.map(items, &identify/1)
@@ -264,7 +268,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   def check({:code, _number} = code, ledger), do: check({code, code, 1..1}, ledger)
 
-  # How many items were pushed is a range, since a refused list may have been pushed in part.
+  # The number of pushed items is a range, since a refused list may be pushed in part.
   def check({stream, own, written}, ledger) do
     last = last(stream, own, ledger)
 

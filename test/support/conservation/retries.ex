@@ -1,11 +1,13 @@
 defmodule PartitionedBuffer.Conservation.Retries do
   @moduledoc false
-  # The ledger of a buffer with `:max_attempts`. `PartitionedBuffer.Conservation` tells what it knows, and what is a violation.
+  # The ledger of a buffer with `:max_attempts`. `PartitionedBuffer.Conservation` describes its
+  # notes and the violations.
   #
-  # The ledger decides on the verdict when a batch comes, and notes what it means for each entry. Whether the buffer has
-  # acted on it, the ledger knows by the next sign of the task: then the batch is *settled*. A task that dies before has
-  # perhaps not settled it, so all of its entries may come again. The ledger takes each batch as one that the sink has
-  # applied, also if the verdict is a failure: the stricter view.
+  # The ledger decides on the verdict when a batch comes, and notes its meaning for each entry. The
+  # next sign of the task shows that the buffer acted on the verdict: then the batch is *settled*.
+  # The death of a task before that may leave its batch unsettled, so all its entries may come
+  # again. For the ledger the sink stores each batch, even one with a failure as verdict: the
+  # stricter view.
 
   use GenServer
 
@@ -15,11 +17,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   alias PartitionedBuffer.Conservation.{Accepted, Ledger, Verdict}
 
-  # `batch` is the number of the last batch until it is settled, and `verdict` that on it. `failed` is how many entries of it
-  # have failed, `accounted` how many of them events have told of, and `reported` how many failures. `entries` are those to
-  # be retried, and `to_bury` those to be given up. `succeeded` counts the others, of all batches. `other` is a task without
-  # events, which gives up what a stop leaves. `sent` is when it has sent the batch. What was deleted before `read_after` is not
-  # in the batch; what was replaced before `task_after` neither.
+  # `batch` is the number of the last batch until it is settled, and `verdict` the verdict on it.
+  # `failed` is the number of its failed entries, `accounted` the number that events reported, and
+  # `reported` the number of failures. `entries` are the entries to be retried, and `to_bury` those
+  # to be given up. `succeeded` counts the others, of all batches. `other` is a task without events,
+  # which gives up the leftovers of a stop. `sent` is the time at which it sent the batch. Entries
+  # deleted before `read_after`, or replaced before `task_after`, are not in the batch.
   defmodule Task do
     @moduledoc false
     defstruct [
@@ -48,12 +51,14 @@ defmodule PartitionedBuffer.Conservation.Retries do
     ]
   end
 
-  # `checks` is the module of the kind, and `state` its own. `batches` is a table of the batches that are settled or
-  # whose task has died. `sizes` are the times when the batch size was changed, the last first. `generation` is the present
-  # start of the buffer, nil while it starts. `pauses` has when the pause of each partition ends, and which task began
-  # it; `last` has when it was last seen at work. `faults` are the last ones. `outage` is how many batches will fail, `windows` counts the deaths of tasks, and
-  # `flushes` the flushes that are asked for. `not_given_up` are entries that should have been given up, unless they were
-  # replaced or deleted. `suspects` are entries that somebody has not seen, unless they were given up.
+  # `checks` is the module of the kind, and `state` its state. `batches` is a table of the batches
+  # that are settled or whose task died. `sizes` are the times at which the batch size changed, the
+  # last first. `generation` is the present start of the buffer, nil while it starts. `pauses` has
+  # the end of the pause of each partition, and the task that began it; `last` has the last time of
+  # its work. `faults` are the last ones. `outage` is the number of batches about to fail, `windows`
+  # counts the deaths of tasks, and `flushes` the requested flushes. `not_given_up` are entries
+  # overdue to be given up, unless they were replaced or deleted. `suspects` are entries that
+  # somebody missed, unless they were given up.
   defstruct [
     :checks,
     :state,
@@ -82,10 +87,10 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   @type t() :: %__MODULE__{}
 
-  # A pause is shorter than its event tells by up to this, in milliseconds: the VM's timers are as coarse.
+  # A pause is shorter than in its event by up to this, in milliseconds: the VM's timers are coarse.
   @tolerance 2
 
-  # Half of the least `:retry_backoff_ms` of all that the faults set, rounded up.
+  # Half of the least `:retry_backoff_ms` that the faults set, rounded up.
   @least_pause 3
 
   @long_ago Bitwise.bsl(-1, 62)
@@ -146,7 +151,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "A fault is about to be injected."
   def fault(ledger, kind), do: send(ledger, {:fault, kind})
 
-  @doc "Calls a function that asks for a flush. Nobody knows when one is done that nobody waits for."
+  @doc """
+  Calls a function that requests a flush. The end of a flush without a waiting caller is unknown.
+  """
   def flushing(ledger, flush) do
     send(ledger, {:flushes, 1})
     flush.()
@@ -157,7 +164,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "Adds a verdict on one of the next batches."
   def arm(ledger, verdict), do: send(ledger, {:arm, verdict})
 
-  @doc "Waits until all tasks have ended; returns counts and violations."
+  @doc "Waits until all tasks ended; returns counts and violations."
   def finish(ledger, written) do
     result = GenServer.call(ledger, {:finish, written}, :infinity)
     GenServer.stop(ledger)
@@ -167,7 +174,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "The batch size changes now."
   def batch_size(ledger, size), do: send(ledger, {:batch_size, System.monotonic_time(), size})
 
-  @doc "The buffer is about to start, with this batch size. It knows nothing of pauses before."
+  @doc "The buffer is about to start, with this batch size and without earlier pauses."
   def starting(ledger, batch_size) do
     batch_size(ledger, batch_size)
     send(ledger, {:generation, nil})
@@ -176,22 +183,24 @@ defmodule PartitionedBuffer.Conservation.Retries do
   @doc "The buffer runs, and all processes of the last one are dead."
   def started(ledger), do: send(ledger, {:generation, make_ref()})
 
-  @doc "From now on the processor succeeds with all."
+  @doc "Lets the processor succeed with all batches."
   def heal(ledger), do: GenServer.call(ledger, {:heal, true}, :infinity)
 
-  @doc "From now on the order is lost, and the processor succeeds with all."
+  @doc "The order is lost, and the processor succeeds with all batches."
   def disorder(ledger), do: GenServer.call(ledger, {:disorder, true}, :infinity)
 
-  @doc "From now on the order is kept again, and the processor fails again."
+  @doc "The order is kept again, and the processor fails again."
   def order(ledger), do: GenServer.call(ledger, {:disorder, false}, :infinity)
 
-  @doc "Whether all that was written before is through."
+  @doc "Whether all earlier writes are through."
   def through?(ledger, what), do: GenServer.call(ledger, {:through?, what}, :infinity)
 
-  @doc "A writer has not seen the entry of its key, which a write has made. Perhaps it was given up, and `:dead_letter` is next."
+  @doc """
+  A writer missed its entry of a key. Perhaps the entry was given up, and `:dead_letter` is next.
+  """
   def suspect(ledger, kind, {id, number}, what), do: send(ledger, {:suspect, kind, {id, number}, what})
 
-  @doc "A writer has found a violation."
+  @doc "A writer found a violation."
   def report(ledger, kind, what), do: send(ledger, {:violation, kind, what})
 
   ## Callbacks
@@ -233,7 +242,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   @impl GenServer
-  # The task may have been killed since it has sent the batch, and the batch may have been given back.
+  # The task may be dead since it sent the batch, and the batch given back.
   def handle_info({:batch, pid, time, entries}, state) do
     state = state |> known(pid) |> bury_dead(pid) |> settled(pid)
     state = put_in(state.tasks[pid].sent, time)
@@ -271,8 +280,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:suspect, kind, write, what}, state),
     do: {:noreply, update_in(state.suspects, &[{kind, write, {what, after: state.faults}} | &1])}
 
-  # A partition that dies before it does the flush that it was asked for has ended its pause already. The message is sent before
-  # the partition is killed, so a pause may begin and end between both: see `being_killed?/1`.
+  # A partition that dies before its requested flush ends its pause first. The message is sent
+  # before the partition is killed, so a pause may begin and end between both: see
+  # `being_killed?/1`.
   def handle_info({:fault, :kill_partition}, %{flushes: flushes} = state) when flushes > 0,
     do: {:noreply, %{state | faults: Enum.take([:kill_partition | state.faults], 3), pauses: %{}}}
 
@@ -284,7 +294,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:arm, verdict}, state), do: {:noreply, %{state | armed: state.armed ++ [verdict]}}
   def handle_info(:disarm, state), do: {:noreply, %{state | armed: []}}
 
-  # A start that fails is tried again.
+  # A failed start is repeated.
   def handle_info({:batch_size, _time, size}, %{sizes: [{_earlier, size} | _]} = state), do: {:noreply, state}
 
   def handle_info({:batch_size, time, size}, state),
@@ -307,7 +317,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       generation: state.generation
     }
 
-    # What was asked for does not wait, and ends the pause.
+    # A requested flush does not wait, and ends the pause.
     state =
       if task.trigger in [:flush, :stop], do: update_in(state.pauses, &Map.delete(&1, partition)), else: state
 
@@ -325,7 +335,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
       else: {:noreply, violation(state, :stop_event, {measurements.size, task})}
   end
 
-  # `Delivery` catches what a processor does. Only a task of a killed supervisor finds no options.
+  # `AtLeastOnce` catches every failure of a processor. Only a task of a killed supervisor finds no
+  # options.
   def handle_info({:event, [:processing, :exception], _measurements, metadata, _time, _pid}, state) do
     case metadata.reason do
       %ArgumentError{} -> {:noreply, count(state, :no_options)}
@@ -390,7 +401,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     end
   end
 
-  # Given up without a function to call: the entries are known by the verdict.
+  # Given up without a function to call: the entries follow from the verdict.
   def handle_info({:event, [:dead_letter], %{count: count}, metadata, _time, pid}, state) do
     state = count(state, :given_up, count)
     state = if metadata.handled, do: state, else: count(state, :unhandled, count)
@@ -435,7 +446,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     end
   end
 
-  # A bad entry is one with which the processor fails until it has failed as often.
+  # With a bad entry the processor fails, until the entry failed that often.
   @doc "Whether the processor fails with this entry."
   def bad?(what, attempts), do: attempts < 6 and :erlang.phash2(what, 3_000) == 0
 
@@ -482,7 +493,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   ## Dead letters
 
-  # What a stop gives up has perhaps never been in a batch.
+  # An entry given up by a stop may never come in a batch.
   defp dead_letter(state, pid, entries, :stopped) do
     state = settled(state, pid)
     {batch, state} = next(state, pid)
@@ -502,7 +513,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   defp next(%{next: number} = state, pid), do: {{number, state.tasks[pid]}, %{state | next: number + 1}}
 
-  @doc "What is known of a batch: it is `:open`, `:settled`, or its task has `:died`."
+  @doc "The state of a batch: it is `:open`, `:settled`, or its task `:died`."
   def batch_state(ledger, number) do
     case :ets.lookup(ledger.batches, number) do
       [{_number, what}] -> what
@@ -517,7 +528,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state
   end
 
-  # The task has given a sign that it has settled its batch.
+  # The task gave a sign that its batch is settled.
   defp settled(state, pid) do
     case state.tasks[pid] do
       %Task{batch: nil} -> state
@@ -527,13 +538,13 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   defp forget(state, pid), do: update_in(state.tasks[pid], &%{&1 | batch: nil, to_bury: [], failed: 0})
 
-  # Each failed entry is told of by an event, and each failure by another. What is to be given up was given up.
+  # One event reports each failed entry, and another each failure. All entries due were given up.
   defp check_settled(state, %Task{failed: failed} = task) do
     unburied = if state.disordered? or not state.accepted.dead_letter?, do: [], else: task.to_bury
     state = Enum.reduce(unburied, state, &state.checks.not_given_up/2)
     reported = if task.verdict.outcome == :error, do: 1, else: 0
 
-    # What was deleted is not given up.
+    # A deleted entry is not given up.
     accounted? =
       if task.verdict.outcome == :cancel, do: task.accounted <= failed, else: task.accounted == failed
 
@@ -576,7 +587,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     if others == [], do: state, else: violation(state, :two_at_a_time, partition)
   end
 
-  # Whether a partition that was asked for a flush may die now, or has died: until the next fault.
+  # Whether a partition with a requested flush may die or be dead, until the next fault.
   defp being_killed?(state), do: state.flushes > 0 and match?([:kill_partition | _], state.faults)
 
   defp check_pause(state, task, time) do
@@ -587,7 +598,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       else: violation(state, :pause, {until - time, why, task})
   end
 
-  # The partition has not heard of the pause of a task that was killed before its end.
+  # The partition missed the pause of a task killed before its end.
   defp cut_short?(state, pid) do
     case state.tasks[pid] do
       %Task{stopped: false} -> not Process.alive?(pid)
@@ -595,7 +606,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
     end
   end
 
-  # Only a part of a map's batch fails without a pause. A task that settles the batch of a dead one has no verdict.
+  # Only a part of a map's batch fails without a pause. A task that settles the batch of a dead one
+  # has no verdict.
   defp check_delay(state, task, delay) do
     fits? =
       case task.verdict do
@@ -617,7 +629,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       else: violation(state, :batch_size, {size, attempts, task})
   end
 
-  # Attempts of which nobody knows are those of tasks that were killed just before they called the processor.
+  # Unknown attempts are those of tasks killed just before they called the processor.
   defp check_event(state, task, measurements, metadata) do
     exact? = state.windows == 0 and not state.disordered?
     attempts = task.attempts + 1
@@ -631,7 +643,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp check_end(state, %Task{stopped: true}, reason) when reason in [:normal, :noproc], do: state
   defp check_end(state, %Task{other: true}, :normal), do: state
 
-  # It may have got a batch that nobody has seen.
+  # It may have an unseen batch.
   defp check_end(state, task, reason) when reason in [:killed, :shutdown, :noproc] do
     state = close(%{state | windows: state.windows + 1}, task.batch, :died)
     count(state, if(task.at_work, do: :killed_at_work, else: :killed))

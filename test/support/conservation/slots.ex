@@ -1,18 +1,18 @@
 defmodule PartitionedBuffer.Conservation.Slots do
   @moduledoc false
-  # The keys of a writer of maps or counters, in numbered slots. After a list that was cut short nobody knows how often its
-  # keys were written. So they are given up, and other keys take their slots.
+  # The keys of a writer of maps or counters, in numbered slots. After a list cut short the number
+  # of writes to its keys is unknown. So they are given up, and other keys take their slots.
 
   @slots 4_096
   @hot_slots 16
 
   @doc """
-  The first state of a writer: `slots` has the key's number of each slot, and how often it was written; `given_up` has keys with
-  the range of how often they may have been written.
+  The first state of a writer: `slots` has the key's number of each slot, and the number of its
+  writes; `given_up` has keys with the range of that number.
   """
   def new, do: %{slots: %{}, given_up: []}
 
-  @doc "All keys that a writer has written, with the range of how often."
+  @doc "All keys of a writer, with the range of the number of writes."
   def written(%{state: state}),
     do: for({id, written} <- Map.values(state.slots), do: {id, written..written}) ++ state.given_up
 
@@ -21,13 +21,16 @@ defmodule PartitionedBuffer.Conservation.Slots do
     if :rand.uniform(2) == 1, do: :rand.uniform(@hot_slots) - 1, else: :rand.uniform(@slots) - 1
   end
 
-  @doc "Slots for a list: every fourth, so that the same option routes all of them."
+  @doc "Slots for a list: every fourth, so that one option routes all."
   def of_list do
     first = :rand.uniform(@slots) - 1
     for n <- 0..:rand.uniform(100), do: rem(first + 4 * n, @slots)
   end
 
-  @doc "The option of all calls for the key of a slot: the key, a term, a function or an MFA chooses the partition."
+  @doc """
+  The option of all calls for the key of a slot: the key, a term, a function or an MFA chooses the
+  partition.
+  """
   def option(slot) do
     case rem(slot, 4) do
       0 -> []
@@ -39,20 +42,20 @@ defmodule PartitionedBuffer.Conservation.Slots do
 
   def partition_key(key, argument), do: {argument, key}
 
-  @doc "The key's number of a slot, and how often it was written."
+  @doc "The key's number of a slot, and the number of its writes."
   def at(%{state: %{slots: slots}} = writer, slot),
     do: Map.get_lazy(slots, slot, fn -> {id(writer, slot, 0), 0} end)
 
   # Each writer has other keys, and so has a slot each time its key is given up.
   defp id(writer, slot, given_up), do: (given_up * @slots + slot) * writer.writers + writer.number
 
-  @doc "The key of a slot was written so often."
+  @doc "The key of a slot has this number of writes."
   def put(writer, slot, written) do
     {id, _before} = at(writer, slot)
     put_slot(writer, slot, {id, written})
   end
 
-  @doc "The key of a slot was written so often at most, and perhaps not at all since the last time."
+  @doc "The key of a slot has at most this number of writes, and perhaps none since the last time."
   def give_up(%{state: state} = writer, slot, last) do
     {id, written} = at(writer, slot)
     given_up = div(div(id, writer.writers), @slots) + 1

@@ -1,8 +1,8 @@
 defmodule PartitionedBuffer.Conservation.Verdict do
   @moduledoc false
-  # What the processor of a buffer with retries is to do with a batch: `first` it waits, perhaps, and `then` it returns, fails
-  # or is killed. `outcome` is what the buffer takes this for, and `chosen` says of each entry whether it is among those that
-  # the processor returns; `:all` of them if it names none.
+  # The orders for the processor of a buffer with retries on a batch: `first` it waits, perhaps, and
+  # `then` it returns, fails or is killed. `outcome` is the meaning of this for the buffer, and
+  # `chosen` marks the entries that the processor returns; `:all` if it names none.
 
   defstruct first: :nothing, then: {:return, :ok}, outcome: :ok, chosen: :all
 
@@ -11,7 +11,9 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   @doc "All succeed."
   def ok, do: %__MODULE__{}
 
-  @doc "A verdict on these entries, by chance. In `any_order?` the processor may name some of them."
+  @doc """
+  A verdict on these entries, by chance. In `any_order?` the processor may name some in any order.
+  """
   def draw(entries, any_order?) do
     case :rand.uniform(1_000) do
       n when n <= 830 -> returning(Enum.random([:ok, :ok, nil, {:ok, 3}, {3, nil}, {:ok, :error}]), :ok)
@@ -37,7 +39,7 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   def failing, do: returning({:error, {:sink, "away"}}, :error)
   def failing(how), do: %__MODULE__{then: how, outcome: :error}
 
-  @doc "What a fault has ordered."
+  @doc "The orders of a fault."
   def ordered(how) when how in [:raise, :throw, :exit, :kill], do: failing(how)
   def ordered({:slow, _ms} = slow), do: %{ok() | first: slow}
   def ordered({:hang, _who} = hang), do: %__MODULE__{first: hang, then: :kill, outcome: :error}
@@ -47,7 +49,7 @@ defmodule PartitionedBuffer.Conservation.Verdict do
 
   defp snooze(ms), do: returning({:snooze, ms}, {:snooze, ms})
 
-  # A few entries, or most of them.
+  # A few entries, or most.
   defp some(entries, outcome, any_order?) do
     share = Enum.random([0.02, 0.5, 0.9])
     chosen = for _entry <- entries, do: :rand.uniform() < share
@@ -62,7 +64,7 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   def hangs?(%__MODULE__{first: {:hang, _who}}), do: true
   def hangs?(_verdict), do: false
 
-  @doc "The mark of each of so many entries."
+  @doc "The mark of each of `count` entries."
   def marks(%__MODULE__{outcome: outcome, chosen: :all}, count), do: List.duplicate(mark(outcome), count)
 
   def marks(%__MODULE__{outcome: outcome, chosen: chosen}, _count),
@@ -73,7 +75,7 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   defp mark(:cancel), do: :cancelled
   defp mark({:snooze, _ms}), do: :snoozed
 
-  @doc "Does it, in the processor. Calls `returning` before the end."
+  @doc "Obeys, in the processor. Calls `returning` before the end."
   def obey(%__MODULE__{first: first, then: last}, returning) do
     first(first)
     returning.()

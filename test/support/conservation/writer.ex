@@ -1,12 +1,12 @@
 defmodule PartitionedBuffer.Conservation.Writer do
   @moduledoc false
-  # A process that makes calls of all kinds. A single write that the buffer refuses, since it is not running, has not been
-  # done, and is tried again. A part of a refused list may have been written.
+  # A process that makes calls of all kinds. A single write refused by a buffer that is not running
+  # is not done, and is repeated. A part of a refused list may be written.
 
   alias PartitionedBuffer.Conservation.{Accepted, Retries}
 
-  # `target` does a call with options. `left` is the number of writes that are still to be done.
-  # `accepted` is what the ledger of a buffer with retries is told, nil for other buffers.
+  # `target` does a call with options. `left` is the number of remaining writes. `accepted` has the
+  # notes for the ledger of a buffer with retries, nil for other buffers.
   defstruct [:kind, :number, :writers, :target, :hibernate, :left, :report_to, :state, :accepted, counts: %{}]
 
   @type t() :: %__MODULE__{}
@@ -56,7 +56,7 @@ defmodule PartitionedBuffer.Conservation.Writer do
   # Longer than a flush takes, in milliseconds.
   @patience 20_000
 
-  # After `:ok` all that this writer has written before is through.
+  # After `:ok` all earlier writes of this writer are through.
   defp flush(%{accepted: accepted} = writer) do
     phase = Accepted.phase(accepted)
     opts = Enum.random([[timeout: @patience], [timeout: @patience], [timeout: 1], [async: true]])
@@ -81,7 +81,7 @@ defmodule PartitionedBuffer.Conservation.Writer do
     writer
   end
 
-  @doc "Does a single write, if need be several times. `note` is called with the writer and the result."
+  @doc "Does a single write, if need be several times. Calls `note` with the writer and the result."
   def single(writer, call, opts, note \\ fn writer, :ok -> writer end) do
     case writer.target.(call, opts) do
       :refused ->
@@ -93,9 +93,9 @@ defmodule PartitionedBuffer.Conservation.Writer do
     end
   end
 
-  @doc "Counts writes that a call has done."
+  @doc "Counts the writes of a call."
   def done(writer, call, writes), do: count(%{writer | left: writer.left - writes}, call, writes)
 
-  @doc "Counts something else."
+  @doc "Counts another event."
   def count(writer, what, by \\ 1), do: %{writer | counts: Map.update(writer.counts, what, by, &(&1 + by))}
 end

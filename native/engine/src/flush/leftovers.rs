@@ -42,8 +42,8 @@ impl<S: Store> Flush<S> {
     /// Ends the flush before its last outcome, and hands its entries over; `None` after the last
     /// outcome. Later calls of readers change nothing. The caller excludes steps of giving back.
     ///
-    /// Entries of a leased batch get another attempt, since their outcome stays unknown. The batch of
-    /// an open call counts as lost.
+    /// Entries of a leased batch get another attempt, since their outcome stays unknown. The batch
+    /// of an open call counts as lost.
     pub(crate) fn end_early(&self) -> Option<Leftovers<S>> {
         let mut progress = self.lock();
         let lost = progress.take_lost(None);

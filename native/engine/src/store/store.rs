@@ -73,8 +73,8 @@ pub trait Store: Send + Sync + 'static {
     /// shard.
     fn supersedes(&self, flushed: &Self, id: EntryId) -> bool;
 
-    /// Like [`supersedes`](Self::supersedes), for writers that did not see the entries of `flushed`:
-    /// a lower version does not replace a higher one.
+    /// Like [`supersedes`](Self::supersedes), for writers that did not see the entries of
+    /// `flushed`: a lower version does not replace a higher one.
     fn overrides(&self, flushed: &Self, id: EntryId) -> bool {
         self.supersedes(flushed, id)
     }

@@ -24,7 +24,8 @@ pub fn entry(record: Record<TestTerm>) -> Entry {
 
 pub type MapFlush = Flush<Generation<TestHeap>>;
 
-/// One of the partitions of a map. Keys, values and versions are numbers, the versions beyond a bound are terms.
+/// One of the partitions of a map. Keys, values and versions are numbers, the versions beyond a
+/// bound are terms.
 pub struct Map {
     pub partition: MapPartition<TestHeap>,
     pub hasher: Hasher,

@@ -1,4 +1,5 @@
-//! A heap for tests. A use of a term after its heap was dropped panics, where it would crash a BEAM.
+//! A heap for tests. A use of a term after its heap was dropped panics, where it would crash a
+//! BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
 pub mod counter;
@@ -216,7 +217,8 @@ impl Drop for TestHeap {
     }
 }
 
-/// The greatest distance from 0 of a version that is not boxed, as integers beyond 64 bits are in Erlang.
+/// The greatest distance from 0 of a version that is not boxed, as integers beyond 64 bits are in
+/// Erlang.
 pub const SMALL_VERSION: i64 = 40;
 
 /// The version of this number.
@@ -243,7 +245,8 @@ pub fn hash(hasher: &Hasher, term: TestTerm) -> Hash {
     hasher.hash(term.content().1 as u64 % 5_000)
 }
 
-/// A small generator of pseudo-random numbers (splitmix64), so that a failing seed can be run again.
+/// A small generator of pseudo-random numbers (splitmix64), so that a failing seed can be run
+/// again.
 pub struct Random(pub u64);
 
 impl Random {
@@ -256,7 +259,8 @@ impl Random {
     }
 }
 
-/// Checks that each entry left these partitions in one way, or is still there, and that their bound counts those.
+/// Checks that each entry left these partitions in one way, or is still there, and that their bound
+/// counts those.
 pub fn assert_law<S: Store, const SHARDS: usize>(partitions: &[Partition<S, SHARDS>], bound: Option<&Bound>) {
     let (mut added, mut held, mut left) = (0, 0, 0);
     for partition in partitions {

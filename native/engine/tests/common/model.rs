@@ -1,9 +1,10 @@
-//! Buffers of partitions, and models of them. Long sequences of operations, read from bytes, are done to both. Their
-//! answers and contents must be the same.
+//! Buffers of partitions, and models of them. Long sequences of operations, read from bytes, are
+//! done to both. Their answers and contents must be the same.
 //!
-//! A model is plain: what waits, and for each flush all its entries, with the place where each is. [`map`],
-//! [`queue`] and [`counter`] have the operations of one kind of buffer, and this module those of all. The random tests
-//! and the fuzz targets share them, since any bytes are a sequence of operations.
+//! A model is plain: what waits, and for each flush all its entries, with the place where each is.
+//! [`map`], [`queue`] and [`counter`] have the operations of one kind of buffer, and this module
+//! those of all. The random tests and the fuzz targets share them, since any bytes are a sequence
+//! of operations.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -45,7 +46,8 @@ trait Waiting<S: Store>: Default + Debug {
     /// Whether there is a newer entry for the key of this one.
     fn supersedes(&self, entry: Self::Entry) -> bool;
 
-    /// Whether there is a newer entry for the key of this one, of a writer that has not seen this one.
+    /// Whether there is a newer entry for the key of this one, of a writer that has not seen this
+    /// one.
     fn overrides(&self, entry: Self::Entry) -> bool {
         self.supersedes(entry)
     }
@@ -56,7 +58,8 @@ trait Waiting<S: Store>: Default + Debug {
     /// Each entry with its attempts, in the order in which others take them in.
     fn entries(&self) -> Vec<(Self::Entry, u32)>;
 
-    /// How often each entry has failed. The entries are all that are here, in the order in which they are read.
+    /// How often each entry has failed. The entries are all that are here, in the order in which
+    /// they are read.
     fn attempts(&self, entries: &[Self::Entry]) -> Vec<u32>;
 }
 
@@ -165,7 +168,8 @@ struct SlowReader<S: Store, W: Waiting<S>> {
     entries: Vec<W::Entry>,
 }
 
-/// Runs `operations` with these lanes. Only one sequence runs at a time, since all heaps of the process are counted.
+/// Runs `operations` with these lanes. Only one sequence runs at a time, since all heaps of the
+/// process are counted.
 fn run(lanes: Option<u64>, operations: impl FnOnce() -> usize) -> usize {
     static RUNNING: Mutex<()> = Mutex::new(());
     let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -245,7 +249,8 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
         result
     }
 
-    /// Takes out all entries without an outcome: those given up, and the others in the order in which they are taken in.
+    /// Takes out all entries without an outcome: those given up, and the others in the order in
+    /// which they are taken in.
     fn evict(&mut self, has_outcomes: bool) -> [Vec<(W::Entry, u32)>; 2] {
         let Model { waiting, in_flight, .. } = std::mem::take(self);
         let (mut given_up, mut in_flight_still) = (Vec::new(), Vec::new());
@@ -490,7 +495,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         flush
     }
 
-    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles it.
+    /// Reads a batch of a partition's flush, or takes the one that a reader has left, and settles
+    /// it.
     fn process(&mut self, number: usize, reading: Reading, fate: Fate) {
         let Some(flush) = self.flush(number) else { return };
         self.readers += 1;
@@ -589,7 +595,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         assert_eq!(flush.entries().is_none(), is_finished, "the last outcome frees the stores");
     }
 
-    /// Checks that what a slow reader reads has not changed, whatever has been written or freed since.
+    /// Checks that what a slow reader reads has not changed, whatever has been written or freed
+    /// since.
     fn read_again(&mut self) {
         self.operations += 1;
         if let Some(SlowReader { frozen, end, entries }) = &self.slow_reader {
@@ -668,7 +675,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         assert_law(&self.partitions, self.bound.as_deref());
     }
 
-    /// Lets the rest succeed, after which all memory must be free. Returns the number of operations.
+    /// Lets the rest succeed, after which all memory must be free. Returns the number of
+    /// operations.
     fn finish(mut self) -> usize {
         self.check_sizes();
         self.read_again();

@@ -1,4 +1,5 @@
-//! A reader of a flush: it reads a batch, lets go of the flush, claims or leases the batch, and gives it back.
+//! A reader of a flush: it reads a batch, lets go of the flush, claims or leases the batch, and
+//! gives it back.
 
 use std::sync::Arc;
 
@@ -49,8 +50,8 @@ pub fn flush<S: Store, const SHARDS: usize>(partition: &Partition<S, SHARDS>) ->
     })
 }
 
-/// A batch of at most `size` entries, as `view` shows them; `None` if the flush has no batch for this reader. It is
-/// neither claimed nor leased yet.
+/// A batch of at most `size` entries, as `view` shows them; `None` if the flush has no batch for
+/// this reader. It is neither claimed nor leased yet.
 pub fn read<S: Store, V>(
     flush: &Flush<S>,
     reader: u64,

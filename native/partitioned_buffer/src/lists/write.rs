@@ -70,8 +70,8 @@ pub(crate) fn write_list<'a, T: Target>(
         if reservation.is_none() && !checked && target.shared().bound.max().is_some() {
             return Ok(Ok(Written::Bounded));
         }
-        // An empty list has no write that would notice a stopped buffer. A reservation may be from a
-        // buffer that runs as another kind.
+        // An empty list has no write that would notice a stopped buffer. A reservation may be from
+        // a buffer that runs as another kind.
         if let Err(NotRunning) = target.shared().count() {
             return Ok(if is_begun(start) { Ok(Written::Refused(start)) } else { Err(NotRunning) });
         }

@@ -1,6 +1,7 @@
 //! What threads have done to one key, and whether it could have happened one by one.
 //!
-//! The key is a register of two places: a value that waits, and one in flight, which the first hides.
+//! The key is a register of two places: a value that waits, and one in flight, which the first
+//! hides.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,8 +62,8 @@ impl History {
         answer
     }
 
-    /// Panics unless there is an order of all steps, in which no step comes before one that had ended when it began,
-    /// and each has its answer.
+    /// Panics unless there is an order of all steps, in which no step comes before one that had
+    /// ended when it began, and each has its answer.
     pub fn assert_linearizable(&self) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner).clone();
         done.sort_by_key(|done| done.begun);

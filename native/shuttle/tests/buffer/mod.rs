@@ -1,4 +1,5 @@
-//! For the tests of all kinds of buffers: the runs under shuttle, and a buffer as the NIF library has it.
+//! For the tests of all kinds of buffers: the runs under shuttle, and a buffer as the NIF library
+//! has it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod counter;
@@ -22,7 +23,8 @@ use shuttle::{Config, Runner};
 use crate::common::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
 use crate::common::{assert_law, set_lanes, TestTerm};
 
-/// How often a thread of lower priority may overtake one of higher priority in the schedules by priority.
+/// How often a thread of lower priority may overtake one of higher priority in the schedules by
+/// priority.
 const PRIORITY_CHANGES: usize = 4;
 
 fn setting<T: FromStr>(name: &str) -> Option<T> {
@@ -53,7 +55,8 @@ struct Known<S: Store, D> {
     entries: Vec<D>,
 }
 
-/// A batch that a reader has claimed, the number of its flush, and its place among the entries there.
+/// A batch that a reader has claimed, the number of its flush, and its place among the entries
+/// there.
 struct Batch<D> {
     flush: usize,
     start: usize,
@@ -142,15 +145,16 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
         }
     }
 
-    /// Reads and claims a batch of at most `size` entries of a partition's flush, as a reader does that dies then.
-    /// Returns whether there was a flush.
+    /// Reads and claims a batch of at most `size` entries of a partition's flush, as a reader does
+    /// that dies then. Returns whether there was a flush.
     pub fn deliver(&self, partition: &Partition<S, SHARDS>, size: usize) -> bool {
         let flush = flush(partition);
         flush.iter().for_each(|flush| self.claim(flush, size));
         flush.is_some()
     }
 
-    /// Reads and claims a batch of at most `size` entries, unless another reader has begun one since.
+    /// Reads and claims a batch of at most `size` entries, unless another reader has begun one
+    /// since.
     pub fn claim(&self, flush: &Arc<Flush<S>>, size: usize) {
         let Some(number) = self.number(flush) else { return };
         let reader = self.new_reader();
@@ -179,8 +183,9 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
         }
     }
 
-    /// The number of a flush. Each is numbered before anything of it is claimed, and claimed before the next flush of its
-    /// partition. So the numbers are in the order of the flushes. `None` if it was evicted before that.
+    /// The number of a flush. Each is numbered before anything of it is claimed, and claimed before
+    /// the next flush of its partition. So the numbers are in the order of the flushes. `None` if
+    /// it was evicted before that.
     fn number(&self, flush: &Arc<Flush<S>>) -> Option<usize> {
         let number = |known: &[Known<S, D>]| known.iter().position(|known| Arc::ptr_eq(&known.flush, flush));
         if let Some(known) = number(&held(&self.flushes)) {
@@ -211,8 +216,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
         self.lease_from(0, size)
     }
 
-    /// Leases a batch of at most `size` entries of a partition, without what newer writes have replaced. `None` if
-    /// there is no flush, or none of its entries is for this reader.
+    /// Leases a batch of at most `size` entries of a partition, without what newer writes have
+    /// replaced. `None` if there is no flush, or none of its entries is for this reader.
     pub fn lease_from(&self, number: usize, size: usize) -> Option<Lease<S, D>> {
         let partition = &self.partitions[number];
         let flush = flush(partition)?;
@@ -233,7 +238,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
         self.partitions[lease.partition].settle(&lease.flush);
     }
 
-    /// The processor fails with entries of a batch, those with these numbers or all, and succeeds with the others.
+    /// The processor fails with entries of a batch, those with these numbers or all, and succeeds
+    /// with the others.
     pub fn fail(&self, lease: &Lease<S, D>, failed: Option<&[usize]>) -> GivenBack {
         let is_failed = |number: &usize| failed.is_none_or(|failed| failed.contains(number));
         let succeeded = lease.entries.iter().enumerate().filter(|(number, _)| !is_failed(number));
@@ -265,8 +271,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
         }
     }
 
-    /// The processor succeeds with all that the running partitions have, in batches of at most `size` entries. Then
-    /// nothing must be left.
+    /// The processor succeeds with all that the running partitions have, in batches of at most
+    /// `size` entries. Then nothing must be left.
     pub fn succeed_with_all(&self, size: usize) {
         for number in 0..self.running.load(Ordering::SeqCst) as usize {
             // A batch may be empty, if newer writes have replaced all of it.
@@ -363,7 +369,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
         held(&self.batches).iter().map(|batch| batch.deliveries.clone()).collect()
     }
 
-    /// Sorts the deliveries in the order of the flushes, since concurrent readers note their batches in any order.
+    /// Sorts the deliveries in the order of the flushes, since concurrent readers note their
+    /// batches in any order.
     pub fn sort(&self) {
         held(&self.batches).sort_by_key(|batch| (batch.flush, batch.start));
     }
@@ -387,7 +394,8 @@ pub fn spawn<B: Send + Sync + 'static, R: Send + 'static>(
     thread::spawn(move || body(&buffer))
 }
 
-/// Runs two writers, 0 and 1, and another thread at the same time. Returns the results of the writers.
+/// Runs two writers, 0 and 1, and another thread at the same time. Returns the results of the
+/// writers.
 pub fn race<B: Send + Sync + 'static, R: Send + 'static>(
     buffer: &Arc<B>,
     write: impl Fn(&B, i64) -> R + Copy + Send + 'static,

@@ -29,7 +29,8 @@ struct Counter {
     keys: Keys,
 }
 
-/// Does the operations of `bytes` to a counter and its model, and panics if they differ. Returns the number of operations.
+/// Does the operations of `bytes` to a counter and its model, and panics if they differ. Returns
+/// the number of operations.
 pub fn run(bytes: &[u8]) -> usize {
     let (&[size, seed], bytes) = bytes.split_first_chunk().unwrap_or((&[0, 0], &[]));
     let hasher = Hasher::seeded(u64::from(seed));

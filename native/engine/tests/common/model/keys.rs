@@ -19,7 +19,8 @@ impl Keys {
         Keys { hasher, count }
     }
 
-    /// The key with this number. A few contents are both a boxed key and another one that is not boxed.
+    /// The key with this number. A few contents are both a boxed key and another one that is not
+    /// boxed.
     pub(super) fn key(&self, number: i64) -> Key {
         let content = number % self.count;
         (content % 3 != 0 || number & 0x4000 != 0, content)
@@ -38,7 +39,8 @@ impl Keys {
     }
 }
 
-/// How many writes two bytes ask for: most often few, so that a sequence has other operations as well.
+/// How many writes two bytes ask for: most often few, so that a sequence has other operations as
+/// well.
 pub(super) fn many(a: u8, b: u8) -> i64 {
     i64::from(if a % 8 == 0 { b } else { b % 16 })
 }

@@ -10,7 +10,8 @@ use super::keys::{many, Key, Keys};
 use super::{Buffer, Model, PARTITIONS};
 use crate::common::{to_version, version_number, TestHeap, TestTerm};
 
-/// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in Erlang.
+/// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in
+/// Erlang.
 const VERSIONS: [i64; 16] = [0, 1, 2, 3, 5, 8, -1, -2, -7, 40, 41, 60, 1_000, -40, -41, -900];
 
 /// What is stored for a key.
@@ -30,7 +31,8 @@ struct Map {
     keys: Keys,
 }
 
-/// Does the operations of `bytes` to a map and its model, and panics if they differ. Returns the number of operations.
+/// Does the operations of `bytes` to a map and its model, and panics if they differ. Returns the
+/// number of operations.
 pub fn run(bytes: &[u8]) -> usize {
     let (&[size, seed], bytes) = bytes.split_first_chunk().unwrap_or((&[0, 0], &[]));
     let hasher = Hasher::seeded(u64::from(seed));

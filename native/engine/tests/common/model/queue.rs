@@ -18,7 +18,8 @@ struct Queue {
     buffer: Buffer<Log<TestHeap>, 1, Items>,
 }
 
-/// Does the operations of `bytes` to a queue and its model, and panics if they differ. Returns the number of operations.
+/// Does the operations of `bytes` to a queue and its model, and panics if they differ. Returns the
+/// number of operations.
 pub fn run(bytes: &[u8]) -> usize {
     let (&[size], bytes) = bytes.split_first_chunk().unwrap_or((&[0], &[]));
     let running = 1 + usize::from(size) % PARTITIONS;
@@ -35,8 +36,8 @@ impl Queue {
         match operation % 32 {
             0..=8 => self.push(number, false),
             9..=10 => self.push(number, true),
-            // Many pushes, which a short sequence of bytes would not reach otherwise: two of these operations fill a chunk
-            // and some segments.
+            // Many pushes, which a short sequence of bytes would not reach otherwise: two of these
+            // operations fill a chunk and some segments.
             11..=13 => (0..count).for_each(|_| self.push(number, false)),
             14..=16 => self.push_all(number, count),
             17..=18 => self.push_all(number, 4 * count),
