@@ -94,12 +94,13 @@ defmodule PartitionedBuffer.Partition.Runner do
   end
 
   # Between the decision to start this task and its beginning, a task of an earlier process may have
-  # begun a pause. Then this one leaves all entries to the next. The task for which this one waited
-  # may have read from the same flush.
+  # begun a pause. Only a flush by request and a stop go on in a pause. The task for which this one
+  # waited may have read from the same flush.
   defp process(ref, flush, opts, waited?) do
     if callers = opts[:callers], do: Process.put(:"$callers", callers)
     opts = if waited?, do: Keyword.put(opts, :resumed?, true), else: opts
-    if opts[:reason] != nil or not paused?(ref), do: Processing.process(flush, ref, opts)
+    goes_on? = opts[:reason] != nil or opts[:trigger] in [:flush, :stop] or not paused?(ref)
+    if goes_on?, do: Processing.process(flush, ref, opts)
   end
 
   defp paused?(%Ref{run: run, number: number}),
