@@ -22,7 +22,7 @@ defmodule PartitionedBuffer do
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation raises a `RuntimeError` |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation except `stop/3` and `emit_info/1` raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
@@ -39,8 +39,8 @@ defmodule PartitionedBuffer do
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
   anonymous function survives one load of its module, but not a second.
 
-  Times are in milliseconds. All of them except the interval are at most 4,294,967,295, and so are
-  `:max_size` and `:processing_threshold`.
+  Times are in milliseconds. The interval may be any number that the timers of the VM allow; all
+  other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295.
 
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
   that module is available.
@@ -159,8 +159,8 @@ defmodule PartitionedBuffer do
     * A full buffer flushes all its partitions at once, unless they pause.
     * A write without room waits for room, up to `:full_timeout_ms`. Writers get room in their
       order. A writer that dies gives up its place. Waiting writers hold no scheduler.
-    * A list needs room for all its entries, as if all of them were new. Without that room nothing
-      of it is written. A list longer than `:max_size` raises an `ArgumentError`.
+    * A list needs room for all its entries, as if all were new. Without that room no entry is
+      written. A list longer than `:max_size` raises an `ArgumentError`.
     * A processor never waits for room in its own buffer, nor does a task started by it:
       `:when_full` decides at once.
     * If `:max_size` is set below the number of entries held, nothing is thrown away. New entries

@@ -40,8 +40,8 @@ defmodule PartitionedBuffer.Counter do
       sums in flight. With `:max_attempts` all but `size/1` also see sums in flight: `get/4` returns
       the total of both.
     * A call that raises because of its arguments adds nothing.
-    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
-      has 0 partitions.
+    * Every operation except `stop/3` raises an `ArgumentError` if the buffer is not running, a
+      `RuntimeError` if it has 0 partitions.
 
   ## Processor
 

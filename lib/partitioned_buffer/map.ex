@@ -40,8 +40,8 @@ defmodule PartitionedBuffer.Map do
       can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
       the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
     * A call that raises because of its arguments writes nothing.
-    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
-      has 0 partitions.
+    * Every operation except `stop/3` raises an `ArgumentError` if the buffer is not running, a
+      `RuntimeError` if it has 0 partitions.
 
   ## Processor
 
