@@ -126,9 +126,15 @@ defmodule PartitionedBuffer do
   Each call may take as long as a call of the processor. Without the function, or if it fails or its
   task dies, the entries given up are gone, and their count and reason are logged.
 
-  In two cases the function gets the same entries again, with the reason `:killed`, when a buffer of
-  the same name and kind starts: the whole supervision tree was killed during the call, or the call
-  took too long at the end of a stop.
+  The function gets the same entries again if the partition did not see the end of the call:
+
+    * The whole supervision tree, or the partition's process together with the task, was killed
+      during the call. The next partition process calls the function again, with the reason
+      `:killed`.
+    * A call already running when a stop began took too long. The stop calls the function again,
+      with the reason `:stopped`.
+    * A call at the end of a stop took too long. The entries are kept, and the next start of the
+      name and kind calls the function again, with the reason `:killed`.
 
   ### Leftovers and the partition count
 
