@@ -146,7 +146,7 @@ defmodule PartitionedBuffer do
   Leftovers with the same key become one entry. A counter adds them up. In a map a waiting entry
   replaces the in-flight entry of its partition; but if the buffer had no `:max_attempts`, an
   in-flight entry stays over a waiting entry with a lower version, unless `put` wrote that one. Of
-  two partitions, the entry with the higher version stays.
+  the entries of two partitions the one with the higher version stays; with equal versions, either.
 
   ## Threshold and bound
 
