@@ -93,10 +93,17 @@ defmodule PartitionedBuffer.Partition.Runner do
     end
   end
 
+  # Between the decision to start this task and its beginning, a task of an earlier process may have
+  # begun a pause. Then this one leaves all entries to the next. The task for which this one waited
+  # may have read from the same flush.
   defp process(ref, flush, opts, waited?) do
     if callers = opts[:callers], do: Process.put(:"$callers", callers)
-    Processing.process(flush, ref, if(waited?, do: Keyword.put(opts, :resumed?, true), else: opts))
+    opts = if waited?, do: Keyword.put(opts, :resumed?, true), else: opts
+    if opts[:reason] != nil or not paused?(ref), do: Processing.process(flush, ref, opts)
   end
+
+  defp paused?(%Ref{run: run, number: number}),
+    do: match?({_failures, _failing_ms, pause_ms, _failed} when pause_ms != nil, Native.learned(run, number))
 
   defp as_task(%Ref{run: run, number: number} = ref, work) do
     Process.put(@processing, ref.buffer)
@@ -106,8 +113,7 @@ defmodule PartitionedBuffer.Partition.Runner do
   end
 
   # Another task may be running: the partition's process started it just before its death, or it
-  # belongs to a killed supervision tree. Returns whether this task waited for another one, which
-  # may have read from the same flush.
+  # belongs to a killed supervision tree. Returns whether this task waited for another one.
   defp begin(%Ref{run: run, number: number} = ref) do
     case Native.begin_task(run, number) do
       :ok ->

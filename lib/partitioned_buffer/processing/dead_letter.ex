@@ -14,18 +14,14 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   def bury(%Job{flush: flush} = job, reason) do
     entries = Native.batch(flush)
     handled? = job.functions.dead_letter != nil and call(job, entries, reason)
-    Native.succeed(flush)
-    report(job, length(entries), reason, handled?)
+    finish(job, length(entries), reason, handled?)
   end
 
   @doc """
   Ends the abandoned batch of `count` entries without a call of `:dead_letter`.
   """
   @spec abandon(Job.t(), pos_integer(), any()) :: :ok
-  def abandon(%Job{} = job, count, reason) do
-    Native.succeed(job.flush)
-    report(job, count, reason, false)
-  end
+  def abandon(%Job{} = job, count, reason), do: finish(job, count, reason, false)
 
   @doc """
   Gives up all entries of a flush without another call of the processor.
@@ -57,10 +53,12 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
       false
   end
 
-  defp report(job, count, reason, handled?) do
+  # The log line comes first: a death in between must not give entries up in silence.
+  defp finish(job, count, reason, handled?) do
     unless handled?,
       do: Logger.error("#{Ref.describe(job.ref)} gives up #{count} entries: #{Outcome.describe(reason)}")
 
+    Native.succeed(job.flush)
     Telemetry.dead_letter(job.ref, %{count: count, reason: reason, handled: handled?})
   end
 end
