@@ -466,7 +466,7 @@ defmodule PartitionedBuffer do
   | `:retrying` | entries that failed and wait for their next attempt: of a map or counter, among `:size`; of a queue, among `:in_flight` at the head of the flush. A snooze alone does not count, and an entry in a batch does not |
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
-  | `:oldest_ms` | at most how many milliseconds ago the oldest entry without an outcome was written: the age of the first write of its flush, also after failures; `nil` without such an entry |
+  | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest entry without an outcome: the age of the first write of its flush, also after failures; `nil` without such an entry |
   | `:waiting_writers` | processes that wait for room |
   | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
