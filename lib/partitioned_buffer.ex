@@ -22,7 +22,7 @@ defmodule PartitionedBuffer do
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation raises a `RuntimeError` |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation except `stop/3` and `emit_info/1` raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
@@ -39,8 +39,8 @@ defmodule PartitionedBuffer do
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
   anonymous function survives one load of its module, but not a second.
 
-  Times are in milliseconds. All of them except the interval are at most 4,294,967,295, and so are
-  `:max_size` and `:processing_threshold`.
+  Times are in milliseconds. The interval may be any number that the timers of the VM allow; all
+  other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295.
 
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
   that module is available.
@@ -126,9 +126,15 @@ defmodule PartitionedBuffer do
   Each call may take as long as a call of the processor. Without the function, or if it fails or its
   task dies, the entries given up are gone, and their count and reason are logged.
 
-  In two cases the function gets the same entries again, with the reason `:killed`, when a buffer of
-  the same name and kind starts: the whole supervision tree was killed during the call, or the call
-  took too long at the end of a stop.
+  The function gets the same entries again if the partition did not see the end of the call:
+
+    * The whole supervision tree, or the partition's process together with the task, was killed
+      during the call. The next partition process calls the function again, with the reason
+      `:killed`.
+    * A call already running when a stop began took too long. The stop calls the function again,
+      with the reason `:stopped`.
+    * A call at the end of a stop took too long. The entries are kept, and the next start of the
+      name and kind calls the function again, with the reason `:killed`.
 
   ### Leftovers and the partition count
 
@@ -140,7 +146,7 @@ defmodule PartitionedBuffer do
   Leftovers with the same key become one entry. A counter adds them up. In a map a waiting entry
   replaces the in-flight entry of its partition; but if the buffer had no `:max_attempts`, an
   in-flight entry stays over a waiting entry with a lower version, unless `put` wrote that one. Of
-  two partitions, the entry with the higher version stays.
+  the entries of two partitions the one with the higher version stays; with equal versions, either.
 
   ## Threshold and bound
 
@@ -159,8 +165,8 @@ defmodule PartitionedBuffer do
     * A full buffer flushes all its partitions at once, unless they pause.
     * A write without room waits for room, up to `:full_timeout_ms`. Writers get room in their
       order. A writer that dies gives up its place. Waiting writers hold no scheduler.
-    * A list needs room for all its entries, as if all of them were new. Without that room nothing
-      of it is written. A list longer than `:max_size` raises an `ArgumentError`.
+    * A list needs room for all its entries, as if all were new. Without that room no entry is
+      written. A list longer than `:max_size` raises an `ArgumentError`.
     * A processor never waits for room in its own buffer, nor does a task started by it:
       `:when_full` decides at once.
     * If `:max_size` is set below the number of entries held, nothing is thrown away. New entries
@@ -460,7 +466,7 @@ defmodule PartitionedBuffer do
   | `:retrying` | entries that failed and wait for their next attempt: of a map or counter, among `:size`; of a queue, among `:in_flight` at the head of the flush. A snooze alone does not count, and an entry in a batch does not |
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
-  | `:oldest_ms` | at most how many milliseconds ago the oldest entry without an outcome was written: the age of the first write of its flush, also after failures; `nil` without such an entry |
+  | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest entry without an outcome: the age of the first write of its flush, also after failures; `nil` without such an entry |
   | `:waiting_writers` | processes that wait for room |
   | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |

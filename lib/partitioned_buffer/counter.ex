@@ -40,14 +40,15 @@ defmodule PartitionedBuffer.Counter do
       sums in flight. With `:max_attempts` all but `size/1` also see sums in flight: `get/4` returns
       the total of both.
     * A call that raises because of its arguments adds nothing.
-    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
-      has 0 partitions.
+    * Every operation except `stop/3` raises an `ArgumentError` if the buffer is not running, a
+      `RuntimeError` if it has 0 partitions.
 
   ## Processor
 
   The processor is called with a list of `{key, sum, count}` tuples. `count` is the number of
-  additions. Each entry of a flush is in one batch. The return value of the processor is ignored,
-  unless the buffer has `:max_attempts`.
+  additions. Each entry of a flush is in one batch, and in another one only after a failure with
+  `:max_attempts`. The return value of the processor is ignored, unless the buffer has
+  `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.

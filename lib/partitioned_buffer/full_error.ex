@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.FullError do
 
   @impl Exception
   def message(%__MODULE__{buffer: buffer, max_size: max_size, waited_ms: waited_ms}) do
-    "buffer #{inspect(buffer)} is full: it holds at most #{max_size} entries, as its option :max_size says, " <>
-      "and the write has waited #{waited_ms} ms for room"
+    "buffer #{inspect(buffer)} is full: it holds at most #{max_size} entries, its :max_size, " <>
+      "and the write waited #{waited_ms} ms for room"
   end
 end

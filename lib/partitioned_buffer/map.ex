@@ -40,16 +40,17 @@ defmodule PartitionedBuffer.Map do
       can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
       the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
     * A call that raises because of its arguments writes nothing.
-    * Every operation raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it
-      has 0 partitions.
+    * Every operation except `stop/3` raises an `ArgumentError` if the buffer is not running, a
+      `RuntimeError` if it has 0 partitions.
 
   ## Processor
 
   The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for
   an entry written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3`
   replaced the value since the last flush; `put/4` and `put_all/3` set it to 0. Each entry of a
-  flush is in one batch. A batch has `:processing_batch_size` entries; the last batch may have
-  fewer. The return value of the processor is ignored, unless the buffer has `:max_attempts`.
+  flush is in one batch, and in another one only after a failure with `:max_attempts`. A batch has
+  `:processing_batch_size` entries; the last batch and retried ones may have fewer. The return value
+  of the processor is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.

@@ -31,8 +31,8 @@ defmodule PartitionedBuffer.Buffer.Room do
   defp check_count!(%Options{max_size: max_size, name: buffer}, count)
        when is_integer(max_size) and count > max_size do
     raise ArgumentError,
-          "a list of #{count} entries does not fit into buffer #{inspect(buffer)}: expected at most #{max_size}, " <>
-            "as its option :max_size says"
+          "a list of #{count} entries does not fit into buffer #{inspect(buffer)}: " <>
+            "its :max_size is #{max_size}"
   end
 
   defp check_count!(_options, _count), do: :ok

@@ -5,8 +5,8 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   #
   # A dead process settles nothing, so each task begins with the leftover batch of the last task:
   # the processor failed with it. If the last task died before it called `:dead_letter`, this task
-  # calls it; if the last task died in that call, this task calls it again only after a kill of the
-  # whole supervision tree.
+  # calls it. If the last task died in that call, this task calls it again only if the partition did
+  # not see that death: its process died as well.
 
   require Logger
 

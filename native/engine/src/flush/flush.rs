@@ -6,7 +6,7 @@
 //! |---|---|
 //! | read | it is [claimed](Flush::claim): none |
 //! | read | it is [leased](Flush::lease): leased |
-//! | read | a reader begins a batch or [inherits](Flush::inherit): none; its entries are read again |
+//! | read | a reader begins a batch or [inherits](Flush::inherit): none; entries are read again |
 //! | leased | it [succeeds](Flush::succeed): none |
 //! | leased | its last entry is [given back](crate::Partition::give_back): given up, or none |
 //! | given up | it is [buried](Flush::bury): buried |
