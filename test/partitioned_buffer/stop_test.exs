@@ -260,6 +260,59 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
+  describe "a pause at a stop" do
+    for {how, cause} <- [{"that a call begins during the stop", :in_stop}, {"of a dead partition", :before}] do
+      test "#{how} is ended by the stop" do
+        test = self()
+
+        processor = fn batch ->
+          send(test, {:asked, self(), batch})
+          receive(do: ({:answer, answer} -> answer))
+        end
+
+        buffer =
+          start_buffer(
+            partitions: 1,
+            processor: processor,
+            max_attempts: :infinity,
+            drain_timeout_ms: :infinity
+          )
+
+        [partition] = partitions(buffer)
+        Buffer.put(buffer, :key, 1)
+        tick(partition)
+        assert_receive {:asked, task, [{:key, 1, 0, 0}]}
+        stop = stop_in_pause(unquote(cause), buffer, partition, task)
+        # In a stop a snooze is at most the shortest pause, not ten minutes.
+        assert_receive {:asked, task, [{:key, 1, 0, 0}]}, 5_000
+        send(task, {:answer, :ok})
+        assert Task.await(stop) == :ok
+      end
+    end
+
+    defp stop_in_pause(:in_stop, buffer, partition, task) do
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      await_passive(partition)
+      send(task, {:answer, {:snooze, 600_000}})
+      stop
+    end
+
+    defp stop_in_pause(:before, buffer, partition, task) do
+      send(task, {:answer, {:snooze, 600_000}})
+      wait_idle(partition)
+      kill_and_await_restart(partition)
+      Task.async(fn -> Buffer.stop(buffer) end)
+    end
+
+    # A passive partition leaves its task to the stop.
+    defp await_passive(partition) do
+      if PartitionedBuffer.Partition.Server.task(partition) != nil do
+        Process.sleep(1)
+        await_passive(partition)
+      end
+    end
+  end
+
   describe "flush/2 during a stop" do
     # Partition 0 hangs, and the stop kills it. Partition 1 keeps the stop from ending.
     for {how, opts} <- [

@@ -132,6 +132,9 @@ defmodule PartitionedBuffer.Partition.Drain do
 
   # With outcomes, a failed batch is tried again after the shortest pause.
   defp retry(ref, kind, flush, began) do
+    # A call that began before the stop may have begun a pause in it.
+    Native.end_pause(ref.run, ref.number)
+
     case ref |> start(kind, flush) |> await(began) do
       :killed -> settle(ref, flush, :timeout)
       {:died, reason} -> with :given_up <- settle(ref, flush, reason), do: wait(ref, began)
