@@ -63,6 +63,9 @@ trait Waiting<S: Store>: Default + Debug {
     fn attempts(&self, entries: &[Self::Entry]) -> Vec<u32>;
 }
 
+/// The entries of an evicted partition, with their attempts: those given up, and the others.
+type Left<E> = [Vec<(E, u32)>; 2];
+
 /// A partition as it should be.
 struct Model<S: Store, W: Waiting<S>> {
     partition_count: usize,
@@ -251,7 +254,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
 
     /// Takes out all entries without an outcome: those given up, and the others in the order in
     /// which they are taken in.
-    fn evict(&mut self, has_outcomes: bool) -> [Vec<(W::Entry, u32)>; 2] {
+    fn evict(&mut self, has_outcomes: bool) -> Left<W::Entry> {
         let Model { waiting, in_flight, .. } = std::mem::take(self);
         let (mut given_up, mut in_flight_still) = (Vec::new(), Vec::new());
         for entry in in_flight.iter().flat_map(|flush| &flush.entries) {
@@ -633,7 +636,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
     }
 
     /// Lets a partition take in the entries given up that belong to it.
-    fn take_in_given_up(&mut self, number: usize, running: usize, evicted: &[(Evicted<S>, [Vec<(W::Entry, u32)>; 2])]) {
+    fn take_in_given_up(&mut self, number: usize, running: usize, evicted: &[(Evicted<S>, Left<W::Entry>)]) {
         let is_own = |key: Content| partition_of(key, running) == number;
         let all = evicted.iter().flat_map(|(evicted, _entries)| evicted.given_up());
         let leftovers: Vec<_> = all.filter(|leftover| is_own(leftover.term().content())).collect();
