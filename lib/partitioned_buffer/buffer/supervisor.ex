@@ -132,20 +132,26 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
 
   # Processes of a killed supervisor may still run: the VM frees a name before it reports a death.
   # The new partitions need the names of the old ones. With outcomes, the batch of a task is
-  # retried, so the task must end; without outcomes, the task finds no other batch.
+  # retried, so the task must end; without outcomes, the task finds no other batch. The VM may have
+  # given the pid of a dead process to another one, so a process is also known by its name, or by
+  # the buffer of its task.
   defp end_former_run(buffer, %Options{partitions: count} = options) do
     Native.end_run(buffer)
     {outcomes?, left} = Native.left(buffer)
-    if outcomes? or Options.outcomes?(options), do: left |> of_role(:task) |> await_ends(0)
-    left |> of_role(:server) |> await_ends(@former_ms)
+    tasks = for {:task, pid} <- left, Runner.task_of?(pid, buffer), do: pid
+    if outcomes? or Options.outcomes?(options), do: await_ends(tasks, 0)
+    names = for number <- 0..(count - 1)//1, do: {number, Routing.partition_name(buffer, number)}
+    servers = MapSet.new(for {:server, pid} <- left, do: pid)
 
-    for number <- 0..(count - 1)//1,
-        name = Routing.partition_name(buffer, number),
+    await_ends(
+      for({_number, name} <- names, pid = Process.whereis(name), pid in servers, do: pid),
+      @former_ms
+    )
+
+    for {number, name} <- names,
         pid = Process.whereis(name),
         do: exit({taken(buffer, "partition #{number}", name, pid), []})
   end
-
-  defp of_role(left, role), do: for({^role, pid} <- left, do: pid)
 
   # Kills the processes that do not end within `ms` milliseconds.
   defp await_ends(pids, ms) do

@@ -92,8 +92,11 @@ defmodule PartitionedBuffer.Partition.Drain do
   defp give_up(ref) do
     case Native.flush(ref.run, ref.number) do
       {_kind, flush} ->
-        task = Runner.start_give_up(ref, flush, :stopped)
-        with :ended <- await(task, nil), do: give_up(ref)
+        case ref |> Runner.start_give_up(flush, :stopped) |> await(nil) do
+          :ended -> give_up(ref)
+          :killed -> :ok
+          {:died, reason} -> ref |> settle(flush, reason) |> then(fn :given_up -> give_up(ref) end)
+        end
 
       nothing when nothing in [:empty, :not_running] ->
         :ok

@@ -51,7 +51,12 @@ defmodule PartitionedBuffer.Partition.Phase do
   @typedoc "A caller that waits for the result of a flush. The machine does not look into it."
   @type request() :: term()
 
-  @type t() :: {:passive, [request()]} | :idle | {:processing, %Work{}} | {:paused, trigger()}
+  @typedoc "A passive partition has requests, and how many entries were lost before a stop drained it."
+  @type t() ::
+          {:passive, [request()], lost :: non_neg_integer()}
+          | :idle
+          | {:processing, %Work{}}
+          | {:paused, trigger()}
 
   @type event() ::
           {:found, :task | :paused | :rest | :nothing}
@@ -87,23 +92,27 @@ defmodule PartitionedBuffer.Partition.Phase do
   The phase of a newly started process.
   """
   @spec new() :: t()
-  def new, do: {:passive, []}
+  def new, do: {:passive, [], 0}
 
   @doc """
   The next phase, and the actions to carry out.
   """
   @spec handle(t(), event()) :: {t(), [action()]}
-  def handle({:passive, requests}, {:found, what}), do: take_over(what, requests)
-  def handle({:passive, requests}, {:flush, request}), do: {{:passive, [request | requests]}, []}
-  def handle({:passive, requests}, {:passed, failed}), do: {{:passive, []}, reply(requests, failed)}
+  def handle({:passive, requests, _lost}, {:found, what}), do: take_over(what, requests)
+
+  def handle({:passive, requests, lost}, {:flush, request}),
+    do: {{:passive, [request | requests], lost}, []}
+
+  def handle({:passive, requests, lost}, {:passed, failed}),
+    do: {{:passive, [], 0}, reply(requests, lost + failed)}
 
   def handle(:idle, {:due, trigger}), do: start(trigger)
   def handle(:idle, {:flush, request}), do: start_round([request], 0)
-  def handle(:idle, :drain), do: {{:passive, []}, [:stop_timers]}
+  def handle(:idle, :drain), do: {{:passive, [], 0}, [:stop_timers]}
 
   def handle({:paused, _trigger}, {:flush, request}), do: [request] |> start_round(0) |> first(:end_pause)
   def handle({:paused, trigger}, :pause_over), do: trigger |> start() |> first(:end_pause)
-  def handle({:paused, _trigger}, :drain), do: {{:passive, []}, [:stop_timers, :end_pause]}
+  def handle({:paused, _trigger}, :drain), do: {{:passive, [], 0}, [:stop_timers, :end_pause]}
 
   def handle({:processing, work}, {:due, trigger}), do: {{:processing, %Work{work | missed: trigger}}, []}
 
@@ -137,7 +146,7 @@ defmodule PartitionedBuffer.Partition.Phase do
     do: {{:processing, %Work{work | kind: :rest, settling?: true}}, [{:settle, reason}]}
 
   def handle({:processing, work}, :drain),
-    do: {{:passive, work.requests ++ List.wrap(work.round)}, [:stop_timers]}
+    do: {{:passive, work.requests ++ List.wrap(work.round), work.lost}, [:stop_timers]}
 
   def handle(phase, _event), do: {phase, []}
 

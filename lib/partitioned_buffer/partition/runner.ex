@@ -176,10 +176,30 @@ defmodule PartitionedBuffer.Partition.Runner do
   end
 
   @doc """
-  Kills the task and waits for its end.
+  Kills the task, or the other task for which it waits. Returns whether it was this one.
+  """
+  @spec kill_running(t()) :: boolean()
+  def kill_running(%__MODULE__{pid: pid} = task) do
+    running = running(task)
+    Process.exit(running, :kill)
+    running == pid
+  end
+
+  defp running(%__MODULE__{ref: ref, pid: pid}) do
+    with other when is_pid(other) <- Native.process(ref.run, ref.number, :task),
+         true <- Process.alive?(other) do
+      other
+    else
+      _none_or_dead -> pid
+    end
+  end
+
+  @doc """
+  Kills the task, and another one for which it waits, and waits for its end.
   """
   @spec kill(t()) :: :ok
-  def kill(%__MODULE__{pid: pid, monitor: monitor}) do
+  def kill(%__MODULE__{pid: pid, monitor: monitor} = task) do
+    kill_running(task)
     Process.exit(pid, :kill)
     receive do: ({:DOWN, ^monitor, :process, _pid, _reason} -> :ok)
   end
@@ -206,6 +226,12 @@ defmodule PartitionedBuffer.Partition.Runner do
 
     :ok
   end
+
+  @doc """
+  Whether a process is a task of this buffer.
+  """
+  @spec task_of?(pid(), atom()) :: boolean()
+  def task_of?(pid, buffer), do: processing(pid) == buffer
 
   defp processing(pid) when node(pid) == node() do
     with {:dictionary, dictionary} <- Process.info(pid, :dictionary),

@@ -48,20 +48,21 @@ defmodule PartitionedBuffer.Partition.Server do
   Lets the partition flush. The drainer calls this when the whole buffer is started.
   """
   @spec activate(Ref.t()) :: :ok
-  def activate(%Ref{name: name}), do: GenServer.cast(name, :activate)
+  def activate(%Ref{name: name, run: run}), do: GenServer.cast(name, {:activate, run})
 
   @doc """
-  Makes the partition passive for a stop, and returns its running task.
+  Makes the partition passive for a stop, and returns its running task. The partition of another run
+  goes on.
   """
   @spec drain(Ref.t()) :: Runner.t() | nil
-  def drain(%Ref{name: name}), do: GenServer.call(name, :drain)
+  def drain(%Ref{name: name, run: run}), do: GenServer.call(name, {:drain, run})
 
   @doc """
   Answers the requests to flush that the passive partition keeps: `failed` entries failed or are
   left.
   """
   @spec passed(Ref.t(), non_neg_integer()) :: :ok
-  def passed(%Ref{name: name}, failed), do: GenServer.cast(name, {:passed, failed})
+  def passed(%Ref{name: name, run: run}, failed), do: GenServer.cast(name, {:passed, run, failed})
 
   @doc """
   Lets new options take effect. A new interval begins now, but never postpones the scheduled tick.
@@ -133,20 +134,24 @@ defmodule PartitionedBuffer.Partition.Server do
     {:noreply, handle(state, {:flush, {if(async?, do: nil, else: from), callers}})}
   end
 
-  def handle_call(:drain, _from, state) do
+  def handle_call({:drain, run}, _from, %__MODULE__{ref: %Ref{run: run}} = state) do
     {:reply, state.task, state |> handle(:drain) |> forget_task()}
   end
+
+  # The stop of a dead run.
+  def handle_call({:drain, _run}, _from, state), do: {:reply, nil, state}
 
   def handle_call(:task, _from, state), do: {:reply, state.task && state.task.pid, state}
 
   @impl GenServer
-  def handle_cast(:activate, %__MODULE__{phase: {:passive, _requests}} = state) do
-    Native.reopen(state.ref.run, state.ref.number)
+  def handle_cast({:activate, run}, %__MODULE__{ref: %Ref{run: run}, phase: {:passive, _, _}} = state) do
+    Native.reopen(run, state.ref.number)
     {:noreply, take_over(state)}
   end
 
-  def handle_cast(:activate, state), do: {:noreply, state}
-  def handle_cast({:passed, failed}, state), do: {:noreply, handle(state, {:passed, failed})}
+  def handle_cast({:passed, run, failed}, %__MODULE__{ref: %Ref{run: run}} = state),
+    do: {:noreply, handle(state, {:passed, failed})}
+
   def handle_cast({:due, trigger}, state), do: {:noreply, handle(state, {:due, trigger})}
 
   def handle_cast(:options, %__MODULE__{options: old, ref: ref} = state) do
@@ -155,6 +160,9 @@ defmodule PartitionedBuffer.Partition.Server do
       new -> {:noreply, %__MODULE__{state | options: new} |> watch() |> reschedule(old) |> set_threshold(old)}
     end
   end
+
+  # A message of a dead run, or to a partition that is active already.
+  def handle_cast(_message, state), do: {:noreply, state}
 
   @impl GenServer
   def handle_info(:enough, state), do: {:noreply, handle(state, {:due, :threshold})}
@@ -346,8 +354,8 @@ defmodule PartitionedBuffer.Partition.Server do
       watch(state)
     else
       Logger.error("#{Ref.describe(ref)} kills its processor: a call took longer than #{limit} ms")
-      Process.exit(task.pid, :kill)
-      %__MODULE__{state | limit: nil, late?: true}
+      late? = Runner.kill_running(task)
+      watch(%__MODULE__{state | late?: late?})
     end
   end
 
@@ -365,7 +373,7 @@ defmodule PartitionedBuffer.Partition.Server do
       else: state
   end
 
-  defp reschedule(%__MODULE__{phase: {:passive, _requests}} = state, _old), do: state
+  defp reschedule(%__MODULE__{phase: {:passive, _requests, _lost}} = state, _old), do: state
 
   defp reschedule(%__MODULE__{options: new} = state, old) do
     if Map.take(new, [:processing_interval_ms, :processing_jitter_ms]) ==

@@ -141,7 +141,8 @@ impl Shared {
     #[inline]
     pub(crate) fn enter_last<R>(&self, number: u32, act: impl FnOnce() -> R) -> Result<R, NotRunning> {
         while self.is_last(number) {
-            if let Some(_opened) = self.opened.try_read() {
+            // Recursive, so that a start that waits for another call does not keep this one out.
+            if let Some(_opened) = self.opened.try_read_recursive() {
                 return if self.is_last(number) { Ok(act()) } else { Err(NotRunning) };
             }
             // A start has the lock, and soon prepares its run.

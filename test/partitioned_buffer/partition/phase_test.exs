@@ -19,25 +19,25 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
       for event <- [{:due, :interval}, :pause_over, :drain, {:ended, :done, 0}],
           do: assert(Phase.handle(Phase.new(), event) == {Phase.new(), []})
 
-      assert Phase.handle(Phase.new(), {:flush, :a}) == {{:passive, [:a]}, []}
+      assert Phase.handle(Phase.new(), {:flush, :a}) == {{:passive, [:a], 0}, []}
     end
 
     test "takes over what it finds" do
-      assert Phase.handle({:passive, []}, {:found, :nothing}) == {:idle, [:start_timers]}
+      assert Phase.handle({:passive, [], 0}, {:found, :nothing}) == {:idle, [:start_timers]}
 
       assert {{:processing, %Work{requests: [:a]}}, [:start_timers]} =
-               Phase.handle({:passive, [:a]}, {:found, :task})
+               Phase.handle({:passive, [:a], 0}, {:found, :task})
 
-      assert Phase.handle({:passive, []}, {:found, :paused}) ==
+      assert Phase.handle({:passive, [], 0}, {:found, :paused}) ==
                {{:paused, :interval}, [:start_timers, :begin_pause]}
 
       assert {{:processing, _work}, [:start_timers, {:start, :interval, nil}]} =
-               Phase.handle({:passive, []}, {:found, :rest})
+               Phase.handle({:passive, [], 0}, {:found, :rest})
 
       for what <- [:nothing, :paused, :rest] do
         assert {{:processing, %Work{round: [:a, :b]}},
                 [:start_timers, :end_pause, {:start, :flush, [:a, :b]}]} =
-                 Phase.handle({:passive, [:b, :a]}, {:found, what})
+                 Phase.handle({:passive, [:b, :a], 0}, {:found, what})
       end
     end
   end
@@ -118,17 +118,23 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
 
   describe "a partition that a stop drains" do
     test "is passive, and the stop answers all requests" do
-      assert Phase.handle(:idle, :drain) == {{:passive, []}, [:stop_timers]}
-      assert Phase.handle({:paused, :full}, :drain) == {{:passive, []}, [:stop_timers, :end_pause]}
+      assert Phase.handle(:idle, :drain) == {{:passive, [], 0}, [:stop_timers]}
+      assert Phase.handle({:paused, :full}, :drain) == {{:passive, [], 0}, [:stop_timers, :end_pause]}
       {passive, [:stop_timers]} = Phase.handle(processing(round: [:a], requests: [:b]), :drain)
       {passive, []} = Phase.handle(passive, {:flush, :c})
-      assert {{:passive, []}, [{:reply, requests, 4}]} = Phase.handle(passive, {:passed, 4})
+      assert {{:passive, [], 0}, [{:reply, requests, 4}]} = Phase.handle(passive, {:passed, 4})
       assert Enum.sort(requests) == [:a, :b, :c]
+    end
+
+    test "tells requests of the entries that were lost before the stop" do
+      {round, _actions} = Phase.handle(processing(requests: [:a]), {:ended, :lost, 2, 5})
+      {passive, _actions} = Phase.handle(round, :drain)
+      assert {{:passive, [], 0}, [{:reply, [:a], 3}]} = Phase.handle(passive, {:passed, 1})
     end
 
     test "starts nothing, whatever happens" do
       for event <- [{:due, :full}, {:flush, :a}, :pause_over, {:ended, :done, 0}, {:ended, :paused, 1}] do
-        assert {{:passive, _requests}, []} = Phase.handle({:passive, []}, event)
+        assert {{:passive, _requests, _lost}, []} = Phase.handle({:passive, [], 0}, event)
       end
     end
   end
@@ -265,12 +271,12 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
       do: flunk("forgets a request, or is in the wrong phase: #{inspect(model, limit: :infinity)}")
   end
 
-  defp consistent?({:passive, _requests}, model), do: not model.active?
+  defp consistent?({:passive, _requests, _lost}, model), do: not model.active?
   defp consistent?(:idle, model), do: not (model.task? or model.pause?)
   defp consistent?({:processing, _work}, model), do: model.task? and not model.pause?
   defp consistent?({:paused, _trigger}, model), do: model.pause? and not model.task?
 
-  defp requests({:passive, requests}), do: requests
+  defp requests({:passive, requests, _lost}), do: requests
   defp requests({:processing, work}), do: work.requests ++ List.wrap(work.round)
   defp requests(_idle_or_paused), do: []
 end

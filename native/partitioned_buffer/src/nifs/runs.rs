@@ -33,10 +33,11 @@ fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     }
     let buffer = registry::find_or_add(name.decode()?, RawTerm::from(name).word());
     let partitions = AnyPartitions::of_kind(buffer, kind);
-    let open = each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, max_size));
-    let Some(number) = open else { return Ok(atoms::not_running().to_term(env)) };
+    // First, since the caller may be killed during this call, and another start may follow.
     let others = AnyPartitions::all(buffer).into_iter().filter(|other| other.kind() != kind);
     others.for_each(|other| other.shared().end(None));
+    let open = each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, max_size));
+    let Some(number) = open else { return Ok(atoms::not_running().to_term(env)) };
     Ok(tuple(env, [name, number.encode(env)]))
 }
 
