@@ -363,10 +363,14 @@ defmodule PartitionedBuffer.Native do
   @spec in_flight(run(), partition()) :: flush() | :empty | :not_running
   def in_flight(_run, _partition), do: not_loaded()
 
+  @doc "Notes that the task is at work, so the time limit of a call starts again."
+  @spec touch(flush()) :: :ok
+  def touch(_flush), do: not_loaded()
+
   @doc """
   How many batches of a flush were claimed or leased, how many entries the last one had, how many
-  positions have no outcome, and when the last one was claimed, leased or buried, in nanoseconds of
-  the VM's monotonic time; nil before the first.
+  positions have no outcome, and when the last one was claimed, leased or buried, or its task was at
+  work later, in nanoseconds of the VM's monotonic time; nil before the first.
   """
   @spec seen(flush()) :: {non_neg_integer(), non_neg_integer(), non_neg_integer(), integer() | nil}
   def seen(_flush), do: not_loaded()

@@ -503,6 +503,33 @@ defmodule PartitionedBuffer.DeliveryTest do
       assert Processing.Backoff.pause(%{job | trigger: :stop}, 7) == 100
     end
 
+    test "does not count for the time limit of the call" do
+      # The call and the function together take longer than the limit.
+      processor = fn _batch ->
+        Process.sleep(1_200)
+        {:error, :bad, [1]}
+      end
+
+      backoff = fn 1 ->
+        Process.sleep(900)
+        60_000
+      end
+
+      buffer =
+        start(
+          module: PartitionedBuffer.Queue,
+          processor: processor,
+          retry_backoff_ms: backoff,
+          processing_timeout_ms: 2_000
+        )
+
+      attach_telemetry(buffer)
+      PartitionedBuffer.Queue.push(buffer, [0, 1])
+      assert quietly(fn -> PartitionedBuffer.flush(buffer) end) == {:error, {:failed, 1}}
+      assert_received {[:retry], %{count: 1}, %{reason: :bad}}
+      assert PartitionedBuffer.info(buffer).totals.processed == 1
+    end
+
     test "is what a function returns, and 30 seconds if it fails or hangs" do
       test = self()
 

@@ -14,8 +14,8 @@ defmodule PartitionedBuffer.Processing.Backoff do
   # Fallback pause when the function of the user fails.
   @fallback_ms 30_000
 
-  # The time limit of the function. The call of the processor also has a limit, and its timer runs
-  # on.
+  # The time limit of the function. It is below that of a call of the processor, whose timer starts
+  # again with the function.
   @limit_ms 5_000
 
   @doc """
@@ -46,6 +46,7 @@ defmodule PartitionedBuffer.Processing.Backoff do
 
   # The process is linked, so it does not outlive a killed task.
   defp call(%Job{functions: %{retry_backoff: function}} = job, failures) do
+    Native.touch(job.flush)
     {task, callers, limit} = {self(), [self() | Process.get(:"$callers", [])], limit(job.options)}
 
     pid =

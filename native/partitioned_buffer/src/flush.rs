@@ -141,6 +141,11 @@ impl FlushResource {
         each!(FlushResource, self, own => own.flush.bury(monotonic_time()));
     }
 
+    /// See [`Flush::touch`].
+    pub(crate) fn touch(&self) {
+        each!(FlushResource, self, own => own.flush.touch(monotonic_time()));
+    }
+
     /// See [`Flush::seen`].
     pub(crate) fn seen(&self) -> Seen {
         each!(FlushResource, self, own => own.flush.seen())
@@ -285,6 +290,8 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
                 break true;
             }
             if !pace.goes_on(step) {
+                // A long read is not a part of a call that takes too long.
+                reader.touch(monotonic_time());
                 break false;
             }
         };

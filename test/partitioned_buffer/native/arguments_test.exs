@@ -12,6 +12,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     buffers: [],
     left: [:name],
     end_run: [:name],
+    touch: [:flush],
     register: [:run, :u32, :own_role],
     set_tasks: [:run, :u32, :pid],
     process: [:run, :u32, :role],

@@ -87,7 +87,7 @@ pub struct Seen {
     pub called_with: usize,
     /// The number of positions without an outcome.
     pub left: usize,
-    /// The time of the last call of a function of the user.
+    /// The time of the last call of a function of the user, or of a later step of the reader.
     pub called_at: Option<i64>,
 }
 
@@ -201,6 +201,11 @@ impl<S: Store> Flush<S> {
             progress.batch.state = BatchState::Buried;
             progress.called_at = Some(now);
         }
+    }
+
+    /// Notes that the reader is at work. `now` is the time.
+    pub fn touch(&self, now: i64) {
+        self.progress.lock().called_at = Some(now);
     }
 
     /// Ends this reader's batch after its lease: the processor succeeded, or the dead letters are

@@ -30,7 +30,7 @@ pub(super) struct Progress<S: Store> {
     pub(super) calls: usize,
     /// The number of entries of the last one.
     pub(super) called_with: usize,
-    /// The time of the last one, or of a later [`bury`](super::Flush::bury).
+    /// The time of the last one, or of a later [`bury`](super::Flush::bury) or step of the reader.
     pub(super) called_at: Option<i64>,
     /// The bound that counts the entries; `None` in a buffer without.
     pub(super) bound: Option<Arc<Bound>>,

@@ -49,6 +49,11 @@ impl<S: Store> Reader<'_, S> {
         self.progress.batch.runs.len()
     }
 
+    /// Notes that the reader is at work. `now` is the time.
+    pub fn touch(&mut self, now: i64) {
+        self.progress.called_at = Some(now);
+    }
+
     /// Looks at the next `count` positions, or fewer. Adds their entries to the batch and calls
     /// `each` with their records. Leaves out deleted entries, and entries that a newer write
     /// replaced, by `is_superseded`; they have their outcome at once. Returns `true` when the batch

@@ -153,6 +153,13 @@ fn attempts<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(unsigned_to(env, flush.attempts().into()))
 }
 
+nif!(touch / 1);
+fn touch<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let _ = flush.enter(FlushResource::touch);
+    Ok(atoms::ok().to_term(env))
+}
+
 nif!(bury / 1);
 fn bury<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
