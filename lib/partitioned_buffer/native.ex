@@ -58,7 +58,7 @@ defmodule PartitionedBuffer.Native do
   @typep reservation() :: reference()
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | :bounded | invalid() | :not_running
-  @typep role() :: :server | :tasks | :task | :room | :drainer
+  @typep role() :: :server | :tasks | :task | :room | :drainer | :drained
   @typep counts() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   @typep entry() ::
            {key :: term(), value :: term(), version :: integer(), updates :: non_neg_integer()}
@@ -103,10 +103,10 @@ defmodule PartitionedBuffer.Native do
   @doc """
   Gives the calling process a role: `:server` of a partition gets the message `:enough` from the
   write with which enough entries wait, once for each flush; `:room` of the buffer gets `:full` when
-  a write finds no room, and `:room` when the buffer may have some since; `:drainer` of the buffer
-  gets nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
+  a write finds no room, and `:room` when the buffer may have some since; `:drainer` and
+  `:drained` of the buffer get nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
   """
-  @spec register(run(), partition() | :room | :drainer, role()) :: :ok | :not_running
+  @spec register(run(), partition() | role(), role()) :: :ok | :not_running
   def register(_run, _partition, _role), do: not_loaded()
 
   @doc "Notes the task supervisor of a partition."
@@ -114,7 +114,7 @@ defmodule PartitionedBuffer.Native do
   def set_tasks(_run, _partition, _supervisor), do: not_loaded()
 
   @doc "The process that last took a role, alive or dead; nil if none did."
-  @spec process(run(), partition() | :room | :drainer, role()) :: pid() | nil | :not_running
+  @spec process(run(), partition() | role(), role()) :: pid() | nil | :not_running
   def process(_run, _partition, _role), do: not_loaded()
 
   @doc "Makes the calling process the task of a partition, unless another task is alive."

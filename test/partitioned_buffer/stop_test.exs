@@ -400,6 +400,44 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
+  describe "a drainer that dies while it finishes" do
+    test "is replaced: all entries left are given up" do
+      test = self()
+
+      dead_letter = fn entries, :stopped ->
+        send(test, {:dead, self(), entries})
+        receive(do: (:return -> :ok))
+      end
+
+      buffer =
+        start_buffer(
+          module: Queue,
+          partitions: 1,
+          processor: fn _batch -> {:error, :down} end,
+          processing_batch_size: 1,
+          max_attempts: :infinity,
+          dead_letter: dead_letter,
+          drain_timeout_ms: 0
+        )
+
+      Queue.push(buffer, [1, 2, 3])
+      drainer = PartitionedBuffer.Native.process(run(buffer), :drainer, :drainer)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      assert_receive {:dead, task, [1]}
+      kill_processes([drainer])
+      # The task lives on, and its call is not made again.
+      send(task, :return)
+
+      for item <- [2, 3] do
+        assert_receive {:dead, task, [^item]}
+        send(task, :return)
+      end
+
+      assert Task.await(stop) == :ok
+      refute_received {:dead, _task, _entries}
+    end
+  end
+
   describe "a killed stop" do
     for {how, opts} <- [without: [], with: [max_attempts: 3]] do
       test "never closes the next buffer, #{how} outcomes" do

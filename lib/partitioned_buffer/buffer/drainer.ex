@@ -3,8 +3,8 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   # The owner of a stop. The last child of a buffer's supervisor is a drainer, and a stop ends it
   # first. It lets all partitions process their entries at the same time, each in a linked process,
   # and makes passes until no entries remain, since processors may write to any partition of their
-  # buffer. It then closes all partitions together. The first child is the replacement: it drains if
-  # the last child is dead.
+  # buffer. It then closes all partitions together. The first child is the replacement: it drains, or
+  # finishes, if the last child died before it finished.
   #
   # The last child also completes the start: it activates the partitions, which are passive before.
   # A failed start therefore calls no processor.
@@ -48,13 +48,15 @@ defmodule PartitionedBuffer.Buffer.Drainer do
 
   @impl GenServer
   def terminate(:shutdown, {run, partitions}) do
-    if is_pid(Native.process(run, :drainer, :drainer)) do
+    if is_pid(Native.process(run, :drainer, :drainer)) and Native.process(run, :drained, :drained) == nil do
       # A supervisor unlinks the child that it ends, so only a monitor reports that it was killed.
       supervisor = monitor_supervisor()
 
       partitions
       |> drain(System.monotonic_time(:nanosecond), supervisor, @passes)
       |> in_parallel(&Drain.finish/1, supervisor)
+
+      Native.register(run, :drained, :drained)
     end
   catch
     :throw, :supervisor_died -> :ok
@@ -67,12 +69,12 @@ defmodule PartitionedBuffer.Buffer.Drainer do
     Process.monitor(supervisor)
   end
 
-  # Returns the partitions to close.
+  # Returns the partitions to finish, among them those that a dead drainer closed.
   defp drain(partitions, _began, _supervisor, 0), do: partitions
 
   defp drain(partitions, began, supervisor, passes) do
     passed = in_parallel(partitions, &Drain.pass(&1, began), supervisor)
-    given_up = for {partition, :given_up} <- passed, do: partition
+    given_up = for {partition, outcome} when outcome in [:given_up, :closed] <- passed, do: partition
     others = for {partition, outcome} <- passed, outcome not in [:given_up, :closed], do: partition
 
     if Enum.any?(passed, &match?({_partition, :died}, &1)) or Enum.any?(others, &(Ref.held(&1) > 0)),

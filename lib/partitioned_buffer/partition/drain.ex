@@ -20,7 +20,7 @@ defmodule PartitionedBuffer.Partition.Drain do
 
   @typedoc """
   `:again` if another pass may process the rest; `:given_up` if a call was killed or the time for
-  the stop is up, so no other call is made; `:closed` if a stop already closed the partition.
+  the stop is up, so no other call is made; `:closed` if a drainer that died already closed the partition.
   """
   @type outcome() :: :done | :again | :given_up | :closed
 

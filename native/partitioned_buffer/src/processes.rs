@@ -12,6 +12,8 @@ pub(crate) enum Role {
     Room,
     /// The last child of the supervisor.
     Drainer,
+    /// The drainer that finished its stop.
+    Drained,
     /// The process of a partition.
     Server(u32),
     /// The task supervisor of a partition.
@@ -27,6 +29,8 @@ pub(crate) struct Processes {
     pub(crate) room: Option<LocalPid>,
     /// The last child of the supervisor. It takes its role when the start is complete.
     pub(crate) drainer: Option<LocalPid>,
+    /// The drainer that finished its stop.
+    pub(crate) drained: Option<LocalPid>,
     /// The processes of each partition.
     partitions: Vec<OfPartition>,
 }
@@ -55,6 +59,7 @@ impl Processes {
         match role {
             Role::Room => &mut self.room,
             Role::Drainer => &mut self.drainer,
+            Role::Drained => &mut self.drained,
             Role::Server(partition) => &mut self.of_mut(partition).server,
             Role::Tasks(partition) => &mut self.of_mut(partition).tasks,
             Role::Task(partition) => &mut self.of_mut(partition).task,
@@ -81,7 +86,7 @@ impl Processes {
     /// Forgets the processes of the last run, except for live tasks: the next task of the partition
     /// waits for their end. Makes room for the processes of the next run.
     pub(crate) fn forget(&mut self, env: Env<'_>, partition_count: u32) {
-        (self.room, self.drainer) = (None, None);
+        (self.room, self.drainer, self.drained) = (None, None, None);
         let length = self.partitions.len().max(partition_count as usize);
         self.partitions.resize(length, OfPartition::default());
         for partition in &mut self.partitions {

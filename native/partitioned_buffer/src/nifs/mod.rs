@@ -63,6 +63,7 @@ mod atoms {
         busy,
         room,
         drainer,
+        drained,
         server,
         tasks,
         task

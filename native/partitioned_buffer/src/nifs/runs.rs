@@ -264,7 +264,8 @@ impl Role {
         let role: rustler::Atom = role.decode()?;
         if partition.is_atom() {
             let partition: rustler::Atom = partition.decode()?;
-            let roles = [(atoms::room(), Role::Room), (atoms::drainer(), Role::Drainer)];
+            let roles =
+                [(atoms::room(), Role::Room), (atoms::drainer(), Role::Drainer), (atoms::drained(), Role::Drained)];
             return roles
                 .into_iter()
                 .find(|(name, _)| *name == role && role == partition)
@@ -292,7 +293,7 @@ fn with_processes<R>(run: &Run, role: Role, act: impl FnOnce(&mut Processes) -> 
             return Err(NotRunning);
         }
         match role {
-            Role::Room | Role::Drainer => {}
+            Role::Room | Role::Drainer | Role::Drained => {}
             Role::Server(partition) | Role::Tasks(partition) | Role::Task(partition) => {
                 shared.count().ok().filter(|&count| partition < count).ok_or(NotRunning)?;
             }
