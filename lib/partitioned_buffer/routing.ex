@@ -73,9 +73,9 @@ defmodule PartitionedBuffer.Routing do
         raise ArgumentError,
               message <> "it is running as a #{running_as}, and this call is for a #{kind}"
 
-      # The buffer runs, but its partitions are closed.
+      # The buffer runs, but its partitions are closed, or not open yet.
       _running ->
-        raise ArgumentError, message <> "it is stopping"
+        raise ArgumentError, message <> "it is starting or stopping"
     end
   end
 

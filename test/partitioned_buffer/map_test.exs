@@ -346,7 +346,7 @@ defmodule PartitionedBuffer.MapTest do
       stop = Task.async(fn -> Buffer.stop(buffer) end)
       # The last entries are processed when writes are refused already.
       assert_receive {:asked, processor, _batch}
-      assert_all_raise(Enum.take(operations(buffer), 6), ArgumentError, buffer, "it is stopping")
+      assert_all_raise(Enum.take(operations(buffer), 6), ArgumentError, buffer, "it is starting or stopping")
       assert Buffer.size(buffer) == 0
       send(processor, :return)
       assert Task.await(stop) == :ok

@@ -112,8 +112,13 @@ impl Runs {
         others.iter().for_each(|run| self.push_run(run));
     }
 
-    /// Adds other runs at the front.
-    pub(crate) fn prepend(&mut self, others: &Runs) {
+    /// Adds other runs at the front. Moves the runs of the shorter sequence.
+    pub(crate) fn prepend(&mut self, mut others: Runs) {
+        if others.runs.len() > self.runs.len() {
+            std::mem::swap(self, &mut others);
+            self.append(&others);
+            return;
+        }
         for run in others.runs.iter().rev() {
             self.count(run);
             match self.runs.front_mut() {
@@ -195,7 +200,7 @@ mod tests {
             rest.advance(cut);
             assert_eq!(places(&head), all[..cut.min(all.len())]);
             assert_eq!(places(&rest), all[cut.min(all.len())..]);
-            rest.prepend(&head);
+            rest.prepend(head);
             assert_eq!((places(&rest), rest.runs.len()), (all.to_vec(), 4));
         }
         let mut doubled = runs(&all);

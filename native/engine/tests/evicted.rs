@@ -398,3 +398,22 @@ fn a_partition_takes_in_its_own_entries() {
     assert_eq!((map.succeed_with_all().len(), map.partition.info().writes.written), (6, 6));
     assert_law(std::slice::from_ref(&map.partition), None);
 }
+
+#[test]
+fn with_outcomes_since_then_an_unseen_higher_version_is_kept() {
+    let map = Map::start();
+    map.partition.set_outcomes(false);
+    (0..3).for_each(|key| assert!(map.put_newer(key, 10, 5)));
+    let flush = map.flush().unwrap();
+    // These writes do not see the entries in flight.
+    assert!(map.put_newer(0, 11, 4) && map.put_newer(1, 11, 6));
+    map.partition.set_outcomes(true);
+    let (_, batch) = map.lease_all();
+    assert_eq!(batch.len(), 2, "the entry with a lower version than the waiting one is left out");
+    let failed = map.fail(&flush, None, None);
+    assert_eq!((failed.retried, failed.superseded), (2, 0));
+    assert_eq!((map.get(0), map.get(1), map.get(2)), (Some(10), Some(11), Some(10)));
+    assert_law(std::slice::from_ref(&map.partition), None);
+    assert_eq!(map.succeed_with_all().len(), 3);
+    assert_law(std::slice::from_ref(&map.partition), None);
+}

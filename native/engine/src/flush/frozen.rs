@@ -13,18 +13,20 @@ pub struct Frozen<S: Store> {
     ends: Vec<usize>,
     /// Whether some entries may have attempts.
     has_failed: bool,
+    /// Whether later writers see these entries: whether the partition had outcomes at the swap.
+    is_seen: bool,
 }
 
 impl<S: Store> Frozen<S> {
     /// Puts stores one after the other.
-    pub(crate) fn new(stores: Vec<S>) -> Self {
+    pub(crate) fn new(stores: Vec<S>, is_seen: bool) -> Self {
         let sum = |end: &mut usize, store: &S| {
             *end += store.end();
             Some(*end)
         };
         let ends = stores.iter().scan(0, sum).collect();
         let has_failed = stores.iter().any(Store::has_failed);
-        Frozen { stores, ends, has_failed }
+        Frozen { stores, ends, has_failed, is_seen }
     }
 
     /// The store of each shard.
@@ -47,6 +49,22 @@ impl<S: Store> Frozen<S> {
     pub(crate) fn locate(&self, position: usize) -> Option<(usize, EntryId)> {
         let shard = self.ends.iter().position(|&end| position < end)?;
         Some((shard, EntryId::try_from(position - self.start(shard)).ok()?))
+    }
+
+    /// Whether later writers see these entries.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.is_seen
+    }
+
+    /// Whether `waiting`, a later store of a shard, has an entry that replaces this one. A writer that
+    /// did not see this entry may have stored a lower version.
+    pub(crate) fn is_replaced_in(&self, waiting: &S, shard: usize, id: EntryId) -> bool {
+        let own = &self.stores[shard];
+        if self.is_seen {
+            waiting.supersedes(own, id)
+        } else {
+            waiting.overrides(own, id)
+        }
     }
 
     /// The position of the first entry of a shard.

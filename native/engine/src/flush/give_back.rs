@@ -60,7 +60,7 @@ pub struct Leased {
 pub(crate) enum Retry {
     /// It waits.
     Waits,
-    /// It is part of another entry, which waits.
+    /// It is part of another entry, which waits, or in its place.
     Joins,
     /// It stays in the flush, before all entries without a batch.
     Stays,

@@ -67,7 +67,7 @@ impl<S: Store> Progress<S> {
     /// Takes back a batch that never came to the processor.
     pub(super) fn undo_read(&mut self) {
         if self.batch.state == BatchState::Read {
-            self.retries.prepend(&self.batch.runs);
+            self.retries.prepend(std::mem::replace(&mut self.batch.runs, Runs::NONE));
             self.batch.end();
         }
     }
@@ -94,7 +94,7 @@ impl<S: Store> Progress<S> {
     /// with an entry.
     pub(super) fn end_partial(&mut self) -> bool {
         let Partial { given_up, staying, has_success, .. } = self.partial.take().unwrap_or(Partial::NONE);
-        self.retries.prepend(&staying);
+        self.retries.prepend(staying);
         let reader = self.batch.reader;
         self.batch.end();
         if !given_up.is_empty() {

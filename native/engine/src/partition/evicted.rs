@@ -13,7 +13,6 @@ use crate::ids::EntryId;
 use crate::limits::totals::{Ended, Writes};
 use crate::runs::Runs;
 use crate::store::{Store, TakenBack};
-use crate::sync::Ordering;
 
 /// The entries of an evicted partition without an outcome. Its drop frees the stores.
 pub struct Evicted<S: Store> {
@@ -113,9 +112,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             for (position, attempts) in leftovers.entries() {
                 let replaced = |waiting: &Frozen<S>| {
                     let (shard, id) = leftovers.frozen.locate(position)?;
-                    let (waiting, leftover) = (&waiting.stores()[shard], &leftovers.frozen.stores()[shard]);
-                    let is_seen = self.has_outcomes.load(Ordering::SeqCst);
-                    Some(if is_seen { waiting.supersedes(leftover, id) } else { waiting.overrides(leftover, id) })
+                    Some(leftovers.frozen.is_replaced_in(&waiting.stores()[shard], shard, id))
                 };
                 if !flush.is_gone(position) && waiting.as_ref().and_then(replaced) != Some(true) {
                     others.push(position, attempts);
@@ -149,7 +146,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             self.bound.add(1);
         }
         drop(state);
-        if taken_in == TakenBack::Superseded {
+        if matches!(taken_in, TakenBack::Superseded | TakenBack::Replaced) {
             self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
         }
     }
@@ -161,7 +158,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let mut states = self.shards.each_ref().map(Shard::lock);
         let mut stores: Vec<_> = states.iter().map(|state| state.waiting.successor()).collect();
         for &Leftover { store, shard, id, attempts, .. } in leftovers {
-            if stores[shard].take_in(store, id, attempts) == TakenBack::Superseded {
+            let taken_in = stores[shard].take_in(store, id, attempts);
+            if matches!(taken_in, TakenBack::Superseded | TakenBack::Replaced) {
                 self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
             }
         }
@@ -169,7 +167,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             store.settle();
             state.before += store.writes();
         }
-        let flush = Flush::given_up(Arc::new(Frozen::new(stores)), self.outcomes.clone());
+        let flush = Flush::given_up(Arc::new(Frozen::new(stores, true)), self.outcomes.clone());
         flush.set_bound(states[0].is_bounded.then_some(&self.bound));
         *in_flight = Some(Arc::new(flush));
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::partition::Partition;
 use crate::flush::{Flush, Frozen, GaveBack, GiveBack, Retry};
+use crate::limits::totals::Ended;
 use crate::store::{Store, TakenBack};
 
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
@@ -26,7 +27,14 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         if flush.is_gone(position) {
             return Retry::IsSuperseded;
         }
-        let taken_back = state.waiting.take_back(&frozen.stores()[shard], id, attempts);
+        let store = &frozen.stores()[shard];
+        let taken_back = if frozen.is_seen() {
+            state.waiting.take_back(store, id, attempts)
+        } else if frozen.is_replaced_in(&state.waiting, shard, id) {
+            TakenBack::Superseded
+        } else {
+            state.waiting.take_in(store, id, attempts)
+        };
         if S::ADDS_UP {
             // Operations see it among the waiting entries from here on.
             flush.remove(position);
@@ -34,6 +42,10 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         match taken_back {
             TakenBack::Added => Retry::Waits,
             TakenBack::Joined => Retry::Joins,
+            TakenBack::Replaced => {
+                self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
+                Retry::Joins
+            }
             TakenBack::Superseded => Retry::IsSuperseded,
         }
     }

@@ -57,7 +57,7 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     /// flush and shards.
     pub(super) giving_back: Mutex<()>,
     /// Whether the partition is open with outcomes. It changes only while nobody writes.
-    pub(super) has_outcomes: AtomicBool,
+    has_outcomes: AtomicBool,
     /// The outcomes of the entries of all flushes.
     pub(super) outcomes: Arc<Outcomes>,
     /// The bound of the buffer, which all partitions share.
@@ -182,7 +182,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Whether a waiting entry replaces the one at this position of the flush.
     pub fn supersedes(&self, frozen: &Frozen<S>, position: usize) -> bool {
         let Some((shard, id)) = frozen.locate(position) else { return false };
-        self.shards[shard].lock().waiting.supersedes(&frozen.stores()[shard], id)
+        frozen.is_replaced_in(&self.shards[shard].lock().waiting, shard, id)
     }
 
     /// The number of waiting entries.
@@ -238,7 +238,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             return None;
         }
         self.threshold.reset();
-        Some(Frozen::new(states.iter_mut().map(|state| state.freeze()).collect()))
+        let is_seen = self.has_outcomes.load(Ordering::SeqCst);
+        Some(Frozen::new(states.iter_mut().map(|state| state.freeze()).collect(), is_seen))
     }
 
     /// The lessons from failures.

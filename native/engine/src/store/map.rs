@@ -256,13 +256,14 @@ impl<H: Heap> Contents<H> for Values<H> {
             return Self::take_back(table, evicted, id, attempts);
         };
         let (history, own_history) = (evicted.entries.extra(id), table.entries.extra(own));
-        if history.version().is_newer_than(own_history.version()) {
-            let value = evicted.contents.arena.parcel(entry.value.segment, entry.value.term);
-            let copy = store_value(&mut table.contents.arena, &value, history.version());
-            table.count_age(evicted, own_history.counts().attempts, attempts);
-            table.set(own, copy, Counts { attempts, ..history.counts() });
+        if !history.version().is_newer_than(own_history.version()) {
+            return TakenBack::Superseded;
         }
-        TakenBack::Superseded
+        let value = evicted.contents.arena.parcel(entry.value.segment, entry.value.term);
+        let copy = store_value(&mut table.contents.arena, &value, history.version());
+        table.count_age(evicted, own_history.counts().attempts, attempts);
+        table.set(own, copy, Counts { attempts, ..history.counts() });
+        TakenBack::Replaced
     }
 
     fn stale(&self) -> usize {

@@ -96,6 +96,8 @@ pub enum TakenBack {
     Added,
     /// It was added to a waiting entry.
     Joined,
-    /// Only one of two entries of its key stays, most often the other one.
+    /// It waits again in the place of the waiting entry of its key.
+    Replaced,
+    /// The waiting entry of its key stays.
     Superseded,
 }

@@ -52,6 +52,15 @@ trait Waiting<S: Store>: Default + Debug {
         self.supersedes(entry)
     }
 
+    /// Whether there is an entry that replaces this one.
+    fn replaces(&self, entry: Self::Entry, is_seen: bool) -> bool {
+        if is_seen {
+            self.supersedes(entry)
+        } else {
+            self.overrides(entry)
+        }
+    }
+
     /// Adds a failed entry.
     fn take_back(&mut self, entry: Self::Entry, attempts: u32);
 
@@ -82,6 +91,8 @@ struct InFlight<S: Store, W: Waiting<S>> {
     places: HashMap<Content, usize>,
     /// Whether operations see what is here.
     is_visible: bool,
+    /// Whether all later writers saw it.
+    is_seen: bool,
     /// Of the entries in [`Place::Batch`].
     state: BatchState,
     /// How many entries of a leased batch were given back.
@@ -192,7 +203,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
         if let Some(entries) = fresh {
             assert!(self.unfinished().is_none(), "a rest comes before a fresh flush");
             let attempts = std::mem::take(&mut self.waiting).attempts(&entries);
-            self.in_flight = Some(InFlight::new(entries, attempts));
+            self.in_flight = Some(InFlight { is_seen: has_outcomes, ..InFlight::new(entries, attempts) });
         }
         self.look_into(has_outcomes);
     }
@@ -237,7 +248,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
             } else if S::KEEPS_ORDER {
                 result.retried += 1;
                 entry.place = Place::Stays;
-            } else if waiting.supersedes(entry.entry) {
+            } else if waiting.replaces(entry.entry, flush.is_seen) {
                 result.superseded += 1;
             } else {
                 result.retried += 1;
@@ -254,7 +265,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
 
     /// Takes out all entries without an outcome: those given up, and the others in the order in
     /// which they are taken in.
-    fn evict(&mut self, has_outcomes: bool) -> Left<W::Entry> {
+    fn evict(&mut self) -> Left<W::Entry> {
         let Model { waiting, in_flight, .. } = std::mem::take(self);
         let (mut given_up, mut in_flight_still) = (Vec::new(), Vec::new());
         for entry in in_flight.iter().flat_map(|flush| &flush.entries) {
@@ -262,8 +273,8 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
             let is_batch = entry.place == Place::Batch;
             let is_given_up = is_batch && matches!(state, Some(BatchState::GivenUp | BatchState::Buried));
             let attempts = entry.attempts + u32::from(is_batch && state == Some(BatchState::Leased));
-            let is_replaced =
-                if has_outcomes { waiting.supersedes(entry.entry) } else { waiting.overrides(entry.entry) };
+            let is_seen = in_flight.as_ref().is_some_and(|flush| flush.is_seen);
+            let is_replaced = waiting.replaces(entry.entry, is_seen);
             if is_given_up || entry.place == Place::GivenUp {
                 given_up.push((entry.entry, attempts));
             } else if entry.place != Place::Gone && !entry.is_deleted && !is_replaced {
@@ -296,6 +307,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             entries,
             places,
             is_visible: false,
+            is_seen: true,
             state: BatchState::Read,
             given_back: 0,
             calls: 0,
@@ -523,7 +535,8 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         let batch = read_slices(flush, self.readers, size, slice, is_superseded, W::entry);
         let Model { waiting, in_flight, .. } = &mut self.models[number];
         let flush = in_flight.as_mut().expect("the partition has given a flush");
-        assert_eq!(batch, flush.read(size, |entry| is_resumed && waiting.supersedes(entry)));
+        let is_seen = flush.is_seen;
+        assert_eq!(batch, flush.read(size, |entry| is_resumed && waiting.replaces(entry, is_seen)));
         batch
     }
 
@@ -612,7 +625,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         self.operations += 1;
         if running != self.running {
             let evicted: Vec<_> = (0..self.running)
-                .map(|number| (self.partitions[number].evict(), self.models[number].evict(self.has_outcomes)))
+                .map(|number| (self.partitions[number].evict(), self.models[number].evict()))
                 .collect();
             for (evicted, [_given_up, entries]) in &evicted {
                 for leftover in evicted.entries() {
