@@ -211,7 +211,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     faults =
       if suspended? do
         await_message(supervisor)
-        faults = kill_any(faults, drainer)
+        faults = try_kill_any(faults, drainer)
         :erlang.resume_process(supervisor)
         faults
       else
@@ -222,7 +222,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
       for _ <- 1..:rand.uniform(4), reduce: faults do
         faults ->
           Process.sleep(:rand.uniform(4) - 1)
-          kill_any(faults, drainer)
+          try_kill_any(faults, drainer)
       end
 
     receive do
@@ -408,6 +408,13 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp kill(pid) when is_pid(pid), do: Process.exit(pid, :kill)
   defp kill(name), do: kill(Process.whereis(name) || exit(:restarting))
+
+  # The run may be over already.
+  defp try_kill_any(faults, drainer) do
+    kill_any(faults, drainer)
+  catch
+    :exit, :restarting -> faults
+  end
 
   # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
   defp await_message(pid),
