@@ -210,7 +210,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     # The supervisor notices the stop before these deaths.
     faults =
       if suspended? do
-        await_message(supervisor)
+        await_message(supervisor, stop)
         faults = try_kill_any(faults, drainer)
         :erlang.resume_process(supervisor)
         faults
@@ -417,8 +417,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
-  defp await_message(pid),
-    do: Process.info(pid, :message_queue_len) == {:message_queue_len, 0} && await_message(pid)
+  # Unless the sender dies first.
+  defp await_message(pid, sender) do
+    Process.alive?(sender) and Process.info(pid, :message_queue_len) == {:message_queue_len, 0} and
+      await_message(pid, sender)
+  end
 
   defp kill_any(faults, drainer) do
     number = any_partition(faults)
