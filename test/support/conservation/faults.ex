@@ -416,13 +416,13 @@ defmodule PartitionedBuffer.Conservation.Faults do
     :exit, :restarting -> faults
   end
 
-  # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
-  # Unless the sender dies first.
+  # Waits for a message in the queue, unless its sender dies first.
   defp await_message(pid, sender) do
     Process.alive?(sender) and Process.info(pid, :message_queue_len) == {:message_queue_len, 0} and
       await_message(pid, sender)
   end
 
+  # Kills a partition, its task supervisor, both, or a process that does a pass for the drainer.
   defp kill_any(faults, drainer) do
     number = any_partition(faults)
     partition = Process.whereis(partition(faults, number))
