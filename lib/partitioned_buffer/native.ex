@@ -175,7 +175,7 @@ defmodule PartitionedBuffer.Native do
   def reopen(_run, _partition), do: not_loaded()
 
   @doc """
-  Refuses writes to a partition with `:not_running`, except those that are marked as a processor's.
+  Refuses writes to a partition with `:not_running`, except for writes marked as a processor's.
   A closed partition stays closed.
   """
   @spec drain(run(), partition()) :: :ok | :closed | :not_running

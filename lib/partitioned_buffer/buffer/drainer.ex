@@ -69,7 +69,7 @@ defmodule PartitionedBuffer.Buffer.Drainer do
     Process.monitor(supervisor)
   end
 
-  # Returns the partitions to finish, among them those that a dead drainer closed.
+  # Returns the partitions to finish, with the partitions that a dead drainer closed.
   defp drain(partitions, _began, _supervisor, 0), do: partitions
 
   defp drain(partitions, began, supervisor, passes) do
