@@ -164,8 +164,8 @@ defmodule PartitionedBuffer.Partition.Runner do
   def died?(%__MODULE__{ref: ref, pid: pid}), do: Native.process(ref.run, ref.number, :task) == pid
 
   @doc """
-  When the last call of the processor or of `:dead_letter` began, or else when the task was started
-  or found, in nanoseconds of the VM's monotonic time.
+  When the last call of the processor or of `:dead_letter` began, or the task later read entries or
+  chose a pause; else when the task was started or found. In nanoseconds of the VM's monotonic time.
   """
   @spec called_at(t()) :: integer()
   def called_at(%__MODULE__{ref: ref, since: since}) do
@@ -187,7 +187,7 @@ defmodule PartitionedBuffer.Partition.Runner do
 
   defp running(%__MODULE__{ref: ref, pid: pid}) do
     with other when is_pid(other) <- Native.process(ref.run, ref.number, :task),
-         true <- Process.alive?(other) do
+         true <- task_of?(other, ref.buffer) do
       other
     else
       _none_or_dead -> pid

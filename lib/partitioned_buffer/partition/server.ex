@@ -354,8 +354,11 @@ defmodule PartitionedBuffer.Partition.Server do
       watch(state)
     else
       Logger.error("#{Ref.describe(ref)} kills its processor: a call took longer than #{limit} ms")
-      late? = Runner.kill_running(task)
-      watch(%__MODULE__{state | late?: late?})
+
+      # Another task for which this one waited leaves it the time of a call.
+      if Runner.kill_running(task),
+        do: %__MODULE__{state | limit: nil, late?: true},
+        else: %__MODULE__{state | limit: :erlang.start_timer(limit, self(), :limit)}
     end
   end
 
