@@ -54,6 +54,12 @@ defmodule PartitionedBuffer.Ref do
   def metadata(%__MODULE__{} = ref), do: %{buffer: ref.buffer, partition: ref.name}
 
   @doc """
+  The metadata of every log line about the partition.
+  """
+  @spec log_metadata(t()) :: keyword()
+  def log_metadata(%__MODULE__{} = ref), do: [buffer: ref.buffer, partition: ref.name]
+
+  @doc """
   The name of the partition in log lines.
   """
   @spec describe(t()) :: String.t()

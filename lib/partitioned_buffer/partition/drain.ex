@@ -81,7 +81,8 @@ defmodule PartitionedBuffer.Partition.Drain do
     with left when left > 0 <- Ref.held(ref) do
       Logger.error(
         "#{Ref.describe(ref)} could not process all its entries: " <>
-          "#{left} are kept until a buffer of this name and kind starts"
+          "#{left} are kept until a buffer of this name and kind starts",
+        Ref.log_metadata(ref)
       )
     end
 
@@ -198,7 +199,11 @@ defmodule PartitionedBuffer.Partition.Drain do
   end
 
   defp kill(task, limit) do
-    Logger.error("#{Ref.describe(task.ref)} kills its processor: #{limit} during a stop")
+    Logger.error(
+      "#{Ref.describe(task.ref)} kills its processor: #{limit} during a stop",
+      Ref.log_metadata(task.ref)
+    )
+
     Runner.kill(task)
     Processing.report_lost(task.ref, :killed)
     :killed

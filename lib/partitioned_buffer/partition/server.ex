@@ -289,7 +289,8 @@ defmodule PartitionedBuffer.Partition.Server do
       {:error, reason} ->
         Logger.warning(
           "#{Ref.describe(ref)} could not start a task for its processor and tries again in #{@no_task_ms} ms: " <>
-            Exception.format_exit(reason)
+            Exception.format_exit(reason),
+          Ref.log_metadata(ref)
         )
 
         handle(state, {:flushed, :no_task, Ref.held(ref)})
@@ -353,7 +354,10 @@ defmodule PartitionedBuffer.Partition.Server do
     if System.convert_time_unit(passed, :nanosecond, :millisecond) < limit do
       watch(state)
     else
-      Logger.error("#{Ref.describe(ref)} kills its processor: a call took longer than #{limit} ms")
+      Logger.error(
+        "#{Ref.describe(ref)} kills its processor: a call took longer than #{limit} ms",
+        Ref.log_metadata(ref)
+      )
 
       # Another task for which this one waited leaves it the time of a call.
       if Runner.kill_running(task),

@@ -114,7 +114,8 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
 
     Logger.warning(
       "#{Ref.describe(job.ref)}: processor failed (#{Outcome.describe(reason)}); " <>
-        "retrying #{retried} entries" <> if(pause_ms, do: " in #{pause_ms} ms", else: " with the next flush")
+        "retrying #{retried} entries" <> if(pause_ms, do: " in #{pause_ms} ms", else: " with the next flush"),
+      Ref.log_metadata(job.ref)
     )
 
     Failure.report(job.ref, reason, retried)

@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Processing.Backoff do
 
   require Logger
 
-  alias PartitionedBuffer.{Native, Options}
+  alias PartitionedBuffer.{Native, Options, Ref}
   alias PartitionedBuffer.Processing.Job
 
   # The longest timeout of `receive`.
@@ -82,9 +82,10 @@ defmodule PartitionedBuffer.Processing.Backoff do
   defp limit(%Options{processing_timeout_ms: :infinity}), do: @limit_ms
   defp limit(%Options{processing_timeout_ms: ms}), do: min(div(ms, 2), @limit_ms)
 
-  defp fall_back(%Job{options: options}, failure) do
+  defp fall_back(%Job{ref: ref, options: options}, failure) do
     Logger.error(
-      "the function :retry_backoff_ms of buffer #{inspect(options.name)} failed, so the pause is #{@fallback_ms} ms: #{failure}"
+      "the function :retry_backoff_ms of buffer #{inspect(options.name)} failed, so the pause is #{@fallback_ms} ms: #{failure}",
+      Ref.log_metadata(ref)
     )
 
     @fallback_ms

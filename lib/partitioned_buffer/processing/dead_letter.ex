@@ -55,8 +55,12 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
 
   # The log line comes first: a death in between must not give entries up in silence.
   defp finish(job, count, reason, handled?) do
-    unless handled?,
-      do: Logger.error("#{Ref.describe(job.ref)} gives up #{count} entries: #{Outcome.describe(reason)}")
+    unless handled? do
+      Logger.error(
+        "#{Ref.describe(job.ref)} gives up #{count} entries: #{Outcome.describe(reason)}",
+        Ref.log_metadata(job.ref)
+      )
+    end
 
     Native.succeed(job.flush)
     Telemetry.dead_letter(job.ref, %{count: count, reason: reason, handled: handled?})

@@ -24,7 +24,8 @@ defmodule PartitionedBuffer.Processing.Failure do
   @spec log_exception(Ref.t(), String.t(), :error | :exit | :throw, any(), Exception.stacktrace()) :: :ok
   def log_exception(%Ref{} = ref, what, kind, reason, stacktrace) do
     Logger.error(
-      "#{Ref.describe(ref)}: #{what} failed:\n#{banner(kind, reason)}\n#{format_stacktrace(stacktrace)}"
+      "#{Ref.describe(ref)}: #{what} failed:\n#{banner(kind, reason)}\n#{format_stacktrace(stacktrace)}",
+      Ref.log_metadata(ref)
     )
   end
 
