@@ -26,7 +26,7 @@ defmodule PartitionedBuffer do
   | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
-  | `:processing_batch_size` | positive integer, or `:table` | 10 | entries per batch; see [Tables](#module-tables) |
+  | `:processing_batch_size` | positive integer, `:table`, or `{acc, function of arity 2}` | 10 | entries per batch; for a table see [Tables](#module-tables). The function gets an entry and `acc`, and returns `{:cont, acc}`, or `{:emit, acc}` to end the batch with this entry; the next batch begins with the first `acc`, and no batch has more than 10,000 entries |
   | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | the count of waiting entries at which a partition flushes at once; see [Threshold and bound](#module-threshold-and-bound) |
   | `:max_size` | positive integer, or `:infinity` | `:infinity` | the most entries that the whole buffer holds, waiting and in flight |
   | `:full_timeout_ms` | integer from 0 | 5000 | how long a write waits for room in a full buffer; 0 does not wait |
@@ -34,6 +34,7 @@ defmodule PartitionedBuffer do
   | `:max_attempts` | positive integer, or `:infinity` | not given | how often the processor may fail with an entry before the entry is given up; see [Delivery](#module-delivery) |
   | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. For a function, see [Pauses](#module-pauses) |
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
+  | `:order` | `:strict`, `:none` | `:strict` | only of a queue, with `:max_attempts`: whether newer items wait behind a failed item |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An

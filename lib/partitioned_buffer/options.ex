@@ -13,12 +13,13 @@ defmodule PartitionedBuffer.Options do
     @moduledoc false
     # The functions of the user, and no other option.
     @enforce_keys [:processor]
-    defstruct [:processor, :dead_letter, :retry_backoff]
+    defstruct [:processor, :dead_letter, :retry_backoff, :batch]
 
     @type t() :: %__MODULE__{
             processor: (list() -> any()) | {module(), atom(), list()},
             dead_letter: (list(), any() -> any()) | {module(), atom(), list()} | nil,
-            retry_backoff: (pos_integer() -> any()) | nil
+            retry_backoff: (pos_integer() -> any()) | nil,
+            batch: {acc :: any(), (entry :: any(), acc :: any() -> any())} | nil
           }
   end
 
@@ -29,6 +30,7 @@ defmodule PartitionedBuffer.Options do
                 :max_attempts,
                 :drain_timeout_ms,
                 dead_letter?: false,
+                order: :strict,
                 processing_interval_ms: 5_000,
                 processing_jitter_ms: 0,
                 processing_timeout_ms: 60_000,
@@ -46,12 +48,13 @@ defmodule PartitionedBuffer.Options do
           partitions: non_neg_integer(),
           max_attempts: pos_integer() | :infinity | nil,
           dead_letter?: boolean(),
+          order: :strict | :none,
           drain_timeout_ms: timeout(),
           retry_backoff_ms: {non_neg_integer(), non_neg_integer()} | :function,
           processing_interval_ms: pos_integer() | :infinity,
           processing_jitter_ms: non_neg_integer(),
           processing_timeout_ms: timeout(),
-          processing_batch_size: pos_integer() | :table,
+          processing_batch_size: pos_integer() | :table | :function,
           processing_threshold: pos_integer() | :infinity,
           max_size: pos_integer() | :infinity,
           when_full: :raise | :error | :drop_newest,
@@ -74,7 +77,7 @@ defmodule PartitionedBuffer.Options do
     :retry_backoff_ms,
     :drain_timeout_ms
   ]
-  @start [:name, :processor, :module, :partitions, :dead_letter | @updatable]
+  @start [:name, :processor, :module, :partitions, :dead_letter, :order | @updatable]
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
@@ -116,23 +119,28 @@ defmodule PartitionedBuffer.Options do
   defp split(given) do
     {functions, plain} = Keyword.split(given, [:processor, :dead_letter])
     {module, plain} = Keyword.pop!(plain, :module)
-    {plain, backoff} = split_backoff(plain)
+    {plain, more} = split_functions(plain)
 
     options =
       struct!(Options, [kind: module.__kind__(), dead_letter?: functions[:dead_letter] != nil] ++ plain)
 
-    {options, struct!(Functions, [retry_backoff: backoff] ++ functions)}
+    {options, struct!(Functions, functions ++ more)}
   end
 
   # A function among the plain options is replaced by the atom `:function`.
-  defp split_backoff(plain) do
-    case plain[:retry_backoff_ms] do
-      function when is_function(function) ->
-        {Keyword.put(plain, :retry_backoff_ms, :function), function}
+  defp split_functions(plain) do
+    Enum.reduce(plain, {plain, []}, fn option, {plain, functions} ->
+      case option do
+        {:retry_backoff_ms, function} when is_function(function) ->
+          {Keyword.put(plain, :retry_backoff_ms, :function), [retry_backoff: function] ++ functions}
 
-      _numbers_or_not_given ->
-        {plain, nil}
-    end
+        {:processing_batch_size, {_acc, _function} = batch} ->
+          {Keyword.put(plain, :processing_batch_size, :function), [batch: batch] ++ functions}
+
+        _plain ->
+          {plain, functions}
+      end
+    end)
   end
 
   @doc """
@@ -170,10 +178,10 @@ defmodule PartitionedBuffer.Options do
   end
 
   @doc """
-  The options with checked changes, and the new function `:retry_backoff_ms`, nil without one.
-  Raises if a change does not fit the start options.
+  The options with checked changes, and the changed fields of `Functions`. Raises if a change does
+  not fit the start options.
   """
-  @spec update!(t(), keyword()) :: {t(), (pos_integer() -> any()) | nil}
+  @spec update!(t(), keyword()) :: {t(), keyword()}
   def update!(%Options{name: name} = options, changes) do
     if Keyword.has_key?(changes, :max_attempts) and not outcomes?(options) do
       raise!(
@@ -184,8 +192,8 @@ defmodule PartitionedBuffer.Options do
     end
 
     if changes[:processing_batch_size] == :table and outcomes?(options), do: table_excluded!(name)
-    {plain, backoff} = split_backoff(changes)
-    {struct!(options, plain), backoff}
+    {plain, functions} = split_functions(changes)
+    {struct!(options, plain), functions}
   end
 
   defp consistent!(given) do
@@ -199,6 +207,15 @@ defmodule PartitionedBuffer.Options do
 
     if given[:processing_batch_size] == :table and given[:max_attempts] != nil,
       do: table_excluded!(given[:name])
+
+    if given[:order] != nil and given[:module].__kind__() != :queue do
+      raise!(
+        :order,
+        given[:order],
+        "option :order of #{buffer(given[:name])} is one of PartitionedBuffer.Queue only: " <>
+          "a #{given[:module].__kind__()} has no order"
+      )
+    end
 
     given
   end
@@ -332,7 +349,9 @@ defmodule PartitionedBuffer.Options do
   defp valid?(key, ms) when key in [:processing_timeout_ms, :drain_timeout_ms],
     do: is_integer(ms) and ms in 0..@max_ms
 
+  defp valid?(:order, order), do: order in [:strict, :none]
   defp valid?(:processing_batch_size, :table), do: true
+  defp valid?(:processing_batch_size, {_acc, function}), do: is_function(function, 2)
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
 
   defp valid?(key, :infinity) when key in [:processing_threshold, :max_size], do: true
@@ -366,7 +385,10 @@ defmodule PartitionedBuffer.Options do
   defp expected(key) when key in [:processing_timeout_ms, :drain_timeout_ms],
     do: "a non-negative integer up to #{@max_ms} (milliseconds) or :infinity"
 
-  defp expected(:processing_batch_size), do: "a positive integer or :table"
+  defp expected(:order), do: ":strict or :none"
+
+  defp expected(:processing_batch_size),
+    do: "a positive integer, :table, or {acc, function} with a function of arity 2"
 
   defp expected(key) when key in [:processing_threshold, :max_size],
     do: "a positive integer up to #{@max_count} or :infinity"

@@ -52,8 +52,10 @@ defmodule PartitionedBuffer.OptionsTest do
             {:processing_jitter_ms, 4_294_967_296, "non-negative integer up to 4294967295"},
             {:processing_timeout_ms, -1, "non-negative integer"},
             {:processing_timeout_ms, 4_294_967_296, "non-negative integer up to 4294967295"},
-            {:processing_batch_size, 0, "positive integer or :table"},
-            {:processing_batch_size, :all, "positive integer or :table"}
+            {:processing_batch_size, 0, "positive integer, :table, or {acc, function}"},
+            {:processing_batch_size, :all, "positive integer, :table, or {acc, function}"},
+            {:processing_batch_size, {0, fn _entry -> :ok end}, "function of arity 2"},
+            {:order, :newest, ":strict or :none"}
           ] do
         name = unique_name()
         error = assert_raise ArgumentError, fn -> start([{:name, name}, {key, value}]) end
@@ -74,6 +76,38 @@ defmodule PartitionedBuffer.OptionsTest do
       assert options.processing_jitter_ms == 0
       assert options.processing_timeout_ms == 60_000
       assert options.processing_batch_size == 10
+    end
+
+    test "takes :order for a queue, and raises for other kinds" do
+      for {opts, order} <- [{[], :strict}, {[order: :strict], :strict}, {[order: :none], :none}] do
+        name = start_buffer([module: PartitionedBuffer.Queue] ++ opts)
+        assert options(name).order == order
+      end
+
+      for module <- [PartitionedBuffer.Map, PartitionedBuffer.Counter] do
+        options = buffer_options(order: :strict)
+
+        assert_raise ArgumentError, ~r/:order.*PartitionedBuffer.Queue only/, fn ->
+          module.start_link(options)
+        end
+      end
+    end
+
+    test "takes a function as batch size, with outcomes and without" do
+      batch = {0, fn _entry, acc -> {:cont, acc} end}
+
+      for opts <- [[], [max_attempts: 2]], module <- [PartitionedBuffer.Map, PartitionedBuffer.Queue] do
+        name = start_buffer([module: module, processing_batch_size: batch] ++ opts)
+        assert options(name).processing_batch_size == :function
+        assert PartitionedBuffer.Ref.functions(ref(name)).batch == batch
+      end
+    end
+
+    test "gives a batch that a function ends 10,000 entries at most" do
+      name = start_buffer(partitions: 1, processing_batch_size: {0, fn _entry, acc -> {:cont, acc} end})
+      Buffer.put_all(name, for(n <- 1..10_001, do: {n, n}))
+      flush(name)
+      assert Enum.map(received_batches(), &length/1) == [10_000, 1]
     end
 
     test "takes the first of repeated options, as update_options/2 does" do
@@ -131,6 +165,22 @@ defmodule PartitionedBuffer.OptionsTest do
       end
 
       assert options(name) == before
+    end
+
+    test "changes the functions among the options, and keeps the others" do
+      name = start_buffer(max_attempts: 2)
+      {backoff, batch} = {fn _failures -> 7 end, {[], fn _entry, acc -> {:emit, acc} end}}
+      assert Buffer.update_options(name, retry_backoff_ms: backoff) == :ok
+      assert Buffer.update_options(name, processing_batch_size: batch) == :ok
+      assert %{retry_backoff_ms: :function, processing_batch_size: :function} = options(name)
+      assert %{retry_backoff: ^backoff, batch: ^batch} = PartitionedBuffer.Ref.functions(ref(name))
+      assert Buffer.update_options(name, processing_batch_size: 5) == :ok
+      assert options(name).processing_batch_size == 5
+    end
+
+    test "does not change :order" do
+      name = start_buffer(module: PartitionedBuffer.Queue)
+      assert_raise ArgumentError, ~r/:order/, fn -> Buffer.update_options(name, order: :none) end
     end
 
     test "loses no change of callers at the same time" do

@@ -34,8 +34,8 @@ defmodule PartitionedBuffer.Buffer.Settings do
   end
 
   defp change!(run, buffer, changes, version, options) do
-    {options, backoff} = Options.update!(options, changes)
-    put_backoff(run, backoff)
+    {options, functions} = Options.update!(options, changes)
+    put_functions(run, functions)
 
     case Native.put_options(run, version, options) do
       :ok -> options
@@ -44,15 +44,12 @@ defmodule PartitionedBuffer.Buffer.Settings do
     end
   end
 
-  defp put_backoff(_run, nil), do: :ok
+  defp put_functions(_run, []), do: :ok
 
-  defp put_backoff(run, backoff) do
+  defp put_functions(run, changes) do
     case with(:large <- Native.functions(run), do: Native.functions_large(run)) do
-      %Options.Functions{} = functions ->
-        Native.put_functions(run, %Options.Functions{functions | retry_backoff: backoff})
-
-      :not_running ->
-        :not_running
+      %Options.Functions{} = functions -> Native.put_functions(run, struct!(functions, changes))
+      :not_running -> :not_running
     end
   end
 end

@@ -8,6 +8,9 @@ defmodule PartitionedBuffer.Processing.Batch do
   # More entries than a flush can have.
   @max_size 4_294_967_296
 
+  # The most entries of a batch that a function of the user ends.
+  @max_size_of_function 10_000
+
   @enforce_keys [:entries, :count]
   defstruct @enforce_keys
 
@@ -19,10 +22,13 @@ defmodule PartitionedBuffer.Processing.Batch do
   """
   @spec read(Job.t(), superseded? :: boolean()) :: t()
   def read(%Job{flush: flush, options: options}, superseded?) do
-    size = min(options.processing_batch_size, @max_size)
+    size = max_size(options.processing_batch_size)
     {entries, count} = read(flush, 0, size, superseded?)
     %__MODULE__{entries: entries, count: count}
   end
+
+  defp max_size(:function), do: @max_size_of_function
+  defp max_size(size), do: min(size, @max_size)
 
   # One call of the NIF may read fewer than `size` entries, even none, when its time is up.
   defp read(flush, length, size, superseded?) do
