@@ -73,13 +73,21 @@ defmodule PartitionedBuffer.Native do
   Entries that a buffer of the same name and another kind left stay there for the next buffer of
   that kind. With outcomes, `get`, `put_new`, `put_newer` and `delete` also see entries in flight.
   With a `max_size` the buffer holds no more entries than that, waiting and in flight, unless it has
-  more already. No partition pauses; their failures in a row go on. With another partition count
+  more already. Failed items of a `strict?` queue stay before all others. No partition pauses; their
+  failures in a row and the limits of their batches go on. With another partition count
   than the last run, each entry waits in the partition that its key or item chooses now, and
   failures in a row start at 0.
   """
-  @spec open(atom(), kind(), non_neg_integer(), outcomes? :: boolean(), max_size :: limit()) ::
+  @spec open(
+          atom(),
+          kind(),
+          non_neg_integer(),
+          outcomes? :: boolean(),
+          strict? :: boolean(),
+          max_size :: limit()
+        ) ::
           run() | :not_running
-  def open(_buffer, _kind, _partition_count, _outcomes, _max_size), do: not_loaded()
+  def open(_buffer, _kind, _partition_count, _outcomes, _strict, _max_size), do: not_loaded()
 
   @doc "The present run of a buffer."
   @spec run(atom()) :: run() | :not_running
@@ -204,13 +212,14 @@ defmodule PartitionedBuffer.Native do
   The numbers of a partition: waiting, in flight, retrying, and the bytes of all; the age of the
   oldest entry in milliseconds; written, coalesced, stale and deleted; superseded, processed, failed
   and given up; whether it refuses writes, whether its task is alive, the failures in a row and for
-  how many milliseconds it has been failing, the rest of the pause, and the time of the next tick.
+  how many milliseconds it has been failing, the rest of the pause, the time of the next tick, and
+  how many entries the next batch may have, nil without a limit.
   """
   @spec info(run(), partition()) ::
           {{count, count, count, bytes :: count}, count | nil, {count, count, count, count},
            {count, count, count, count},
            {boolean(), boolean(), failures :: count, failing_ms :: count, pause_ms :: count | nil,
-            next :: integer() | nil}}
+            next :: integer() | nil, limit :: count | nil}}
           | :not_running
         when count: non_neg_integer()
   def info(_run, _partition), do: not_loaded()
@@ -224,6 +233,13 @@ defmodule PartitionedBuffer.Native do
           {failures :: count, failing_ms :: count, pause_ms :: count | nil, failed :: count} | :not_running
         when count: non_neg_integer()
   def learned(_run, _partition), do: not_loaded()
+
+  @doc """
+  How many single entries failed since the last success, and whether the failure of another one
+  begins a pause.
+  """
+  @spec alone(run(), partition()) :: {non_neg_integer(), boolean()} | :not_running
+  def alone(_run, _partition), do: not_loaded()
 
   @doc "Begins a pause, which counts as a failure in a row if it is `counted`."
   @spec pause(run(), partition(), non_neg_integer(), counted :: boolean()) :: :ok | :not_running
@@ -400,14 +416,36 @@ defmodule PartitionedBuffer.Native do
   @spec lease(flush()) :: boolean()
   def lease(_flush), do: not_loaded()
 
-  @doc "Ends a batch that is leased or given up: none of its entries is in flight then."
-  @spec succeed(flush()) :: :ok
+  @doc """
+  Ends a leased batch: the processor succeeded. Of a batch that is given up it ends the entries that
+  `batch/1` returned. Returns how many entries the batch still has.
+  """
+  @spec succeed(flush()) :: non_neg_integer()
   def succeed(_flush), do: not_loaded()
+
+  @doc """
+  Takes a leased batch back, to be read again in smaller batches: the processor failed with all of
+  it. Returns its length, and how many entries the next batch may have; nil without a leased batch.
+  """
+  @spec split(flush()) :: {pos_integer(), pos_integer()} | nil
+  def split(_flush), do: not_loaded()
+
+  @doc "Shortens the batch that this process has read to its first entries."
+  @spec shorten(flush(), non_neg_integer()) :: :ok
+  def shorten(_flush, _length), do: not_loaded()
+
+  @doc """
+  Leases all entries of a flush, if each has failed, and if others wait, so that `give_back/5` lets
+  both wait together. Returns whether it did.
+  """
+  @spec lease_failed(flush()) :: boolean()
+  def lease_failed(_flush), do: not_loaded()
 
   @doc """
   Ends a leased batch with failed entries: those with these numbers, from 0 on and in ascending
   order, or all. They are retried, unless they failed `max_attempts` times, with this one if it is
-  `counted?`. Exhausted entries are the batch until `succeed/1`.
+  `counted?`. An entry with the number `-1 - number` is cancelled. Exhausted and cancelled entries
+  are the batch until `succeed/1`.
 
   Does as much as its time allows, and returns how many entries it let be retried, how many are
   superseded or deleted, and how many are given up. While there is `:more`, the caller calls again
@@ -417,21 +455,28 @@ defmodule PartitionedBuffer.Native do
   """
   @spec give_back(
           flush(),
-          [non_neg_integer()] | :all,
+          [integer()] | :all,
           counted? :: boolean(),
           non_neg_integer() | :infinity,
           pause :: non_neg_integer() | nil
-        ) :: {:done, counts()} | {:more, [non_neg_integer()] | :all, counts()}
+        ) :: {:done, counts()} | {:more, [integer()] | :all, counts()}
   def give_back(_flush, _failed, _counted, _max_attempts, _pause), do: not_loaded()
 
   @doc """
   Makes the batch of a dead process the caller's. Returns its number of entries, and whether it is
   leased, given up, or with `:dead_letter`; nil without a batch.
-  """
-  @spec inherit(flush()) :: {:leased | :given_up | :buried, pos_integer()} | nil
-  def inherit(_flush), do: not_loaded()
 
-  @doc "The entries of the present batch."
+  If that process died for the size of its batch, perhaps, a batch that it had read counts as leased,
+  and `batch/1` returns fewer entries of a batch that is given up.
+  """
+  @spec inherit(flush(), death :: :killed | :timeout | nil) ::
+          {:leased | :given_up | :buried, pos_integer()} | nil
+  def inherit(_flush, _death), do: not_loaded()
+
+  @doc """
+  The entries of the present batch; of a batch that is given up, those that `:dead_letter` gets
+  together.
+  """
   @spec batch(flush()) :: [entry()]
   def batch(_flush), do: not_loaded()
 

@@ -54,7 +54,9 @@ defmodule PartitionedBuffer.Telemetry do
   end
 
   defp outcome_metadata(:ok), do: %{outcome: :ok, reason: nil}
-  defp outcome_metadata({:snooze, _ms}), do: %{outcome: :snooze, reason: nil}
+  defp outcome_metadata({:snooze, _ms, _scope}), do: %{outcome: :snooze, reason: nil}
+  # Some entries succeeded.
+  defp outcome_metadata({:error, reason, [_ | _]}), do: %{outcome: :error, reason: reason}
   defp outcome_metadata({outcome, reason, _numbers}), do: %{outcome: outcome, reason: reason}
 
   @doc """
@@ -64,6 +66,15 @@ defmodule PartitionedBuffer.Telemetry do
   def processing_failed(%Ref{} = ref, reason, count) do
     metadata = ref |> Ref.metadata() |> Map.put(:reason, reason)
     execute([:processing_failed], %{system_time: System.system_time(), count: count}, metadata)
+  end
+
+  @doc """
+  Emits the event `split`.
+  """
+  @spec split(Ref.t(), map()) :: :ok
+  def split(%Ref{} = ref, event) do
+    {measurements, metadata} = Map.split(event, [:count, :limit])
+    execute([:split], measurements, Map.merge(Ref.metadata(ref), metadata))
   end
 
   @doc """

@@ -22,11 +22,11 @@ defmodule PartitionedBuffer.NativeCase do
   """
   def opened(max_size \\ :infinity) do
     buffer = unique_name()
-    Native.open(queue(buffer), :queue, 1, false, max_size)
+    Native.open(queue(buffer), :queue, 1, false, true, max_size)
     Native.push_all(queue(buffer), {:next, nil}, [:first, :second], true)
-    Native.open(counter(buffer), :counter, 1, false, max_size)
+    Native.open(counter(buffer), :counter, 1, false, true, max_size)
     Native.add(counter(buffer), nil, :key, 7)
-    Native.open(buffer, :map, 1, false, max_size)
+    Native.open(buffer, :map, 1, false, true, max_size)
     Native.put_options(run(buffer), 0, :options)
     Native.put_functions(run(buffer), :functions)
     Native.put_error(run(buffer), :error)
@@ -89,7 +89,7 @@ defmodule PartitionedBuffer.NativeCase do
 
     owner =
       spawn(fn ->
-        send(test, {:opened, self(), Native.open(name, kind, partition_count, outcomes?, :infinity)})
+        send(test, {:opened, self(), Native.open(name, kind, partition_count, outcomes?, true, :infinity)})
         receive(do: (:never -> :ok))
       end)
 

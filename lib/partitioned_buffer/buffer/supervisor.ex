@@ -111,7 +111,8 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   def init({%Options{name: buffer, partitions: count} = options, functions}) do
     Native.hold()
     end_former_run(buffer, options)
-    run = Native.open(buffer, options.kind, count, Options.outcomes?(options), options.max_size)
+    {outcomes?, strict?} = {Options.outcomes?(options), options.order == :strict}
+    run = Native.open(buffer, options.kind, count, outcomes?, strict?, options.max_size)
     Native.put_functions(run, functions)
     Native.put_options(run, 0, options)
     partitions = for number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number)

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Observe.Info do
   # Reads the numbers of a buffer, all of which are native: it calls no process of the buffer.
 
   alias PartitionedBuffer.Buffer.Lookup
-  alias PartitionedBuffer.{Native, Routing, Telemetry}
+  alias PartitionedBuffer.{Native, Options, Routing, Telemetry}
 
   @totals [
     :written,
@@ -49,9 +49,13 @@ defmodule PartitionedBuffer.Observe.Info do
       waiting_writers: waiting_writers,
       last_error: last_error,
       totals: @totals |> Enum.zip(totals ++ [refused, dropped]) |> Map.new(),
-      partitions: partitions
+      partitions: for(partition <- partitions, do: %{partition | limit: limit(partition.limit, options)})
     }
   end
+
+  # How many entries the next batch may have; nil without a limit.
+  defp limit(limit, %Options{processing_batch_size: size}) when is_integer(size), do: min(limit, size)
+  defp limit(limit, %Options{}), do: limit
 
   defp bound(buffer) do
     with :not_running <- Native.bound(buffer), do: Routing.not_running!(buffer)
@@ -62,13 +66,14 @@ defmodule PartitionedBuffer.Observe.Info do
   defp partition(buffer, {_number, :not_running}), do: Routing.not_running!(buffer)
 
   defp partition(buffer, {number, {{size, in_flight, retrying, bytes}, oldest_ms, writes, ended, now}}) do
-    {state, failures, next_ms} = state(now)
+    {state, failures, next_ms, limit} = state(now)
 
     {%{
        name: Routing.partition_name(buffer, number),
        size: size,
        in_flight: in_flight,
        state: state,
+       limit: limit,
        failures: failures,
        next_ms: next_ms
      },
@@ -81,12 +86,12 @@ defmodule PartitionedBuffer.Observe.Info do
   end
 
   # The next call of the processor is at the end of a pause, or else at the next tick.
-  defp state({closed?, task?, failures, _failing_ms, pause_ms, next}) do
+  defp state({closed?, task?, failures, _failing_ms, pause_ms, next, limit}) do
     cond do
-      closed? -> {:closed, failures, nil}
-      task? -> {:processing, failures, left(next)}
-      pause_ms != nil -> {:paused, failures, pause_ms}
-      true -> {:idle, failures, left(next)}
+      closed? -> {:closed, failures, nil, limit}
+      task? -> {:processing, failures, left(next), limit}
+      pause_ms != nil -> {:paused, failures, pause_ms, limit}
+      true -> {:idle, failures, left(next), limit}
     end
   end
 

@@ -3,29 +3,46 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   # Processes a flush of a buffer with `:max_attempts`: leases each batch, calls the processor with
   # it, and settles it by its outcome. A pause ends the task.
   #
+  # A batch of several entries that failed as a whole is split: its entries are read again at once,
+  # in smaller batches. So only a single entry fails for good. Native code decides how many entries
+  # the next batch may have, and whether the failure of a single entry begins a pause.
+  #
   # A dead process settles nothing, so each task begins with the leftover batch of the last task:
   # the processor failed with it. If the last task died before it called `:dead_letter`, this task
   # calls it. If the last task died in that call, this task calls it again only if the partition did
-  # not see that death: its process died as well.
+  # not see that death, since its process died as well, or if fewer entries may help.
 
   require Logger
 
   alias PartitionedBuffer.{Native, Options, Ref, Telemetry}
   alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Outcome}
 
+  # The shortest and the longest pause, in milliseconds, that a processor can ask for.
+  @shortest_ms 1_000
+  @longest_ms 86_400_000
+
   @doc """
-  Calls the processor with each batch, until the end of the flush or a pause.
+  Calls the processor with each batch, until the end of the flush or a pause. A job with a reason only
+  settles the leftover batch.
   """
   @spec run(Job.t()) :: Job.t()
   def run(%Job{} = job) do
     # Only an earlier task leaves a batch behind.
-    left = if job.resumed?, do: Native.inherit(job.flush)
+    left = if job.resumed?, do: Native.inherit(job.flush, Job.death(job))
 
     case settle_left(job, left) do
-      {:go_on, job} -> deliver(job)
-      {:pause, job} -> job
+      {:go_on, %Job{reason: nil} = job} -> job |> wait_together() |> deliver()
+      {_go_on_or_pause, job} -> job
     end
   end
+
+  # New entries do not wait for failed ones: if only those are left of a flush, they join the others.
+  defp wait_together(%Job{resumed?: true} = job) do
+    if Native.lease_failed(job.flush), do: Batch.give_back(job.flush, :all, false, :infinity, nil)
+    job
+  end
+
+  defp wait_together(job), do: job
 
   # The life of a batch: it is read and leased, the processor is called, and the outcome settles it.
   defp deliver(%Job{} = job) do
@@ -49,6 +66,9 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     end
   end
 
+  # The function `:processing_batch_size` failed with the entry.
+  defp call(_job, %Batch{failure: failure}) when failure != nil, do: failure
+
   defp call(job, %Batch{entries: entries, count: count}) do
     Telemetry.batch(job.ref, count, Native.attempts(job.flush) + 1, fn ->
       job.functions.processor
@@ -56,9 +76,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
       |> Outcome.new(job.options.kind, entries)
     end)
   catch
-    kind, reason ->
-      Failure.log_exception(job.ref, "processor", kind, reason, __STACKTRACE__)
-      {:error, Outcome.reason(kind, reason), :all}
+    kind, reason -> {:raised, kind, reason, __STACKTRACE__}
   end
 
   ## Outcomes
@@ -68,21 +86,27 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {:go_on, Job.delivered(job, batch.count)}
   end
 
-  defp settle(job, _batch, {:error, reason, :all}), do: fail(job, reason, :all, 0)
-
-  defp settle(job, batch, {:error, reason, failed}) do
-    succeeded = batch.count - length(failed)
-
-    if job.options.kind == :queue,
-      do: fail(job, reason, failed, succeeded),
-      else: retry(job, reason, failed, succeeded)
+  defp settle(job, %Batch{count: 1}, {:raised, kind, reason, stacktrace}) do
+    Failure.log_exception(job.ref, "processor", kind, reason, stacktrace)
+    fail(job, Outcome.reason(kind, reason), :all, 0)
   end
 
-  defp settle(job, _batch, {:snooze, ms}) do
+  defp settle(job, _batch, {:raised, kind, reason, _stacktrace}),
+    do: split(job, Outcome.reason(kind, reason))
+
+  defp settle(job, %Batch{count: 1}, {:error, reason, :all}), do: fail(job, reason, :all, 0)
+  defp settle(job, _batch, {:error, reason, :all}), do: split(job, reason)
+
+  defp settle(job, batch, {outcome, reason, numbers}) when outcome in [:error, :partial],
+    do: fail(job, reason, numbers, batch.count - length(numbers))
+
+  defp settle(job, _batch, {:snooze, ms, scope}) do
+    ms = snooze_ms(job, ms)
     # A stop does not wait that long.
     pause_ms = if job.trigger == :stop, do: min(ms, Backoff.pause(job, 0)), else: ms
     {retried, superseded, 0} = Batch.give_back(job.flush, :all, false, :infinity, pause_ms)
-    report_retry(job, :snooze, {retried, superseded}, ms, Backoff.failures(job))
+    if scope == :buffer, do: Native.pause_all(job.ref.run, pause_ms)
+    report_retry(job, :snooze, {retried, superseded}, pause_ms, Backoff.failures(job))
     {:pause, job}
   end
 
@@ -93,34 +117,52 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {:go_on, Job.delivered(job, succeeded)}
   end
 
-  # The partition pauses.
-  defp fail(job, reason, failed, succeeded) do
-    failures = if succeeded > 0, do: 0, else: Backoff.failures(job)
-    pause_ms = Backoff.pause(job, failures)
-    give_back(job, reason, failed, pause_ms, failures + 1)
-    {:pause, Job.delivered(job, succeeded)}
+  # A smaller batch may succeed, so the task goes on, without a pause and without an attempt.
+  defp split(job, reason) do
+    with {count, limit} <- Native.split(job.flush) do
+      Failure.keep(job.ref, reason)
+      Telemetry.split(job.ref, %{count: count, limit: limit, reason: reason})
+    end
+
+    {:go_on, %Job{job | resumed?: true}}
   end
 
-  # The sink took other entries of the batch, so the task goes on.
-  defp retry(job, reason, failed, succeeded) do
-    give_back(job, reason, failed, nil, Backoff.failures(job))
-    {:go_on, Job.delivered(job, succeeded)}
+  # Entries failed by themselves.
+  defp fail(job, reason, failed, succeeded) do
+    failures = if succeeded > 0, do: 0, else: Backoff.failures(job)
+    pause_ms = if pauses?(job, succeeded), do: Backoff.pause(job, failures)
+    give_back(job, reason, failed, pause_ms, failures)
+    job = Job.failed(Job.delivered(job, succeeded), reason)
+    if pause_ms, do: {:pause, job}, else: {:go_on, job}
+  end
+
+  # A failed item of a strict queue holds up all others. Otherwise the sink is tried with another
+  # entry, if there is one.
+  defp pauses?(%Job{options: %Options{kind: :queue, order: :strict}}, _succeeded), do: true
+  defp pauses?(_job, succeeded) when succeeded > 0, do: false
+
+  defp pauses?(%Job{ref: ref, flush: flush} = job, 0) do
+    {_calls, called_with, left, _called_at} = Native.seen(flush)
+    {_alone, exhausted?} = Native.alone(ref.run, ref.number)
+    exhausted? or (left == called_with and not job.rest?)
   end
 
   defp give_back(job, reason, failed, pause_ms, failures) do
     max_attempts = Options.native_attempts(job.options)
-
     {retried, superseded, given_up} = Batch.give_back(job.flush, failed, true, max_attempts, pause_ms)
-
-    Logger.warning(
-      "#{Ref.describe(job.ref)}: processor failed (#{Outcome.describe(reason)}); " <>
-        "retrying #{retried} entries" <> if(pause_ms, do: " in #{pause_ms} ms", else: " with the next flush"),
-      Ref.log_metadata(job.ref)
-    )
-
+    if pause_ms, do: log_pause(job, reason, retried, pause_ms)
     Failure.report(job.ref, reason, retried)
+    failures = if pause_ms, do: failures + 1, else: failures
     report_retry(job, reason, {retried, superseded}, pause_ms || 0, failures)
     if given_up > 0, do: DeadLetter.bury(job, reason)
+  end
+
+  defp log_pause(job, reason, count, pause_ms) do
+    Logger.warning(
+      "#{Ref.describe(job.ref)}: processor failed (#{Outcome.describe(reason)}); " <>
+        "retrying #{count} entries in #{pause_ms} ms",
+      Ref.log_metadata(job.ref)
+    )
   end
 
   defp report_retry(job, reason, {retried, superseded}, delay, failures) do
@@ -133,15 +175,45 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     })
   end
 
-  # Failed entries wait for the next flush. A stop, or a partition without ticks, retries them after
-  # a pause.
+  # The shortest pause of the options, or a day, in the place of a number beyond.
+  defp snooze_ms(job, ms) do
+    shortest =
+      case job.options.retry_backoff_ms do
+        {min, _max} -> min
+        :function -> @shortest_ms
+      end
+
+    ms |> max(shortest) |> min(@longest_ms) |> ceil()
+  end
+
+  # Failed entries wait for the next flush, which begins at once after a rest. Otherwise the
+  # partition pauses if single entries failed last and the others were replaced or deleted, and
+  # before a flush that no tick begins.
+  defp finish(%Job{rest?: true} = job), do: job
+
   defp finish(%Job{ref: ref, options: options} = job) do
-    with true <- job.trigger == :stop or options.processing_interval_ms == :infinity,
-         {failures, _failing_ms, _pause_ms, failed} when failed > 0 <- Native.learned(ref.run, ref.number) do
-      Native.pause(ref.run, ref.number, Backoff.pause(job, failures), true)
+    with {failures, _failing_ms, _pause_ms, failed} <- Native.learned(ref.run, ref.number),
+         {alone, _exhausted?} <- Native.alone(ref.run, ref.number),
+         untimed? = job.trigger == :stop or options.processing_interval_ms == :infinity,
+         true <- failed > 0 and (alone > 0 or untimed?) do
+      pause_ms = Backoff.pause(job, failures)
+      Native.pause(ref.run, ref.number, pause_ms, true)
+      log_pause(job, job.failure, failed, pause_ms)
+    else
+      _goes_on -> log_failed(job)
     end
 
     job
+  end
+
+  defp log_failed(%Job{failed?: false}), do: :ok
+
+  defp log_failed(job) do
+    Logger.warning(
+      "#{Ref.describe(job.ref)}: processor failed with some entries, last with " <>
+        "#{Outcome.describe(job.failure)}; they are retried with the next flush",
+      Ref.log_metadata(job.ref)
+    )
   end
 
   ## A batch that a dead task left
@@ -153,7 +225,15 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {:pause, job}
   end
 
-  defp settle_left(job, {:leased, _count}), do: fail(job, job.reason || :killed, :all, 0)
+  defp settle_left(job, {:leased, 1}), do: fail(job, job.reason || :killed, :all, 0)
+
+  defp settle_left(job, {:leased, _count}) do
+    {:go_on, job} = split(job, job.reason || :killed)
+    # The last task died while it gave the batch back.
+    if Native.inherit(job.flush, nil) != nil, do: DeadLetter.bury(job, job.reason || :killed)
+    # A smaller batch may take as long.
+    if job.reason == :timeout, do: settle_left(job, nil), else: {:go_on, job}
+  end
 
   defp settle_left(%Job{reason: nil} = job, {given_up, _count}) when given_up in [:given_up, :buried] do
     DeadLetter.bury(job, :killed)

@@ -23,7 +23,7 @@ defmodule PartitionedBuffer.Processing.AtMostOnce do
   """
   @spec settle_left(Job.t()) :: :ok
   def settle_left(%Job{flush: flush} = job) do
-    case Native.inherit(flush) do
+    case Native.inherit(flush, nil) do
       nil ->
         :ok
 
@@ -49,6 +49,10 @@ defmodule PartitionedBuffer.Processing.AtMostOnce do
       true -> deliver(job)
     end
   end
+
+  # The function `:processing_batch_size` failed with the entry, which is lost.
+  defp call(_job, %Batch{failure: {:raised, kind, reason, stacktrace}}),
+    do: :erlang.raise(kind, reason, stacktrace)
 
   defp call(job, %Batch{entries: entries, count: count}) do
     Job.call(job.functions.processor, [entries])

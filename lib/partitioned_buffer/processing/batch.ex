@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Processing.Batch do
   @moduledoc false
   # A batch: the entries of one call of the processor.
 
-  alias PartitionedBuffer.Native
+  alias PartitionedBuffer.{Native, Options}
   alias PartitionedBuffer.Processing.Job
 
   # More entries than a flush can have.
@@ -11,24 +11,78 @@ defmodule PartitionedBuffer.Processing.Batch do
   # The most entries of a batch that a function of the user ends.
   @max_size_of_function 10_000
 
-  @enforce_keys [:entries, :count]
-  defstruct @enforce_keys
+  @bad_result "the function :processing_batch_size must return {:cont, acc} or {:emit, acc}"
 
-  @type t() :: %__MODULE__{entries: list(), count: non_neg_integer()}
+  # The entries that are read for the function at first. The function often ends the batch before,
+  # and the others are read again for the next one.
+  @first 32
+
+  @enforce_keys [:entries, :count]
+  defstruct @enforce_keys ++ [:failure]
+
+  @typedoc """
+  With a `failure` the function `:processing_batch_size` failed with the only entry.
+  """
+  @type t() :: %__MODULE__{
+          entries: list(),
+          count: non_neg_integer(),
+          failure: {:raised, :error | :exit | :throw, any(), Exception.stacktrace()} | nil
+        }
 
   @doc """
   Reads the next batch. It has no entries at the end of the flush. With `superseded?` it leaves out
   entries for whose keys newer ones wait.
   """
   @spec read(Job.t(), superseded? :: boolean()) :: t()
+  def read(%Job{options: %Options{processing_batch_size: :function}} = job, superseded?),
+    do: read_for(job.functions.batch, job.flush, superseded?, {[], 0, @first})
+
   def read(%Job{flush: flush, options: options}, superseded?) do
-    size = max_size(options.processing_batch_size)
-    {entries, count} = read(flush, 0, size, superseded?)
+    {entries, count} = read(flush, 0, min(options.processing_batch_size, @max_size), superseded?)
     %__MODULE__{entries: entries, count: count}
   end
 
-  defp max_size(:function), do: @max_size_of_function
-  defp max_size(size), do: min(size, @max_size)
+  # `before` has the entries of the batch so far, in reverse order.
+  defp read_for({acc, function}, flush, superseded?, {before, count, size}) do
+    {entries, total} = read(flush, count, size, superseded?)
+
+    case take(entries, acc, function, before, count) do
+      {:cont, _acc, taken} when total == count or size == @max_size_of_function ->
+        %__MODULE__{entries: Enum.reverse(taken), count: total}
+
+      {:cont, acc, taken} ->
+        read_for({acc, function}, flush, superseded?, {taken, total, min(2 * size, @max_size_of_function)})
+
+      {:emit, taken, count} ->
+        Native.shorten(flush, count)
+        %__MODULE__{entries: Enum.reverse(taken), count: count}
+
+      {:failed, entry, failure} ->
+        Native.shorten(flush, 1)
+        %__MODULE__{entries: [entry], count: 1, failure: failure}
+    end
+  end
+
+  defp take([], acc, _function, taken, _count), do: {:cont, acc, taken}
+
+  defp take([entry | entries], acc, function, taken, count) do
+    case call(function, entry, acc) do
+      {:cont, acc} -> take(entries, acc, function, [entry | taken], count + 1)
+      {:emit, _acc} -> {:emit, [entry | taken], count + 1}
+      {:raised, _kind, _reason, _stacktrace} = failure when count == 0 -> {:failed, entry, failure}
+      # The entry is the first one of the next batch.
+      {:raised, _kind, _reason, _stacktrace} -> {:emit, taken, count}
+    end
+  end
+
+  defp call(function, entry, acc) do
+    case function.(entry, acc) do
+      {next, _acc} = result when next in [:cont, :emit] -> result
+      _other -> {:raised, :error, %ArgumentError{message: @bad_result}, []}
+    end
+  catch
+    kind, reason -> {:raised, kind, reason, __STACKTRACE__}
+  end
 
   # One call of the NIF may read fewer than `size` entries, even none, when its time is up.
   defp read(flush, length, size, superseded?) do
@@ -43,7 +97,8 @@ defmodule PartitionedBuffer.Processing.Batch do
   end
 
   @doc """
-  Ends a leased batch with failed entries, given by their numbers. Returns how many entries will be
+  Ends a leased batch with failed entries, given by their numbers. A cancelled entry has the number
+  `-1 - number`. Returns how many entries will be
   retried, how many are superseded or deleted, and how many are given up. The entries given up
   become the batch.
 
@@ -52,7 +107,7 @@ defmodule PartitionedBuffer.Processing.Batch do
   """
   @spec give_back(
           Native.flush(),
-          [non_neg_integer()] | :all,
+          [integer()] | :all,
           boolean(),
           non_neg_integer() | :infinity,
           non_neg_integer() | nil

@@ -8,7 +8,8 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   alias PartitionedBuffer.Processing.{Batch, Failure, Job, Outcome}
 
   @doc """
-  Passes the abandoned batch to `:dead_letter`, and ends it.
+  Passes the abandoned batch to `:dead_letter`, and ends it: all together, or in parts if a process
+  died of its size.
   """
   @spec bury(Job.t(), any()) :: :ok
   def bury(%Job{flush: flush} = job, reason) do
@@ -28,7 +29,21 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   """
   @spec bury_all(Job.t(), any()) :: :ok
   def bury_all(%Job{flush: flush} = job, reason) do
-    if Native.inherit(flush) == nil, do: bury_rest(job, reason), else: bury_batch(job, reason)
+    case Native.inherit(flush, Job.death(job)) do
+      nil ->
+        bury_rest(job, reason)
+
+      {:leased, count} when count > 1 and job.reason != nil ->
+        Native.split(flush)
+        bury_rest(job, reason)
+
+      {:buried, count} when job.reason != nil ->
+        abandon(job, count, reason)
+        bury_rest(job, reason)
+
+      _batch ->
+        bury_batch(job, reason)
+    end
   end
 
   defp bury_rest(job, reason) do
@@ -62,7 +77,8 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
       )
     end
 
-    Native.succeed(job.flush)
+    left = Native.succeed(job.flush)
     Telemetry.dead_letter(job.ref, %{count: count, reason: reason, handled: handled?})
+    if left > 0, do: bury(job, reason), else: :ok
   end
 end

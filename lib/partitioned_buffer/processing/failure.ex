@@ -12,10 +12,19 @@ defmodule PartitionedBuffer.Processing.Failure do
   will be retried.
   """
   @spec report(Ref.t(), any(), non_neg_integer()) :: :ok
-  def report(%Ref{run: run, name: name} = ref, reason, count) do
+  def report(%Ref{} = ref, reason, count) do
+    keep(ref, reason)
+    Telemetry.processing_failed(ref, reason, count)
+  end
+
+  @doc """
+  Keeps a failure for `info/1`.
+  """
+  @spec keep(Ref.t(), any()) :: :ok
+  def keep(%Ref{run: run, name: name}, reason) do
     time = System.system_time(:millisecond)
     Native.put_error(run, %{reason: Outcome.summary(reason), system_time: time, partition: name})
-    Telemetry.processing_failed(ref, reason, count)
+    :ok
   end
 
   @doc """

@@ -4,11 +4,13 @@ defmodule PartitionedBuffer.Processing.Job do
 
   alias PartitionedBuffer.{Native, Options, Ref}
 
-  # `resumed?`: the flush is a rest, so newer entries may wait for its keys. `reason`: the cause of
-  # the last task's death; with one, this task only settles the leftover batch. `delivered` counts
-  # the entries that succeeded so far.
+  # `rest?`: the flush is the rest of an earlier one. `resumed?`: its entries were read before, so
+  # newer ones may wait for its keys. `reason`: the cause of the last task's death; with one, this
+  # task only settles the leftover batch. `delivered` counts the entries that succeeded so far.
+  # `failed?` if entries failed, the last of them for the reason `failure`.
   @enforce_keys [:ref, :flush, :options, :functions]
-  defstruct @enforce_keys ++ [:trigger, :reason, resumed?: false, delivered: 0]
+  defstruct @enforce_keys ++
+              [:trigger, :reason, :failure, rest?: false, resumed?: false, failed?: false, delivered: 0]
 
   @type t() :: %__MODULE__{
           ref: Ref.t(),
@@ -17,7 +19,10 @@ defmodule PartitionedBuffer.Processing.Job do
           functions: Options.Functions.t(),
           trigger: :interval | :threshold | :full | :flush | :stop,
           reason: any(),
+          failure: any(),
+          rest?: boolean(),
           resumed?: boolean(),
+          failed?: boolean(),
           delivered: non_neg_integer()
         }
 
@@ -34,6 +39,7 @@ defmodule PartitionedBuffer.Processing.Job do
         functions: functions,
         trigger: opts[:trigger],
         reason: opts[:reason],
+        rest?: Keyword.get(opts, :resumed?, false),
         resumed?: Keyword.get(opts, :resumed?, false)
       }
     end
@@ -44,6 +50,19 @@ defmodule PartitionedBuffer.Processing.Job do
   """
   @spec delivered(t(), non_neg_integer()) :: t()
   def delivered(%__MODULE__{} = job, count), do: %__MODULE__{job | delivered: job.delivered + count}
+
+  @doc """
+  Notes why entries failed.
+  """
+  @spec failed(t(), any()) :: t()
+  def failed(%__MODULE__{} = job, reason), do: %__MODULE__{job | failed?: true, failure: reason}
+
+  @doc """
+  How the last task died, if that may be due to the size of its batch.
+  """
+  @spec death(t()) :: :killed | :timeout | nil
+  def death(%__MODULE__{reason: reason}) when reason in [:killed, :timeout], do: reason
+  def death(%__MODULE__{}), do: nil
 
   @doc """
   Calls a function of the options; an MFA gets the arguments before its own.

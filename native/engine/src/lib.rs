@@ -28,11 +28,11 @@ pub mod store;
 mod sync;
 pub mod term;
 
-pub use flush::{BatchState, Flush, Flushed, Frozen, GaveBack, GiveBack, Leased, Reader, Seen};
+pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Leased, Reader, Seen};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound};
 pub use limits::totals::{self, Ended, Writes};
-pub use limits::Learned;
+pub use limits::{Isolation, Learned};
 pub use memory::arena;
 pub use memory::parcel::{self, Parcel};
 pub use memory::reclaim;

@@ -151,7 +151,7 @@ fn entries_given_up_are_a_batch_of_dead_letters_that_no_operation_sees() {
     assert_eq!((new.partition.held(), new.get(0), new.get(1), new.get(10)), (8, Some(1), None, Some(1)));
     let Some(Flushed::Rest(flush)) = new.partition.flush() else { panic!("the batch given up comes first") };
     assert!(flush.read(1, 0, 9).is_none(), "the processor does not get it");
-    assert_eq!(flush.inherit(1), Some((BatchState::GivenUp, 6)));
+    assert_eq!(flush.inherit(1, None), Some((BatchState::GivenUp, 6)));
     assert_eq!((flush.batch().unwrap().1.len(), flush.attempts()), (6, 1));
     flush.succeed(1);
     new.partition.settle(&flush);
@@ -234,7 +234,7 @@ fn calls_of_old_readers_change_nothing() {
     new.open(1);
     assert!(flush.read(1, 0, 9).is_none() && flush.read(1, 2, 9).is_none());
     assert!(!flush.claim(1, 0) && !flush.lease(1, 0));
-    assert_eq!(flush.inherit(2), None);
+    assert_eq!(flush.inherit(2, None), None);
     assert!(!flush.claim(2, 0) && !flush.lease(2, 0));
     flush.succeed(1);
     flush.bury(0);
@@ -351,7 +351,7 @@ fn items_keep_their_order_and_their_attempts() {
     let (flush, _) = queue::lease(&old, 4);
     let failed = |failed| GiveBack { failed: Some(failed), ..all_of(1) };
     assert_eq!(give_back(&old, &flush, failed(&[1, 3])), GivenBack::retried(2));
-    assert_eq!(queue::lease(&old, 16).1, [1, 3, 4, 5]);
+    assert_eq!(queue::lease(&old, 4).1, [1, 3, 4, 5]);
     queue::push_all(&old, 10..12);
     // Half given back: 1 stays with two attempts, 3 has succeeded, 4 and 5 are still leased.
     assert_eq!(old.give_back(&flush, GiveBack { count: 2, ..failed(&[0]) }).retried, 1);

@@ -53,7 +53,7 @@ fn failures_in_a_row_are_counted_until_a_success() {
 fn a_failure_that_is_not_counted_pauses_only() {
     let (map, flush) = start(2);
     give_back(&map.partition, &flush, GiveBack { counted: false, pause: Some(MINUTE), ..all_of(1) });
-    let Learned { failures, failing_since, paused_until, failed } = learned(&map);
+    let Learned { failures, failing_since, paused_until, failed, .. } = learned(&map);
     assert_eq!((failures, failing_since, failed), (0, None, 2));
     assert!(paused_until.is_some());
     map.partition.end_pause();
@@ -87,7 +87,7 @@ fn the_last_step_decides_on_failures_and_pause() {
         assert_eq!((failures, paused_until, learned), (1, None, failed));
     }
     // The success was in an earlier step, and of another reader.
-    flush.inherit(2);
+    flush.inherit(2, None);
     assert!(map.partition.give_back(&flush, GiveBack { pause: None, ..all_of(2) }).is_done);
     assert_eq!((learned(&map).failures, learned(&map).paused_until, learned(&map).failed), (0, None, 3));
 }
@@ -165,7 +165,7 @@ fn the_next_read_of_the_reader_confirms_its_call() {
 #[test]
 fn a_call_of_a_dead_reader_is_lost() {
     let (map, flush) = start_claimed(3);
-    assert_eq!(flush.inherit(2), None);
+    assert_eq!(flush.inherit(2, None), None);
     assert_eq!(flush.lost(Some(1)), 0, "its own call may still return");
     assert_eq!(read(&flush, 2, 9, entry).unwrap().len(), 1, "the read of another reader confirms nothing");
     assert_eq!((flush.lost(Some(2)), failed(&map)), (3, (3, 3)));

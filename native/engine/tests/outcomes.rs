@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use common::map::{entry, Entry, Map, MapFlush};
 use common::reading::{all_of, give_back, read, GivenBack};
 use common::{Random, TestTerm, LARGE};
-use partitioned_buffer_engine::{reclaim, BatchState};
+use partitioned_buffer_engine::{reclaim, BatchState, GiveBack};
 
 /// The result of giving back a batch of which so many will be retried, and so many are superseded.
 fn given_back(retried: usize, superseded: usize) -> GivenBack {
@@ -112,46 +113,111 @@ fn outcomes_can_be_switched_on_and_off_over_an_unfinished_flush() {
 }
 
 #[test]
-fn a_batch_is_a_quarter_of_the_last_one_for_each_failure() {
+fn a_bad_entry_is_alone_after_a_few_splits_and_waits_again() {
     let map = Map::start();
     map.put_all(0..500);
-    // Of 500 a bad one is alone at its fifth attempt. Whatever is in a batch with it fails.
-    for (attempts, length) in (0..).zip([500, 125, 31, 7, 1, 1]) {
-        let flush = map.flush().unwrap();
-        while flush.seen().left > 0 {
-            let batch = map.lease(&flush, 500);
-            assert!((1..=length).contains(&batch.len()));
-            assert_eq!(flush.attempts(), attempts);
-            if batch.iter().any(|entry| entry.key == 321) {
-                assert!(batch.len() == length || flush.seen().left == batch.len(), "only the last batch is shorter");
-                assert_eq!(map.fail(&flush, None, None), given_back(batch.len(), 0));
-            } else {
-                map.succeed(&flush);
-            }
+    let flush = map.flush().unwrap();
+    let (mut calls, mut stored) = (0, Vec::new());
+    while flush.seen().left > 0 {
+        let batch = map.lease(&flush, 500);
+        calls += 1;
+        assert_eq!(flush.attempts(), 0, "a split is no attempt");
+        if !batch.iter().any(|entry| entry.key == 321) {
+            stored.extend(keys(&batch));
+            map.succeed(&flush);
+        } else if batch.len() > 1 {
+            assert_eq!(flush.split(1), Some((batch.len(), (batch.len() / 4).max(1))));
+        } else {
+            assert_eq!(map.fail(&flush, None, None), given_back(1, 0));
         }
     }
-    assert_eq!(map.succeed_with_all(), [plain(321, 321)]);
+    stored.sort_unstable();
+    assert_eq!(stored, (0..500).filter(|&key| key != 321).collect::<Vec<_>>());
+    assert!(calls < 30, "{calls} calls");
+    assert_eq!(map.partition.info().ended.failed, 1);
+    let (flush, batch) = map.lease_all();
+    assert_eq!((batch, flush.attempts()), (vec![plain(321, 321)], 1));
 }
 
 #[test]
-fn a_batch_ends_before_an_entry_that_has_failed_too_often_for_its_length() {
+fn a_split_batch_belongs_to_its_reader_and_comes_first() {
     let map = Map::start();
-    map.put_all(0..40);
-    let (flush, _) = map.lease_all();
-    map.fail(&flush, Some(&[0, 20]), None);
-    map.put_all(100..140);
-    // The order of entries is that of the shards. So what has failed is among the others.
+    map.put_all(0..8);
     let flush = map.flush().unwrap();
-    let mut read = Vec::new();
-    while flush.seen().left > 0 {
-        let batch = map.lease(&flush, 16);
-        let has_failed = batch.iter().any(|entry| entry.key < 100);
-        assert!(batch.len() <= if has_failed { 4 } else { 16 }, "{batch:?}");
-        assert_eq!(flush.attempts(), u32::from(has_failed));
-        read.extend(keys(&batch));
+    assert_eq!(flush.split(1), None, "nothing is leased");
+    let first = map.lease(&flush, 6);
+    assert_eq!((flush.split(2), flush.split(1), flush.split(1)), (None, Some((6, 1)), None));
+    map.put(first[0].key, 100);
+    map.delete(first[1].key);
+    // What was replaced or deleted meanwhile is left out.
+    assert_eq!(map.lease_resumed(&flush, 6), [first[2]]);
+}
+
+#[test]
+fn the_rest_of_a_batch_half_given_back_can_be_split() {
+    let map = Map::start();
+    map.put_all(0..6);
+    let (flush, batch) = map.lease_all();
+    let step = GiveBack { failed: Some(&[0, 2]), cancelled: &[2], count: 3, ..all_of(1) };
+    assert!(!map.partition.give_back(&flush, step).is_done);
+    assert_eq!(flush.split(1), Some((3, 1)));
+    assert_eq!(flush.inherit(1, None), Some((BatchState::GivenUp, 1)), "the third entry was cancelled");
+    assert_eq!(flush.succeed(1), 0);
+    let mut rest = map.succeed_with_all();
+    rest.retain(|entry| !batch[3..].contains(entry));
+    assert_eq!(rest, [batch[0]], "it waited again, and the second has succeeded");
+}
+
+#[test]
+fn after_a_pause_failed_entries_come_last() {
+    let map = Map::start();
+    map.put_all(0..3);
+    let (flush, _) = map.lease_all();
+    map.fail(&flush, None, None);
+    map.put_all(10..13);
+    map.partition.pause(Duration::ZERO, true);
+    let flush = map.flush().unwrap();
+    for expected in [[10, 11, 12], [0, 1, 2]] {
+        assert_eq!(keys(&map.lease(&flush, 9)), expected);
         map.succeed(&flush);
     }
-    assert_eq!(read.len(), 42);
+    assert_eq!(map.partition.held(), 0);
+}
+
+#[test]
+fn after_a_pause_entries_that_failed_less_often_come_first() {
+    let map = Map::start();
+    map.put(5, 5);
+    // The entries fail three times, twice, and once.
+    for key in 0..3 {
+        map.put(key, key);
+        let (flush, _) = map.lease_all();
+        map.fail(&flush, None, None);
+    }
+    map.partition.pause(Duration::ZERO, true);
+    let flush = map.flush().unwrap();
+    for (expected, attempts) in [(vec![2], 1), (vec![1], 2), (vec![0, 5], 3)] {
+        assert_eq!((keys(&map.lease(&flush, 9)), flush.attempts()), (expected, attempts));
+        map.succeed(&flush);
+    }
+}
+
+#[test]
+fn failed_entries_that_are_left_join_those_that_wait() {
+    let map = Map::start();
+    map.put_all(0..3);
+    let (flush, _) = map.lease_all();
+    map.fail(&flush, None, None);
+    let rest = map.flush().unwrap();
+    assert!(!map.partition.lease_failed(&rest, 1), "its entries were not read");
+    map.partition.pause(Duration::ZERO, true);
+    assert_eq!(map.lease(&rest, 1).len(), 1);
+    map.fail(&rest, None, None);
+    assert!(!map.partition.lease_failed(&rest, 1), "no other entry waits");
+    map.put_all(10..12);
+    assert!(map.partition.lease_failed(&rest, 1));
+    assert_eq!(map.give_back(&rest, None, false, None), given_back(2, 0));
+    assert_eq!((rest.seen().left, map.len()), (0, 5));
 }
 
 #[test]
@@ -205,7 +271,7 @@ fn entries_that_are_given_up_are_the_batch_until_the_end() {
     // They are still held, but nothing sees them.
     assert_eq!((map.get(retried[0]), map.get(10), map.len(), map.partition.held()), (None, Some(10), 3, 5));
     assert!(map.put_new(retried[0], 99));
-    assert_eq!(flush.inherit(1), Some((BatchState::GivenUp, 2)));
+    assert_eq!(flush.inherit(1, None), Some((BatchState::GivenUp, 2)));
     assert_eq!(flush.attempts(), 2);
     assert_eq!(read(&flush, 2, 10, entry), None, "they are with the processor");
     assert_eq!(map.fail(&flush, None, None), GivenBack::default(), "they are given up for good");
@@ -215,14 +281,14 @@ fn entries_that_are_given_up_are_the_batch_until_the_end() {
     assert_eq!(batch, [plain(retried[0], retried[0]), plain(retried[1], retried[1])]);
     drop(frozen);
     flush.bury(8);
-    assert_eq!((flush.inherit(1), flush.seen().called_at), (Some((BatchState::Buried, 2)), Some(8)));
+    assert_eq!((flush.inherit(1, None), flush.seen().called_at), (Some((BatchState::Buried, 2)), Some(8)));
     flush.bury(9);
     assert_eq!(flush.seen().called_at, Some(9));
     assert_eq!((map.fail(&flush, None, None), map.partition.held()), (GivenBack::default(), 6));
     map.succeed(&flush);
     assert_eq!(flush.seen().left, 0);
     flush.bury(10);
-    assert_eq!((flush.inherit(1), flush.seen().called_at), (None, Some(9)));
+    assert_eq!((flush.inherit(1, None), flush.seen().called_at), (None, Some(9)));
     assert_eq!(keys(&map.succeed_with_all()), [retried[0], 10, 11, 12]);
 }
 
@@ -245,7 +311,7 @@ fn a_reader_that_dies_while_it_reads_takes_nothing() {
     let flush = map.flush().unwrap();
     let all = read(&flush, 1, 10, entry).unwrap();
     assert_eq!(read(&flush, 2, 4, entry).unwrap(), all[..4]);
-    assert_eq!(flush.inherit(1), None);
+    assert_eq!(flush.inherit(1, None), None);
     assert_eq!(flush.seen().left, 10);
     assert!(!flush.lease(2, 0), "its batch was taken from it");
     assert!(flush.read(2, 4, 4).is_none());
@@ -270,14 +336,14 @@ fn what_a_dead_reader_has_leased_is_inherited() {
     let flush = map.flush().unwrap();
     assert_eq!(map.lease(&flush, 3).len(), 3);
     for heir in [3, 2, 1] {
-        assert_eq!(flush.inherit(heir), Some((BatchState::Leased, 3)));
+        assert_eq!(flush.inherit(heir, None), Some((BatchState::Leased, 3)));
         assert!(!flush.claim(heir, 0) && !flush.lease(heir, 0), "it is leased");
     }
     // Those who had it before cannot end it any more.
     flush.succeed(2);
     assert_eq!(give_back(&map.partition, &flush, all_of(3)), GivenBack::default());
     assert_eq!(map.fail(&flush, None, None), given_back(3, 0));
-    assert_eq!(flush.inherit(1), None);
+    assert_eq!(flush.inherit(1, None), None);
     assert_eq!((map.lease(&flush, 5).len(), map.len()), (2, 3));
     map.succeed(&flush);
     assert_eq!(map.succeed_with_all().len(), 3);

@@ -151,10 +151,9 @@ fn failed_items_stay_at_the_head_in_their_order() {
     push(&partition, 8).unwrap();
     assert_eq!((partition.len(ONE), partition.held()), (Ok(1), 7), "what is retried does not wait");
     assert!(Arc::ptr_eq(&flush(&partition).unwrap(), &first));
-    assert_eq!(lease(&first, 16), [1, 3, 4, 5]);
+    assert_eq!(lease(&first, 4), [1, 3, 4, 5]);
     assert_eq!(fail(&partition, &first, Some(&[0, 2]), true, None), retried(2));
-    // A batch ends before one that has failed too often for its length.
-    assert_eq!((lease(&first, 32), first.attempts()), (vec![1, 4], 2));
+    assert_eq!((lease(&first, 2), first.attempts()), (vec![1, 4], 2));
     first.succeed(1);
     assert_eq!((lease(&first, 16), first.attempts()), (vec![6, 7], 0));
     first.succeed(1);
@@ -162,17 +161,39 @@ fn failed_items_stay_at_the_head_in_their_order() {
 }
 
 #[test]
-fn a_batch_of_items_is_a_quarter_of_the_last_one_for_each_failure() {
+fn a_split_batch_of_items_comes_again_in_parts_and_in_order() {
     let (partition, first) = start_in_flight(600);
-    for (attempts, length) in (0..).zip([500, 125, 31, 7, 1, 1]) {
-        assert_eq!((lease(&first, 500), first.attempts()), ((0..length).collect(), attempts));
-        assert_eq!(fail(&partition, &first, None, true, None), retried(length as usize));
+    for length in [500, 125, 31, 7, 1] {
+        assert_eq!((lease(&first, 500), first.attempts()), ((0..length).collect(), 0));
+        if length > 1 {
+            assert_eq!(first.split(1), Some((length as usize, length as usize / 4)));
+        }
     }
-    for next in 0..600 {
-        assert_eq!(read(&first, 2, 1, content).unwrap(), [next]);
-        assert!(first.claim(2, 0));
+    assert_eq!(fail(&partition, &first, None, true, None), retried(1));
+    assert_eq!((lease(&first, 500), first.attempts()), (vec![0], 1), "it holds up the others");
+    first.succeed(1);
+    assert_eq!(lease(&first, 500), [1, 2, 3, 4]);
+    first.succeed(1);
+    assert_eq!(lease(&first, 500), (5..21).collect::<Vec<_>>());
+}
+
+#[test]
+fn without_an_order_a_failed_item_waits_behind_the_others() {
+    let partition = partition_with_outcomes();
+    partition.set_order(false);
+    (0..4).for_each(|item| push(&partition, item).unwrap());
+    let first = flush(&partition).unwrap();
+    push(&partition, 4).unwrap();
+    assert_eq!(lease(&first, 1), [0]);
+    assert_eq!(fail(&partition, &first, None, true, None), retried(1));
+    assert_eq!((partition.len(ONE), partition.info().retried), (Ok(2), 1));
+    for item in 1..4 {
+        assert_eq!(read(&first, 1, 1, content).unwrap(), [item]);
+        assert!(first.lease(1, 0));
+        first.succeed(1);
     }
-    assert!(flush(&partition).is_none());
+    let second = flush(&partition).unwrap();
+    assert_eq!((lease(&second, 9), second.attempts()), (vec![4, 0], 1));
 }
 
 #[test]
@@ -193,7 +214,7 @@ fn items_that_are_given_up_are_the_batch_until_the_end() {
     assert_eq!(lease(&first, 16), [0, 1, 4, 5]);
     let given_back = fail(&partition, &first, Some(&[0, 1, 3]), true, Some(2));
     assert_eq!(given_back, GivenBack { retried: 1, superseded: 0, given_up: 2 });
-    assert_eq!((first.inherit(1), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
+    assert_eq!((first.inherit(1, None), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
     let (frozen, records) = first.batch().unwrap();
     assert_eq!(records.into_iter().map(content).collect::<Vec<_>>(), [0, 1]);
     drop(frozen);

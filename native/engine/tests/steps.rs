@@ -63,7 +63,7 @@ fn entries_left_out_behind_a_lost_batch_are_counted_once() {
         assert_map_law(&map, &bound);
         assert_eq!((map.partition.info().in_flight, bound.held()), (1, 1));
     }
-    assert_eq!((flush.inherit(9), flush.seen().left), (None, 1));
+    assert_eq!((flush.inherit(9, None), flush.seen().left), (None, 1));
     map.delete(first);
     assert_eq!(read(&flush, 9, 9, key), Some(vec![]));
     assert_eq!((flush.seen().left, map.partition.held()), (0, 0));
@@ -96,7 +96,7 @@ fn failed_numbers_are_those_of_the_whole_batch_in_each_step() {
     let step = GiveBack { failed: Some(&[0, 3, 4, 9]), count: 3, ..all_of(1) };
     for (retried, left) in [(1, 7), (2, 4), (0, 1)] {
         assert_eq!(map.partition.give_back(&flush, step), gave_back(retried, 0, 0, false));
-        assert_eq!((flush.inherit(1), flush.seen().left), (Some((BatchState::Leased, left)), left));
+        assert_eq!((flush.inherit(1, None), flush.seen().left), (Some((BatchState::Leased, left)), left));
         assert_map_law(&map, &bound);
     }
     assert_eq!(map.partition.give_back(&flush, step), gave_back(1, 0, 0, true));
@@ -114,7 +114,7 @@ fn an_heir_gives_back_the_rest_of_a_map_that_a_dead_reader_began_with() {
     let (flush, batch) = map.lease_all();
     let failed = GiveBack { failed: Some(&[0, 2, 3, 4, 5]), count: 2, ..all_of(1) };
     assert_eq!(map.partition.give_back(&flush, failed), gave_back(1, 0, 0, false));
-    assert_eq!(flush.inherit(2), Some((BatchState::Leased, 4)));
+    assert_eq!(flush.inherit(2, None), Some((BatchState::Leased, 4)));
     assert_eq!(map.partition.give_back(&flush, failed), gave_back(0, 0, 0, true), "it is not his");
     flush.succeed(2);
     assert_eq!(read(&flush, 2, 9, key), None, "a batch half given back cannot succeed");
@@ -141,7 +141,7 @@ fn an_heir_gives_back_the_rest_of_a_counter_and_all_adds_up() {
         (0..4).for_each(|key| assert_eq!(counter.sum(key), Some(10 + done)));
         assert_law(std::slice::from_ref(&counter.partition), None);
     }
-    assert_eq!(flush.inherit(2), Some((BatchState::Leased, 2)));
+    assert_eq!(flush.inherit(2, None), Some((BatchState::Leased, 2)));
     assert_eq!(give_back(&counter.partition, &flush, all_of(2)), GivenBack::retried(2));
     let (flush, batch) = counter.lease_all();
     assert_eq!((batch, flush.attempts()), ((0..4).map(|key| (key, 12, 3)).collect(), 1));
@@ -157,7 +157,7 @@ fn an_heir_gives_back_the_rest_of_a_queue_in_its_order() {
     assert_eq!(queue.give_back(&flush, step), gave_back(2, 0, 0, false));
     assert_eq!((queue.held(), queue.info().in_flight, flush.seen().left), (6, 6, 6));
     assert_law(std::slice::from_ref(&queue), None);
-    assert_eq!(flush.inherit(2), Some((BatchState::Leased, 2)));
+    assert_eq!(flush.inherit(2, None), Some((BatchState::Leased, 2)));
     assert_eq!(queue.give_back(&flush, all_of(2)), gave_back(2, 0, 0, true));
     assert_eq!((queue.held(), queue.info().retried), (6, 4));
     assert_law(std::slice::from_ref(&queue), None);
@@ -173,12 +173,12 @@ fn entries_given_up_in_steps_are_the_batch_after_the_last_one() {
     let step = GiveBack { failed: Some(&[0, 2, 3, 5]), max_attempts: Some(1), count: 2, ..all_of(1) };
     for left in [4, 2] {
         assert_eq!(queue.give_back(&flush, step).given_up, if left == 4 { 1 } else { 2 });
-        assert_eq!(flush.inherit(1), Some((BatchState::Leased, left)));
+        assert_eq!(flush.inherit(1, None), Some((BatchState::Leased, left)));
         assert_eq!(read(&flush, 2, 1, queue::item), None);
         assert_law(std::slice::from_ref(&queue), None);
     }
     assert_eq!(queue.give_back(&flush, step), gave_back(0, 0, 1, true));
-    assert_eq!((flush.inherit(2), flush.attempts()), (Some((BatchState::GivenUp, 4)), 1));
+    assert_eq!((flush.inherit(2, None), flush.attempts()), (Some((BatchState::GivenUp, 4)), 1));
     let (_frozen, records) = flush.batch().unwrap();
     assert_eq!(records.into_iter().map(queue::item).collect::<Vec<_>>(), [0, 2, 3, 5]);
     flush.succeed(2);
@@ -223,7 +223,7 @@ fn a_leased_batch_has_its_length_until_its_last_step() {
     assert_eq!((flush.leased(1), flush.leased(2)), (leased(0), None));
     map.partition.give_back(&flush, GiveBack { count: 2, ..all_of(1) });
     assert_eq!((flush.leased(1), flush.leased(2)), (leased(2), None));
-    assert_eq!(flush.inherit(2), Some((BatchState::Leased, 4)));
+    assert_eq!(flush.inherit(2, None), Some((BatchState::Leased, 4)));
     assert_eq!((flush.leased(1), flush.leased(2)), (None, leased(2)));
     // Of a step, only the numbers of its entries have to be known.
     map.partition.give_back(&flush, GiveBack { failed: Some(&[2]), count: 1, ..all_of(2) });

@@ -68,7 +68,7 @@ pub(crate) struct Partitions<S: Store, const SHARDS: usize> {
 
 impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
     /// Opens the first `partition_count` partitions until the calling process dies, with or without
-    /// outcomes, and with or without a bound. Returns the number of the run. Entries of an earlier
+    /// outcomes, a kept order of failed items, and a bound. Returns the number of the run. Entries of an earlier
     /// run stay in their partitions. If the earlier run had another partition count, each of its
     /// entries waits in the partition that its key or item chooses now.
     ///
@@ -79,6 +79,7 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         env: Env<'_>,
         partition_count: u32,
         has_outcomes: bool,
+        keeps_order: bool,
         max_size: Option<usize>,
     ) -> Option<u32> {
         let shared = &self.shared;
@@ -98,6 +99,7 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         for partition in partitions() {
             partition.close();
             partition.set_outcomes(has_outcomes);
+            partition.set_order(keeps_order && S::KEEPS_ORDER);
             partition.end_pause();
         }
         self.set_bound(partition_count, max_size);

@@ -7,7 +7,8 @@ use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Leased, Log, Partition, Seen, Store, Tally,
+    BatchState, Death, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Leased, Log, Partition, Seen, Store,
+    Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
@@ -108,11 +109,27 @@ impl FlushResource {
     }
 
     /// See [`Flush::succeed`].
-    pub(crate) fn succeed(&self, env: Env<'_>) {
+    pub(crate) fn succeed(&self, env: Env<'_>) -> usize {
         each!(FlushResource, self, own => {
-            own.flush.succeed(reader(env));
+            let left = own.flush.succeed(reader(env));
             own.settle(env);
-        });
+            left
+        })
+    }
+
+    /// See [`Flush::split`].
+    pub(crate) fn split(&self, env: Env<'_>) -> Option<(usize, usize)> {
+        each!(FlushResource, self, own => own.flush.split(reader(env)))
+    }
+
+    /// See [`Flush::shorten`].
+    pub(crate) fn shorten(&self, env: Env<'_>, length: usize) {
+        each!(FlushResource, self, own => own.flush.shorten(reader(env), length));
+    }
+
+    /// See [`Partition::lease_failed`].
+    pub(crate) fn lease_failed(&self, env: Env<'_>) -> bool {
+        each!(FlushResource, self, own => own.partition.lease_failed(&own.flush, reader(env)))
     }
 
     /// Gives back entries of the batch until all known ones are done or the time is up, and returns
@@ -122,11 +139,11 @@ impl FlushResource {
     }
 
     /// See [`Flush::inherit`].
-    pub(crate) fn inherit(&self, env: Env<'_>) -> Option<(BatchState, usize)> {
-        each!(FlushResource, self, own => own.flush.inherit(reader(env)))
+    pub(crate) fn inherit(&self, env: Env<'_>, death: Option<Death>) -> Option<(BatchState, usize)> {
+        each!(FlushResource, self, own => own.flush.inherit(reader(env), death))
     }
 
-    /// All records of the batch, however long it takes.
+    /// The records of the batch, however long it takes.
     pub(crate) fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
         each!(FlushResource, self, own => own.batch(env))
     }
@@ -156,6 +173,8 @@ impl FlushResource {
 pub(crate) struct Failed {
     /// The numbers in ascending order; `None` for all.
     pub(crate) numbers: Option<Vec<usize>>,
+    /// Those that are given up, whatever their attempts.
+    pub(crate) cancelled: Vec<usize>,
     /// Whether no other entries failed behind these.
     pub(crate) is_whole: bool,
 }
@@ -256,7 +275,8 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         let end = if failed.is_whole { length } else { last.map_or(next, |last| last + 1) };
         while !all.is_done && next < end {
             let count = pace.step.min(end - next);
-            let step = GiveBack { reader, failed: numbers, counted, max_attempts, pause, count };
+            let cancelled = &failed.cancelled;
+            let step = GiveBack { reader, failed: numbers, cancelled, counted, max_attempts, pause, count };
             let GaveBack { retried, superseded, given_up, is_done } = self.partition.give_back(&self.flush, step);
             all.retried += retried;
             all.superseded += superseded;

@@ -29,11 +29,11 @@ defmodule PartitionedBuffer.Native.FlushTest do
       refute Native.lease(flush)
       assert {[^first], 1, true} = Native.read(flush, 0, 1, false)
       assert Native.lease(flush)
-      assert Native.inherit(flush) == {:leased, 1}
+      assert Native.inherit(flush, nil) == {:leased, 1}
       # Nothing is read before the batch has an outcome.
       assert Native.read(flush, 0, 1, false) == {[], 0, true}
-      assert Native.succeed(flush) == :ok
-      assert Native.inherit(flush) == nil
+      assert Native.succeed(flush) == 0
+      assert Native.inherit(flush, nil) == nil
       assert {[second], 1, true} = Native.read(flush, 0, 1, false)
       assert keys([first, second]) == [:a, :b]
     end
@@ -57,7 +57,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       {:fresh, flush} = Native.flush(run, 0)
       {[_entry], 1, true} = Native.read(flush, 0, 1, false)
       kill_owner(buffer, owner)
-      Native.open(buffer, :map, 1, true, :infinity)
+      Native.open(buffer, :map, 1, true, true, :infinity)
       {:rest, rest} = Native.flush(run(buffer), 0)
       {[first], 1, true} = Native.read(rest, 0, 1, false)
       Native.lease(rest)
@@ -66,14 +66,14 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert Native.read(flush, 0, 1, false) == {[], 0, true}
       assert Native.claim(flush) == false
       assert Native.lease(flush) == false
-      assert Native.succeed(flush) == :ok
+      assert Native.succeed(flush) == 0
       assert Native.give_back(flush, :all, true, 0, 1_000) == {:done, {0, 0, 0}}
-      assert Native.inherit(flush) == nil
+      assert Native.inherit(flush, nil) == nil
       assert Native.bury(flush) == :ok
 
       assert {Native.seen(rest), Native.info(run(buffer), 0)} == before
       assert Native.batch(rest) == [first]
-      assert Native.succeed(rest) == :ok
+      assert Native.succeed(rest) == 0
       assert [_second] = take(buffer)
     end
   end
@@ -81,7 +81,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   describe "a flush of one partition" do
     test "leaves the batch of another one alone" do
       buffer = unique_name()
-      Native.open(buffer, :queue, 2, true, :infinity)
+      Native.open(buffer, :queue, 2, true, true, :infinity)
       for number <- 0..1, do: Native.push_all(buffer, {number, 2}, [{number, 1}, {number, 2}], true)
       [first, second] = for number <- 0..1, do: elem(Native.flush(run(buffer), number), 1)
       for flush <- [first, second], do: Native.read(flush, 0, 1, false)
@@ -91,8 +91,8 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert Native.give_back(second, [0], true, 1, 1_000) == {:done, {0, 0, 0}}
       assert Native.lease(second)
       assert Native.give_back(second, [0], true, 1, 1_000) == {:done, {0, 0, 1}}
-      assert Native.succeed(second) == :ok
-      assert Native.inherit(first) == {:leased, 1}
+      assert Native.succeed(second) == 0
+      assert Native.inherit(first, nil) == {:leased, 1}
       assert Native.batch(first) == [{0, 1}]
       assert learned(buffer, 0) == %{failures: 0, pause_ms: nil, failed: 0}
       assert %{failures: 1} = learned(buffer, 1)
@@ -102,7 +102,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   describe "a flush of one process" do
     test "takes no outcome from another process" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, true, :infinity)
+      Native.open(buffer, :map, 1, true, true, :infinity)
       Native.put_all(buffer, nil, [a: 1, b: 2], true)
       {:fresh, flush} = Native.flush(run(buffer), 0)
       {[_first], 1, true} = Native.read(flush, 0, 1, false)
@@ -113,7 +113,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert other.(:give_back, [:all, true, 0, 1_000]) == {:done, {0, 0, 0}}
       assert other.(:claim, []) == false
       assert other.(:read, [1, 1, false]) == {[], 1, true}
-      assert Native.inherit(flush) == {:leased, 1}
+      assert Native.inherit(flush, nil) == {:leased, 1}
       assert learned(buffer) == %{failures: 0, pause_ms: nil, failed: 0}
     end
   end
@@ -121,7 +121,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   # A leased batch of a queue with the items from 0 on.
   defp leased(length, kind \\ :queue) do
     buffer = unique_name()
-    Native.open(buffer, kind, 1, true, :infinity)
+    Native.open(buffer, kind, 1, true, true, :infinity)
     items = Enum.to_list(0..(length - 1))
 
     if kind == :queue,
@@ -211,7 +211,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
 
       task =
         Task.async(fn ->
-          {:leased, left} = Native.inherit(flush)
+          {:leased, left} = Native.inherit(flush, nil)
           {left, give_back(flush, :all)}
         end)
 
@@ -226,7 +226,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       {buffer, flush} = leased(20_000, :map)
       failed = Enum.to_list(0..9_999) ++ [5]
       assert_raise ArgumentError, fn -> give_back(flush, failed) end
-      {:leased, left} = Native.inherit(flush)
+      {:leased, left} = Native.inherit(flush, nil)
       # Up to there, all is given back.
       assert left in 10_000..15_904
       assert Native.size(buffer) == 20_000 - left

@@ -28,7 +28,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
 
   defp opened_run do
     buffer = unique_name()
-    Native.open(buffer, :map, 1, false, :infinity)
+    Native.open(buffer, :map, 1, false, true, :infinity)
     run(buffer)
   end
 
@@ -92,7 +92,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
   # the last copy is freed, so is the room.
   defp traced do
     buffer = unique_name()
-    Native.open(buffer, :queue, 1, false, 10)
+    Native.open(buffer, :queue, 1, false, true, 10)
 
     put = fn run, nif, arguments ->
       test = self()
@@ -136,7 +136,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
       name = unique_name()
 
       for kind <- [:map, :queue, :queue, :counter, :map] do
-        Native.open(name, kind, 1, false, :infinity)
+        Native.open(name, kind, 1, false, true, :infinity)
         await_held(traced, 0)
         assert Native.functions(run(name)) == nil
         assert Native.options(run(name)) == nil

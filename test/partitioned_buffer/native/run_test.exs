@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Native.RunTest do
 
       for round <- 1..1_000 do
         # Many partitions, so that it takes a while.
-        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, :infinity) end)
+        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, true, :infinity) end)
         # It is killed at another moment in each round.
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
         Process.exit(pid, :kill)
@@ -27,11 +27,11 @@ defmodule PartitionedBuffer.Native.RunTest do
       assert Native.status(name) == :not_running
 
       for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
-        Native.open(name, kind, partitions, false, :infinity)
+        Native.open(name, kind, partitions, false, true, :infinity)
         assert Native.status(name) == {kind, partitions}
       end
 
-      owner = spawn(fn -> Native.open(name, :queue, 0, false, :infinity) && receive(do: (:never -> :ok)) end)
+      owner = spawn(fn -> Native.open(name, :queue, 0, false, true, :infinity) && receive(do: (:never -> :ok)) end)
       await_status(name, {:queue, 0})
       Process.exit(owner, :kill)
       await_status(name, :not_running)
@@ -135,7 +135,7 @@ defmodule PartitionedBuffer.Native.RunTest do
         name = %{map: buffer, queue: queue(buffer), counter: counter(buffer)}[kind]
         dead = run(name)
         # The test opened the first run, so this one replaces it.
-        Native.open(name, kind, 1, false, :infinity)
+        Native.open(name, kind, 1, false, true, :infinity)
         before = held(buffer, flush)
         {_name, number} = dead
 
@@ -221,7 +221,7 @@ defmodule PartitionedBuffer.Native.RunTest do
             {:counter, :add_all, [key: 1], [{:key, 1, 1}]}
           ] do
         buffer = unique_name()
-        Native.open(buffer, kind, 1, false, :infinity)
+        Native.open(buffer, kind, 1, false, true, :infinity)
         call(nif, [buffer, nil, list, true])
         assert Native.close(run(buffer), 0) == :ok
         assert_takes_no_entries(buffer, [:map, :queue, :counter])
@@ -235,7 +235,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "a role" do
     test "is refused for another place, and register/3 refuses :tasks and :task" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, false, :infinity)
+      Native.open(buffer, :map, 1, false, true, :infinity)
 
       for {place, role} <- [
             {0, :room},
@@ -261,7 +261,7 @@ defmodule PartitionedBuffer.Native.RunTest do
 
     test "is of no partition in a buffer without partitions" do
       buffer = unique_name()
-      Native.open(buffer, :map, 0, false, :infinity)
+      Native.open(buffer, :map, 0, false, true, :infinity)
       assert Native.register(run(buffer), 0, :server) == :not_running
       assert Native.begin_task(run(buffer), 0) == :not_running
       assert Native.register(run(buffer), :room, :room) == :ok
@@ -283,7 +283,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "left/1" do
     test "names the processes of all partitions, alive or dead" do
       buffer = unique_name()
-      Native.open(buffer, :map, 4_096, true, :infinity)
+      Native.open(buffer, :map, 4_096, true, true, :infinity)
       assert Native.left(buffer) == {true, []}
       for number <- 0..4_095, do: assert(Native.register(run(buffer), number, :server) == :ok)
       dead = spawn(fn -> :ok end)
@@ -297,7 +297,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "end_run/1" do
     test "lets no process act for the run, and no task begin" do
       buffer = unique_name()
-      Native.open(buffer, :map, 2, true, :infinity)
+      Native.open(buffer, :map, 2, true, true, :infinity)
       run = run(buffer)
       assert Native.begin_task(run, 0) == :ok
       assert Native.end_run(buffer) == :ok

@@ -2,10 +2,6 @@
 
 use crate::runs::Runs;
 
-/// Each attempt of an entry divides the size of its batch by four, which are two bits. So an entry
-/// that makes its batch fail is soon alone in it.
-const BITS_PER_ATTEMPT: u32 = 2;
-
 /// The state of a batch; see the table in the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatchState {
@@ -29,20 +25,22 @@ pub(super) struct Batch {
     /// The positions of its entries, in the order of their reading, with their attempts before this
     /// batch. [`Partition::give_back`](crate::Partition::give_back) removes them step by step.
     pub(super) runs: Runs,
-    /// The size of a batch without failed entries.
+    /// How many entries it may have. Of a batch that is given up: how many of them the function for
+    /// dead letters gets together.
     pub(super) size: usize,
-    /// The size of this batch.
-    pub(super) limit: usize,
+    /// Whether failed entries wait for the others.
+    pub(super) defers: bool,
 }
 
 impl Batch {
     /// No batch.
-    pub(super) const NONE: Batch = Batch { reader: 0, state: BatchState::Read, runs: Runs::NONE, size: 0, limit: 0 };
+    pub(super) const NONE: Batch =
+        Batch { reader: 0, state: BatchState::Read, runs: Runs::NONE, size: 0, defers: false };
 
     /// An empty batch of a reader.
-    pub(super) fn begin(&mut self, reader: u64, size: usize) {
+    pub(super) fn begin(&mut self, reader: u64, defers: bool) {
         self.end();
-        (self.reader, self.size, self.limit) = (reader, size, size);
+        (self.reader, self.defers) = (reader, defers);
     }
 
     /// Leaves no batch, and keeps the memory for the next one.
@@ -52,14 +50,11 @@ impl Batch {
         *self = Batch { runs, ..Batch::NONE };
     }
 
-    /// Adds an entry; `false` if the batch has no room for an entry with these attempts.
+    /// Adds an entry; `false` if the batch has no room.
     #[inline]
     pub(super) fn add(&mut self, position: usize, attempts: u32) -> bool {
-        let divided = self.size >> attempts.saturating_mul(BITS_PER_ATTEMPT).min(usize::BITS - 1);
-        let limit = self.limit.min(divided.max(1));
-        let has_room = self.runs.len() < limit;
+        let has_room = self.runs.len() < self.size;
         if has_room {
-            self.limit = limit;
             self.runs.push(position, attempts);
         }
         has_room
@@ -68,6 +63,24 @@ impl Batch {
     /// Whether this reader put the batch together and stopped at `length` entries.
     pub(super) fn is_read_by(&self, reader: u64, length: usize) -> bool {
         self.state == BatchState::Read && self.reader == reader && self.runs.len() == length
+    }
+
+    /// How many entries have their outcome together: all, except for a batch that is given up.
+    pub(super) fn part(&self) -> usize {
+        let length = self.runs.len();
+        if self.is_given_up() {
+            length.min(self.size.max(1))
+        } else {
+            length
+        }
+    }
+
+    /// A reader died of the size of a batch that is given up: the next one gets fewer entries
+    /// together. If it was one entry, the second time, the batch counts as buried.
+    pub(super) fn shrink(&mut self) {
+        let (part, was_alone) = (self.part(), self.size == 0);
+        self.state = if was_alone { BatchState::Buried } else { BatchState::GivenUp };
+        self.size = if part == 1 { 0 } else { (part / 4).max(1) };
     }
 
     /// Whether the entries were given up.

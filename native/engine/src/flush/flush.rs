@@ -7,11 +7,12 @@
 //! | read | it is [claimed](Flush::claim): none |
 //! | read | it is [leased](Flush::lease): leased |
 //! | read | a reader begins a batch or [inherits](Flush::inherit): none; entries are read again |
+//! | read | its reader died of it, and the next one inherits: leased |
 //! | leased | it [succeeds](Flush::succeed): none |
+//! | leased | it is [split](Flush::split): none; entries are read again, in smaller batches |
 //! | leased | its last entry is [given back](crate::Partition::give_back): given up, or none |
 //! | given up | it is [buried](Flush::bury): buried |
-//! | given up | it succeeds: none |
-//! | buried | it succeeds: none |
+//! | given up, buried | it succeeds: given up while entries are left, then none |
 //!
 //! A batch that is given up consists of the exhausted entries. In each state the batch also ends
 //! when its partition is [evicted](crate::Partition::evict). After that no call changes anything.
@@ -22,8 +23,9 @@
 //! [inherits](Flush::inherit) the batch, or the rest after some steps of giving it back.
 //!
 //! A failed entry of a map or a counter waits again in its partition; a failed item of a queue
-//! stays here and is read first, for its order. Attempts of an entry shorten its batch, so a bad
-//! entry ends up alone.
+//! stays here and is read first, if the flush keeps the order. [`Isolation`] limits the size of a
+//! batch, so a bad entry ends up alone. After a pause readers take failed entries last: one of the
+//! others shows sooner whether the sink is back.
 //!
 //! One lock guards the [progress](Progress). Readers hold it for some hundred microseconds, and
 //! nobody longer. Two facts are read without it: an entry before `settled` has an outcome or was
@@ -33,14 +35,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::batch::{Batch, BatchState};
+use super::deferred::{in_order, Deferred};
 use super::frozen::Frozen;
 use super::progress::{OpenCall, Progress};
 use crate::limits::bound::Bound;
 use crate::limits::outcomes::{Learned, Outcomes};
 use crate::limits::totals::Ended;
+use crate::limits::Isolation;
 use crate::runs::Runs;
 use crate::store::Store;
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// The result of [`Partition::flush`](crate::Partition::flush).
 pub enum Flushed<S: Store> {
@@ -73,10 +77,21 @@ pub struct Flush<S: Store> {
     progress: Mutex<Progress<S>>,
     /// Counts the outcomes.
     outcomes: Arc<Outcomes>,
+    /// Whether failed entries stay here, to be read before all others.
+    keeps_order: AtomicBool,
 }
 
 /// Records, and the stores that hold them.
 pub type Records<S> = (Arc<Frozen<S>>, Vec<<S as Store>::Record>);
+
+/// How the reader before died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// It was killed, perhaps for its memory.
+    Killed,
+    /// It took too long.
+    TimedOut,
+}
 
 /// The progress of readers, as their supervisor sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +108,12 @@ pub struct Seen {
 
 impl<S: Store> Flush<S> {
     /// A flush before its first reader.
-    pub(crate) fn new(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>, bound: Option<Arc<Bound>>) -> Self {
+    pub(crate) fn new(
+        frozen: Arc<Frozen<S>>,
+        outcomes: Arc<Outcomes>,
+        bound: Option<Arc<Bound>>,
+        keeps_order: bool,
+    ) -> Self {
         let stores = frozen.stores();
         let left = stores.iter().map(Store::len).sum();
         let since = stores.iter().filter_map(Store::since).min();
@@ -103,6 +123,7 @@ impl<S: Store> Flush<S> {
             frozen: Some(frozen),
             position: 0,
             retries: Runs::NONE,
+            deferred: Deferred::default(),
             batch: Batch::NONE,
             partial: None,
             open_call: None,
@@ -121,6 +142,7 @@ impl<S: Store> Flush<S> {
             gone: OnceLock::new(),
             progress: Mutex::new(progress),
             outcomes,
+            keeps_order: AtomicBool::new(keeps_order),
         }
     }
 
@@ -129,10 +151,10 @@ impl<S: Store> Flush<S> {
         let mut runs = Runs::NONE;
         let positions = (0..frozen.end()).filter(|&position| frozen.record(position).is_some());
         positions.for_each(|position| runs.push(position, frozen.attempts(position)));
-        let flush = Flush::new(frozen, outcomes, None);
+        let flush = Flush::new(frozen, outcomes, None, S::KEEPS_ORDER);
         let mut progress = flush.progress.lock();
         progress.position = flush.end;
-        progress.batch = Batch { state: BatchState::GivenUp, runs, ..Batch::NONE };
+        progress.batch = Batch { state: BatchState::GivenUp, runs, size: usize::MAX, ..Batch::NONE };
         flush.settle(&mut progress);
         drop(progress);
         flush
@@ -173,8 +195,8 @@ impl<S: Store> Flush<S> {
 
     /// Confirms the open call of this reader: the processor returned.
     pub(super) fn confirm(&self, progress: &mut Progress<S>, reader: u64) {
-        if progress.open_call.take_if(|call| call.reader == reader).is_some() {
-            self.learn(progress, Ended::default(), Learned::succeed);
+        if let Some(call) = progress.open_call.take_if(|call| call.reader == reader) {
+            self.learn(progress, Ended::default(), |learned| learned.succeed(call.length));
         }
     }
 
@@ -208,35 +230,109 @@ impl<S: Store> Flush<S> {
         self.progress.lock().called_at = Some(now);
     }
 
-    /// Ends this reader's batch after its lease: the processor succeeded, or the dead letters are
-    /// written. A batch half given back cannot succeed.
-    pub fn succeed(&self, reader: u64) {
+    /// Ends this reader's batch after its lease: the processor succeeded. A batch half given back
+    /// cannot succeed. Of a batch given up it ends the entries whose dead letters are written, and
+    /// returns how many are left.
+    pub fn succeed(&self, reader: u64) -> usize {
         let mut progress = self.progress.lock();
-        let (state, length) = (progress.batch.state, progress.batch.runs.len());
-        if state == BatchState::Read || progress.batch.reader != reader || progress.partial.is_some() {
-            return;
+        let Batch { state, reader: own, .. } = progress.batch;
+        if state == BatchState::Read || own != reader || progress.partial.is_some() {
+            return 0;
         }
-        progress.batch.end();
         if state == BatchState::Leased {
-            self.learn(&progress, Ended { processed: length, ..Ended::default() }, Learned::succeed);
+            let length = progress.batch.runs.len();
+            progress.batch.end();
+            let ended = Ended { processed: length, ..Ended::default() };
+            self.learn(&progress, ended, |learned| learned.succeed(length));
         } else {
-            self.count(&progress, Ended { given_up: length, ..Ended::default() });
+            let given_up = progress.batch.part();
+            progress.batch.runs.advance(given_up);
+            progress.batch.state = BatchState::GivenUp;
+            self.count(&progress, Ended { given_up, ..Ended::default() });
+        }
+        let left = progress.batch.runs.len();
+        if left == 0 {
+            progress.batch.end();
         }
         self.settle(&mut progress);
+        left
+    }
+
+    /// Takes this reader's leased batch back: the processor failed with all of it, and gets its
+    /// entries again in smaller batches. Of a batch half given back this is the rest. Returns the
+    /// number of its entries, and how many the next batch may have; `None` without a lease.
+    pub fn split(&self, reader: u64) -> Option<(usize, usize)> {
+        let mut progress = self.progress.lock();
+        let Batch { state, reader: own, .. } = progress.batch;
+        if state != BatchState::Leased || own != reader {
+            return None;
+        }
+        let (length, first_part) = progress.split();
+        let mut limit = 0;
+        self.learn(&progress, Ended::default(), |learned| {
+            if first_part.has_success {
+                learned.succeed(0);
+            }
+            learned.split(length);
+            limit = learned.isolation.limit;
+        });
+        self.settle(&mut progress);
+        Some((length, limit))
+    }
+
+    /// Shortens this reader's batch, which it has read and not leased, to its first entries. The
+    /// others are read again.
+    pub fn shorten(&self, reader: u64, length: usize) {
+        let mut progress = self.progress.lock();
+        if progress.batch.state == BatchState::Read && progress.batch.reader == reader {
+            let mut others = progress.batch.runs.clone();
+            others.advance(length);
+            progress.batch.runs = progress.batch.runs.head(length);
+            progress.retries.prepend(others);
+            self.settle(&mut progress);
+        }
+    }
+
+    /// Leases all entries to a reader, which gives them back, if each has failed and none is in a
+    /// batch. Returns whether it did.
+    pub(crate) fn lease_failed(&self, reader: u64) -> bool {
+        let mut progress = self.progress.lock();
+        self.undo_read(&mut progress);
+        if self.keeps_order() || !progress.batch.runs.is_empty() || !progress.has_only_failed(self.end) {
+            return false;
+        }
+        let retries = std::mem::replace(&mut progress.retries, Runs::NONE);
+        let mut runs = Runs::NONE;
+        in_order(progress.deferred.lists().chain([&retries])).into_iter().for_each(|(_list, run)| runs.push_run(run));
+        progress.deferred.clear();
+        progress.batch = Batch { reader, state: BatchState::Leased, runs, ..Batch::NONE };
+        self.settle(&mut progress);
+        true
     }
 
     /// Makes the batch of another reader this one's. Returns its state, and the number of its
     /// entries without an outcome; `None` without a batch. If the other reader died while it gave
     /// the batch back, the rest is leased.
-    pub fn inherit(&self, reader: u64) -> Option<(BatchState, usize)> {
+    ///
+    /// With a `death` the batch may be its cause, by its size. So a batch that was only read counts
+    /// as leased, and the function for dead letters gets fewer entries together. A single one with
+    /// which two readers died is returned as buried.
+    pub fn inherit(&self, reader: u64, death: Option<Death>) -> Option<(BatchState, usize)> {
         let mut progress = self.progress.lock();
-        self.undo_read(&mut progress);
-        let length = progress.batch.runs.len();
-        if length == 0 {
+        if death.is_none() {
+            self.undo_read(&mut progress);
+        }
+        let Batch { state, runs, .. } = &mut progress.batch;
+        if runs.is_empty() {
             return None;
         }
+        match (*state, death) {
+            (BatchState::Read, _) => *state = BatchState::Leased,
+            (BatchState::GivenUp, Some(_)) | (BatchState::Buried, Some(Death::Killed)) => progress.batch.shrink(),
+            _ => {}
+        }
         progress.batch.reader = reader;
-        Some((progress.batch.state, length))
+        Some((progress.batch.state, progress.batch.part()))
     }
 
     /// Takes back a batch that never came to the processor.
@@ -247,9 +343,12 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// The records of the present batch, and their stores.
+    /// The records of the present batch, and their stores. Of a batch given up, only those that the
+    /// function for dead letters gets together.
     pub fn batch(&self) -> Option<Records<S>> {
-        let runs = self.progress.lock().batch.runs.clone();
+        let progress = self.progress.lock();
+        let runs = progress.batch.runs.head(progress.batch.part());
+        drop(progress);
         let frozen = self.entries()?;
         let records = runs.places().filter_map(|(position, _attempts)| frozen.record(position)).collect();
         Some((frozen, records))
@@ -296,9 +395,24 @@ impl<S: Store> Flush<S> {
         progress.bound = bound.cloned();
     }
 
+    /// The size of the next batch.
+    pub(super) fn isolation(&self) -> Isolation {
+        self.outcomes.learned().isolation
+    }
+
+    /// Whether failed entries stay, to be read before all others.
+    pub(crate) fn keeps_order(&self) -> bool {
+        self.keeps_order.load(Ordering::Relaxed)
+    }
+
+    /// Changes whether failed entries stay. The caller has no other task.
+    pub(crate) fn set_order(&self, keeps_order: bool) {
+        self.keeps_order.store(keeps_order, Ordering::Relaxed);
+    }
+
     /// Publishes the progress, and gives up the stores after the last outcome.
     pub(super) fn settle(&self, progress: &mut Progress<S>) {
-        self.staying.store(progress.retries.failed(), Ordering::Relaxed);
+        self.staying.store(progress.retries.failed() + progress.deferred.len(), Ordering::Relaxed);
         self.settled.store(progress.settled(), Ordering::Release);
         if progress.is_finished(self.end) {
             progress.frozen = None;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::batch::BatchState;
 use super::flush::Flush;
 use super::frozen::Frozen;
-use super::progress::Partial;
+use super::progress::{Ending, Partial};
 use crate::limits::totals::Ended;
 use crate::runs::Runs;
 use crate::store::Store;
@@ -23,6 +23,8 @@ pub struct GiveBack<'a> {
     /// leased; `None` means all. The processor succeeded with the other entries. Numbers of entries
     /// that other steps handle may be left out.
     pub failed: Option<&'a [usize]>,
+    /// The numbers of the failed entries to be given up, whatever their attempts.
+    pub cancelled: &'a [usize],
     /// Whether this failure counts as an attempt.
     pub counted: bool,
     /// The attempts at which an entry is given up.
@@ -75,6 +77,8 @@ struct Step {
     result: GaveBack,
     /// The number of entries with which the processor succeeded.
     processed: usize,
+    /// The number of counted failures.
+    failed: usize,
     /// The number of retried entries that wait.
     waiting: usize,
     /// The number of waiting entries that joined another one.
@@ -117,15 +121,18 @@ impl<S: Store> Flush<S> {
         }
         let mut outcomes = Step::default();
         let mut is_failed = is_among(step.failed, next);
+        let mut is_cancelled = is_among(Some(step.cancelled), next);
         for (number, (position, attempts)) in (next..).zip(entries.places()) {
             if !is_failed(number) {
                 outcomes.processed += 1;
                 continue;
             }
             let attempts = attempts.saturating_add(step.counted.into());
+            let is_cancelled = is_cancelled(number);
+            outcomes.failed += usize::from(step.counted && !is_cancelled);
             if self.is_gone(position) {
                 outcomes.result.superseded += 1;
-            } else if step.max_attempts.is_some_and(|max| attempts >= max) {
+            } else if is_cancelled || step.max_attempts.is_some_and(|max| attempts >= max) {
                 outcomes.given_up.push(position, attempts);
             } else {
                 match retry(&frozen, position, attempts) {
@@ -141,7 +148,7 @@ impl<S: Store> Flush<S> {
 
     /// Writes the outcomes of a step down.
     fn finish(&self, step: &GiveBack<'_>, length: usize, outcomes: Step) -> GaveBack {
-        let Step { mut result, processed, waiting, joined, given_up, staying } = outcomes;
+        let Step { mut result, processed, failed, waiting, joined, given_up, staying } = outcomes;
         (result.retried, result.given_up) = (waiting + staying.len(), given_up.len());
         let kept = result.retried + result.superseded;
         let mut progress = self.lock();
@@ -151,17 +158,20 @@ impl<S: Store> Flush<S> {
         partial.given_up.append(&given_up);
         partial.staying.append(&staying);
         partial.has_success |= processed > 0;
+        partial.has_failure |= failed > 0;
         result.is_done = progress.batch.runs.is_empty();
-        let has_success = result.is_done && progress.end_partial();
+        let ending = result.is_done.then(|| progress.end_partial());
         self.leave(&progress, waiting, joined);
-        let failed = if step.counted { kept + result.given_up } else { 0 };
         let ended = Ended { processed, superseded: result.superseded, failed, given_up: 0 };
         self.learn(&progress, ended, |learned| {
             learned.failed += kept;
+            let Some(Ending { length, has_success, has_failure }) = ending else { return };
             if has_success {
-                learned.succeed();
+                learned.succeed(length);
+            } else if has_failure {
+                learned.fail(length);
             }
-            if let Some(pause) = step.pause.filter(|_pause| result.is_done) {
+            if let Some(pause) = step.pause {
                 learned.pause(pause, step.counted);
             }
         });

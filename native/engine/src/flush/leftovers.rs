@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::batch::BatchState;
+use super::deferred::in_order;
 use super::flush::Flush;
 use super::frozen::Frozen;
 use super::progress::{Partial, Progress};
@@ -48,7 +49,7 @@ impl<S: Store> Flush<S> {
         let mut progress = self.lock();
         let lost = progress.take_lost(None);
         self.learn(&progress, Ended { failed: lost, ..Ended::default() }, |_learned| {});
-        let Progress { frozen, batch, partial, retries, position, .. } = &mut *progress;
+        let Progress { frozen, batch, partial, retries, deferred, position, .. } = &mut *progress;
         let frozen = frozen.take()?;
         let is_leased = batch.state == BatchState::Leased;
         let Partial { mut given_up, staying, .. } = partial.take().unwrap_or(Partial::NONE);
@@ -56,20 +57,14 @@ impl<S: Store> Flush<S> {
             given_up.append(&batch.runs);
             batch.end();
         }
-        let mut passed: Vec<_> = [&batch.runs, &staying, &*retries]
-            .into_iter()
-            .enumerate()
-            .flat_map(|(list, runs)| runs.iter().map(move |run| (list, run)))
-            .collect();
-        // The lists alternate within a batch.
-        passed.sort_unstable_by_key(|(_list, run)| run.first);
         let mut runs = Runs::NONE;
-        for (list, run) in passed {
+        for (list, run) in in_order([&batch.runs, &staying, &*retries].into_iter().chain(deferred.lists())) {
             let attempts = run.attempts.saturating_add((list == 0 && is_leased).into());
             runs.push_run(Run { attempts, ..run });
         }
         batch.end();
         retries.clear();
+        deferred.clear();
         let position = std::mem::replace(position, self.end());
         let left = self.take_left();
         if let Some(bound) = progress.bound.take() {
@@ -84,7 +79,7 @@ impl<S: Store> Flush<S> {
     pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {
         let progress = self.lock();
         let (position, frozen) = (progress.position, progress.frozen.clone());
-        let (batch, retries) = (progress.batch.clone(), progress.retries.clone());
+        let (batch, retries, deferred) = (progress.batch.clone(), progress.retries.clone(), progress.deferred.clone());
         let partial = progress.partial.as_ref().map_or(0, |partial| partial.given_up.len() + partial.staying.len());
         drop(progress);
         move || {
@@ -94,7 +89,8 @@ impl<S: Store> Flush<S> {
             // An entry of a counter that waits again is gone, and perhaps not counted there.
             let is_whole = batch.is_given_up() || S::ADDS_UP;
             let in_batch = if is_whole { batch.runs.len() } else { count(&batch.runs) };
-            in_batch + partial + count(&retries) + (position..self.end()).filter(is_held).count()
+            let deferred: usize = deferred.lists().map(count).sum();
+            in_batch + partial + count(&retries) + deferred + (position..self.end()).filter(is_held).count()
         }
     }
 }

@@ -3,22 +3,25 @@
 use std::sync::Arc;
 
 use super::batch::{Batch, BatchState};
+use super::deferred::Deferred;
 use super::frozen::Frozen;
 use crate::limits::bound::Bound;
 use crate::runs::Runs;
 use crate::store::Store;
 
 /// See the module's documentation. Each entry without an outcome is in exactly one place: in the
-/// batch, in one of the lists of `partial`, in `retries`, or behind `position`. All places but the
-/// lists of `partial` are in ascending order, and so are the entries of one place.
+/// batch, in one of the lists of `partial`, in `retries`, in `deferred`, or behind `position`. The
+/// entries of one place are in ascending order, except for `deferred`.
 pub(super) struct Progress<S: Store> {
     /// The stores, until all entries have an outcome.
     pub(super) frozen: Option<Arc<Frozen<S>>>,
     /// The number of positions that readers passed. It never goes back.
     pub(super) position: usize,
-    /// Passed entries to be read again: failed items, and entries of a batch without a call.
-    /// Readers take them first.
+    /// Passed entries to be read again: failed items, and entries of a batch that was split or never
+    /// called. Readers take them first.
     pub(super) retries: Runs,
+    /// Passed entries that wait for the others. Readers take them last.
+    pub(super) deferred: Deferred,
     /// The present batch.
     pub(super) batch: Batch,
     /// The first part of a leased batch, from the first step of giving it back to the last one. The
@@ -47,11 +50,24 @@ pub(super) struct Partial {
     pub(super) staying: Runs,
     /// Whether the processor succeeded with an entry.
     pub(super) has_success: bool,
+    /// Whether it failed with an entry that was not cancelled.
+    pub(super) has_failure: bool,
 }
 
 impl Partial {
     /// The part before the first step.
-    pub(super) const NONE: Self = Partial { next: 0, given_up: Runs::NONE, staying: Runs::NONE, has_success: false };
+    pub(super) const NONE: Self =
+        Partial { next: 0, given_up: Runs::NONE, staying: Runs::NONE, has_success: false, has_failure: false };
+}
+
+/// A batch that was given back.
+pub(super) struct Ending {
+    /// The number of its entries.
+    pub(super) length: usize,
+    /// See [`Partial::has_success`].
+    pub(super) has_success: bool,
+    /// See [`Partial::has_failure`].
+    pub(super) has_failure: bool,
 }
 
 /// A claimed batch whose call did not return yet.
@@ -90,22 +106,47 @@ impl<S: Store> Progress<S> {
         is_own
     }
 
-    /// Ends a batch after the last step of giving it back. Returns whether the processor succeeded
-    /// with an entry.
-    pub(super) fn end_partial(&mut self) -> bool {
-        let Partial { given_up, staying, has_success, .. } = self.partial.take().unwrap_or(Partial::NONE);
+    /// Ends a batch after the last step of giving it back. Returns what that came to.
+    pub(super) fn end_partial(&mut self) -> Ending {
+        let Partial { next, given_up, staying, has_success, has_failure } =
+            self.partial.take().unwrap_or(Partial::NONE);
         self.retries.prepend(staying);
         let reader = self.batch.reader;
         self.batch.end();
         if !given_up.is_empty() {
-            self.batch = Batch { reader, state: BatchState::GivenUp, runs: given_up, ..Batch::NONE };
+            self.batch = Batch { reader, state: BatchState::GivenUp, runs: given_up, size: usize::MAX, defers: false };
         }
-        has_success
+        Ending { length: next, has_success, has_failure }
+    }
+
+    /// Takes back a leased batch, or the rest of one half given back, to be read again before all
+    /// others. Returns its length, and what the first part came to.
+    pub(super) fn split(&mut self) -> (usize, Ending) {
+        let runs = std::mem::replace(&mut self.batch.runs, Runs::NONE);
+        let length = runs.len();
+        self.retries.prepend(runs);
+        (length, self.end_partial())
+    }
+
+    /// Whether only deferred entries remain before `end`, outside of the batch.
+    pub(super) fn has_only_deferred(&self, end: usize) -> bool {
+        self.position >= end && self.retries.is_empty() && !self.deferred.is_empty()
+    }
+
+    /// Lets the deferred entries with the fewest attempts be read.
+    pub(super) fn take_deferred(&mut self) {
+        self.retries = self.deferred.take_first().unwrap_or(Runs::NONE);
+        self.batch.defers = false;
+    }
+
+    /// Whether only failed entries remain before `end`, outside of the batch.
+    pub(super) fn has_only_failed(&self, end: usize) -> bool {
+        self.position >= end && self.retries.len() == self.retries.failed()
     }
 
     /// Whether readers passed all entries before `end`, and none is to be read again.
     pub(super) fn is_read(&self, end: usize) -> bool {
-        self.position >= end && self.retries.is_empty()
+        self.position >= end && self.retries.is_empty() && self.deferred.is_empty()
     }
 
     /// Whether all entries before `end` have an outcome.
@@ -117,12 +158,13 @@ impl<S: Store> Progress<S> {
     /// item that stays may be lower.
     pub(super) fn settled(&self) -> usize {
         let in_batch = self.batch.runs.first().filter(|_run| !self.batch.is_given_up());
-        in_batch.or(self.retries.first()).map_or(self.position, |run| run.first)
+        let first = in_batch.or(self.retries.first()).map_or(self.position, |run| run.first);
+        self.deferred.first().map_or(first, |deferred| deferred.min(first))
     }
 
     /// The number of positions without an outcome before `end`.
     pub(super) fn left(&self, end: usize) -> usize {
         let partial = self.partial.as_ref().map_or(0, |partial| partial.given_up.len() + partial.staying.len());
-        end - self.position + self.retries.len() + self.batch.runs.len() + partial
+        end - self.position + self.retries.len() + self.deferred.len() + self.batch.runs.len() + partial
     }
 }

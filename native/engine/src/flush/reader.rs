@@ -17,23 +17,30 @@ pub struct Reader<'f, S: Store> {
 
 impl<S: Store> Flush<S> {
     /// Continues the batch of this reader, which has `length` entries already; with 0 it begins a
-    /// batch of at most `size` entries. `None` if all entries have an outcome, if the processor has
+    /// batch. Either has at most `size` entries, and no more than the [limit](Isolation). `None` if all entries have an outcome, if the processor has
     /// a batch, or if another reader began one.
+    ///
+    /// After a pause failed entries wait for the others, if there are any.
     ///
     /// Confirms the reader's open call, whatever it returns.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
         let mut progress = self.lock();
         self.confirm(&mut progress, reader);
         progress.frozen.as_ref()?;
+        let isolation = self.isolation();
         if length == 0 {
             self.undo_read(&mut progress);
             if !progress.batch.runs.is_empty() {
                 return None;
             }
-            progress.batch.begin(reader, size);
+            progress.batch.begin(reader, !self.keeps_order() && isolation.has_paused);
+            if progress.has_only_deferred(self.end()) {
+                progress.take_deferred();
+            }
         } else if !progress.batch.is_read_by(reader, length) {
             return None;
         }
+        progress.batch.size = size.min(isolation.limit);
         Some(Reader { flush: self, progress })
     }
 }
@@ -66,7 +73,7 @@ impl<S: Store> Reader<'_, S> {
         mut each: impl FnMut(S::Record),
     ) -> bool {
         let Reader { flush, progress } = self;
-        let Progress { frozen, position, retries, batch, .. } = &mut **progress;
+        let Progress { frozen, position, retries, deferred, batch, .. } = &mut **progress;
         let Some(frozen) = frozen else { return true };
         let retry = retries.first();
         let (first, end) = retry.map_or((*position, flush.end()), |run| (run.first, run.end()));
@@ -82,10 +89,13 @@ impl<S: Store> Reader<'_, S> {
                     superseded += 1;
                 } else {
                     let attempts = retry.map_or_else(|| frozen.attempts(next), |run| run.attempts);
-                    if !batch.add(next, attempts) {
+                    if batch.defers && attempts > 0 {
+                        deferred.push(next, attempts);
+                    } else if batch.add(next, attempts) {
+                        each(record);
+                    } else {
                         break;
                     }
-                    each(record);
                 }
             }
             next += 1;
@@ -95,7 +105,13 @@ impl<S: Store> Reader<'_, S> {
         } else {
             *position = next;
         }
-        let is_complete = next < stop || progress.is_read(flush.end());
+        let mut is_complete = next < stop || progress.is_read(flush.end());
+        if progress.has_only_deferred(flush.end()) {
+            is_complete = !progress.batch.runs.is_empty();
+            if !is_complete {
+                progress.take_deferred();
+            }
+        }
         if superseded > 0 {
             flush.count(progress, Ended { superseded, ..Ended::default() });
         }

@@ -4,8 +4,10 @@
 //! This layer has only locks and atomics below it.
 
 pub mod bound;
+pub(crate) mod isolation;
 pub(crate) mod outcomes;
 pub(crate) mod threshold;
 pub mod totals;
 
+pub use self::isolation::Isolation;
 pub use self::outcomes::Learned;

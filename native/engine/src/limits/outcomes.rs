@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::isolation::Isolation;
 use super::totals::Ended;
 use crate::sync::Mutex;
 
@@ -16,25 +17,41 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 pub struct Learned {
     /// Counted failures in a row.
     pub failures: u32,
-    /// The time of the first counted failure in the row.
+    /// The time of the first failure in the row, splits included.
     pub failing_since: Option<Instant>,
     /// The end of the pause; the time may be in the past.
     pub paused_until: Option<Instant>,
     /// Entries that failed and were not given up, since [`flush`](crate::Partition::flush) last
     /// returned a flush. An entry counts once for each failure, counted or not.
     pub failed: usize,
+    /// The size of the next batch.
+    pub isolation: Isolation,
 }
 
 impl Learned {
-    /// The processor succeeded with at least one entry.
-    pub(crate) fn succeed(&mut self) {
+    /// The processor succeeded with at least one entry of a batch of `length` entries.
+    pub(crate) fn succeed(&mut self, length: usize) {
         (self.failures, self.failing_since) = (0, None);
+        self.isolation.succeed(length);
+    }
+
+    /// A batch of `length` entries failed as a whole, and is tried again in smaller ones.
+    pub(crate) fn split(&mut self, length: usize) {
+        self.isolation.split(length);
+        self.failing_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Each entry of a batch of `length` entries failed.
+    pub(crate) fn fail(&mut self, length: usize) {
+        self.isolation.fail(length);
+        self.failing_since.get_or_insert_with(Instant::now);
     }
 
     /// Starts a pause, and counts the failure if it is `counted`.
     pub(crate) fn pause(&mut self, pause: Duration, counted: bool) {
         let now = Instant::now();
         self.paused_until = now.checked_add(pause.min(LONGEST_PAUSE));
+        self.isolation.pause();
         if counted {
             self.failures = self.failures.saturating_add(1);
             self.failing_since.get_or_insert(now);

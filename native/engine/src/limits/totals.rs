@@ -42,7 +42,8 @@ pub struct Ended {
     pub superseded: usize,
     /// Entries given up.
     pub given_up: usize,
-    /// Failures: an entry counts once for each. Entries of a lost call count as well.
+    /// Failures: an entry counts once for each, except for splits. Entries of a lost call count as
+    /// well.
     pub failed: usize,
 }
 

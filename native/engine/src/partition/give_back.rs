@@ -18,7 +18,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Lets a failed entry wait again, unless it keeps its place in the flush.
     fn retry(&self, flush: &Flush<S>, frozen: &Frozen<S>, position: usize, attempts: u32) -> Retry {
-        if S::KEEPS_ORDER {
+        if flush.keeps_order() {
             return Retry::Stays;
         }
         let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
@@ -46,7 +46,10 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
                 self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
                 Retry::Joins
             }
-            TakenBack::Superseded => Retry::IsSuperseded,
+            TakenBack::Superseded => {
+                state.waiting.inherit_age(store);
+                Retry::IsSuperseded
+            }
         }
     }
 }

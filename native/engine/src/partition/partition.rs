@@ -40,6 +40,7 @@ use super::access::{Access, Closed, Gate};
 use super::shard::{InFlight, Shard, ShardState};
 use crate::flush::{Flush, Flushed, Frozen};
 use crate::limits::bound::Bound;
+use crate::limits::isolation::Isolation;
 use crate::limits::outcomes::{Learned, Outcomes};
 use crate::limits::threshold::Threshold;
 use crate::limits::totals::{Ended, Writes};
@@ -58,6 +59,9 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     pub(super) giving_back: Mutex<()>,
     /// Whether the partition is open with outcomes. It changes only while nobody writes.
     has_outcomes: AtomicBool,
+    /// Whether failed entries keep their place and are retried before all others, instead of
+    /// waiting again. It changes only while nobody writes.
+    keeps_order: AtomicBool,
     /// The outcomes of the entries of all flushes.
     pub(super) outcomes: Arc<Outcomes>,
     /// The bound of the buffer, which all partitions share.
@@ -124,6 +128,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             in_flight: Mutex::default(),
             giving_back: Mutex::default(),
             has_outcomes: AtomicBool::new(false),
+            keeps_order: AtomicBool::new(S::KEEPS_ORDER),
             outcomes: Arc::default(),
             bound: bound.clone(),
             threshold: Threshold::default(),
@@ -159,6 +164,16 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let in_flight = self.in_flight.lock();
         self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
         self.look_into(in_flight.as_ref().filter(|_| has_outcomes));
+        if !has_outcomes {
+            self.outcomes.learn(Ended::default(), |learned| learned.isolation = Isolation::default());
+        }
+    }
+
+    /// Decides whether failed items of a queue keep their order. The partition must be closed.
+    pub fn set_order(&self, keeps_order: bool) {
+        let in_flight = self.in_flight.lock();
+        self.keeps_order.store(keeps_order, Ordering::SeqCst);
+        in_flight.iter().for_each(|flush| flush.set_order(keeps_order));
     }
 
     /// Lets the shards look into a flush, unless it is finished, or into none. The caller has the
@@ -179,10 +194,26 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
     }
 
-    /// Whether a waiting entry replaces the one at this position of the flush.
+    /// Whether a waiting entry replaces the one at this position of the flush, whose age it takes
+    /// over then: what was written first has not been stored since.
     pub fn supersedes(&self, frozen: &Frozen<S>, position: usize) -> bool {
         let Some((shard, id)) = frozen.locate(position) else { return false };
-        frozen.is_replaced_in(&self.shards[shard].lock().waiting, shard, id)
+        let mut state = self.shards[shard].lock();
+        let is_replaced = frozen.is_replaced_in(&state.waiting, shard, id);
+        if is_replaced {
+            state.waiting.inherit_age(&frozen.stores()[shard]);
+        }
+        is_replaced
+    }
+
+    /// Leases all entries of the flush to a reader, which gives them back: each has failed, and
+    /// others wait, which need not wait for these. Returns whether it did.
+    pub fn lease_failed(&self, flush: &Flush<S>, reader: u64) -> bool {
+        let has_others = |shard: &Shard<S>| {
+            let state = shard.lock();
+            state.waiting.len() > state.waiting.retried()
+        };
+        self.shards.iter().any(has_others) && flush.lease_failed(reader)
     }
 
     /// The number of waiting entries.
@@ -224,7 +255,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             return None;
         }
         let bound = states[0].is_bounded.then(|| self.bound.clone());
-        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound));
+        let keeps_order = self.keeps_order.load(Ordering::SeqCst);
+        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound, keeps_order));
         if self.has_outcomes.load(Ordering::SeqCst) {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));

@@ -84,6 +84,10 @@ impl<H: Heap> Store for Log<H> {
         self.since
     }
 
+    fn inherit_age(&mut self, earlier: &Self) {
+        self.since = [self.since, earlier.since].into_iter().flatten().min();
+    }
+
     fn writes(&self) -> Writes {
         Writes { written: self.length - self.taken_back, ..Writes::default() }
     }
@@ -125,7 +129,7 @@ impl<H: Heap> Store for Log<H> {
 
     fn take_back(&mut self, flushed: &Self, id: EntryId, attempts: u32) -> TakenBack {
         let Some(item) = flushed.record(id) else { return TakenBack::Superseded };
-        self.since = [self.since, flushed.since].into_iter().flatten().min();
+        self.inherit_age(flushed);
         if attempts > 0 {
             self.failed.push(self.length, attempts);
         }

@@ -45,6 +45,9 @@ pub trait Store: Send + Sync + 'static {
     /// When the first entry was written, here or in an earlier store; `None` if none ever was.
     fn since(&self) -> Option<Instant>;
 
+    /// The entries here replace entries of `earlier`, and take over their age.
+    fn inherit_age(&mut self, earlier: &Self);
+
     /// The counts since the store was new.
     fn writes(&self) -> Writes;
 

@@ -230,7 +230,7 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
     pub(crate) fn count_age(&mut self, earlier: &Self, old: u32, new: u32) {
         self.retried += usize::from(new > 0);
         self.retried -= usize::from(old > 0);
-        self.since = [self.since, earlier.since].into_iter().flatten().min();
+        self.inherit_age(earlier);
     }
 
     /// Does a step of the evacuation of keys, if one is due.
@@ -283,6 +283,10 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn since(&self) -> Option<Instant> {
         self.since
+    }
+
+    fn inherit_age(&mut self, earlier: &Self) {
+        self.since = [self.since, earlier.since].into_iter().flatten().min();
     }
 
     fn writes(&self) -> Writes {

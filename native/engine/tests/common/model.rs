@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use partitioned_buffer_engine::reclaim::settle;
 use partitioned_buffer_engine::{
-    Access, BatchState, Bound, Closed, Evicted, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Partition, Store,
+    Access, BatchState, Bound, Closed, Death, Evicted, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Partition,
+    Store,
 };
 
 use super::reading::{all_of, read_slices};
@@ -93,8 +94,13 @@ struct InFlight<S: Store, W: Waiting<S>> {
     is_visible: bool,
     /// Whether all later writers saw it.
     is_seen: bool,
+    /// Whether failed entries stay.
+    keeps_order: bool,
     /// Of the entries in [`Place::Batch`].
     state: BatchState,
+    /// How many entries of a batch given up come to the function for dead letters together; 0 for
+    /// one with which a reader has died.
+    together: usize,
     /// How many entries of a leased batch were given back.
     given_back: usize,
     /// How many batches were claimed or leased.
@@ -110,6 +116,8 @@ struct Entry<E> {
     place: Place,
     /// Whether it is one of those to be retried first.
     is_retried: bool,
+    /// Whether it waits for the others.
+    is_deferred: bool,
     is_deleted: bool,
 }
 
@@ -132,6 +140,8 @@ enum Place {
 enum Fate {
     Claimed,
     Succeeds,
+    /// It is taken back, to be read in smaller batches.
+    IsSplit,
     /// It fails: all of it, or every so many entries.
     Fails {
         every: usize,
@@ -156,6 +166,10 @@ struct Reading {
     slice: usize,
     /// Whether what newer writes have replaced is left out, in a buffer with outcomes.
     is_resumed: bool,
+    /// How the reader before has died.
+    death: Option<Death>,
+    /// Whether the second half of the batch is put back.
+    is_shortened: bool,
 }
 
 /// See the module's documentation.
@@ -166,6 +180,7 @@ struct Buffer<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> {
     models: [Model<S, W>; PARTITIONS],
     running: usize,
     has_outcomes: bool,
+    keeps_order: bool,
     /// The number of the last value: no two values are the same.
     writes: i64,
     /// The number of the last reader.
@@ -199,11 +214,11 @@ impl<S: Store, W: Waiting<S>> Default for Model<S, W> {
 
 impl<S: Store, W: Waiting<S>> Model<S, W> {
     /// The flush that is to be given: the rest of the last one, or a fresh one of these entries.
-    fn flush(&mut self, fresh: Option<Vec<W::Entry>>, has_outcomes: bool) {
+    fn flush(&mut self, fresh: Option<Vec<W::Entry>>, has_outcomes: bool, keeps_order: bool) {
         if let Some(entries) = fresh {
             assert!(self.unfinished().is_none(), "a rest comes before a fresh flush");
             let attempts = std::mem::take(&mut self.waiting).attempts(&entries);
-            self.in_flight = Some(InFlight { is_seen: has_outcomes, ..InFlight::new(entries, attempts) });
+            self.in_flight = Some(InFlight { is_seen: has_outcomes, keeps_order, ..InFlight::new(entries, attempts) });
         }
         self.look_into(has_outcomes);
     }
@@ -245,7 +260,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
             } else if step.max_attempts.is_some_and(|max| entry.attempts >= max) {
                 result.given_up += 1;
                 entry.place = Place::GivenUp;
-            } else if S::KEEPS_ORDER {
+            } else if flush.keeps_order {
                 result.retried += 1;
                 entry.place = Place::Stays;
             } else if waiting.replaces(entry.entry, flush.is_seen) {
@@ -300,15 +315,23 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
 impl<S: Store, W: Waiting<S>> InFlight<S, W> {
     fn new(entries: Vec<W::Entry>, attempts: Vec<u32>) -> Self {
         let places = entries.iter().enumerate().map(|(place, &entry)| (W::key(entry), place)).collect();
-        let new =
-            |(entry, attempts)| Entry { entry, attempts, place: Place::Ahead, is_retried: false, is_deleted: false };
+        let new = |(entry, attempts)| Entry {
+            entry,
+            attempts,
+            place: Place::Ahead,
+            is_retried: false,
+            is_deferred: false,
+            is_deleted: false,
+        };
         let entries = entries.into_iter().zip(attempts).map(new).collect();
         InFlight {
             entries,
             places,
             is_visible: false,
             is_seen: true,
+            keeps_order: S::KEEPS_ORDER,
             state: BatchState::Read,
+            together: usize::MAX,
             given_back: 0,
             calls: 0,
             store: PhantomData,
@@ -347,18 +370,42 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
         self.entries.iter().filter(|entry| entry.place == Place::Batch)
     }
 
-    /// The batch that a reader has left, which is none if it was not leased.
-    fn inherit(&mut self) -> Option<(BatchState, usize)> {
-        if self.state == BatchState::Read {
-            // Its entries come first from now on.
-            self.entries
-                .iter_mut()
-                .filter(|entry| entry.place == Place::Batch)
-                .for_each(|entry| entry.is_retried = true);
-            self.move_batch(Place::Batch, Place::Ahead);
+    /// The batch that a reader has left, which is none if it was not leased, unless the reader has
+    /// died of it.
+    fn inherit(&mut self, death: Option<Death>) -> Option<(BatchState, usize)> {
+        if self.state == BatchState::Read && death.is_none() {
+            self.retry(0);
         }
+        let together = self.together();
+        if together == 0 {
+            return None;
+        }
+        match (self.state, death) {
+            (BatchState::Read, _) => self.state = BatchState::Leased,
+            (BatchState::GivenUp, Some(_)) | (BatchState::Buried, Some(Death::Killed)) => {
+                self.state = if self.together == 0 { BatchState::Buried } else { BatchState::GivenUp };
+                self.together = if together == 1 { 0 } else { (together / 4).max(1) };
+            }
+            _ => {}
+        }
+        Some((self.state, self.together()))
+    }
+
+    /// How many entries of the batch have their outcome together.
+    fn together(&self) -> usize {
         let length = self.batch().count();
-        (length > 0).then_some((self.state, length))
+        if matches!(self.state, BatchState::GivenUp | BatchState::Buried) {
+            length.min(self.together.max(1))
+        } else {
+            length
+        }
+    }
+
+    /// The entries of the batch from a number on come first from now on.
+    fn retry(&mut self, from: usize) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.place == Place::Batch).skip(from) {
+            (entry.place, entry.is_retried) = (Place::Ahead, true);
+        }
     }
 
     /// The function for dead letters is called, if the batch is given up.
@@ -375,8 +422,11 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
     /// The batch has succeeded, or was claimed. One that is given back in part cannot.
     fn end_batch(&mut self) {
         if self.given_back == 0 {
-            self.move_batch(Place::Batch, Place::Gone);
-            self.state = BatchState::Read;
+            let together = self.together();
+            let batch = self.entries.iter_mut().filter(|entry| entry.place == Place::Batch);
+            batch.take(together).for_each(|entry| entry.place = Place::Gone);
+            let is_left = self.batch().next().is_some();
+            self.state = if is_left { BatchState::GivenUp } else { BatchState::Read };
         }
     }
 
@@ -386,34 +436,51 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
         self.entries.iter_mut().filter(|entry| entry.place == Place::Stays).for_each(|entry| entry.is_retried = true);
         self.move_batch(Place::Stays, Place::Ahead);
         self.move_batch(Place::GivenUp, Place::Batch);
+        self.together = usize::MAX;
         self.state = if self.batch().next().is_some() { BatchState::GivenUp } else { BatchState::Read };
     }
 
-    /// The next batch; `None` if there is one with the processor.
-    fn read(&mut self, size: usize, is_superseded: impl Fn(W::Entry) -> bool) -> Option<Vec<W::Entry>> {
-        if self.inherit().is_some() {
+    /// The next batch; `None` if there is one with the processor. After a pause failed entries wait
+    /// for the others.
+    fn read(
+        &mut self,
+        size: usize,
+        has_paused: bool,
+        is_superseded: impl Fn(W::Entry) -> bool,
+    ) -> Option<Vec<W::Entry>> {
+        if self.inherit(None).is_some() {
             return None;
         }
         let mut batch = Vec::new();
-        let mut limit = size;
-        for is_retried in [true, false] {
-            let ahead = |entry: &&mut Entry<W::Entry>| entry.place == Place::Ahead && entry.is_retried == is_retried;
-            for entry in self.entries.iter_mut().filter(ahead) {
-                if entry.is_deleted || is_superseded(entry.entry) {
-                    entry.place = Place::Gone;
-                    continue;
+        let mut defers = has_paused && !self.keeps_order;
+        loop {
+            for is_retried in [true, false] {
+                let ahead = |entry: &&mut Entry<W::Entry>| {
+                    entry.place == Place::Ahead && entry.is_retried == is_retried && !entry.is_deferred
+                };
+                for entry in self.entries.iter_mut().filter(ahead) {
+                    if entry.is_deleted || is_superseded(entry.entry) {
+                        entry.place = Place::Gone;
+                    } else if defers && entry.attempts > 0 {
+                        entry.is_deferred = true;
+                    } else if batch.len() >= size {
+                        return Some(batch);
+                    } else {
+                        entry.place = Place::Batch;
+                        batch.push(entry.entry);
+                    }
                 }
-                let quartered = (0..entry.attempts).fold(size, |size, _attempt| size / 4);
-                let shorter = limit.min(quartered).max(1);
-                if batch.len() >= shorter {
-                    return Some(batch);
-                }
-                limit = shorter;
-                entry.place = Place::Batch;
-                batch.push(entry.entry);
             }
+            let deferred = |entry: &&mut Entry<W::Entry>| entry.place == Place::Ahead && entry.is_deferred;
+            let fewest = self.entries.iter_mut().filter(deferred).map(|entry| entry.attempts).min();
+            if fewest.is_none() || !batch.is_empty() {
+                return Some(batch);
+            }
+            for entry in self.entries.iter_mut().filter(deferred).filter(|entry| Some(entry.attempts) == fewest) {
+                (entry.is_retried, entry.is_deferred) = (true, false);
+            }
+            defers = false;
         }
-        Some(batch)
     }
 }
 
@@ -433,6 +500,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
             models: Default::default(),
             running: 0,
             has_outcomes,
+            keeps_order: S::KEEPS_ORDER,
             writes: 0,
             readers: 0,
             operations: 0,
@@ -502,7 +570,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
             }
         };
         let model = &mut self.models[number];
-        model.flush(fresh, self.has_outcomes);
+        model.flush(fresh, self.has_outcomes, self.keeps_order);
         assert_eq!(flush.is_some(), model.unfinished().is_some(), "a rest is given, and nothing else is");
         if flush.is_none() {
             assert_eq!(model.waiting.len(), 0, "what waits is given");
@@ -515,8 +583,18 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
     fn process(&mut self, number: usize, reading: Reading, fate: Fate) {
         let Some(flush) = self.flush(number) else { return };
         self.readers += 1;
-        assert_eq!(flush.inherit(self.readers), self.models[number].given().inherit());
-        if let Some(batch) = self.read(number, &flush, reading) {
+        assert_eq!(flush.inherit(self.readers, reading.death), self.models[number].given().inherit(reading.death));
+        if reading.is_resumed && self.wait_together(number, &flush) {
+            self.partitions[number].settle(&flush);
+            self.check(number, &flush);
+            return;
+        }
+        if let Some(mut batch) = self.read(number, &flush, reading) {
+            if reading.is_shortened {
+                batch.truncate(batch.len() / 2);
+                flush.shorten(self.readers, batch.len());
+                self.models[number].given().retry(batch.len());
+            }
             if !self.call(number, &flush, &batch, fate) {
                 return;
             }
@@ -526,17 +604,36 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         self.check(number, &flush);
     }
 
+    /// Lets all entries of a flush wait, if each has failed, and returns whether it did.
+    fn wait_together(&mut self, number: usize, flush: &Arc<Flush<S>>) -> bool {
+        if !self.partitions[number].lease_failed(flush, self.readers) {
+            return false;
+        }
+        let model = self.models[number].given();
+        assert!(!model.keeps_order && model.batch().next().is_none());
+        for entry in model.entries.iter_mut().filter(|entry| entry.place == Place::Ahead) {
+            assert!(entry.attempts > 0 || entry.is_deleted);
+            entry.place = Place::Batch;
+        }
+        model.state = BatchState::Leased;
+        let step = GiveBack { counted: false, ..all_of(self.readers) };
+        assert_eq!(self.partitions[number].give_back(flush, step), self.models[number].give_back(&step));
+        true
+    }
+
     /// Reads the next batch, unless there is one with the processor.
     fn read(&mut self, number: usize, flush: &Flush<S>, reading: Reading) -> Option<Vec<W::Entry>> {
-        let Reading { size, slice, is_resumed } = reading;
+        let Reading { size, slice, is_resumed, .. } = reading;
         let is_resumed = is_resumed && self.has_outcomes;
         let partition = &self.partitions[number];
+        let isolation = partition.learned().isolation;
         let is_superseded = |frozen: &Frozen<S>, position| is_resumed && partition.supersedes(frozen, position);
         let batch = read_slices(flush, self.readers, size, slice, is_superseded, W::entry);
         let Model { waiting, in_flight, .. } = &mut self.models[number];
         let flush = in_flight.as_mut().expect("the partition has given a flush");
         let is_seen = flush.is_seen;
-        assert_eq!(batch, flush.read(size, |entry| is_resumed && waiting.replaces(entry, is_seen)));
+        let is_superseded = |entry| is_resumed && waiting.replaces(entry, is_seen);
+        assert_eq!(batch, flush.read(size.min(isolation.limit), isolation.has_paused, is_superseded));
         batch
     }
 
@@ -566,6 +663,17 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         let model = &mut self.models[number];
         match fate {
             Fate::IsLost | Fate::IsLeft => {}
+            Fate::IsSplit => {
+                let flight = model.given();
+                let is_leased = flight.state == BatchState::Leased;
+                let length = flight.batch().count();
+                assert_eq!(flush.split(reader + 1), None, "a batch belongs to its reader");
+                assert_eq!(flush.split(reader), is_leased.then_some((length, (length / 4).max(1))));
+                if is_leased {
+                    flight.retry(0);
+                    flight.end_giving_back();
+                }
+            }
             Fate::Claimed | Fate::Succeeds => {
                 flush.succeed(reader + 1);
                 flush.succeed(reader);
@@ -604,7 +712,10 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
         let batch: Vec<&Entry<W::Entry>> = oldest.batch().collect();
         assert_eq!(flush.attempts(), batch.iter().map(|entry| entry.attempts).max().unwrap_or(0));
         if let Some((_frozen, records)) = flush.batch() {
-            assert!(records.into_iter().map(W::entry).eq(batch.iter().map(|entry| entry.entry)));
+            assert!(records
+                .into_iter()
+                .map(W::entry)
+                .eq(batch.iter().take(oldest.together()).map(|entry| entry.entry)));
         }
         let is_finished = oldest.is_finished();
         assert_eq!(flush.seen().left == 0, is_finished);
@@ -640,9 +751,13 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
             self.running = running;
         }
         self.has_outcomes = has_outcomes;
+        self.keeps_order = S::KEEPS_ORDER && self.operations % 3 != 0;
         for number in 0..running {
             self.open_or_close(number, false);
             self.partitions[number].set_outcomes(has_outcomes);
+            self.partitions[number].set_order(self.keeps_order);
+            let keeps_order = self.keeps_order;
+            self.models[number].in_flight.iter_mut().for_each(|flush| flush.keeps_order = keeps_order);
             self.models[number].look_into(has_outcomes);
             self.open_or_close(number, true);
         }
@@ -696,7 +811,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
     fn finish(mut self) -> usize {
         self.check_sizes();
         self.read_again();
-        let all = Reading { size: usize::MAX, slice: usize::MAX, is_resumed: false };
+        let all = Reading::all();
         for number in 0..PARTITIONS {
             let rest =
                 Fate::Fails { every: usize::MAX, is_counted: true, max_attempts: None, step: usize::MAX, dies: false };
@@ -718,7 +833,13 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
 impl Reading {
     fn new(size: usize, number: usize) -> Self {
         let slice = if number % 3 == 0 { 1 + number } else { usize::MAX };
-        Reading { size: size.max(1), slice, is_resumed: number % 2 == 0 }
+        let death = [None, None, Some(Death::Killed), None, Some(Death::TimedOut)][number % 5];
+        Reading { size: size.max(1), slice, is_resumed: number % 2 == 0, death, is_shortened: number % 7 == 3 }
+    }
+
+    /// All entries at once, by the reader after one that has not died.
+    fn all() -> Self {
+        Reading { size: usize::MAX, slice: usize::MAX, is_resumed: false, death: None, is_shortened: false }
     }
 }
 
@@ -731,7 +852,8 @@ fn fate(operation: u8, b: u8) -> Fate {
         0..=1 => Fate::Claimed,
         2 => Fate::Succeeds,
         3 => Fate::IsLost,
-        4 => Fate::IsLeft,
+        4 if b % 2 == 0 => Fate::IsLeft,
+        4 => Fate::IsSplit,
         5 => Fate::Fails { every: 1, is_counted: true, max_attempts, step, dies },
         6 => Fate::Fails { every: 1 + usize::from(b % 8), is_counted: true, max_attempts, step, dies },
         _ => Fate::Fails { every: 1 + usize::from(b % 2), is_counted: false, max_attempts, step, dies },

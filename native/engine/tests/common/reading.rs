@@ -21,7 +21,7 @@ impl GivenBack {
 
 /// A step that gives back all of a reader's batch, as a counted failure without a pause.
 pub fn all_of(reader: u64) -> GiveBack<'static> {
-    GiveBack { reader, failed: None, counted: true, max_attempts: None, pause: None, count: usize::MAX }
+    GiveBack { reader, failed: None, cancelled: &[], counted: true, max_attempts: None, pause: None, count: usize::MAX }
 }
 
 /// Gives a batch back, step by step.

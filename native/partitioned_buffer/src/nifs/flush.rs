@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use partitioned_buffer_engine::{BatchState, GaveBack, Seen};
+use partitioned_buffer_engine::{BatchState, Death, GaveBack, Seen};
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use super::{atoms, infinity, nif, nil_or};
@@ -107,8 +107,29 @@ fn lease<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 nif!(succeed / 1);
 fn succeed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    let _ = flush.enter(|flush| flush.succeed(env));
+    Ok(unsigned_to(env, flush.enter(|flush| flush.succeed(env)).unwrap_or(0) as u64))
+}
+
+nif!(split / 1);
+fn split<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(match flush.enter(|flush| flush.split(env)) {
+        Ok(Some(split)) => split.encode(env),
+        Ok(None) | Err(NotRunning) => atoms::nil().to_term(env),
+    })
+}
+
+nif!(shorten / 2);
+fn shorten<'a>(env: Env<'a>, [flush, length]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (flush, length): (ResourceArc<FlushResource>, usize) = (flush.decode()?, length.decode()?);
+    let _ = flush.enter(|flush| flush.shorten(env, length));
     Ok(atoms::ok().to_term(env))
+}
+
+nif!(lease_failed / 1);
+fn lease_failed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    Ok(flush.enter(|flush| flush.lease_failed(env)).unwrap_or(false).encode(env))
 }
 
 nif!(give_back / 5);
@@ -130,10 +151,19 @@ fn give_back<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> 
     Ok(tuple(env, [atoms::more().to_term(env), tail(failed, done), counts]))
 }
 
-nif!(inherit / 1);
-fn inherit<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(match flush.enter(|flush| flush.inherit(env)) {
+nif!(inherit / 2);
+fn inherit<'a>(env: Env<'a>, [flush, death]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (flush, death): (ResourceArc<FlushResource>, rustler::Atom) = (flush.decode()?, death.decode()?);
+    let death = if death == atoms::killed() {
+        Some(Death::Killed)
+    } else if death == atoms::timeout() {
+        Some(Death::TimedOut)
+    } else if death == atoms::nil() {
+        None
+    } else {
+        return Err(Error::BadArg);
+    };
+    Ok(match flush.enter(|flush| flush.inherit(env, death)) {
         Ok(Some((BatchState::Buried, length))) => (atoms::buried(), length).encode(env),
         Ok(Some((BatchState::GivenUp, length))) => (atoms::given_up(), length).encode(env),
         Ok(Some((BatchState::Leased | BatchState::Read, length))) => (atoms::leased(), length).encode(env),
@@ -170,20 +200,26 @@ fn bury<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 /// How many numbers of failed entries a call looks at. In its time it gives back about as many.
 const NUMBERS: usize = 4096;
 
-/// The first numbers of a list, in ascending order.
+/// The first numbers of a list, in ascending order. An entry that is cancelled has the number
+/// `-1 - number`.
 fn numbers(list: Term<'_>) -> NifResult<Failed> {
-    let (mut numbers, mut rest) = (Vec::new(), list);
+    let (mut numbers, mut cancelled, mut rest) = (Vec::new(), Vec::new(), list);
     while let Some((number, tail)) = cell(rest).filter(|_| numbers.len() < NUMBERS) {
-        let number: usize = number.decode()?;
+        let marked: i64 = number.decode()?;
+        let is_cancelled = marked < 0;
+        let number = (if is_cancelled { -1 - marked } else { marked }) as usize;
         if numbers.last().is_some_and(|&last| last >= number) {
             return Err(Error::BadArg);
         }
         numbers.push(number);
+        if is_cancelled {
+            cancelled.push(number);
+        }
         rest = tail;
     }
     let is_whole = rest.is_empty_list();
     if is_whole || numbers.len() == NUMBERS {
-        Ok(Failed { numbers: Some(numbers), is_whole })
+        Ok(Failed { numbers: Some(numbers), cancelled, is_whole })
     } else {
         Err(Error::BadArg)
     }
@@ -193,7 +229,7 @@ fn numbers(list: Term<'_>) -> NifResult<Failed> {
 fn all(term: Term<'_>) -> NifResult<Failed> {
     let atom: rustler::Atom = term.decode()?;
     if atom == atoms::all() {
-        Ok(Failed { numbers: None, is_whole: true })
+        Ok(Failed { numbers: None, cancelled: Vec::new(), is_whole: true })
     } else {
         Err(Error::BadArg)
     }

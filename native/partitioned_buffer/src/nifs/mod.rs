@@ -32,6 +32,8 @@ mod atoms {
         ok,
         error,
         nil,
+        killed,
+        timeout,
         more,
         done,
         refused,

@@ -81,7 +81,15 @@ fn info<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>
     let age = since.map(|since| since.elapsed().as_millis() as u64);
     let writes = (writes.written, writes.coalesced, writes.stale, writes.deleted);
     let ended = (ended.superseded, ended.processed, ended.failed, ended.given_up);
-    let now = (is_closed, is_task_alive, learned.failures, failing_ms(&learned), pause_ms(&learned), processes.next);
+    let now = (
+        is_closed,
+        is_task_alive,
+        learned.failures,
+        failing_ms(&learned),
+        pause_ms(&learned),
+        processes.next,
+        batch_limit(&learned),
+    );
     Ok(((waiting, in_flight, retried, bytes), age, writes, ended, now).encode(env))
 }
 
@@ -103,6 +111,17 @@ fn pause<'a>(env: Env<'a>, [run, partition, ms, counted]: [Term<'a>; 4]) -> NifR
 nif!(end_pause / 2);
 fn end_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     Ok(done(env, partition!(run, partition, own => own.end_pause())))
+}
+
+nif!(alone / 2);
+fn alone<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let isolation = partition!(run, partition, own => own.learned().isolation);
+    Ok(or_not_running(env, isolation.map(|isolation| (isolation.alone, isolation.is_exhausted()))))
+}
+
+/// How many entries the next batch may have; `None` without a limit.
+fn batch_limit(learned: &Learned) -> Option<usize> {
+    Some(learned.isolation.limit).filter(|&limit| limit < usize::MAX)
 }
 
 /// The time since the first failure in a row, in milliseconds.

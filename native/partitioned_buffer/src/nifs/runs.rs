@@ -23,11 +23,11 @@ use crate::vm::term::RawTerm;
 /// partitions, both stay well below a millisecond.
 pub(super) const MAX_PARTITIONS: u32 = 1 << 12;
 
-nif!(open / 5, DirtyCpu);
-fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
-    let [name, kind, partition_count, has_outcomes, max_size] = arguments;
+nif!(open / 6, DirtyCpu);
+fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 6]) -> NifResult<Term<'a>> {
+    let [name, kind, partition_count, has_outcomes, keeps_order, max_size] = arguments;
     let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
-    let (has_outcomes, max_size) = (has_outcomes.decode()?, limit(max_size)?);
+    let (has_outcomes, keeps_order, max_size) = (has_outcomes.decode()?, keeps_order.decode()?, limit(max_size)?);
     if !name.is_atom() || partition_count > MAX_PARTITIONS || !AnyPartitions::is_kind(kind) {
         return Err(Error::BadArg);
     }
@@ -36,7 +36,8 @@ fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 5]) -> NifResult<Term<'a>> {
     // First, since the caller may be killed during this call, and another start may follow.
     let others = AnyPartitions::all(buffer).into_iter().filter(|other| other.kind() != kind);
     others.for_each(|other| other.shared().end(None));
-    let open = each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, max_size));
+    let open =
+        each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, keeps_order, max_size));
     let Some(number) = open else { return Ok(atoms::not_running().to_term(env)) };
     Ok(tuple(env, [name, number.encode(env)]))
 }

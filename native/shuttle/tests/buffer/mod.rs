@@ -262,7 +262,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
     /// The processor fails with the batch that a dead reader of the flush has left.
     pub fn inherit(&self, partition: usize, flush: &Arc<Flush<S>>) -> GivenBack {
         let reader = self.new_reader();
-        match flush.inherit(reader) {
+        match flush.inherit(reader, None) {
             Some((BatchState::Leased, _length)) => self.give_back(partition, flush, reader, None),
             left => {
                 assert_eq!(left, None);

@@ -1,0 +1,185 @@
+//! How a partition isolates the entries that its sink refuses: how many entries the next batch may
+//! have, and whether the next failure begins a pause.
+//!
+//! | outcome | limit | ceiling |
+//! |---|---|---|
+//! | a batch of `n` entries fails as a whole, a *split* | `n / 4` | `n / 2` |
+//! | a single entry fails | 1 | the batch size: the cause was the entry, not the size |
+//! | a batch as large as the limit succeeds | times 4, up to the ceiling | |
+//! | the 16th success in a row | | times 2, up to the batch size |
+//!
+//! A split needs no pause, since a smaller batch may succeed. Single entries that fail do: the third
+//! one since the last success, or the first one after a pause.
+
+/// The ceiling grows after this number of successes in a row.
+const SUCCESSES: u32 = 16;
+
+/// This number of single entries fails before a pause.
+const ALONE: u32 = 3;
+
+/// See the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isolation {
+    /// How many entries the next batch may have, beside the batch size.
+    pub limit: usize,
+    /// The limit does not grow above this number.
+    pub ceiling: usize,
+    /// Failures of single entries since the last success.
+    pub alone: u32,
+    /// Whether a pause began since the last success.
+    pub has_paused: bool,
+    /// Successes in a row.
+    successes: u32,
+}
+
+impl Default for Isolation {
+    /// No limit but the batch size.
+    fn default() -> Self {
+        Isolation { limit: usize::MAX, ceiling: usize::MAX, alone: 0, has_paused: false, successes: 0 }
+    }
+}
+
+impl Isolation {
+    /// The processor succeeded with a batch of `length` entries, or with some of them.
+    pub(crate) fn succeed(&mut self, length: usize) {
+        (self.alone, self.has_paused, self.successes) = (0, false, self.successes + 1);
+        if length >= self.limit {
+            self.limit = self.limit.saturating_mul(4).min(self.ceiling);
+        }
+        if self.successes == SUCCESSES {
+            (self.ceiling, self.successes) = (self.ceiling.saturating_mul(2), 0);
+        }
+    }
+
+    /// A batch of `length` entries failed as a whole.
+    pub(crate) fn split(&mut self, length: usize) {
+        (self.limit, self.ceiling, self.successes) = ((length / 4).max(1), (length / 2).max(1), 0);
+    }
+
+    /// Each entry of a batch of `length` entries failed by itself.
+    pub(crate) fn fail(&mut self, length: usize) {
+        (self.alone, self.successes) = (self.alone.saturating_add(1), 0);
+        if length == 1 {
+            (self.limit, self.ceiling) = (1, usize::MAX);
+        }
+    }
+
+    /// A pause begins.
+    pub(crate) fn pause(&mut self) {
+        self.has_paused = true;
+    }
+
+    /// Whether another failure of a single entry begins a pause.
+    pub fn is_exhausted(&self) -> bool {
+        self.has_paused || self.alone + 1 >= ALONE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// A partition that processes entries until none is left, or a pause begins.
+    struct Sink<F> {
+        isolation: Isolation,
+        batch_size: usize,
+        takes: F,
+        calls: usize,
+        refused: usize,
+        pauses: usize,
+    }
+
+    impl<F: FnMut(&[usize]) -> bool> Sink<F> {
+        fn new(batch_size: usize, takes: F) -> Self {
+            Sink { isolation: Isolation::default(), batch_size, takes, calls: 0, refused: 0, pauses: 0 }
+        }
+
+        /// Returns the entries that wait, and whether a pause began.
+        fn process(&mut self, entries: impl IntoIterator<Item = usize>) -> (Vec<usize>, bool) {
+            let (mut head, mut waiting) = (VecDeque::from_iter(entries), Vec::new());
+            while !head.is_empty() {
+                let length = self.isolation.limit.min(self.batch_size).min(head.len());
+                let batch: Vec<_> = head.iter().take(length).copied().collect();
+                self.calls += 1;
+                if (self.takes)(&batch) {
+                    self.isolation.succeed(length);
+                    head.drain(..length);
+                    continue;
+                }
+                self.refused += 1;
+                if length > 1 {
+                    self.isolation.split(length);
+                    continue;
+                }
+                let pauses = self.isolation.is_exhausted() || head.len() == 1;
+                self.isolation.fail(1);
+                waiting.extend(head.pop_front());
+                if pauses {
+                    self.isolation.pause();
+                    self.pauses += 1;
+                    return (head.into_iter().chain(waiting).collect(), true);
+                }
+            }
+            (waiting, false)
+        }
+
+        /// Processes entries, with as many pauses as it takes.
+        fn process_all(&mut self, entries: impl IntoIterator<Item = usize>) {
+            let mut left = self.process(entries);
+            while left.1 {
+                left = self.process(left.0);
+            }
+        }
+    }
+
+    #[test]
+    fn one_refused_entry_costs_few_calls_and_no_pause() {
+        for refused in 0..999 {
+            let mut sink = Sink::new(1_000, |batch: &[usize]| !batch.contains(&refused));
+            assert_eq!(sink.process(0..1_000), (vec![refused], false));
+            assert!(sink.calls <= 30, "{} calls", sink.calls);
+        }
+    }
+
+    #[test]
+    fn refused_entries_among_others_cost_few_calls_each() {
+        let mut sink = Sink::new(1_000, |batch: &[usize]| !batch.iter().any(|entry| entry % 40 == 7));
+        let (waiting, paused) = sink.process(0..5_000);
+        assert_eq!((waiting.len(), paused), (125, false));
+        assert!(sink.calls < 1_500, "{} calls", sink.calls);
+    }
+
+    #[test]
+    fn the_limit_finds_the_size_that_a_sink_takes() {
+        let mut sink = Sink::new(1_000, |batch: &[usize]| batch.len() <= 100);
+        assert_eq!(sink.process(0..20_000), (vec![], false));
+        assert!(sink.calls <= 360 && sink.refused <= 25, "{} of {} calls refused", sink.refused, sink.calls);
+    }
+
+    #[test]
+    fn an_outage_costs_one_call_for_each_pause() {
+        let mut sink = Sink::new(1_000, |_: &[usize]| false);
+        let mut left: Vec<_> = (0..10_000).collect();
+        for _pause in 0..100 {
+            left = sink.process(left).0;
+        }
+        assert_eq!((sink.pauses, left.len()), (100, 10_000));
+        assert!(sink.calls <= 100 + 8, "{} calls", sink.calls);
+        let mut recovered = Sink { isolation: sink.isolation, ..Sink::new(1_000, |_: &[usize]| true) };
+        assert_eq!(recovered.process(left), (vec![], false));
+        assert!(recovered.calls <= 15, "{} calls", recovered.calls);
+    }
+
+    #[test]
+    fn failures_at_random_cost_a_multiple_of_the_calls() {
+        let mut random = 1_u64;
+        let mut sink = Sink::new(500, |_: &[usize]| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % 10 > 0
+        });
+        sink.process_all(0..20_000);
+        assert!(sink.calls < 400, "{} calls", sink.calls);
+    }
+}
