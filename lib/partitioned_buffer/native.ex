@@ -235,10 +235,10 @@ defmodule PartitionedBuffer.Native do
   def learned(_run, _partition), do: not_loaded()
 
   @doc """
-  How many single entries failed since the last success, and whether the failure of another one
-  begins a pause.
+  How many single entries failed since the last success, whether the failure of another one begins a
+  pause, and whether entries wait that did not fail yet.
   """
-  @spec alone(run(), partition()) :: {non_neg_integer(), boolean()} | :not_running
+  @spec alone(run(), partition()) :: {non_neg_integer(), boolean(), boolean()} | :not_running
   def alone(_run, _partition), do: not_loaded()
 
   @doc "Begins a pause, which counts as a failure in a row if it is `counted`."

@@ -155,7 +155,7 @@ defmodule PartitionedBuffer.CrashTest do
         for number <- 0..7, do: {:fresh, _flush} = Native.flush(run(buffer), number)
         kill_tree(buffer)
 
-        {:ok, results} = Agent.start_link(fn -> [:error, :ok] end)
+        {:ok, results} = Agent.start_link(fn -> [{:snooze, 60_000}, :ok] end)
         test = self()
 
         processor = fn batch ->

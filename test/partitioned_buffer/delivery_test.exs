@@ -178,7 +178,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       for {some, result} <- [
             {[], :ok},
             {[retry: [], cancel: []], :ok},
-            {[retry: [:a]], {:error, {:failed, 2}}},
+            {[retry: [:a]], {:error, {:failed, 1}}},
             {[cancel: [:a, :b]], :ok},
             {[retry: [:a], cancel: [:a]], {:error, {:failed, 2}}},
             {[retry: [:c]], {:error, {:failed, 2}}},

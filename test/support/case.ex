@@ -206,7 +206,7 @@ defmodule PartitionedBuffer.Case do
   def attach_telemetry(buffer) do
     id = {buffer, self()}
     spans = for span <- [:processing, :batch], suffix <- [:start, :stop, :exception], do: [span, suffix]
-    suffixes = [[:start], [:stop], [:processing_failed], [:retry], [:dead_letter] | spans]
+    suffixes = [[:start], [:stop], [:processing_failed], [:split], [:retry], [:dead_letter] | spans]
     events = for suffix <- suffixes, do: [:partitioned_buffer, :partition | suffix]
     :telemetry.attach_many(id, events, &__MODULE__.forward_event/4, {self(), buffer})
     on_exit(fn -> :telemetry.detach(id) end)

@@ -142,9 +142,12 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp pauses?(_job, succeeded) when succeeded > 0, do: false
 
   defp pauses?(%Job{ref: ref, flush: flush} = job, 0) do
-    {_calls, called_with, left, _called_at} = Native.seen(flush)
-    {_alone, exhausted?} = Native.alone(ref.run, ref.number)
-    exhausted? or (left == called_with and not job.rest?)
+    with {_alone, exhausted?, untried?} <- Native.alone(ref.run, ref.number) do
+      {_calls, called_with, left, _called_at} = Native.seen(flush)
+      exhausted? or (left == called_with and not (job.rest? and untried?))
+    else
+      :not_running -> true
+    end
   end
 
   defp give_back(job, reason, failed, pause_ms, failures) do
@@ -186,16 +189,13 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     ms |> max(shortest) |> min(@longest_ms) |> ceil()
   end
 
-  # Failed entries wait for the next flush, which begins at once after a rest. Otherwise the
-  # partition pauses if single entries failed last and the others were replaced or deleted, and
-  # before a flush that no tick begins.
-  defp finish(%Job{rest?: true} = job), do: job
-
+  # Failed entries wait for the next flush, which begins at once after a rest. The partition pauses
+  # before it if single entries failed last and no other is left, or if no tick begins it.
   defp finish(%Job{ref: ref, options: options} = job) do
-    with {failures, _failing_ms, _pause_ms, failed} <- Native.learned(ref.run, ref.number),
-         {alone, _exhausted?} <- Native.alone(ref.run, ref.number),
+    with {failures, _failing_ms, _pause_ms, failed} when failed > 0 <- Native.learned(ref.run, ref.number),
+         {alone, _exhausted?, untried?} <- Native.alone(ref.run, ref.number),
          untimed? = job.trigger == :stop or options.processing_interval_ms == :infinity,
-         true <- failed > 0 and (alone > 0 or untimed?) do
+         true <- (alone > 0 or untimed?) and not (job.rest? and untried?) do
       pause_ms = Backoff.pause(job, failures)
       Native.pause(ref.run, ref.number, pause_ms, true)
       log_pause(job, job.failure, failed, pause_ms)

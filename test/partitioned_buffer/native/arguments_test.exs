@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
 
   # The kinds of the arguments of each NIF.
   @arguments %{
-    open: [:name, :kind, :partitions, :boolean, :limit],
+    open: [:name, :kind, :partitions, :boolean, :boolean, :limit],
     run: [:name],
     owner: [:name],
     buffers: [],
@@ -69,7 +69,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     lease: [:flush],
     succeed: [:flush],
     give_back: [:flush, :numbers, :boolean, :attempts, :ms],
-    inherit: [:flush],
+    inherit: [:flush, :death],
+    split: [:flush],
+    shorten: [:flush, :u64],
+    lease_failed: [:flush],
+    alone: [:run, :u32],
     batch: [:flush],
     attempts: [:flush],
     bury: [:flush],
@@ -89,8 +93,9 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:u32, term), do: term in 0..((1 <<< 32) - 1)
   defp fits?(:u64, term), do: term in 0..((1 <<< 64) - 1)
   defp fits?(:count, term), do: term in 0..(1 <<< 48)
+  defp fits?(:death, term), do: term in [:killed, :timeout, nil]
   defp fits?(:positive, term), do: term in 1..((1 <<< 64) - 1)
-  defp fits?(:numbers, term), do: term == :all or list_of?(term, &fits?(:u64, &1))
+  defp fits?(:numbers, term), do: term == :all or list_of?(term, &(is_integer(&1) and fits?(:amount, &1)))
   defp fits?(:attempts, term), do: term == :infinity or fits?(:u32, term)
   defp fits?(:route, {:processor, to}), do: fits?(:to, to)
   defp fits?(:route, to), do: fits?(:to, to)
@@ -239,6 +244,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:partitions, _buffer, _flush), do: 2
   defp fitting(:u32, _buffer, _flush), do: 0
   defp fitting(:count, _buffer, _flush), do: 1
+  defp fitting(:death, _buffer, _flush), do: nil
   defp fitting(:u64, _buffer, _flush), do: 1
   defp fitting(:positive, _buffer, _flush), do: 1
   defp fitting(:numbers, _buffer, _flush), do: [0]

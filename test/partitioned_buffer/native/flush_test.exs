@@ -109,7 +109,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       Native.lease(flush)
 
       other = fn nif, arguments -> Task.await(Task.async(Native, nif, [flush | arguments])) end
-      assert other.(:succeed, []) == :ok
+      assert other.(:succeed, []) == 0
       assert other.(:give_back, [:all, true, 0, 1_000]) == {:done, {0, 0, 0}}
       assert other.(:claim, []) == false
       assert other.(:read, [1, 1, false]) == {[], 1, true}
@@ -166,7 +166,11 @@ defmodule PartitionedBuffer.Native.FlushTest do
             [3],
             [0, 1, 2, 3],
             [0, (1 <<< 64) - 1],
-            [-1],
+            [-2, 0],
+            [-1, 0],
+            [-5],
+            [-(1 <<< 63)],
+            [-(1 <<< 64)],
             [1 <<< 64],
             [1 <<< 1_000],
             [0 | 1],

@@ -31,7 +31,9 @@ defmodule PartitionedBuffer.Native.RunTest do
         assert Native.status(name) == {kind, partitions}
       end
 
-      owner = spawn(fn -> Native.open(name, :queue, 0, false, true, :infinity) && receive(do: (:never -> :ok)) end)
+      owner =
+        spawn(fn -> Native.open(name, :queue, 0, false, true, :infinity) && receive(do: (:never -> :ok)) end)
+
       await_status(name, {:queue, 0})
       Process.exit(owner, :kill)
       await_status(name, :not_running)

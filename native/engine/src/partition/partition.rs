@@ -209,11 +209,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Leases all entries of the flush to a reader, which gives them back: each has failed, and
     /// others wait, which need not wait for these. Returns whether it did.
     pub fn lease_failed(&self, flush: &Flush<S>, reader: u64) -> bool {
-        let has_others = |shard: &Shard<S>| {
+        self.has_untried() && flush.lease_failed(reader)
+    }
+
+    /// Whether entries wait that did not fail yet.
+    pub fn has_untried(&self) -> bool {
+        self.shards.iter().any(|shard| {
             let state = shard.lock();
             state.waiting.len() > state.waiting.retried()
-        };
-        self.shards.iter().any(has_others) && flush.lease_failed(reader)
+        })
     }
 
     /// The number of waiting entries.

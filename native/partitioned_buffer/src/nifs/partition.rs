@@ -115,8 +115,11 @@ fn end_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Ter
 
 nif!(alone / 2);
 fn alone<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let isolation = partition!(run, partition, own => own.learned().isolation);
-    Ok(or_not_running(env, isolation.map(|isolation| (isolation.alone, isolation.is_exhausted()))))
+    let alone = partition!(run, partition, own => {
+        let isolation = own.learned().isolation;
+        (isolation.alone, isolation.is_exhausted(), own.has_untried())
+    });
+    Ok(or_not_running(env, alone))
 }
 
 /// How many entries the next batch may have; `None` without a limit.
