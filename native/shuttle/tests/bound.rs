@@ -10,7 +10,7 @@ mod buffer;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use buffer::map::{self, Buffer, Delivery, Lease};
+use buffer::map::{self, Buffer, Lease};
 use buffer::{check, join, spawn};
 use common::reading::{all_of, give_back};
 use common::{hash, TestHeap, ONE};
@@ -575,10 +575,12 @@ impl Seen {
     }
 }
 
-/// Flushes, and leases all of it.
+/// Flushes, and leases all of it, or one entry after one alone has failed.
 fn flush_all(buffer: &Buffer, flushes: &mut Vec<Vec<i64>>) -> Option<Lease> {
     let lease = buffer.lease(usize::MAX)?;
-    flushes.push(lease.entries.iter().map(|&Delivery { key, .. }| key).collect());
+    let frozen = lease.flush.entries().expect("it is not finished");
+    let records = (0..lease.flush.end()).filter_map(|position| frozen.record(position));
+    flushes.push(records.map(|record| record.key.content().1).collect());
     Some(lease)
 }
 
@@ -605,7 +607,9 @@ fn write_to_threshold(failed: fn() -> Option<&'static [usize]>) {
         flushes
     });
     let mut seen = Seen { enough: [put, list].map(join).concat(), flushes: join(processor) };
-    flush_all(&buffer, &mut seen.flushes).into_iter().for_each(|lease| buffer.succeed(lease));
+    while let Some(lease) = flush_all(&buffer, &mut seen.flushes) {
+        buffer.succeed(lease);
+    }
     seen.assert_announced(ENOUGH);
 }
 
