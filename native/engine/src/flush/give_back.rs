@@ -27,7 +27,7 @@ pub struct GiveBack<'a> {
     pub cancelled: &'a [usize],
     /// Whether this failure counts as an attempt.
     pub counted: bool,
-    /// The attempts at which an entry is given up.
+    /// The attempts at which an entry is given up; with 0 all are cancelled.
     pub max_attempts: Option<u32>,
     /// The pause of the partition after the last step.
     pub pause: Option<Duration>,
@@ -128,7 +128,7 @@ impl<S: Store> Flush<S> {
                 continue;
             }
             let attempts = attempts.saturating_add(step.counted.into());
-            let is_cancelled = is_cancelled(number);
+            let is_cancelled = is_cancelled(number) || step.max_attempts == Some(0);
             outcomes.failed += usize::from(step.counted && !is_cancelled);
             if self.is_gone(position) {
                 outcomes.result.superseded += 1;
