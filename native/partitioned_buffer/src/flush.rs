@@ -15,7 +15,7 @@ use crate::any::each;
 use crate::buffer::Partitions;
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
-use crate::vm::caller::{copy_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
+use crate::vm::caller::{copy_to, count_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
 use crate::vm::clock::monotonic_time;
 use crate::vm::environment::Environment;
 use crate::vm::term::RawTerm;
@@ -37,7 +37,7 @@ impl ToTerm for Record<RawTerm> {
 impl ToTerm for Counted<RawTerm> {
     #[inline]
     fn to_term(self, env: Env<'_>) -> Term<'_> {
-        tuple(env, [copy_to(env, self.key), sum_to(env, self.sum), unsigned_to(env, self.count)])
+        tuple(env, [copy_to(env, self.key), sum_to(env, self.sum), count_to(env, self.count)])
     }
 }
 
