@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Processing.AtLeastOnce do
   @moduledoc false
   # Processes a flush of a buffer with `:max_attempts`: leases each batch, calls the processor with
-  # it, and settles it by its outcome. A pause ends the task.
+  # it, and settles it by its outcome. A pause ends the task, and so does a hold of the buffer.
   #
   # A dead process settles nothing, so each task begins with the leftover batch of the last task:
   # the processor failed with it. If the last task died before it called `:dead_letter`, this task
@@ -31,9 +31,13 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp deliver(%Job{} = job) do
     batch = Batch.read(job, job.resumed?)
 
-    case {Native.lease(job.flush), batch.count} do
+    case {Native.lease(job.flush, Job.in_pause?(job.trigger)), batch.count} do
       {_leased?, 0} ->
         finish(job)
+
+      # The next task reads the batch again.
+      {refused, _count} when refused in [:on_hold, :paused] ->
+        job
 
       # Another task began a batch since the read.
       {false, _count} ->
