@@ -415,6 +415,28 @@ defmodule PartitionedBuffer.PauseTest do
       end
     end
 
+    test "wait for no processor during a stop, also without the writers' process" do
+      for kind <- @kinds do
+        {buffer, task} = start_busy([drain_timeout_ms: 60_000, max_size: 100] ++ kind)
+        stop = Task.async(fn -> PartitionedBuffer.stop(buffer) end)
+        await_stop(buffer)
+        kill_processes([Native.process(run(buffer), :room, :room)])
+
+        calls = [
+          &Buffer.pause/1,
+          &Buffer.update_options(&1, max_size: 50),
+          &Buffer.resume/1
+        ]
+
+        for call <- calls, do: assert(Task.await(Task.async(fn -> call.(buffer) end)) == :ok)
+        assert Buffer.info(buffer).max_size == 50
+        send(task, :return)
+        assert_receive {:asked, task, [:second]}
+        send(task, :return)
+        assert Task.await(stop) == :ok
+      end
+    end
+
     test "wait for no processor, from a processor of the buffer" do
       for kind <- @kinds do
         {test, name} = {self(), unique_name()}

@@ -11,7 +11,6 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   use GenServer
 
-  alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.{Native, Routing, Telemetry}
   alias PartitionedBuffer.Partition.Server
 
@@ -54,10 +53,11 @@ defmodule PartitionedBuffer.Buffer.Writers do
   @doc """
   Lets the option `:max_size` take effect.
   """
-  @spec changed(Native.run(), atom()) :: :ok
-  def changed(run, buffer) do
-    # A new process begins with the present options.
-    if call(run, :changed) == :ended, do: Lookup.await_restarts(buffer)
+  @spec changed(Native.run()) :: :ok
+  def changed(run) do
+    # A new process begins with the present options. Nobody waits for it here: during a stop the
+    # supervisor starts it only when all calls of the processor ended, so never.
+    _ended = call(run, :changed)
     :ok
   end
 
