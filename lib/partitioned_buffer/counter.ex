@@ -46,9 +46,9 @@ defmodule PartitionedBuffer.Counter do
   ## Processor
 
   The processor is called with a list of `{key, sum, count}` tuples. `count` is the number of
-  additions, each of which counts as its option `:count` says, by default once. Each entry of a flush is in one batch, and in another one only after a failure with
-  `:max_attempts`. The return value of the processor is ignored, unless the buffer has
-  `:max_attempts`.
+  additions, each of which counts as its option `:count` says, by default once. Each entry of a
+  flush is in one batch, and in another one only after a failure with `:max_attempts`. The return
+  value of the processor is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.

@@ -102,7 +102,8 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   Gives the calling process a role: `:server` of a partition gets the message `:enough` from the
-  write with which enough entries wait, once for each flush, and the news of `resume_run/1` and `pause_all/2`; `:room` of the buffer gets `:full` when
+  write with which enough entries wait, once for each flush, and the
+  news of `resume_run/1` and `pause_all/2`; `:room` of the buffer gets `:full` when
   a write finds no room, and `:room` when the buffer may have some since; `:drainer` and
   `:drained` of the buffer get nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
   """
@@ -133,7 +134,10 @@ defmodule PartitionedBuffer.Native do
   @spec left(atom()) :: {outcomes? :: boolean(), [{role(), pid()}]}
   def left(_buffer), do: not_loaded()
 
-  @doc "Puts a run on hold until `resume_run/1` or its stop: `flush/2`, `claim/1` and `lease/2` return `:on_hold`."
+  @doc """
+  Puts a run on hold until `resume_run/1` or its stop: `flush/2`, `claim/1` and `lease/2` return
+  `:on_hold`.
+  """
   @spec hold_run(run()) :: :ok | :not_running
   def hold_run(_run), do: not_loaded()
 

@@ -215,7 +215,7 @@ defmodule PartitionedBuffer.CounterTest do
       assert received_entries() === [{:a, 5 * @max + 5, 5 * @max + 5}]
     end
 
-    test "raises on an invalid count, names buffer, key and count, and adds nothing" do
+    test "raises on an invalid count with buffer, key and count, adds nothing" do
       buffer = start_counter()
 
       for count <- [-1, @max + 1, 1 <<< 200, 1.0, "1", nil, :one], opts <- [[], [partition_key: 1]] do

@@ -115,6 +115,8 @@ defmodule PartitionedBuffer.PauseTest do
     test "shows its state" do
       for kind <- @kinds do
         buffer = start_buffer([partitions: 1] ++ kind)
+        # The partition has its first tick.
+        settled(buffer)
         assert %{paused?: false, partitions: [%{state: :idle, next_ms: next}]} = Buffer.info(buffer)
         assert is_integer(next)
         Buffer.pause(buffer)

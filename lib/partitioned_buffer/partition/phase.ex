@@ -86,8 +86,8 @@ defmodule PartitionedBuffer.Partition.Phase do
   `{:start, trigger, round}` flushes and starts a task, then `{:flushed, …}` follows. `{:settle,
   reason}` starts a task that only settles the batch of a dead one. `{:reply, requests, answer}`
   answers how many entries failed, or refuses. `:begin_pause` waits for the end of the native pause,
-  and `:fall_back` makes one first.
-  `:end_pause` ends it. `:stop_timers` stops ticks and pauses, `:start_timers` starts ticks.
+  and `:fall_back` makes one first. `:end_pause` ends it. `:stop_timers` stops ticks and pauses,
+  `:start_timers` starts ticks.
   """
   @type action() ::
           {:start, trigger(), [request()] | nil}
