@@ -259,7 +259,7 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time`, `count` | `buffer`, `partition`, `reason` |
   | `[:partitioned_buffer, :full, :start]` | `system_time` | `buffer` |
   | `[:partitioned_buffer, :full, :stop]` | `duration`, `refused`, `dropped`, `waited` | `buffer` |
-  | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals | `buffer`, `kind` |
+  | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals, `oldest_ms` 0 without an entry | `buffer`, `kind` |
 
   The `processing` events span the work of a task on one flush. `size` is the number of entries that
   it processed, `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata
@@ -291,7 +291,7 @@ defmodule PartitionedBuffer do
   """
 
   alias PartitionedBuffer.API.Flush
-  alias PartitionedBuffer.Buffer.Settings
+  alias PartitionedBuffer.Buffer.{Hold, Lookup, Settings}
   alias PartitionedBuffer.{Native, Routing}
   alias PartitionedBuffer.Observe.{DefaultLogger, Info, Watch}
 
@@ -395,14 +395,16 @@ defmodule PartitionedBuffer do
   `:max_attempts`, when each of those writes succeeded, or was superseded, deleted or given up.
   Returns `{:error, {:failed, count}}` if the processor failed: with `:max_attempts`, `count`
   entries failed or wait behind failed ones, and will be retried; otherwise they are lost or wait
-  for the next flush. During a pause the call makes one attempt at once. Concurrent calls share a
-  flush. A call during a stop returns the result of the stop's work.
+  for the next flush. During a pause after a failure the call makes one attempt at once. Returns
+  `{:error, :paused}` if `pause/1` paused the buffer, and entries may be left. Concurrent calls
+  share a flush. A call during a stop returns the result of the stop's work.
 
   Options:
 
     * `:timeout` – how many milliseconds to wait at most, or `:infinity`. The default is 60000.
       After this time the call returns `{:error, :timeout}`, and the flush goes on.
-    * `:async` – with `true` the call returns `:ok` once the partitions have its request.
+    * `:async` – with `true` the call returns `:ok` once the partitions have its request; if
+      `pause/1` paused the buffer, they flush after `resume/1`.
 
   Raises an `ArgumentError` if the buffer is not running, or if a processor of the buffer calls it
   without `async: true`; a `RuntimeError` if the buffer has 0 partitions. An invalid option raises
@@ -415,8 +417,59 @@ defmodule PartitionedBuffer do
       0
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
   def flush(buffer, opts \\ []) when is_atom(buffer), do: Flush.flush(buffer, opts)
+
+  @doc """
+  Pauses a buffer: no call of the processor begins until `resume/1`. Use it while the sink is
+  maintained.
+
+  A call under way ends, and its outcome counts; a call that just begins is under way. Reads and
+  writes go on, and the bound holds, so writers may have to wait for room. Intervals, thresholds and
+  a full buffer call nothing. `flush/2` returns `{:error, :paused}`, and so does one that waits
+  already, once the call under way ended, unless that call was the last of its flush. Retries wait.
+  Calls of `:dead_letter` with entries already given up still take place.
+
+  The pause also survives the death of each process but the supervisor of the buffer. It ends with
+  `resume/1`, with a stop, which processes all entries as always, or with the supervisor. During a
+  stop the call changes nothing. To pause a paused buffer changes nothing either.
+
+  The call waits for no process, so processors of the buffer may also call it. Raises an
+  `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
+
+      iex> PartitionedBuffer.pause(:doc)
+      :ok
+      iex> PartitionedBuffer.flush(:doc)
+      {:error, :paused}
+      iex> PartitionedBuffer.resume(:doc)
+      :ok
+  """
+  @spec pause(buffer()) :: :ok
+  def pause(buffer) when is_atom(buffer), do: Hold.pause!(buffer)
+
+  @doc """
+  Ends the pause of `pause/1`.
+
+  A partition that missed a flush, or has entries of one in flight, goes on at once. A pause after a
+  failure lasts as long as it would have. To resume a buffer that is not paused changes nothing.
+
+  The call waits for no process. Raises as `pause/1` does.
+
+      iex> PartitionedBuffer.resume(:doc)
+      :ok
+  """
+  @spec resume(buffer()) :: :ok
+  def resume(buffer) when is_atom(buffer), do: Hold.resume!(buffer)
+
+  @doc """
+  Returns the names of all running buffers of this VM, sorted. A buffer runs from its start to the
+  end of its stop.
+
+      iex> :doc in PartitionedBuffer.buffers()
+      true
+  """
+  @spec buffers() :: [buffer()]
+  def buffers, do: Lookup.buffers()
 
   @typedoc """
   The numbers of a buffer, as `info/1` returns them.
@@ -429,7 +482,9 @@ defmodule PartitionedBuffer do
           bytes: non_neg_integer(),
           max_size: pos_integer() | :infinity,
           oldest_ms: non_neg_integer() | nil,
+          failing_ms: non_neg_integer(),
           waiting_writers: non_neg_integer(),
+          paused?: boolean(),
           last_error: %{reason: atom() | String.t(), system_time: integer(), partition: atom()} | nil,
           totals: %{
             written: non_neg_integer(),
@@ -448,7 +503,7 @@ defmodule PartitionedBuffer do
               name: atom(),
               size: non_neg_integer(),
               in_flight: non_neg_integer(),
-              state: :idle | :processing | :paused | :closed,
+              state: :idle | :processing | :paused | :on_hold | :closed,
               failures: non_neg_integer(),
               next_ms: non_neg_integer() | nil
             }
@@ -468,15 +523,18 @@ defmodule PartitionedBuffer do
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
   | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest entry without an outcome: the age of the first write of its flush, also after failures; `nil` without such an entry |
+  | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, of the partition where it is longest; 0 without failures. A success ends it; a snooze neither begins nor ends it |
   | `:waiting_writers` | processes that wait for room |
+  | `:paused?` | whether `pause/1` paused the buffer; `false` during a stop |
   | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
   | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms` |
 
   The `:state` of a partition is `:processing` while its task runs, `:paused` after a failure or a
-  snooze, `:closed` from the moment a stop makes it refuse writes, otherwise `:idle`. `:next_ms` is
-  the time to the end of the pause, or else to the next tick. It is `nil` in a closed partition,
-  and without a pause if `:processing_interval_ms` is `:infinity`.
+  snooze, `:on_hold` while `pause/1` keeps it from calls, `:closed` from the moment a stop makes it
+  refuse writes, otherwise `:idle`. `:next_ms` is the time to the end of the pause, or else to the
+  next tick. It is `nil` in a partition that is closed or on hold, and without a pause if
+  `:processing_interval_ms` is `:infinity`.
 
   The totals are below. Each element of a list counts as a write.
 

@@ -31,8 +31,8 @@ defmodule PartitionedBuffer.Counter do
   ## Semantics
 
     * Keys are any terms, and are compared with `===`: `1` and `1.0` are two keys.
-    * An amount is an integer from -2^63 to 2^63 - 1. A sum is exact, however large it becomes: it
-      does not wrap, overflow or saturate.
+    * An amount is an integer from -2^63 to 2^63 - 1. Sums and counts are exact, however large they
+      become: they do not wrap, overflow or saturate.
     * An `add/4` of 0 makes an entry, if the key has none. A sum that comes to 0 is still an entry,
       which the processor gets.
     * Each flush begins new sums: the processor gets the amounts added since the flush before.
@@ -46,9 +46,9 @@ defmodule PartitionedBuffer.Counter do
   ## Processor
 
   The processor is called with a list of `{key, sum, count}` tuples. `count` is the number of
-  additions. Each entry of a flush is in one batch, and in another one only after a failure with
-  `:max_attempts`. The return value of the processor is ignored, unless the buffer has
-  `:max_attempts`.
+  additions, each of which counts as its option `:count` says, by default once. Each entry of a
+  flush is in one batch, and in another one only after a failure with `:max_attempts`. The return
+  value of the processor is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.
@@ -75,7 +75,7 @@ defmodule PartitionedBuffer.Counter do
   """
 
   alias PartitionedBuffer.API.{Call, Definition}
-  alias PartitionedBuffer.{Native, Routing}
+  alias PartitionedBuffer.{Native, Options, Routing}
 
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
@@ -84,7 +84,7 @@ defmodule PartitionedBuffer.Counter do
   @type amount() :: integer()
 
   @typedoc "The argument of the processor."
-  @type batch() :: [{key :: any(), sum :: integer(), count :: pos_integer()}]
+  @type batch() :: [{key :: any(), sum :: integer(), count :: non_neg_integer()}]
 
   @doc """
   Starts a buffer, linked to the calling process.
@@ -149,7 +149,8 @@ defmodule PartitionedBuffer.Counter do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
+      `update_options/1`,
     * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2`
       and `add/3`, `add_all/1` and `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
       `delete/1` and `delete/2`. `get/2` does not exist, because its second argument could mean the
@@ -207,8 +208,12 @@ defmodule PartitionedBuffer.Counter do
   Raises an `ArgumentError` if the amount is not an integer of 64 bits. In a buffer with `:max_size`
   the call may wait, raise a `PartitionedBuffer.FullError` or return `{:error, :full}`, but never
   for a key with a waiting sum: see
-  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
-  [runtime options](`m:PartitionedBuffer#module-runtime-options`).
+  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`).
+
+  Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`), and `:count`: how much
+  the call adds to the count of the key, an integer from 0 to 2^63 - 1. The default is 1. Use it for
+  amounts that are sums already, such as the entries that `:dead_letter` got. The call is one write
+  in the totals of `PartitionedBuffer.info/1`. An invalid count raises an `ArgumentError`.
 
       iex> PartitionedBuffer.Counter.add(:doc_counter, :clicks)
       :ok
@@ -216,6 +221,9 @@ defmodule PartitionedBuffer.Counter do
       :ok
       iex> region = fn {region, _id} -> region end
       iex> PartitionedBuffer.Counter.add(:doc_counter, {:eu, 7}, 1, partition_key: region)
+      :ok
+      iex> {key, sum, count} = {:clicks, 500, 120}
+      iex> PartitionedBuffer.Counter.add(:doc_counter, key, sum, count: count)
       :ok
   """
   @spec add(buffer(), any(), amount(), keyword()) :: :ok | {:error, :full}
@@ -227,10 +235,27 @@ defmodule PartitionedBuffer.Counter do
   end
 
   def add(buffer, key, amount, opts) when is_atom(buffer) do
+    {count, opts} = Options.count!(buffer, opts)
     route = Call.route(buffer, key, opts)
+    add(buffer, route, key, amount, count)
+  end
 
+  defp add(buffer, route, key, amount, :error) do
     with refused when refused != :ok <- Native.add(buffer, route, key, amount),
          do: refused(refused, buffer, route, key, amount)
+  end
+
+  defp add(buffer, route, key, amount, {:ok, count}) do
+    case Native.add_counted(buffer, route, key, amount, count) do
+      :ok ->
+        :ok
+
+      :invalid ->
+        Call.invalid!({:invalid, {key, amount, count}}, buffer, :counted)
+
+      refused ->
+        Call.refused(refused, buffer, :counter, route, &Native.add_counted(buffer, &1, key, amount, count))
+    end
   end
 
   defp refused(:invalid, buffer, _route, key, amount),
@@ -326,8 +351,28 @@ defmodule PartitionedBuffer.Counter do
       :ok
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Lets no call of the processor begin until `resume/1`. See `PartitionedBuffer.pause/1`.
+
+      iex> PartitionedBuffer.Counter.pause(:doc_counter)
+      :ok
+      iex> PartitionedBuffer.Counter.resume(:doc_counter)
+      :ok
+  """
+  @spec pause(buffer()) :: :ok
+  def pause(buffer), do: PartitionedBuffer.pause(buffer)
+
+  @doc """
+  Lets calls of the processor begin again. See `PartitionedBuffer.resume/1`.
+
+      iex> PartitionedBuffer.Counter.resume(:doc_counter)
+      :ok
+  """
+  @spec resume(buffer()) :: :ok
+  def resume(buffer), do: PartitionedBuffer.resume(buffer)
 
   @doc """
   Returns how many sums wait for the next flush, in all partitions.

@@ -137,7 +137,8 @@ defmodule PartitionedBuffer.Map do
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
+      `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`,
       `put_all/1` and `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`,
       `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
@@ -418,8 +419,28 @@ defmodule PartitionedBuffer.Map do
       :ok
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Lets no call of the processor begin until `resume/1`. See `PartitionedBuffer.pause/1`.
+
+      iex> PartitionedBuffer.Map.pause(:doc)
+      :ok
+      iex> PartitionedBuffer.Map.resume(:doc)
+      :ok
+  """
+  @spec pause(buffer()) :: :ok
+  def pause(buffer), do: PartitionedBuffer.pause(buffer)
+
+  @doc """
+  Lets calls of the processor begin again. See `PartitionedBuffer.resume/1`.
+
+      iex> PartitionedBuffer.Map.resume(:doc)
+      :ok
+  """
+  @spec resume(buffer()) :: :ok
+  def resume(buffer), do: PartitionedBuffer.resume(buffer)
 
   @doc """
   Returns how many entries wait for the next flush, in all partitions.

@@ -18,8 +18,8 @@ defmodule PartitionedBuffer.Native do
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
-  # `held`, `batch`, `set_max_size`, `put_options`, `put_functions` and `functions_large` may take
-  # longer, so they run on dirty schedulers.
+  # `held`, `batch`, `set_max_size`, `put_options`, `put_functions`, `functions_large`, `resume_run` and
+  # `pause_all` may take longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
@@ -62,7 +62,7 @@ defmodule PartitionedBuffer.Native do
   @typep counts() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   @typep entry() ::
            {key :: term(), value :: term(), version :: integer(), updates :: non_neg_integer()}
-           | {key :: term(), sum :: integer(), count :: pos_integer()}
+           | {key :: term(), sum :: integer(), count :: non_neg_integer()}
            | (item :: term())
 
   ## Runs
@@ -110,7 +110,8 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   Gives the calling process a role: `:server` of a partition gets the message `:enough` from the
-  write with which enough entries wait, once for each flush; `:room` of the buffer gets `:full` when
+  write with which enough entries wait, once for each flush, and the
+  news of `resume_run/1` and `pause_all/2`; `:room` of the buffer gets `:full` when
   a write finds no room, and `:room` when the buffer may have some since; `:drainer` and
   `:drained` of the buffer get nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
   """
@@ -140,6 +141,25 @@ defmodule PartitionedBuffer.Native do
   @doc "The processes of the last run, alive or dead, and whether that was with outcomes."
   @spec left(atom()) :: {outcomes? :: boolean(), [{role(), pid()}]}
   def left(_buffer), do: not_loaded()
+
+  @doc """
+  Puts a run on hold until `resume_run/1` or its stop: `flush/2`, `claim/1` and `lease/2` return
+  `:on_hold`.
+  """
+  @spec hold_run(run()) :: :ok | :not_running
+  def hold_run(_run), do: not_loaded()
+
+  @doc "Ends the hold, and sends the `:server` of each partition `:resumed`."
+  @spec resume_run(run()) :: :ok | :not_running
+  def resume_run(_run), do: not_loaded()
+
+  @doc "Ends the hold for good, at the beginning of a stop."
+  @spec begin_stop(run()) :: :ok | :not_running
+  def begin_stop(_run), do: not_loaded()
+
+  @doc "Whether a run is on hold."
+  @spec on_hold(run()) :: boolean() | :not_running
+  def on_hold(_run), do: not_loaded()
 
   @doc "The options of a run with their version; nil before the first."
   @spec options(run()) :: {version :: non_neg_integer(), term()} | nil | :not_running
@@ -245,6 +265,14 @@ defmodule PartitionedBuffer.Native do
   @spec pause(run(), partition(), non_neg_integer(), counted :: boolean()) :: :ok | :not_running
   def pause(_run, _partition, _ms, _counted), do: not_loaded()
 
+  @doc """
+  Begins an uncounted pause in all partitions, or prolongs the present one, and sends the `:server`
+  of each partition `:paused`. A task ends before its next batch, unless it goes on in a pause: see
+  `lease/2`.
+  """
+  @spec pause_all(run(), non_neg_integer()) :: :ok | :not_running
+  def pause_all(_run, _ms), do: not_loaded()
+
   @spec end_pause(run(), partition()) :: :ok | :not_running
   def end_pause(_run, _partition), do: not_loaded()
 
@@ -324,6 +352,11 @@ defmodule PartitionedBuffer.Native do
   @spec add(atom(), route(), term(), integer()) :: :ok | :invalid | :full | :not_running
   def add(_buffer, _to, _key, _amount), do: not_loaded()
 
+  @doc "As `add/4`, with the count that the amount brings: at least 0 and below 2^63, else it is invalid."
+  @spec add_counted(atom(), route(), term(), integer(), non_neg_integer()) ::
+          :ok | :invalid | :full | :not_running
+  def add_counted(_buffer, _to, _key, _amount, _count), do: not_loaded()
+
   @doc "The sum of a key: of waiting entries, and with outcomes also of entries in flight."
   @spec sum(atom(), route(), term()) :: {:ok, integer()} | :error | :not_running
   def sum(_buffer, _to, _key), do: not_loaded()
@@ -371,8 +404,11 @@ defmodule PartitionedBuffer.Native do
 
   ## Flushes. A partition has one in flight at most.
 
-  @doc "Returns the unfinished flush (`:rest`), else a new flush of the waiting entries (`:fresh`)."
-  @spec flush(run(), partition()) :: {:rest | :fresh, flush()} | :empty | :not_running
+  @doc """
+  Returns the unfinished flush (`:rest`), else a new flush of the waiting entries (`:fresh`);
+  `:on_hold` while the run is on hold.
+  """
+  @spec flush(run(), partition()) :: {:rest | :fresh, flush()} | :empty | :on_hold | :not_running
   def flush(_run, _partition), do: not_loaded()
 
   @doc "The last flush of a partition. All its entries may have an outcome."
@@ -403,18 +439,20 @@ defmodule PartitionedBuffer.Native do
   def read(_flush, _length, _size, _resumed), do: not_loaded()
 
   @doc """
-  Gives away the batch that this process has read: its entries are never flushed again. Returns
-  false and changes nothing if another process began a batch since.
+  Gives away the batch that this process has read: its entries are never flushed again. Changes
+  nothing, and returns false if another process began a batch since, `:on_hold` while the run is on
+  hold. A refused batch is read again later.
   """
-  @spec claim(flush()) :: boolean()
+  @spec claim(flush()) :: boolean() | :on_hold
   def claim(_flush), do: not_loaded()
 
   @doc """
-  Keeps the batch that this process has read, until `succeed/1` or `give_back/5`. Returns false as
-  `claim/1` does.
+  Keeps the batch that this process has read, until `succeed/1` or `give_back/5`. Changes nothing as
+  `claim/1` does, and also, with `:paused`, if the partition pauses and the caller does not go on
+  `in_pause?`.
   """
-  @spec lease(flush()) :: boolean()
-  def lease(_flush), do: not_loaded()
+  @spec lease(flush(), in_pause? :: boolean()) :: boolean() | :on_hold | :paused
+  def lease(_flush, _in_pause), do: not_loaded()
 
   @doc """
   Ends a leased batch: the processor succeeded. Of a batch that is given up it ends the entries that

@@ -284,6 +284,15 @@ defmodule PartitionedBuffer.Options do
     end
   end
 
+  @doc """
+  Splits the options of `add/4`: the count, if it is given, and the other options.
+  """
+  @spec count!(atom(), keyword()) :: {{:ok, any()} | :error, keyword()}
+  def count!(name, options) do
+    check_keyword!(options, "the options of a call on", name)
+    {Keyword.fetch(options, :count), Keyword.delete(options, :count)}
+  end
+
   @spec invalid!(atom(), atom(), any(), String.t()) :: no_return()
   defp invalid!(name, key, value, expected) do
     raise!(

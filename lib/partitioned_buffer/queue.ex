@@ -108,7 +108,8 @@ defmodule PartitionedBuffer.Queue do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `info/0`, `update_options/1`,
+    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
+      `update_options/1`,
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
@@ -174,8 +175,28 @@ defmodule PartitionedBuffer.Queue do
       :ok
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Lets no call of the processor begin until `resume/1`. See `PartitionedBuffer.pause/1`.
+
+      iex> PartitionedBuffer.Queue.pause(:doc_queue)
+      :ok
+      iex> PartitionedBuffer.Queue.resume(:doc_queue)
+      :ok
+  """
+  @spec pause(buffer()) :: :ok
+  def pause(buffer), do: PartitionedBuffer.pause(buffer)
+
+  @doc """
+  Lets calls of the processor begin again. See `PartitionedBuffer.resume/1`.
+
+      iex> PartitionedBuffer.Queue.resume(:doc_queue)
+      :ok
+  """
+  @spec resume(buffer()) :: :ok
+  def resume(buffer), do: PartitionedBuffer.resume(buffer)
 
   @doc """
   Returns how many items wait for the next flush, in all partitions.

@@ -58,10 +58,13 @@ defmodule PartitionedBuffer.CounterLawsTest do
   ## Effects
 
   @impl KeyedLaws
-  def effects({:add, key, amount, route}, :ok, n), do: [{place(route, key, n), {:add, amount}}]
+  def effects({:add, key, amount, route}, :ok, n), do: [{place(route, key, n), {:add, amount, 1}}]
+
+  def effects({:add_counted, key, amount, count, route}, :ok, n),
+    do: [{place(route, key, n), {:add, amount, count}}]
 
   def effects({:add_all, pairs, route}, :ok, n),
-    do: for({key, amount} <- pairs, do: {place(route, key, n), {:add, amount}})
+    do: for({key, amount} <- pairs, do: {place(route, key, n), {:add, amount, 1}})
 
   def effects({:get, key, route}, value, n), do: [{place(route, key, n), {:get, value}}]
   def effects({:fetch, key, route}, :error, n), do: [{place(route, key, n), {:get, @absent}}]
@@ -77,8 +80,8 @@ defmodule PartitionedBuffer.CounterLawsTest do
 
   @impl KeyedLaws
   def step(_sum, :delete), do: {:ok, nil}
-  def step(nil, {:add, amount}), do: {:ok, {amount, 1}}
-  def step({sum, count}, {:add, amount}), do: {:ok, {sum + amount, count + 1}}
+  def step(nil, {:add, amount, count}), do: {:ok, {amount, count}}
+  def step({sum, before}, {:add, amount, count}), do: {:ok, {sum + amount, before + count}}
   def step(nil, {:get, value}), do: if(value === @absent, do: {:ok, nil}, else: :error)
   def step({sum, _count} = entry, {:get, got}), do: if(sum === got, do: {:ok, entry}, else: :error)
 
@@ -86,6 +89,10 @@ defmodule PartitionedBuffer.CounterLawsTest do
 
   @impl KeyedLaws
   def call(buffer, {:add, key, amount, route}), do: Counter.add(buffer, key, amount, option(route))
+
+  def call(buffer, {:add_counted, key, amount, count, route}),
+    do: Counter.add(buffer, key, amount, [count: count] ++ option(route))
+
   def call(buffer, {:add_all, pairs, route}), do: Counter.add_all(buffer, pairs, option(route))
   def call(buffer, {:get, key, route}), do: Counter.get(buffer, key, @absent, option(route))
   def call(buffer, {:fetch, key, route}), do: Counter.fetch(buffer, key, option(route))

@@ -73,6 +73,12 @@ defmodule PartitionedBuffer.CounterTest do
     assert Task.await(flush) == :ok
   end
 
+  defp await_writer(buffer),
+    do: if(Counter.info(buffer).waiting_writers == 0, do: await_writer(buffer), else: :ok)
+
+  defp add(sums, key, sum, count),
+    do: Map.update(sums, key, {sum, count}, fn {sums, counts} -> {sums + sum, counts + count} end)
+
   describe "add" do
     test "adds to the sum and the count of a key, whatever term it is" do
       buffer = start_counter()
@@ -185,6 +191,50 @@ defmodule PartitionedBuffer.CounterTest do
       for id <- 1..50, do: assert(Counter.get(buffer, {:eu, id}, nil, partition_key: region) == id)
       flush(buffer)
       assert length(received_batches()) == 5, "all are in one partition, in batches of ten"
+    end
+
+    test "takes a count, which is added to the count of the key" do
+      buffer = start_counter(partitions: 2)
+      Counter.add(buffer, :a, 5)
+      assert Counter.add(buffer, :a, 10, count: 7) == :ok
+      assert Counter.add(buffer, :b, -3, count: 0) == :ok
+      assert Counter.add(buffer, :b, 1, count: 1, partition_key: :b) == :ok
+      assert Counter.get(buffer, :a) == 15
+      assert %{written: 4, coalesced: coalesced} = Counter.info(buffer).totals
+      assert coalesced in 1..2
+      flush(buffer)
+      sums = for {key, sum, count} <- received_entries(), reduce: %{}, do: (acc -> add(acc, key, sum, count))
+      assert sums == %{a: {15, 8}, b: {-2, 1}}
+    end
+
+    test "takes counts whose total needs more than 64 bits" do
+      buffer = start_counter(partitions: 1)
+      for _ <- 1..5, do: Counter.add(buffer, :a, @max, count: @max)
+      for _ <- 1..5, do: Counter.add(buffer, :a, 1)
+      flush(buffer)
+      assert received_entries() === [{:a, 5 * @max + 5, 5 * @max + 5}]
+    end
+
+    test "raises on an invalid count with buffer, key and count, adds nothing" do
+      buffer = start_counter()
+
+      for count <- [-1, @max + 1, 1 <<< 200, 1.0, "1", nil, :one], opts <- [[], [partition_key: 1]] do
+        message =
+          "invalid entry: #{inspect({:key, 1, count})} for buffer #{inspect(buffer)}, expected {key, amount, count} " <>
+            "with an integer of 64 bits, from -2^63 to 2^63 - 1, as amount, and an integer from 0 to 2^63 - 1 as count"
+
+        assert_raise ArgumentError, message, fn -> Counter.add(buffer, :key, 1, [count: count] ++ opts) end
+      end
+
+      assert_raise ArgumentError, ~r/invalid entry: {:key, 1.0, 1}/, fn ->
+        Counter.add(buffer, :key, 1.0, count: 1)
+      end
+
+      assert_raise ArgumentError, ~r/does not take option :counts/, fn ->
+        Counter.add(buffer, :key, 1, count: 1, counts: 1)
+      end
+
+      assert %{size: 0, totals: %{written: 0}} = Counter.info(buffer)
     end
 
     test "raises if the buffer is not running, or is of another kind" do
@@ -415,10 +465,32 @@ defmodule PartitionedBuffer.CounterTest do
 
       Counter.add_all(buffer, a: 1, b: 1)
       assert Counter.add(buffer, :a, 5) == :ok
+      assert Counter.add(buffer, :a, 5, count: 2) == :ok
       assert_raise FullError, fn -> Counter.add(buffer, :c) end
+      assert_raise FullError, fn -> Counter.add(buffer, :c, 1, count: 2) end
       assert_raise FullError, fn -> Counter.add_all(buffer, c: 1) end
       assert_receive {:asked, pid, [_, _]}
       send(pid, :return)
+    end
+
+    test "lets an addition with a count wait for room, drops it, or refuses it" do
+      options = [partitions: 1, max_size: 1, full_timeout_ms: 0]
+      dropping = start_counter([when_full: :drop_newest] ++ options)
+      Counter.add(dropping, :a)
+      assert Counter.add(dropping, :b, 1, count: 5) == :ok
+      assert %{size: 1, totals: %{dropped: 1}} = Counter.info(dropping)
+      refusing = start_counter([when_full: :error] ++ options)
+      Counter.add(refusing, :a)
+      assert Counter.add(refusing, :b, 1, count: 5, partition_key: 1) == {:error, :full}
+      waiting = start_counter(Keyword.put(options, :full_timeout_ms, 60_000))
+      Counter.pause(waiting)
+      Counter.add(waiting, :a)
+      writer = Task.async(fn -> Counter.add(waiting, :b, 10, count: 5) end)
+      await_writer(waiting)
+      Counter.resume(waiting)
+      assert Task.await(writer) == :ok
+      assert Counter.flush(waiting) == :ok
+      assert {:b, 10, 5} in received_entries()
     end
 
     test "has room again for what was added back to another entry" do

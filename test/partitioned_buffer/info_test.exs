@@ -50,6 +50,9 @@ defmodule PartitionedBuffer.InfoTest do
     totals.written - totals.coalesced - held - ended
   end
 
+  defp await_failing(buffer, ms),
+    do: if(PartitionedBuffer.info(buffer).failing_ms < ms, do: await_failing(buffer, ms), else: :ok)
+
   defp totals(buffer), do: buffer |> PartitionedBuffer.info() |> Map.fetch!(:totals)
 
   describe "info/1" do
@@ -154,6 +157,26 @@ defmodule PartitionedBuffer.InfoTest do
       assert %{size: 0, in_flight: 0, retrying: 0} = info = PartitionedBuffer.info(buffer)
       assert %{failed: 8, given_up: 2} = info.totals
       assert balance(info) == 0
+    end
+
+    test "tells how long the processor has been failing, until it succeeds" do
+      buffer = start_with_outcomes(fn _batch -> receive(do: (outcome -> outcome)) end)
+      assert PartitionedBuffer.info(buffer).failing_ms == 0
+      Buffer.put(buffer, :a, 1)
+      quietly(fn -> flush_answering(buffer, {:error, :away}) end)
+      await_failing(buffer, 3)
+      quietly(fn -> flush_answering(buffer, {:error, :away}) end)
+      assert PartitionedBuffer.info(buffer).failing_ms >= 3
+      assert flush_answering(buffer, :ok) == :ok
+      assert PartitionedBuffer.info(buffer).failing_ms == 0
+    end
+
+    test "tells the longest time that a partition has been failing" do
+      buffer = start_with_outcomes({:error, :away}, partitions: 2)
+      Buffer.put(buffer, :a, 1, partition_key: partition_key_of(1, 2))
+      quietly(fn -> PartitionedBuffer.flush(buffer) end)
+      await_failing(buffer, 3)
+      assert [%{failures: 0}, %{failures: 1}] = PartitionedBuffer.info(buffer).partitions
     end
 
     test "counts as superseded what was deleted or replaced in flight" do
@@ -261,7 +284,10 @@ defmodule PartitionedBuffer.InfoTest do
       on_exit(fn -> :telemetry.detach(id) end)
       Buffer.put(one, :key, 1)
       assert PartitionedBuffer.emit_info(one) == :ok
-      assert_received {^one, :map, %{size: 1, in_flight: 0, oldest_ms: _, bytes: _, written: 1, dropped: 0}}
+
+      assert_received {^one, :map,
+                       %{size: 1, in_flight: 0, oldest_ms: _, failing_ms: 0, written: 1, dropped: 0}}
+
       assert PartitionedBuffer.emit_info(:all) == :ok
       assert_received {^one, :map, %{size: 1}}
       assert_received {^other, :map, %{size: 0}}

@@ -28,13 +28,15 @@ defmodule PartitionedBuffer.NotRunningTest do
     buffer_size: [],
     info: [],
     flush: [[timeout: 1_000]],
+    pause: [],
+    resume: [],
     update_options: [[processing_batch_size: 7, max_size: 100]],
     get_partition: [nil, 1]
   }
 
   # These take no buffer, or have another result, which other tests check: `stop` exits, `emit_info`
   # and `watch` do nothing.
-  @others ~w(__kind__ attach_default_logger child_spec detach_default_logger emit_info memory start_link stop watch)a
+  @others ~w(__kind__ attach_default_logger buffers child_spec detach_default_logger emit_info memory start_link stop watch)a
 
   # All calls of a module on a buffer, by their names and arities.
   defp calls(module, first) do

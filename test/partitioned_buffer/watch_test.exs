@@ -19,7 +19,9 @@ defmodule PartitionedBuffer.WatchTest do
       bytes: 214_016,
       max_size: 100_000,
       oldest_ms: 5_120,
+      failing_ms: 0,
       waiting_writers: 4,
+      paused?: false,
       last_error: nil,
       totals: @totals,
       partitions: [partition(0), partition(1, state: :paused, failures: 2, next_ms: nil)]
@@ -71,6 +73,15 @@ defmodule PartitionedBuffer.WatchTest do
     test "says so if there is no bound, and nothing that waits" do
       assert render_value([max_size: :infinity], "held") == "1,012, no bound"
       assert render_value([oldest_ms: nil], "oldest") == "-"
+    end
+
+    test "shows that the buffer is paused" do
+      assert hd(lines(info(paused?: true), nil, 0, title: ":users")) == ":users  map  paused"
+    end
+
+    test "shows how long the processor has been failing" do
+      assert render_value([failing_ms: 125_000], "failing") == "2 min 5 s"
+      assert render_value([], "failing") == "-"
     end
 
     test "shows bytes and times in the unit that fits" do

@@ -78,6 +78,7 @@ defmodule PartitionedBuffer.Generators do
 
     T.frequency([
       {12, {:add, key, amount(), route()}},
+      {4, {:add_counted, key, amount(), count(), route()}},
       {4, {:add_all, few({key, amount()}), route()}},
       {6, {:get, key, route()}},
       {3, {:fetch, key, route()}},
@@ -101,6 +102,8 @@ defmodule PartitionedBuffer.Generators do
        )}
     ])
   end
+
+  defp count, do: T.oneof([T.range(0, 3), T.elements([(1 <<< 63) - 1, 1 <<< 62])])
 
   defp keys, do: T.resize(5, T.non_empty(T.list(key())))
 

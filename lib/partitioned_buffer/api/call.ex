@@ -69,7 +69,7 @@ defmodule PartitionedBuffer.API.Call do
   @type operation() :: :put_all | :put_all_newer | :push_all | :add_all
 
   @typedoc "The expected shape of the elements of a list."
-  @type shape() :: :pair | :versioned | :item | :amount
+  @type shape() :: :pair | :versioned | :item | :amount | :counted
 
   @kinds %{put_all: :map, put_all_newer: :map, push_all: :queue, add_all: :counter}
   @shapes %{put_all: :pair, put_all_newer: :versioned, push_all: :item, add_all: :amount}
@@ -77,7 +77,10 @@ defmodule PartitionedBuffer.API.Call do
   @expected %{
     pair: "{key, value}",
     versioned: "{key, value, version} with an integer version",
-    amount: "{key, amount} with an integer of 64 bits, from -2^63 to 2^63 - 1, as amount"
+    amount: "{key, amount} with an integer of 64 bits, from -2^63 to 2^63 - 1, as amount",
+    counted:
+      "{key, amount, count} with an integer of 64 bits, from -2^63 to 2^63 - 1, as amount, " <>
+        "and an integer from 0 to 2^63 - 1 as count"
   }
 
   @doc """

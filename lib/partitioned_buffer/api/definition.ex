@@ -42,8 +42,16 @@ defmodule PartitionedBuffer.API.Definition do
 
       @doc "Gives all entries to the processor now, and waits. See `PartitionedBuffer.flush/2`."
       @spec flush(timeout: timeout(), async: boolean()) ::
-              :ok | {:error, :timeout} | {:error, {:failed, non_neg_integer()}}
+              :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
       def flush(opts \\ []), do: PartitionedBuffer.flush(__MODULE__, opts)
+
+      @doc "Lets no call of the processor begin. See `PartitionedBuffer.pause/1`."
+      @spec pause() :: :ok
+      def pause, do: PartitionedBuffer.pause(__MODULE__)
+
+      @doc "Lets calls of the processor begin again. See `PartitionedBuffer.resume/1`."
+      @spec resume() :: :ok
+      def resume, do: PartitionedBuffer.resume(__MODULE__)
 
       @doc "Returns the numbers of this buffer. See `PartitionedBuffer.info/1`."
       @spec info() :: PartitionedBuffer.info()

@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.API.Flush do
   @doc """
   See `PartitionedBuffer.flush/2`.
   """
-  @spec flush(atom(), keyword()) :: :ok | {:error, :timeout} | {:error, {:failed, pos_integer()}}
+  @spec flush(atom(), keyword()) :: :ok | {:error, :timeout | :paused | {:failed, pos_integer()}}
   def flush(buffer, opts) do
     {timeout, async?} = Options.flush!(buffer, opts)
     unless async?, do: Runner.refuse!(buffer, "flush")
@@ -30,10 +30,13 @@ defmodule PartitionedBuffer.API.Flush do
 
     answers = for {partition, request} <- requests, do: {partition, Server.await_flush(request, call.until)}
     failed = Enum.sum(for {_partition, {:ok, failed}} <- answers, do: failed)
-    timeout? = Enum.any?(answers, &match?({_partition, :timeout}, &1))
+
+    [timeout?, on_hold?] =
+      for answer <- [:timeout, :on_hold], do: Enum.any?(answers, &(elem(&1, 1) == answer))
 
     case for {partition, :died} <- answers, do: partition do
       _any when failed > 0 -> {:error, {:failed, failed}}
+      _any when on_hold? -> {:error, :paused}
       _any when timeout? -> {:error, :timeout}
       [] when call.again? -> unless_lost(call)
       [] -> :ok

@@ -1,9 +1,9 @@
 defmodule PartitionedBuffer.Buffer.Drainer do
   @moduledoc false
   # The owner of a stop. The last child of a buffer's supervisor is a drainer, and a stop ends it
-  # first. It lets all partitions process their entries at the same time, each in a linked process,
-  # and makes passes until no entries remain, since processors may write to any partition of their
-  # buffer. It then closes all partitions together. The first child is the replacement: it drains, or
+  # first. It ends a hold of the buffer. It lets all partitions process their entries at the same
+  # time, each in a linked process, and makes passes until no entries remain, since processors may
+  # write to any partition of their buffer. It then closes all partitions together. The first child is the replacement: it drains, or
   # finishes, if the last child died before it finished.
   #
   # The last child also completes the start: it activates the partitions, which are passive before.
@@ -49,6 +49,7 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   @impl GenServer
   def terminate(:shutdown, {run, partitions}) do
     if is_pid(Native.process(run, :drainer, :drainer)) and Native.process(run, :drained, :drained) == nil do
+      Native.begin_stop(run)
       # A supervisor unlinks the child that it ends, so only a monitor reports that it was killed.
       supervisor = monitor_supervisor()
 

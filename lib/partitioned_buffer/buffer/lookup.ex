@@ -39,6 +39,12 @@ defmodule PartitionedBuffer.Buffer.Lookup do
   def buffer(supervisor), do: Enum.find(Native.buffers(), &(Native.owner(&1) == supervisor))
 
   @doc """
+  The names of all running buffers, sorted.
+  """
+  @spec buffers() :: [atom()]
+  def buffers, do: Enum.sort(Native.buffers())
+
+  @doc """
   Waits until the supervisor of a buffer restarts the processes that died before this call, or ends.
   Gives up at `until`, a time of the VM in milliseconds.
   """

@@ -46,10 +46,13 @@ defmodule PartitionedBuffer.Buffer.Room do
       :timeout ->
         give_up(options, count, System.monotonic_time(:millisecond) - since)
 
-      # The buffer ends, or its supervisor restarts the process of the writers.
+      # The buffer ends, or its supervisor restarts the process of the writers: during a stop only
+      # when all calls of the processor ended.
       :ended ->
-        Lookup.await_restarts(buffer)
-        with :full <- attempt.(false), do: wait(options, count, attempt, place, since, until)
+        case Lookup.await_restarts(buffer, {:abs, until}) do
+          :ok -> with :full <- attempt.(false), do: wait(options, count, attempt, place, since, until)
+          :timeout -> give_up(options, count, System.monotonic_time(:millisecond) - since)
+        end
     end
   end
 

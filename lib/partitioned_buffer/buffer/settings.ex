@@ -21,7 +21,7 @@ defmodule PartitionedBuffer.Buffer.Settings do
     for number <- 0..(options.partitions - 1)//1,
         do: Server.options_changed(Routing.partition_name(buffer, number))
 
-    if Keyword.has_key?(changes, :max_size), do: Writers.changed(run, buffer)
+    if Keyword.has_key?(changes, :max_size), do: Writers.changed(run)
     :ok
   end
 

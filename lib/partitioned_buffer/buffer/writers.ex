@@ -11,7 +11,6 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   use GenServer
 
-  alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.{Native, Routing, Telemetry}
   alias PartitionedBuffer.Partition.Server
 
@@ -54,11 +53,21 @@ defmodule PartitionedBuffer.Buffer.Writers do
   @doc """
   Lets the option `:max_size` take effect.
   """
-  @spec changed(Native.run(), atom()) :: :ok
-  def changed(run, buffer) do
-    # A new process begins with the present options.
-    if call(run, :changed) == :ended, do: Lookup.await_restarts(buffer)
+  @spec changed(Native.run()) :: :ok
+  def changed(run) do
+    set_max_size(run)
+    # A new process looks for room by itself. Nobody waits for it here: during a stop the supervisor
+    # starts it only when all calls of the processor ended.
+    _ended = call(run, :changed)
     :ok
+  end
+
+  # The last of concurrent calls to set a size sees the latest options, and sets theirs.
+  defp set_max_size(run) do
+    with {version, options} <- Native.options(run),
+         :ok <- Native.set_max_size(run, options.max_size),
+         {newer, _options} when newer != version <- Native.options(run),
+         do: set_max_size(run)
   end
 
   defp call(run, request) do
@@ -152,10 +161,9 @@ defmodule PartitionedBuffer.Buffer.Writers do
   @impl GenServer
   def terminate(_reason, %__MODULE__{} = state), do: send_away(state)
 
+  # The caller of `update_options/2` may have died before it set the size.
   defp change(%__MODULE__{} = state) do
-    with {_version, options} <- Native.options(state.run),
-         do: Native.set_max_size(state.run, options.max_size)
-
+    set_max_size(state.run)
     serve(state)
   end
 

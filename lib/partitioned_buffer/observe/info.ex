@@ -23,18 +23,19 @@ defmodule PartitionedBuffer.Observe.Info do
   """
   @spec info(atom()) :: PartitionedBuffer.info()
   def info(buffer) do
-    count = Routing.partition_count!(buffer)
     run = Lookup.run!(buffer)
-    # The buffer may end during the call.
+    count = Routing.partition_count!(buffer)
+    paused? = Native.on_hold(run)
     partitions = for number <- 0..(count - 1), do: {number, Native.info(run, number)}
     options = Lookup.options!(buffer)
     last_error = Native.last_error(run)
-    if Native.run(buffer) == :not_running, do: Routing.not_running!(buffer)
-    {shown, counted} = partitions |> Enum.map(&partition(buffer, &1)) |> Enum.unzip()
-    sum(buffer, options, last_error, shown, counted)
+    # During the call, the buffer may end, and may start again.
+    if Native.run(buffer) != run, do: Routing.not_running!(buffer)
+    {shown, counted} = partitions |> Enum.map(&partition(buffer, paused?, &1)) |> Enum.unzip()
+    buffer |> sum(options, shown, counted) |> Map.merge(%{paused?: paused?, last_error: last_error})
   end
 
-  defp sum(buffer, options, last_error, partitions, counted) do
+  defp sum(buffer, options, partitions, counted) do
     {_held, refused, dropped, waiting_writers} = bound(buffer)
     totals = Enum.zip_with(Enum.map(counted, & &1.totals), &Enum.sum/1)
 
@@ -46,8 +47,8 @@ defmodule PartitionedBuffer.Observe.Info do
       bytes: total(counted, :bytes),
       max_size: options.max_size,
       oldest_ms: counted |> Enum.map(& &1.oldest_ms) |> Enum.reject(&is_nil/1) |> Enum.max(fn -> nil end),
+      failing_ms: counted |> Enum.map(& &1.failing_ms) |> Enum.max(),
       waiting_writers: waiting_writers,
-      last_error: last_error,
       totals: @totals |> Enum.zip(totals ++ [refused, dropped]) |> Map.new(),
       partitions: for(partition <- partitions, do: %{partition | limit: limit(partition.limit, options)})
     }
@@ -63,10 +64,15 @@ defmodule PartitionedBuffer.Observe.Info do
 
   defp total(maps, key), do: maps |> Enum.map(& &1[key]) |> Enum.sum()
 
-  defp partition(buffer, {_number, :not_running}), do: Routing.not_running!(buffer)
+  defp partition(buffer, _paused?, {_number, :not_running}), do: Routing.not_running!(buffer)
 
-  defp partition(buffer, {number, {{size, in_flight, retrying, bytes}, oldest_ms, writes, ended, now}}) do
-    {state, failures, next_ms, limit} = state(now)
+  defp partition(
+         buffer,
+         paused?,
+         {number, {{size, in_flight, retrying, bytes}, oldest_ms, writes, ended, now}}
+       ) do
+    {closed?, task?, failures, failing_ms, pause_ms, next, limit} = now
+    {state, next_ms} = state(closed?, task?, paused?, pause_ms, next)
 
     {%{
        name: Routing.partition_name(buffer, number),
@@ -81,19 +87,18 @@ defmodule PartitionedBuffer.Observe.Info do
        retrying: retrying,
        bytes: bytes,
        oldest_ms: oldest_ms,
+       failing_ms: failing_ms,
        totals: Tuple.to_list(writes) ++ Tuple.to_list(ended)
      }}
   end
 
-  # The next call of the processor is at the end of a pause, or else at the next tick.
-  defp state({closed?, task?, failures, _failing_ms, pause_ms, next, limit}) do
-    cond do
-      closed? -> {:closed, failures, nil, limit}
-      task? -> {:processing, failures, left(next), limit}
-      pause_ms != nil -> {:paused, failures, pause_ms, limit}
-      true -> {:idle, failures, left(next), limit}
-    end
-  end
+  # The next call of the processor is at the end of a pause, or else at the next tick. Nobody knows
+  # when a hold ends.
+  defp state(true = _closed?, _task?, _paused?, _pause_ms, _next), do: {:closed, nil}
+  defp state(_closed?, true = _task?, _paused?, _pause_ms, next), do: {:processing, left(next)}
+  defp state(_closed?, _task?, true = _paused?, _pause_ms, _next), do: {:on_hold, nil}
+  defp state(_closed?, _task?, _paused?, nil, next), do: {:idle, left(next)}
+  defp state(_closed?, _task?, _paused?, pause_ms, _next), do: {:paused, pause_ms}
 
   defp left(nil), do: nil
   defp left(next), do: max(next - System.monotonic_time(:millisecond), 0)
@@ -107,7 +112,9 @@ defmodule PartitionedBuffer.Observe.Info do
   def emit(buffer) do
     if info = info_if_running(buffer) do
       measurements =
-        info |> Map.take([:size, :in_flight, :retrying, :bytes, :waiting_writers]) |> Map.merge(info.totals)
+        info
+        |> Map.take([:size, :in_flight, :retrying, :bytes, :failing_ms, :waiting_writers])
+        |> Map.merge(info.totals)
 
       bound = if info.max_size == :infinity, do: %{}, else: %{max_size: info.max_size}
       measurements = Map.merge(Map.put(measurements, :oldest_ms, info.oldest_ms || 0), bound)

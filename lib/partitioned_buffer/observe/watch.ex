@@ -101,7 +101,8 @@ defmodule PartitionedBuffer.Observe.Watch do
     %{totals: totals} = info
     rate = &rate(info, previous, passed_ms, &1)
 
-    title = [opts[:title], info.kind] |> Enum.reject(&is_nil/1) |> Enum.join("  ")
+    title =
+      [opts[:title], info.kind, if(info.paused?, do: "paused")] |> Enum.reject(&is_nil/1) |> Enum.join("  ")
 
     fields = [
       [
@@ -122,7 +123,14 @@ defmodule PartitionedBuffer.Observe.Watch do
         grouped(totals.given_up)
       ],
       ["held", held(info), "refused", grouped(totals.refused), "dropped", grouped(totals.dropped)],
-      ["memory", bytes(info.bytes), "writers", "#{grouped(info.waiting_writers)} waiting", "", ""]
+      [
+        "memory",
+        bytes(info.bytes),
+        "writers",
+        "#{grouped(info.waiting_writers)} waiting",
+        "failing",
+        if(info.failing_ms == 0, do: "-", else: duration(info.failing_ms))
+      ]
     ]
 
     sides = [{:left, @label}, {:left, @value}, {:left, 0}, {:left, @value}, {:left, 0}, {:left, 0}]

@@ -10,27 +10,33 @@ defmodule PartitionedBuffer.Partition.Phase do
   A *round* serves requests to flush: first the rest of the last flush, then the waiting entries.
   Requests that arrive during a round join the next one, since it already swapped out the entries.
 
-  | event | passive | idle | processing | paused |
-  |---|---|---|---|---|
-  | `{:found, what}` | takes over what it found | – | – | – |
-  | `{:due, trigger}` | – | starts | remembers the trigger | – |
-  | `{:flush, request}` | keeps the request | starts a round | keeps the request for the next round | ends the pause, starts a round |
-  | `{:flushed, kind}` | – | – | remembers the kind, or ends the round | – |
-  | `{:ended, :done, failed}` | – | – | after a rest starts again; else ends the round, then next | – |
-  | `{:ended, :paused, held}` | – | – | the round failed; pauses, or starts the next round | – |
-  | `{:ended, :lost, lost, held}` | – | – | the round failed; then next | – |
-  | `{:ended, :died, reason, held}` | – | – | settles the batch; the second time pauses | – |
-  | `:pause_over` | – | – | – | ends the pause, starts |
-  | `:drain` | – | becomes passive | becomes passive, keeps all requests | ends the pause, becomes passive |
-  | `{:passed, failed}` | answers its requests | – | – | – |
+  | event | passive | idle | processing | paused | on hold |
+  |---|---|---|---|---|---|
+  | `{:found, what}` | takes over what it found | – | – | – | – |
+  | `{:due, trigger}` | – | starts | remembers the trigger | – | – |
+  | `{:flush, request}` | keeps the request | starts a round | keeps the request for the next round | ends the pause, starts a round | refuses the request, remembers it |
+  | `{:flushed, kind}` | – | – | remembers the kind, or ends the round | – | – |
+  | `{:flushed, :on_hold}` | – | – | refuses all requests; on hold | – | – |
+  | `{:ended, :done, failed}` | – | – | after a rest starts again; else ends the round, then next | – | – |
+  | `{:ended, :held_up}` | – | – | starts again, for the same round | – | – |
+  | `{:ended, :paused, held}` | – | – | the round failed; pauses, or starts the next round | – | – |
+  | `{:ended, :lost, lost, held}` | – | – | the round failed; then next | – | – |
+  | `{:ended, :died, reason, held}` | – | – | settles the batch; the second time pauses | – | – |
+  | `:paused` | – | pauses | – | waits for the new end | – |
+  | `:pause_over` | – | – | – | ends the pause, starts | – |
+  | `:resume` | – | – | – | – | starts |
+  | `:drain` | – | becomes passive | becomes passive, keeps all requests | ends the pause, becomes passive | becomes passive |
+  | `{:passed, failed}` | answers its requests | – | – | – | – |
 
   *Next* is a round if requests wait, else a flush if a trigger was remembered, else idle. A dash
   changes nothing. A partition is *passive* until its whole buffer is started, and again from the
-  moment a stop drains it: from that moment only the stop calls the processor.
+  moment a stop drains it: from that moment only the stop calls the processor. It is *on hold* when
+  a hold of the buffer refused it a start, so the end of the hold makes the start good.
 
   | `what` it found | next |
   |---|---|
   | `:task` | processing: a task of an earlier process is running |
+  | `:on_hold` | on hold; refuses its requests |
   | `:paused` | paused |
   | `:rest` | starts: a dead process left entries in flight |
   | `:nothing` | idle, or a round if requests wait |
@@ -57,31 +63,36 @@ defmodule PartitionedBuffer.Partition.Phase do
           | :idle
           | {:processing, %Work{}}
           | {:paused, trigger()}
+          | {:on_hold, trigger()}
 
   @type event() ::
-          {:found, :task | :paused | :rest | :nothing}
+          {:found, :task | :on_hold | :paused | :rest | :nothing}
           | {:due, :interval | :threshold | :full}
           | {:flush, request()}
-          | {:flushed, :rest | :fresh | :empty | :over}
+          | {:flushed, :rest | :fresh | :empty | :on_hold | :over}
           | {:flushed, :no_task, held :: non_neg_integer()}
           | {:ended, :done, failed :: non_neg_integer()}
+          | {:ended, :held_up}
           | {:ended, :paused, held :: non_neg_integer()}
           | {:ended, :lost, lost :: non_neg_integer(), held :: non_neg_integer()}
           | {:ended, :died, reason :: term(), held :: non_neg_integer()}
+          | :paused
           | :pause_over
+          | :resume
           | :drain
           | {:passed, failed :: non_neg_integer()}
 
   @typedoc """
   `{:start, trigger, round}` flushes and starts a task, then `{:flushed, …}` follows. `{:settle,
-  reason}` starts a task that only settles the batch of a dead one. `{:reply, requests, failed}`
-  answers. `:begin_pause` waits for the end of the native pause, and `:fall_back` makes one first.
-  `:end_pause` ends it. `:stop_timers` stops ticks and pauses, `:start_timers` starts ticks.
+  reason}` starts a task that only settles the batch of a dead one. `{:reply, requests, answer}`
+  answers how many entries failed, or refuses. `:begin_pause` waits for the end of the native pause,
+  and `:fall_back` makes one first. `:end_pause` ends it. `:stop_timers` stops ticks and pauses,
+  `:start_timers` starts ticks.
   """
   @type action() ::
           {:start, trigger(), [request()] | nil}
           | {:settle, term()}
-          | {:reply, [request()], non_neg_integer()}
+          | {:reply, [request()], non_neg_integer() | :on_hold}
           | :begin_pause
           | :fall_back
           | :end_pause
@@ -108,11 +119,17 @@ defmodule PartitionedBuffer.Partition.Phase do
 
   def handle(:idle, {:due, trigger}), do: start(trigger)
   def handle(:idle, {:flush, request}), do: start_round([request], 0)
+  def handle(:idle, :paused), do: {{:paused, :interval}, [:begin_pause]}
   def handle(:idle, :drain), do: {{:passive, [], 0}, [:stop_timers]}
 
   def handle({:paused, _trigger}, {:flush, request}), do: [request] |> start_round(0) |> first(:end_pause)
+  def handle({:paused, trigger}, :paused), do: {{:paused, trigger}, [:begin_pause]}
   def handle({:paused, trigger}, :pause_over), do: trigger |> start() |> first(:end_pause)
   def handle({:paused, _trigger}, :drain), do: {{:passive, [], 0}, [:stop_timers, :end_pause]}
+
+  def handle({:on_hold, _trigger}, {:flush, request}), do: {{:on_hold, :flush}, reply([request], :on_hold)}
+  def handle({:on_hold, trigger}, :resume), do: start(trigger)
+  def handle({:on_hold, _trigger}, :drain), do: {{:passive, [], 0}, [:stop_timers]}
 
   def handle({:processing, work}, {:due, trigger}), do: {{:processing, %Work{work | missed: trigger}}, []}
 
@@ -123,15 +140,21 @@ defmodule PartitionedBuffer.Partition.Phase do
     do: {{:processing, %Work{work | kind: kind}}, []}
 
   def handle({:processing, work}, {:flushed, :empty}), do: work |> next() |> answer(work, 0)
+
+  def handle({:processing, work}, {:flushed, :on_hold}) do
+    trigger = if work.requests == [], do: work.trigger, else: :flush
+    requests = Enum.reverse(work.requests)
+    {{:on_hold, trigger}, reply(requests, :on_hold)} |> refuse(work)
+  end
+
   # The run is over, and this process is about to end. An answer would claim that all is done.
   def handle({:processing, _work}, {:flushed, :over}), do: {:idle, []}
 
   def handle({:processing, work}, {:flushed, :no_task, held}),
     do: work |> pause() |> first(:fall_back) |> answer(work, held)
 
-  def handle({:processing, %Work{kind: :rest} = work}, {:ended, :done, _failed}) do
-    {{:processing, %Work{work | kind: nil, settling?: false}}, [{:start, work.trigger, work.round}]}
-  end
+  def handle({:processing, %Work{kind: :rest} = work}, {:ended, :done, _failed}), do: start_again(work)
+  def handle({:processing, work}, {:ended, :held_up}), do: start_again(work)
 
   def handle({:processing, work}, {:ended, :done, failed}), do: work |> next() |> answer(work, failed)
   def handle({:processing, work}, {:ended, :paused, held}), do: work |> pause() |> answer(work, held)
@@ -154,11 +177,15 @@ defmodule PartitionedBuffer.Partition.Phase do
     do: {{:processing, %Work{trigger: :interval, requests: requests}}, [:start_timers]}
 
   defp take_over(:nothing, []), do: {:idle, [:start_timers]}
+  defp take_over(:on_hold, []), do: {{:on_hold, :interval}, [:start_timers]}
   defp take_over(:paused, []), do: {{:paused, :interval}, [:start_timers, :begin_pause]}
   defp take_over(:rest, []), do: :interval |> start() |> first(:start_timers)
   defp take_over(_what, requests), do: requests |> start_round(0) |> first(:end_pause) |> first(:start_timers)
 
   defp start(trigger), do: {{:processing, %Work{trigger: trigger}}, [{:start, trigger, nil}]}
+
+  defp start_again(work),
+    do: {{:processing, %Work{work | kind: nil, settling?: false}}, [{:start, work.trigger, work.round}]}
 
   defp start_round(requests, lost) do
     round = Enum.reverse(requests)
@@ -180,8 +207,12 @@ defmodule PartitionedBuffer.Partition.Phase do
   defp answer({phase, actions}, %Work{round: round, lost: lost}, failed),
     do: {phase, reply(round, lost + failed) ++ actions}
 
+  # A round that lost entries failed all the same.
+  defp refuse({phase, actions}, %Work{round: round, lost: lost}),
+    do: {phase, reply(List.wrap(round), if(lost > 0, do: lost, else: :on_hold)) ++ actions}
+
   defp first({phase, actions}, action), do: {phase, [action | actions]}
 
-  defp reply([], _failed), do: []
-  defp reply(requests, failed), do: [{:reply, requests, failed}]
+  defp reply([], _answer), do: []
+  defp reply(requests, answer), do: [{:reply, requests, answer}]
 end

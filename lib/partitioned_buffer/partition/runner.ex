@@ -99,7 +99,7 @@ defmodule PartitionedBuffer.Partition.Runner do
   defp process(ref, flush, opts, waited?) do
     if callers = opts[:callers], do: Process.put(:"$callers", callers)
     opts = if waited?, do: Keyword.put(opts, :resumed?, true), else: opts
-    goes_on? = opts[:reason] != nil or opts[:trigger] in [:flush, :stop] or not paused?(ref)
+    goes_on? = opts[:reason] != nil or Processing.Job.in_pause?(opts[:trigger]) or not paused?(ref)
     if goes_on?, do: Processing.process(flush, ref, opts)
   end
 

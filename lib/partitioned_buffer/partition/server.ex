@@ -79,12 +79,14 @@ defmodule PartitionedBuffer.Partition.Server do
     do: :gen_server.send_request(partition, {:flush, callers, async?})
 
   @doc """
-  The answer to a request: how many entries failed. `until` is a time of the VM in milliseconds.
+  The answer to a request: how many entries failed, or `:on_hold`. `until` is a time of the VM in
+  milliseconds.
   """
   @spec await_flush(:gen_server.request_id(), {:abs, integer()} | :infinity) ::
-          {:ok, non_neg_integer()} | :timeout | :died
+          {:ok, non_neg_integer()} | :on_hold | :timeout | :died
   def await_flush(request, until) do
     case :gen_server.receive_response(request, until) do
+      {:reply, :on_hold} -> :on_hold
       {:reply, failed} -> {:ok, failed}
       {:error, {_reason, _partition}} -> :died
       :timeout -> :timeout
@@ -166,6 +168,9 @@ defmodule PartitionedBuffer.Partition.Server do
 
   @impl GenServer
   def handle_info(:enough, state), do: {:noreply, handle(state, {:due, :threshold})}
+  def handle_info(:resumed, state), do: {:noreply, handle(state, :resume)}
+  # The pause may have ended since.
+  def handle_info(:paused, state), do: {:noreply, notice_pause(state)}
 
   def handle_info({:timeout, timer, :tick}, %__MODULE__{tick: timer} = state),
     do: {:noreply, state |> schedule(next_tick(state.options)) |> handle({:due, :interval})}
@@ -204,6 +209,7 @@ defmodule PartitionedBuffer.Partition.Server do
     case Native.flush(ref.run, ref.number) do
       {kind, flush} -> start_task(state, kind, flush, trigger: trigger, callers: callers(round))
       :empty -> handle(state, {:flushed, :empty})
+      :on_hold -> handle(state, {:flushed, :on_hold})
       :not_running -> handle(state, {:flushed, :over})
     end
   end
@@ -217,9 +223,9 @@ defmodule PartitionedBuffer.Partition.Server do
 
   # Once the run is over, nothing is known of the entries, and this process is about to end: its
   # callers notice that.
-  defp act({:reply, requests, failed}, %__MODULE__{ref: ref} = state) do
+  defp act({:reply, requests, answer}, %__MODULE__{ref: ref} = state) do
     if Native.run(ref.buffer) == ref.run,
-      do: for({from, _callers} <- requests, from != nil, do: GenServer.reply(from, failed))
+      do: for({from, _callers} <- requests, from != nil, do: GenServer.reply(from, answer))
 
     state
   end
@@ -230,6 +236,7 @@ defmodule PartitionedBuffer.Partition.Server do
   end
 
   defp act(:begin_pause, %__MODULE__{ref: ref} = state) do
+    cancel(state.pause)
     {_failures, _failing_ms, pause_ms, _failed} = learned(ref)
     %__MODULE__{state | pause: :erlang.start_timer(pause_ms || 0, self(), :pause)}
   end
@@ -260,6 +267,8 @@ defmodule PartitionedBuffer.Partition.Server do
       {failures, _failing_ms, pause_ms, _failed} = learned(ref)
 
       cond do
+        # A dead process may have had to make good a flush.
+        Native.on_hold(ref.run) == true -> handle(state, {:found, :on_hold})
         pause_ms != nil -> handle(state, {:found, :paused})
         # A partition with failures at the end of its last run tries again at once.
         failures > 0 or rest?(ref) -> handle(state, {:found, :rest})
@@ -302,22 +311,39 @@ defmodule PartitionedBuffer.Partition.Server do
     died? = reason != :returned and Runner.died?(task)
     state = forget_task(state)
 
-    handle(
-      state,
-      if(Options.outcomes?(state.options), do: outcome(ref, died?, reason), else: loss(ref, died?, reason))
-    )
+    state =
+      handle(
+        state,
+        if(Options.outcomes?(state.options), do: outcome(ref, died?, reason), else: loss(ref, died?, reason))
+      )
+
+    # The message about the pause came while the task was running.
+    if state.phase == :idle, do: notice_pause(state), else: state
+  end
+
+  # A task of another partition may have begun a pause in all of them.
+  defp notice_pause(%__MODULE__{ref: ref} = state) do
+    {_failures, _failing_ms, pause_ms, _failed} = learned(ref)
+    if pause_ms != nil, do: handle(state, :paused), else: state
   end
 
   defp outcome(ref, true = _died?, reason), do: {:ended, :died, reason, Ref.held(ref)}
 
   defp outcome(ref, false = _died?, _reason) do
     case learned(ref) do
-      {_failures, _failing_ms, nil, failed} -> {:ended, :done, failed}
-      {_failures, _failing_ms, _pause_ms, _failed} -> {:ended, :paused, Ref.held(ref)}
+      {_failures, _failing_ms, nil, failed} -> done(ref, failed)
+      # Nothing failed here: a task of another partition began the pause.
+      {0, _failing_ms, _pause_ms, 0} -> with {:ended, :held_up} <- done(ref, 0), do: paused(ref)
+      {_failures, _failing_ms, _pause_ms, _failed} -> paused(ref)
     end
   end
 
-  defp loss(_ref, false = _died?, _reason), do: {:ended, :done, 0}
+  defp paused(ref), do: {:ended, :paused, Ref.held(ref)}
+
+  # A task that returns before the end of its flush was held up.
+  defp done(ref, failed), do: if(rest?(ref), do: {:ended, :held_up}, else: {:ended, :done, failed})
+
+  defp loss(ref, false = _died?, _reason), do: done(ref, 0)
 
   defp loss(ref, true = _died?, reason),
     do: {:ended, :lost, Processing.report_lost(ref, reason), Ref.held(ref)}

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Processing.AtLeastOnce do
   @moduledoc false
   # Processes a flush of a buffer with `:max_attempts`: leases each batch, calls the processor with
-  # it, and settles it by its outcome. A pause ends the task.
+  # it, and settles it by its outcome. A pause ends the task, and so does a hold of the buffer.
   #
   # A batch of several entries that failed as a whole is split: its entries are read again at once,
   # in smaller batches. So only a single entry fails for good. Native code decides how many entries
@@ -48,9 +48,13 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp deliver(%Job{} = job) do
     batch = Batch.read(job, job.resumed?)
 
-    case {Native.lease(job.flush), batch.count} do
+    case {Native.lease(job.flush, Job.in_pause?(job.trigger)), batch.count} do
       {_leased?, 0} ->
         finish(job)
+
+      # The next task reads the batch again.
+      {refused, _count} when refused in [:on_hold, :paused] ->
+        job
 
       # Another task began a batch since the read.
       {false, _count} ->

@@ -44,6 +44,8 @@ defmodule PartitionedBuffer.Processing.AtMostOnce do
 
     cond do
       batch.count == 0 -> job
+      # The next task reads the batch again.
+      claimed? == :on_hold -> job
       claimed? -> job |> call(batch) |> deliver()
       # Another task began a batch since the read.
       true -> deliver(job)

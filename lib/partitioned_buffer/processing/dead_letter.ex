@@ -48,7 +48,8 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
 
   defp bury_rest(job, reason) do
     batch = Batch.read(job, true)
-    leased? = Native.lease(job.flush)
+    # A stop gives up the entries, and it ended a hold.
+    leased? = Native.lease(job.flush, true) == true
     if leased? and batch.count > 0, do: bury_batch(job, reason), else: :ok
   end
 

@@ -46,6 +46,12 @@ defmodule PartitionedBuffer.Processing.Job do
   end
 
   @doc """
+  Whether a task with this trigger calls the processor during a pause of its partition.
+  """
+  @spec in_pause?(atom()) :: boolean()
+  def in_pause?(trigger), do: trigger in [:flush, :stop]
+
+  @doc """
   Counts entries that succeeded.
   """
   @spec delivered(t(), non_neg_integer()) :: t()

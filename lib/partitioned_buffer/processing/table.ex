@@ -17,13 +17,17 @@ defmodule PartitionedBuffer.Processing.Table do
     # The flush may come from a run with outcomes.
     if job.resumed?, do: AtMostOnce.settle_left(job)
     table = :ets.new(name(ref.name), [type(options.kind), :public, :named_table, keypos: 2])
-    fill(flush, table, options.kind)
+    job = if fill(flush, table, options.kind) == :on_hold, do: job, else: call(job, table)
+    # The processor may rename the table and give it away.
+    if :ets.whereis(table) != :undefined, do: :ets.delete(table)
+    job
+  end
+
+  defp call(job, table) do
     size = :ets.info(table, :size)
     Job.call(job.functions.processor, [table])
     # Reading the end of the flush confirms the call.
-    Native.read(flush, 0, 1, false)
-    # The processor may rename the table and give it away.
-    if :ets.whereis(table) != :undefined, do: :ets.delete(table)
+    Native.read(job.flush, 0, 1, false)
     Job.delivered(job, size)
   end
 
@@ -31,9 +35,13 @@ defmodule PartitionedBuffer.Processing.Table do
   defp fill(flush, table, kind) do
     length = insert(flush, table, kind, 0)
 
-    unless Native.claim(flush) or length == 0 do
-      :ets.delete_all_objects(table)
-      fill(flush, table, kind)
+    case Native.claim(flush) do
+      false when length > 0 ->
+        :ets.delete_all_objects(table)
+        fill(flush, table, kind)
+
+      claimed_or_on_hold ->
+        claimed_or_on_hold
     end
   end
 

@@ -1,7 +1,7 @@
 //! Flushes as resources: reading, claiming, leasing and settling their batches.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
@@ -16,7 +16,7 @@ use crate::any::each;
 use crate::buffer::Partitions;
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
-use crate::vm::caller::{copy_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
+use crate::vm::caller::{copy_to, count_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
 use crate::vm::clock::monotonic_time;
 use crate::vm::environment::Environment;
 use crate::vm::term::RawTerm;
@@ -38,7 +38,7 @@ impl ToTerm for Record<RawTerm> {
 impl ToTerm for Counted<RawTerm> {
     #[inline]
     fn to_term(self, env: Env<'_>) -> Term<'_> {
-        tuple(env, [copy_to(env, self.key), sum_to(env, self.sum), unsigned_to(env, self.count)])
+        tuple(env, [copy_to(env, self.key), sum_to(env, self.sum), count_to(env, self.count)])
     }
 }
 
@@ -91,21 +91,13 @@ impl FlushResource {
     }
 
     /// See [`Flush::claim`].
-    pub(crate) fn claim(&self, env: Env<'_>) -> bool {
-        each!(FlushResource, self, own => {
-            let is_own = own.flush.claim(reader(env), monotonic_time());
-            own.settle(env);
-            is_own
-        })
+    pub(crate) fn claim(&self, env: Env<'_>) -> Begun {
+        each!(FlushResource, self, own => own.begin(env, true, || own.flush.claim(reader(env), monotonic_time())))
     }
 
-    /// See [`Flush::lease`].
-    pub(crate) fn lease(&self, env: Env<'_>) -> bool {
-        each!(FlushResource, self, own => {
-            let is_own = own.flush.lease(reader(env), monotonic_time());
-            own.settle(env);
-            is_own
-        })
+    /// See [`Flush::lease`]. The call begins `in_pause`, or not.
+    pub(crate) fn lease(&self, env: Env<'_>, in_pause: bool) -> Begun {
+        each!(FlushResource, self, own => own.begin(env, in_pause, || own.flush.lease(reader(env), monotonic_time())))
     }
 
     /// See [`Flush::succeed`].
@@ -167,6 +159,18 @@ impl FlushResource {
     pub(crate) fn seen(&self) -> Seen {
         each!(FlushResource, self, own => own.flush.seen())
     }
+}
+
+/// Whether a call of the processor begins.
+pub(crate) enum Begun {
+    /// It begins, with the reader's batch.
+    Yes,
+    /// Another reader began a batch.
+    Taken,
+    /// The run is on hold.
+    OnHold,
+    /// The partition pauses.
+    Paused,
 }
 
 /// The failed entries of a batch, as far as one call looks at them.
@@ -257,6 +261,24 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
     fn settle(&self, env: Env<'_>) {
         self.partition.settle(&self.flush);
         self.partitions.shared.tell_of_room(env);
+    }
+
+    /// Begins a call of the processor by `take`, unless the run is on hold or the partition pauses.
+    /// A refused batch is read again later.
+    fn begin(&self, env: Env<'_>, in_pause: bool, take: impl FnOnce() -> bool) -> Begun {
+        if self.partitions.shared.is_on_hold() {
+            return Begun::OnHold;
+        }
+        if !in_pause && self.partition.learned().paused_until.is_some_and(|until| until > Instant::now()) {
+            return Begun::Paused;
+        }
+        let is_own = take();
+        self.settle(env);
+        if is_own {
+            Begun::Yes
+        } else {
+            Begun::Taken
+        }
     }
 
     /// See [`FlushResource::give_back`].

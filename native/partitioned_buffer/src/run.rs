@@ -10,12 +10,12 @@
 //! The end of a run waits for no call. It changes [`Shared::state`], which every operation reads,
 //! and frees the run's [terms](Kept).
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use partitioned_buffer_engine::Bound;
-use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
+use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::kept::Kept;
 use crate::processes::Processes;
@@ -25,7 +25,9 @@ mod message {
     rustler::atoms! {
         enough,
         full,
-        room
+        room,
+        paused,
+        resumed
     }
 }
 
@@ -49,6 +51,10 @@ pub(crate) struct Shared {
     pub(crate) opened: RwLock<Opened>,
     /// How many entries the partitions may hold.
     pub(crate) bound: Arc<Bound>,
+    /// Whether the run is on hold: no call of the processor begins, until its stop.
+    on_hold: AtomicBool,
+    /// Whether the stop of the run began.
+    stops: AtomicBool,
     /// Held while the bound changes.
     pub(crate) changing_bound: Mutex<()>,
     /// How many writers wait for room.
@@ -151,8 +157,31 @@ impl Shared {
         Err(NotRunning)
     }
 
+    /// Whether no call of the processor may begin.
+    pub(crate) fn is_on_hold(&self) -> bool {
+        self.on_hold.load(Ordering::Acquire) && !self.stops.load(Ordering::Acquire)
+    }
+
+    /// Puts the run on hold. A stop ends that, and during a stop it has no effect.
+    pub(crate) fn hold(&self) {
+        self.on_hold.store(true, Ordering::Release);
+    }
+
+    /// Lets calls of the processor begin again, and sends the processes of the partitions the news.
+    pub(crate) fn resume(&self, env: Env<'_>) {
+        self.on_hold.store(false, Ordering::Release);
+        self.tell_partitions(env, message::resumed());
+    }
+
+    /// Notes that the stop of the run begins.
+    pub(crate) fn begin_stop(&self) {
+        self.stops.store(true, Ordering::Release);
+    }
+
     /// Leaves no run present, until the run with this number begins.
     pub(crate) fn prepare(&self, number: u32) {
+        self.on_hold.store(false, Ordering::Release);
+        self.stops.store(false, Ordering::Release);
         self.state.store(u64::from(number) << 32 | u64::from(CLOSED), Ordering::Release);
     }
 
@@ -185,6 +214,20 @@ impl Shared {
         drop(processes);
         if let Some(pid) = pid {
             // The process may be dead. Its successor checks the state by itself at its start.
+            let _ = env.send(&pid, message);
+        }
+    }
+
+    /// Sends the processes of the partitions the news of a pause.
+    pub(crate) fn tell_of_pause(&self, env: Env<'_>) {
+        self.tell_partitions(env, message::paused());
+    }
+
+    /// Sends a message to the processes of all partitions. A process that dies before it gets the
+    /// message has a successor, which checks the state by itself at its start.
+    fn tell_partitions(&self, env: Env<'_>, message: Atom) {
+        let processes = self.processes.lock().clone();
+        for pid in processes.all().filter_map(|partition| partition.server) {
             let _ = env.send(&pid, message);
         }
     }

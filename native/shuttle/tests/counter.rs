@@ -90,7 +90,7 @@ fn without_outcomes_what_was_added_is_claimed_once() {
         buffer.drain();
         let delivered = buffer.delivered();
         assert_eq!(delivered.iter().map(|entry| entry.sum).sum::<i128>(), 24);
-        assert_eq!(delivered.iter().map(|entry| entry.count).sum::<u64>(), 6);
+        assert_eq!(delivered.iter().map(|entry| entry.count).sum::<u128>(), 6);
     });
 }
 

@@ -12,6 +12,10 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     buffers: [],
     left: [:name],
     end_run: [:name],
+    hold_run: [:run],
+    resume_run: [:run],
+    begin_stop: [:run],
+    on_hold: [:run],
     touch: [:flush],
     register: [:run, :u32, :own_role],
     set_tasks: [:run, :u32, :pid],
@@ -30,6 +34,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     set_next: [:run, :u32, :time],
     learned: [:run, :u32],
     pause: [:run, :u32, :u64, :boolean],
+    pause_all: [:run, :u64],
     end_pause: [:run, :u32],
     lost: [:run, :u32],
     reserve: [:name, :count, :boolean],
@@ -51,6 +56,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     get: [:name, :route, :any],
     delete: [:name, :route, :any],
     add: [:counter, :route, :any, :amount],
+    add_counted: [:counter, :route, :any, :amount, :times],
     add_all: [:counter, :route, :amounts, :checked],
     sum: [:counter, :route, :any],
     delete_sum: [:counter, :route, :any],
@@ -66,7 +72,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     seen: [:flush],
     read: [:flush, :u64, :positive, :boolean],
     claim: [:flush],
-    lease: [:flush],
+    lease: [:flush, :boolean],
     succeed: [:flush],
     give_back: [:flush, :numbers, :boolean, :attempts, :ms],
     inherit: [:flush, :death],
@@ -113,6 +119,8 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:reservation, term), do: match?({:reservation, _reservation}, term)
   defp fits?(:version, term), do: is_integer(term)
   defp fits?(:amount, term), do: is_integer(term) and term >= -(1 <<< 63) and term < 1 <<< 63
+
+  defp fits?(:times, term), do: fits?(:amount, term) and term >= 0
 
   defp fits?(:amounts, term),
     do: list_of?(term, &(match?({_key, _amount}, &1) and fits?(:amount, elem(&1, 1))))
@@ -209,9 +217,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
         end
 
       assert length(answers) > 3_000
-      # An amount is refused by an answer, since the wrapper does not look at it before.
+      # An amount or count is refused by an answer, since the wrapper does not look at it before.
+      numbers = [add: 3, add_counted: 3, add_counted: 4]
+
       refused? = fn {argument, _term, answer} ->
-        answer == if(argument == {:add, 3}, do: :invalid, else: :badarg)
+        answer == if(argument in numbers, do: :invalid, else: :badarg)
       end
 
       answered = Enum.reject(answers, refused?)
@@ -234,7 +244,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:any, _buffer, _flush), do: :other
   defp fitting(:queue, buffer, _flush), do: queue(buffer)
   defp fitting(:counter, buffer, _flush), do: counter(buffer)
-  defp fitting(:amount, _buffer, _flush), do: 1
+  defp fitting(kind, _buffer, _flush) when kind in [:amount, :times], do: 1
   defp fitting(:amounts, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:kind, _buffer, _flush), do: :map
   defp fitting(:list, _buffer, _flush), do: [:other]

@@ -26,9 +26,9 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert {[first], 1, true} = Native.read(flush, 0, 1, false)
       assert Task.await(Task.async(fn -> Native.read(flush, 0, 1, false) end)) == {[first], 1, true}
       refute Native.claim(flush)
-      refute Native.lease(flush)
+      refute Native.lease(flush, true)
       assert {[^first], 1, true} = Native.read(flush, 0, 1, false)
-      assert Native.lease(flush)
+      assert Native.lease(flush, true)
       assert Native.inherit(flush, nil) == {:leased, 1}
       # Nothing is read before the batch has an outcome.
       assert Native.read(flush, 0, 1, false) == {[], 0, true}
@@ -60,12 +60,12 @@ defmodule PartitionedBuffer.Native.FlushTest do
       Native.open(buffer, :map, 1, true, true, :infinity)
       {:rest, rest} = Native.flush(run(buffer), 0)
       {[first], 1, true} = Native.read(rest, 0, 1, false)
-      Native.lease(rest)
+      Native.lease(rest, true)
       before = {Native.seen(rest), Native.info(run(buffer), 0)}
 
       assert Native.read(flush, 0, 1, false) == {[], 0, true}
       assert Native.claim(flush) == false
-      assert Native.lease(flush) == false
+      assert Native.lease(flush, true) == false
       assert Native.succeed(flush) == 0
       assert Native.give_back(flush, :all, true, 0, 1_000) == {:done, {0, 0, 0}}
       assert Native.inherit(flush, nil) == nil
@@ -87,9 +87,9 @@ defmodule PartitionedBuffer.Native.FlushTest do
       for flush <- [first, second], do: Native.read(flush, 0, 1, false)
 
       # The numbers of both batches are the same.
-      assert Native.lease(first)
+      assert Native.lease(first, true)
       assert Native.give_back(second, [0], true, 1, 1_000) == {:done, {0, 0, 0}}
-      assert Native.lease(second)
+      assert Native.lease(second, true)
       assert Native.give_back(second, [0], true, 1, 1_000) == {:done, {0, 0, 1}}
       assert Native.succeed(second) == 0
       assert Native.inherit(first, nil) == {:leased, 1}
@@ -106,7 +106,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       Native.put_all(buffer, nil, [a: 1, b: 2], true)
       {:fresh, flush} = Native.flush(run(buffer), 0)
       {[_first], 1, true} = Native.read(flush, 0, 1, false)
-      Native.lease(flush)
+      Native.lease(flush, true)
 
       other = fn nif, arguments -> Task.await(Task.async(Native, nif, [flush | arguments])) end
       assert other.(:succeed, []) == 0
@@ -130,7 +130,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
 
     {:fresh, flush} = Native.flush(run(buffer), 0)
     ^length = read_all(flush, length, 0)
-    assert Native.lease(flush)
+    assert Native.lease(flush, true)
     {buffer, flush}
   end
 

@@ -116,6 +116,63 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
     end
   end
 
+  describe "a partition of a buffer on hold" do
+    test "refuses the requests of a start, and starts at the end of the hold" do
+      refused = processing(trigger: :flush, round: [:a], requests: [:c, :b])
+
+      assert Phase.handle(refused, {:flushed, :on_hold}) ==
+               {{:on_hold, :flush}, [{:reply, [:a], :on_hold}, {:reply, [:b, :c], :on_hold}]}
+
+      assert Phase.handle(processing(trigger: :full), {:flushed, :on_hold}) == {{:on_hold, :full}, []}
+
+      assert {{:processing, %Work{round: nil}}, [{:start, :full, nil}]} =
+               Phase.handle({:on_hold, :full}, :resume)
+    end
+
+    test "tells refused requests of entries that were lost before" do
+      assert Phase.handle(processing(trigger: :flush, round: [:a], lost: 2), {:flushed, :on_hold}) ==
+               {{:on_hold, :flush}, [{:reply, [:a], 2}]}
+    end
+
+    test "goes on with the round of a task that was held up" do
+      for kind <- [:fresh, :rest] do
+        work = processing(kind: kind, trigger: :flush, round: [:a], requests: [:b])
+
+        assert {{:processing, %Work{round: [:a], requests: [:b], kind: nil}}, [{:start, :flush, [:a]}]} =
+                 Phase.handle(work, {:ended, :held_up})
+      end
+    end
+
+    test "ignores triggers, refuses requests and remembers them" do
+      for event <- [{:due, :interval}, :pause_over, :paused],
+          do: assert(Phase.handle({:on_hold, :full}, event) == {{:on_hold, :full}, []})
+
+      assert Phase.handle({:on_hold, :full}, {:flush, :a}) == {{:on_hold, :flush}, [{:reply, [:a], :on_hold}]}
+    end
+
+    test "is on hold in a new process, which makes a lost trigger good" do
+      assert Phase.handle({:passive, [], 0}, {:found, :on_hold}) == {{:on_hold, :interval}, [:start_timers]}
+
+      assert {{:processing, %Work{round: [:a]}}, [:start_timers, :end_pause, {:start, :flush, [:a]}]} =
+               Phase.handle({:passive, [:a], 0}, {:found, :on_hold})
+    end
+
+    test "is passive in a stop" do
+      assert Phase.handle({:on_hold, :full}, :drain) == {{:passive, [], 0}, [:stop_timers]}
+    end
+  end
+
+  describe "a pause of all partitions" do
+    test "pauses an idle partition, and moves the end of a pause" do
+      assert Phase.handle(:idle, :paused) == {{:paused, :interval}, [:begin_pause]}
+      assert Phase.handle({:paused, :full}, :paused) == {{:paused, :full}, [:begin_pause]}
+    end
+
+    test "leaves other partitions to their tasks and stops" do
+      for phase <- [processing(), {:passive, [], 0}], do: assert(Phase.handle(phase, :paused) == {phase, []})
+    end
+  end
+
   describe "a partition that a stop drains" do
     test "is passive, and the stop answers all requests" do
       assert Phase.handle(:idle, :drain) == {{:passive, [], 0}, [:stop_timers]}
@@ -159,6 +216,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
   # the running flush covers; what was lost that they must hear of.
   defp sequence do
     model = %{phase: Phase.new(), task?: false, pause?: false, active?: false, starts: 0, requests: 0}
+    model = Map.put(model, :held?, false)
     model = Map.merge(model, %{open: MapSet.new(), covered: MapSet.new(), events: []})
     Enum.reduce(1..:rand.uniform(@longest), model, fn _, model -> step(model, event(model)) end).starts
   end
@@ -169,7 +227,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
       {:due, Enum.random(@triggers)},
       {:passed, :rand.uniform(3) - 1},
       :drain,
-      {:found, if(model.task?, do: :task, else: Enum.random([:nothing, :paused, :rest]))}
+      {:found, if(model.task?, do: :task, else: Enum.random([:nothing, :paused, :rest, :on_hold]))}
     ])
   end
 
@@ -178,6 +236,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
       {:flush, model.requests},
       {:due, Enum.random(@triggers)},
       :drain,
+      :paused,
       :ended,
       :ended,
       :ended
@@ -187,8 +246,8 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
 
   defp event(model) do
     over = if model.pause?, do: [:pause_over, :pause_over], else: []
-
-    Enum.random([{:flush, model.requests}, {:due, Enum.random(@triggers)}, :drain] ++ over)
+    over = if model.held?, do: [:resume, :resume], else: over
+    Enum.random([{:flush, model.requests}, {:due, Enum.random(@triggers)}, :drain, :paused] ++ over)
   end
 
   defp end_of_task(:ended) do
@@ -196,6 +255,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
 
     Enum.random([
       {:ended, :done, count},
+      {:ended, :held_up},
       {:ended, :paused, count},
       {:ended, :lost, count, count},
       {:ended, :died, :killed, count}
@@ -215,13 +275,20 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
   defp before(model, {:flush, request}),
     do: %{model | requests: request + 1, open: MapSet.put(model.open, request)}
 
+  defp before(model, {:ended, _}), do: %{model | task?: false}
   defp before(model, {:ended, _, _}), do: %{model | task?: false}
   defp before(model, {:ended, _, _, _}), do: %{model | task?: false}
   # The stop waits for the task, so it may be found again.
-  defp before(model, :drain), do: %{model | active?: false, task?: false, pause?: false}
+  defp before(model, :drain), do: %{model | active?: false, task?: false, pause?: false, held?: false}
+  defp before(model, :resume), do: %{model | held?: false}
   defp before(model, {:found, :task}), do: %{model | active?: true}
 
-  defp before(model, {:found, what}), do: %{model | active?: true, pause?: what == :paused}
+  # A new process with requests starts their round.
+  defp before(model, {:found, what}) do
+    held? = what == :on_hold and MapSet.size(model.open) == 0
+    %{model | active?: true, pause?: what == :paused, held?: held?}
+  end
+
   # A stop has gone through everything.
   defp before(model, {:passed, _failed}), do: %{model | covered: model.open}
   defp before(model, _event), do: model
@@ -230,15 +297,21 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
     assert model.active?, "a passive partition starts nothing"
     refute model.task?, "one task at a time"
     refute model.pause?, "nothing starts during a pause"
+    refute model.held?, "nothing starts on hold"
     model = %{model | covered: model.open, starts: model.starts + 1}
     {:start, trigger, round} = start
     assert trigger == :flush or round == nil
-    started(model, Enum.random([:fresh, :fresh, :rest, :empty, :no_task]))
+    started(model, Enum.random([:fresh, :fresh, :rest, :empty, :no_task, :on_hold]))
   end
 
   defp act(model, {:settle, _reason}) do
     assert model.active? and not model.task?
     %{model | task?: true}
+  end
+
+  defp act(model, {:reply, requests, :on_hold}) do
+    assert model.held?, "only a hold refuses requests"
+    %{model | open: MapSet.difference(model.open, MapSet.new(requests))}
   end
 
   defp act(model, {:reply, requests, failed}) do
@@ -262,6 +335,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
   defp started(model, kind) do
     event = if kind == :no_task, do: {:flushed, :no_task, 1}, else: {:flushed, kind}
     model = %{model | task?: kind in [:fresh, :rest], events: [event | model.events]}
+    model = %{model | held?: kind == :on_hold}
     {phase, actions} = Phase.handle(model.phase, event)
     Enum.reduce(actions, %{model | phase: phase}, &act(&2, &1))
   end
@@ -272,9 +346,10 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
   end
 
   defp consistent?({:passive, _requests, _lost}, model), do: not model.active?
-  defp consistent?(:idle, model), do: not (model.task? or model.pause?)
+  defp consistent?(:idle, model), do: not (model.task? or model.pause? or model.held?)
   defp consistent?({:processing, _work}, model), do: model.task? and not model.pause?
-  defp consistent?({:paused, _trigger}, model), do: model.pause? and not model.task?
+  defp consistent?({:paused, _trigger}, model), do: model.pause? and not (model.task? or model.held?)
+  defp consistent?({:on_hold, _trigger}, model), do: model.held? and not (model.task? or model.pause?)
 
   defp requests({:passive, requests, _lost}), do: requests
   defp requests({:processing, work}), do: work.requests ++ List.wrap(work.round)

@@ -24,6 +24,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
            :write_list,
            :kill_writer,
            :update_options,
+           :pause,
            :collect_garbage,
            :purge_code
          ]
@@ -297,6 +298,18 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   ## Others
+
+  defp inject(faults, :pause) do
+    buffer = name(faults)
+    PartitionedBuffer.pause(buffer)
+
+    spawn(fn ->
+      Process.sleep(:rand.uniform(5) - 1)
+      Kind.refusable(fn -> PartitionedBuffer.resume(buffer) end)
+    end)
+
+    faults
+  end
 
   defp inject(faults, :flush) do
     opts = [timeout: :rand.uniform(30) - 1, async: :rand.uniform(2) == 1]

@@ -20,6 +20,20 @@ impl<H: Heap> CounterPartition<H> {
         Ok(self.written(state, is_new))
     }
 
+    /// Adds `amount` to the sum of `key`, and `count` to its count.
+    pub fn add_counted(
+        &self,
+        access: Access,
+        hash: Hash,
+        key: &Parcel<H>,
+        amount: i64,
+        count: u64,
+    ) -> Result<Stored, Closed> {
+        let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
+        let is_new = state.waiting.add_counted(hash, key, amount, count);
+        Ok(self.written(state, is_new))
+    }
+
     /// Does `additions`, of amounts to keys that all belong to one shard, under one lock. The
     /// caller keeps the list short, and has room for it if it is `reserved`.
     pub fn add_all<'a>(

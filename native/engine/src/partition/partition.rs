@@ -288,6 +288,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.outcomes.learn(Ended::default(), |learned| learned.pause(pause, counted));
     }
 
+    /// Starts a pause, or prolongs the present one.
+    pub fn prolong_pause(&self, pause: Duration) {
+        self.outcomes.learn(Ended::default(), |learned| {
+            let present = learned.paused_until;
+            learned.pause(pause, false);
+            learned.paused_until = learned.paused_until.max(present);
+        });
+    }
+
     /// Ends the pause.
     pub fn end_pause(&self) {
         self.outcomes.learn(Ended::default(), |learned| learned.paused_until = None);

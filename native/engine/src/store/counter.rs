@@ -1,7 +1,7 @@
 //! A tally: the sums of one shard since its last flush, each under its key.
 //!
-//! Only the keys are copied. A sum is exact: it takes 64 bits, and a carry after their first
-//! overflow.
+//! Only the keys are copied. Sums and counts are exact: each takes 64 bits, and a carry beyond
+//! them.
 //!
 //! Additions often come to one hot key. Amounts for the key of the last addition stay in
 //! `Table::last`, in the cache line of the lock, so that several writers to one key change no other
@@ -10,7 +10,7 @@
 
 use super::entries::Entry;
 use super::hash::Hash;
-use super::store::TakenBack;
+use super::store::{Store, TakenBack};
 use super::table::{Contents, Last, Table};
 use crate::ids::EntryId;
 use crate::memory::parcel::Parcel;
@@ -28,10 +28,20 @@ pub struct Sums;
 pub struct Sum {
     /// The lowest 64 bits of the sum, as a signed number.
     low: i64,
-    /// The number of additions.
+    /// The lowest 63 bits of the count, and single additions since: they are too few to overflow
+    /// the 64th bit.
     count: u64,
     /// The failed attempts of the processor.
     attempts: u32,
+}
+
+/// The rest of a sum and its count beyond their 64 bits. Few entries have one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Carry {
+    /// Counts 2^64 of the sum.
+    sum: i64,
+    /// Counts 2^63 of the count.
+    count: u64,
 }
 
 /// An entry as readers get it.
@@ -41,14 +51,29 @@ pub struct Counted<T> {
     pub key: T,
     /// The sum. 128 bits are enough for 2^63 additions.
     pub sum: i128,
-    /// The number of additions.
-    pub count: u64,
+    /// The count: the number of additions, or what they brought. 128 bits are enough as well.
+    pub count: u128,
 }
 
 /// The sum of the lowest 64 bits and of the carry, which counts 2^64.
 #[inline]
 fn sum_of(low: i64, carry: i64) -> i128 {
     (i128::from(carry) << 64) + i128::from(low)
+}
+
+/// The bits of a count in its entry.
+const COUNT_BITS: u32 = 63;
+
+/// The sum of the count in an entry and of the carry, which counts 2^63.
+#[inline]
+fn count_of(low: u64, carry: u64) -> u128 {
+    (u128::from(carry) << COUNT_BITS) + u128::from(low)
+}
+
+/// The opposite of [`count_of`].
+#[inline]
+fn split_count(count: u128) -> (u64, u64) {
+    (count as u64 & (u64::MAX >> 1), (count >> COUNT_BITS) as u64)
 }
 
 /// The opposite of [`sum_of`].
@@ -67,13 +92,38 @@ impl<H: Heap> Tally<H> {
         }
         Sums::settle(self);
         let Some(id) = self.find(hash, key.term) else {
-            self.insert(hash, key, Sum { low: amount, count: 1, attempts: 0 }, 0);
+            self.insert(hash, key, Sum { low: amount, count: 1, attempts: 0 }, Carry::default());
             return true;
         };
         self.last = Last { id, seed: hash.seed(), sum: 0, count: 0 };
         self.count_merged();
         self.add_to(id, amount, 1);
         false
+    }
+
+    /// Adds `amount` to the sum of `key`, and `count` to its count; `true` if the key is new.
+    pub fn add_counted(&mut self, hash: Hash, key: &Parcel<H>, amount: i64, count: u64) -> bool {
+        Sums::settle(self);
+        let added = (i128::from(amount), u128::from(count));
+        let Some(id) = self.find(hash, key.term) else {
+            let (value, carry) = Sum::new(added, 0);
+            self.insert(hash, key, value, carry);
+            return true;
+        };
+        self.count_merged();
+        let attempts = self.attempts(id);
+        self.join(id, added, attempts);
+        false
+    }
+
+    /// Adds a sum and a count to an entry, which must be there, and sets its attempts.
+    fn join(&mut self, id: EntryId, (sum, count): (i128, u128), attempts: u32) {
+        let carry = self.entries.extra(id);
+        let entry = self.entries.get_mut(id).expect("what is added to is there");
+        let (old_sum, old_count) = entry.value.parts(carry);
+        let (value, carry) = Sum::new((old_sum + sum, old_count + count), attempts);
+        entry.value = value;
+        self.entries.set_extra(id, carry);
     }
 
     /// Adds `amount` beside the lock; `false` unless the last addition was to `key` as well, or if
@@ -109,7 +159,7 @@ impl<H: Heap> Tally<H> {
     #[cold]
     fn carry(&mut self, id: EntryId, amount: i64) {
         let carry = self.entries.extra(id);
-        self.entries.set_extra(id, carry + amount.signum());
+        self.entries.set_extra(id, Carry { sum: carry.sum + amount.signum(), ..carry });
     }
 
     /// The sum of an entry; `None` for an unknown id.
@@ -117,15 +167,29 @@ impl<H: Heap> Tally<H> {
     pub(crate) fn sum(&self, id: EntryId) -> Option<i128> {
         let low = self.entries.get(id)?.value.low;
         let beside = if self.last.id == id { self.last.sum } else { 0 };
-        Some(sum_of(low, self.entries.extra(id)) + i128::from(beside))
+        Some(sum_of(low, self.entries.extra(id).sum) + i128::from(beside))
+    }
+}
+
+impl Sum {
+    /// The value of an entry with this sum and count, and the carry beside it.
+    fn new((sum, count): (i128, u128), attempts: u32) -> (Self, Carry) {
+        let (low, carry) = split(sum);
+        let (count, count_carry) = split_count(count);
+        (Sum { low, count, attempts }, Carry { sum: carry, count: count_carry })
+    }
+
+    /// The sum and the count of an entry with this carry.
+    #[inline]
+    fn parts(self, carry: Carry) -> (i128, u128) {
+        (sum_of(self.low, carry.sum), count_of(self.count, carry.count))
     }
 }
 
 impl<H: Heap> Contents<H> for Sums {
     type Value = Sum;
 
-    /// The carry: multiples of 2^64 beyond the 64 bits.
-    type Extra = i64;
+    type Extra = Carry;
 
     type Record = Counted<H::Term>;
 
@@ -136,11 +200,12 @@ impl<H: Heap> Contents<H> for Sums {
     }
 
     #[inline]
-    fn record(key: H::Term, Sum { low, count, .. }: Sum, carry: i64) -> Counted<H::Term> {
-        Counted { key, sum: sum_of(low, carry), count }
+    fn record(key: H::Term, value: Sum, carry: Carry) -> Counted<H::Term> {
+        let (sum, count) = value.parts(carry);
+        Counted { key, sum, count }
     }
 
-    fn attempts(value: Sum, _carry: i64) -> u32 {
+    fn attempts(value: Sum, _carry: Carry) -> u32 {
         value.attempts
     }
 
@@ -163,14 +228,10 @@ impl<H: Heap> Contents<H> for Sums {
             table.count_taken_back(flushed, attempts);
             return TakenBack::Added;
         };
-        let carry = (table.entries.extra(waiting), carry);
-        let entry = table.entries.get_mut(waiting).expect("an entry that was found is there");
-        let old = entry.value;
-        let (low, carry) = split(sum_of(old.low, carry.0) + sum_of(failed.low, carry.1));
-        let attempts = attempts.max(old.attempts);
-        entry.value = Sum { low, count: old.count + failed.count, attempts };
-        table.entries.set_extra(waiting, carry);
-        table.count_joined(flushed, old.attempts, attempts);
+        let old_attempts = table.attempts(waiting);
+        let attempts = attempts.max(old_attempts);
+        table.join(waiting, failed.parts(carry), attempts);
+        table.count_joined(flushed, old_attempts, attempts);
         TakenBack::Joined
     }
 
@@ -203,6 +264,16 @@ mod tests {
         for sum in edges.into_iter().flat_map(|edge| [edge, -edge, -edge - 1]) {
             let (low, carry) = split(sum);
             assert_eq!(sum_of(low, carry), sum);
+        }
+    }
+
+    #[test]
+    fn a_count_is_its_parts_and_the_part_in_the_entry_leaves_a_bit() {
+        let edges = [0, 1, i64::MAX as u128, 1 << 63, u64::MAX.into(), 1 << 64, 1 << 100, 1 << 126];
+        for count in edges.into_iter().flat_map(|edge| [edge, edge + 1]) {
+            let (low, carry) = split_count(count);
+            assert_eq!(count_of(low, carry), count);
+            assert!(low < 1 << 63);
         }
     }
 }

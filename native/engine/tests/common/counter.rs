@@ -9,7 +9,7 @@ use super::reading::{flush, read_resumed};
 use super::{hash, TestHeap, TestTerm, ONE};
 
 /// The key of an entry, its sum, and how often something was added.
-pub type Sum = (i64, i128, u64);
+pub type Sum = (i64, i128, u128);
 
 pub fn sum(record: Counted<TestTerm>) -> Sum {
     (record.key.content().1, record.sum, record.count)
@@ -45,6 +45,12 @@ impl Counter {
         let mut caller = TestHeap::new();
         let key = caller.boxed(key);
         self.partition.add(ONE, hash(&self.hasher, key), &key.parcel(), amount).unwrap();
+    }
+
+    pub fn add_counted(&self, key: i64, amount: i64, count: u64) {
+        let mut caller = TestHeap::new();
+        let key = caller.boxed(key);
+        self.partition.add_counted(ONE, hash(&self.hasher, key), &key.parcel(), amount, count).unwrap();
     }
 
     pub fn sum(&self, key: i64) -> Option<i128> {

@@ -31,6 +31,24 @@ fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Te
     Ok(stored(env, result, atoms::ok()))
 }
 
+nif!(add_counted / 5);
+fn add_counted<'a>(env: Env<'a>, [name, to, key, number, count]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
+    let (route, key) = (route(to)?, RawTerm::from(key));
+    let (amount, count) = (amount(number), amount(count).and_then(|count| u64::try_from(count).ok()));
+    let (Some(amount), Some(count)) = (amount, count) else { return Ok(atoms::invalid().to_term(env)) };
+    let clock = KeyClock::start(env, key);
+    let result = find_counter(name)?.and_then(|counter| {
+        let hash = counter.hash(key);
+        let parcel = parcel(env, key);
+        let stored = counter.with_partition(route, key, |partition, access| {
+            partition.add_counted(access, hash, &parcel, amount, count)
+        })?;
+        Ok(told(counter, env, route, key, stored))
+    });
+    clock.charge(env);
+    Ok(stored(env, result, atoms::ok()))
+}
+
 nif!(sum / 3);
 fn sum<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, RawTerm::from(key));

@@ -10,7 +10,7 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use super::{atoms, infinity, nif, nil_or};
 use crate::any::{each, AnyPartitions, Run};
-use crate::flush::{Failed, FlushResource, NoEntry, PartitionFlush, Resumed, Terms};
+use crate::flush::{Begun, Failed, FlushResource, NoEntry, PartitionFlush, Resumed, Terms};
 use crate::run::NotRunning;
 use crate::vm::caller::{cell, tail, tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
@@ -19,6 +19,9 @@ nif!(flush / 2);
 fn flush<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
     let number = run.number;
+    if run.enter(|partitions| Ok(partitions.shared().is_on_hold())).unwrap_or(false) {
+        return Ok(atoms::on_hold().to_term(env));
+    }
     let resource = |kind: rustler::Atom, flush| (kind, ResourceArc::new(flush)).encode(env);
     let flushed = run.enter(|partitions| {
         Ok(match partitions {
@@ -95,13 +98,23 @@ fn read<'a>(env: Env<'a>, [flush, length, size, resumed]: [Term<'a>; 4]) -> NifR
 nif!(claim / 1);
 fn claim<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(flush.enter(|flush| flush.claim(env)).unwrap_or(false).encode(env))
+    Ok(begun(env, flush.enter(|flush| flush.claim(env))))
 }
 
-nif!(lease / 1);
-fn lease<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(flush.enter(|flush| flush.lease(env)).unwrap_or(false).encode(env))
+nif!(lease / 2);
+fn lease<'a>(env: Env<'a>, [flush, in_pause]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (flush, in_pause): (ResourceArc<FlushResource>, bool) = (flush.decode()?, in_pause.decode()?);
+    Ok(begun(env, flush.enter(|flush| flush.lease(env, in_pause))))
+}
+
+/// Whether a call of the processor begins, as a boolean or as the reason against it.
+fn begun(env: Env<'_>, begun: Result<Begun, NotRunning>) -> Term<'_> {
+    match begun {
+        Ok(Begun::Yes) => true.encode(env),
+        Ok(Begun::Taken) | Err(NotRunning) => false.encode(env),
+        Ok(Begun::OnHold) => atoms::on_hold().to_term(env),
+        Ok(Begun::Paused) => atoms::paused().to_term(env),
+    }
 }
 
 nif!(succeed / 1);

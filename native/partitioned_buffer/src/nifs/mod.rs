@@ -63,6 +63,8 @@ mod atoms {
         bounded,
         next,
         busy,
+        on_hold,
+        paused,
         room,
         drainer,
         drained,

@@ -108,6 +108,23 @@ fn pause<'a>(env: Env<'a>, [run, partition, ms, counted]: [Term<'a>; 4]) -> NifR
     Ok(done(env, partition!(run, partition, own => own.pause(Duration::from_millis(ms), counted))))
 }
 
+nif!(pause_all / 2, DirtyCpu);
+fn pause_all<'a>(env: Env<'a>, [run, ms]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, ms): (Run, u64) = (run.decode()?, ms.decode()?);
+    let pause = Duration::from_millis(ms);
+    let paused = run.enter(|partitions| {
+        each!(AnyPartitions, partitions, own => {
+            for partition in 0..own.count()? {
+                own.running(partition)?.prolong_pause(pause);
+            }
+            Ok(())
+        })?;
+        partitions.shared().tell_of_pause(env);
+        Ok(())
+    });
+    Ok(done(env, paused))
+}
+
 nif!(end_pause / 2);
 fn end_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     Ok(done(env, partition!(run, partition, own => own.end_pause())))

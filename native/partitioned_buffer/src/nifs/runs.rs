@@ -12,7 +12,7 @@ use crate::any::{each, AnyPartitions, Run};
 use crate::kept::Terms;
 use crate::processes::{Processes, Role};
 use crate::registry;
-use crate::run::NotRunning;
+use crate::run::{NotRunning, Shared};
 use crate::vm::caller::{tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
 use crate::vm::kept::KeptTerm;
@@ -174,6 +174,39 @@ fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
         }
     }
     Ok(tuple(env, [had_outcomes.encode(env), left.build()]))
+}
+
+nif!(hold_run / 1);
+fn hold_run<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    act(env, run, Shared::hold)
+}
+
+nif!(resume_run / 1, DirtyCpu);
+fn resume_run<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    act(env, run, |shared| shared.resume(env))
+}
+
+nif!(begin_stop / 1);
+fn begin_stop<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    act(env, run, Shared::begin_stop)
+}
+
+nif!(on_hold / 1);
+fn on_hold<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let run: Run = run.decode()?;
+    Ok(or_not_running(env, run.enter(|partitions| Ok(partitions.shared().is_on_hold()))))
+}
+
+/// Does something with the shared state of a run.
+fn act<'a>(env: Env<'a>, run: Term<'a>, act: impl FnOnce(&Shared)) -> NifResult<Term<'a>> {
+    let run: Run = run.decode()?;
+    Ok(done(
+        env,
+        run.enter(|partitions| {
+            act(partitions.shared());
+            Ok(())
+        }),
+    ))
 }
 
 nif!(options / 1);

@@ -57,6 +57,15 @@ pub(crate) fn sum_to(env: Env<'_>, sum: i128) -> Term<'_> {
     }
 }
 
+/// A count as a term in the environment of the caller.
+#[inline]
+pub(crate) fn count_to(env: Env<'_>, count: u128) -> Term<'_> {
+    match u64::try_from(count) {
+        Ok(small) => unsigned_to(env, small),
+        Err(_) => count.encode(env),
+    }
+}
+
 /// The version as a term in the environment of the caller.
 #[inline]
 pub(crate) fn version_to(env: Env<'_>, version: Version<RawTerm>) -> Term<'_> {

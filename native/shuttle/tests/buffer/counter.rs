@@ -13,7 +13,7 @@ use crate::common::{hash, TestHeap, TestTerm};
 pub struct Delivery {
     pub key: i64,
     pub sum: i128,
-    pub count: u64,
+    pub count: u128,
     /// The partition's copy of the key.
     pub copy: TestTerm,
 }
@@ -61,7 +61,7 @@ impl Buffer {
     }
 
     /// The sum of the sums, and of the counts, of a key that the processor has succeeded with.
-    pub fn sunk(&self, key: i64) -> (i128, u64) {
+    pub fn sunk(&self, key: i64) -> (i128, u128) {
         let sink = self.sink();
         let own = || sink.iter().filter(|entry| entry.key == key);
         (own().map(|entry| entry.sum).sum(), own().map(|entry| entry.count).sum())

@@ -13,11 +13,14 @@ use crate::common::{TestHeap, TestTerm};
 /// Amounts with which sums soon leave the range of 64 bits, and others.
 const AMOUNTS: [i64; 12] = [1, 2, 0, -1, 7, 1_000, -50, i64::MAX, i64::MIN, i64::MAX - 1, i64::MIN + 1, 1 << 62];
 
+/// Counts with which counts soon leave the range of 64 bits, and others.
+const COUNTS: [u64; 6] = [0, 1, 1_000, (1 << 63) - 1, (1 << 63) - 2, 1 << 62];
+
 /// What was added to a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Sum {
     sum: i128,
-    count: u64,
+    count: u128,
 }
 
 /// The entries that wait, and how often each has failed.
@@ -48,7 +51,8 @@ impl Counter {
         let key = self.keys.key(i64::from(a) | i64::from(b) << 8);
         let amount = AMOUNTS[(usize::from(operation / 32) + usize::from(b)) % AMOUNTS.len()];
         match operation % 32 {
-            0..=9 => self.add(key, amount),
+            0..=8 => self.add(key, amount),
+            9 => self.add_counted(key, amount, COUNTS[usize::from(b) % COUNTS.len()]),
             10..=12 => self.delete(key),
             13..=16 => self.get(key),
             // Many additions, which a short sequence of bytes would not reach otherwise.
@@ -71,7 +75,19 @@ impl Counter {
         let result = self.buffer.partitions[number].add(self.buffer.access(), hash, &term.parcel(), amount);
         assert_eq!(result, self.buffer.expected(number, Stored::Stored));
         if result.is_ok() {
-            self.buffer.models[number].add(key, amount);
+            self.buffer.models[number].add(key, amount, 1);
+        }
+    }
+
+    fn add_counted(&mut self, key: Key, amount: i64, count: u64) {
+        self.buffer.operations += 1;
+        let mut caller = TestHeap::new();
+        let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
+        let access = self.buffer.access();
+        let result = self.buffer.partitions[number].add_counted(access, hash, &term.parcel(), amount, count);
+        assert_eq!(result, self.buffer.expected(number, Stored::Stored));
+        if result.is_ok() {
+            self.buffer.models[number].add(key, amount, count);
         }
     }
 
@@ -85,7 +101,7 @@ impl Counter {
             let shard = CounterPartition::<TestHeap>::shard_of(hash);
             shards.entry((number, shard)).or_default().push((hash, (term.parcel(), amount)));
             if self.buffer.expected(number, ()).is_ok() {
-                self.buffer.models[number].add(key, amount);
+                self.buffer.models[number].add(key, amount, 1);
             }
         }
         for ((number, shard), additions) in shards {
@@ -133,8 +149,8 @@ impl Model<Tally<TestHeap>, Waiting> {
             .reduce(|sum, other| sum + other)
     }
 
-    fn add(&mut self, key: Key, amount: i64) {
-        self.waiting.entry(key).or_default().0.add(Sum { sum: amount.into(), count: 1 });
+    fn add(&mut self, key: Key, amount: i64, count: u64) {
+        self.waiting.entry(key).or_default().0.add(Sum { sum: amount.into(), count: count.into() });
     }
 
     fn delete(&mut self, key: Key) {
