@@ -178,6 +178,24 @@ defmodule PartitionedBuffer.OptionsTest do
       assert options(name).processing_batch_size == 5
     end
 
+    test "loses no function of callers at the same time" do
+      name = start_buffer(partitions: 1, max_attempts: 2)
+
+      caller = fn option, field, value ->
+        for n <- 1..2_000 do
+          :ok = Buffer.update_options(name, [{option, value.(n)}])
+          assert Map.fetch!(PartitionedBuffer.Ref.functions(ref(name)), field) == value.(n)
+        end
+      end
+
+      backoff = &Function.capture(Enum, :"f#{&1}", 1)
+      batch = &{&1, fn _entry, acc -> {:cont, acc} end}
+
+      [{:retry_backoff_ms, :retry_backoff, backoff}, {:processing_batch_size, :batch, batch}]
+      |> Enum.map(fn {option, field, value} -> Task.async(fn -> caller.(option, field, value) end) end)
+      |> Task.await_many(60_000)
+    end
+
     test "does not change :order" do
       name = start_buffer(module: PartitionedBuffer.Queue)
       assert_raise ArgumentError, ~r/:order/, fn -> Buffer.update_options(name, order: :none) end

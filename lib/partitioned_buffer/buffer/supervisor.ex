@@ -112,8 +112,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
     Native.hold()
     end_former_run(buffer, options)
     run = Native.open(buffer, options.kind, count, Options.outcomes?(options), options.max_size)
-    Native.put_functions(run, functions)
-    Native.put_options(run, 0, options)
+    Native.put_options(run, 0, options, functions)
     partitions = for number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number)
 
     children =
