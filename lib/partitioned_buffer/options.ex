@@ -13,12 +13,13 @@ defmodule PartitionedBuffer.Options do
     @moduledoc false
     # The functions of the user, and no other option.
     @enforce_keys [:processor]
-    defstruct [:processor, :dead_letter, :retry_backoff, :batch]
+    defstruct [:processor, :dead_letter, :retry_backoff, :batch, :format_reason]
 
     @type t() :: %__MODULE__{
             processor: (list() -> any()) | {module(), atom(), list()},
             dead_letter: (list(), any() -> any()) | {module(), atom(), list()} | nil,
             retry_backoff: (pos_integer() -> any()) | nil,
+            format_reason: (any() -> any()) | {module(), atom(), list()} | nil,
             batch: {acc :: any(), (entry :: any(), acc :: any() -> any())} | nil
           }
   end
@@ -77,7 +78,7 @@ defmodule PartitionedBuffer.Options do
     :retry_backoff_ms,
     :drain_timeout_ms
   ]
-  @start [:name, :processor, :module, :partitions, :dead_letter, :order | @updatable]
+  @start [:name, :processor, :module, :partitions, :dead_letter, :format_reason, :order | @updatable]
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
@@ -117,7 +118,7 @@ defmodule PartitionedBuffer.Options do
   end
 
   defp split(given) do
-    {functions, plain} = Keyword.split(given, [:processor, :dead_letter])
+    {functions, plain} = Keyword.split(given, [:processor, :dead_letter, :format_reason])
     {module, plain} = Keyword.pop!(plain, :module)
     {plain, more} = split_functions(plain)
 
@@ -328,10 +329,10 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:module, module),
     do: is_atom(module) and Code.ensure_loaded?(module) and function_exported?(module, :__kind__, 0)
 
-  defp valid?(:processor, {m, f, args}),
+  defp valid?(key, {m, f, args}) when key in [:processor, :format_reason],
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
 
-  defp valid?(:processor, processor), do: is_function(processor, 1)
+  defp valid?(key, function) when key in [:processor, :format_reason], do: is_function(function, 1)
   defp valid?(:partitions, count), do: is_integer(count) and count in 0..4_096
   defp valid?(:max_attempts, attempts), do: attempts == :infinity or (is_integer(attempts) and attempts > 0)
 
@@ -367,7 +368,9 @@ defmodule PartitionedBuffer.Options do
   defp expected(:module),
     do: "PartitionedBuffer.Map, PartitionedBuffer.Queue or PartitionedBuffer.Counter"
 
-  defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
+  defp expected(key) when key in [:processor, :format_reason],
+    do: "a function of arity 1 or {module, function, args}"
+
   defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:max_attempts), do: "a positive integer or :infinity"
 

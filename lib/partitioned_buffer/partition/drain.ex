@@ -183,7 +183,7 @@ defmodule PartitionedBuffer.Partition.Drain do
         :ended
 
       {:DOWN, ^monitor, :process, _pid, reason} ->
-        if Runner.died?(task), do: died(task, reason), else: :ended
+        if Runner.died?(task), do: died(task, Processing.cause(reason)), else: :ended
     after
       left ->
         case time_left(task, began) do

@@ -11,7 +11,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   require Logger
 
   alias PartitionedBuffer.{Native, Options, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Outcome}
+  alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Outcome, Reason}
 
   @doc """
   Calls the processor with each batch, until the end of the flush or a pause.
@@ -58,7 +58,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   catch
     kind, reason ->
       Failure.log_exception(job.ref, "processor", kind, reason, __STACKTRACE__)
-      {:error, Outcome.reason(kind, reason), :all}
+      {:error, Reason.new(kind, reason, __STACKTRACE__), :all}
   end
 
   ## Outcomes
@@ -113,7 +113,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {retried, superseded, given_up} = Batch.give_back(job.flush, failed, true, max_attempts, pause_ms)
 
     Logger.warning(
-      "#{Ref.describe(job.ref)}: processor failed (#{Outcome.describe(reason)}); " <>
+      "#{Ref.describe(job.ref)}: processor failed (#{Reason.describe(reason)}); " <>
         "retrying #{retried} entries" <> if(pause_ms, do: " in #{pause_ms} ms", else: " with the next flush"),
       Ref.log_metadata(job.ref)
     )

@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.Processing.Table do
   # table with all entries.
 
   alias PartitionedBuffer.Native
-  alias PartitionedBuffer.Processing.{AtMostOnce, Job}
+  alias PartitionedBuffer.Processing.{AtMostOnce, Failure, Job}
 
   # More entries than a flush can have.
   @all 4_294_967_296
@@ -19,11 +19,12 @@ defmodule PartitionedBuffer.Processing.Table do
     table = :ets.new(name(ref.name), [type(options.kind), :public, :named_table, keypos: 2])
     fill(flush, table, options.kind)
     size = :ets.info(table, :size)
-    Job.call(job.functions.processor, [table])
+    returned = Job.call(job.functions.processor, [table])
     # Reading the end of the flush confirms the call.
     Native.read(flush, 0, 1, false)
     # The processor may rename the table and give it away.
     if :ets.whereis(table) != :undefined, do: :ets.delete(table)
+    Failure.ignored(ref, returned)
     Job.delivered(job, size)
   end
 
