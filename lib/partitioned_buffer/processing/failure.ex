@@ -33,7 +33,8 @@ defmodule PartitionedBuffer.Processing.Failure do
   @spec last_words(Ref.t(), :error | :exit | :throw, any(), Exception.stacktrace()) :: :ok
   def last_words(%Ref{} = ref, kind, reason, stacktrace) do
     log_exception(ref, "processor", kind, reason, stacktrace)
-    keep(ref, Reason.new(kind, reason, stacktrace), %{task: self()})
+    atom? = kind == :exit and is_atom(reason)
+    keep(ref, if(atom?, do: reason, else: Reason.new(kind, reason, stacktrace)), %{task: self()})
   end
 
   defp keep(%Ref{run: run, name: name}, reason, more) do

@@ -54,6 +54,31 @@ defmodule PartitionedBuffer.Processing.ReasonText do
     Poison.SyntaxError
   ]
 
+  # The errors of connections and files that a list shows.
+  @causes [
+    :closed,
+    :eacces,
+    :eaddrinuse,
+    :eaddrnotavail,
+    :econnaborted,
+    :econnrefused,
+    :econnreset,
+    :ehostdown,
+    :ehostunreach,
+    :einval,
+    :emfile,
+    :enetdown,
+    :enetunreach,
+    :enfile,
+    :enoent,
+    :enospc,
+    :enotconn,
+    :epipe,
+    :etimedout,
+    :nxdomain,
+    :timeout
+  ]
+
   # Where a message begins to quote a term: `got: "x"`, `type uuid: "x"`, `Duplicate entry 'x'`.
   @quotes ~r/(?:[:=]|\b(?:entry|got|near|term|value))\s*(?=["'`%\[{]|<<|#\w)/u
 
@@ -166,7 +191,7 @@ defmodule PartitionedBuffer.Processing.ReasonText do
 
   defp atom_pairs({_key, _value, rest}, left), do: atom_pairs(:maps.next(rest), left - 1)
 
-  # The elements of a list may be entries, so it shows only causes known to the system, as in
+  # The elements of a list may be entries, so it shows only errors of the network, as in
   # `{:failed_connect, [{:to_address, address}, {:inet, [:inet], :nxdomain}]}` of `:httpc`.
   defp list(list) do
     causes = list |> first(@max_seen) |> Enum.flat_map(&causes(&1, 0)) |> Enum.take(@max_shown)
@@ -176,12 +201,7 @@ defmodule PartitionedBuffer.Processing.ReasonText do
   defp first([element | rest], left) when left > 0, do: [element | first(rest, left - 1)]
   defp first(_rest, _left), do: []
 
-  defp causes(atom, _depth) when is_atom(atom) do
-    case :inet.format_error(atom) do
-      ~c"unknown POSIX error" ++ _rest -> []
-      _known -> [inspect(atom)]
-    end
-  end
+  defp causes(cause, _depth) when cause in @causes, do: [inspect(cause)]
 
   defp causes({:tls_alert, {alert, _text}}, _depth) when is_atom(alert),
     do: [["{:tls_alert, ", inspect(alert), "}"]]
