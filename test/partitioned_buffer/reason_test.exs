@@ -5,6 +5,9 @@ defmodule PartitionedBuffer.ReasonTest do
 
   alias PartitionedBuffer.Processing.ReasonText
 
+  # A buffer that stops with entries left has lines of its own.
+  @moduletag :capture_log
+
   defmodule SinkError do
     defexception [:message, :code]
 
@@ -91,13 +94,13 @@ defmodule PartitionedBuffer.ReasonTest do
             {fn -> :ok = Function.identity(secret) end, "MatchError"},
             {fn -> case(Function.identity(secret), do: ([] -> :ok)) end, "CaseClauseError"},
             {fn -> with(:ok <- Function.identity(secret), do: :ok, else: ([] -> :ok)) end, "WithClauseError"},
-            {fn -> Map.fetch!(%{secret: secret}, "secret") end, "KeyError"},
-            {fn -> Map.fetch!(%{secret: secret}, :id) end, "KeyError: key :id"},
-            {fn -> Map.put(secret, :a, 1) end, "BadMapError"},
+            {fn -> Map.fetch!(Function.identity(%{secret: secret}), "secret") end, "KeyError"},
+            {fn -> Map.fetch!(Function.identity(%{secret: secret}), :id) end, "KeyError: key :id"},
+            {fn -> Map.put(Function.identity(secret), :a, 1) end, "BadMapError"},
             {fn -> Function.identity(secret).() end, "BadFunctionError"},
             {fn -> Function.identity(fn _ -> secret end).() end, "BadArityError"},
             {fn -> hd(Function.identity(secret)) + 1 end, "ArithmeticError"},
-            {fn -> String.to_integer("secret") end, "ArgumentError"},
+            {fn -> String.to_integer(Function.identity("secret")) end, "ArgumentError"},
             {fn -> Date.from_iso8601!("secret") end, "ArgumentError"},
             {fn -> Enum.count({:secret, secret}) end, "Protocol.UndefinedError"},
             {fn -> Enum.fetch!(secret, 7) end, "Enum.OutOfBoundsError"},

@@ -12,7 +12,8 @@ defmodule PartitionedBuffer.Processing.Reason do
   alias PartitionedBuffer.Processing.{Guarded, Job, ReasonText}
   alias PartitionedBuffer.Ref
 
-  # Keys in the dictionary of a task: its job, and its last reason with the description.
+  # Keys in the dictionary of a task: its job, and its last reason with the description. A crash
+  # report shows the dictionary, so functions hide both.
   @job :"$partitioned_buffer_job"
   @last :"$partitioned_buffer_reason"
 
@@ -27,7 +28,7 @@ defmodule PartitionedBuffer.Processing.Reason do
   """
   @spec in_task(Job.t()) :: :ok
   def in_task(%Job{} = job) do
-    Process.put(@job, job)
+    Process.put(@job, fn -> job end)
     :ok
   end
 
@@ -43,17 +44,19 @@ defmodule PartitionedBuffer.Processing.Reason do
   """
   @spec describe(any()) :: String.t()
   def describe(reason) do
-    case {Process.get(@job), Process.get(@last)} do
-      {nil, _last} ->
-        ReasonText.text(reason)
+    if job = Process.get(@job), do: describe_once(job.(), reason), else: ReasonText.text(reason)
+  end
 
-      {_job, {last, text}} when last === reason ->
-        text
+  # Several log lines may be about one failure.
+  defp describe_once(job, reason) do
+    {last, description} = Process.get(@last) || {nil, nil}
 
-      {job, _last} ->
-        text = describe(job, reason)
-        Process.put(@last, {reason, text})
-        text
+    if last != nil and last.() === reason do
+      description
+    else
+      description = describe(job, reason)
+      Process.put(@last, {fn -> reason end, description})
+      description
     end
   end
 
