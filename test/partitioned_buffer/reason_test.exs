@@ -235,7 +235,7 @@ defmodule PartitionedBuffer.ReasonTest do
     test "with a message that hangs has the name of its exception, and holds up nobody" do
       processor = fn _ -> raise %SinkError{message: fn -> Process.sleep(:infinity) end} end
 
-      {_buffer, _log, error} = fail(processor: processor, max_attempts: 9, processing_timeout_ms: 400)
+      {_buffer, _log, error} = fail(processor: processor, max_attempts: 9, processing_timeout_ms: 3_000)
 
       assert error.reason == "PartitionedBuffer.ReasonTest.SinkError"
     end
@@ -286,7 +286,7 @@ defmodule PartitionedBuffer.ReasonTest do
             {fn _ -> exit(:no) end, "exit: :no"},
             {fn _ -> Process.exit(self(), :kill) end, "it ended: :killed"},
             {fn _ -> spawn_link(fn -> exit(:no) end) && Process.sleep(:infinity) end, "it ended: :no"},
-            {fn _ -> Process.sleep(:infinity) end, "it took longer than 200 ms"},
+            {fn _ -> Process.sleep(:infinity) end, "it took longer than 1500 ms"},
             {fn _ -> :no_text end, "it returned no text"},
             {fn _ -> ~c"text" end, "it returned no text"},
             {fn _ -> <<0xFF>> end, "its text is not valid UTF-8"}
@@ -294,7 +294,7 @@ defmodule PartitionedBuffer.ReasonTest do
         opts = [
           processor: fn _ -> {:error, {:down, "secret"}} end,
           max_attempts: 1,
-          processing_timeout_ms: if(failure =~ "longer", do: 400, else: 60_000)
+          processing_timeout_ms: if(failure =~ "longer", do: 3_000, else: 60_000)
         ]
 
         {buffer, log, error} = fail([format_reason: format] ++ opts)
