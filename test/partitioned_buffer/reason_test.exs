@@ -254,6 +254,17 @@ defmodule PartitionedBuffer.ReasonTest do
       end
     end
 
+    test "makes the text also if partitions fail at the same time" do
+      buffer =
+        start_buffer(partitions: 4, processor: fn _ -> raise "no" end, format_reason: fn _ -> "text" end)
+
+      for _flush <- 1..50 do
+        Buffer.put_all(buffer, for(key <- 1..50, do: {key, 1}))
+        assert {:error, {:failed, _count}} = PartitionedBuffer.flush(buffer)
+        assert PartitionedBuffer.info(buffer).last_error.reason == "text"
+      end
+    end
+
     test "takes an MFA, which gets the reason before its arguments" do
       opts = [processor: fn _ -> {:error, %{a: 1}} end, max_attempts: 9]
       {_buffer, log, error} = fail([format_reason: {__MODULE__, :format, ["reason"]}] ++ opts)

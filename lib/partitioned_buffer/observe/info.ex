@@ -47,7 +47,7 @@ defmodule PartitionedBuffer.Observe.Info do
       max_size: options.max_size,
       oldest_ms: counted |> Enum.map(& &1.oldest_ms) |> Enum.reject(&is_nil/1) |> Enum.max(fn -> nil end),
       waiting_writers: waiting_writers,
-      last_error: last_error && Map.take(last_error, [:reason, :system_time, :partition]),
+      last_error: last_error,
       totals: @totals |> Enum.zip(totals ++ [refused, dropped]) |> Map.new(),
       partitions: partitions
     }

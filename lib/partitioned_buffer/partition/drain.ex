@@ -183,7 +183,7 @@ defmodule PartitionedBuffer.Partition.Drain do
         :ended
 
       {:DOWN, ^monitor, :process, _pid, reason} ->
-        if Runner.died?(task), do: died(task, Processing.cause(reason)), else: :ended
+        if Runner.died?(task), do: died(task, reason), else: :ended
     after
       left ->
         case time_left(task, began) do
@@ -195,7 +195,7 @@ defmodule PartitionedBuffer.Partition.Drain do
 
   defp died(task, reason) do
     Processing.report_lost(task.ref, reason)
-    {:died, reason}
+    {:died, Processing.cause(reason)}
   end
 
   defp kill(task, limit) do

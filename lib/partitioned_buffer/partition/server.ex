@@ -182,7 +182,7 @@ defmodule PartitionedBuffer.Partition.Server do
   end
 
   def handle_info({:DOWN, ref, :process, _pid, reason}, %__MODULE__{task: %Runner{monitor: ref}} = state),
-    do: {:noreply, ended(state, if(state.late?, do: :timeout, else: Processing.cause(reason)))}
+    do: {:noreply, ended(state, if(state.late?, do: :timeout, else: reason))}
 
   # A message of a replaced timer, the exit of a linked process, or a message of a stranger.
   def handle_info(_message, state), do: {:noreply, state}
@@ -308,7 +308,7 @@ defmodule PartitionedBuffer.Partition.Server do
     )
   end
 
-  defp outcome(ref, true = _died?, reason), do: {:ended, :died, reason, Ref.held(ref)}
+  defp outcome(ref, true = _died?, reason), do: {:ended, :died, Processing.cause(reason), Ref.held(ref)}
 
   defp outcome(ref, false = _died?, _reason) do
     case learned(ref) do

@@ -13,16 +13,7 @@ defmodule PartitionedBuffer.Processing.Failure do
   """
   @spec report(Ref.t(), any(), non_neg_integer()) :: :ok
   def report(%Ref{} = ref, reason, count) do
-    keep(ref, reason, %{})
-    Telemetry.processing_failed(ref, reason, count)
-  end
-
-  @doc """
-  Reports the death of the task of a partition. `count` entries are lost.
-  """
-  @spec report_death(Ref.t(), any(), non_neg_integer()) :: :ok
-  def report_death(%Ref{} = ref, reason, count) do
-    unless kept?(ref), do: keep(ref, reason, %{})
+    keep(ref, reason)
     Telemetry.processing_failed(ref, reason, count)
   end
 
@@ -34,21 +25,13 @@ defmodule PartitionedBuffer.Processing.Failure do
   def last_words(%Ref{} = ref, kind, reason, stacktrace) do
     log_exception(ref, "processor", kind, reason, stacktrace)
     atom? = kind == :exit and is_atom(reason)
-    keep(ref, if(atom?, do: reason, else: Reason.new(kind, reason, stacktrace)), %{task: self()})
+    keep(ref, if(atom?, do: reason, else: Reason.new(kind, reason, stacktrace)))
   end
 
-  defp keep(%Ref{run: run, name: name}, reason, more) do
-    error = %{reason: Reason.summary(reason), system_time: System.system_time(:millisecond), partition: name}
-    Native.put_error(run, Map.merge(error, more))
+  defp keep(%Ref{run: run, name: name}, reason) do
+    time = System.system_time(:millisecond)
+    Native.put_error(run, %{reason: Reason.summary(reason), system_time: time, partition: name})
     :ok
-  end
-
-  # Whether the last task of the partition kept the failure of which it died.
-  defp kept?(%Ref{run: run, number: number}) do
-    case Native.last_error(run) do
-      %{task: task} -> Native.process(run, number, :task) == task
-      _other -> false
-    end
   end
 
   @doc """

@@ -83,10 +83,14 @@ defmodule PartitionedBuffer.Processing do
          false <- Options.outcomes?(options),
          lost when is_integer(lost) <- Native.lost(run, number) do
       # The death of a task that nobody monitored has no known reason.
-      if lost > 0 or reason != nil, do: Failure.report_death(ref, reason || :killed, lost)
+      if lost > 0 or reason != nil, do: report(ref, reason, lost)
       lost
     else
       _over_or_outcomes -> 0
     end
   end
+
+  # The task kept its last words itself.
+  defp report(ref, {:shutdown, {@failed, reason}}, lost), do: Telemetry.processing_failed(ref, reason, lost)
+  defp report(ref, reason, lost), do: Failure.report(ref, reason || :killed, lost)
 end
