@@ -317,6 +317,26 @@ defmodule PartitionedBuffer.ReasonTest do
       end
     end
 
+    test "does not outlive its killed task, and has the task in its $callers" do
+      test = self()
+
+      format = fn _reason ->
+        send(test, {:formats, self(), Process.get(:"$callers")})
+        Process.sleep(:infinity)
+      end
+
+      options = [partitions: 1, processor: fn _ -> exit(:no) end, format_reason: format]
+      buffer = start_buffer(options)
+      Buffer.put(buffer, :key, 1)
+      flush = Task.async(fn -> PartitionedBuffer.flush(buffer) end)
+      assert_receive {:formats, pid, [task | _callers]}
+      ref = Process.monitor(pid)
+      Process.exit(task, :kill)
+      assert_receive {:DOWN, ^ref, :process, ^pid, :killed}
+      assert Task.await(flush) == {:error, {:failed, 1}}
+      assert PartitionedBuffer.info(buffer).last_error.reason == :killed
+    end
+
     test "that is no function of arity 1 or MFA is refused" do
       for format <- [fn -> "text" end, {Enum, :map}, "text", nil] do
         assert_raise ArgumentError, ~r/:format_reason.*function of arity 1/, fn ->
