@@ -16,7 +16,7 @@ defmodule PartitionedBuffer do
 
   ## Start options
 
-  `start_link/1` and child specifications take these options. Other keys are ignored.
+  `start_link/1` and child specifications take these options.
 
   | option | type | default | meaning |
   |---|---|---|---|
@@ -35,6 +35,7 @@ defmodule PartitionedBuffer do
   | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. For a function, see [Pauses](#module-pauses) |
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
   | `:order` | `:strict`, `:none` | `:strict` | only of a queue, with `:max_attempts`: whether newer items wait behind a failed item |
+  | `:format_reason` | function of arity 1, or `{module, function, args}` | none | returns the text of a failure reason for log lines and `info/1`; see [Reasons](#module-reasons) |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
@@ -44,7 +45,13 @@ defmodule PartitionedBuffer do
   other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295.
 
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
-  that module is available.
+  that module is available. An unknown option raises the same error at the start of a
+  `PartitionedBuffer.Counter`. At that of a map or queue it is ignored, as in version 0.4, and a
+  warning is logged. Buffers defined with `use` raise an `ArgumentError`. The keys `:id`, `:start`,
+  `:restart`, `:shutdown`, `:type`, `:modules` and `:significant` of a child specification may be
+  among the options of a start, and have no effect there.
+
+  A function captured by name, or of an MFA, that does not exist at the start is a warning too.
 
   ## Runtime options
 
@@ -65,7 +72,8 @@ defmodule PartitionedBuffer do
 
   ## Delivery
 
-  Without `:max_attempts` the processor gets each batch once, and its result is ignored. With
+  Without `:max_attempts` the processor gets each batch once, and its result is ignored. The first
+  `:error`, or tuple that begins with it, is a warning for each partition and start. With
   `:max_attempts` an entry stays in the buffer until the processor succeeds with it, or it is given
   up. The result of the processor is the outcome of the batch:
 
@@ -120,6 +128,27 @@ defmodule PartitionedBuffer do
   The function runs in a separate process, which has the task of the processor in its `$callers`. It
   may take half of `:processing_timeout_ms`, and at most 5 seconds. If it raises, throws, exits,
   takes longer or returns anything else, an error is logged, and the pause is 30 seconds.
+
+  ### Reasons
+
+  Log lines, `info/1` and `watch/2` show the reason of a failure without keys and values, in one
+  line of at most 300 characters. The telemetry events and `:dead_letter` get the reason itself. The
+  text shows:
+
+    * atoms and numbers, and the names of structs, in tuples and in maps up to three deep. Of a map
+      it shows only the keys that are atoms. Texts are `"…"`. Lists are `[…]`, with the errors of
+      connections and files that they contain, such as `:nxdomain`.
+    * the name of an exception and the first line of its message, at most 200 characters, up to the
+      first term that the line quotes after a colon or a word like `value`. The message is left out
+      for exceptions whose messages are made from terms, such as `MatchError`, `ArgumentError` and
+      `DBConnection.EncodeError`. What the processor itself writes into a message is shown.
+    * of a throw or an exit only atoms, numbers and names, and the name of a function that was
+      called.
+
+  A function as `:format_reason` makes another text: it gets the reason, and returns a string. It
+  has the process and the time limit of a function as `:retry_backoff_ms`. If it fails, or returns
+  anything but valid UTF-8, an error is logged, and the usual text is used. It is not called for a
+  process that was killed in a buffer without `:max_attempts`.
 
   ### Dead letters
 
@@ -264,7 +293,8 @@ defmodule PartitionedBuffer do
   The `processing` events span the work of a task on one flush. `size` is the number of entries that
   it processed, `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata
   also has a `telemetry_span_context`. The `reason` of `processing_failed` is the exit reason of the
-  task that called the processor, and `count` is the number of lost entries. With `:max_attempts`,
+  processor, `{exception, stacktrace}` after a raise, and `count` is the number of lost entries. With
+  `:max_attempts`,
   `reason` is the reason of the failure, and `count` the number of entries that will be retried. An
   interval without writes has no event.
 
@@ -380,6 +410,7 @@ defmodule PartitionedBuffer do
   flush on. The changes last until the supervisor of the buffer ends.
 
   Raises and changes nothing if an option is unknown or invalid, with the same error as a start.
+  Logs a warning if a captured function does not exist.
   Raises an `ArgumentError` if the buffer is not running, a `RuntimeError` if it has 0 partitions.
 
       iex> PartitionedBuffer.update_options(:doc, processing_batch_size: 500)
@@ -526,7 +557,7 @@ defmodule PartitionedBuffer do
   | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, of the partition where it is longest; 0 without failures. A success ends it; a snooze neither begins nor ends it |
   | `:waiting_writers` | processes that wait for room |
   | `:paused?` | whether `pause/1` paused the buffer; `false` during a stop |
-  | `:last_error` | the last failure of a processor: `:reason`, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
+  | `:last_error` | the last failure of a processor: `:reason`, an atom or the [text](#module-reasons) of another reason, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
   | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms` |
 
@@ -613,8 +644,7 @@ defmodule PartitionedBuffer do
   | `:dead_letter` | `:error` | `:dead_letter` took entries given up: their count and the reason |
   | `:processing` | `:level` | a flush: its size and duration |
 
-  The lines show no keys, values or other terms of entries, except a text that a processor returned
-  as a reason. Their Logger metadata are `buffer`, `partition`, `event` (`:full_start`,
+  The lines show no keys, values or other terms of entries: see [Reasons](#module-reasons). Their Logger metadata are `buffer`, `partition`, `event` (`:full_start`,
   `:full_stop`, `:dead_letter` or `:processing_stop`) and the numbers of the line.
 
   Options:

@@ -18,8 +18,8 @@ defmodule PartitionedBuffer.Native do
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
-  # `held`, `batch`, `set_max_size`, `put_options`, `put_functions`, `functions_large`, `resume_run` and
-  # `pause_all` may take longer, so they run on dirty schedulers.
+  # `held`, `batch`, `set_max_size`, `put_options`, `functions_large`, `resume_run` and `pause_all` may
+  # take longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
@@ -166,11 +166,12 @@ defmodule PartitionedBuffer.Native do
   def options(_run), do: not_loaded()
 
   @doc """
-  Replaces the options of this version, which is 0 before the first. Options of over 32 kB are
-  badarg.
+  Replaces the options of this version, which is 0 before the first, and the functions unless they
+  are nil. Options of over 32 kB are badarg.
   """
-  @spec put_options(run(), non_neg_integer(), term()) :: :ok | :changed | :not_running
-  def put_options(_run, _version, _options), do: not_loaded()
+  @spec put_options(run(), non_neg_integer(), term(), functions :: term() | nil) ::
+          :ok | :changed | :not_running
+  def put_options(_run, _version, _options, _functions), do: not_loaded()
 
   @doc "The functions of a run; `:large` if only `functions_large/1` may copy them."
   @spec functions(run()) :: term() | :large | :not_running
@@ -178,9 +179,6 @@ defmodule PartitionedBuffer.Native do
 
   @spec functions_large(run()) :: term() | :not_running
   def functions_large(_run), do: not_loaded()
-
-  @spec put_functions(run(), term()) :: :ok | :not_running
-  def put_functions(_run, _functions), do: not_loaded()
 
   @doc "The last failure of a processor; nil if none failed in this run."
   @spec last_error(run()) :: term() | nil | :not_running
@@ -191,6 +189,10 @@ defmodule PartitionedBuffer.Native do
   """
   @spec put_error(run(), term()) :: :ok | :not_running
   def put_error(_run, _error), do: not_loaded()
+
+  @doc "Notes that a processor returned an ignored error. Returns whether it is the first of the partition."
+  @spec first_ignored(run(), partition()) :: boolean() | :not_running
+  def first_ignored(_run, _partition), do: not_loaded()
 
   @doc "Whether a buffer was opened: no other library can replace this one then."
   @spec hold() :: :ok

@@ -7,18 +7,22 @@ defmodule PartitionedBuffer.Options do
   # processes read. `%Options.Functions{}` has the functions of the user, whose closures may be
   # large: only the task that calls them reads these.
 
+  require Logger
+
   alias __MODULE__
+  alias PartitionedBuffer.Options.FunctionCheck
 
   defmodule Functions do
     @moduledoc false
     # The functions of the user, and no other option.
     @enforce_keys [:processor]
-    defstruct [:processor, :dead_letter, :retry_backoff, :batch]
+    defstruct [:processor, :dead_letter, :retry_backoff, :batch, :format_reason]
 
     @type t() :: %__MODULE__{
             processor: (list() -> any()) | {module(), atom(), list()},
             dead_letter: (list(), any() -> any()) | {module(), atom(), list()} | nil,
             retry_backoff: (pos_integer() -> any()) | nil,
+            format_reason: (any() -> any()) | {module(), atom(), list()} | nil,
             batch: {acc :: any(), (entry :: any(), acc :: any() -> any())} | nil
           }
   end
@@ -77,7 +81,13 @@ defmodule PartitionedBuffer.Options do
     :retry_backoff_ms,
     :drain_timeout_ms
   ]
-  @start [:name, :processor, :module, :partitions, :dead_letter, :order | @updatable]
+  @start [:name, :processor, :module, :partitions, :dead_letter, :format_reason, :order | @updatable]
+
+  # A module passes the options of its own `child_spec/1` on, so these keys may be among them.
+  @child_spec [:id, :start, :restart, :shutdown, :type, :modules, :significant]
+
+  # The least similarity of two names, from 0 to 1, of which one may be meant by the other.
+  @similar 0.77
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
@@ -89,8 +99,14 @@ defmodule PartitionedBuffer.Options do
   @max_attempts 2_147_483_646
 
   @doc """
+  The options of a start, and the keys of a child specification, which may be among them.
+  """
+  @spec start_keys() :: {options :: [atom()], child_spec :: [atom()]}
+  def start_keys, do: {@start, @child_spec}
+
+  @doc """
   Checks and splits the options of a start. The kind is that of `module`, or of the option
-  `:module`. Ignores other keys: a child specification may carry more.
+  `:module`. Warns of functions that do not exist, and of unknown options; a counter takes none.
   """
   @spec start!(keyword(), module() | nil) :: {t(), Functions.t()}
   def start!(options, module \\ nil) do
@@ -108,16 +124,30 @@ defmodule PartitionedBuffer.Options do
     end
 
     Enum.each(given, &check!(&1, name))
+    consistent!(given)
+    unknown!(options, given[:module].__kind__(), name)
+    FunctionCheck.warn(given, name)
 
     given
     |> Keyword.put_new_lazy(:partitions, &System.schedulers_online/0)
     |> Keyword.put_new(:drain_timeout_ms, if(given[:max_attempts], do: 60_000, else: :infinity))
-    |> consistent!()
     |> split()
   end
 
+  # Version 0.4 of this package, which has no counters, ignores unknown options.
+  defp unknown!(options, :counter, name),
+    do: options |> Keyword.drop(@child_spec) |> check_known!(@start, "the start of", name)
+
+  defp unknown!(options, _kind, name) do
+    for {key, _value} <- first_of_each(options), key not in @start, key not in @child_spec do
+      Logger.warning("#{buffer(name)} ignores the unknown option #{inspect(key)}#{instead(key, @start)}",
+        buffer: name
+      )
+    end
+  end
+
   defp split(given) do
-    {functions, plain} = Keyword.split(given, [:processor, :dead_letter])
+    {functions, plain} = Keyword.split(given, [:processor, :dead_letter, :format_reason])
     {module, plain} = Keyword.pop!(plain, :module)
     {plain, more} = split_functions(plain)
 
@@ -174,6 +204,7 @@ defmodule PartitionedBuffer.Options do
     check_known!(changes, @updatable, "update_options/2 of", name)
     changes = first_of_each(changes)
     Enum.each(changes, &check!(&1, name))
+    FunctionCheck.warn(changes, name)
     changes
   end
 
@@ -216,8 +247,6 @@ defmodule PartitionedBuffer.Options do
           "a #{given[:module].__kind__()} has no order"
       )
     end
-
-    given
   end
 
   @spec table_excluded!(atom()) :: no_return()
@@ -313,9 +342,25 @@ defmodule PartitionedBuffer.Options do
 
   defp check_known!(options, known, call, name) do
     for {key, value} <- options, key not in known do
-      known = Enum.map_join(known, ", ", &inspect/1)
-      raise!(key, value, "#{call} #{buffer(name)} does not take option #{inspect(key)}, only #{known}")
+      raise!(
+        key,
+        value,
+        "#{call} #{buffer(name)} does not take option #{inspect(key)}#{instead(key, known)}"
+      )
     end
+  end
+
+  @doc """
+  The end of a sentence about an unknown option: the known option that may be meant, or all.
+  """
+  @spec instead(atom(), [atom()]) :: String.t()
+  def instead(key, known) do
+    {similarity, nearest} =
+      known |> Enum.map(&{String.jaro_distance(Atom.to_string(key), Atom.to_string(&1)), &1}) |> Enum.max()
+
+    if similarity > @similar,
+      do: ": did you mean #{inspect(nearest)}?",
+      else: "; the options are #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
   defp check!({key, value}, name) do
@@ -337,10 +382,10 @@ defmodule PartitionedBuffer.Options do
   defp valid?(:module, module),
     do: is_atom(module) and Code.ensure_loaded?(module) and function_exported?(module, :__kind__, 0)
 
-  defp valid?(:processor, {m, f, args}),
+  defp valid?(key, {m, f, args}) when key in [:processor, :format_reason],
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
 
-  defp valid?(:processor, processor), do: is_function(processor, 1)
+  defp valid?(key, function) when key in [:processor, :format_reason], do: is_function(function, 1)
   defp valid?(:partitions, count), do: is_integer(count) and count in 0..4_096
   defp valid?(:max_attempts, attempts), do: attempts == :infinity or (is_integer(attempts) and attempts > 0)
 
@@ -376,7 +421,9 @@ defmodule PartitionedBuffer.Options do
   defp expected(:module),
     do: "PartitionedBuffer.Map, PartitionedBuffer.Queue or PartitionedBuffer.Counter"
 
-  defp expected(:processor), do: "a function of arity 1 or {module, function, args}"
+  defp expected(key) when key in [:processor, :format_reason],
+    do: "a function of arity 1 or {module, function, args}"
+
   defp expected(:partitions), do: "a non-negative integer up to 4096"
   defp expected(:max_attempts), do: "a positive integer or :infinity"
 

@@ -18,6 +18,14 @@ defmodule PartitionedBuffer.DefinitionTest do
     def start_link(opts), do: super([partitions: 1] ++ opts)
   end
 
+  defmodule Misspelled do
+    use PartitionedBuffer.Map, procesor: &Function.identity/1
+  end
+
+  defmodule Configured do
+    use PartitionedBuffer.Queue, otp_app: :partitioned_buffer, processor: &Function.identity/1
+  end
+
   describe "a module that uses PartitionedBuffer.Map" do
     # All tests share the environment of the application: no other test may set options of this buffer.
     test "merges options of use, environment and start, and the last one counts" do
@@ -94,6 +102,28 @@ defmodule PartitionedBuffer.DefinitionTest do
       end
 
       assert_raise ArgumentError, ~r/:processor.*#{inspect(Events)}/, fn -> Events.start_link([]) end
+    end
+
+    test "raises on an unknown option in each of the three places" do
+      assert_raise ArgumentError,
+                   ~r/#{inspect(Misspelled)} on the `use` line.*:procesor.*did you mean :processor/,
+                   fn -> Misspelled.start_link() end
+
+      for {option, place} <- [partition: "in the application env", otp_app: "in the", module: "in the"] do
+        Application.put_env(:partitioned_buffer, Configured, [{option, :partitioned_buffer}])
+
+        assert_raise ArgumentError, ~r/#{place}.*#{inspect(option)}/, fn ->
+          Configured.start_link()
+        end
+      end
+
+      Application.delete_env(:partitioned_buffer, Configured)
+
+      assert_raise ArgumentError, ~r/at the start.*:max_atempts.*did you mean :max_attempts/, fn ->
+        Configured.start_link(max_atempts: 1)
+      end
+
+      assert {:ok, _pid} = Configured.start_link(id: Configured, restart: :transient)
     end
   end
 

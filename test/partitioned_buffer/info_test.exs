@@ -144,7 +144,7 @@ defmodule PartitionedBuffer.InfoTest do
       assert next_ms in 20_000..60_000
       assert %{failed: 3, processed: 0} = info.totals
       assert %{reason: reason, system_time: time, partition: ^name} = info.last_error
-      assert reason == "a tuple with :sink"
+      assert reason == ~s({:sink, "…"})
       assert_in_delta time, System.system_time(:millisecond), 10_000
       # A newer write has not failed, and a deleted entry is not retried.
       Buffer.put(buffer, :a, 2)

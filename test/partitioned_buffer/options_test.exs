@@ -1,7 +1,30 @@
 defmodule PartitionedBuffer.OptionsTest do
   use PartitionedBuffer.Case, async: true
 
+  import ExUnit.CaptureLog
+
   alias PartitionedBuffer.Buffer.Lookup
+
+  defmodule Handler do
+    def unquote(:"$handle_undefined_function")(_function, _args), do: :ok
+  end
+
+  # The log lines of a start, with % for the buffer.
+  def warnings(opts) do
+    options = buffer_options(opts)
+
+    log_of(options[:name], fn ->
+      {:ok, pid} = Buffer.start_link(options)
+      Process.unlink(pid)
+      PartitionedBuffer.stop(pid)
+    end)
+  end
+
+  # Tests that run at the same time log as well.
+  defp log_of(name, fun) do
+    lines = fun |> capture_log() |> String.split("\n") |> Enum.filter(&(&1 =~ inspect(name)))
+    String.replace(Enum.join(lines), inspect(name), "%")
+  end
 
   defp start(opts) do
     opts = Keyword.merge([name: unique_name(), processor: &Function.identity/1], opts)
@@ -67,15 +90,100 @@ defmodule PartitionedBuffer.OptionsTest do
       end
     end
 
-    test "ignores unknown options, and has the documented defaults" do
+    test "has the documented defaults" do
       name = unique_name()
-      {:ok, _pid} = start(name: name, unknown: 1)
+      {:ok, _pid} = start(name: name)
       assert length(partitions(name)) == System.schedulers_online()
       options = options(name)
       assert options.processing_interval_ms == 5_000
       assert options.processing_jitter_ms == 0
       assert options.processing_timeout_ms == 60_000
       assert options.processing_batch_size == 10
+    end
+
+    test "warns of unknown options of a map or queue, and ignores them" do
+      for module <- [Buffer, PartitionedBuffer.Queue] do
+        options = buffer_options(module: module, max_atempts: 3, unknown: 1)
+        name = options[:name]
+        {{:ok, _pid}, log} = with_log(fn -> PartitionedBuffer.start_link(options) end)
+
+        assert log =~
+                 "buffer #{inspect(name)} ignores the unknown option :max_atempts: did you mean :max_attempts?"
+
+        assert log =~
+                 "buffer #{inspect(name)} ignores the unknown option :unknown; the options are :name, :proc"
+
+        assert options(name).max_attempts == nil
+      end
+    end
+
+    test "raises on unknown options of a counter" do
+      options = buffer_options(max_atempts: 3)
+
+      for start <- [
+            &PartitionedBuffer.Counter.start_link/1,
+            &PartitionedBuffer.start_link([module: PartitionedBuffer.Counter] ++ &1)
+          ] do
+        assert_raise ArgumentError, ~r/#{inspect(options[:name])}.*did you mean :max_attempts\?/, fn ->
+          start.(options)
+        end
+      end
+    end
+
+    test "takes the keys of a child specification, without an effect" do
+      for module <- [Buffer, PartitionedBuffer.Counter] do
+        options =
+          buffer_options() ++
+            [id: 1, start: 1, restart: 1, shutdown: 1, type: 1, modules: 1, significant: 1]
+
+        assert log_of(options[:name], fn -> {:ok, _pid} = module.start_link(options) end) == ""
+      end
+    end
+
+    test "warns of functions that do not exist, and starts" do
+      log =
+        warnings(
+          processor: Function.capture(Missing.Module, :process, 1),
+          max_attempts: 2,
+          dead_letter: {Enum, :missing, [1]},
+          format_reason: {Enum, :map, []},
+          retry_backoff_ms: Function.capture(Enum, :missing, 1),
+          processing_batch_size: {0, Function.capture(Enum, :missing, 2)}
+        )
+
+      for text <- [
+            "option :processor of buffer %: the function Missing.Module.process/1 does not exist",
+            "option :dead_letter of buffer %: the function Enum.missing/3 does not exist",
+            "option :format_reason of buffer %: the function Enum.map/1 does not exist",
+            "option :retry_backoff_ms of buffer %: the function Enum.missing/1 does not exist",
+            "option :processing_batch_size of buffer %: the function Enum.missing/2 does not exist"
+          ],
+          do: assert(log =~ text)
+    end
+
+    test "warns of no function that exists, or whose module is being compiled" do
+      local = fn _ -> :ok end
+
+      assert warnings(
+               processor: &Function.identity/1,
+               max_attempts: 2,
+               dead_letter: {Enum, :map, []},
+               format_reason: &:erlang.is_atom/1,
+               retry_backoff_ms: local,
+               processing_batch_size: {0, &Kernel.+/2}
+             ) == ""
+
+      assert warnings(processor: {__MODULE__.Handler, :anything, []}) == ""
+
+      Code.eval_string("""
+      defmodule PartitionedBuffer.OptionsTest.Compiling do
+        @warnings PartitionedBuffer.OptionsTest.warnings(processor: &__MODULE__.process/1)
+        def warnings, do: @warnings
+        def process(_batch), do: :ok
+      end
+      """)
+
+      assert apply(__MODULE__.Compiling, :warnings, []) == ""
     end
 
     test "takes :order for a queue, and raises for other kinds" do
@@ -176,6 +284,35 @@ defmodule PartitionedBuffer.OptionsTest do
       assert %{retry_backoff: ^backoff, batch: ^batch} = PartitionedBuffer.Ref.functions(ref(name))
       assert Buffer.update_options(name, processing_batch_size: 5) == :ok
       assert options(name).processing_batch_size == 5
+    end
+
+    test "loses no function of callers at the same time" do
+      name = start_buffer(partitions: 1, max_attempts: 2)
+
+      caller = fn option, field, value ->
+        for n <- 1..2_000 do
+          :ok = Buffer.update_options(name, [{option, value.(n)}])
+          assert Map.fetch!(PartitionedBuffer.Ref.functions(ref(name)), field) == value.(n)
+        end
+      end
+
+      backoff = &fn _failures -> &1 end
+      batch = &{&1, fn _entry, acc -> {:cont, acc} end}
+
+      [{:retry_backoff_ms, :retry_backoff, backoff}, {:processing_batch_size, :batch, batch}]
+      |> Enum.map(fn {option, field, value} -> Task.async(fn -> caller.(option, field, value) end) end)
+      |> Task.await_many(60_000)
+    end
+
+    test "warns of a function that does not exist" do
+      name = start_buffer(max_attempts: 2)
+
+      log =
+        capture_log(fn ->
+          Buffer.update_options(name, retry_backoff_ms: Function.capture(Enum, :missing, 1))
+        end)
+
+      assert log =~ "option :retry_backoff_ms of buffer #{inspect(name)}: the function Enum.missing/1"
     end
 
     test "does not change :order" do

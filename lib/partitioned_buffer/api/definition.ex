@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.API.Definition do
   # or options. Ambiguous arities like `get/2` and `stop/1` are therefore left out, and options must
   # be lists.
 
-  @own [:otp_app]
+  alias PartitionedBuffer.Options
 
   @doc """
   The functions that buffer modules of all kinds have: they start, stop, measure and update the
@@ -71,16 +71,19 @@ defmodule PartitionedBuffer.API.Definition do
   """
   @spec start_options(module(), keyword(), keyword()) :: keyword()
   def start_options(module, use_options, opts) do
+    {known, child_spec} = Options.start_keys()
+    known = known -- [:module]
+
     layers = [
-      {"on the `use` line", use_options},
-      {"in the application environment", environment(module, use_options)},
-      {"at the start", opts}
+      {"on the `use` line", use_options, [:otp_app | known]},
+      {"in the application environment", environment(module, use_options), known},
+      {"at the start", opts, known ++ child_spec}
     ]
 
-    for {where, layer} <- layers, reduce: [] do
-      options -> Keyword.merge(options, check!(layer, where, module))
+    for {where, layer, known} <- layers, reduce: [] do
+      options -> Keyword.merge(options, check!(layer, where, known, module))
     end
-    |> Keyword.drop(@own)
+    |> Keyword.delete(:otp_app)
     |> Keyword.put(:name, module)
   end
 
@@ -91,7 +94,7 @@ defmodule PartitionedBuffer.API.Definition do
     end
   end
 
-  defp check!(layer, where, module) do
+  defp check!(layer, where, known, module) do
     cond do
       not Keyword.keyword?(layer) ->
         raise ArgumentError,
@@ -101,6 +104,11 @@ defmodule PartitionedBuffer.API.Definition do
         raise ArgumentError,
               "buffer #{inspect(module)} has the name of its module, but its options #{where} " <>
                 "have name: #{inspect(layer[:name])}"
+
+      unknown = Enum.find(Keyword.keys(layer), &(&1 not in known)) ->
+        raise ArgumentError,
+              "the options of buffer #{inspect(module)} #{where} have the unknown option #{inspect(unknown)}" <>
+                Options.instead(unknown, known)
 
       true ->
         layer

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Buffer.Settings do
   @moduledoc false
-  # Changes the options of a running buffer. The native run keeps the options, with a version, so
-  # concurrent callers lose no change. The partitions only get a message. A change of `:max_size`
+  # Changes the options of a running buffer. The native run keeps the options and functions, with a
+  # version, so concurrent callers lose no change. The partitions only get a message. A change of `:max_size`
   # waits for the process at which writers wait for room, which never calls a processor.
 
   alias PartitionedBuffer.Buffer.{Lookup, Writers}
@@ -33,23 +33,22 @@ defmodule PartitionedBuffer.Buffer.Settings do
     end
   end
 
+  # The functions are read after the options: if they are newer, the options have another version.
   defp change!(run, buffer, changes, version, options) do
     {options, functions} = Options.update!(options, changes)
-    put_functions(run, functions)
+    functions = if functions != [], do: struct!(functions!(run, buffer), functions)
 
-    case Native.put_options(run, version, options) do
+    case Native.put_options(run, version, options, functions) do
       :ok -> options
       :changed -> change!(run, buffer, changes)
       :not_running -> Routing.not_running!(buffer)
     end
   end
 
-  defp put_functions(_run, []), do: :ok
-
-  defp put_functions(run, changes) do
+  defp functions!(run, buffer) do
     case with(:large <- Native.functions(run), do: Native.functions_large(run)) do
-      %Options.Functions{} = functions -> Native.put_functions(run, struct!(functions, changes))
-      :not_running -> :not_running
+      %Options.Functions{} = functions -> functions
+      :not_running -> Routing.not_running!(buffer)
     end
   end
 end

@@ -113,8 +113,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
     end_former_run(buffer, options)
     {outcomes?, strict?} = {Options.outcomes?(options), options.order == :strict}
     run = Native.open(buffer, options.kind, count, outcomes?, strict?, options.max_size)
-    Native.put_functions(run, functions)
-    Native.put_options(run, 0, options)
+    Native.put_options(run, 0, options, functions)
     partitions = for number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number)
 
     children =

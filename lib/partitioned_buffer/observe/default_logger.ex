@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
   # given up without a taker already have log lines where they happen. No line has a key, a value or
   # another term of an entry.
 
-  alias PartitionedBuffer.Processing.Outcome
+  alias PartitionedBuffer.Processing.Reason
 
   require Logger
 
@@ -103,7 +103,7 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
       metadata,
       [count: count],
       "#{partition(metadata)} has given #{count} entries to its function :dead_letter: " <>
-        Outcome.describe(metadata.reason)
+        Reason.describe(metadata.reason)
     )
   end
 

@@ -159,7 +159,9 @@ defmodule PartitionedBuffer.Observe.Watch do
 
   defp last_error(%{reason: reason, partition: partition, system_time: at}, now) do
     age = if now, do: ", #{duration(max(now - at, 0))} ago", else: ""
-    "#{if is_atom(reason), do: inspect(reason), else: reason} in #{short(partition)}#{age}"
+    # The text of `:format_reason` may have several lines.
+    reason = if is_atom(reason), do: inspect(reason), else: String.replace(reason, ~r/[\p{C}\p{Z}]+/u, " ")
+    "#{reason} in #{short(partition)}#{age}"
   end
 
   ## Partitions

@@ -195,7 +195,7 @@ defmodule PartitionedBuffer.Partition.Drain do
 
   defp died(task, reason) do
     Processing.report_lost(task.ref, reason)
-    {:died, reason}
+    {:died, Processing.cause(reason)}
   end
 
   defp kill(task, limit) do

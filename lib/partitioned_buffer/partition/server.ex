@@ -327,7 +327,7 @@ defmodule PartitionedBuffer.Partition.Server do
     if pause_ms != nil, do: handle(state, :paused), else: state
   end
 
-  defp outcome(ref, true = _died?, reason), do: {:ended, :died, reason, Ref.held(ref)}
+  defp outcome(ref, true = _died?, reason), do: {:ended, :died, Processing.cause(reason), Ref.held(ref)}
 
   defp outcome(ref, false = _died?, _reason) do
     case learned(ref) do

@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   require Logger
 
   alias PartitionedBuffer.{Native, Options, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Outcome}
+  alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Outcome, Reason}
 
   # The shortest and the longest pause, in milliseconds, that a processor can ask for.
   @shortest_ms 1_000
@@ -92,11 +92,11 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
 
   defp settle(job, %Batch{count: 1}, {:raised, kind, reason, stacktrace}) do
     Failure.log_exception(job.ref, "processor", kind, reason, stacktrace)
-    fail(job, Outcome.reason(kind, reason), :all, 0)
+    fail(job, Reason.new(kind, reason, stacktrace), :all, 0)
   end
 
-  defp settle(job, _batch, {:raised, kind, reason, _stacktrace}),
-    do: split(job, Outcome.reason(kind, reason))
+  defp settle(job, _batch, {:raised, kind, reason, stacktrace}),
+    do: split(job, Reason.new(kind, reason, stacktrace))
 
   defp settle(job, %Batch{count: 1}, {:error, reason, :all}), do: fail(job, reason, :all, 0)
   defp settle(job, _batch, {:error, reason, :all}), do: split(job, reason)
@@ -166,7 +166,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
 
   defp log_pause(job, reason, count, pause_ms) do
     Logger.warning(
-      "#{Ref.describe(job.ref)}: processor failed (#{Outcome.describe(reason)}); " <>
+      "#{Ref.describe(job.ref)}: processor failed (#{Reason.describe(reason)}); " <>
         "retrying #{count} entries in #{pause_ms} ms",
       Ref.log_metadata(job.ref)
     )
@@ -215,7 +215,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp log_failed(job) do
     Logger.warning(
       "#{Ref.describe(job.ref)}: processor failed with some entries, last with " <>
-        "#{Outcome.describe(job.failure)}; they are retried with the next flush",
+        "#{Reason.describe(job.failure)}; they are retried with the next flush",
       Ref.log_metadata(job.ref)
     )
   end

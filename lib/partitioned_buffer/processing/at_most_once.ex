@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Processing.AtMostOnce do
   # unclaimed batches.
 
   alias PartitionedBuffer.Native
-  alias PartitionedBuffer.Processing.{Batch, DeadLetter, Job}
+  alias PartitionedBuffer.Processing.{Batch, DeadLetter, Failure, Job}
 
   @doc """
   Calls the processor with each batch.
@@ -57,7 +57,7 @@ defmodule PartitionedBuffer.Processing.AtMostOnce do
     do: :erlang.raise(kind, reason, stacktrace)
 
   defp call(job, %Batch{entries: entries, count: count}) do
-    Job.call(job.functions.processor, [entries])
+    Failure.ignored(job.ref, Job.call(job.functions.processor, [entries]))
     Job.delivered(job, count)
   end
 end

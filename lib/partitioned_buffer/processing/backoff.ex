@@ -1,22 +1,17 @@
 defmodule PartitionedBuffer.Processing.Backoff do
   @moduledoc false
-  # Chooses the pause of a partition after a failure. A function of the user runs in a separate
-  # process with a time limit, so its failure does not end the task.
+  # Chooses the pause of a partition after a failure.
 
   require Logger
 
   alias PartitionedBuffer.{Native, Options, Ref}
-  alias PartitionedBuffer.Processing.Job
+  alias PartitionedBuffer.Processing.{Guarded, Job}
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
 
   # Fallback pause when the function of the user fails.
   @fallback_ms 30_000
-
-  # The time limit of the function. It is below that of a call of the processor, whose timer starts
-  # again with the function.
-  @limit_ms 5_000
 
   @doc """
   The pause in milliseconds after another failure. A stop takes the shortest pause.
@@ -44,43 +39,18 @@ defmodule PartitionedBuffer.Processing.Backoff do
     end
   end
 
-  # The process is linked, so it does not outlive a killed task.
   defp call(%Job{functions: %{retry_backoff: function}} = job, failures) do
-    Native.touch(job.flush)
-    {task, callers, limit} = {self(), [self() | Process.get(:"$callers", [])], limit(job.options)}
+    case Guarded.call(job, function, [failures]) do
+      {:ok, ms} when is_integer(ms) and ms in 0..@max_ms ->
+        ms
 
-    pid =
-      spawn_link(fn ->
-        Process.put(:"$callers", callers)
-        send(task, {self(), attempt(function, failures)})
-      end)
+      {:ok, other} ->
+        fall_back(job, "expected an integer from 0 to #{@max_ms} (milliseconds), got: #{inspect(other)}")
 
-    receive do
-      {^pid, {:ok, ms}} -> ms
-      {^pid, {:error, failure}} -> fall_back(job, failure)
-    after
-      limit ->
-        Process.unlink(pid)
-        Process.exit(pid, :kill)
-        fall_back(job, "it took longer than #{limit} ms")
+      {:error, failure} ->
+        fall_back(job, failure)
     end
   end
-
-  defp attempt(function, failures) do
-    case function.(failures) do
-      ms when is_integer(ms) and ms in 0..@max_ms ->
-        {:ok, ms}
-
-      other ->
-        {:error, "expected an integer from 0 to #{@max_ms} (milliseconds), got: #{inspect(other)}"}
-    end
-  catch
-    :error, error -> {:error, Exception.format_banner(:error, error)}
-    kind, _reason -> {:error, "it ended with #{kind}"}
-  end
-
-  defp limit(%Options{processing_timeout_ms: :infinity}), do: @limit_ms
-  defp limit(%Options{processing_timeout_ms: ms}), do: min(div(ms, 2), @limit_ms)
 
   defp fall_back(%Job{ref: ref, options: options}, failure) do
     Logger.error(

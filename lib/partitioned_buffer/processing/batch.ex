@@ -78,7 +78,7 @@ defmodule PartitionedBuffer.Processing.Batch do
   defp call(function, entry, acc) do
     case function.(entry, acc) do
       {next, _acc} = result when next in [:cont, :emit] -> result
-      _other -> {:raised, :error, %ArgumentError{message: @bad_result}, []}
+      _other -> {:raised, :error, %RuntimeError{message: @bad_result}, []}
     end
   catch
     kind, reason -> {:raised, kind, reason, __STACKTRACE__}

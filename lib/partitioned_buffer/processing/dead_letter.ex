@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   require Logger
 
   alias PartitionedBuffer.{Native, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{Batch, Failure, Job, Outcome}
+  alias PartitionedBuffer.Processing.{Batch, Failure, Job, Reason}
 
   @doc """
   Passes the abandoned batch to `:dead_letter`, and ends it: all together, or in parts if a process
@@ -73,7 +73,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   defp finish(job, count, reason, handled?) do
     unless handled? do
       Logger.error(
-        "#{Ref.describe(job.ref)} gives up #{count} entries: #{Outcome.describe(reason)}",
+        "#{Ref.describe(job.ref)} gives up #{count} entries: #{Reason.describe(reason)}",
         Ref.log_metadata(job.ref)
       )
     end

@@ -116,40 +116,4 @@ defmodule PartitionedBuffer.Processing.Outcome do
   defp name(_with_keys, _other, _first), do: :no_entry
 
   defp proper_list?(term), do: is_list(term) and not List.improper?(term)
-
-  @doc """
-  The failure reason of an exception, exit or throw.
-  """
-  @spec reason(:error | :exit | :throw, any()) :: any()
-  def reason(:error, reason) when is_exception(reason), do: reason
-  def reason(:error, reason), do: Exception.normalize(:error, reason)
-  def reason(:exit, reason), do: {:exit, reason}
-  def reason(:throw, value), do: {:throw, value}
-
-  @doc """
-  A reason that shows no keys and values: an atom, or a description.
-  """
-  @spec summary(any()) :: atom() | String.t()
-  def summary(reason) when is_atom(reason), do: reason
-  def summary(reason), do: describe(reason)
-
-  @doc """
-  A reason in a log line. It shows no terms of an exception, because they may be keys and values.
-  """
-  @spec describe(any()) :: String.t()
-  def describe(reason) when is_exception(reason), do: inspect(reason.__struct__)
-  def describe({:exit, reason}), do: "exit: " <> describe(reason)
-  def describe({:throw, _value}), do: "throw"
-
-  def describe({:bad_return, _returned}),
-    do: "it has returned entries that are not of the batch, or an invalid time to snooze"
-
-  def describe(reason) when is_atom(reason) or is_number(reason), do: inspect(reason)
-  def describe(reason) when is_binary(reason), do: inspect(reason, printable_limit: 200)
-
-  def describe(reason) when is_tuple(reason) and tuple_size(reason) > 0,
-    do: "a tuple with #{describe(elem(reason, 0))}"
-
-  def describe(%struct{}), do: inspect(struct)
-  def describe(_reason), do: "a term that is in the telemetry event"
 end

@@ -5,7 +5,10 @@ defmodule PartitionedBuffer.Processing do
   # keeps the batch until its outcome.
 
   alias PartitionedBuffer.{Native, Options, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{AtLeastOnce, AtMostOnce, DeadLetter, Failure, Job, Table}
+  alias PartitionedBuffer.Processing.{AtLeastOnce, AtMostOnce, DeadLetter, Failure, Job, Reason, Table}
+
+  # Marks the exit reason of a task whose work failed.
+  @failed :"$partitioned_buffer_failed"
 
   @typedoc """
   `trigger` is the cause of the start. `resumed?`: the flush is a rest. `reason` is the cause of the
@@ -18,9 +21,33 @@ defmodule PartitionedBuffer.Processing do
   """
   @spec process(Native.flush(), Ref.t(), opts()) :: :ok
   def process(flush, %Ref{} = ref, opts) do
-    with %Job{} = job <- Job.new(flush, ref, opts), do: run(job)
+    with %Job{} = job <- Job.new(flush, ref, opts) do
+      Reason.in_task(job)
+      run_or_die(job)
+    end
+
     :ok
   end
+
+  # OTP would log the death of the task with the terms of its reason, unless it is a shutdown.
+  defp run_or_die(%Job{} = job) do
+    run(job)
+  catch
+    kind, reason ->
+      Failure.last_words(job.ref, kind, reason, __STACKTRACE__)
+      exit({:shutdown, {@failed, exit_reason(kind, reason, __STACKTRACE__)}})
+  end
+
+  defp exit_reason(:error, reason, stacktrace), do: {reason, stacktrace}
+  defp exit_reason(:throw, value, stacktrace), do: {{:nocatch, value}, stacktrace}
+  defp exit_reason(:exit, reason, _stacktrace), do: reason
+
+  @doc """
+  The cause of the death of a task, by its exit reason.
+  """
+  @spec cause(any()) :: any()
+  def cause({:shutdown, {@failed, reason}}), do: reason
+  def cause(reason), do: reason
 
   @doc """
   Runs a job.
@@ -37,7 +64,11 @@ defmodule PartitionedBuffer.Processing do
   """
   @spec give_up(Native.flush(), Ref.t(), any()) :: :ok
   def give_up(flush, %Ref{} = ref, reason) do
-    with %Job{} = job <- Job.new(flush, ref, resumed?: true), do: DeadLetter.bury_all(job, reason)
+    with %Job{} = job <- Job.new(flush, ref, resumed?: true) do
+      Reason.in_task(job)
+      DeadLetter.bury_all(job, reason)
+    end
+
     :ok
   end
 
@@ -52,10 +83,14 @@ defmodule PartitionedBuffer.Processing do
          false <- Options.outcomes?(options),
          lost when is_integer(lost) <- Native.lost(run, number) do
       # The death of a task that nobody monitored has no known reason.
-      if lost > 0 or reason != nil, do: Failure.report(ref, reason || :killed, lost)
+      if lost > 0 or reason != nil, do: report(ref, reason, lost)
       lost
     else
       _over_or_outcomes -> 0
     end
   end
+
+  # The task kept its last words itself.
+  defp report(ref, {:shutdown, {@failed, reason}}, lost), do: Telemetry.processing_failed(ref, reason, lost)
+  defp report(ref, reason, lost), do: Failure.report(ref, reason || :killed, lost)
 end

@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.Processing.Table do
   # table with all entries.
 
   alias PartitionedBuffer.Native
-  alias PartitionedBuffer.Processing.{AtMostOnce, Job}
+  alias PartitionedBuffer.Processing.{AtMostOnce, Failure, Job}
 
   # More entries than a flush can have.
   @all 4_294_967_296
@@ -25,9 +25,10 @@ defmodule PartitionedBuffer.Processing.Table do
 
   defp call(job, table) do
     size = :ets.info(table, :size)
-    Job.call(job.functions.processor, [table])
+    returned = Job.call(job.functions.processor, [table])
     # Reading the end of the flush confirms the call.
     Native.read(job.flush, 0, 1, false)
+    Failure.ignored(job.ref, returned)
     Job.delivered(job, size)
   end
 

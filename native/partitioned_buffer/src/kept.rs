@@ -16,7 +16,7 @@ type Shared = Option<Arc<KeptTerm>>;
 /// The terms of a run.
 #[derive(Default)]
 pub(crate) struct Terms {
-    /// How often the options were replaced.
+    /// How often the options and functions were replaced.
     pub(crate) version: u64,
     /// The plain options.
     pub(crate) options: Shared,
@@ -65,32 +65,41 @@ impl Kept {
         (kept.run == Some(run)).then(|| look(&kept.terms))
     }
 
-    /// Replaces a term of a run; `None` if it is over.
-    pub(crate) fn put(&self, run: u32, slot: fn(&mut Terms) -> &mut Shared, term: KeptTerm) -> Option<()> {
-        let mut new = Some(Arc::new(term));
+    /// Replaces the last failure of a run; `None` if it is over.
+    pub(crate) fn put_error(&self, run: u32, error: KeptTerm) -> Option<()> {
+        let mut new = Some(Arc::new(error));
         let mut kept = self.0.lock();
         let is_present = kept.run == Some(run);
         if is_present {
-            std::mem::swap(slot(&mut kept.terms), &mut new);
+            std::mem::swap(&mut kept.terms.last_error, &mut new);
         }
         drop(kept);
         drop(new);
         is_present.then_some(())
     }
 
-    /// Replaces the options of this version by those of the next one; `false` if they have another
-    /// version.
-    pub(crate) fn put_options(&self, run: u32, version: u64, options: KeptTerm) -> Option<bool> {
-        let mut new = Some(Arc::new(options));
+    /// Replaces the options of this version by those of the next one, and the functions with them, if
+    /// given; `false` if they have another version.
+    pub(crate) fn put_options(
+        &self,
+        run: u32,
+        version: u64,
+        options: KeptTerm,
+        functions: Option<KeptTerm>,
+    ) -> Option<bool> {
+        let (mut new, mut functions) = (Some(Arc::new(options)), functions.map(Arc::new));
         let mut kept = self.0.lock();
         let is_present = kept.run == Some(run);
         let is_put = is_present && kept.terms.version == version;
         if is_put {
             kept.terms.version += 1;
             std::mem::swap(&mut kept.terms.options, &mut new);
+            if functions.is_some() {
+                std::mem::swap(&mut kept.terms.functions, &mut functions);
+            }
         }
         drop(kept);
-        drop(new);
+        drop((new, functions));
         is_present.then_some(is_put)
     }
 }

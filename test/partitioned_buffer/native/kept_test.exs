@@ -32,12 +32,17 @@ defmodule PartitionedBuffer.Native.KeptTest do
     run(buffer)
   end
 
+  defp version(run), do: with({version, _options} <- Native.options(run), do: version) || 0
+
+  defp put_functions(run, functions),
+    do: assert(Native.put_options(run, version(run), :options, functions) == :ok)
+
   describe "functions/1" do
     test "copies no large term, wherever its large part is" do
       run = opened_run()
 
       for {name, term} <- @large_terms, term <- [term, {term}, [term], %{key: term}] do
-        assert Native.put_functions(run, term) == :ok
+        put_functions(run, term)
         assert {name, Native.functions(run)} == {name, :large}
         assert Native.functions_large(run) == term
       end
@@ -47,33 +52,41 @@ defmodule PartitionedBuffer.Native.KeptTest do
       run = opened_run()
 
       for {name, term} <- @small_terms do
-        assert Native.put_functions(run, term) == :ok
+        put_functions(run, term)
         assert {name, Native.functions(run)} == {name, term}
         assert {name, Native.functions_large(run)} == {name, term}
       end
     end
   end
 
-  describe "put_options/3 and put_error/2" do
+  describe "put_options/4 and put_error/2" do
     test "refuse a large term, and keep the last one" do
       run = opened_run()
-      assert Native.put_options(run, 0, :first) == :ok
+      assert Native.put_options(run, 0, :first, nil) == :ok
       assert Native.put_error(run, :first) == :ok
 
       for {_name, term} <- @large_terms do
-        assert call(:put_options, [run, 1, term]) == :badarg
+        assert call(:put_options, [run, 1, term, nil]) == :badarg
         assert call(:put_error, [run, term]) == :badarg
         assert Native.options(run) == {1, :first}
         assert Native.last_error(run) == :first
       end
     end
 
+    test "change the functions only together with the options" do
+      run = opened_run()
+      assert Native.put_options(run, 0, :first, :functions) == :ok
+      assert Native.put_options(run, 0, :late, :late) == :changed
+      assert Native.put_options(run, 1, :second, nil) == :ok
+      assert {Native.options(run), Native.functions(run)} == {{2, :second}, :functions}
+    end
+
     test "take a small term" do
       run = opened_run()
 
       for {{_name, term}, version} <- Enum.with_index(@small_terms) do
-        assert Native.put_options(run, version, term) == :ok
-        assert Native.put_options(run, version, :late) == :changed
+        assert Native.put_options(run, version, term, nil) == :ok
+        assert Native.put_options(run, version, :late, :late) == :changed
         assert Native.options(run) == {version + 1, term}
       end
 
@@ -99,7 +112,8 @@ defmodule PartitionedBuffer.Native.KeptTest do
 
       pid =
         spawn(fn ->
-          result = call(nif, [run | arguments] ++ [{:traced, Native.reserve(buffer, 1, false)}])
+          traced = {:traced, Native.reserve(buffer, 1, false)}
+          result = call(nif, [run | Enum.map(arguments, &if(&1 == :traced, do: traced, else: &1))])
           send(test, {:put, result})
         end)
 
@@ -119,14 +133,14 @@ defmodule PartitionedBuffer.Native.KeptTest do
       {traced, put} = traced()
       name = unique_name()
       {owner, run} = open_elsewhere(name, :map, 1)
-      assert put.(run, :put_options, [0]) == :ok
-      assert put.(run, :put_functions, []) == :ok
-      assert put.(run, :put_error, []) == :ok
-      await_held(traced, 3)
-      assert put.(run, :put_functions, []) == :ok
-      assert put.(run, :put_options, [1]) == :ok
-      assert put.(run, :put_options, [1]) == :changed
-      await_held(traced, 3)
+      assert put.(run, :put_options, [0, :traced, nil]) == :ok
+      assert put.(run, :put_options, [1, :traced, :traced]) == :ok
+      assert put.(run, :put_error, [:traced]) == :ok
+      await_held(traced, 2)
+      assert put.(run, :put_options, [1, :traced, :traced]) == :changed
+      await_held(traced, 2)
+      assert put.(run, :put_options, [2, :options, :functions]) == :ok
+      await_held(traced, 1)
       kill_owner(name, owner)
       await_held(traced, 0)
     end
@@ -140,7 +154,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
         await_held(traced, 0)
         assert Native.functions(run(name)) == nil
         assert Native.options(run(name)) == nil
-        assert put.(run(name), :put_functions, []) == :ok
+        assert put.(run(name), :put_options, [0, :options, :traced]) == :ok
         await_held(traced, 1)
       end
     end
@@ -151,13 +165,13 @@ defmodule PartitionedBuffer.Native.KeptTest do
       for _round <- 1..20 do
         name = unique_name()
         {owner, run} = open_elsewhere(name, :map, 1)
-        assert put.(run, :put_functions, []) == :ok
+        assert put.(run, :put_options, [0, :options, :traced]) == :ok
 
         readers =
           for _ <- 1..4 do
             Task.async(fn ->
               Stream.repeatedly(fn -> Native.held(run, 0) end) |> Enum.find(&(&1 == :not_running))
-              put.(run, :put_functions, [])
+              put.(run, :put_options, [1, :options, :traced])
             end)
           end
 

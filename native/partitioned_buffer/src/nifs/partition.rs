@@ -66,6 +66,18 @@ fn set_next<'a>(env: Env<'a>, [run, partition, next]: [Term<'a>; 3]) -> NifResul
     ))
 }
 
+nif!(first_ignored / 2);
+fn first_ignored<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    let first = run.enter(|partitions| {
+        each!(AnyPartitions, partitions, own => own.running(partition).map(|_| ()))?;
+        let had_ignored =
+            std::mem::replace(&mut partitions.shared().processes.lock().of_mut(partition).has_ignored, true);
+        Ok(!had_ignored)
+    });
+    Ok(or_not_running(env, first))
+}
+
 nif!(info / 2);
 fn info<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (run, number): (Run, u32) = (run.decode()?, partition.decode()?);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
-use super::{atoms, count_or_not_running, done, find, limit, nif, or_not_running};
+use super::{atoms, count_or_not_running, done, find, limit, nif, nil_or, or_not_running};
 use crate::any::{each, AnyPartitions, Run};
 use crate::kept::Terms;
 use crate::processes::{Processes, Role};
@@ -220,11 +220,12 @@ fn options<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     })
 }
 
-nif!(put_options / 3, DirtyCpu);
-fn put_options<'a>(env: Env<'a>, [run, version, options]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+nif!(put_options / 4, DirtyCpu);
+fn put_options<'a>(env: Env<'a>, [run, version, options, functions]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (run, version): (Run, u64) = (run.decode()?, version.decode()?);
     let options = KeptTerm::small(options).ok_or(Error::BadArg)?;
-    Ok(match run.enter(|own| kept(own.shared().kept.put_options(run.number, version, options))) {
+    let functions = nil_or::<Term<'_>>(functions)?.map(KeptTerm::new);
+    Ok(match run.enter(|own| kept(own.shared().kept.put_options(run.number, version, options, functions))) {
         Ok(true) => atoms::ok().to_term(env),
         Ok(false) => atoms::changed().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
@@ -245,14 +246,6 @@ fn functions_large<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>
     Ok(kept_to(env, kept_term(run, |kept| &kept.functions)?))
 }
 
-nif!(put_functions / 2, DirtyCpu);
-fn put_functions<'a>(env: Env<'a>, [run, functions]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let run: Run = run.decode()?;
-    let functions = KeptTerm::new(functions);
-    let put = |own: AnyPartitions| kept(own.shared().kept.put(run.number, |kept| &mut kept.functions, functions));
-    Ok(done(env, run.enter(put)))
-}
-
 nif!(last_error / 1);
 fn last_error<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(kept_to(env, kept_term(run, |kept| &kept.last_error)?))
@@ -265,8 +258,7 @@ fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a
         return Err(Error::BadArg);
     }
     let error = KeptTerm::new(error);
-    let put = |own: AnyPartitions| kept(own.shared().kept.put(run.number, |kept| &mut kept.last_error, error));
-    Ok(done(env, run.enter(put)))
+    Ok(done(env, run.enter(|own| kept(own.shared().kept.put_error(run.number, error)))))
 }
 
 /// The result of a look at the terms of a run, unless it is over.
