@@ -22,7 +22,7 @@ defmodule PartitionedBuffer do
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation except `stop/3` and `emit_info/1` raises a `RuntimeError` |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation except `stop/4` and `emit_info/1` raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
@@ -193,7 +193,7 @@ defmodule PartitionedBuffer do
     * **Order.** A partition processes one batch at a time, and its flushes in their order. If a key
       is written in the order of its versions, it is processed in that order.
     * **Independence.** Partitions flush independently of each other.
-    * **Complete stops.** `stop/3`, like a shutdown of the supervision tree, waits for the flush in
+    * **Complete stops.** `stop/4`, like a shutdown of the supervision tree, waits for the flush in
       flight of each partition and then processes the waiting entries. All partitions do this at the
       same time. A partition also does this if its process or its task supervisor is dead at the
       start of the stop, or dies during the stop. Time limits hold, as follows.
@@ -336,6 +336,11 @@ defmodule PartitionedBuffer do
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
+  @typedoc """
+  An option of `stop/4`. See there.
+  """
+  @type stop_option() :: {:leftovers, :dead_letter | :keep} | {:reason, any()} | {:timeout, timeout()}
+
   @doc """
   Processes the entries of a buffer and stops it, with these [guarantees](#module-guarantees).
 
@@ -347,9 +352,9 @@ defmodule PartitionedBuffer do
   call would wait for the processor itself. An invalid `timeout` raises the same error as an invalid
   start option.
   """
-  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
-    do: PartitionedBuffer.Buffer.Supervisor.stop(buffer, reason, timeout)
+  @spec stop(buffer() | pid(), any(), timeout(), [stop_option()]) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
+    do: PartitionedBuffer.Buffer.Supervisor.stop(buffer, reason, timeout, opts)
 
   @doc """
   Returns how many entries wait for the next flush, in all partitions.
