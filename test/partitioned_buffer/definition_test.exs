@@ -57,7 +57,16 @@ defmodule PartitionedBuffer.DefinitionTest do
       own = for {name, arity} <- Users.__info__(:functions), name not in [:process], do: {name, arity}
 
       assert Enum.sort(own) ==
-               [child_spec: 1, start_link: 0, start_link: 1, stop: 0, stop: 2, size: 0, update_options: 1]
+               [
+                 child_spec: 1,
+                 start_link: 0,
+                 start_link: 1,
+                 stop: 0,
+                 stop: 1,
+                 stop: 2,
+                 size: 0,
+                 update_options: 1
+               ]
                |> Kernel.++(put: 2, put: 3, put_all: 1, put_all: 2, put_newer: 3, put_newer: 4)
                |> Kernel.++(put_all_newer: 1, put_all_newer: 2, get: 1, get: 3, delete: 1, delete: 2)
                |> Kernel.++(put_new: 2, put_new: 3, fetch: 1, fetch: 2, flush: 0, flush: 1, info: 0)

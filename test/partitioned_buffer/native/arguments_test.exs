@@ -25,6 +25,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     put_functions: [:run, :any],
     last_error: [:run],
     put_error: [:run, :any],
+    leftovers: [],
+    left_terms: [:name, :kind],
+    put_stop: [:run, :leftovers],
+    stop: [:run],
+    settle: [:run],
     set_max_size: [:run, :limit],
     set_threshold: [:run, :u32, :limit],
     set_next: [:run, :u32, :time],
@@ -112,6 +117,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:amounts, term),
     do: list_of?(term, &(match?({_key, _amount}, &1) and fits?(:amount, elem(&1, 1))))
 
+  defp fits?(:leftovers, term), do: is_atom(term)
   defp fits?(:list, term), do: list_of?(term, fn _item -> true end)
   defp fits?(:pairs, term), do: list_of?(term, &match?({_key, _value}, &1))
 
@@ -232,6 +238,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:amount, _buffer, _flush), do: 1
   defp fitting(:amounts, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:kind, _buffer, _flush), do: :map
+  defp fitting(:leftovers, _buffer, _flush), do: :keep
   defp fitting(:list, _buffer, _flush), do: [:other]
   defp fitting(:name, buffer, _flush), do: buffer
   defp fitting(:boolean, _buffer, _flush), do: true
