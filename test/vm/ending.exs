@@ -55,7 +55,7 @@ defmodule Shop do
   def worker, do: %{id: :worker, start: {Agent, :start_link, [fn -> 0 end, [name: :worker]]}}
 
   def crash do
-    ref = Process.monitor(:worker)
+    ref = Process.monitor(supervisor())
     Process.exit(Process.whereis(:worker), :kill)
     receive do: ({:DOWN, ^ref, :process, _pid, _reason} -> :ok)
   end
@@ -63,11 +63,12 @@ defmodule Shop do
   def stop_app, do: :ok = Application.stop(:shop)
 
   def kill_buffer do
-    supervisor = PartitionedBuffer.Buffer.Lookup.supervisor(Shop.Buffer)
-    ref = Process.monitor(supervisor)
-    Process.exit(supervisor, :kill)
+    ref = Process.monitor(supervisor())
+    Process.exit(supervisor(), :kill)
     receive do: ({:DOWN, ^ref, :process, _pid, _reason} -> :ok)
   end
+
+  defp supervisor, do: PartitionedBuffer.Buffer.Lookup.supervisor(Shop.Buffer)
 end
 
 stored = &File.write!(path, "stored #{inspect(&1)}\n", [:append])
@@ -118,6 +119,8 @@ case scenario do
     Shop.put()
     Shop.stop_app()
     Shop.start_app([Shop.buffer(path, processor: stored, max_attempts: nil, dead_letter: nil)])
+    :ok = PartitionedBuffer.flush(Shop.Buffer)
+    Shop.put()
     Shop.kill_buffer()
 
   "another kind started" ->
