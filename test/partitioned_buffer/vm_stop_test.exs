@@ -74,6 +74,12 @@ defmodule PartitionedBuffer.VMStopTest do
       assert Enum.sort(dead(lines)) == ["dead [:item] :stopped", @dead]
     end
 
+    test "are either dead or found, once, if a start races with the end", %{dir: dir} do
+      {lines, _output} = run("a start races with the end", dir)
+      values = for line <- dead(lines), [_, value] <- [Regex.run(~r/{:key, (\d+), 0, 0}/, line)], do: value
+      assert Enum.sort(values) == 1..100 |> Enum.map(&to_string/1) |> Enum.sort()
+    end
+
     test "are left alone while the buffer runs elsewhere", %{dir: dir} do
       {lines, output} = run("it runs elsewhere", dir)
       assert dead(lines) == []

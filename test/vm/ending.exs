@@ -164,6 +164,26 @@ case scenario do
     :code.delete(DeadLetters)
     :code.purge(DeadLetters)
 
+  "a start races with the end" ->
+    Process.flag(:trap_exit, true)
+    opts = Shop.buffer(path, processor: stored).start |> elem(2) |> hd()
+
+    start = fn start ->
+      with {:error, _taken} <- PartitionedBuffer.start_link(opts), do: start.(start)
+    end
+
+    for n <- 1..100 do
+      {:ok, pid} = Supervisor.start_link([Shop.buffer(path)], strategy: :one_for_one)
+      Shop.put(n)
+      Supervisor.stop(pid)
+      give_up = Task.async(&PartitionedBuffer.Buffer.Leftovers.give_up/0)
+      if rem(n, 2) == 0, do: Process.sleep(rem(n, 5))
+      {:ok, _pid} = start.(start)
+      PartitionedBuffer.flush(Shop.Buffer)
+      Task.await(give_up)
+      PartitionedBuffer.stop(Shop.Buffer)
+    end
+
   "the package is no application" ->
     {:ok, pid} = Supervisor.start_link([Shop.buffer(path)], strategy: :one_for_one)
     Shop.put()

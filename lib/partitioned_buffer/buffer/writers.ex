@@ -15,6 +15,9 @@ defmodule PartitionedBuffer.Buffer.Writers do
   alias PartitionedBuffer.{Native, Routing, Telemetry}
   alias PartitionedBuffer.Partition.Server
 
+  # How long, in milliseconds, a change waits for the restart of this process.
+  @restart_ms 1_000
+
   # `waiters` are the waiting writers by their place, and `places` has the place of each monitor.
   # `last` is the place of the latest writer. `turn` is the monitor of the writer whose turn it is.
   # `since` is the time at which the buffer became full; since that time `waited` counts the writers
@@ -56,8 +59,10 @@ defmodule PartitionedBuffer.Buffer.Writers do
   """
   @spec changed(Native.run(), atom()) :: :ok
   def changed(run, buffer) do
-    # A new process begins with the present options.
-    if call(run, :changed) == :ended, do: Lookup.await_restarts(buffer)
+    # A new process begins with the present options. During a stop nobody starts one.
+    if call(run, :changed) == :ended,
+      do: Lookup.await_restarts(buffer, {:abs, System.monotonic_time(:millisecond) + @restart_ms})
+
     :ok
   end
 

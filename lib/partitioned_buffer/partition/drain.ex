@@ -21,7 +21,7 @@ defmodule PartitionedBuffer.Partition.Drain do
 
   # How often, in milliseconds, a stop looks whether `update_options/2` changed its limits. The
   # process of the partition may be dead, so nobody else could report this.
-  @look_ms 100
+  @look_ms 250
 
   @typedoc """
   `:again` if another pass may process the rest; `:given_up` if a call was killed or the time for

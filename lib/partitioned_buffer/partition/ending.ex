@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Partition.Ending do
   # Why a buffer ends, and what follows for its entries:
   #
   #   * The VM stops. This is the last chance of the entries.
-  #   * The application calls `stop/3`, and says what becomes of leftovers.
+  #   * The application calls `stop/4`, and says what becomes of leftovers.
   #   * A supervisor ends the buffer while the VM goes on. It most likely starts the buffer again, so
   #     the entries can wait for that, and the restart should not wait for a sink that is down.
 
