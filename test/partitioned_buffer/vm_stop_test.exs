@@ -62,6 +62,45 @@ defmodule PartitionedBuffer.VMStopTest do
     end
   end
 
+  describe "in a release, entries that a sink refuses" do
+    for {ending, calls} <- [{"a supervisor gives up", 1..1}, {"the VM stops", 2..100}] do
+      test "go to :dead_letter, once: #{ending}", %{dir: dir} do
+        path = Path.join(dir, "lines")
+        args = ["-boot", boot_script(dir), "-mode", "embedded", "-noshell", "-extra", path, unquote(ending)]
+        {output, _status} = System.cmd("erl", args, stderr_to_stdout: true)
+        lines = path |> File.read!() |> String.split("\n", trim: true)
+        assert {dead(lines), output} == {[@dead], output}
+        assert (length(lines) - 1) in unquote(Macro.escape(calls))
+      end
+    end
+
+    # A boot script starts all applications as permanent, as that of a release does.
+    defp boot_script(dir) do
+      copy_package(dir, library())
+      {package, ebin} = {Path.join(dir, "partitioned_buffer/ebin"), Path.join(dir, "shop/ebin")}
+      File.mkdir_p!(ebin)
+      source = Path.expand("../vm/released.ex", __DIR__)
+      {_output, 0} = System.cmd("elixirc", ["-pa", package, "-o", ebin, source])
+      module = PartitionedBuffer.Released
+
+      shop =
+        [description: ~c"Shop", vsn: ~c"1", modules: [module], registered: [], mod: {module, []}] ++
+          [applications: [:kernel, :stdlib, :elixir, :logger, :partitioned_buffer]]
+
+      File.write!(Path.join(ebin, "shop.app"), :io_lib.format("~p.~n", [{:application, :shop, shop}]))
+      apps = [:kernel, :stdlib, :compiler, :elixir, :logger, :partitioned_buffer]
+      versions = for app <- apps, do: {app, Application.spec(app, :vsn)}
+      erts = {:erts, :erlang.system_info(:version)}
+      release = {:release, {~c"shop", ~c"1"}, erts, versions ++ [{:shop, ~c"1"}]}
+      name = Path.join(dir, "shop")
+      File.write!(name <> ".rel", :io_lib.format("~p.~n", [release]))
+      paths = [ebin, package | :code.get_path()]
+      options = [:local, :silent, path: Enum.map(paths, &to_charlist/1), outdir: to_charlist(dir)]
+      assert {:ok, :systools_make, _warnings} = :systools.make_script(to_charlist(name), options)
+      name
+    end
+  end
+
   describe "kept entries at the end of the VM" do
     test "are not dead if the buffer was started again", %{dir: dir} do
       {lines, output} = run("started again", dir)
