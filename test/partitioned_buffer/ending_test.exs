@@ -242,6 +242,43 @@ defmodule PartitionedBuffer.EndingTest do
     end
   end
 
+  describe "update_options/2 in a stop without a process for writers" do
+    test "returns soon" do
+      buffer = start_buffer(partitions: 1, processor: asking_processor())
+      Buffer.put(buffer, :key, 1)
+      supervisor = Lookup.supervisor(buffer)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      assert_receive {:asked, task, _batch}
+      kill_processes([Native.process(run(buffer), :room, :room)])
+      assert Buffer.update_options(buffer, max_size: 10) == :ok
+      assert Process.alive?(supervisor)
+      send(task, :return)
+      assert Task.await(stop) == :ok
+    end
+  end
+
+  describe "a log handler that hangs" do
+    test "delays a stop by a few seconds" do
+      buffer = start_buffer(partitions: 1)
+      Buffer.put(buffer, :key, 1)
+      id = :"hangs_#{buffer}"
+      :ok = :logger.add_handler(id, __MODULE__, %{config: {buffer, self()}})
+      on_exit(fn -> :logger.remove_handler(id) end)
+      stop = Task.async(fn -> Buffer.stop(buffer) end)
+      assert_receive :hangs
+      assert_receive {:batch, [{:key, 1, 0, 0}]}
+      assert Task.await(stop, 10_000) == :ok
+    end
+  end
+
+  # A handler of :logger.
+  def log(%{meta: %{buffer: buffer}}, %{config: {buffer, test}}) do
+    send(test, :hangs)
+    Process.sleep(:infinity)
+  end
+
+  def log(_event, _config), do: :ok
+
   describe "the log of a stop" do
     test "has one line at the beginning and one at the end for all partitions" do
       buffer = start_buffer(partitions: 64)

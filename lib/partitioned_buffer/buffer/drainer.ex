@@ -91,9 +91,9 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   defp finish([%Ref{} = first | _] = partitions, run, supervisor) do
     vm_stops? = Ending.vm_stops?()
     leftovers = Ending.leftovers(run, Ref.options(first), vm_stops?)
-    before = StopLog.held(partitions)
+    before = Ref.held_by_all(partitions)
     in_parallel(partitions, &Drain.finish(&1, leftovers), supervisor)
-    left = StopLog.held(partitions)
+    left = Ref.held_by_all(partitions)
     if left == 0 or vm_stops?, do: Native.settle(run)
     {max(before - left, 0), left, if(vm_stops?, do: :lost, else: :keep)}
   end

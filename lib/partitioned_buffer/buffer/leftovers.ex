@@ -60,7 +60,7 @@ defmodule PartitionedBuffer.Buffer.Leftovers do
     Run.end_former(options)
     {_run, partitions} = Run.open(options, functions)
     in_parallel(partitions, &Drain.bury/1)
-    Enum.sum(Enum.map(partitions, &Ref.held/1))
+    Ref.held_by_all(partitions)
   end
 
   defp report(buffer, given_up, 0) do

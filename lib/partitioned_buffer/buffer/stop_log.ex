@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.Buffer.StopLog do
   """
   @spec start_link([Ref.t()]) :: pid()
   def start_link([%Ref{buffer: buffer} = first | _] = partitions) do
-    {held, began} = {held(partitions), System.monotonic_time(:millisecond)}
+    {held, began} = {Ref.held_by_all(partitions), System.monotonic_time(:millisecond)}
     options = Ref.options(first)
 
     spawn_link(fn ->
@@ -46,26 +46,14 @@ defmodule PartitionedBuffer.Buffer.StopLog do
     end
   end
 
-  @doc """
-  How many entries partitions hold together.
-  """
-  @spec held([Ref.t()]) :: non_neg_integer()
-  def held(partitions), do: partitions |> Enum.map(&Ref.held/1) |> Enum.sum()
-
   defp wait(buffer, partitions, began, told?) do
     receive do
       {:stopped, {given_up, left, leftovers}} ->
         if told? or given_up > 0 or left > 0, do: log_end(buffer, passed(began), given_up, left, leftovers)
     after
       @every_ms ->
-        seconds = div(passed(began), 1_000)
-
-        log(
-          :warning,
-          buffer,
-          "is still stopping after #{seconds} s: #{held(partitions)} entries are left"
-        )
-
+        {seconds, held} = {div(passed(began), 1_000), Ref.held_by_all(partitions)}
+        log(:warning, buffer, "is still stopping after #{seconds} s: #{held} entries are left")
         wait(buffer, partitions, began, true)
     end
   end

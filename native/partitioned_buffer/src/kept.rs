@@ -1,7 +1,7 @@
 //! The terms that a run of a buffer keeps for its processes. The terms outlive the processes.
 //!
-//! They are of one run, by its number: after [`Kept::end`] nothing is kept for that run. So a call
-//! that began before the end of its run leaves no term behind. The options and functions of a run
+//! They are of one run, by its number: after [`Kept::end`] nobody can put a term of that run. So a
+//! call that began before the end of its run leaves no term behind. The options and functions of a run
 //! that left entries outlive it until the next start, for whoever takes care of these entries. Each
 //! term is replaced as a whole. Terms are copied and freed without the lock.
 
