@@ -115,7 +115,7 @@ defmodule PartitionedBuffer.EndingTest do
           {"leftovers: :dead_letter", quote(do: &Buffer.stop(&1, leftovers: :dead_letter))}
         ] do
       test "with #{how} retries for the full time, then gives entries up" do
-        buffer = start_failing(drain_timeout_ms: 100)
+        buffer = start_failing(drain_timeout_ms: 1_000)
         Buffer.put(buffer, :key, 1)
         log = capture_log(fn -> assert unquote(stop).(buffer) == :ok end)
         assert length(received_batches()) > 1
@@ -132,7 +132,7 @@ defmodule PartitionedBuffer.EndingTest do
            quote(do: &PartitionedBuffer.stop(Lookup.supervisor(&1), timeout: 60_000, leftovers: :keep))}
         ] do
       test "with #{how} retries, then keeps entries" do
-        buffer = start_failing(drain_timeout_ms: 100)
+        buffer = start_failing(drain_timeout_ms: 1_000)
         Buffer.put(buffer, :key, 1)
         assert unquote(stop).(buffer) == :ok
         assert length(received_batches()) > 1
@@ -142,7 +142,7 @@ defmodule PartitionedBuffer.EndingTest do
     end
 
     test "keeps entries of a buffer without :dead_letter" do
-      buffer = start_failing(drain_timeout_ms: 50, dead_letter: nil)
+      buffer = start_failing(drain_timeout_ms: 1_000, dead_letter: nil)
       Buffer.put(buffer, :key, 1)
       assert Buffer.stop(buffer, leftovers: :dead_letter) == :ok
       assert length(received_batches()) > 1

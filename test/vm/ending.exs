@@ -25,7 +25,7 @@ defmodule Shop do
       processing_interval_ms: :infinity,
       max_attempts: :infinity,
       retry_backoff_ms: {20, 20},
-      drain_timeout_ms: 200,
+      drain_timeout_ms: 1_000,
       processing_timeout_ms: 500,
       dead_letter: {DeadLetters, :bury, [path]}
     ]
@@ -100,6 +100,11 @@ case scenario do
     Shop.start_app([Shop.buffer(path)])
     Shop.put()
     Shop.kill_buffer()
+
+  "its supervisor does not wait" ->
+    # The VM's stop kills the buffer in the middle of its work.
+    Shop.start_app([Map.put(Shop.buffer(path, drain_timeout_ms: 60_000), :shutdown, 100)])
+    Shop.put()
 
   "started again" ->
     Shop.start_app([Shop.buffer(path)])

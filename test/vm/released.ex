@@ -14,7 +14,7 @@ defmodule PartitionedBuffer.Released do
        processing_interval_ms: :infinity,
        max_attempts: :infinity,
        retry_backoff_ms: {20, 20},
-       drain_timeout_ms: 200,
+       drain_timeout_ms: 1_000,
        dead_letter: {__MODULE__, :bury, [path]}}
 
     worker = %{id: :worker, start: {Task, :start_link, [__MODULE__, :finish, [ending]]}}
