@@ -30,8 +30,17 @@ defmodule PartitionedBuffer.Released do
     do: File.write!(path, "dead #{inspect(entries)} #{inspect(reason)}\n", [:append])
 
   def finish(ending) do
+    await_started()
     PartitionedBuffer.Map.put(Shop.Buffer, :key, 1)
     if ending == "the VM stops", do: System.stop(0), else: raise(ending)
     Process.sleep(:infinity)
+  end
+
+  # A VM that stops while it boots does not stop its applications one after the other.
+  defp await_started do
+    unless match?({:started, _progress}, :init.get_status()) do
+      Process.sleep(10)
+      await_started()
+    end
   end
 end
