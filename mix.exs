@@ -29,7 +29,8 @@ defmodule PartitionedBuffer.MixProject do
     ]
   end
 
-  def application, do: [extra_applications: [:logger] ++ found(Mix.env())]
+  def application,
+    do: [mod: {PartitionedBuffer.Application, []}, extra_applications: [:logger] ++ found(Mix.env())]
 
   defp found(:test), do: @found
   defp found(_env), do: Keyword.take(@found, [:telemetry])

@@ -22,7 +22,7 @@ defmodule PartitionedBuffer do
   |---|---|---|---|
   | `:name` | atom | required | the name of the buffer |
   | `:processor` | function of arity 1, or `{module, function, args}` | required | is called with each batch; an MFA gets the batch before `args` |
-  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation except `stop/3` and `emit_info/1` raises a `RuntimeError` |
+  | `:partitions` | integer from 0 to 4096 | `System.schedulers_online/0` | the partition count; with 0 every operation except `stop/4` and `emit_info/1` raises a `RuntimeError` |
   | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
@@ -113,9 +113,10 @@ defmodule PartitionedBuffer do
       twice counts twice: see [Counting](counting.html#exactly-once).
     * **Also after crashes.** If a task dies, its batch counts as failed. If the whole supervision
       tree was killed, the next one ends a task still running, before it retries the batch.
-    * **A stop** retries with the shortest pause until `:drain_timeout_ms` is over. The remaining
-      entries then go to `:dead_letter` with the reason `:stopped`. Without that function they are
-      kept until a buffer of the same name and kind starts, and their count is logged.
+    * **A stop** by `stop/4` or of the VM retries with the shortest pause until `:drain_timeout_ms`
+      is over. The remaining entries then go to `:dead_letter` with the reason `:stopped`. A stop by
+      a supervisor ends at the first pause, and keeps them: see
+      [Leftovers of a stop](#module-leftovers-of-a-stop).
 
   `:max_attempts` excludes `processing_batch_size: :table`.
 
@@ -164,7 +165,29 @@ defmodule PartitionedBuffer do
     * A call already running when a stop began took too long. The stop calls the function again,
       with the reason `:stopped`.
     * A call at the end of a stop took too long. The entries are kept, and the next start of the
-      name and kind calls the function again, with the reason `:killed`.
+      name and kind calls the function again, with the reason `:killed`. If the VM stops, they are
+      lost.
+
+  ### Leftovers of a stop
+
+  What happens to entries that a stop could not process depends on who ends the buffer:
+
+  | the buffer is ended by | retries | leftovers |
+  |---|---|---|
+  | the VM, which stops (`:init.get_status/0` returns `:stopping`) | until `:drain_timeout_ms` | go to `:dead_letter`; without that function they are lost |
+  | `stop/4` of the application | until `:drain_timeout_ms` | go to `:dead_letter`; are kept without that function, or with `leftovers: :keep` |
+  | a supervisor, while the VM goes on: it restarts the buffer, or its application is stopped | none: the first pause after a failure ends the work of its partition | are kept |
+
+  Kept entries wait until a buffer of the same name and kind starts. If none does before the VM
+  stops, they go to `:dead_letter` when the application `:partitioned_buffer` stops, which is after
+  the applications that depend on it. The reason is `:stopped`, and each call may take
+  `:processing_timeout_ms`. Without that function they are lost. This also holds if a supervisor
+  gave up and took the VM down, and for buffers killed before. The options are those of the last
+  start of the name and kind. Where the application `:partitioned_buffer` is not started, kept
+  entries are lost when the VM ends.
+
+  A stop with entries logs their count and its time limit at its beginning, the remaining count
+  every 10 seconds, and at its end how many entries it gave up and what becomes of the others.
 
   ### Leftovers and the partition count
 
@@ -223,7 +246,7 @@ defmodule PartitionedBuffer do
     * **Order.** A partition processes one batch at a time, and its flushes in their order. If a key
       is written in the order of its versions, it is processed in that order.
     * **Independence.** Partitions flush independently of each other.
-    * **Complete stops.** `stop/3`, like a shutdown of the supervision tree, waits for the flush in
+    * **Complete stops.** `stop/4`, like a shutdown of the supervision tree, waits for the flush in
       flight of each partition and then processes the waiting entries. All partitions do this at the
       same time. A partition also does this if its process or its task supervisor is dead at the
       start of the stop, or dies during the stop. Time limits hold, as follows.
@@ -232,14 +255,15 @@ defmodule PartitionedBuffer do
       take the same time from its own beginning, and at least 5 seconds. A call that takes longer is
       killed, and its partition does not call the processor again. With `:max_attempts` each call
       may take `:processing_timeout_ms` from its beginning, as always. `:drain_timeout_ms` limits
-      the whole stop; calls of `:dead_letter` come on top.
+      the whole stop; calls of `:dead_letter` come on top. Changes by `update_options/2` take effect
+      in the stop.
     * **Reads and writes during a stop.** Reads and deletes work until all partitions are done. A
       partition refuses writes as soon as its flush in flight is done, except from processors of the
       same buffer and from tasks started by them. The same stop processes their writes, in at most
       ten passes over all partitions.
-    * **Leftovers of a stop.** Entries that a stop could not process go to `:dead_letter`. Without
-      that function they are kept until a buffer of the same name and kind starts, and an error with
-      their count is logged.
+    * **Leftovers of a stop.** Entries that a stop could not process go to `:dead_letter`, or are
+      kept until a buffer of the same name and kind starts: see
+      [Leftovers of a stop](#module-leftovers-of-a-stop).
     * **Equal terms.** The processor gets terms exactly as they were written.
     * **Responsive schedulers.** Work that takes longer than half a millisecond is done in slices.
       Only a single term is never split. To copy a key or a value takes as long as sending it in a
@@ -353,7 +377,8 @@ defmodule PartitionedBuffer do
   Returns the child specification of a buffer, for a supervision tree.
 
   Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the
-  name of the buffer, or this module if the options have no name.
+  name of the buffer, or this module if the options have no name. The type is `:supervisor`, so the
+  supervisor waits for the stop without a limit.
 
       iex> processor = &Function.identity/1
       iex> options = [module: PartitionedBuffer.Map, name: :users, processor: processor]
@@ -367,6 +392,11 @@ defmodule PartitionedBuffer do
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
+  @typedoc """
+  An option of `stop/4`.
+  """
+  @type stop_option() :: {:leftovers, :dead_letter | :keep} | {:reason, any()} | {:timeout, timeout()}
+
   @doc """
   Processes the entries of a buffer and stops it, with these [guarantees](#module-guarantees).
 
@@ -374,13 +404,25 @@ defmodule PartitionedBuffer do
   stopping, the call waits for the end of that stop. Exits as `Supervisor.stop/3` does if the buffer
   is not running, or if the stop takes longer than `timeout` milliseconds; the stop then goes on.
 
+  Options, also in place of `reason`, as in `stop(:users, leftovers: :keep)`:
+
+    * `:leftovers` – what becomes of entries that the stop could not process. `:dead_letter`, the
+      default, gives them to that function, and keeps them without it. `:keep` keeps them until a
+      buffer of the same name and kind starts. Of several calls during a stop the first one counts.
+      If the VM stops, they always go to `:dead_letter`.
+    * `:reason`, `:timeout` – the same as the arguments.
+
   Raises an `ArgumentError` in a processor of the same buffer, and in a task started by one: the
-  call would wait for the processor itself. An invalid `timeout` raises the same error as an invalid
-  start option.
+  call would wait for the processor itself. An invalid timeout or option raises the same error as an
+  invalid start option.
+
+      iex> PartitionedBuffer.Map.start_link(name: :kept_doc, processor: &Function.identity/1)
+      iex> PartitionedBuffer.stop(:kept_doc, leftovers: :keep)
+      :ok
   """
-  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
-    do: PartitionedBuffer.Buffer.Supervisor.stop(buffer, reason, timeout)
+  @spec stop(buffer() | pid(), any(), timeout(), [stop_option()]) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
+    do: PartitionedBuffer.Buffer.Supervisor.stop(buffer, reason, timeout, opts)
 
   @doc """
   Returns how many entries wait for the next flush, in all partitions.
@@ -407,7 +449,9 @@ defmodule PartitionedBuffer do
 
   Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
   after the scheduled tick; `:infinity` cancels that tick. A new batch size applies from the next
-  flush on. The changes last until the supervisor of the buffer ends.
+  flush on. During a stop, `:drain_timeout_ms`, `:processing_timeout_ms`, `:retry_backoff_ms` and
+  `:max_attempts` take effect in that stop. The call does not wait for a processor. The changes last
+  until the supervisor of the buffer ends.
 
   Raises and changes nothing if an option is unknown or invalid, with the same error as a start.
   Logs a warning if a captured function does not exist.

@@ -40,7 +40,7 @@ defmodule PartitionedBuffer.Counter do
       sums in flight. With `:max_attempts` all but `size/1` also see sums in flight: `get/4` returns
       the total of both.
     * A call that raises because of its arguments adds nothing.
-    * Every operation except `stop/3` raises an `ArgumentError` if the buffer is not running, a
+    * Every operation except `stop/4` raises an `ArgumentError` if the buffer is not running, a
       `RuntimeError` if it has 0 partitions.
 
   ## Processor
@@ -121,7 +121,7 @@ defmodule PartitionedBuffer.Counter do
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Processes the sums of a buffer and stops it. See `PartitionedBuffer.stop/3`.
+  Processes the sums of a buffer and stops it. See `PartitionedBuffer.stop/4`.
 
       iex> {:ok, _pid} =
       ...>   PartitionedBuffer.Counter.start_link(
@@ -131,9 +131,9 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.stop(:stop_counter)
       :ok
   """
-  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
-    do: PartitionedBuffer.stop(buffer, reason, timeout)
+  @spec stop(buffer() | pid(), any(), timeout(), [PartitionedBuffer.stop_option()]) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
+    do: PartitionedBuffer.stop(buffer, reason, timeout, opts)
 
   @doc """
   Defines a buffer as a module. The buffer has the name of the module.
@@ -149,7 +149,7 @@ defmodule PartitionedBuffer.Counter do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
       `update_options/1`,
     * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2`
       and `add/3`, `add_all/1` and `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,

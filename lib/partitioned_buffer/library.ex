@@ -6,6 +6,12 @@ defmodule PartitionedBuffer.Library do
   alias PartitionedBuffer.Native
 
   @doc """
+  Whether a buffer was opened in this VM, and the library is loaded.
+  """
+  @spec used?() :: boolean()
+  def used?, do: :persistent_term.get({Native, :are_buffers}, false) and check() == :ok
+
+  @doc """
   Loads the library, if necessary. Returns `:ok`, or the error that a start returns.
   """
   @spec check() :: :ok | {:error, {Exception.t(), []}}

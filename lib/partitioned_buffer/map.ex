@@ -40,7 +40,7 @@ defmodule PartitionedBuffer.Map do
       can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
       the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
     * A call that raises because of its arguments writes nothing.
-    * Every operation except `stop/3` raises an `ArgumentError` if the buffer is not running, a
+    * Every operation except `stop/4` raises an `ArgumentError` if the buffer is not running, a
       `RuntimeError` if it has 0 partitions.
 
   ## Processor
@@ -104,16 +104,16 @@ defmodule PartitionedBuffer.Map do
   [guarantees](`m:PartitionedBuffer#module-guarantees`).
 
   `buffer` is the name of the buffer or the pid of its supervisor. A partition refuses writes as
-  soon as its flush in flight is done. Exits and raises as `PartitionedBuffer.stop/3` does.
+  soon as its flush in flight is done. Exits and raises as `PartitionedBuffer.stop/4` does.
 
       iex> {:ok, _pid} =
       ...>   PartitionedBuffer.Map.start_link(name: :stop_doc, processor: &Function.identity/1)
       iex> PartitionedBuffer.Map.stop(:stop_doc)
       :ok
   """
-  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
-    do: PartitionedBuffer.stop(buffer, reason, timeout)
+  @spec stop(buffer() | pid(), any(), timeout(), [PartitionedBuffer.stop_option()]) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
+    do: PartitionedBuffer.stop(buffer, reason, timeout, opts)
 
   @doc """
   Defines a buffer as a module. The buffer has the name of the module.
@@ -137,7 +137,7 @@ defmodule PartitionedBuffer.Map do
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
       `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`,
       `put_all/1` and `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`,

@@ -18,8 +18,8 @@ defmodule PartitionedBuffer.Native do
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
-  # `held`, `batch`, `set_max_size`, `put_options`, `functions_large`, `resume_run` and `pause_all` may
-  # take longer, so they run on dirty schedulers.
+  # `held`, `batch`, `set_max_size`, `put_options`, `functions_large`, `resume_run`, `pause_all`,
+  # `leftovers` and `left_terms` may take longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
@@ -39,7 +39,7 @@ defmodule PartitionedBuffer.Native do
 
   @on_load :load
 
-  # Whether a buffer has been opened in this VM.
+  # Whether a buffer has been opened in this VM. `Library` reads it as well.
   @are_buffers {__MODULE__, :are_buffers}
 
   # Why the library could not be loaded. `Library` reads it, since this module does not exist then.
@@ -194,7 +194,36 @@ defmodule PartitionedBuffer.Native do
   @spec first_ignored(run(), partition()) :: boolean() | :not_running
   def first_ignored(_run, _partition), do: not_loaded()
 
-  @doc "Whether a buffer was opened: no other library can replace this one then."
+  @doc """
+  Notes that the application stops the buffer, and what becomes of the leftovers. The first note
+  counts.
+  """
+  @spec put_stop(run(), :dead_letter | :keep) :: :ok | :not_running
+  def put_stop(_run, _leftovers), do: not_loaded()
+
+  @doc "What `put_stop/2` noted; nil if the application does not stop the buffer."
+  @spec stop(run()) :: :dead_letter | :keep | nil | :not_running
+  def stop(_run), do: not_loaded()
+
+  @doc """
+  Notes that the run leaves no entries to take care of. At its end its options and functions are
+  freed. Those of another run stay until the next start of that kind.
+  """
+  @spec settle(run()) :: :ok | :not_running
+  def settle(_run), do: not_loaded()
+
+  @doc """
+  The leftovers of all names that do not run: the partition count of the last run of that kind, and
+  how many entries it left. Leaves out settled runs.
+  """
+  @spec leftovers() :: [{atom(), kind(), partition_count :: pos_integer(), held :: pos_integer()}]
+  def leftovers, do: not_loaded()
+
+  @doc "The options and functions of the last run of a kind, if it is over and not settled; else nil."
+  @spec left_terms(atom(), kind()) :: {options :: term(), functions :: term()} | nil
+  def left_terms(_buffer, _kind), do: not_loaded()
+
+  @doc "Notes that a buffer was opened: no other library can replace this one then."
   @spec hold() :: :ok
   def hold, do: :persistent_term.put(@are_buffers, true)
 

@@ -289,6 +289,25 @@ defmodule PartitionedBuffer.Options do
   end
 
   @doc """
+  The reason, the timeout and what becomes of leftovers, among the arguments of a stop. A keyword
+  list in place of the reason has the options.
+  """
+  @spec stop!(atom(), any(), any(), any()) :: {any(), timeout(), :dead_letter | :keep}
+  def stop!(name, [{key, _value} | _] = options, :infinity, []) when is_atom(key),
+    do: stop!(name, :normal, :infinity, options)
+
+  def stop!(name, reason, timeout, options) do
+    check_call!(name, options, [:reason, :timeout, :leftovers])
+    leftovers = Keyword.get(options, :leftovers, :dead_letter)
+
+    unless leftovers in [:dead_letter, :keep],
+      do: invalid!(name, :leftovers, leftovers, ":dead_letter or :keep")
+
+    {Keyword.get(options, :reason, reason), timeout!(name, Keyword.get(options, :timeout, timeout)),
+     leftovers}
+  end
+
+  @doc """
   Checks the timeout of a call.
   """
   @spec timeout!(atom(), any()) :: timeout()

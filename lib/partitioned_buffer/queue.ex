@@ -83,16 +83,16 @@ defmodule PartitionedBuffer.Queue do
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
-  Processes the items of a buffer and stops it. See `PartitionedBuffer.stop/3`.
+  Processes the items of a buffer and stops it. See `PartitionedBuffer.stop/4`.
 
       iex> {:ok, _pid} =
       ...>   PartitionedBuffer.Queue.start_link(name: :stop_events, processor: &Function.identity/1)
       iex> PartitionedBuffer.Queue.stop(:stop_events)
       :ok
   """
-  @spec stop(buffer() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason \\ :normal, timeout \\ :infinity),
-    do: PartitionedBuffer.stop(buffer, reason, timeout)
+  @spec stop(buffer() | pid(), any(), timeout(), [PartitionedBuffer.stop_option()]) :: :ok
+  def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
+    do: PartitionedBuffer.stop(buffer, reason, timeout, opts)
 
   @doc """
   Defines a buffer as a module. The buffer has the name of the module.
@@ -108,7 +108,7 @@ defmodule PartitionedBuffer.Queue do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` and `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
       `update_options/1`,
     * `push/1` and `push/2`.
 

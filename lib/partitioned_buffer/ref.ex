@@ -48,6 +48,12 @@ defmodule PartitionedBuffer.Ref do
   end
 
   @doc """
+  How many entries partitions hold together.
+  """
+  @spec held_by_all([t()]) :: non_neg_integer()
+  def held_by_all(partitions), do: partitions |> Enum.map(&held/1) |> Enum.sum()
+
+  @doc """
   The metadata of every telemetry event of the partition.
   """
   @spec metadata(t()) :: map()

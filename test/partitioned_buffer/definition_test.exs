@@ -65,7 +65,16 @@ defmodule PartitionedBuffer.DefinitionTest do
       own = for {name, arity} <- Users.__info__(:functions), name not in [:process], do: {name, arity}
 
       assert Enum.sort(own) ==
-               [child_spec: 1, start_link: 0, start_link: 1, stop: 0, stop: 2, size: 0, update_options: 1]
+               [
+                 child_spec: 1,
+                 start_link: 0,
+                 start_link: 1,
+                 stop: 0,
+                 stop: 1,
+                 stop: 2,
+                 size: 0,
+                 update_options: 1
+               ]
                |> Kernel.++(put: 2, put: 3, put_all: 1, put_all: 2, put_newer: 3, put_newer: 4)
                |> Kernel.++(put_all_newer: 1, put_all_newer: 2, get: 1, get: 3, delete: 1, delete: 2)
                |> Kernel.++(

@@ -967,7 +967,7 @@ defmodule PartitionedBuffer.DeliveryTest do
       {:ok, _pid} = Buffer.start_link(options)
       Buffer.put_all(options[:name], for(n <- 1..25, do: {n, n}))
       {:ok, log} = with_log(fn -> Buffer.stop(options[:name]) end)
-      assert log =~ "25 are kept until a buffer of this name and kind starts"
+      assert log =~ "25 entries are kept until a buffer of this name and kind starts"
       received_batches()
       test = self()
       {:ok, _pid} = Buffer.start_link(Keyword.merge(options, processor: &send(test, {:batch, &1})))

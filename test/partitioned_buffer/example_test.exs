@@ -39,6 +39,6 @@ defmodule PartitionedBuffer.ExampleTest do
       System.cmd("mix", ["test", "--warnings-as-errors"], cd: app, env: env, stderr_to_stdout: true)
 
     assert status == 0, output
-    assert output =~ ~r/7 tests, 0 failures/
+    assert output =~ ~r/8 tests, 0 failures/
   end
 end

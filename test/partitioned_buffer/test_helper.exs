@@ -10,4 +10,4 @@ excluded =
   end
 
 # A busy machine may take its time; what comes does not wait for it.
-ExUnit.start(exclude: excluded, assert_receive_timeout: 10_000)
+ExUnit.start(exclude: excluded, assert_receive_timeout: 10_000, capture_log: true)

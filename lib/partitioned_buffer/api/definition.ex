@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.API.Definition do
   # Defines buffers as modules, for `use PartitionedBuffer.Map` and the like.
   #
   # The functions of a buffer module lack the argument `buffer`, so `get(a, b)` could mean a default
-  # or options. Ambiguous arities like `get/2` and `stop/1` are therefore left out, and options must
+  # or options. Ambiguous arities like `get/2` are therefore left out, and options must
   # be lists.
 
   alias PartitionedBuffer.Options
@@ -28,11 +28,12 @@ defmodule PartitionedBuffer.API.Definition do
         |> unquote(kind).start_link()
       end
 
-      @doc "Processes the entries of this buffer and stops it. See `PartitionedBuffer.stop/3`."
-      @spec stop() :: :ok
-      def stop, do: stop(:normal, :infinity)
+      @doc "Processes the entries of this buffer and stops it. See `PartitionedBuffer.stop/4`."
+      @spec stop([PartitionedBuffer.stop_option()]) :: :ok
+      def stop(opts \\ []) when is_list(opts),
+        do: PartitionedBuffer.stop(__MODULE__, :normal, :infinity, opts)
 
-      @doc "Like `stop/0`, with a reason and a timeout in ms. See `PartitionedBuffer.stop/3`."
+      @doc "Like `stop/1`, with a reason and a timeout in ms. See `PartitionedBuffer.stop/4`."
       @spec stop(any(), timeout()) :: :ok
       def stop(reason, timeout), do: PartitionedBuffer.stop(__MODULE__, reason, timeout)
 

@@ -14,8 +14,9 @@ defmodule PartitionedBuffer.Buffer.Drainer do
 
   use GenServer, shutdown: :infinity
 
+  alias PartitionedBuffer.Buffer.StopLog
   alias PartitionedBuffer.{Native, Ref}
-  alias PartitionedBuffer.Partition.{Drain, Server}
+  alias PartitionedBuffer.Partition.{Drain, Ending, Server}
 
   # The limit of passes: a processor that writes an entry for each one it gets would never let a
   # stop end.
@@ -47,17 +48,20 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl GenServer
-  def terminate(:shutdown, {run, partitions}) do
+  def terminate(:shutdown, {run, [_ | _] = partitions}) do
     if is_pid(Native.process(run, :drainer, :drainer)) and Native.process(run, :drained, :drained) == nil do
       Native.begin_stop(run)
       # A supervisor unlinks the child that it ends, so only a monitor reports that it was killed.
       supervisor = monitor_supervisor()
+      log = StopLog.start_link(partitions)
 
-      partitions
-      |> drain(System.monotonic_time(:nanosecond), supervisor, @passes)
-      |> in_parallel(&Drain.finish/1, supervisor)
+      result =
+        partitions
+        |> drain(System.monotonic_time(:nanosecond), supervisor, @passes)
+        |> finish(run, supervisor)
 
       Native.register(run, :drained, :drained)
+      StopLog.stop(log, result)
     end
   catch
     :throw, :supervisor_died -> :ok
@@ -81,6 +85,18 @@ defmodule PartitionedBuffer.Buffer.Drainer do
     if Enum.any?(passed, &match?({_partition, :died}, &1)) or Enum.any?(others, &(Ref.held(&1) > 0)),
       do: given_up ++ drain(others, began, supervisor, passes - 1),
       else: given_up ++ others
+  end
+
+  # The decision about leftovers is made once. If the VM begins to stop after it, the end of the
+  # package's application takes care of kept entries.
+  defp finish([%Ref{} = first | _] = partitions, run, supervisor) do
+    vm_stops? = Ending.vm_stops?()
+    leftovers = Ending.leftovers(run, Ref.options(first), vm_stops?)
+    before = Ref.held_by_all(partitions)
+    in_parallel(partitions, &Drain.finish(&1, leftovers), supervisor)
+    left = Ref.held_by_all(partitions)
+    if left == 0 or vm_stops?, do: Native.settle(run)
+    {max(before - left, 0), left, if(vm_stops?, do: :lost, else: :keep)}
   end
 
   # Calls `fun` for each partition, each in a linked process, so that no process outlives a killed

@@ -24,12 +24,12 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
 
   use Supervisor
 
-  alias PartitionedBuffer.Buffer.{Drainer, Lookup, Writers}
-  alias PartitionedBuffer.{Library, Native, Options, Ref, Routing}
+  alias PartitionedBuffer.Buffer.{Drainer, Lookup, Run, Writers}
+  alias PartitionedBuffer.{Library, Native, Options, Routing}
   alias PartitionedBuffer.Partition.{Runner, Server}
 
-  # The time, in milliseconds, that a start waits for the ending processes of the last run.
-  @former_ms 5_000
+  # The time limit, in milliseconds, of the note on another node.
+  @note_ms 5_000
 
   @doc """
   The child specification of a buffer that `module.start_link/1` starts. Only that call checks the
@@ -71,22 +71,49 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   Stops a buffer, given by its name or the pid of its supervisor. Exits as `Supervisor.stop/3` does,
   except if another process stops the buffer during the call.
   """
-  @spec stop(atom() | pid(), any(), timeout()) :: :ok
-  def stop(buffer, reason, timeout) when is_atom(buffer) do
+  @spec stop(atom() | pid(), any(), timeout(), keyword()) :: :ok
+  def stop(buffer, reason, timeout, opts) when is_atom(buffer) do
     Runner.refuse!(buffer, "stop")
-    Options.timeout!(buffer, timeout)
+    {reason, timeout, leftovers} = Options.stop!(buffer, reason, timeout, opts)
 
     case Lookup.supervisor(buffer) do
-      nil -> exit({:noproc, {GenServer, :stop, [Routing.supervisor_name(buffer), reason, timeout]}})
-      pid -> stop_supervisor(pid, reason, timeout)
+      nil ->
+        exit({:noproc, {GenServer, :stop, [Routing.supervisor_name(buffer), reason, timeout]}})
+
+      pid ->
+        note_stop(pid, leftovers)
+        stop_supervisor(pid, reason, timeout)
     end
   end
 
-  def stop(pid, reason, timeout) when is_pid(pid) do
+  def stop(pid, reason, timeout, opts) when is_pid(pid) do
     buffer = if node(pid) == node(), do: Lookup.buffer(pid)
     if buffer, do: Runner.refuse!(buffer, "stop")
-    Options.timeout!(buffer, timeout)
+    {reason, timeout, leftovers} = Options.stop!(buffer, reason, timeout, opts)
+    note_stop(pid, leftovers)
     stop_supervisor(pid, reason, timeout)
+  end
+
+  @doc """
+  Notes in the run of a supervisor that the application stops it. A stop by a supervisor, which may
+  start the buffer again, does not retry.
+  """
+  @spec note_stop(pid(), :dead_letter | :keep) :: :ok
+  def note_stop(pid, leftovers) when node(pid) == node() do
+    # The run is read before its owner, so the note is never in a later run.
+    with buffer when buffer != nil <- Lookup.buffer(pid),
+         run when run != :not_running <- Native.run(buffer),
+         true <- Lookup.supervisor(buffer) == pid and pid != self(),
+         do: Native.put_stop(run, leftovers)
+
+    :ok
+  end
+
+  # If the call fails, the stop fails as well, or it is that of a supervisor.
+  def note_stop(pid, leftovers) do
+    :erpc.call(node(pid), __MODULE__, :note_stop, [pid, leftovers], @note_ms)
+  catch
+    _kind, _reason -> :ok
   end
 
   defp stop_supervisor(pid, reason, timeout) do
@@ -109,12 +136,9 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
 
   @impl Supervisor
   def init({%Options{name: buffer, partitions: count} = options, functions}) do
-    Native.hold()
-    end_former_run(buffer, options)
-    {outcomes?, strict?} = {Options.outcomes?(options), options.order == :strict}
-    run = Native.open(buffer, options.kind, count, outcomes?, strict?, options.max_size)
-    Native.put_options(run, 0, options, functions)
-    partitions = for number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number)
+    Run.end_former(options)
+    refuse_taken_names!(options)
+    {run, partitions} = Run.open(options, functions)
 
     children =
       for partition <- partitions,
@@ -130,43 +154,11 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
     )
   end
 
-  # Processes of a killed supervisor may still run: the VM frees a name before it reports a death.
-  # The new partitions need the names of the old ones. With outcomes, the batch of a task is
-  # retried, so the task must end; without outcomes, the task finds no other batch. The VM may have
-  # given the pid of a dead process to another one, so a process is also known by its name, or by
-  # the buffer of its task.
-  defp end_former_run(buffer, %Options{partitions: count} = options) do
-    Native.end_run(buffer)
-    {outcomes?, left} = Native.left(buffer)
-    tasks = for {:task, pid} <- left, Runner.task_of?(pid, buffer), do: pid
-    if outcomes? or Options.outcomes?(options), do: await_ends(tasks, 0)
-    names = for number <- 0..(count - 1)//1, do: {number, Routing.partition_name(buffer, number)}
-    servers = MapSet.new(for {:server, pid} <- left, do: pid)
-
-    await_ends(
-      for({_number, name} <- names, pid = Process.whereis(name), pid in servers, do: pid),
-      @former_ms
-    )
-
-    for {number, name} <- names,
+  defp refuse_taken_names!(%Options{name: buffer, partitions: count}) do
+    for number <- 0..(count - 1)//1,
+        name = Routing.partition_name(buffer, number),
         pid = Process.whereis(name),
         do: exit({taken(buffer, "partition #{number}", name, pid), []})
-  end
-
-  # Kills the processes that do not end within `ms` milliseconds.
-  defp await_ends(pids, ms) do
-    until = System.monotonic_time(:millisecond) + ms
-    for {pid, ref} <- Enum.map(pids, &{&1, Process.monitor(&1)}), do: await_end(pid, ref, until)
-  end
-
-  defp await_end(pid, ref, until) do
-    receive do
-      {:DOWN, ^ref, :process, ^pid, _reason} -> :ok
-    after
-      max(until - System.monotonic_time(:millisecond), 0) ->
-        Process.exit(pid, :kill)
-        receive do: ({:DOWN, ^ref, :process, ^pid, _reason} -> :ok)
-    end
   end
 
   defp taken(buffer, what, name, pid) do

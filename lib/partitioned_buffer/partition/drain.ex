@@ -12,11 +12,16 @@ defmodule PartitionedBuffer.Partition.Drain do
   require Logger
 
   alias PartitionedBuffer.{Native, Options, Processing, Ref}
-  alias PartitionedBuffer.Partition.{Runner, Server}
+  alias PartitionedBuffer.Partition.{Ending, Runner, Server}
+  alias PartitionedBuffer.Processing.Backoff
 
   # The least time that a call may take if it begins during the stop: OTP's usual shutdown time of a
   # worker. With outcomes, a call has its usual time.
   @min_timeout 5_000
+
+  # How often, in milliseconds, a stop looks whether `update_options/2` changed its limits. The
+  # process of the partition may be dead, so nobody else could report this.
+  @look_ms 250
 
   @typedoc """
   `:again` if another pass may process the rest; `:given_up` if a call was killed or the time for
@@ -70,23 +75,21 @@ defmodule PartitionedBuffer.Partition.Drain do
   end
 
   @doc """
-  Makes the partition refuse reads and writes. Passes the remaining entries to `:dead_letter`, if
-  the buffer has that function. Otherwise keeps them, and logs their count.
+  Makes the partition refuse reads and writes. Gives its entries up if they go to `:dead_letter`.
   """
-  @spec finish(Ref.t()) :: :ok
-  def finish(%Ref{} = ref) do
-    Native.close(ref.run, ref.number)
-    with %Options{dead_letter?: true} <- Ref.options(ref), do: give_up(ref)
-
-    with left when left > 0 <- Ref.held(ref) do
-      Logger.error(
-        "#{Ref.describe(ref)} could not process all its entries: " <>
-          "#{left} are kept until a buffer of this name and kind starts",
-        Ref.log_metadata(ref)
-      )
-    end
-
+  @spec finish(Ref.t(), Ending.leftovers()) :: :ok
+  def finish(%Ref{} = ref, leftovers) do
+    if leftovers == :dead_letter, do: bury(ref), else: Native.close(ref.run, ref.number)
     Server.passed(ref, Ref.held(ref))
+  end
+
+  @doc """
+  Makes the partition refuse reads and writes, and gives all its entries to `:dead_letter`.
+  """
+  @spec bury(Ref.t()) :: :ok
+  def bury(%Ref{} = ref) do
+    Native.close(ref.run, ref.number)
+    give_up(ref)
   end
 
   # Each call of `:dead_letter` may take the time that a call of the processor may take.
@@ -152,21 +155,36 @@ defmodule PartitionedBuffer.Partition.Drain do
     :given_up
   end
 
-  # Waits for the end of a pause, unless the time for the stop is up earlier.
+  # Waits for the end of a pause, unless the stop does not retry, or its time is up earlier.
   defp wait(ref, began) do
     case Native.learned(ref.run, ref.number) do
       {_failures, _failing_ms, pause_ms, _failed} when pause_ms != nil ->
-        if drain_left(Ref.options(ref), began) > pause_ms, do: sleep(ref, pause_ms), else: :given_up
+        if Ending.retries?(ref) and drain_left(Ref.options(ref), began) > pause_ms,
+          do: sleep(ref, began, System.monotonic_time(:nanosecond), pause_ms),
+          else: :given_up
 
       _no_pause ->
         :done
     end
   end
 
-  defp sleep(ref, pause_ms) do
-    Process.sleep(pause_ms)
-    Native.end_pause(ref.run, ref.number)
-    :done
+  # New options may shorten the pause, or the time for the stop.
+  defp sleep(ref, began, since, pause_ms) do
+    options = Ref.options(ref)
+    left = left(since, min(pause_ms, Backoff.shortest(options)))
+
+    cond do
+      left == 0 ->
+        Native.end_pause(ref.run, ref.number)
+        :done
+
+      drain_left(options, began) == 0 ->
+        :given_up
+
+      true ->
+        Process.sleep(min(left, @look_ms))
+        sleep(ref, began, since, pause_ms)
+    end
   end
 
   defp start(ref, kind, flush, reason \\ nil),
@@ -185,7 +203,7 @@ defmodule PartitionedBuffer.Partition.Drain do
       {:DOWN, ^monitor, :process, _pid, reason} ->
         if Runner.died?(task), do: died(task, reason), else: :ended
     after
-      left ->
+      min(left, @look_ms) ->
         case time_left(task, began) do
           {0, limit} -> kill(task, limit)
           _another_call -> await(task, began)

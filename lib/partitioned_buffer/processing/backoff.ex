@@ -29,6 +29,13 @@ defmodule PartitionedBuffer.Processing.Backoff do
   def pause(%Job{} = job, failures), do: call(job, failures + 1)
 
   @doc """
+  The shortest pause in milliseconds; `:infinity` if a function chooses it.
+  """
+  @spec shortest(Options.t() | nil) :: timeout()
+  def shortest(%Options{retry_backoff_ms: {min, _max}}), do: min
+  def shortest(_function_or_over), do: :infinity
+
+  @doc """
   The failures in a row of the partition.
   """
   @spec failures(Job.t()) :: non_neg_integer()

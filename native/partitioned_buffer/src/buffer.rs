@@ -193,6 +193,12 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         }
     }
 
+    /// The partition count of the last run, and how many entries wait or are in flight there.
+    pub(crate) fn left(&self) -> (u32, usize) {
+        let count = self.shared.opened.read().partition_count;
+        (count, (0..count).map(|partition| self.partition(partition).held()).sum())
+    }
+
     /// How many entries wait in all partitions.
     pub(crate) fn size(&self) -> Result<usize, NotRunning> {
         let count = self.count()?;

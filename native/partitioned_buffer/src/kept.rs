@@ -1,17 +1,19 @@
 //! The terms that a run of a buffer keeps for its processes. The terms outlive the processes.
 //!
-//! They are of one run, by its number: [`Kept::end`] frees them, and afterwards nothing is kept for
-//! that run. So a call that began before the end of its run leaves no term behind. Each term is
-//! replaced as a whole. Terms are copied and freed without the lock.
+//! They are of one run, by its number: after [`Kept::end`] nobody can put a term of that run. So a
+//! call that began before the end of its run leaves no term behind. The options and functions of a run
+//! that left entries outlive it until the next start, for whoever takes care of these entries. Each
+//! term is replaced as a whole. Terms are copied and freed without the lock.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustler::Atom;
 
 use crate::vm::kept::KeptTerm;
 
 /// A term that readers share.
-type Shared = Option<Arc<KeptTerm>>;
+pub(crate) type Shared = Option<Arc<KeptTerm>>;
 
 /// The terms of a run.
 #[derive(Default)]
@@ -24,15 +26,28 @@ pub(crate) struct Terms {
     pub(crate) functions: Shared,
     /// The last failure of a processor.
     pub(crate) last_error: Shared,
+    /// What a stop by the application does with leftovers; `None` without such a stop.
+    pub(crate) stop: Option<Atom>,
+    /// Whether the run leaves no entries that need its options and functions.
+    pub(crate) is_settled: bool,
 }
 
-/// The terms of the present run.
+/// The terms of the last run.
 #[derive(Default)]
 struct OfRun {
-    /// The number of the run; `None` between the end of a run and the start of the next one.
+    /// The number of the run; `None` before the first one.
     run: Option<u32>,
+    /// Whether it is over.
+    is_over: bool,
     /// Its terms.
     terms: Terms,
+}
+
+impl OfRun {
+    /// Whether the run with this number is the last one, and goes on.
+    fn is_present(&self, run: u32) -> bool {
+        self.run == Some(run) && !self.is_over
+    }
 }
 
 /// See the module's documentation.
@@ -42,34 +57,52 @@ pub(crate) struct Kept(Mutex<OfRun>);
 impl Kept {
     /// Begins a run without terms.
     pub(crate) fn begin(&self, run: u32) {
-        self.replace(|_present| true, Some(run));
-    }
-
-    /// Frees the terms of a run.
-    pub(crate) fn end(&self, run: u32) {
-        self.replace(|present| present == Some(run), None);
-    }
-
-    /// Frees the terms of the run, if it `is_over`.
-    fn replace(&self, is_over: impl FnOnce(Option<u32>) -> bool, next: Option<u32>) {
+        let next = OfRun { run: Some(run), ..OfRun::default() };
         let mut kept = self.0.lock();
-        let next = OfRun { run: next, terms: Terms::default() };
-        let old = is_over(kept.run).then(|| std::mem::replace(&mut *kept, next));
+        let old = std::mem::replace(&mut *kept, next);
         drop(kept);
         drop(old);
+    }
+
+    /// Ends a run: keeps its options and functions if it left entries, and frees its other terms.
+    pub(crate) fn end(&self, run: u32) {
+        let mut kept = self.0.lock();
+        let old = kept.is_present(run).then(|| {
+            kept.is_over = true;
+            let old = std::mem::take(&mut kept.terms);
+            kept.terms.is_settled = old.is_settled;
+            if !old.is_settled {
+                (kept.terms.options, kept.terms.functions) = (old.options.clone(), old.functions.clone());
+            }
+            old
+        });
+        drop(kept);
+        drop(old);
+    }
+
+    /// The options and functions of the last run, if it is over and left entries.
+    pub(crate) fn left(&self) -> Option<(Shared, Shared)> {
+        let kept = self.0.lock();
+        (kept.is_over && !kept.terms.is_settled).then(|| (kept.terms.options.clone(), kept.terms.functions.clone()))
     }
 
     /// Looks at the terms of a run; `None` if it is over.
     pub(crate) fn get<R>(&self, run: u32, look: impl FnOnce(&Terms) -> R) -> Option<R> {
         let kept = self.0.lock();
-        (kept.run == Some(run)).then(|| look(&kept.terms))
+        kept.is_present(run).then(|| look(&kept.terms))
+    }
+
+    /// Notes something in the terms of a run; `None` if it is over. It frees no term.
+    pub(crate) fn note(&self, run: u32, note: impl FnOnce(&mut Terms)) -> Option<()> {
+        let mut kept = self.0.lock();
+        kept.is_present(run).then(|| note(&mut kept.terms))
     }
 
     /// Replaces the last failure of a run; `None` if it is over.
     pub(crate) fn put_error(&self, run: u32, error: KeptTerm) -> Option<()> {
         let mut new = Some(Arc::new(error));
         let mut kept = self.0.lock();
-        let is_present = kept.run == Some(run);
+        let is_present = kept.is_present(run);
         if is_present {
             std::mem::swap(&mut kept.terms.last_error, &mut new);
         }
@@ -89,7 +122,7 @@ impl Kept {
     ) -> Option<bool> {
         let (mut new, mut functions) = (Some(Arc::new(options)), functions.map(Arc::new));
         let mut kept = self.0.lock();
-        let is_present = kept.run == Some(run);
+        let is_present = kept.is_present(run);
         let is_put = is_present && kept.terms.version == version;
         if is_put {
             kept.terms.version += 1;

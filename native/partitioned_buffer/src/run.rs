@@ -8,7 +8,7 @@
 //! means that their run is over.
 //!
 //! The end of a run waits for no call. It changes [`Shared::state`], which every operation reads,
-//! and frees the run's [terms](Kept).
+//! and ends the run's [terms](Kept).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -191,7 +191,7 @@ impl Shared {
         self.state.store(u64::from(number) << 32 | u64::from(count), Ordering::Release);
     }
 
-    /// Ends the run with this number, or any, and frees its terms.
+    /// Ends the run with this number, or any, and its terms.
     pub(crate) fn end(&self, number: Option<u32>) {
         let end = |state: u64| {
             let present = (state >> 32) as u32;

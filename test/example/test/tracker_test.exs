@@ -76,15 +76,27 @@ defmodule TrackerTest do
     assert dead_letters() == []
   end
 
-  test "what a shutdown during an outage leaves is in a file" do
+  test "what a stop during an outage leaves is in a file" do
     while_down(fn ->
       for _ <- 1..3, do: PageViews.view("/pricing")
-      assert Supervisor.terminate_child(Tracker.Supervisor, PageViews) == :ok
+      assert PageViews.stop() == :ok
       assert dead_letters() == [{PageViews, [{"/pricing", 3, 3}], :stopped}]
     end)
 
-    assert {:ok, _pid} = Supervisor.restart_child(Tracker.Supervisor, PageViews)
+    # The supervisor started it again.
     assert PageViews.size() == 0
+  end
+
+  test "a restart during an outage loses nothing" do
+    while_down(fn ->
+      for _ <- 1..3, do: PageViews.view("/restarted")
+      assert Supervisor.terminate_child(Tracker.Supervisor, PageViews) == :ok
+      assert {:ok, _pid} = Supervisor.restart_child(Tracker.Supervisor, PageViews)
+    end)
+
+    flush_until_ok(PageViews)
+    assert DB.query("SELECT views FROM page_views WHERE path = '/restarted'") == {:ok, [["3"]]}
+    assert dead_letters() == []
   end
 
   test "texts that PostgreSQL cannot store do not get into a buffer" do

@@ -29,6 +29,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     last_error: [:run],
     put_error: [:run, :any],
     first_ignored: [:run, :u32],
+    leftovers: [],
+    left_terms: [:name, :kind],
+    put_stop: [:run, :leftovers],
+    stop: [:run],
+    settle: [:run],
     set_max_size: [:run, :limit],
     set_threshold: [:run, :u32, :limit],
     set_next: [:run, :u32, :time],
@@ -125,6 +130,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:amounts, term),
     do: list_of?(term, &(match?({_key, _amount}, &1) and fits?(:amount, elem(&1, 1))))
 
+  defp fits?(:leftovers, term), do: is_atom(term)
   defp fits?(:list, term), do: list_of?(term, fn _item -> true end)
   defp fits?(:pairs, term), do: list_of?(term, &match?({_key, _value}, &1))
 
@@ -247,6 +253,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(kind, _buffer, _flush) when kind in [:amount, :times], do: 1
   defp fitting(:amounts, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:kind, _buffer, _flush), do: :map
+  defp fitting(:leftovers, _buffer, _flush), do: :keep
   defp fitting(:list, _buffer, _flush), do: [:other]
   defp fitting(:name, buffer, _flush), do: buffer
   defp fitting(:boolean, _buffer, _flush), do: true

@@ -129,7 +129,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
   defp await_held(buffer, held), do: elem(Native.bound(buffer), 0) == held || await_held(buffer, held)
 
   describe "the terms of a run" do
-    test "are freed when they are replaced, and at the end of the run" do
+    test "are freed when they are replaced, and at the end of a settled run" do
       {traced, put} = traced()
       name = unique_name()
       {owner, run} = open_elsewhere(name, :map, 1)
@@ -141,7 +141,27 @@ defmodule PartitionedBuffer.Native.KeptTest do
       await_held(traced, 2)
       assert put.(run, :put_options, [2, :options, :functions]) == :ok
       await_held(traced, 1)
+      assert Native.settle(run) == :ok
       kill_owner(name, owner)
+      await_held(traced, 0)
+    end
+
+    test "outlive a run that is not settled: its options and functions" do
+      {traced, put} = traced()
+      name = unique_name()
+      {owner, run} = open_elsewhere(name, :map, 1)
+      assert put.(run, :put_options, [0, :traced, nil]) == :ok
+      assert put.(run, :put_options, [1, :traced, :traced]) == :ok
+      assert put.(run, :put_error, [:traced]) == :ok
+      assert Native.left_terms(name, :map) == nil
+      kill_owner(name, owner)
+      await_held(traced, 2)
+      assert {{:traced, _options}, {:traced, _functions}} = Native.left_terms(name, :map)
+      assert Native.left_terms(name, :queue) == nil
+      assert Native.options(run) == :not_running
+      Native.open(name, :map, 1, false, true, :infinity)
+      assert Native.left_terms(name, :map) == nil
+      :erlang.garbage_collect()
       await_held(traced, 0)
     end
 
@@ -156,6 +176,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
         assert Native.options(run(name)) == nil
         assert put.(run(name), :put_options, [0, :options, :traced]) == :ok
         await_held(traced, 1)
+        assert Native.settle(run(name)) == :ok
       end
     end
 
@@ -166,6 +187,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
         name = unique_name()
         {owner, run} = open_elsewhere(name, :map, 1)
         assert put.(run, :put_options, [0, :options, :traced]) == :ok
+        assert Native.settle(run) == :ok
 
         readers =
           for _ <- 1..4 do
@@ -179,6 +201,45 @@ defmodule PartitionedBuffer.Native.KeptTest do
         assert Task.await_many(readers) == List.duplicate(:not_running, 4)
         await_held(traced, 0)
       end
+    end
+  end
+
+  describe "leftovers/0" do
+    test "has the entries of each kind of a name that does not run" do
+      name = unique_name()
+      own = fn -> for {^name, kind, count, held} <- Native.leftovers(), do: {kind, count, held} end
+
+      for {kind, write} <- [
+            map: fn -> Native.put(name, nil, :key, 1) end,
+            queue: fn -> Native.push_all(name, nil, [1, 2], false) end
+          ] do
+        {owner, _run} = open_elsewhere(name, kind, 3)
+        assert write.() == :ok
+        assert own.() == []
+        kill_owner(name, owner)
+      end
+
+      assert Enum.sort(own.()) == [{:map, 3, 1}, {:queue, 3, 2}]
+      {owner, run} = open_elsewhere(name, :queue, 3)
+      assert own.() == []
+      assert Native.settle(run) == :ok
+      kill_owner(name, owner)
+      assert own.() == [{:map, 3, 1}]
+    end
+  end
+
+  describe "put_stop/2" do
+    test "keeps its first note until the end of the run" do
+      name = unique_name()
+      {owner, run} = open_elsewhere(name, :map, 1)
+      assert Native.stop(run) == nil
+      assert Native.put_stop(run, :keep) == :ok
+      assert Native.put_stop(run, :dead_letter) == :ok
+      assert Native.stop(run) == :keep
+      kill_owner(name, owner)
+      assert {Native.stop(run), Native.put_stop(run, :keep)} == {:not_running, :not_running}
+      Native.open(name, :map, 1, false, true, :infinity)
+      assert Native.stop(run(name)) == nil
     end
   end
 end

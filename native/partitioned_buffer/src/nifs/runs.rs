@@ -261,6 +261,63 @@ fn put_error<'a>(env: Env<'a>, [run, error]: [Term<'a>; 2]) -> NifResult<Term<'a
     Ok(done(env, run.enter(|own| kept(own.shared().kept.put_error(run.number, error)))))
 }
 
+nif!(put_stop / 2);
+fn put_stop<'a>(env: Env<'a>, [run, leftovers]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let leftovers = leftovers.decode()?;
+    note(env, run, |terms| {
+        terms.stop.get_or_insert(leftovers);
+    })
+}
+
+nif!(stop / 1);
+fn stop<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let run: Run = run.decode()?;
+    let stop = run.enter(|own| kept(own.shared().kept.get(run.number, |terms| terms.stop)));
+    Ok(or_not_running(env, stop))
+}
+
+nif!(settle / 1);
+fn settle<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    note(env, run, |terms| terms.is_settled = true)
+}
+
+nif!(leftovers / 0, DirtyCpu);
+fn leftovers<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
+    let mut left = ListBuilder::with_capacity(env, 0);
+    registry::all(|name, buffer| {
+        let all = AnyPartitions::all(buffer);
+        if all.into_iter().any(|partitions| partitions.shared().opened_count().is_some()) {
+            return;
+        }
+        for partitions in all.into_iter().filter(|partitions| partitions.shared().kept.left().is_some()) {
+            let (count, held) = each!(AnyPartitions, partitions, own => own.left());
+            if held > 0 {
+                left.push((name, partitions.kind(), count, held).encode(env));
+            }
+        }
+    });
+    Ok(left.build())
+}
+
+nif!(left_terms / 2, DirtyCpu);
+fn left_terms<'a>(env: Env<'a>, [name, kind]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let kind: rustler::Atom = kind.decode()?;
+    if !AnyPartitions::is_kind(kind) {
+        return Err(Error::BadArg);
+    }
+    let left = find(name)?.ok().and_then(|buffer| AnyPartitions::of_kind(buffer, kind).shared().kept.left());
+    Ok(match left {
+        Some((Some(options), Some(functions))) => tuple(env, [options.to_term(env), functions.to_term(env)]),
+        _none => atoms::nil().to_term(env),
+    })
+}
+
+/// Notes something in the terms of a run.
+fn note<'a>(env: Env<'a>, run: Term<'a>, note: impl FnOnce(&mut Terms)) -> NifResult<Term<'a>> {
+    let run: Run = run.decode()?;
+    Ok(done(env, run.enter(|own| kept(own.shared().kept.note(run.number, note)))))
+}
+
 /// The result of a look at the terms of a run, unless it is over.
 fn kept<R>(result: Option<R>) -> Result<R, NotRunning> {
     result.ok_or(NotRunning)

@@ -1,0 +1,84 @@
+defmodule PartitionedBuffer.Buffer.StopLog do
+  @moduledoc false
+  # Logs the progress of a stop with entries: its beginning, every 10 seconds how many entries are
+  # left, and its end. A process of its own logs, because log handlers are code of the user, and
+  # the stop must not wait for them.
+
+  require Logger
+
+  alias PartitionedBuffer.{Options, Ref}
+  alias PartitionedBuffer.Partition.Ending
+
+  @every_ms 10_000
+
+  # How long a stop waits for the line of its end.
+  @end_ms 5_000
+
+  @typedoc "How many entries a stop gave up, how many it left, and what becomes of these."
+  @type result() :: {given_up :: non_neg_integer(), left :: non_neg_integer(), Ending.leftovers()}
+
+  @doc """
+  Begins the log of a stop. The process is linked to the caller.
+  """
+  @spec start_link([Ref.t()]) :: pid()
+  def start_link([%Ref{buffer: buffer} = first | _] = partitions) do
+    {held, began} = {Ref.held_by_all(partitions), System.monotonic_time(:millisecond)}
+    options = Ref.options(first)
+
+    spawn_link(fn ->
+      if held > 0, do: log(:info, buffer, "is stopping with #{held} entries; #{longest(options)}")
+      wait(buffer, partitions, began, held > 0)
+    end)
+  end
+
+  @doc """
+  Ends the log.
+  """
+  @spec stop(pid(), result()) :: :ok
+  def stop(pid, result) do
+    ref = Process.monitor(pid)
+    send(pid, {:stopped, result})
+
+    receive do
+      {:DOWN, ^ref, :process, ^pid, _reason} -> :ok
+    after
+      @end_ms -> :ok
+    end
+  end
+
+  defp wait(buffer, partitions, began, told?) do
+    receive do
+      {:stopped, {given_up, left, leftovers}} ->
+        if told? or given_up > 0 or left > 0, do: log_end(buffer, passed(began), given_up, left, leftovers)
+    after
+      @every_ms ->
+        {seconds, held} = {div(passed(began), 1_000), Ref.held_by_all(partitions)}
+        log(:warning, buffer, "is still stopping after #{seconds} s: #{held} entries are left")
+        wait(buffer, partitions, began, true)
+    end
+  end
+
+  defp longest(%Options{drain_timeout_ms: limit, dead_letter?: dead_letter?}) do
+    time = if limit == :infinity, do: "this has no time limit", else: "this may take up to #{limit} ms"
+    if dead_letter?, do: time <> ", and calls of :dead_letter come on top", else: time
+  end
+
+  defp longest(nil), do: "its run is over"
+
+  defp log_end(buffer, ms, given_up, left, leftovers) do
+    level = if left > 0, do: :error, else: if(given_up > 0, do: :warning, else: :info)
+    log(level, buffer, "stopped after #{ms} ms: " <> result(given_up, left, leftovers))
+  end
+
+  defp result(0, 0, _leftovers), do: "no entries are left"
+  defp result(given_up, 0, _leftovers), do: "it gave up #{given_up} entries"
+  defp result(0, left, :keep), do: "#{left} entries are kept until a buffer of this name and kind starts"
+  defp result(0, left, :lost), do: "#{left} entries are lost with this VM"
+
+  defp result(given_up, left, leftovers),
+    do: result(given_up, 0, leftovers) <> ", and " <> result(0, left, leftovers)
+
+  defp log(level, buffer, text), do: Logger.log(level, "buffer #{inspect(buffer)} #{text}", buffer: buffer)
+
+  defp passed(began), do: System.monotonic_time(:millisecond) - began
+end
