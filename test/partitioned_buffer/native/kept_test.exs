@@ -155,7 +155,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
       assert put.(run, :put_error, [:traced]) == :ok
       assert Native.left_terms(name, :map) == nil
       kill_owner(name, owner)
-      await_held(traced, 2)
+      await_held(traced, 1)
       assert {{:traced, _options}, {:traced, _functions}} = Native.left_terms(name, :map)
       assert Native.left_terms(name, :queue) == nil
       assert Native.options(run) == :not_running
