@@ -90,8 +90,9 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {:go_on, Job.delivered(job, batch.count)}
   end
 
-  defp settle(job, %Batch{count: 1}, {:raised, kind, reason, stacktrace}) do
-    Failure.log_exception(job.ref, "processor", kind, reason, stacktrace)
+  defp settle(job, %Batch{count: 1, failure: failure}, {:raised, kind, reason, stacktrace}) do
+    what = if failure, do: ":processing_batch_size", else: "processor"
+    Failure.log_exception(job.ref, what, kind, reason, stacktrace)
     fail(job, Reason.new(kind, reason, stacktrace), :all, 0)
   end
 
