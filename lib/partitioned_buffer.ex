@@ -26,13 +26,13 @@ defmodule PartitionedBuffer do
   | `:processing_interval_ms` | positive integer, or `:infinity` | 5000 | how often each partition flushes; with `:infinity` only a threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried |
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
-  | `:processing_batch_size` | positive integer, `:table`, or `{acc, function of arity 2}` | 10 | entries per batch; for a table see [Tables](#module-tables). The function gets an entry and `acc`, and returns `{:cont, acc}`, or `{:emit, acc}` to end the batch with this entry; the next batch begins with the first `acc`, and no batch has more than 10,000 entries |
+  | `:processing_batch_size` | positive integer, `:table`, or `{acc, function of arity 2}` | 10 | entries per batch; for a table see [Tables](#module-tables), for a function [Batch functions](#module-batch-functions) |
   | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | the count of waiting entries at which a partition flushes at once; see [Threshold and bound](#module-threshold-and-bound) |
   | `:max_size` | positive integer, or `:infinity` | `:infinity` | the most entries that the whole buffer holds, waiting and in flight |
   | `:full_timeout_ms` | integer from 0 | 5000 | how long a write waits for room in a full buffer; 0 does not wait |
   | `:when_full` | `:raise`, `:error`, `:drop_newest` | `:raise` | what a write without room does: it raises a `PartitionedBuffer.FullError`, returns `{:error, :full}`, or is dropped and returns `:ok` |
-  | `:max_attempts` | positive integer, or `:infinity` | not given | how often the processor may fail with an entry before the entry is given up; see [Delivery](#module-delivery) |
-  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after a failure: its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. For a function, see [Pauses](#module-pauses) |
+  | `:max_attempts` | positive integer, or `:infinity` | not given | how often the processor may fail with an entry, alone or named, before the entry is given up; see [Delivery](#module-delivery) |
+  | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after [failures that are not isolated](#module-isolation): its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. For a function, see [Pauses](#module-pauses) |
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
   | `:order` | `:strict`, `:none` | `:strict` | only of a queue, with `:max_attempts`: whether newer items wait behind a failed item |
   | `:format_reason` | function of arity 1, or `{module, function, args}` | none | returns the text of a failure reason for log lines and `info/1`; see [Reasons](#module-reasons) |
@@ -79,14 +79,19 @@ defmodule PartitionedBuffer do
 
   | return | meaning | counts as an attempt | the partition |
   |---|---|---|---|
-  | `:error`, `{:error, reason}`, an exception, throw, exit or kill, the time limit | all entries failed | yes | pauses |
-  | `{:error, reason, entries}` | these entries failed, the others succeeded | yes, for these | goes on; of a queue: pauses |
-  | any other tuple that begins with `:error`, such as the error of an `Ecto.Multi` | all entries failed; the tuple is the reason | yes | pauses |
+  | `:error`, `{:error, reason}`, an exception, throw, exit or kill | all entries failed | only of a single entry | [isolates](#module-isolation) the cause |
+  | any other tuple that begins with `:error`, such as the error of an `Ecto.Multi` | all entries failed; the tuple is the reason | only of a single entry | isolates the cause |
+  | the time limit | all entries failed | only of a single entry | pauses, then isolates the cause |
+  | `{:error, reason, entries}` | these entries failed, the others succeeded | yes, for these | goes on; a queue with its order pauses |
+  | `{:partial, reason, retry: entries, cancel: entries}` | the entries of `:retry` failed, those of `:cancel` are given up, the others succeeded; either may be left out | yes, for those of `:retry` | goes on; after a failed item, a queue with its order pauses |
   | `{:snooze, ms}` | not now: all entries are retried | no | pauses for `ms` milliseconds |
+  | `{:snooze, ms, :buffer}` | the same | no | and all others pause |
   | `{:cancel, reason}`, `{:cancel, reason, entries}` | all entries, or these, cannot succeed and are given up; the others succeeded | | goes on |
   | anything else | all entries succeeded | | goes on |
 
-  `entries` are entries of the batch, of a queue in their order. Otherwise the whole batch failed,
+  `entries` are entries of the batch, in any order. An item of a queue is named as often as it
+  failed. `ms` is any number. The pause is at least the shortest one of `:retry_backoff_ms`, or 1000
+  if that is a function, and at most a day. With other entries or times, the whole batch failed,
   with the reason `{:bad_return, returned}`.
 
     * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of
@@ -94,12 +99,10 @@ defmodule PartitionedBuffer do
     * **A failed entry of a counter is added** to the waiting entry of its key, if any, unless it
       was deleted while in flight. It keeps its attempts.
     * **A failed item of a queue stays at the head**: the order is kept, and newer items wait behind
-      it.
-    * **After a pause** the processor gets one batch, however much was written during the pause. If
-      it fails again, the partition pauses again, for longer. `flush/2` ends a pause.
-    * **Smaller batches.** A batch with an entry that failed `a` times has at most
-      `processing_batch_size / 4^a` entries, and at least one. In a batch of 500, a bad entry is
-      therefore alone at its fifth attempt, and the other entries are stored.
+      it. With `order: :none` it waits again, and holds up no other item.
+    * **A failure is isolated first, and waited out second.** A failed batch is tried again at once
+      in smaller ones; the partition pauses only when single entries fail: see
+      [Isolation](#module-isolation). `flush/2` ends a pause.
     * **Given up** is an entry that failed `:max_attempts` times or was cancelled. It goes to
       [`:dead_letter`](#module-dead-letters).
     * **Reads see entries in flight**: `get`, `fetch`, `put_new` and `put_newer` of
@@ -111,8 +114,10 @@ defmodule PartitionedBuffer do
       entries, or may still store them after newer ones. The statement should therefore be
       repeatable, and refuse older versions: `WHERE users.version < excluded.version`. A sum stored
       twice counts twice: see [Counting](counting.html#exactly-once).
-    * **Also after crashes.** If a task dies, its batch counts as failed. If the whole supervision
-      tree was killed, the next one ends a task still running, before it retries the batch.
+    * **Also after crashes.** If a task dies, its batch counts as failed. This includes a batch that
+      a killed task was reading, for example if the batch exceeds a limit of the heap. If the whole
+      supervision tree was killed, the next one ends a task still running, before it retries the
+      batch.
     * **A stop** by `stop/4` or of the VM retries with the shortest pause until `:drain_timeout_ms`
       is over. The remaining entries then go to `:dead_letter` with the reason `:stopped`. A stop by
       a supervisor ends at the first pause, and keeps them: see
@@ -120,11 +125,57 @@ defmodule PartitionedBuffer do
 
   `:max_attempts` excludes `processing_batch_size: :table`.
 
+  ### Isolation
+
+  If a batch fails, its size or one of its entries may be the cause. A partition finds out before it
+  pauses:
+
+    * **A failed batch of several entries is split.** Its entries go to the processor again at once,
+      before all others, in batches of at most a quarter of its size. A split counts no attempt, and
+      has an [event](#module-telemetry) but no log line. It leaves out entries that were deleted or
+      that a newer write replaced. After the time limit the partition pauses before it goes on.
+    * **A single failed entry** counts an attempt and waits behind the others, and the partition
+      goes on with them. It pauses at the third such failure since the last success, at the first
+      one after a pause, and if no other entry is left. A queue with its order pauses at each. A
+      batch of which all entries are named as failed counts as one such failure.
+    * **The limit of the next batch**, `:limit` in `info/1`, grows again: each full batch that
+      succeeds multiplies it by four, up to half the size of the batch split last. After 16
+      successes in a row, this bound doubles. After the failure of a single entry, the bound is
+      the batch size.
+    * **After a pause** the limit is as before, so a sink that is down gets one call with one entry
+      for each pause. Entries without attempts come first, then those with the fewest. A queue with
+      its order begins with its first item.
+    * **Failed entries do not delay new ones.** If only failed entries of a flush are left, and
+      others wait, they are flushed together.
+
+  One bad entry in a batch of 1,000 costs some 20 calls, again in each flush until it is given up,
+  and no pause unless it is the last one. With batches of 1,000, a sink that takes 100 entries
+  refuses 6 % of the calls. The limit outlives each process of the buffer, but not a start with
+  another partition count.
+
+  ### Batch functions
+
+  A function as `:processing_batch_size` decides where a batch ends, for example by the bytes of its
+  entries. It is given as `{acc, function}`. The function gets an entry, as in a batch, and `acc`,
+  and returns one of these:
+
+    * `{:cont, acc}` – the batch goes on after this entry, with this `acc`.
+    * `{:emit, acc}` – the batch ends with this entry. The next batch begins with the first `acc`.
+
+  A batch has at most 10,000 entries, and not more than the limit after a failure. The function runs
+  in the task of the processor, and may get an entry several times. If it raises, throws, exits or
+  returns anything else, the batch ends before the entry. If it also fails with the entry as the
+  first one, this is a failure of that entry alone, as if the processor failed with it.
+  `:processing_timeout_ms` holds for the function as for a call of the processor.
+
   ### Pauses
+
+  A failure in a row is a failure that began a pause. The row ends when the processor succeeds with
+  an entry.
 
   A function as `:retry_backoff_ms` gets the number of failures in a row, the present one included,
   and returns the pause: an integer from 0 to 4,294,967,295 milliseconds. A stop calls it with 1,
-  since it retries after the shortest pause.
+  since it retries after the shortest pause. A snooze during a stop is not longer than that.
 
   The function runs in a separate process, which has the task of the processor in its `$callers`. It
   may take half of `:processing_timeout_ms`, and at most 5 seconds. If it raises, throws, exits,
@@ -154,10 +205,14 @@ defmodule PartitionedBuffer do
   ### Dead letters
 
   `:dead_letter` is called in a task, as the processor is, with a list of entries and the reason.
-  Each call may take as long as a call of the processor. Without the function, or if it fails or its
-  task dies, the entries given up are gone, and their count and reason are logged.
+  Each call may take as long as a call of the processor. Without the function, or if it fails or
+  takes too long, the entries given up are gone, and their count and reason are logged.
 
-  The function gets the same entries again if the partition did not see the end of the call:
+  If the task is killed before or during the call, for example by a limit of the heap, the function
+  gets the entries again, a quarter at a time. A single entry with which two tasks were killed is
+  gone.
+
+  The function also gets the same entries again if the partition did not see the end of the call:
 
     * The whole supervision tree, or the partition's process together with the task, was killed
       during the call. The next partition process calls the function again, with the reason
@@ -318,9 +373,8 @@ defmodule PartitionedBuffer do
   it processed, `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata
   also has a `telemetry_span_context`. The `reason` of `processing_failed` is the exit reason of the
   processor, `{exception, stacktrace}` after a raise, and `count` is the number of lost entries. With
-  `:max_attempts`,
-  `reason` is the reason of the failure, and `count` the number of entries that will be retried. An
-  interval without writes has no event.
+  `:max_attempts`, `reason` is the reason of the failure, and `count` the number of entries that
+  will be retried; a split has no such event. An interval without writes has no event.
 
   `full` spans the time from the first write that found no room until an eighth of `:max_size` is
   free and no writer waits. `refused` and `dropped` count entries, as the totals of `info/1` do, and
@@ -333,15 +387,18 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :batch, :start]` | `system_time`, `monotonic_time`, `size` | `buffer`, `partition`, `attempt` |
   | `[:partitioned_buffer, :partition, :batch, :stop]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `attempt`, `outcome`, `reason` |
   | `[:partitioned_buffer, :partition, :batch, :exception]` | `duration`, `monotonic_time`, `size` | `buffer`, `partition`, `attempt`, `outcome`, `kind`, `reason`, `stacktrace` |
+  | `[:partitioned_buffer, :partition, :split]` | `count`, `limit` | `buffer`, `partition`, `reason` |
   | `[:partitioned_buffer, :partition, :retry]` | `count`, `superseded`, `delay` | `buffer`, `partition`, `reason`, `failures` |
   | `[:partitioned_buffer, :partition, :dead_letter]` | `count` | `buffer`, `partition`, `reason`, `handled` |
 
   A `batch` spans one call of the processor. `attempt` is 1 for a batch without failed entries;
   otherwise it is the attempt of the entry with the most failures. `outcome` is `:ok`, `:error`,
-  `:snooze` or `:cancel`. A killed call has no `:stop`, but a `retry`. `retry` has the number of
-  entries that will be retried, the number of entries superseded by a newer write or a delete, the
-  pause in milliseconds, which is 0 if the partition goes on, and the number of failures in a row.
-  `handled` is whether `:dead_letter` took the entries.
+  `:partial`, `:snooze` or `:cancel`. A killed call has no `:stop`, but a `split` or a `retry`.
+
+  `split` has the number of entries of a failed batch, and how many entries the next batch may have.
+  `retry` has the number of entries that will be retried, the number of entries superseded by a
+  newer write or a delete, the pause in milliseconds, which is 0 if the partition goes on, and the
+  number of failures in a row. `handled` is whether `:dead_letter` took the entries.
   """
 
   alias PartitionedBuffer.API.Flush
@@ -449,9 +506,9 @@ defmodule PartitionedBuffer do
 
   Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
   after the scheduled tick; `:infinity` cancels that tick. A new batch size applies from the next
-  flush on. During a stop, `:drain_timeout_ms`, `:processing_timeout_ms`, `:retry_backoff_ms` and
-  `:max_attempts` take effect in that stop. The call does not wait for a processor. The changes last
-  until the supervisor of the buffer ends.
+  flush or retry on. During a stop, `:drain_timeout_ms`, `:processing_timeout_ms`,
+  `:retry_backoff_ms` and `:max_attempts` take effect in that stop. The call does not wait for a
+  processor. The changes last until the supervisor of the buffer ends.
 
   Raises and changes nothing if an option is unknown or invalid, with the same error as a start.
   Logs a warning if a captured function does not exist.
@@ -470,7 +527,7 @@ defmodule PartitionedBuffer do
   `:max_attempts`, when each of those writes succeeded, or was superseded, deleted or given up.
   Returns `{:error, {:failed, count}}` if the processor failed: with `:max_attempts`, `count`
   entries failed or wait behind failed ones, and will be retried; otherwise they are lost or wait
-  for the next flush. During a pause after a failure the call makes one attempt at once. Returns
+  for the next flush. During a pause after a failure the call tries again at once. Returns
   `{:error, :paused}` if `pause/1` paused the buffer, and entries may be left. Concurrent calls
   share a flush. A call during a stop returns the result of the stop's work.
 
@@ -501,9 +558,9 @@ defmodule PartitionedBuffer do
 
   A call under way ends, and its outcome counts; a call that just begins is under way. Reads and
   writes go on, and the bound holds, so writers may have to wait for room. Intervals, thresholds and
-  a full buffer call nothing. `flush/2` returns `{:error, :paused}`, and so does one that waits
-  already, once the call under way ended, unless that call was the last of its flush. Retries wait.
-  Calls of `:dead_letter` with entries already given up still take place.
+  a full buffer call nothing. `flush/2` returns `{:error, :paused}`. If it waits already, it returns
+  so once the call under way ended, unless that call was the last of its flush. Retries wait. Calls
+  of `:dead_letter` with entries already given up still take place.
 
   The pause also survives the death of each process but the supervisor of the buffer. It ends with
   `resume/1`, with a stop, which processes all entries as always, or with the supervisor. During a
@@ -579,6 +636,7 @@ defmodule PartitionedBuffer do
               size: non_neg_integer(),
               in_flight: non_neg_integer(),
               state: :idle | :processing | :paused | :on_hold | :closed,
+              limit: pos_integer() | nil,
               failures: non_neg_integer(),
               next_ms: non_neg_integer() | nil
             }
@@ -594,22 +652,26 @@ defmodule PartitionedBuffer do
   | `:kind` | `:map`, `:queue` or `:counter` |
   | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
   | `:in_flight` | flushed entries without an outcome; without `:max_attempts`, flushed entries that no processor got. A deleted entry counts until its flush reaches it |
-  | `:retrying` | entries that failed and wait for their next attempt: of a map or counter, among `:size`; of a queue, among `:in_flight` at the head of the flush. A snooze alone does not count, and an entry in a batch does not |
+  | `:retrying` | entries that failed and wait for their next attempt, among `:size` and `:in_flight`: of a queue with its order at the head of the flush. A split or a snooze alone does not count, and an entry in a batch does not |
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
-  | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest entry without an outcome: the age of the first write of its flush, also after failures; `nil` without such an entry |
-  | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, of the partition where it is longest; 0 without failures. A success ends it; a snooze neither begins nor ends it |
+  | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest write without an outcome: the age of the first write of its flush, also after failures. A newer write inherits the age of a failed entry that it replaces. `nil` without an entry |
+  | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, splits included, of the partition where it is longest; 0 without failures. Only a success with an entry ends it, so it also grows after the failed entries were given up. A snooze neither begins nor ends it |
   | `:waiting_writers` | processes that wait for room |
   | `:paused?` | whether `pause/1` paused the buffer; `false` during a stop |
   | `:last_error` | the last failure of a processor: `:reason`, an atom or the [text](#module-reasons) of another reason, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
-  | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:failures` in a row, and `:next_ms` |
+  | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:limit`, `:failures` in a row, and `:next_ms` |
 
   The `:state` of a partition is `:processing` while its task runs, `:paused` after a failure or a
   snooze, `:on_hold` while `pause/1` keeps it from calls, `:closed` from the moment a stop makes it
   refuse writes, otherwise `:idle`. `:next_ms` is the time to the end of the pause, or else to the
   next tick. It is `nil` in a partition that is closed or on hold, and without a pause if
   `:processing_interval_ms` is `:infinity`.
+
+  `:limit` is how many entries the next batch may have: the batch size, or fewer after
+  [failures](#module-isolation). It is `nil` if a function or a table chooses the size and no
+  failure does.
 
   The totals are below. Each element of a list counts as a write.
 
@@ -622,8 +684,8 @@ defmodule PartitionedBuffer do
   | `:superseded` | entries dropped in flight: a newer write replaced them, or they were deleted. Also leftovers of a map replaced by another one of their key, after a start with another partition count |
   | `:processed` | entries that the processor succeeded with; without `:max_attempts`, entries given to it |
   | `:given_up` | entries given up, counted after the call of `:dead_letter` |
-  | `:failed` | failures of entries: an entry counts once for each failed call, and once if it is cancelled or given up by a stop. A snooze does not count. Without `:max_attempts` failed entries are lost, and `:processed` counts them as well |
-  | `:refused` | writes that found no room in time and raised a `PartitionedBuffer.FullError` or returned `{:error, :full}`. |
+  | `:failed` | failures of entries: an entry counts once for each attempt that failed. A split, a snooze, a cancellation and a stop that gives entries up do not count. Without `:max_attempts` failed entries are lost, and `:processed` counts them as well |
+  | `:refused` | writes that found no room in time and raised a `PartitionedBuffer.FullError` or returned `{:error, :full}` |
   | `:dropped` | writes that found no room in time and were dropped, with `when_full: :drop_newest` |
 
   While nothing is written or processed, each entry is counted once:
@@ -688,8 +750,9 @@ defmodule PartitionedBuffer do
   | `:dead_letter` | `:error` | `:dead_letter` took entries given up: their count and the reason |
   | `:processing` | `:level` | a flush: its size and duration |
 
-  The lines show no keys, values or other terms of entries: see [Reasons](#module-reasons). Their Logger metadata are `buffer`, `partition`, `event` (`:full_start`,
-  `:full_stop`, `:dead_letter` or `:processing_stop`) and the numbers of the line.
+  The lines show no keys, values or other terms of entries: see [Reasons](#module-reasons). Their
+  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter` or
+  `:processing_stop`) and the numbers of the line.
 
   Options:
 

@@ -66,8 +66,9 @@ defmodule PartitionedBuffer.Counter do
   ## Delivery
 
   Without `:max_attempts`, the batch of a failed call is lost: the sink counts too little. With
-  `:max_attempts` the sum and the count of a failed entry are added to the waiting entry of its key,
-  if any, and the entry keeps the higher number of attempts.
+  `:max_attempts` a failed batch of several entries is tried again at once, in smaller ones. When a
+  single entry fails, its sum and count are added to the waiting entry of its key, if any, and the
+  entry keeps the higher number of attempts.
 
   A failed processor may have stored a sum all the same: it was killed, or its connection broke,
   after the database committed. The retry then counts twice. Both ways, only a sink that recognizes

@@ -49,8 +49,9 @@ defmodule PartitionedBuffer.Map do
   an entry written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3`
   replaced the value since the last flush; `put/4` and `put_all/3` set it to 0. Each entry of a
   flush is in one batch, and in another one only after a failure with `:max_attempts`. A batch has
-  `:processing_batch_size` entries; the last batch and retried ones may have fewer. The return value
-  of the processor is ignored, unless the buffer has `:max_attempts`.
+  `:processing_batch_size` entries. The last batch of a flush may have fewer, and so may
+  [batches after a failure](`m:PartitionedBuffer#module-isolation`). The return value of the
+  processor is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
         # Sorted, so that statements of several nodes do not deadlock.

@@ -543,8 +543,8 @@ defmodule PartitionedBuffer.Native do
   def inherit(_flush, _death), do: not_loaded()
 
   @doc """
-  The entries of the present batch; of a batch that is given up, those that `:dead_letter` gets
-  together.
+  The entries of the present batch; of a batch that is given up, only the entries that
+  `:dead_letter` gets together.
   """
   @spec batch(flush()) :: [entry()]
   def batch(_flush), do: not_loaded()

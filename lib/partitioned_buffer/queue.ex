@@ -32,6 +32,16 @@ defmodule PartitionedBuffer.Queue do
   of different items, push them with the same `:partition_key`, or start the buffer with one
   partition.
 
+  With `:max_attempts` the option `:order` decides what a failed item does:
+
+    * `:strict`, the default: it stays at the head of its partition, which pauses. Newer items wait
+      until the processor succeeds with it, or it is given up. So items succeed in their order.
+    * `:none`: it waits again, behind the others, and holds up no item. Use it if the order does not
+      matter, or if items of many tenants share a partition.
+
+  Both keep all items, and split a failed batch of several items first: see
+  [Isolation](`m:PartitionedBuffer#module-isolation`).
+
   ## Tables
 
   With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an

@@ -71,7 +71,7 @@ defmodule PartitionedBuffer.Processing.Outcome do
   end
 
   # The numbers of the entries in each list, which the processor may return in any order. A queue may
-  # have equal items, so each one that is named is another one. No entry is named in two lists.
+  # have equal items, so each name stands for another item. No entry is named in two lists.
   defp numbers(kind, lists, [first | _rest] = entries) do
     if Enum.all?(lists, &proper_list?/1) do
       names = entries |> Enum.map(&name(kind, &1, first)) |> Enum.with_index() |> Enum.reverse()
