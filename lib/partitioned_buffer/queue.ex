@@ -35,7 +35,8 @@ defmodule PartitionedBuffer.Queue do
   With `:max_attempts` the option `:order` decides what a failed item does:
 
     * `:strict`, the default: it stays at the head of its partition, which pauses. Newer items wait
-      until the processor succeeds with it, or it is given up. So items succeed in their order.
+      until the processor succeeds with it, or it is given up. So items succeed in their order,
+      unless the processor names failed items of a batch: then the others in the batch succeeded.
     * `:none`: it waits again, behind the others, and holds up no item. Use it if the order does not
       matter, or if items of many tenants share a partition.
 

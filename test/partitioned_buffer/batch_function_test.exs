@@ -324,6 +324,59 @@ defmodule PartitionedBuffer.BatchFunctionTest do
     end
   end
 
+  describe "the function may use its own buffer" do
+    test "as a processor may: a write joins a later batch" do
+      buffer = unique_name()
+
+      function = fn item, n ->
+        if item == 1, do: Queue.push(buffer, :from_function)
+        {:cont, n + 1}
+      end
+
+      start_queue(name: buffer, processing_batch_size: {0, function})
+      Queue.push(buffer, [1, 2])
+      assert Queue.flush(buffer) == :ok
+      assert Queue.flush(buffer) == :ok
+      assert received_batches() == [[1, 2], [:from_function]]
+    end
+
+    test "but not wait for its flush: that fails with the entry" do
+      buffer = unique_name()
+      function = fn _item, nil -> {:emit, Queue.flush(buffer)} end
+
+      start_retrying(name: buffer, module: Queue, processing_batch_size: {nil, function}, max_attempts: 1)
+      Queue.push(buffer, 1)
+      assert Queue.flush(buffer) == :ok
+      assert_received {:dead, [1], %ArgumentError{}}
+    end
+  end
+
+  test "a pause of the buffer lasts while the function runs, and loses no entry" do
+    test = self()
+
+    function = fn item, acc ->
+      if item == 1, do: send(test, {:at, self()}) && receive(do: (:go_on -> :ok))
+      {:cont, acc}
+    end
+
+    for outcomes <- [[], [max_attempts: 2]] do
+      buffer = start_queue([processing_batch_size: {nil, function}] ++ outcomes)
+      Queue.push(buffer, [1, 2])
+      Queue.flush(buffer, async: true)
+      assert_receive {:at, task}
+      ref = Process.monitor(task)
+      PartitionedBuffer.pause(buffer)
+      send(task, :go_on)
+      assert_receive {:DOWN, ^ref, :process, ^task, _reason}
+      refute_received {:batch, _batch}
+      PartitionedBuffer.resume(buffer)
+      assert_receive {:at, task}
+      send(task, :go_on)
+      assert Queue.flush(buffer) == :ok
+      assert received_batches() == [[1, 2]]
+    end
+  end
+
   test "update_options/2 changes from a number to a function and back" do
     for outcomes <- [[], [max_attempts: 2]] do
       buffer = start_queue([processing_batch_size: 2] ++ outcomes)
