@@ -121,14 +121,16 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {:go_on, Job.delivered(job, succeeded)}
   end
 
-  # A smaller batch may succeed, so the task goes on, without a pause and without an attempt.
+  # A smaller batch may succeed, so the task goes on, without a pause and without an attempt. The
+  # entries are as new as those of a first attempt, so replaced ones are not left out: keys that are
+  # rewritten all the time would never be stored beside a bad one.
   defp split(job, reason) do
     with {count, limit} <- Native.split(job.flush) do
       Failure.keep(job.ref, reason)
       Telemetry.split(job.ref, %{count: count, limit: limit, reason: reason})
     end
 
-    {:go_on, %Job{job | resumed?: true}}
+    {:go_on, job}
   end
 
   # Entries failed by themselves.
@@ -148,7 +150,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp pauses?(%Job{ref: ref, flush: flush} = job, 0) do
     with {_alone, exhausted?, untried?} <- Native.alone(ref.run, ref.number) do
       {_calls, called_with, left, _called_at} = Native.seen(flush)
-      exhausted? or (left == called_with and not (job.rest? and untried?))
+      exhausted? or (left == called_with and not (job.resumed? and untried?))
     else
       :not_running -> true
     end
@@ -199,7 +201,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     with {failures, _failing_ms, _pause_ms, failed} when failed > 0 <- Native.learned(ref.run, ref.number),
          {alone, _exhausted?, untried?} <- Native.alone(ref.run, ref.number),
          untimed? = job.trigger == :stop or options.processing_interval_ms == :infinity,
-         true <- (alone > 0 or untimed?) and not (job.rest? and untried?) do
+         true <- (alone > 0 or untimed?) and not (job.resumed? and untried?) do
       pause_ms = Backoff.pause(job, failures)
       Native.pause(ref.run, ref.number, pause_ms, true)
       log_pause(job, job.failure, failed, pause_ms)
