@@ -313,6 +313,7 @@ defmodule PartitionedBuffer.IsolationTest do
       assert output =~ "large_batch: :ok, stored 1000, dead 0, given up 0, left 0"
       assert output =~ "large_entry: :ok, stored 100, dead 0, given up 1, left 0"
       assert output =~ "dead_letters: :ok, stored 0, dead 50, given up 50, left 0"
+      assert output =~ "stopped: :ok, dead 100"
     end
   end
 end

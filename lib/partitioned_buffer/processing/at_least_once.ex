@@ -185,14 +185,24 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   end
 
   # The shortest pause of the options, or a day, in the place of a number beyond.
-  defp snooze_ms(job, ms) do
+  defp snooze_ms(%Job{ref: ref} = job, ms) do
     shortest =
       case job.options.retry_backoff_ms do
         {min, _max} -> min
         :function -> @shortest_ms
       end
 
-    ms |> max(shortest) |> min(@longest_ms) |> ceil()
+    pause_ms = ms |> max(shortest) |> min(@longest_ms) |> ceil()
+
+    if (ms < shortest or ms > @longest_ms) and Native.first_warning(ref.run, ref.number) == true do
+      Logger.warning(
+        "#{Ref.describe(ref)}: the processor asked for a pause of #{inspect(ms)} ms, and gets #{pause_ms} ms: " <>
+          "the shortest pause is #{shortest} ms, and the longest #{@longest_ms} ms",
+        Ref.log_metadata(ref)
+      )
+    end
+
+    pause_ms
   end
 
   # Failed entries wait for the next flush, which begins at once after a rest. The partition pauses

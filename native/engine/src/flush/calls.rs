@@ -8,6 +8,7 @@ use super::flush::Flush;
 use super::frozen::Frozen;
 use super::progress::{OpenCall, Progress};
 use crate::limits::totals::Ended;
+use crate::limits::Isolation;
 use crate::runs::Runs;
 use crate::store::Store;
 
@@ -57,11 +58,15 @@ impl<S: Store> Flush<S> {
         lost
     }
 
-    /// Confirms the open call of this reader: the processor returned.
-    pub(super) fn confirm(&self, progress: &mut Progress<S>, reader: u64) {
-        if let Some(call) = progress.open_call.take_if(|call| call.reader == reader) {
-            self.learn(progress, Ended::default(), |learned| learned.succeed(call.length));
-        }
+    /// Confirms the open call of this reader: the processor returned. Returns the size of the next
+    /// batch.
+    pub(super) fn confirm(&self, progress: &mut Progress<S>, reader: u64) -> Isolation {
+        let call = progress.open_call.take_if(|call| call.reader == reader);
+        self.isolation(|learned| {
+            if let Some(call) = call {
+                learned.succeed(call.length);
+            }
+        })
     }
 
     /// Confirms the open call of this reader, which reads no more.

@@ -184,9 +184,9 @@ impl<S: Store> Flush<S> {
         progress.bound = bound.cloned();
     }
 
-    /// The size of the next batch.
-    pub(super) fn isolation(&self) -> Isolation {
-        self.outcomes.learned().isolation
+    /// The size of the next batch, after a lesson.
+    pub(super) fn isolation(&self, lesson: impl FnOnce(&mut Learned)) -> Isolation {
+        self.outcomes.isolation(lesson)
     }
 
     /// Whether failed entries stay, to be read before all others.
