@@ -190,9 +190,12 @@ defmodule PartitionedBuffer.Native do
   @spec put_error(run(), term()) :: :ok | :not_running
   def put_error(_run, _error), do: not_loaded()
 
-  @doc "Notes that a processor returned an ignored error. Returns whether it is the first of the partition."
-  @spec first_ignored(run(), partition()) :: boolean() | :not_running
-  def first_ignored(_run, _partition), do: not_loaded()
+  @doc """
+  Notes that a partition warns of what its processor returned. Returns whether it is the first time in
+  this run.
+  """
+  @spec first_warning(run(), partition()) :: boolean() | :not_running
+  def first_warning(_run, _partition), do: not_loaded()
 
   @doc """
   Notes that the application stops the buffer, and what becomes of the leftovers. The first note
@@ -284,6 +287,10 @@ defmodule PartitionedBuffer.Native do
           {failures :: count, failing_ms :: count, pause_ms :: count | nil, failed :: count} | :not_running
         when count: non_neg_integer()
   def learned(_run, _partition), do: not_loaded()
+
+  @doc "Lets the next batch of a partition have any size."
+  @spec forget_limit(run(), partition()) :: :ok | :not_running
+  def forget_limit(_run, _partition), do: not_loaded()
 
   @doc """
   How many single entries failed since the last success, whether the failure of another one begins a

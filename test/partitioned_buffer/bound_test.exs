@@ -413,7 +413,7 @@ defmodule PartitionedBuffer.BoundTest do
           when_full: :error,
           full_timeout_ms: 0,
           processing_interval_ms: :infinity,
-          processor: fn _batch -> {:error, :down} end,
+          processor: fn _batch -> {:snooze, 60_000} end,
           max_attempts: 9,
           retry_backoff_ms: {60_000, 60_000}
         )
@@ -558,9 +558,11 @@ defmodule PartitionedBuffer.BoundTest do
     end
 
     test "does not count entries that were put back" do
+      test = self()
+
       buffer =
         start(
-          processor: returning_errors(),
+          processor: fn batch -> send(test, {:batch, batch}) && {:snooze, 60_000} end,
           processing_threshold: 2,
           max_attempts: 5,
           retry_backoff_ms: {60_000, 60_000}
@@ -605,11 +607,6 @@ defmodule PartitionedBuffer.BoundTest do
       assert_receive {:asked, task, [_, _, _, _, _]}
       reply(task)
     end
-  end
-
-  defp returning_errors do
-    test = self()
-    fn batch -> send(test, {:batch, batch}) && {:error, :down} end
   end
 
   describe "options" do

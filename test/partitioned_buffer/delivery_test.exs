@@ -219,6 +219,14 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
     end
 
+    test "{:snooze, ms} with a time that is changed is a warning once" do
+      buffer = start(processor: returning([{:snooze, 0}]))
+      Buffer.put(buffer, :key, 1)
+      log = capture_log(fn -> for _ <- 1..2, do: Buffer.flush(buffer) end)
+      assert [_before, line] = String.split(log, "asked for a pause")
+      assert line =~ "of 0 ms, and gets 60000 ms: the shortest pause is 60000 ms"
+    end
+
     test "{:snooze, ms, :buffer} pauses all partitions" do
       [first | others] = keys = for partition <- 0..2, do: partition_key_of(partition, 3)
       processor = returning(fn [{key, _, _, _}] -> if key == first, do: {:snooze, 60_000, :buffer} end)

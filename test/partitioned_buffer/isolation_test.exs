@@ -198,6 +198,31 @@ defmodule PartitionedBuffer.IsolationTest do
     end
   end
 
+  test "keys rewritten faster than a slow sink takes them are stored beside a bad one" do
+    stored = table()
+
+    processor = fn batch ->
+      Process.sleep(20)
+
+      if List.keymember?(batch, :bad, 0),
+        do: {:error, :refused},
+        else: Enum.each(batch, &:ets.insert(stored, {elem(&1, 0)}))
+    end
+
+    buffer =
+      start_buffer(
+        partitions: 1,
+        processor: processor,
+        processing_batch_size: 100,
+        processing_interval_ms: 50,
+        max_attempts: 100,
+        drain_timeout_ms: 0
+      )
+
+    every(5, fn n -> Buffer.put_all(buffer, [{:bad, n} | for(key <- 1..100, do: {key, n})]) end)
+    assert await(fn -> :ets.info(stored, :size) == 100 end, now() + 10_000) == :ok
+  end
+
   test "a queue without order stores nine of ten tenants while one is down" do
     stored = :counters.new(10, [])
 
@@ -288,6 +313,7 @@ defmodule PartitionedBuffer.IsolationTest do
       assert output =~ "large_batch: :ok, stored 1000, dead 0, given up 0, left 0"
       assert output =~ "large_entry: :ok, stored 100, dead 0, given up 1, left 0"
       assert output =~ "dead_letters: :ok, stored 0, dead 50, given up 50, left 0"
+      assert output =~ "stopped: :ok, dead 100"
     end
   end
 end

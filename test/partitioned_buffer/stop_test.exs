@@ -400,6 +400,35 @@ defmodule PartitionedBuffer.StopTest do
     end
   end
 
+  describe "a stop in an outage" do
+    test "gives up entries in batches of the processor's size" do
+      test = self()
+
+      buffer =
+        start_buffer(
+          partitions: 1,
+          processor: fn _batch -> {:error, :down} end,
+          processing_batch_size: 50,
+          retry_backoff_ms: {60_000, 60_000},
+          max_attempts: :infinity,
+          dead_letter: fn entries, :stopped -> send(test, {:dead, length(entries)}) end,
+          drain_timeout_ms: 100
+        )
+
+      Buffer.put_all(buffer, for(n <- 1..100, do: {n, n}))
+      capture_log(fn -> Buffer.stop(buffer) end)
+
+      sizes = fn sizes, all ->
+        receive(do: ({:dead, size} -> sizes.(sizes, [size | all])), after: (0 -> all))
+      end
+
+      sizes = sizes.(sizes, [])
+      assert Enum.sum(sizes) == 100
+      assert Enum.max(sizes) == 50
+      assert length(sizes) <= 4
+    end
+  end
+
   describe "a drainer that dies while it finishes" do
     test "is replaced: all entries left are given up" do
       test = self()

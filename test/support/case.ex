@@ -139,6 +139,7 @@ defmodule PartitionedBuffer.Case do
 
       receive do
         :return -> :ok
+        {:return, value} -> value
         {:raise, message} -> raise message
         {:throw, value} -> throw(value)
         {:exit, reason} -> exit(reason)

@@ -75,3 +75,15 @@ end
 
 for key <- 1..50, do: Map.put(:dead_letters, key, key)
 run.(:dead_letters, fn -> await.(await, :dead_letters) end)
+
+# A stop gives up what the sink did not take, an entry with too many words included.
+down = fn _entries -> {:error, :down} end
+
+{:ok, _} =
+  Queue.start_link(
+    [name: :stopped, processor: down, max_attempts: :infinity, drain_timeout_ms: 100] ++ options
+  )
+
+Queue.push(:stopped, Enum.to_list(1..50) ++ [words.(20_000_000)] ++ Enum.to_list(51..100))
+result = PartitionedBuffer.stop(:stopped)
+IO.puts("stopped: #{inspect(result)}, dead #{count.(count, :dead, 0)}")

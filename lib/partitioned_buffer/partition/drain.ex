@@ -92,14 +92,15 @@ defmodule PartitionedBuffer.Partition.Drain do
     give_up(ref)
   end
 
-  # Each call of `:dead_letter` may take the time that a call of the processor may take.
-  defp give_up(ref) do
+  # Each call of `:dead_letter` may take the time that a call of the processor may take. `death` is
+  # the reason for which the last task died.
+  defp give_up(ref, death \\ nil) do
     case Native.flush(ref.run, ref.number) do
       {_kind, flush} ->
-        case ref |> Runner.start_give_up(flush, :stopped) |> await(nil) do
+        case ref |> Runner.start_give_up(flush, :stopped, death) |> await(nil) do
           :ended -> give_up(ref)
           :killed -> :ok
-          {:died, reason} -> ref |> settle(flush, reason) |> then(fn :given_up -> give_up(ref) end)
+          {:died, reason} -> give_up(ref, reason)
         end
 
       nothing when nothing in [:empty, :not_running] ->

@@ -73,9 +73,9 @@ defmodule PartitionedBuffer.Partition.Runner do
   @doc """
   Starts a process that gives up all entries of a flush, without a task supervisor.
   """
-  @spec start_give_up(Ref.t(), Native.flush(), any()) :: t()
-  def start_give_up(%Ref{} = ref, flush, reason),
-    do: start_alone(ref, fn _waited? -> Processing.give_up(flush, ref, reason) end)
+  @spec start_give_up(Ref.t(), Native.flush(), any(), death :: any()) :: t()
+  def start_give_up(%Ref{} = ref, flush, reason, death),
+    do: start_alone(ref, fn _waited? -> Processing.give_up(flush, ref, reason, death) end)
 
   defp start_alone(ref, work) do
     {pid, monitor} = spawn_monitor(fn -> as_task(ref, work) end)

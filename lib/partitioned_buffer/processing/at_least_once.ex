@@ -122,14 +122,16 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     {:go_on, Job.delivered(job, succeeded)}
   end
 
-  # A smaller batch may succeed, so the task goes on, without a pause and without an attempt.
+  # A smaller batch may succeed, so the task goes on, without a pause and without an attempt. The
+  # entries are as new as those of a first attempt, so replaced ones are not left out: keys that are
+  # rewritten all the time would never be stored beside a bad one.
   defp split(job, reason) do
     with {count, limit} <- Native.split(job.flush) do
       Failure.keep(job.ref, reason)
       Telemetry.split(job.ref, %{count: count, limit: limit, reason: reason})
     end
 
-    {:go_on, %Job{job | resumed?: true}}
+    {:go_on, job}
   end
 
   # Entries failed by themselves.
@@ -149,7 +151,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp pauses?(%Job{ref: ref, flush: flush} = job, 0) do
     with {_alone, exhausted?, untried?} <- Native.alone(ref.run, ref.number) do
       {_calls, called_with, left, _called_at} = Native.seen(flush)
-      exhausted? or (left == called_with and not (job.rest? and untried?))
+      exhausted? or (left == called_with and not (job.resumed? and untried?))
     else
       :not_running -> true
     end
@@ -184,14 +186,24 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   end
 
   # The shortest pause of the options, or a day, in the place of a number beyond.
-  defp snooze_ms(job, ms) do
+  defp snooze_ms(%Job{ref: ref} = job, ms) do
     shortest =
       case job.options.retry_backoff_ms do
         {min, _max} -> min
         :function -> @shortest_ms
       end
 
-    ms |> max(shortest) |> min(@longest_ms) |> ceil()
+    pause_ms = ms |> max(shortest) |> min(@longest_ms) |> ceil()
+
+    if (ms < shortest or ms > @longest_ms) and Native.first_warning(ref.run, ref.number) == true do
+      Logger.warning(
+        "#{Ref.describe(ref)}: the processor asked for a pause of #{inspect(ms)} ms, and gets #{pause_ms} ms: " <>
+          "the shortest pause is #{shortest} ms, and the longest #{@longest_ms} ms",
+        Ref.log_metadata(ref)
+      )
+    end
+
+    pause_ms
   end
 
   # Failed entries wait for the next flush, which begins at once after a rest. The partition pauses
@@ -200,7 +212,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     with {failures, _failing_ms, _pause_ms, failed} when failed > 0 <- Native.learned(ref.run, ref.number),
          {alone, _exhausted?, untried?} <- Native.alone(ref.run, ref.number),
          untimed? = job.trigger == :stop or options.processing_interval_ms == :infinity,
-         true <- (alone > 0 or untimed?) and not (job.rest? and untried?) do
+         true <- (alone > 0 or untimed?) and not (job.resumed? and untried?) do
       pause_ms = Backoff.pause(job, failures)
       Native.pause(ref.run, ref.number, pause_ms, true)
       log_pause(job, job.failure, failed, pause_ms)

@@ -28,7 +28,10 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   Gives up all entries of a flush without another call of the processor.
   """
   @spec bury_all(Job.t(), any()) :: :ok
-  def bury_all(%Job{flush: flush} = job, reason) do
+  def bury_all(%Job{ref: ref, flush: flush} = job, reason) do
+    # The sink set the limit. The first death of a reader sets another one.
+    if job.reason == nil, do: Native.forget_limit(ref.run, ref.number)
+
     case Native.inherit(flush, Job.death(job)) do
       nil ->
         bury_rest(job, reason)

@@ -43,7 +43,7 @@ defmodule PartitionedBuffer.Processing.Failure do
   """
   @spec ignored(Ref.t(), returned :: any()) :: :ok
   def ignored(%Ref{run: run, number: number} = ref, returned) do
-    if error?(returned) and Native.first_ignored(run, number) == true do
+    if error?(returned) and Native.first_warning(run, number) == true do
       Logger.warning(
         "#{Ref.describe(ref)}: the processor returned an error (#{Reason.describe(reason(returned))}), " <>
           "which is ignored without :max_attempts: the batch counts as processed",

@@ -4,13 +4,12 @@ defmodule PartitionedBuffer.Processing.Job do
 
   alias PartitionedBuffer.{Native, Options, Ref}
 
-  # `rest?`: the flush is the rest of an earlier one. `resumed?`: its entries were read before, so
-  # newer ones may wait for its keys. `reason`: the cause of the last task's death; with one, this
+  # `resumed?`: the flush is the rest of an earlier one, so newer entries may wait for its keys. `reason`: the cause of the last task's death; with one, this
   # task only settles the leftover batch. `delivered` counts the entries that succeeded so far.
   # `failed?` if entries failed, the last of them for the reason `failure`.
   @enforce_keys [:ref, :flush, :options, :functions]
   defstruct @enforce_keys ++
-              [:trigger, :reason, :failure, rest?: false, resumed?: false, failed?: false, delivered: 0]
+              [:trigger, :reason, :failure, resumed?: false, failed?: false, delivered: 0]
 
   @type t() :: %__MODULE__{
           ref: Ref.t(),
@@ -20,7 +19,6 @@ defmodule PartitionedBuffer.Processing.Job do
           trigger: :interval | :threshold | :full | :flush | :stop,
           reason: any(),
           failure: any(),
-          rest?: boolean(),
           resumed?: boolean(),
           failed?: boolean(),
           delivered: non_neg_integer()
@@ -39,7 +37,6 @@ defmodule PartitionedBuffer.Processing.Job do
         functions: functions,
         trigger: opts[:trigger],
         reason: opts[:reason],
-        rest?: Keyword.get(opts, :resumed?, false),
         resumed?: Keyword.get(opts, :resumed?, false)
       }
     end

@@ -62,9 +62,9 @@ defmodule PartitionedBuffer.Processing do
   @doc """
   Gives up all entries of a flush without another call of the processor.
   """
-  @spec give_up(Native.flush(), Ref.t(), any()) :: :ok
-  def give_up(flush, %Ref{} = ref, reason) do
-    with %Job{} = job <- Job.new(flush, ref, resumed?: true) do
+  @spec give_up(Native.flush(), Ref.t(), any(), death :: any()) :: :ok
+  def give_up(flush, %Ref{} = ref, reason, death) do
+    with %Job{} = job <- Job.new(flush, ref, resumed?: true, reason: death) do
       Reason.in_task(job)
       DeadLetter.bury_all(job, reason)
     end

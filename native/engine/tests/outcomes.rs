@@ -203,6 +203,27 @@ fn after_a_pause_entries_that_failed_less_often_come_first() {
 }
 
 #[test]
+fn a_replaced_entry_leaves_its_age_to_the_one_that_replaces_it() {
+    for is_read_again in [false, true] {
+        let map = Map::start();
+        map.put_all(1..3);
+        let since = map.partition.info().since;
+        let (flush, _) = map.lease_all();
+        thread::sleep(Duration::from_millis(2));
+        map.put_all(1..3);
+        if is_read_again {
+            flush.split(1);
+            assert_eq!(map.lease_resumed(&flush, 2), []);
+        } else {
+            assert_eq!(map.fail(&flush, None, None), given_back(0, 2));
+        }
+        assert_eq!((flush.seen().left, map.partition.info().since), (0, since));
+        assert_eq!(map.succeed_with_all().len(), 2);
+        assert_eq!(map.partition.info().since, None);
+    }
+}
+
+#[test]
 fn failed_entries_that_are_left_join_those_that_wait() {
     let map = Map::start();
     map.put_all(0..3);

@@ -46,8 +46,8 @@ pub(crate) struct OfPartition {
     pub(crate) task: Option<LocalPid>,
     /// The time of the next tick, in milliseconds of the VM's monotonic time.
     pub(crate) next: Option<i64>,
-    /// Whether the processor returned an error that the buffer ignored.
-    pub(crate) has_ignored: bool,
+    /// Whether the partition warned of what its processor returned.
+    pub(crate) has_warned: bool,
 }
 
 impl Processes {

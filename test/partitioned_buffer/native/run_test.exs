@@ -102,7 +102,7 @@ defmodule PartitionedBuffer.Native.RunTest do
     functions_large: [],
     last_error: [],
     put_error: [:other],
-    first_ignored: [0],
+    first_warning: [0],
     set_max_size: [1],
     set_threshold: [0, 1],
     set_next: [0, 1],

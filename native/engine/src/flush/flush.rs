@@ -35,9 +35,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::batch::{Batch, BatchState};
-use super::deferred::{in_order, Deferred};
+use super::deferred::Deferred;
 use super::frozen::Frozen;
-use super::progress::{OpenCall, Progress};
+use super::progress::Progress;
 use crate::limits::bound::Bound;
 use crate::limits::outcomes::{Learned, Outcomes};
 use crate::limits::totals::Ended;
@@ -79,18 +79,6 @@ pub struct Flush<S: Store> {
     outcomes: Arc<Outcomes>,
     /// Whether failed entries stay here, to be read before all others.
     keeps_order: AtomicBool,
-}
-
-/// Records, and the stores that hold them.
-pub type Records<S> = (Arc<Frozen<S>>, Vec<<S as Store>::Record>);
-
-/// How the reader before died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
-    /// It was killed, perhaps for its memory.
-    Killed,
-    /// It took too long.
-    TimedOut,
 }
 
 /// The progress of readers, as their supervisor sees it.
@@ -160,205 +148,6 @@ impl<S: Store> Flush<S> {
         flush
     }
 
-    /// Gives the batch away for good; `false` if it is not this reader's. `now` is the time.
-    ///
-    /// Opens a call, which the reader's next [`read`](Self::read) confirms. An open call of another
-    /// reader is lost then.
-    pub fn claim(&self, reader: u64, now: i64) -> bool {
-        let mut progress = self.progress.lock();
-        let is_own = progress.call(reader, now);
-        if is_own {
-            let processed = progress.batch.runs.len();
-            let lost = if processed > 0 { progress.take_lost(Some(reader)) } else { 0 };
-            if processed > 0 {
-                progress.open_call = Some(OpenCall { reader, length: processed });
-            }
-            progress.batch.end();
-            self.learn(&progress, Ended { processed, failed: lost, ..Ended::default() }, |learned| {
-                learned.failed += lost
-            });
-            self.settle(&mut progress);
-        }
-        is_own
-    }
-
-    /// Closes an open call of another reader than this one, or of any reader, and counts its
-    /// entries as failed. Returns their number.
-    pub fn lost(&self, reader: Option<u64>) -> usize {
-        let mut progress = self.progress.lock();
-        let lost = progress.take_lost(reader);
-        if lost > 0 {
-            self.learn(&progress, Ended { failed: lost, ..Ended::default() }, |learned| learned.failed += lost);
-        }
-        lost
-    }
-
-    /// Confirms the open call of this reader: the processor returned.
-    pub(super) fn confirm(&self, progress: &mut Progress<S>, reader: u64) {
-        if let Some(call) = progress.open_call.take_if(|call| call.reader == reader) {
-            self.learn(progress, Ended::default(), |learned| learned.succeed(call.length));
-        }
-    }
-
-    /// Confirms the open call of this reader, which reads no more.
-    pub fn confirm_call(&self, reader: u64) {
-        self.confirm(&mut self.progress.lock(), reader);
-    }
-
-    /// Gives the batch to the processor until it has an outcome; `false` if it is not this
-    /// reader's. `now` is the time.
-    pub fn lease(&self, reader: u64, now: i64) -> bool {
-        let mut progress = self.progress.lock();
-        let is_own = progress.call(reader, now);
-        if is_own && !progress.batch.runs.is_empty() {
-            progress.batch.state = BatchState::Leased;
-        }
-        is_own
-    }
-
-    /// Notes that the function for dead letters gets a batch given up. `now` is the time.
-    pub fn bury(&self, now: i64) {
-        let mut progress = self.progress.lock();
-        if progress.batch.is_given_up() {
-            progress.batch.state = BatchState::Buried;
-            progress.called_at = Some(now);
-        }
-    }
-
-    /// Notes that the reader is at work. `now` is the time.
-    pub fn touch(&self, now: i64) {
-        self.progress.lock().called_at = Some(now);
-    }
-
-    /// Ends this reader's batch after its lease: the processor succeeded. A batch half given back
-    /// cannot succeed. Of a batch given up it ends the entries whose dead letters are written, and
-    /// returns how many are left.
-    pub fn succeed(&self, reader: u64) -> usize {
-        let mut progress = self.progress.lock();
-        let Batch { state, reader: own, .. } = progress.batch;
-        if state == BatchState::Read || own != reader || progress.partial.is_some() {
-            return 0;
-        }
-        if state == BatchState::Leased {
-            let length = progress.batch.runs.len();
-            progress.batch.end();
-            let ended = Ended { processed: length, ..Ended::default() };
-            self.learn(&progress, ended, |learned| learned.succeed(length));
-        } else {
-            let given_up = progress.batch.part();
-            progress.batch.runs.advance(given_up);
-            progress.batch.state = BatchState::GivenUp;
-            self.count(&progress, Ended { given_up, ..Ended::default() });
-        }
-        let left = progress.batch.runs.len();
-        if left == 0 {
-            progress.batch.end();
-        }
-        self.settle(&mut progress);
-        left
-    }
-
-    /// Takes this reader's leased batch back: the processor failed with all of it, and gets its
-    /// entries again in smaller batches. Of a batch half given back this is the rest. Returns the
-    /// number of its entries, and how many the next batch may have; `None` without a lease.
-    pub fn split(&self, reader: u64) -> Option<(usize, usize)> {
-        let mut progress = self.progress.lock();
-        let Batch { state, reader: own, .. } = progress.batch;
-        if state != BatchState::Leased || own != reader {
-            return None;
-        }
-        let (length, first_part) = progress.split();
-        let mut limit = 0;
-        self.learn(&progress, Ended::default(), |learned| {
-            if first_part.has_success {
-                learned.succeed(0);
-            }
-            learned.split(length);
-            limit = learned.isolation.limit;
-        });
-        self.settle(&mut progress);
-        Some((length, limit))
-    }
-
-    /// Shortens this reader's batch, which it has read and not leased, to its first entries. The
-    /// others are read again.
-    pub fn shorten(&self, reader: u64, length: usize) {
-        let mut progress = self.progress.lock();
-        if progress.batch.state == BatchState::Read && progress.batch.reader == reader {
-            let mut others = progress.batch.runs.clone();
-            others.advance(length);
-            progress.batch.runs = progress.batch.runs.head(length);
-            progress.retries.prepend(others);
-            self.settle(&mut progress);
-        }
-    }
-
-    /// Leases all entries to a reader, which gives them back, if each has failed and none is in a
-    /// batch. Returns whether it did.
-    pub(crate) fn lease_failed(&self, reader: u64) -> bool {
-        let mut progress = self.progress.lock();
-        self.undo_read(&mut progress);
-        if self.keeps_order() || !progress.batch.runs.is_empty() || !progress.has_only_failed(self.end) {
-            return false;
-        }
-        let retries = std::mem::replace(&mut progress.retries, Runs::NONE);
-        let mut runs = Runs::NONE;
-        in_order(progress.deferred.lists().chain([&retries])).into_iter().for_each(|(_list, run)| runs.push_run(run));
-        progress.deferred.clear();
-        progress.batch = Batch { reader, state: BatchState::Leased, runs, ..Batch::NONE };
-        self.settle(&mut progress);
-        true
-    }
-
-    /// Makes the batch of another reader this one's. Returns its state, and the number of its
-    /// entries without an outcome; `None` without a batch. If the other reader died while it gave
-    /// the batch back, the rest is leased.
-    ///
-    /// With a `death` the batch may be its cause, by its size. So a batch that was only read counts
-    /// as leased, and the function for dead letters gets fewer entries together. A single one with
-    /// which two readers died is returned as buried.
-    pub fn inherit(&self, reader: u64, death: Option<Death>) -> Option<(BatchState, usize)> {
-        let mut progress = self.progress.lock();
-        if death.is_none() {
-            self.undo_read(&mut progress);
-        }
-        let Batch { state, runs, .. } = &mut progress.batch;
-        if runs.is_empty() {
-            return None;
-        }
-        match (*state, death) {
-            (BatchState::Read, _) => *state = BatchState::Leased,
-            (BatchState::GivenUp, Some(_)) | (BatchState::Buried, Some(Death::Killed)) => progress.batch.shrink(),
-            _ => {}
-        }
-        progress.batch.reader = reader;
-        Some((progress.batch.state, progress.batch.part()))
-    }
-
-    /// Takes back a batch that never came to the processor.
-    pub(super) fn undo_read(&self, progress: &mut Progress<S>) {
-        if progress.batch.state == BatchState::Read && !progress.batch.runs.is_empty() {
-            progress.undo_read();
-            self.settle(progress);
-        }
-    }
-
-    /// The records of the present batch, and their stores. Of a batch given up, only those that the
-    /// function for dead letters gets together.
-    pub fn batch(&self) -> Option<Records<S>> {
-        let progress = self.progress.lock();
-        let runs = progress.batch.runs.head(progress.batch.part());
-        drop(progress);
-        let frozen = self.entries()?;
-        let records = runs.places().filter_map(|(position, _attempts)| frozen.record(position)).collect();
-        Some((frozen, records))
-    }
-
-    /// The highest attempts of an entry in the present batch.
-    pub fn attempts(&self) -> u32 {
-        self.progress.lock().batch.runs.most_attempts()
-    }
-
     /// The lock of the progress.
     pub(super) fn lock(&self) -> MutexGuard<'_, Progress<S>> {
         self.progress.lock()
@@ -395,9 +184,9 @@ impl<S: Store> Flush<S> {
         progress.bound = bound.cloned();
     }
 
-    /// The size of the next batch.
-    pub(super) fn isolation(&self) -> Isolation {
-        self.outcomes.learned().isolation
+    /// The size of the next batch, after a lesson.
+    pub(super) fn isolation(&self, lesson: impl FnOnce(&mut Learned)) -> Isolation {
+        self.outcomes.isolation(lesson)
     }
 
     /// Whether failed entries stay, to be read before all others.

@@ -170,6 +170,8 @@ impl<S: Store> Flush<S> {
                 learned.succeed(length);
             } else if has_failure {
                 learned.fail(length);
+            } else if step.counted {
+                learned.isolation.refuse(length);
             }
             if let Some(pause) = step.pause {
                 learned.pause(pause, step.counted);

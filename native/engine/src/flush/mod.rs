@@ -4,6 +4,7 @@
 //! of a [`Flush`]; each of the other files has the operations of one caller.
 
 mod batch;
+mod calls;
 mod deferred;
 #[allow(clippy::module_inception)] // The layer has one type at its centre.
 mod flush;
@@ -14,7 +15,8 @@ mod progress;
 mod reader;
 
 pub use self::batch::BatchState;
-pub use self::flush::{Death, Flush, Flushed, Records, Seen};
+pub use self::calls::{Death, Records};
+pub use self::flush::{Flush, Flushed, Seen};
 pub use self::frozen::Frozen;
 pub(crate) use self::give_back::Retry;
 pub use self::give_back::{GaveBack, GiveBack, Leased};

@@ -25,9 +25,8 @@ impl<S: Store> Flush<S> {
     /// Confirms the reader's open call, whatever it returns.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
         let mut progress = self.lock();
-        self.confirm(&mut progress, reader);
+        let isolation = self.confirm(&mut progress, reader);
         progress.frozen.as_ref()?;
-        let isolation = self.isolation();
         if length == 0 {
             self.undo_read(&mut progress);
             if !progress.batch.runs.is_empty() {

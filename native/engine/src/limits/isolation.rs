@@ -4,7 +4,7 @@
 //! | outcome | limit | ceiling |
 //! |---|---|---|
 //! | a batch of `n` entries fails as a whole, a *split* | `n / 4` | `n / 2` |
-//! | a single entry fails | 1 | the batch size: the cause was the entry, not the size |
+//! | a single entry fails, or is cancelled | 1 | the batch size: the cause was the entry, not the size |
 //! | a batch as large as the limit succeeds | times 4, up to the ceiling | |
 //! | the 16th success in a row | | times 2, up to the batch size |
 //!
@@ -58,7 +58,13 @@ impl Isolation {
 
     /// Each entry of a batch of `length` entries failed by itself.
     pub(crate) fn fail(&mut self, length: usize) {
-        (self.alone, self.successes) = (self.alone.saturating_add(1), 0);
+        self.alone = self.alone.saturating_add(1);
+        self.refuse(length);
+    }
+
+    /// The sink refused each entry of a batch of `length` entries, whatever their number.
+    pub(crate) fn refuse(&mut self, length: usize) {
+        self.successes = 0;
         if length == 1 {
             (self.limit, self.ceiling) = (1, usize::MAX);
         }
@@ -149,6 +155,18 @@ mod tests {
         let (waiting, paused) = sink.process(0..5_000);
         assert_eq!((waiting.len(), paused), (125, false));
         assert!(sink.calls < 1_500, "{} calls", sink.calls);
+    }
+
+    #[test]
+    fn an_entry_that_is_cancelled_when_alone_lets_the_limit_grow_again() {
+        let mut isolation = Isolation::default();
+        isolation.split(2);
+        isolation.refuse(1);
+        let limits = [1, 4, 16, 64].map(|length| {
+            isolation.succeed(length);
+            isolation.limit
+        });
+        assert_eq!((limits, isolation.alone), ([4, 16, 64, 256], 0));
     }
 
     #[test]

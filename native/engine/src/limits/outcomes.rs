@@ -85,6 +85,13 @@ impl Outcomes {
         lesson(&mut counts.learned);
     }
 
+    /// The size of the next batch, after a lesson.
+    pub(crate) fn isolation(&self, lesson: impl FnOnce(&mut Learned)) -> Isolation {
+        let mut counts = self.0.lock();
+        lesson(&mut counts.learned);
+        counts.learned.isolation
+    }
+
     /// The totals.
     pub(crate) fn ended(&self) -> Ended {
         self.0.lock().ended

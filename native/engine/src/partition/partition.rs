@@ -165,8 +165,13 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.has_outcomes.store(has_outcomes, Ordering::SeqCst);
         self.look_into(in_flight.as_ref().filter(|_| has_outcomes));
         if !has_outcomes {
-            self.outcomes.learn(Ended::default(), |learned| learned.isolation = Isolation::default());
+            self.forget_limit();
         }
+    }
+
+    /// Lets the next batch have any size.
+    pub fn forget_limit(&self) {
+        self.outcomes.learn(Ended::default(), |learned| learned.isolation = Isolation::default());
     }
 
     /// Decides whether failed items of a queue keep their order. The partition must be closed.

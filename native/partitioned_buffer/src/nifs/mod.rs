@@ -14,6 +14,7 @@ mod partition;
 mod queue;
 mod room;
 mod runs;
+mod terms;
 
 use partitioned_buffer_engine::{Store, Stored};
 use rustler::{Decoder, Encoder, Env, Error, NifResult, Term};

@@ -66,13 +66,13 @@ fn set_next<'a>(env: Env<'a>, [run, partition, next]: [Term<'a>; 3]) -> NifResul
     ))
 }
 
-nif!(first_ignored / 2);
-fn first_ignored<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+nif!(first_warning / 2);
+fn first_warning<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
     let first = run.enter(|partitions| {
         each!(AnyPartitions, partitions, own => own.running(partition).map(|_| ()))?;
         let had_ignored =
-            std::mem::replace(&mut partitions.shared().processes.lock().of_mut(partition).has_ignored, true);
+            std::mem::replace(&mut partitions.shared().processes.lock().of_mut(partition).has_warned, true);
         Ok(!had_ignored)
     });
     Ok(or_not_running(env, first))
@@ -149,6 +149,11 @@ fn alone<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a
         (isolation.alone, isolation.is_exhausted(), own.has_untried())
     });
     Ok(or_not_running(env, alone))
+}
+
+nif!(forget_limit / 2);
+fn forget_limit<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    Ok(done(env, partition!(run, partition, own => own.forget_limit())))
 }
 
 /// How many entries the next batch may have; `None` without a limit.
