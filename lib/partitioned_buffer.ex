@@ -91,8 +91,9 @@ defmodule PartitionedBuffer do
 
   `entries` are entries of the batch, in any order. An item of a queue is named as often as it
   failed. `ms` is any number. The pause is at least the shortest one of `:retry_backoff_ms`, or 1000
-  if that is a function, and at most a day. With other entries or times, the whole batch failed,
-  with the reason `{:bad_return, returned}`.
+  if that is a function, and at most a day. The first time that this changes `ms` is a warning for
+  each partition and start. With other entries or times, the whole batch failed, with the reason
+  `{:bad_return, returned}`.
 
     * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of
       its key waits, or it was deleted while in flight. A newer write begins with no attempts.
@@ -132,19 +133,19 @@ defmodule PartitionedBuffer do
 
     * **A failed batch of several entries is split.** Its entries go to the processor again at once,
       before all others, in batches of at most a quarter of its size. A split counts no attempt, and
-      has an [event](#module-telemetry) but no log line. It leaves out entries that were deleted or
-      that a newer write replaced. After the time limit the partition pauses before it goes on.
+      has an [event](#module-telemetry) but no log line. Deleted entries are left out. After the time
+      limit the partition pauses before it goes on.
     * **A single failed entry** counts an attempt and waits behind the others, and the partition
       goes on with them. It pauses at the third such failure since the last success, at the first
       one after a pause, and if no other entry is left. A queue with its order pauses at each. A
       batch of which all entries are named as failed counts as one such failure.
     * **The limit of the next batch**, `:limit` in `info/1`, grows again: each full batch that
       succeeds multiplies it by four, up to half the size of the batch split last. After 16
-      successes in a row, this bound doubles. After the failure of a single entry, the bound is
-      the batch size.
+      successes in a row, this bound doubles. After a single entry failed or was cancelled, the bound
+      is the batch size.
     * **After a pause** the limit is as before, so a sink that is down gets one call with one entry
-      for each pause. Entries without attempts come first, then those with the fewest. A queue with
-      its order begins with its first item.
+      for each pause. Entries that a newer write replaced are left out. Entries without attempts come
+      first, then those with the fewest. A queue with its order begins with its first item.
     * **Failed entries do not delay new ones.** If only failed entries of a flush are left, and
       others wait, they are flushed together.
 
