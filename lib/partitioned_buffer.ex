@@ -92,7 +92,8 @@ defmodule PartitionedBuffer do
   `entries` are entries of the batch, in any order. An item of a queue is named as often as it
   failed. `ms` is any number. The pause is at least the shortest one of `:retry_backoff_ms`, or 1000
   if that is a function, and at most a day. The first time that this changes `ms` is a warning for
-  each partition and start. With other entries or times, the whole batch failed, with the reason
+  each partition and start. A tuple that begins with `:snooze`, `:partial` or `:cancel` and is not as
+  in the table, or a tuple with other entries, is a failure of the whole batch, with the reason
   `{:bad_return, returned}`.
 
     * **A failed entry of a map waits again**, with its version and updates, unless a newer entry of

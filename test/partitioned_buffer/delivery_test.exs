@@ -90,6 +90,9 @@ defmodule PartitionedBuffer.DeliveryTest do
         {{:error, :insert, :changeset, %{}}, {:error, :insert, :changeset, %{}}},
         {{:error}, {:error}},
         {{:snooze, :soon}, {:bad_return, {:snooze, :soon}}},
+        {{:snooze, 1_000, :buffers}, {:bad_return, {:snooze, 1_000, :buffers}}},
+        {{:partial, [retry: []]}, {:bad_return, {:partial, [retry: []]}}},
+        {{:cancel}, {:bad_return, {:cancel}}},
         {{:error, :down, :key}, {:bad_return, {:error, :down, :key}}},
         {{:error, :down, [:key | :tail]}, {:bad_return, {:error, :down, [:key | :tail]}}},
         {{:cancel, :no, [{:other, 1, 0, 0}]}, {:bad_return, {:cancel, :no, [{:other, 1, 0, 0}]}}}

@@ -31,9 +31,6 @@ defmodule PartitionedBuffer.Processing.Outcome do
   def new({:snooze, ms}, _kind, _entries) when is_number(ms), do: {:snooze, ms, :partition}
   def new({:snooze, ms, :buffer}, _kind, _entries) when is_number(ms), do: {:snooze, ms, :buffer}
 
-  def new(returned, _kind, _entries) when is_tuple(returned) and elem(returned, 0) == :snooze,
-    do: bad_return(returned)
-
   def new({outcome, reason, some} = returned, kind, entries) when outcome in [:error, :cancel] do
     case numbers(kind, [some], entries) do
       {:ok, [[]]} -> :ok
@@ -51,6 +48,11 @@ defmodule PartitionedBuffer.Processing.Outcome do
       _invalid -> bad_return(returned)
     end
   end
+
+  # A slip in such a term, as in `{:partial, retry: entries}`, is no success.
+  def new(returned, _kind, _entries)
+      when is_tuple(returned) and elem(returned, 0) in [:snooze, :cancel, :partial],
+      do: bad_return(returned)
 
   # One example is the error of an `Ecto.Multi`, which has four elements. Taking it for a success
   # would lose the batch.

@@ -122,7 +122,7 @@ defmodule PartitionedBuffer.Processing.ReasonText do
     do: [
       "the processor returned ",
       show(returned, @max_depth - 1, message),
-      ", which names other entries than those of the batch or an invalid time"
+      ", which is invalid: it has unknown entries, a wrong time or a wrong size"
     ]
 
   defp top_level(reason, message) do
