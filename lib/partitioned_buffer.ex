@@ -251,7 +251,8 @@ defmodule PartitionedBuffer do
   After a start with another partition count, each leftover entry waits in the partition that its
   key or item chooses now. A custom `:partition_key` is not kept, so reads with it may not find the
   entry, and its order against new writes is not promised. Entries given up go to `:dead_letter`,
-  with the reason `:killed`, and never back to the processor. Failures in a row start at 0.
+  with the reason `:killed`, and never back to the processor. Failures in a row start at 0, and
+  batches at the batch size.
 
   Leftovers with the same key become one entry. A counter adds them up. In a map a waiting entry
   replaces the in-flight entry of its partition; but if the buffer had no `:max_attempts`, an
