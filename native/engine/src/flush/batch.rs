@@ -25,7 +25,7 @@ pub(super) struct Batch {
     /// The positions of its entries, in the order of their reading, with their attempts before this
     /// batch. [`Partition::give_back`](crate::Partition::give_back) removes them step by step.
     pub(super) runs: Runs,
-    /// How many entries it may have. Of a batch that is given up: how many of them the function for
+    /// How many entries it may have. Of a batch that is given up: how many entries the function for
     /// dead letters gets together.
     pub(super) size: usize,
     /// Whether failed entries wait for the others.

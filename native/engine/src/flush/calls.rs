@@ -1,4 +1,4 @@
-//! The life of a batch after it was read: its calls, and their outcomes for all of it.
+//! The life of a batch after it was read: its calls, and the outcomes of the whole batch.
 
 use std::sync::Arc;
 
@@ -127,9 +127,9 @@ impl<S: Store> Flush<S> {
         left
     }
 
-    /// Takes this reader's leased batch back: the processor failed with all of it, and gets its
-    /// entries again in smaller batches. Of a batch half given back this is the rest. Returns the
-    /// number of its entries, and how many the next batch may have; `None` without a lease.
+    /// Takes this reader's leased batch back: the processor failed with the whole batch, and gets
+    /// its entries again in smaller batches. Of a batch half given back this is the rest. Returns
+    /// the number of its entries, and how many the next batch may have; `None` without a lease.
     pub fn split(&self, reader: u64) -> Option<(usize, usize)> {
         let mut progress = self.lock();
         let Batch { state, reader: own, .. } = progress.batch;

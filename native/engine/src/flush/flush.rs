@@ -7,7 +7,7 @@
 //! | read | it is [claimed](Flush::claim): none |
 //! | read | it is [leased](Flush::lease): leased |
 //! | read | a reader begins a batch or [inherits](Flush::inherit): none; entries are read again |
-//! | read | its reader died of it, and the next one inherits: leased |
+//! | read | its reader was killed, and the next one inherits: leased |
 //! | leased | it [succeeds](Flush::succeed): none |
 //! | leased | it is [split](Flush::split): none; entries are read again, in smaller batches |
 //! | leased | its last entry is [given back](crate::Partition::give_back): given up, or none |

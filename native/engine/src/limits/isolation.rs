@@ -40,7 +40,7 @@ impl Default for Isolation {
 }
 
 impl Isolation {
-    /// The processor succeeded with a batch of `length` entries, or with some of them.
+    /// The processor succeeded with all or some entries of a batch of `length` entries.
     pub(crate) fn succeed(&mut self, length: usize) {
         (self.alone, self.has_paused, self.successes) = (0, false, self.successes + 1);
         if length >= self.limit {

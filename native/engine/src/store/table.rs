@@ -107,9 +107,9 @@ pub(crate) struct Last {
     pub(crate) id: EntryId,
     /// The seed of the key's hash.
     pub(crate) seed: u32,
-    /// The sum of these amounts.
+    /// The sum of the amounts.
     pub(crate) sum: i64,
-    /// The number of these additions.
+    /// The number of the additions.
     pub(crate) count: u64,
 }
 
