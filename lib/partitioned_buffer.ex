@@ -659,7 +659,7 @@ defmodule PartitionedBuffer do
   | `:bytes` | an estimate of the memory of the entries |
   | `:max_size` | the option |
   | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest write without an outcome: the age of the first write of its flush, also after failures. A newer write inherits the age of a failed entry that it replaces. `nil` without an entry |
-  | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, splits included, of the partition where it is longest; 0 without failures. Only a success with an entry ends it, so it also grows after the failed entries were given up. A snooze neither begins nor ends it |
+  | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, splits included, of the partition where it is longest; 0 without failures, and in an empty partition. A success ends it; a snooze neither begins nor ends it |
   | `:waiting_writers` | processes that wait for room |
   | `:paused?` | whether `pause/1` paused the buffer; `false` during a stop |
   | `:last_error` | the last failure of a processor: `:reason`, an atom or the [text](#module-reasons) of another reason, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |

@@ -87,7 +87,8 @@ defmodule PartitionedBuffer.Observe.Info do
        retrying: retrying,
        bytes: bytes,
        oldest_ms: oldest_ms,
-       failing_ms: failing_ms,
+       # Nothing is left to succeed after the last failed entry was given up.
+       failing_ms: if(size + in_flight > 0, do: failing_ms, else: 0),
        totals: Tuple.to_list(writes) ++ Tuple.to_list(ended)
      }}
   end

@@ -170,7 +170,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp log_pause(job, reason, count, pause_ms) do
     Logger.warning(
       "#{Ref.describe(job.ref)}: processor failed (#{Reason.describe(reason)}); " <>
-        "retrying #{count} entries in #{pause_ms} ms",
+        if(count > 0, do: "retrying #{count} entries in #{pause_ms} ms", else: "pausing for #{pause_ms} ms"),
       Ref.log_metadata(job.ref)
     )
   end

@@ -4,9 +4,10 @@ defmodule PartitionedBuffer.Processing.Job do
 
   alias PartitionedBuffer.{Native, Options, Ref}
 
-  # `resumed?`: the flush is the rest of an earlier one, so newer entries may wait for its keys. `reason`: the cause of the last task's death; with one, this
-  # task only settles the leftover batch. `delivered` counts the entries that succeeded so far.
-  # `failed?` if entries failed, the last of them for the reason `failure`.
+  # `resumed?`: the flush is the rest of an earlier one, so newer entries may wait for its keys.
+  # `reason`: the cause of the last task's death; with one, this task only settles the leftover
+  # batch. `delivered` counts the entries that succeeded so far. `failed?` if entries failed, the
+  # last of them for the reason `failure`.
   @enforce_keys [:ref, :flush, :options, :functions]
   defstruct @enforce_keys ++
               [:trigger, :reason, :failure, resumed?: false, failed?: false, delivered: 0]
