@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | a batch of `n` entries fails as a whole, a *split* | `n / 4` | `n / 2` |
 //! | a single entry fails | 1 | the batch size: the cause was the entry, not the size |
+//! | a single entry is cancelled | | the batch size |
 //! | a batch as large as the limit succeeds | times 4, up to the ceiling | |
 //! | the 16th success in a row | | times 2, up to the batch size |
 //!
@@ -61,6 +62,13 @@ impl Isolation {
         (self.alone, self.successes) = (self.alone.saturating_add(1), 0);
         if length == 1 {
             (self.limit, self.ceiling) = (1, usize::MAX);
+        }
+    }
+
+    /// The processor cancelled a whole batch of `length` entries.
+    pub(crate) fn cancel(&mut self, length: usize) {
+        if length == 1 {
+            self.ceiling = usize::MAX;
         }
     }
 
