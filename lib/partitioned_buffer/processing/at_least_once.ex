@@ -128,7 +128,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
       Telemetry.split(job.ref, %{count: count, limit: limit, reason: reason})
     end
 
-    {:go_on, %Job{job | resumed?: true}}
+    {:go_on, job}
   end
 
   # Entries failed by themselves.
