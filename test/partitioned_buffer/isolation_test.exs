@@ -171,6 +171,38 @@ defmodule PartitionedBuffer.IsolationTest do
     end)
   end
 
+  test "a key that is written all the time is stored beside many bad ones" do
+    test = self()
+
+    processor = fn batch ->
+      # Meanwhile a newer value of the key waits.
+      Process.sleep(2)
+      good = for {key, value, _, _} <- batch, not is_tuple(key), do: {key, value}
+      if length(good) == length(batch), do: send(test, {:stored, good}), else: {:error, :refused}
+    end
+
+    buffer =
+      start_buffer(
+        partitions: 1,
+        processor: processor,
+        processing_interval_ms: 50,
+        processing_batch_size: 100,
+        retry_backoff_ms: {10, 10},
+        max_attempts: :infinity,
+        drain_timeout_ms: 0
+      )
+
+    # Failed entries wait first, so each flush begins with them, and pauses before it comes to others.
+    Buffer.put_all(buffer, for(n <- 1..20, do: {{:bad, n}, n}))
+    every(1, fn n -> Buffer.put_all(buffer, [{:hot, n}, {"cold #{n}", n}]) end)
+    for _ <- 1..10, do: await_stored(:hot)
+  end
+
+  defp await_stored(key) do
+    assert_receive {:stored, stored}
+    unless List.keymember?(stored, key, 0), do: await_stored(key)
+  end
+
   test "a sink that takes 100 entries gets them, however often keys are rewritten" do
     for size <- [400, 1_000] do
       stored = table()
