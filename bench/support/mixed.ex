@@ -40,7 +40,8 @@ defmodule Bench.Mixed do
     processing_interval_ms: @interval,
     processing_batch_size: 500,
     max_attempts: 20,
-    retry_backoff_ms: {100, 1_000}
+    # The server may be back for such a pause before a partition calls it.
+    retry_backoff_ms: {100, 500}
   ]
 
   @doc """
@@ -48,7 +49,8 @@ defmodule Bench.Mixed do
   starts again. Returns for each buffer what came of it.
   """
   @spec run(pid(), keyword()) :: %{kind() => map()}
-  def run(postgres, seconds: seconds, outages: outages, seed: seed) do
+  def run(postgres, opts) do
+    [seconds, outages, seed] = for key <- [:seconds, :outages, :seed], do: Keyword.fetch!(opts, key)
     client = start_client(postgres)
     Sink.create(client)
     notes = :ets.new(:mixed, [:public, :duplicate_bag, write_concurrency: true])
