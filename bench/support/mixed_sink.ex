@@ -12,9 +12,9 @@ defmodule Bench.Mixed.Sink do
   alias Bench.Mixed
   alias Bench.Postgres.Client
 
-  # In milliseconds. Statements of more than 240 rows take too long.
+  # In milliseconds. Statements of more than 160 rows take too long.
   @ms_per_row 0.5
-  @statement_timeout 120
+  @statement_timeout 80
   @answer_within 5_000
 
   # Bad data, limits such as that of an index row, and constraints: the statement fails again, however often it is repeated.
