@@ -21,7 +21,7 @@ defmodule Bench.Mixed do
   @type kind() :: :newest | :latest | :sums | :items | :ordered
 
   @partitions 2
-  @interval 1_000
+  @interval 1_500
 
   # Writes of each writer in a second, and its keys.
   @rate 400
@@ -61,7 +61,10 @@ defmodule Bench.Mixed do
     try do
       rival = Task.async(fn -> take_keys(start_client(postgres), %{log: [], waiting: 0}) end)
       until = now() + 1_000 * seconds
-      writers = for kind <- Sink.tables(), do: {kind, Task.async(fn -> write(kind, rival.pid, until, seed) end)}
+
+      writers =
+        for kind <- Sink.tables(), do: {kind, Task.async(fn -> write(kind, rival.pid, until, seed) end)}
+
       away = for {at, ms} <- outages, do: outage(postgres, until - 1_000 * seconds + at, ms)
       written = Map.new(writers, fn {kind, writer} -> {kind, Task.await(writer, :infinity)} end)
       send(rival.pid, :finish)
@@ -78,6 +81,10 @@ defmodule Bench.Mixed do
       Sink.reset(client)
     end
   end
+
+  @doc "An outage of two seconds for each twenty, in their middle."
+  @spec outages(pos_integer()) :: [{pos_integer(), pos_integer()}]
+  def outages(seconds), do: for(n <- 0..(div(seconds, 20) - 1)//1, do: {20_000 * n + 9_000, 2_000})
 
   defp now, do: System.monotonic_time(:millisecond)
 
@@ -132,7 +139,10 @@ defmodule Bench.Mixed do
     for entry <- batch do
       key = elem(entry, 0)
       id = {:additions, key}
-      number = if kind == :sums, do: :ets.update_counter(counts, id, elem(entry, 2), {id, 0}), else: elem(entry, 1)
+
+      number =
+        if kind == :sums, do: :ets.update_counter(counts, id, elem(entry, 2), {id, 0}), else: elem(entry, 1)
+
       :ets.insert(notes, {{:stored, kind, key}, number, at})
     end
   end
@@ -147,7 +157,8 @@ defmodule Bench.Mixed do
   end
 
   @doc false
-  def handle([_, _, :split], _measurements, %{buffer: buffer}, counts), do: note({nil, counts}, buffer, :splits)
+  def handle([_, _, :split], _measurements, %{buffer: buffer}, counts),
+    do: note({nil, counts}, buffer, :splits)
 
   def handle([_, _, :retry], %{delay: delay}, %{buffer: buffer}, counts),
     do: if(delay > 0, do: note({nil, counts}, buffer, :pauses))
@@ -173,7 +184,10 @@ defmodule Bench.Mixed do
 
     if state.from + passed < until do
       due = div(passed * @rate, 1_000)
-      state = Enum.reduce(state.done..(due - 1)//1, state, fn _n, state -> state |> write_one() |> correct() end)
+
+      state =
+        Enum.reduce(state.done..(due - 1)//1, state, fn _n, state -> state |> write_one() |> correct() end)
+
       Process.sleep(@step)
       write(%{state | done: due})
     else
@@ -202,7 +216,10 @@ defmodule Bench.Mixed do
   defp write_bad_data(%{kind: kind} = state, key) do
     {even?, rand} = :rand.uniform_s(2, state.rand)
     invalid = if even? == 1, do: <<255>>, else: <<0>>
-    if kind in [:newest, :latest] and even? == 1, do: Process.send_after(self(), {:correct, key}, @corrected_after)
+
+    if kind in [:newest, :latest] and even? == 1,
+      do: Process.send_after(self(), {:correct, key}, @corrected_after)
+
     put(%{state | rand: rand}, key, :data, "#{next(state, key)} is invalid: " <> invalid)
   end
 
@@ -280,7 +297,9 @@ defmodule Bench.Mixed do
   defp result(client, {notes, counts}, kind, writes, away) do
     late = lateness(notes, kind, writes, away)
     dead = Map.new(Enum.group_by(:ets.select(notes, dead_letters(kind)), &elem(&1, 0), &elem(&1, 1)))
-    failures = for [code, n] <- :ets.match(counts, {{kind, {:failed, :"$1"}}, :"$2"}), into: %{}, do: {code, n}
+
+    failures =
+      for [code, n] <- :ets.match(counts, {{kind, {:failed, :"$1"}}, :"$2"}), into: %{}, do: {code, n}
 
     %{
       writes: length(writes),
@@ -320,7 +339,9 @@ defmodule Bench.Mixed do
     {stored, _earliest} =
       stored
       |> Enum.sort(:desc)
-      |> Enum.map_reduce(:never, fn {number, at}, earliest -> {{number, min(at, earliest)}, min(at, earliest)} end)
+      |> Enum.map_reduce(:never, fn {number, at}, earliest ->
+        {{number, min(at, earliest)}, min(at, earliest)}
+      end)
 
     stored
   end
@@ -354,7 +375,8 @@ defmodule Bench.Mixed do
     for {key, writes} <- Enum.group_by(writes, &elem(&1, 0)),
         last = elem(Enum.max_by(writes, &elem(&1, 1)), 4),
         letters = Map.get(dead, key, []),
-        stored[key] == last == (last in letters) or Enum.any?(writes, &(elem(&1, 3) == :good and elem(&1, 4) in letters)),
+        stored[key] == last == last in letters or
+          Enum.any?(writes, &(elem(&1, 3) == :good and elem(&1, 4) in letters)),
         do: {key, last, {stored[key], letters}}
   end
 end

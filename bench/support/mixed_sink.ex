@@ -121,7 +121,9 @@ defmodule Bench.Mixed.Sink do
 
     case run(client, statement(:sums, batch, id)) do
       {:error, %{code: <<class::binary-size(2), _rest::binary>>} = error} ->
-        if class in ["08", "57"] and error.code != "57014", do: settle(client, id, error), else: {:error, error}
+        if class in ["08", "57"] and error.code != "57014",
+          do: settle(client, id, error),
+          else: {:error, error}
 
       :ok ->
         :ok
