@@ -295,7 +295,8 @@ defmodule PartitionedBuffer.RecipesTest do
   test "batch ids let nothing be missed or counted twice if the server dies",
        context do
     %{server: postgres, client: client, statements: statements} = context
-    [with_id] = Enum.filter(statements, &String.starts_with?(&1, "WITH batch"))
+    with_id = statement(statements, "WITH batch")
+    take_id = statement(statements, "INSERT INTO batches")
     once = once()
     unanswered = :counters.new(1, [])
     lost = :counters.new(1, [])
@@ -307,16 +308,26 @@ defmodule PartitionedBuffer.RecipesTest do
         {:ok, _} ->
           if :rand.uniform(3) == 1, do: :counters.add(lost, 1, 1) && :unknown, else: :ok
 
-        {:error, %{code: <<class::binary-size(2), _::binary>> = code}} when class in ["22", "23"] ->
-          {:refused, code}
-
-        {:error, _reason} ->
+        {:error, %{code: "08" <> _}} ->
           :counters.add(unanswered, 1, 1) && :unknown
+
+        {:error, %{code: "57P" <> _}} ->
+          :unknown
+
+        {:error, reason} ->
+          {:error, reason}
+      end
+    end
+
+    stored? = fn id ->
+      case run(connection, take_id, [id]) do
+        {:ok, %{rows: [[stored]]}} -> stored == "t"
+        {:error, _reason} -> :unknown
       end
     end
 
     opts = [partitions: 1, max_attempts: :infinity, retry_backoff_ms: {5, 20}, processing_batch_size: 50]
-    buffer = start_counter({once, :process, [store]}, opts)
+    buffer = start_counter({once, :process, [store, stored?]}, opts)
     enough? = :atomics.new(1, [])
     writing = Task.async(fn -> count_until(enough?, buffer, %{}) end)
 
