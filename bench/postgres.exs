@@ -25,12 +25,12 @@
 #
 # What it prints is also written to bench/postgres.txt.
 
-for file <- ~w(report postgres_client postgres zipf upserts sigterm mixed_sink mixed),
-    do: Code.require_file("support/#{file}.ex", __DIR__)
-
 # For the counts of splits and pauses.
 Application.ensure_all_started(:telemetry)
 unless Code.ensure_loaded?(:telemetry), do: Code.require_file("../test/hexless/telemetry.ex", __DIR__)
+
+for file <- ~w(report postgres_client postgres zipf upserts sigterm mixed_sink mixed),
+    do: Code.require_file("support/#{file}.ex", __DIR__)
 
 defmodule PostgresBench do
   alias Bench.{Mixed, Postgres, Report, Sigterm, Upserts}
