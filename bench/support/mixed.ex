@@ -106,7 +106,7 @@ defmodule Bench.Mixed do
       ]
 
       for(client <- clients, do: {Client, name: client, port: Postgres.port(postgres)}) ++
-        [{module(kind), own ++ order(kind) ++ @options}]
+        [{module(kind), Keyword.merge(@options, own ++ own(kind))}]
     end)
   end
 
@@ -116,8 +116,10 @@ defmodule Bench.Mixed do
   defp module(:sums), do: Counter
   defp module(_queue), do: Queue
 
-  defp order(:items), do: [order: :none]
-  defp order(_kind), do: []
+  # In an outage all failures of a queue are those of its first item.
+  defp own(:ordered), do: [max_attempts: 100]
+  defp own(:items), do: [order: :none]
+  defp own(_kind), do: []
 
   # The last entries are given up after some flushes.
   defp flush(kind, flushes) do
