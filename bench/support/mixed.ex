@@ -32,7 +32,7 @@ defmodule Bench.Mixed do
   @taken_for 2_000
   @corrected_after 1_000
 
-  # A `bigint` cannot hold two of them.
+  # Two such amounts exceed a `bigint`.
   @largest 9_223_372_036_854_775_807
 
   @options [
@@ -46,7 +46,7 @@ defmodule Bench.Mixed do
 
   @doc """
   Writes for so many `:seconds`; `:outages` are pairs of the millisecond when the server is killed, and the milliseconds until it
-  starts again. Returns for each buffer what came of it.
+  starts again. Returns the result of each buffer.
   """
   @spec run(pid(), keyword()) :: %{kind() => map()}
   def run(postgres, opts) do

@@ -93,7 +93,7 @@ defmodule Bench.Mixed.Sink do
 
   ## The processor
 
-  @doc "Stores a batch, by the connection of its partition, and notes what came of it."
+  @doc "Stores a batch, by the connection of its partition, and notes the outcome."
   def process(batch, kind, clients, notes) do
     client = client(batch, kind, clients)
     Mixed.note(notes, kind, :calls)
