@@ -12,8 +12,12 @@
 #   3. A VM with a buffer gets SIGTERM while the server is away, and may take two seconds to stop: what was not stored has to be
 #      among the dead letters. This has a tenth of the updates.
 #
+#   4. Five buffers write for a minute to a server that refuses single entries, is too slow for large batches, and is killed three
+#      times (`Bench.Mixed`). Shown are calls, splits and pauses, dead letters, how late good writes are, in milliseconds, and how many
+#      of them are stored within two intervals.
+#
 # Options: --updates N (1000000), --keys N (100000), --direct N, the updates of the third way (20000), --outage MS (10000),
-# --seed N. The buffer has eight partitions, which flush each 200 ms in batches of 500, and after a failure pauses for 50 to
+# --mixed SECONDS (60), --seed N. The buffer of the first three parts has eight partitions, which flush each 200 ms in batches of 500, and after a failure pauses for 50 to
 # 500 ms.
 #
 # At the end of each part the table, in the third one with the dead letters, is compared with a fold over what was written: the
@@ -21,11 +25,15 @@
 #
 # What it prints is also written to bench/postgres.txt.
 
-for file <- ~w(report postgres_client postgres zipf upserts sigterm),
+# For the counts of splits and pauses.
+Application.ensure_all_started(:telemetry)
+unless Code.ensure_loaded?(:telemetry), do: Code.require_file("../test/hexless/telemetry.ex", __DIR__)
+
+for file <- ~w(report postgres_client postgres zipf upserts sigterm mixed_sink mixed),
     do: Code.require_file("support/#{file}.ex", __DIR__)
 
 defmodule PostgresBench do
-  alias Bench.{Postgres, Report, Sigterm, Upserts}
+  alias Bench.{Mixed, Postgres, Report, Sigterm, Upserts}
 
   @results Path.join(__DIR__, "postgres.txt")
 
@@ -36,13 +44,14 @@ defmodule PostgresBench do
 
     {options, [], []} =
       OptionParser.parse(argv,
-        strict: [updates: :integer, keys: :integer, direct: :integer, outage: :integer, seed: :integer]
+        strict: for(option <- [:updates, :keys, :direct, :outage, :mixed, :seed], do: {option, :integer})
       )
 
     updates = Keyword.get(options, :updates, 1_000_000)
     keys = Keyword.get(options, :keys, 100_000)
     direct = Keyword.get(options, :direct, 20_000)
     outage = Keyword.get(options, :outage, 10_000)
+    mixed = Keyword.get(options, :mixed, 60)
     seed = Keyword.get(options, :seed, :erlang.phash2(make_ref()))
 
     # The loss of the connections would fill the terminal.
@@ -52,7 +61,7 @@ defmodule PostgresBench do
 
     say("""
     #{Report.machine()}
-    --updates #{updates} --keys #{keys} --direct #{direct} --outage #{outage} --seed #{seed}
+    --updates #{updates} --keys #{keys} --direct #{direct} --outage #{outage} --mixed #{mixed} --seed #{seed}
     """)
 
     {:ok, postgres} = Postgres.start_link()
@@ -61,7 +70,8 @@ defmodule PostgresBench do
     differences =
       compare(postgres, work, direct) ++
         outage(postgres, work, outage) ++
-        sigterm(postgres, updates: div(updates, 10), keys: keys, seed: seed)
+        sigterm(postgres, updates: div(updates, 10), keys: keys, seed: seed) ++
+        mixed(postgres, mixed, seed)
 
     Postgres.destroy(postgres)
     if differences != [], do: abort("#{length(differences)} differences")
@@ -98,6 +108,24 @@ defmodule PostgresBench do
     """)
 
     say_differences(result)
+  end
+
+  defp mixed(postgres, seconds, seed) do
+    say("""
+
+    mixed failures for #{seconds} s
+    #{Report.row(["", "writes", "calls", "failures", "splits", "pauses", "dead", "median", "99 %", "in time"])}\
+    """)
+
+    results = Mixed.run(postgres, seconds: seconds, outages: Mixed.outages(seconds), seed: seed)
+
+    Enum.flat_map(results, fn {kind, result} ->
+      failures = result.failures |> Map.values() |> Enum.sum()
+      in_time = :erlang.float_to_binary(100 * result.in_time, decimals: 2) <> " %"
+      counts = [result.writes, result.calls, failures, result.splits, result.pauses, result.dead]
+      say(Report.row([kind | counts] ++ [result.lateness[0.5], result.lateness[0.99], in_time]))
+      say_differences(result)
+    end)
   end
 
   defp report(title, result) do

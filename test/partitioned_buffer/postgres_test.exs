@@ -1,13 +1,13 @@
 defmodule PartitionedBuffer.PostgresTest do
   # A short form of bench/postgres.exs: a buffer before a PostgreSQL server that is killed. `mix test --exclude postgres` leaves
-  # it out on a machine without PostgreSQL. POSTGRES_SEED sets the seed.
+  # it out on a machine without PostgreSQL. POSTGRES_SEED sets the seed, POSTGRES_SECONDS the length of the mixed failures.
 
   use ExUnit.Case, async: true
 
-  for file <- ~w(postgres_client postgres zipf upserts sigterm),
+  for file <- ~w(postgres_client postgres zipf upserts sigterm mixed_sink mixed),
       do: Code.require_file("../../bench/support/#{file}.ex", __DIR__)
 
-  alias Bench.{Postgres, Sigterm, Upserts, Zipf}
+  alias Bench.{Mixed, Postgres, Sigterm, Upserts, Zipf}
   alias Bench.Postgres.Client
 
   # Connections are lost, and the buffer reports failures.
@@ -16,6 +16,8 @@ defmodule PartitionedBuffer.PostgresTest do
   @moduletag timeout: 300_000
 
   @seed String.to_integer(System.get_env("POSTGRES_SEED", "#{:erlang.phash2(make_ref())}"))
+
+  @seconds String.to_integer(System.get_env("POSTGRES_SECONDS", "20"))
 
   setup_all do
     if missing = Postgres.missing(),
@@ -51,6 +53,20 @@ defmodule PartitionedBuffer.PostgresTest do
         assert result.failures == 0, seeded(result)
       end
     end
+  end
+
+  test "mixed failures lose nothing, and delay few good writes by two intervals", %{server: postgres} do
+    results = Mixed.run(postgres, seconds: @seconds, outages: Mixed.outages(@seconds), seed: @seed)
+
+    for {_kind, result} <- results do
+      assert result.differences == [], seeded(results)
+      assert result.in_time >= 0.99, seeded(results)
+    end
+
+    # Bad data, keys too long and taken, large statements, and the outage were met.
+    codes = for {_kind, result} <- results, {code, _count} <- result.failures, uniq: true, do: code
+    for met <- ~w(22021 22003 54000 23505 57014), do: assert(met in codes, seeded(results))
+    assert Enum.any?(codes, &String.starts_with?(&1, "08")), seeded(results)
   end
 
   describe "the comparison" do

@@ -215,6 +215,44 @@ defmodule PartitionedBuffer.RecipesTest do
     assert {:ok, %{rows: [["7", "Ada", "0"]]}} = Client.query(client, "SELECT * FROM users")
   end
 
+  test "entries that the server refuses alone are given up, all others stored", context do
+    %{server: postgres, client: client, statements: statements} = context
+    upsert = statement(statements, "INSERT INTO users")
+    {connection, calls, test} = {start_client(postgres), :counters.new(1, []), self()}
+
+    # As in the guide.
+    processor = fn batch ->
+      :counters.add(calls, 1, 1)
+
+      case run(connection, upsert, columns(batch, [0, 1, 2])) do
+        {:ok, _result} ->
+          :ok
+
+        {:error, %{code: <<class::binary-size(2), _::binary>>} = error} when class in ["22", "23", "54"] ->
+          if match?([_], batch), do: {:cancel, error}, else: {:error, error}
+      end
+    end
+
+    buffer =
+      start_buffer(
+        processor: processor,
+        processing_interval_ms: :infinity,
+        processing_batch_size: 500,
+        partitions: 1,
+        max_attempts: 20,
+        dead_letter: fn entries, error -> send(test, {:dead, entries, error.code}) end
+      )
+
+    for id <- 1..1_000, do: Buffer.put_newer(buffer, id, "it's #{id}", id)
+    # Larger than a bigint.
+    too_large = for n <- 0..2, do: 2 ** 63 + n
+    for id <- too_large, do: Buffer.put_newer(buffer, id, "it's too large", 1)
+    assert Buffer.flush(buffer) == :ok
+    for _ <- too_large, do: assert_received({:dead, [{_id, "it's too large", 1, 0}], "22003"})
+    assert {:ok, %{rows: [["1000"]]}} = Client.query(client, "SELECT count(*) FROM users")
+    assert :counters.get(calls, 1) < 100
+  end
+
   test "keys that are one row make a statement fail, as the guide says", context do
     %{client: client, statements: statements} = context
     upsert = statement(statements, "INSERT INTO sessions")
@@ -295,7 +333,8 @@ defmodule PartitionedBuffer.RecipesTest do
   test "batch ids let nothing be missed or counted twice if the server dies",
        context do
     %{server: postgres, client: client, statements: statements} = context
-    [with_id] = Enum.filter(statements, &String.starts_with?(&1, "WITH batch"))
+    with_id = statement(statements, "WITH batch")
+    take_id = statement(statements, "INSERT INTO batches")
     once = once()
     unanswered = :counters.new(1, [])
     lost = :counters.new(1, [])
@@ -307,16 +346,26 @@ defmodule PartitionedBuffer.RecipesTest do
         {:ok, _} ->
           if :rand.uniform(3) == 1, do: :counters.add(lost, 1, 1) && :unknown, else: :ok
 
-        {:error, %{code: <<class::binary-size(2), _::binary>> = code}} when class in ["22", "23"] ->
-          {:refused, code}
-
-        {:error, _reason} ->
+        {:error, %{code: "08" <> _}} ->
           :counters.add(unanswered, 1, 1) && :unknown
+
+        {:error, %{code: "57P" <> _}} ->
+          :unknown
+
+        {:error, reason} ->
+          {:error, reason}
+      end
+    end
+
+    stored? = fn id ->
+      case run(connection, take_id, [id]) do
+        {:ok, %{rows: [[stored]]}} -> stored == "t"
+        {:error, _reason} -> :unknown
       end
     end
 
     opts = [partitions: 1, max_attempts: :infinity, retry_backoff_ms: {5, 20}, processing_batch_size: 50]
-    buffer = start_counter({once, :process, [store]}, opts)
+    buffer = start_counter({once, :process, [store, stored?]}, opts)
     enough? = :atomics.new(1, [])
     writing = Task.async(fn -> count_until(enough?, buffer, %{}) end)
 

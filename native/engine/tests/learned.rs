@@ -104,6 +104,21 @@ fn entries_given_up_have_not_failed_and_their_end_is_no_success() {
 }
 
 #[test]
+fn a_cancelled_entry_ends_the_splits_before_it_and_was_no_matter_of_size() {
+    let (map, flush) = start(2);
+    assert_eq!(flush.split(1), Some((2, 1)));
+    assert!(learned(&map).failing_since.is_some());
+    for _ in 0..2 {
+        map.partition.end_pause();
+        let (flush, _) = map.lease_all();
+        give_back(&map.partition, &flush, GiveBack { max_attempts: Some(0), ..all_of(1) });
+        map.succeed(&flush);
+    }
+    let Learned { failing_since, isolation, .. } = learned(&map);
+    assert_eq!((failing_since, isolation.limit, isolation.ceiling), (None, 1, usize::MAX));
+}
+
+#[test]
 fn only_a_flush_that_is_given_starts_to_count_failed_entries_anew() {
     let (map, flush) = start(2);
     give_back(&map.partition, &flush, all_of(1));

@@ -710,3 +710,16 @@ fn under_threads_each_entry_is_leased_by_one_reader() {
     all.sort_unstable();
     assert!(all.into_iter().eq(0..KEYS), "each key once");
 }
+
+#[test]
+fn a_key_that_is_always_written_again_comes_to_the_processor_every_second_time() {
+    let map = Map::start();
+    map.put(1, 0);
+    for n in 1..5 {
+        let flush = map.flush().unwrap();
+        map.put(1, n);
+        let batch = map.lease_resumed(&flush, 10);
+        assert_eq!(batch.len(), usize::from(n % 2 == 0));
+        map.succeed(&flush);
+    }
+}

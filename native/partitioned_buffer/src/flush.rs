@@ -324,7 +324,8 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
             return (records.build(), length, true);
         };
         let has_large = reader.has_large();
-        let is_superseded = |frozen: &Frozen<S>, position| resumed && self.partition.supersedes(frozen, position);
+        let leaves_out = resumed && self.flush.leaves_out();
+        let is_superseded = |frozen: &Frozen<S>, position| leaves_out && self.partition.supersedes(frozen, position);
         let is_complete = loop {
             // Nothing announces a large record, so the clock is read after each one.
             let step = if has_large { 1 } else { pace.step };

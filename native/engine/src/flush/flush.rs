@@ -79,6 +79,10 @@ pub struct Flush<S: Store> {
     outcomes: Arc<Outcomes>,
     /// Whether failed entries stay here, to be read before all others.
     keeps_order: AtomicBool,
+    /// See [`leaves_out`](Self::leaves_out).
+    leaves_out: bool,
+    /// Whether a reader left out an entry for a newer one.
+    has_left_out: AtomicBool,
 }
 
 /// The progress of readers, as their supervisor sees it.
@@ -101,6 +105,7 @@ impl<S: Store> Flush<S> {
         outcomes: Arc<Outcomes>,
         bound: Option<Arc<Bound>>,
         keeps_order: bool,
+        leaves_out: bool,
     ) -> Self {
         let stores = frozen.stores();
         let left = stores.iter().map(Store::len).sum();
@@ -131,7 +136,20 @@ impl<S: Store> Flush<S> {
             progress: Mutex::new(progress),
             outcomes,
             keeps_order: AtomicBool::new(keeps_order),
+            leaves_out,
+            has_left_out: AtomicBool::new(false),
         }
+    }
+
+    /// Whether readers may leave out entries that a newer write replaced. They may not if readers of
+    /// the flush before did: a key that is always written again would never come to the processor.
+    pub fn leaves_out(&self) -> bool {
+        self.leaves_out
+    }
+
+    /// Whether a reader left out an entry that a newer write replaced.
+    pub(crate) fn has_left_out(&self) -> bool {
+        self.has_left_out.load(Ordering::SeqCst)
     }
 
     /// A flush whose batch consists of all its entries, given up. Its next reader inherits them.
@@ -139,7 +157,7 @@ impl<S: Store> Flush<S> {
         let mut runs = Runs::NONE;
         let positions = (0..frozen.end()).filter(|&position| frozen.record(position).is_some());
         positions.for_each(|position| runs.push(position, frozen.attempts(position)));
-        let flush = Flush::new(frozen, outcomes, None, S::KEEPS_ORDER);
+        let flush = Flush::new(frozen, outcomes, None, S::KEEPS_ORDER, true);
         let mut progress = flush.progress.lock();
         progress.position = flush.end;
         progress.batch = Batch { state: BatchState::GivenUp, runs, size: usize::MAX, ..Batch::NONE };
@@ -271,6 +289,12 @@ impl<S: Store> Flush<S> {
     pub(crate) fn remove(&self, position: usize) {
         let bit = 1 << (position % BITS);
         self.gone()[position / BITS].fetch_or(bit, Ordering::AcqRel);
+    }
+
+    /// Removes an entry that a newer write replaced.
+    pub(crate) fn leave_out(&self, position: usize) {
+        self.has_left_out.store(true, Ordering::SeqCst);
+        self.remove(position);
     }
 
     /// [`Flush::gone`], allocated by the first call.

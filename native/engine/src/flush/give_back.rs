@@ -79,6 +79,8 @@ struct Step {
     processed: usize,
     /// The number of counted failures.
     failed: usize,
+    /// The number of cancelled entries.
+    cancelled: usize,
     /// The number of retried entries that wait.
     waiting: usize,
     /// The number of waiting entries that joined another one.
@@ -130,6 +132,7 @@ impl<S: Store> Flush<S> {
             let attempts = attempts.saturating_add(step.counted.into());
             let is_cancelled = is_cancelled(number) || step.max_attempts == Some(0);
             outcomes.failed += usize::from(step.counted && !is_cancelled);
+            outcomes.cancelled += usize::from(is_cancelled);
             if self.is_gone(position) {
                 outcomes.result.superseded += 1;
             } else if is_cancelled || step.max_attempts.is_some_and(|max| attempts >= max) {
@@ -148,7 +151,7 @@ impl<S: Store> Flush<S> {
 
     /// Writes the outcomes of a step down.
     fn finish(&self, step: &GiveBack<'_>, length: usize, outcomes: Step) -> GaveBack {
-        let Step { mut result, processed, failed, waiting, joined, given_up, staying } = outcomes;
+        let Step { mut result, processed, failed, cancelled, waiting, joined, given_up, staying } = outcomes;
         (result.retried, result.given_up) = (waiting + staying.len(), given_up.len());
         let kept = result.retried + result.superseded;
         let mut progress = self.lock();
@@ -159,19 +162,20 @@ impl<S: Store> Flush<S> {
         partial.staying.append(&staying);
         partial.has_success |= processed > 0;
         partial.has_failure |= failed > 0;
+        partial.has_cancelled |= cancelled > 0;
         result.is_done = progress.batch.runs.is_empty();
         let ending = result.is_done.then(|| progress.end_partial());
         self.leave(&progress, waiting, joined);
         let ended = Ended { processed, superseded: result.superseded, failed, given_up: 0 };
         self.learn(&progress, ended, |learned| {
             learned.failed += kept;
-            let Some(Ending { length, has_success, has_failure }) = ending else { return };
+            let Some(Ending { length, has_success, has_failure, has_cancelled }) = ending else { return };
             if has_success {
                 learned.succeed(length);
             } else if has_failure {
                 learned.fail(length);
-            } else if step.counted {
-                learned.isolation.refuse(length);
+            } else if has_cancelled {
+                learned.cancel(length);
             }
             if let Some(pause) = step.pause {
                 learned.pause(pause, step.counted);

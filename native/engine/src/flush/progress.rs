@@ -52,12 +52,20 @@ pub(super) struct Partial {
     pub(super) has_success: bool,
     /// Whether it failed with an entry that was not cancelled.
     pub(super) has_failure: bool,
+    /// Whether it cancelled an entry.
+    pub(super) has_cancelled: bool,
 }
 
 impl Partial {
     /// The part before the first step.
-    pub(super) const NONE: Self =
-        Partial { next: 0, given_up: Runs::NONE, staying: Runs::NONE, has_success: false, has_failure: false };
+    pub(super) const NONE: Self = Partial {
+        next: 0,
+        given_up: Runs::NONE,
+        staying: Runs::NONE,
+        has_success: false,
+        has_failure: false,
+        has_cancelled: false,
+    };
 }
 
 /// A batch that was given back.
@@ -68,6 +76,8 @@ pub(super) struct Ending {
     pub(super) has_success: bool,
     /// See [`Partial::has_failure`].
     pub(super) has_failure: bool,
+    /// See [`Partial::has_cancelled`].
+    pub(super) has_cancelled: bool,
 }
 
 /// A claimed batch whose call did not return yet.
@@ -108,7 +118,7 @@ impl<S: Store> Progress<S> {
 
     /// Ends a batch after the last step of giving it back. Returns what that came to.
     pub(super) fn end_partial(&mut self) -> Ending {
-        let Partial { next, given_up, staying, has_success, has_failure } =
+        let Partial { next, given_up, staying, has_success, has_failure, has_cancelled } =
             self.partial.take().unwrap_or(Partial::NONE);
         self.retries.prepend(staying);
         let reader = self.batch.reader;
@@ -116,7 +126,7 @@ impl<S: Store> Progress<S> {
         if !given_up.is_empty() {
             self.batch = Batch { reader, state: BatchState::GivenUp, runs: given_up, size: usize::MAX, defers: false };
         }
-        Ending { length: next, has_success, has_failure }
+        Ending { length: next, has_success, has_failure, has_cancelled }
     }
 
     /// Takes back a leased batch, or the rest of one half given back, to be read again before all

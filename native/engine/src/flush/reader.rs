@@ -81,7 +81,7 @@ impl<S: Store> Reader<'_, S> {
         while next < stop {
             if let Some(record) = frozen.record(next) {
                 if is_superseded(frozen, next) {
-                    flush.remove(next);
+                    flush.leave_out(next);
                 }
                 // This order matters: a delete may just remove both this entry and its replacement.
                 if flush.is_gone(next) {

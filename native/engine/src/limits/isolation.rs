@@ -4,7 +4,8 @@
 //! | outcome | limit | ceiling |
 //! |---|---|---|
 //! | a batch of `n` entries fails as a whole, a *split* | `n / 4` | `n / 2` |
-//! | a single entry fails, or is cancelled | 1 | the batch size: the cause was the entry, not the size |
+//! | a single entry fails | 1 | the batch size: the cause was the entry, not the size |
+//! | a single entry is cancelled | | the batch size |
 //! | a batch as large as the limit succeeds | times 4, up to the ceiling | |
 //! | the 16th success in a row | | times 2, up to the batch size |
 //!
@@ -58,15 +59,16 @@ impl Isolation {
 
     /// Each entry of a batch of `length` entries failed by itself.
     pub(crate) fn fail(&mut self, length: usize) {
-        self.alone = self.alone.saturating_add(1);
-        self.refuse(length);
-    }
-
-    /// The sink refused each entry of a batch of `length` entries, whatever their number.
-    pub(crate) fn refuse(&mut self, length: usize) {
-        self.successes = 0;
+        (self.alone, self.successes) = (self.alone.saturating_add(1), 0);
         if length == 1 {
             (self.limit, self.ceiling) = (1, usize::MAX);
+        }
+    }
+
+    /// The processor cancelled a whole batch of `length` entries.
+    pub(crate) fn cancel(&mut self, length: usize) {
+        if length == 1 {
+            self.ceiling = usize::MAX;
         }
     }
 
@@ -161,7 +163,7 @@ mod tests {
     fn an_entry_that_is_cancelled_when_alone_lets_the_limit_grow_again() {
         let mut isolation = Isolation::default();
         isolation.split(2);
-        isolation.refuse(1);
+        isolation.cancel(1);
         let limits = [1, 4, 16, 64].map(|length| {
             isolation.succeed(length);
             isolation.limit

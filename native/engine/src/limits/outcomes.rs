@@ -47,6 +47,15 @@ impl Learned {
         self.failing_since.get_or_insert_with(Instant::now);
     }
 
+    /// The processor cancelled a whole batch of `length` entries. No entry remains of the splits
+    /// that led to it, so they are no failures in a row.
+    pub(crate) fn cancel(&mut self, length: usize) {
+        self.isolation.cancel(length);
+        if self.failures == 0 {
+            self.failing_since = None;
+        }
+    }
+
     /// Starts a pause, and counts the failure if it is `counted`.
     pub(crate) fn pause(&mut self, pause: Duration, counted: bool) {
         let now = Instant::now();

@@ -238,7 +238,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             Some(rest) => Flushed::Rest(rest.clone()),
             None => {
                 self.look_into(None);
-                let fresh = self.freeze()?;
+                let leaves_out = !in_flight.as_ref().is_some_and(|last| last.has_left_out());
+                let fresh = self.freeze(leaves_out)?;
                 *in_flight = Some(fresh.clone());
                 Flushed::Fresh(fresh)
             }
@@ -255,7 +256,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Makes a flush of the entries of all shards at one point in time, when all their locks are
     /// held; `None` without any. At each lock it waits for at most one operation of another thread.
     /// The shards look into no flush before, and into this one if the partition has outcomes.
-    fn freeze(&self) -> Option<Arc<Flush<S>>> {
+    fn freeze(&self, leaves_out: bool) -> Option<Arc<Flush<S>>> {
         let mut states = self.shards.each_ref().map(Shard::lock);
         let frozen = Arc::new(self.swap(&mut states)?);
         // Stores whose entries were all deleted are only memory, freed like the others.
@@ -265,7 +266,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
         let bound = states[0].is_bounded.then(|| self.bound.clone());
         let keeps_order = self.keeps_order.load(Ordering::SeqCst);
-        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound, keeps_order));
+        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound, keeps_order, leaves_out));
         if self.has_outcomes.load(Ordering::SeqCst) {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));

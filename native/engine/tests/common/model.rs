@@ -624,7 +624,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
     /// Reads the next batch, unless there is one with the processor.
     fn read(&mut self, number: usize, flush: &Flush<S>, reading: Reading) -> Option<Vec<W::Entry>> {
         let Reading { size, slice, is_resumed, .. } = reading;
-        let is_resumed = is_resumed && self.has_outcomes;
+        let is_resumed = is_resumed && self.has_outcomes && flush.leaves_out();
         let partition = &self.partitions[number];
         let isolation = partition.learned().isolation;
         let is_superseded = |frozen: &Frozen<S>, position| is_resumed && partition.supersedes(frozen, position);

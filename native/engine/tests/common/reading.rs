@@ -69,7 +69,7 @@ pub fn read_resumed<S: Store, const SHARDS: usize, V>(
     size: usize,
     view: impl Fn(S::Record) -> V + Copy,
 ) -> Option<Vec<V>> {
-    let is_superseded = |frozen: &Frozen<S>, position| partition.supersedes(frozen, position);
+    let is_superseded = |frozen: &Frozen<S>, position| flush.leaves_out() && partition.supersedes(frozen, position);
     read_slices(flush, reader, size, usize::MAX, is_superseded, view)
 }
 
