@@ -205,7 +205,7 @@ defmodule PartitionedBuffer.Conservation do
 
     target = fn call, opts -> Kind.refusable(fn -> kind.call(buffer, call, opts) end) end
     {written, figures} = write(kind, target, opts)
-    injected = Faults.stop(faults)
+    injected = Faults.stop(faults, written)
 
     ledger
     |> Ledger.finish(written ++ injected.written)
@@ -224,7 +224,7 @@ defmodule PartitionedBuffer.Conservation do
     accepted = Accepted.new(max_attempts, dead_letter?)
     {:ok, ledger} = Retries.start_link(kind.retried(), buffer, 100, accepted)
     accepted = %{accepted | ledger: ledger}
-    Retries.seed(ledger, opts[:seed])
+    Retries.seed(ledger, opts[:seed], opts[:refuses] || :by_chance)
 
     options = [
       name: buffer,
@@ -254,7 +254,7 @@ defmodule PartitionedBuffer.Conservation do
 
     target = fn call, opts -> Kind.refusable(fn -> kind.call(buffer, call, opts) end) end
     {written, figures} = write(kind, target, [accepted: accepted] ++ opts)
-    injected = Faults.stop(faults)
+    injected = Faults.stop(faults, written)
     ledger |> Retries.finish(written ++ injected.written) |> Map.merge(%{figures | faults: injected.counts})
   end
 

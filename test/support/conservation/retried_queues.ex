@@ -26,11 +26,11 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   def new, do: %{lines: %{}, last: %{}, skipped: MapSet.new()}
 
   @impl Checks
-  def any_order?, do: false
+  def strict?, do: true
 
   @impl Checks
   def arrive(items, {number, task}, ledger) do
-    entries = for item <- items, do: %{what: identify(item), batch: number, attempts: 0, bad?: false}
+    entries = for item <- items, do: %{what: identify(item), batch: number, attempts: 0}
     ledger = Enum.reduce(entries, ledger, &check_partition(&1, task, &2))
 
     {failures, ledger} =
@@ -40,13 +40,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
           {Map.merge(failures, attempts), ledger}
       end
 
-    entries =
-      for %{what: what} = entry <- entries do
-        attempts = Map.get(failures, what, 0)
-        %{entry | attempts: attempts, bad?: Retries.bad?(what, attempts)}
-      end
-
-    {entries, ledger}
+    {for(entry <- entries, do: %{entry | attempts: Map.get(failures, entry.what, 0)}), ledger}
   end
 
   # A value that refers to code is a separate stream.
@@ -179,7 +173,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
         cases
 
       %Line{cases: cases, open: {number, marked}} ->
-        died = for {entry, _mark} <- marked, do: {entry, last}
+        died = for {entry, _mark} <- marked, do: {entry, if(entry.single?, do: last, else: :split)}
         settled? = Retries.batch_state(ledger, number) == :settled
 
         Enum.uniq(
@@ -192,7 +186,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp retried(marked, ledger) do
     for {entry, mark} <- marked,
-        mark in [:failed, :snoozed, :unsettled],
+        mark in [:failed, :split, :snoozed, :unsettled],
         not Retries.given_up?(ledger, entry, mark),
         do: {entry.what, if(mark == :failed, do: entry.attempts + 1, else: entry.attempts)}
   end
@@ -257,6 +251,10 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
         not Enum.any?(failed, &match?({{^stream, ^own, failed}, _attempts} when failed <= number, &1))
       end)
   end
+
+  # A bad item holds up the good ones.
+  @impl Checks
+  def left(_written, _ledger), do: []
 
   @impl Checks
   def check({:list, number, outcome}, ledger) do
