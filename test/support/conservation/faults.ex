@@ -301,14 +301,15 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :pause) do
     buffer = name(faults)
-    PartitionedBuffer.pause(buffer)
 
-    resume = fn ->
+    hold = fn ->
+      PartitionedBuffer.pause(buffer)
       Process.sleep(:rand.uniform(5) - 1)
-      Kind.refusable(fn -> PartitionedBuffer.resume(buffer) end)
+      PartitionedBuffer.resume(buffer)
     end
 
-    if faults.accepted, do: spawn(fn -> Retries.holding(faults.ledger, resume) end), else: spawn(resume)
+    hold = fn -> Kind.refusable(hold) end
+    if faults.accepted, do: spawn(fn -> Retries.holding(faults.ledger, hold) end), else: spawn(hold)
     faults
   end
 
@@ -534,7 +535,6 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp isolate(faults, written) do
     Retries.calm(faults.ledger)
-    Kind.refusable(fn -> PartitionedBuffer.update_options(name(faults), processing_timeout_ms: 10_000) end)
     until_stored(faults, written ++ faults.written, 500)
   end
 

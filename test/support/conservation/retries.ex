@@ -379,7 +379,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:event, [:processing, :stop], measurements, _metadata, time, pid}, state) do
     state = settled(state, pid)
     %Task{} = task = state.tasks[pid]
-    state = check_again(state, task)
+    state = check_again(state, task, time)
     state = put_in(state.tasks[pid].stopped, true)
     state = %{state | last: Map.put(state.last, task.partition, time)}
 
@@ -521,8 +521,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp pauses_all?(%Task{batch: nil}), do: false
   defp pauses_all?(%Task{verdict: verdict}), do: match?({:snooze, _ms, :buffer}, verdict.outcome)
 
-  # The pause of another partition does not become shorter.
+  # The pause of another partition does not become shorter. Its task may have stopped for it before
+  # the event.
   defp pause_others(state, task, {began, until, why}) do
+    state = update_in(state.not_again, &Enum.reject(&1, fn {_task, time, _} -> time > task.returned end))
+
     for other <- 0..(task.partition_count - 1), other != task.partition, reduce: state do
       state ->
         {_began, before, _why} = Map.get(state.pauses_by_others, other, {began, until, why})
@@ -580,6 +583,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     do: if(Enum.any?(known, & &1.bad?), do: Verdict.failing_somehow())
 
   # Whether the processor refuses an entry, until the entry failed that often.
+  defp bad?(%{calm?: false, refuses: :tenant}, _what, attempts) when attempts >= 2, do: false
   defp bad?(%{calm?: false}, _what, attempts) when attempts >= 6, do: false
   defp bad?(%{refuses: :keys}, what, _attempts), do: :erlang.phash2(what, 300) == 0
   defp bad?(%{refuses: :tenant}, what, _attempts), do: :erlang.phash2(what, 10) == 0
@@ -826,16 +830,16 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # The entries of a split batch come again at once, unless they were all replaced or deleted, or
   # somebody else lets the partition wait.
-  defp check_again(state, %Task{split: []}), do: state
+  defp check_again(state, %Task{split: []}, _time), do: state
 
-  defp check_again(state, task) do
+  defp check_again(state, task, time) do
     {_began, until, _why} = Map.get(state.pauses_by_others, task.partition, {nil, nil, nil})
     paused? = until != nil and task.returned < until
     lasts? = task.generation != nil and task.generation == state.generation
 
     if state.holds > 0 or paused? or not lasts?,
       do: state,
-      else: update_in(state.not_again, &[{task.split, state.faults} | &1])
+      else: update_in(state.not_again, &[{task, time, state.faults} | &1])
   end
 
   # Unknown attempts are those of tasks killed just before they called the processor.
@@ -889,10 +893,10 @@ defmodule PartitionedBuffer.Conservation.Retries do
     if state.checks.dead?(id, number, state), do: state, else: violation(state, kind, what)
   end
 
-  defp check_came_again({split, faults}, state) do
-    if Enum.all?(split, &state.checks.replaced?(&1, state)),
+  defp check_came_again({task, _time, faults}, state) do
+    if Enum.all?(task.split, &state.checks.replaced?(&1, state)),
       do: state,
-      else: Ledger.violation(state, :split, {split, after: faults})
+      else: Ledger.violation(state, :split, {task, after: faults})
   end
 
   defp check_given_up(entry, state) do
