@@ -734,11 +734,15 @@ defmodule PartitionedBuffer.Conservation.Retries do
     put_in(state.tasks[pid], task)
   end
 
-  # The message of a death may be still on its way when the next task sends a batch.
+  # The message of a death may be still on its way when the next task of the partition sends a batch.
+  # Of another partition even earlier messages may be.
   defp bury_dead(state, pid) do
+    own = state.tasks[pid]
+
     for {other, %Task{batch: batch} = task} <- state.tasks,
         batch != nil,
         other != pid,
+        task.partition == own.partition or task.generation != own.generation,
         not Process.alive?(other),
         reduce: state do
       state -> state |> close(batch, :died) |> learn(task, fn _isolation -> %Isolation{} end)
