@@ -157,7 +157,7 @@ defmodule PartitionedBuffer.Conservation do
   | `Code` | values that refer to purged code |
   """
 
-  alias PartitionedBuffer.Conservation.{Accepted, Faults, Kind, Ledger, Retries, Writer}
+  alias PartitionedBuffer.Conservation.{Accepted, Faults, Kind, Ledger, RetriedItems, Retries, Writer}
 
   @batch_sizes [1, 7, 100, 1_000]
 
@@ -222,7 +222,8 @@ defmodule PartitionedBuffer.Conservation do
       elem({{:infinity, false}, {4, true}, {:infinity, true}}, rem(opts[:seed], 3))
 
     accepted = Accepted.new(max_attempts, dead_letter?)
-    {:ok, ledger} = Retries.start_link(kind.retried(), buffer, 100, accepted)
+    checks = if opts[:order] == :none, do: RetriedItems, else: kind.retried()
+    {:ok, ledger} = Retries.start_link(checks, buffer, 100, accepted)
     accepted = %{accepted | ledger: ledger}
     Retries.seed(ledger, opts[:seed], opts[:refuses] || :by_chance)
 
@@ -241,11 +242,13 @@ defmodule PartitionedBuffer.Conservation do
       full_timeout_ms: 600_000
     ]
 
+    options = if opts[:order] == :none, do: [order: :none] ++ options, else: options
+    options = if dead_letter?, do: [dead_letter: {Retries, :dead_letter, [ledger]}] ++ options, else: options
+
     faults =
       Faults.start_link(opts[:seed],
         kind: kind,
-        options:
-          if(dead_letter?, do: [dead_letter: {Retries, :dead_letter, [ledger]}] ++ options, else: options),
+        options: options,
         ledger: ledger,
         batch_sizes: @batch_sizes,
         faults: Keyword.get(opts, :faults, []),

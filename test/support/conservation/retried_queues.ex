@@ -31,7 +31,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   @impl Checks
   def arrive(items, {number, task}, ledger) do
     entries = for item <- items, do: %{what: identify(item), batch: number, attempts: 0}
-    ledger = Enum.reduce(entries, ledger, &check_partition(&1, task, &2))
+    ledger = Enum.reduce(entries, ledger, &check_partition(&1.what, task, &2))
 
     {failures, ledger} =
       for {own, entries} <- by_line(entries), reduce: {%{}, ledger} do
@@ -43,20 +43,24 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     {for(entry <- entries, do: %{entry | attempts: Map.get(failures, entry.what, 0)}), ledger}
   end
 
-  # A value that refers to code is a separate stream.
-  defp identify({:code, number, value}),
+  @doc """
+  Stream, own partition and number of an item, or `:error`. A value that refers to code is a separate
+  stream.
+  """
+  def identify({:code, number, value}),
     do: if(Code.intact?(value, number), do: {{:code, number}, {:code, number}, 1}, else: :error)
 
-  defp identify(item), do: Item.read(item)
+  def identify(item), do: Item.read(item)
 
-  defp check_partition(%{what: :error} = entry, _task, ledger), do: Retries.violation(ledger, :wrong, entry)
+  @doc "Checks that an item comes from its own partition."
+  def check_partition(:error, _task, ledger), do: Retries.violation(ledger, :wrong, :error)
 
-  defp check_partition(%{what: {_stream, own, _number}} = entry, task, ledger) do
+  def check_partition({_stream, own, _number} = what, task, ledger) do
     if task.partition == own or task.partition_count != Item.partitions() or not is_integer(own) or
          ledger.disordered? or
          task.other,
        do: ledger,
-       else: Retries.violation(ledger, :wrong_partition, {entry, task.partition})
+       else: Retries.violation(ledger, :wrong_partition, {what, task.partition})
   end
 
   defp by_line(entries), do: entries |> Enum.filter(&is_tuple(&1.what)) |> Enum.group_by(&elem(&1.what, 1))

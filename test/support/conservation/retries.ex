@@ -838,7 +838,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   defp check_again(state, task, time) do
     {_began, until, _why} = Map.get(state.pauses_by_others, task.partition, {nil, nil, nil})
-    paused? = until != nil and task.returned < until + native(2 * @tolerance)
+    paused? = until != nil and task.returned < until + native(10 * @tolerance)
     lasts? = task.generation != nil and task.generation == state.generation
 
     if state.holds > 0 or paused? or not lasts?,
