@@ -75,11 +75,12 @@ defmodule PartitionedBuffer.Conservation.RetriedItems do
     end
   end
 
-  # Whether an item left the buffer.
-  defp gone?(%{mark: mark} = entry, ledger) do
-    left? = mark in [:ok, :dead] or Retries.given_up?(ledger, entry, mark)
-    left? and Retries.batch_state(ledger, entry.batch) == :settled
-  end
+  # Whether an item left the buffer for certain: the task lived to settle its batch.
+  defp gone?(entry, ledger),
+    do: leaves?(entry, ledger) and Retries.batch_state(ledger, entry.batch) == :settled
+
+  defp leaves?(%{mark: mark} = entry, ledger),
+    do: mark in [:ok, :dead] or Retries.given_up?(ledger, entry, mark)
 
   @impl Checks
   def mark(marked, _batch, ledger) do
@@ -140,10 +141,10 @@ defmodule PartitionedBuffer.Conservation.RetriedItems do
 
   def through?({stream, own, number}, ledger), do: left_of(stream, own, number, ledger) == []
 
-  # The numbers up to this one that did not leave the buffer.
+  # The numbers up to this one that cannot have left the buffer.
   defp left_of(stream, own, number, ledger) do
     line = line(ledger, stream, own)
-    open = for {open, entry} <- line.open, not gone?(entry, ledger), do: open
+    open = for {open, entry} <- line.open, not leaves?(entry, ledger), do: open
     new = Enum.to_list((line.last + 1)..number//1)
     Enum.filter(open ++ Enum.to_list(line.skipped) ++ new, &(&1 <= number))
   end
