@@ -346,8 +346,22 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:batch_size, time, size}, state),
     do: {:noreply, %{state | sizes: Enum.take([{time, size} | state.sizes], 40)}}
 
-  def handle_info({:generation, generation}, state),
-    do: {:noreply, %{state | generation: generation, pauses: %{}, pauses_by_others: %{}, isolations: %{}}}
+  # A task of a buffer that ended finds no more entries.
+  def handle_info({:generation, generation}, state) do
+    last? = fn {task, time, _faults} ->
+      task.generation == state.generation and state.last[task.partition] == time
+    end
+
+    {:noreply,
+     %{
+       state
+       | generation: generation,
+         pauses: %{},
+         pauses_by_others: %{},
+         isolations: %{},
+         not_again: Enum.reject(state.not_again, last?)
+     }}
+  end
 
   def handle_info({:event, [:processing, :start], measurements, metadata, _time, pid}, state) do
     started = measurements.monotonic_time
