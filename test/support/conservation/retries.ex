@@ -303,7 +303,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def handle_info({:dead_letter, pid, entries, reason}, state) do
     state = state |> known(pid) |> bury_dead(pid)
-    verdict = if state.healthy? or :rand.uniform(20) > 1, do: Verdict.ok(), else: Verdict.failing(:raise)
+    verdict = dead_letter_verdict(state)
     state = count(state, :dead_letters, length(entries))
     {:noreply, state |> check_alone(pid) |> dead_letter(pid, entries, reason) |> answer(pid, verdict)}
   end
@@ -548,6 +548,16 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   ## Verdicts
+
+  defp dead_letter_verdict(%{healthy?: true}), do: Verdict.ok()
+
+  defp dead_letter_verdict(_state) do
+    case :rand.uniform(60) do
+      n when n <= 2 -> Verdict.failing(:raise)
+      3 -> Verdict.failing(:kill)
+      _more -> Verdict.ok()
+    end
+  end
 
   defp heal(state, healthy?), do: %{state | healthy?: healthy?, armed: [], outage: 0}
 
