@@ -303,7 +303,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def handle_info({:dead_letter, pid, entries, reason}, state) do
     state = state |> known(pid) |> bury_dead(pid)
-    verdict = dead_letter_verdict(state)
+    verdict = dead_letter_verdict(state, reason)
     state = count(state, :dead_letters, length(entries))
     {:noreply, state |> check_alone(pid) |> dead_letter(pid, entries, reason) |> answer(pid, verdict)}
   end
@@ -549,12 +549,13 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   ## Verdicts
 
-  defp dead_letter_verdict(%{healthy?: true}), do: Verdict.ok()
+  defp dead_letter_verdict(%{healthy?: true}, _reason), do: Verdict.ok()
 
-  defp dead_letter_verdict(_state) do
+  # The entries that a stop gives up count as settled when they come, so they must not come again.
+  defp dead_letter_verdict(_state, reason) do
     case :rand.uniform(60) do
       n when n <= 2 -> Verdict.failing(:raise)
-      3 -> Verdict.failing(:kill)
+      3 when reason != :stopped -> Verdict.failing(:kill)
       _more -> Verdict.ok()
     end
   end
