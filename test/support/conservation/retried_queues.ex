@@ -170,7 +170,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   defp put(ledger, own, line), do: put_in(ledger.state.lines[own], line)
 
   # The items of a line that may have failed. If its last batch is not settled, all its items may
-  # still fail.
+  # still come again; the failure only counts for an item that was alone.
   defp cases(own, ledger, last \\ :failed) do
     case Map.get(ledger.state.lines, own, %Line{}) do
       %Line{cases: cases, open: nil} ->
