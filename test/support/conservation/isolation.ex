@@ -41,6 +41,10 @@ defmodule PartitionedBuffer.Conservation.Isolation do
     if length == 1, do: %{isolation | limit: 1, ceiling: :infinity}, else: isolation
   end
 
+  @doc "A whole batch of `length` entries was cancelled."
+  def cancel(%__MODULE__{} = isolation, 1), do: %{isolation | ceiling: :infinity}
+  def cancel(%__MODULE__{} = isolation, _length), do: isolation
+
   @doc "A pause begins."
   def pause(%__MODULE__{} = isolation), do: %{isolation | paused?: true}
 

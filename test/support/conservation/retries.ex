@@ -505,7 +505,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
     do: Isolation.succeed(isolation, size)
 
   defp succeeded(isolation, %Task{verdict: %Verdict{outcome: :cancel}, size: size} = task),
-    do: if(some_succeeded?(task), do: Isolation.succeed(isolation, size), else: isolation)
+    do:
+      if(some_succeeded?(task),
+        do: Isolation.succeed(isolation, size),
+        else: Isolation.cancel(isolation, size)
+      )
 
   defp succeeded(isolation, _failed), do: isolation
 
