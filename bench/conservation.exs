@@ -6,7 +6,8 @@
 #     mix run bench/conservation.exs --queue         items of a queue instead, with or without --faults and --retries
 #     mix run bench/conservation.exs --counter       sums of a counter instead, the same
 #
-# With --retries, --max-size N bounds the buffer: writers wait for room. Lists of 5,000 must fit.
+# With --retries, --max-size N bounds the buffer: writers wait for room. Lists of 5,000 must fit. --refuses by_chance, keys, size,
+# tenant, turns or mixed is the way in which the sink refuses, and --order none lets failed items of a queue wait apart.
 #
 # Options: --writes N, --writers N, --seed N. Prints the counts. Ends with 1 if this package violates anything; violations of
 # the ETS design are only printed.
@@ -36,6 +37,8 @@ defmodule Conserve do
           faults: :boolean,
           retries: :boolean,
           max_size: :integer,
+          refuses: :string,
+          order: :string,
           writes: :integer,
           writers: :integer,
           seed: :integer
@@ -65,7 +68,10 @@ defmodule Conserve do
           end
 
         max_size = options[:max_size] || :infinity
-        opts = [faults: faults, retries: options[:retries] || false, max_size: max_size] ++ opts
+        refuses = way(options[:refuses] || "by_chance", Conservation.refuses())
+        order = way(options[:order] || "strict", [:strict, :none])
+        retries = [retries: options[:retries] || false, refuses: refuses, order: order]
+        opts = [faults: faults, max_size: max_size] ++ retries ++ opts
         report("this package", Conservation.package(kind, opts))
       else
         result = report("this package", Conservation.package(kind, opts))
@@ -75,6 +81,8 @@ defmodule Conserve do
 
     if result.violations != %{}, do: System.halt(1)
   end
+
+  defp way(name, ways), do: Enum.find(ways, &(Atom.to_string(&1) == name)) || raise("unknown: #{name}")
 
   defp report(title, result) do
     IO.puts("\n#{title}: #{result.seconds} s")

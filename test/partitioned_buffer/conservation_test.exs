@@ -34,24 +34,33 @@ defmodule PartitionedBuffer.ConservationTest do
     end
   end
 
-  # The seeds that follow each other have all options of retries. Some of them have a bound.
-  for {title, kind, faults, writes} <- [
-        {"a map with retries loses nothing, and retries nothing replaced", Conservation.Maps, [], 100_000},
-        {"a map with retries loses nothing through deaths, stops and starts", Conservation.Maps,
-         Faults.all_with_retries(), 100_000},
-        {"a counter with retries loses nothing and counts nothing twice", Conservation.Counters, [], 100_000},
+  # Seeds that follow each other have all options of retries, and other ways to refuse. Some have a
+  # bound.
+  for {title, kind, order, faults, writes} <- [
+        {"a map with retries loses nothing, and retries nothing replaced", Conservation.Maps, :strict, [],
+         40_000},
+        {"a map with retries loses nothing through deaths, stops and starts", Conservation.Maps, :strict,
+         Faults.all_with_retries(), 40_000},
+        {"a counter with retries loses nothing and counts nothing twice", Conservation.Counters, :strict, [],
+         40_000},
         {"a counter with retries counts once through deaths, stops and starts", Conservation.Counters,
-         Faults.all_with_retries(), 100_000},
-        {"a queue with retries loses nothing, and keeps its order", Conservation.Queues, [], 50_000},
+         :strict, Faults.all_with_retries(), 40_000},
+        {"a queue with retries loses nothing, and keeps its order", Conservation.Queues, :strict, [], 15_000},
         {"a queue with retries keeps its order through deaths, stops and starts", Conservation.Queues,
-         Faults.all_with_retries(), 50_000}
+         :strict, Faults.all_with_retries(), 15_000},
+        {"a queue without order loses nothing, and isolates bad items", Conservation.Queues, :none, [],
+         15_000},
+        {"a queue without order loses nothing through deaths and stops", Conservation.Queues, :none,
+         Faults.all_with_retries(), 15_000}
       ] do
     test title do
       for seed <- @seed..(@seed + 2) do
         # Lists of 5,000 have to fit.
         max_size = if rem(seed, 2) == 0, do: 6_000, else: :infinity
-        opts = [writes: unquote(writes), faults: unquote(faults), retries: true, max_size: max_size]
-        check(unquote(kind), seed, 0, 0, opts)
+        ways = Conservation.refuses()
+        refuses = Enum.at(ways, rem(seed + div(seed, 6), length(ways)))
+        opts = [writes: unquote(writes), faults: unquote(faults), order: unquote(order), refuses: refuses]
+        check(unquote(kind), seed, 0, 0, [retries: true, max_size: max_size] ++ opts)
       end
     end
   end

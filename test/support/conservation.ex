@@ -61,9 +61,25 @@ defmodule PartitionedBuffer.Conservation do
   give an entry up after its fourth attempt. Another ledger, `Retries`, decides on a verdict when a
   batch comes, by chance: all succeed, all or some fail, some are cancelled, the processor snoozes,
   raises, throws, exits, is killed, or hangs until its time is up. At times the sink is away for
-  some batches, and some entries are bad: their batches fail until the bad entries are alone. For
-  the ledger the sink stores every batch, even a failed one. Writers also use `put_new`, `fetch` and
-  `stale: :error`, and flush.
+  some batches. For the ledger the sink stores every batch, even a failed one. Writers also use
+  `put_new`, `fetch` and `stale: :error`, and flush. With `order: :none` the queue has this option.
+
+  The option `:refuses` adds a way in which the sink refuses:
+
+  | refuses | what fails |
+  |---|---|
+  | `:by_chance` | a batch with one of a few bad entries |
+  | `:keys` | a batch with one of many bad entries |
+  | `:size` | a batch of more than 10 entries |
+  | `:tenant` | a batch with entries of a tenth of the keys, or only these entries |
+  | `:turns` | each batch, for 20 of 60 milliseconds |
+  | `:mixed` | some entries of each third batch; others are cancelled, and others succeed |
+
+  A bad entry is bad until it failed some times. After the writers have ended it is bad for good,
+  and the sink fails by nothing else. Then flushes have to store all good entries, except in a
+  queue with an order.
+
+  The ledger computes the isolation of each partition from the verdicts (`Isolation`).
 
   The writers note each write after the return of its call, and the ledger notes each batch before
   its processor returns (`Accepted`). So both can tell which entries the buffer must have, which it
@@ -92,10 +108,12 @@ defmodule PartitionedBuffer.Conservation do
   | `wrong_results` | `put_new` or a stale `put_newer` was done for a key with an entry, or refused for a key without one |
   | `flush_is_not_through` | a flush returned `:ok`, and an earlier write of its caller is not through |
   | `flush_hangs` | a flush did not return in time |
-  | `batch_size` | a batch with an entry that failed `a` times has more than `batch_size / 4^a` entries |
+  | `batch_size` | a batch has more entries than the batch size, or than the limit of the partition |
+  | `split` | an event has another count or limit than those of the failed batch, or the entries of a split batch do not come again at once |
+  | `not_isolated` | bad entries keep a good one from the sink |
   | `too_often` | an entry came again after its last attempt |
   | `given_up_early`, `not_given_up` | `:dead_letter` gets other entries than those exhausted or cancelled |
-  | `pause` | a batch came before the end of a pause, or a pause is too short. Only a flush or a stop ends a pause |
+  | `pause` | a batch came before the end of a pause, which only a flush or a stop ends; or a pause is too short or too long; or a failure began none that had to, or one though some entries succeeded |
   | `info` | at the end the totals of `info/1` do not add up, or the bound counts missing entries |
   | `time_limit` | a hanging processor was not killed when its time was up |
   | `two_at_a_time` | two tasks of a partition, or two with the same entry, were in the processor |
@@ -131,6 +149,7 @@ defmodule PartitionedBuffer.Conservation do
       mix run bench/conservation.exs --seed 3 --retries --faults --writes 1000000
       mix run bench/conservation.exs --seed 3 --counter --retries --faults --writes 1000000
       mix run bench/conservation.exs --seed 3 --retries --faults --max-size 8000
+      mix run bench/conservation.exs --seed 3 --queue --order none --retries --refuses tenant
       CONSERVATION_SEED=3 mix test test/partitioned_buffer/conservation_test.exs
 
   The seed decides the calls of the writers and the faults, but not the scheduling. So a violation
@@ -151,15 +170,18 @@ defmodule PartitionedBuffer.Conservation do
   | `Queues`, `Item` | queues, and their items |
   | `Retries` | the ledger of a buffer with retries |
   | `Verdict` | the behaviour of the processor of such a buffer with a batch |
+  | `Isolation` | the limit of a partition, and whether its next failure begins a pause |
   | `Accepted` | the notes of the writers and this ledger on the keys of a map |
   | `Checks` | the behaviour for the differences between the kinds in this ledger |
-  | `RetriedMaps`, `RetriedCounters`, `RetriedQueues` | its modules |
+  | `RetriedMaps`, `RetriedCounters`, `RetriedQueues`, `RetriedItems` | its modules; the last is for queues without an order |
   | `Code` | values that refer to purged code |
   """
 
-  alias PartitionedBuffer.Conservation.{Accepted, Faults, Kind, Ledger, Retries, Writer}
+  alias PartitionedBuffer.Conservation.{Accepted, Faults, Kind, Ledger, RetriedItems, Retries, Writer}
 
   @batch_sizes [1, 7, 100, 1_000]
+
+  @refuses [:by_chance, :keys, :size, :tenant, :turns, :mixed]
 
   @type result() :: %{
           calls: map(),
@@ -169,11 +191,16 @@ defmodule PartitionedBuffer.Conservation do
           seconds: float()
         }
 
+  @doc "The ways in which the sink of a buffer with retries may refuse."
+  @spec refuses() :: [atom()]
+  def refuses, do: @refuses
+
   @doc """
   Writes to a buffer of this package.
 
-  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false), `:max_size` (`:infinity`; only
-  with retries, and not below 6,000) and `:faults` ([]), the kinds of faults.
+  Options: `:writes`, `:seed`, `:writers` (4), `:retries` (false) and `:faults` ([]), the kinds of
+  faults. Only with retries: `:max_size` (`:infinity`; not below 6,000), `:refuses` (`:by_chance`)
+  and `:order` (`:strict`).
   """
   @spec package(module(), keyword()) :: result()
   def package(kind, opts),
@@ -205,7 +232,7 @@ defmodule PartitionedBuffer.Conservation do
 
     target = fn call, opts -> Kind.refusable(fn -> kind.call(buffer, call, opts) end) end
     {written, figures} = write(kind, target, opts)
-    injected = Faults.stop(faults)
+    injected = Faults.stop(faults, written)
 
     ledger
     |> Ledger.finish(written ++ injected.written)
@@ -222,9 +249,10 @@ defmodule PartitionedBuffer.Conservation do
       elem({{:infinity, false}, {4, true}, {:infinity, true}}, rem(opts[:seed], 3))
 
     accepted = Accepted.new(max_attempts, dead_letter?)
-    {:ok, ledger} = Retries.start_link(kind.retried(), buffer, 100, accepted)
+    checks = if opts[:order] == :none, do: RetriedItems, else: kind.retried()
+    {:ok, ledger} = Retries.start_link(checks, buffer, 100, accepted)
     accepted = %{accepted | ledger: ledger}
-    Retries.seed(ledger, opts[:seed])
+    Retries.seed(ledger, opts[:seed], opts[:refuses] || :by_chance)
 
     options = [
       name: buffer,
@@ -241,11 +269,13 @@ defmodule PartitionedBuffer.Conservation do
       full_timeout_ms: 600_000
     ]
 
+    options = if opts[:order] == :none, do: [order: :none] ++ options, else: options
+    options = if dead_letter?, do: [dead_letter: {Retries, :dead_letter, [ledger]}] ++ options, else: options
+
     faults =
       Faults.start_link(opts[:seed],
         kind: kind,
-        options:
-          if(dead_letter?, do: [dead_letter: {Retries, :dead_letter, [ledger]}] ++ options, else: options),
+        options: options,
         ledger: ledger,
         batch_sizes: @batch_sizes,
         faults: Keyword.get(opts, :faults, []),
@@ -254,7 +284,7 @@ defmodule PartitionedBuffer.Conservation do
 
     target = fn call, opts -> Kind.refusable(fn -> kind.call(buffer, call, opts) end) end
     {written, figures} = write(kind, target, [accepted: accepted] ++ opts)
-    injected = Faults.stop(faults)
+    injected = Faults.stop(faults, written)
     ledger |> Retries.finish(written ++ injected.written) |> Map.merge(%{figures | faults: injected.counts})
   end
 

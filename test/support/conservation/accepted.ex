@@ -90,7 +90,7 @@ defmodule PartitionedBuffer.Conservation.Accepted do
   def gone?(accepted, id, number) do
     case batch(accepted, id) do
       %{number: ^number, mark: mark} when mark in [:ok, :cancelled, :dead] -> true
-      %{number: ^number, mark: :failed, attempts: attempts} -> attempts >= accepted.max_attempts
+      %{number: ^number, mark: :failed, attempts: attempts} -> attempts + 1 >= accepted.max_attempts
       # A later write came, which the writer may note soon.
       %{number: last} -> last > number
       _other -> false

@@ -5,11 +5,17 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @typedoc "`PartitionedBuffer.Conservation.Retries`"
   @type ledger() :: struct()
 
-  @typedoc "A mark is the verdict on an entry; `:dead` is an entry that `:dead_letter` got."
-  @type mark() :: :ok | :failed | :snoozed | :cancelled | :dead
+  @typedoc """
+  A mark is the verdict on an entry: `:split` is an entry of a batch that failed as a whole, and
+  `:dead` one that `:dead_letter` got.
+  """
+  @type mark() :: :ok | :failed | :split | :snoozed | :cancelled | :dead
 
-  @typedoc "An entry for the checks: its content, and the least number of its failures."
-  @type entry() :: %{:attempts => non_neg_integer(), optional(atom()) => any()}
+  @typedoc """
+  An entry for the checks: its content, the least number of its failures before, and whether the
+  batch has no other.
+  """
+  @type entry() :: %{:attempts => non_neg_integer(), :single? => boolean(), optional(atom()) => any()}
 
   @typedoc """
   A batch: its number, task, and whether its entries go to the processor or are given up without a
@@ -20,11 +26,11 @@ defmodule PartitionedBuffer.Conservation.Checks do
   @doc "The first state."
   @callback new() :: any()
 
-  @doc "Whether the processor may name entries in any order."
-  @callback any_order?() :: boolean()
+  @doc "Whether a failed entry holds up all others."
+  @callback strict?() :: boolean()
 
-  @doc "Checks the entries of a batch. Returns them in their order."
-  @callback arrive([any()], batch(), ledger()) :: {[entry()], ledger()}
+  @doc "Checks the entries of a batch. Returns them in their order, yet without `single?`."
+  @callback arrive([any()], batch(), ledger()) :: {[map()], ledger()}
 
   @doc "Notes the marks of a batch."
   @callback mark([{entry(), mark()}], batch(), ledger()) :: ledger()
@@ -51,6 +57,9 @@ defmodule PartitionedBuffer.Conservation.Checks do
 
   @doc "Whether all earlier writes are through; `what` has a meaning for the kind."
   @callback through?(what :: any(), ledger()) :: boolean()
+
+  @doc "The entries of a write that are not through, if the others do not hold them up."
+  @callback left(any(), ledger()) :: [what :: any()]
 
   @doc "Compares a write with the entries that came, at the end."
   @callback check(any(), ledger()) :: ledger()

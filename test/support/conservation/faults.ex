@@ -78,11 +78,11 @@ defmodule PartitionedBuffer.Conservation.Faults do
   end
 
   @doc """
-  Ends the faults and the buffer; returns counts, what was written, and how many failures may be
-  unreported or unseen.
+  Ends the faults and the buffer, after the writers; returns counts, what was written, and how many
+  failures may be unreported or unseen.
   """
-  def stop(faults) do
-    send(faults, {:stop, self()})
+  def stop(faults, written) do
+    send(faults, {:stop, self(), written})
 
     receive do
       {:stopped, ^faults, result} -> result
@@ -93,8 +93,8 @@ defmodule PartitionedBuffer.Conservation.Faults do
     pause = if faults.faults == [], do: :infinity, else: :rand.uniform(8)
 
     receive do
-      {:stop, from} ->
-        faults = faults |> ensure_running() |> await_lists() |> heal() |> stop_buffer()
+      {:stop, from, written} ->
+        faults = faults |> ensure_running() |> await_lists() |> isolate(written) |> heal() |> stop_buffer()
         send(from, {:stopped, self(), Map.take(faults, [:counts, :written, :unreported, :unseen])})
 
       # `hanging/1` did not wait long enough for it.
@@ -301,13 +301,15 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp inject(faults, :pause) do
     buffer = name(faults)
-    PartitionedBuffer.pause(buffer)
 
-    spawn(fn ->
+    hold = fn ->
+      PartitionedBuffer.pause(buffer)
       Process.sleep(:rand.uniform(5) - 1)
-      Kind.refusable(fn -> PartitionedBuffer.resume(buffer) end)
-    end)
+      PartitionedBuffer.resume(buffer)
+    end
 
+    hold = fn -> Kind.refusable(hold) end
+    if faults.accepted, do: spawn(fn -> Retries.holding(faults.ledger, hold) end), else: spawn(hold)
     faults
   end
 
@@ -525,6 +527,31 @@ defmodule PartitionedBuffer.Conservation.Faults do
     if flushed != :ok do
       Process.sleep(1)
       until_flushed(faults, tries - 1)
+    end
+  end
+
+  # The sink still refuses bad entries, but that does not keep the good ones.
+  defp isolate(%{accepted: nil} = faults, _written), do: faults
+
+  defp isolate(faults, written) do
+    Retries.calm(faults.ledger)
+    until_stored(faults, written ++ faults.written, 500)
+  end
+
+  defp until_stored(faults, written, tries) do
+    faults = ensure_running(faults)
+    Kind.refusable(fn -> PartitionedBuffer.flush(name(faults), timeout: 60_000) end)
+
+    case Retries.good_ones_left(faults.ledger, written) do
+      [] ->
+        faults
+
+      left when tries == 0 ->
+        Retries.report(faults.ledger, :not_isolated, Enum.take(left, 5))
+        faults
+
+      _left ->
+        until_stored(faults, written, tries - 1)
     end
   end
 

@@ -42,7 +42,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
   def new, do: nil
 
   @impl Checks
-  def any_order?, do: true
+  def strict?, do: false
 
   ## For the writers
 
@@ -76,7 +76,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   defp leaves?(_accepted, %{mark: mark}) when mark in [:ok, :cancelled, :dead], do: true
   defp leaves?(accepted, %{mark: :failed, attempts: attempts}), do: attempts + 1 >= accepted.max_attempts
-  defp leaves?(_accepted, _snoozed), do: false
+  defp leaves?(_accepted, _snoozed_or_split), do: false
 
   ## Batches
 
@@ -115,7 +115,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
     entry = %{what: what, sum: sum, count: count, first: first, last: last, batch: number}
     {attempts, key, ledger} = place(key, entry, task, ledger)
     Accepted.put_batch(ledger.accepted, what, key)
-    {Map.merge(entry, %{attempts: attempts, bad?: Retries.bad?(what, attempts)}), ledger}
+    {Map.put(entry, :attempts, attempts), ledger}
   end
 
   defp key(ledger, what), do: Accepted.batch(ledger.accepted, what) || @new
@@ -194,19 +194,18 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
           leave(key, entry)
 
         {:settled, false} ->
-          %{key | failed: failed(entry)}
+          %{key | failed: failed(entry, ledger)}
 
         {:died, true} ->
-          %{key | uncertain: key.uncertain ++ [entry], failed: %{entry | attempts: entry.attempts + 1}}
+          %{key | uncertain: key.uncertain ++ [entry], failed: failed(entry, ledger)}
 
         {:died, false} ->
-          %{key | failed: failed(entry)}
+          %{key | failed: failed(entry, ledger)}
       end
     end)
   end
 
-  defp failed(%{mark: :snoozed} = entry), do: entry
-  defp failed(entry), do: %{entry | attempts: entry.attempts + 1}
+  defp failed(entry, ledger), do: %{entry | attempts: Retries.failures(ledger, entry)}
 
   defp leave(key, %{sum: sum, count: count, last: last, mark: mark}),
     do: %{
@@ -272,6 +271,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
             first: first,
             last: last,
             attempts: 0,
+            single?: false,
             mark: :dead,
             batch: 0
           }
@@ -302,6 +302,14 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   @impl Checks
   def through?({:code, _number} = what, ledger), do: Accepted.batch(ledger.accepted, what) != nil
+
+  @impl Checks
+  def left({:list, _list, _outcome}, _ledger), do: []
+
+  def left({what, _number} = write, ledger) do
+    what = if what == :code, do: write, else: what
+    if check(write, %{ledger | violations: %{}}).violations == %{}, do: [], else: [what]
+  end
 
   @impl Checks
   def check({:list, list, outcome}, ledger),

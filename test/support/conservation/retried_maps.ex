@@ -13,7 +13,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   def new, do: MapSet.new()
 
   @impl Checks
-  def any_order?, do: true
+  def strict?, do: false
 
   @impl Checks
   def arrive(entries, batch, ledger), do: Enum.map_reduce(entries, ledger, &arrive_one(&1, batch, &2))
@@ -25,7 +25,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     last = Accepted.batch(ledger.accepted, what)
     ledger = ledger |> check_writes(entry, task) |> compare(entry, last, task)
     attempts = attempts(ledger, entry, last)
-    {Map.merge(entry, %{attempts: attempts, bad?: Retries.bad?(what, attempts)}), ledger}
+    {Map.put(entry, :attempts, attempts), ledger}
   end
 
   # Lists and values that refer to code are written once.
@@ -105,11 +105,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   end
 
   # The least number of failures of an entry.
-  defp attempts(ledger, %{number: number}, %{number: number, mark: mark} = before) do
-    died? = Retries.batch_state(ledger, before.batch) == :died
-    if mark in [:ok, :cancelled] and died?, do: before.attempts + 1, else: before.attempts
-  end
-
+  defp attempts(ledger, %{number: number}, %{number: number} = before), do: Retries.failures(ledger, before)
   defp attempts(_ledger, _entry, _other), do: 0
 
   defp max_attempts(ledger), do: ledger.accepted.max_attempts
@@ -121,11 +117,10 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     ledger = update_in(ledger.state, &Enum.into(dead, &1))
 
     for {%{what: what, number: number} = entry, mark} <- marked do
-      attempts = if mark == :failed, do: entry.attempts + 1, else: entry.attempts
       last = Accepted.batch(ledger.accepted, what)
 
       if last == nil or last.number <= number do
-        entry = %{entry | attempts: attempts} |> Map.drop([:what, :bad?]) |> Map.put(:mark, mark)
+        entry = entry |> Map.drop([:what, :bad?]) |> Map.put(:mark, mark)
         put(ledger, what, entry, task.sent)
       end
     end
@@ -180,6 +175,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
               updates: updates,
               batch: 0,
               attempts: 1,
+              single?: false,
               replaced?: false,
               mark: :dead
             })
@@ -192,7 +188,9 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   end
 
   defp may_die?(_ledger, %{mark: mark}) when mark in [:cancelled, :dead], do: true
-  defp may_die?(ledger, %{attempts: attempts}), do: attempts >= max_attempts(ledger) or ledger.windows > 0
+
+  defp may_die?(ledger, last),
+    do: Retries.failures(ledger, last) >= max_attempts(ledger) or ledger.windows > 0
 
   # It may be replaced or deleted. The end decides, because the writer may note it later.
   @impl Checks
@@ -211,6 +209,14 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
   @impl Checks
   def through?({:code, _number} = what, ledger), do: Accepted.batch(ledger.accepted, what) != nil
+
+  @impl Checks
+  def left({:list, _list, _outcome}, _ledger), do: []
+
+  def left({what, _number} = write, ledger) do
+    what = if what == :code, do: write, else: what
+    if check(write, %{ledger | violations: %{}}).violations == %{}, do: [], else: [what]
+  end
 
   @impl Checks
   def check({:list, list, outcome}, ledger),

@@ -26,12 +26,12 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   def new, do: %{lines: %{}, last: %{}, skipped: MapSet.new()}
 
   @impl Checks
-  def any_order?, do: false
+  def strict?, do: true
 
   @impl Checks
   def arrive(items, {number, task}, ledger) do
-    entries = for item <- items, do: %{what: identify(item), batch: number, attempts: 0, bad?: false}
-    ledger = Enum.reduce(entries, ledger, &check_partition(&1, task, &2))
+    entries = for item <- items, do: %{what: identify(item), batch: number, attempts: 0}
+    ledger = Enum.reduce(entries, ledger, &check_partition(&1.what, task, &2))
 
     {failures, ledger} =
       for {own, entries} <- by_line(entries), reduce: {%{}, ledger} do
@@ -40,29 +40,27 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
           {Map.merge(failures, attempts), ledger}
       end
 
-    entries =
-      for %{what: what} = entry <- entries do
-        attempts = Map.get(failures, what, 0)
-        %{entry | attempts: attempts, bad?: Retries.bad?(what, attempts)}
-      end
-
-    {entries, ledger}
+    {for(entry <- entries, do: %{entry | attempts: Map.get(failures, entry.what, 0)}), ledger}
   end
 
-  # A value that refers to code is a separate stream.
-  defp identify({:code, number, value}),
+  @doc """
+  Stream, own partition and number of an item, or `:error`. A value that refers to code is a separate
+  stream.
+  """
+  def identify({:code, number, value}),
     do: if(Code.intact?(value, number), do: {{:code, number}, {:code, number}, 1}, else: :error)
 
-  defp identify(item), do: Item.read(item)
+  def identify(item), do: Item.read(item)
 
-  defp check_partition(%{what: :error} = entry, _task, ledger), do: Retries.violation(ledger, :wrong, entry)
+  @doc "Checks that an item comes from its own partition."
+  def check_partition(:error, _task, ledger), do: Retries.violation(ledger, :wrong, :error)
 
-  defp check_partition(%{what: {_stream, own, _number}} = entry, task, ledger) do
+  def check_partition({_stream, own, _number} = what, task, ledger) do
     if task.partition == own or task.partition_count != Item.partitions() or not is_integer(own) or
          ledger.disordered? or
          task.other,
        do: ledger,
-       else: Retries.violation(ledger, :wrong_partition, {entry, task.partition})
+       else: Retries.violation(ledger, :wrong_partition, {what, task.partition})
   end
 
   defp by_line(entries), do: entries |> Enum.filter(&is_tuple(&1.what)) |> Enum.group_by(&elem(&1.what, 1))
@@ -172,14 +170,14 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
   defp put(ledger, own, line), do: put_in(ledger.state.lines[own], line)
 
   # The items of a line that may have failed. If its last batch is not settled, all its items may
-  # still fail.
+  # still come again; the failure only counts for an item that was alone.
   defp cases(own, ledger, last \\ :failed) do
     case Map.get(ledger.state.lines, own, %Line{}) do
       %Line{cases: cases, open: nil} ->
         cases
 
       %Line{cases: cases, open: {number, marked}} ->
-        died = for {entry, _mark} <- marked, do: {entry, last}
+        died = for {entry, _mark} <- marked, do: {entry, if(entry.single?, do: last, else: :split)}
         settled? = Retries.batch_state(ledger, number) == :settled
 
         Enum.uniq(
@@ -192,7 +190,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
 
   defp retried(marked, ledger) do
     for {entry, mark} <- marked,
-        mark in [:failed, :snoozed, :unsettled],
+        mark in [:failed, :split, :snoozed, :unsettled],
         not Retries.given_up?(ledger, entry, mark),
         do: {entry.what, if(mark == :failed, do: entry.attempts + 1, else: entry.attempts)}
   end
@@ -257,6 +255,10 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
         not Enum.any?(failed, &match?({{^stream, ^own, failed}, _attempts} when failed <= number, &1))
       end)
   end
+
+  # A bad item holds up the good ones.
+  @impl Checks
+  def left(_written, _ledger), do: []
 
   @impl Checks
   def check({:list, number, outcome}, ledger) do

@@ -15,11 +15,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   import PartitionedBuffer.Conservation.Ledger, only: [count: 2, count: 3]
 
-  alias PartitionedBuffer.Conservation.{Accepted, Ledger, Verdict}
+  alias PartitionedBuffer.Conservation.{Accepted, Isolation, Ledger, Verdict}
 
   # `batch` is the number of the last batch until it is settled, and `verdict` the verdict on it.
   # `failed` is the number of its failed entries, `accounted` the number that events reported, and
-  # `reported` the number of failures. `entries` are the entries to be retried, and `to_bury` those
+  # `reported` the number of failures. `split` are the entries of the last batch if it was split.
+  # `entries` are the entries to be retried, and `to_bury` those
   # to be given up. `succeeded` counts the others, of all batches. `other` is a task without events,
   # which gives up the leftovers of a stop. `sent` is the time at which it sent the batch. Entries
   # deleted before `read_after`, or replaced before `task_after`, are not in the batch.
@@ -37,6 +38,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       :sent,
       :returned,
       :verdict,
+      split: [],
       attempts: 0,
       size: 0,
       at_work: false,
@@ -54,11 +56,14 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # `checks` is the module of the kind, and `state` its state. `batches` is a table of the batches
   # that are settled or whose task died. `sizes` are the times at which the batch size changed, the
   # last first. `generation` is the present start of the buffer, nil while it starts. `pauses` has
-  # the end of the pause of each partition, and the task that began it; `last` has the last time of
-  # its work. `faults` are the last ones. `outage` is the number of batches about to fail, `windows`
-  # counts the deaths of tasks, and `flushes` the requested flushes. `not_given_up` are entries
-  # overdue to be given up, unless they were replaced or deleted. `suspects` are entries that
-  # somebody missed, unless they were given up.
+  # the end of the pause of each partition, and the task that began it; `pauses_by_others` has the
+  # begin and the end of a pause that another partition's task began. `last` has the last time of its work, and `isolations` what
+  # is known of its isolation. `faults` are the last ones. `refuses` is the way of the sink,
+  # `outage` is the number of batches about to fail, `windows` counts the deaths of tasks, `flushes`
+  # the requested flushes, and `holds` those who hold the buffer. `not_given_up` are entries
+  # overdue to be given up, unless they were replaced or deleted. `not_again` are the entries of
+  # split batches that did not come again at once. `suspects` are entries that somebody missed,
+  # unless they were given up.
   defstruct [
     :checks,
     :state,
@@ -68,17 +73,23 @@ defmodule PartitionedBuffer.Conservation.Retries do
     :sizes,
     generation: nil,
     pauses: %{},
+    pauses_by_others: %{},
     last: %{},
+    isolations: %{},
+    refuses: :by_chance,
     outage: 0,
     healthy?: false,
+    calm?: false,
     disordered?: false,
     tasks: %{},
     next: 1,
     armed: [],
     windows: 0,
     flushes: 0,
+    holds: 0,
     faults: [],
     not_given_up: [],
+    not_again: [],
     suspects: [],
     counts: %{},
     violations: %{},
@@ -90,8 +101,17 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # A pause is shorter than in its event by up to this, in milliseconds: the VM's timers are coarse.
   @tolerance 2
 
-  # Half of the least `:retry_backoff_ms` that the faults set, rounded up.
-  @least_pause 3
+  # Half of the least `:retry_backoff_ms` that the faults set, and the most.
+  @pauses 3..30
+
+  # The shortest pauses of all `:retry_backoff_ms`, for a snooze; with a function it is a second.
+  @shortest_pauses [6, 10, 1_000]
+
+  # The pauses of a stop.
+  @pauses_of_stop [6, 7, 10]
+
+  # The sink that refuses by size takes up to this many entries.
+  @most_taken 10
 
   @long_ago Bitwise.bsl(-1, 62)
 
@@ -102,6 +122,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
                 [:batch, :stop],
                 [:batch, :exception],
                 [:processing_failed],
+                [:split],
                 [:retry],
                 [:dead_letter]
               ],
@@ -145,8 +166,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
     {:ok, ledger}
   end
 
-  @doc "The verdicts follow from this seed."
-  def seed(ledger, seed), do: GenServer.call(ledger, {:seed, seed})
+  @doc "The verdicts follow from this seed, and from the way in which the sink refuses."
+  def seed(ledger, seed, refuses), do: GenServer.call(ledger, {:seed, seed, refuses})
 
   @doc "A fault is about to be injected."
   def fault(ledger, kind), do: send(ledger, {:fault, kind})
@@ -159,6 +180,15 @@ defmodule PartitionedBuffer.Conservation.Retries do
     flush.()
   after
     Process.send_after(ledger, {:flushes, -1}, 100)
+  end
+
+  @doc "Calls a function that holds the buffer for a while."
+  def holding(ledger, hold) do
+    send(ledger, {:holds, 1})
+    hold.()
+  after
+    # Until then the tasks learn that the hold is over.
+    Process.send_after(ledger, {:holds, -1}, 100)
   end
 
   @doc "Adds a verdict on one of the next batches."
@@ -182,6 +212,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   @doc "The buffer runs, and all processes of the last one are dead."
   def started(ledger), do: send(ledger, {:generation, make_ref()})
+
+  @doc "Lets the processor fail with batches only if an entry is bad."
+  def calm(ledger), do: GenServer.call(ledger, :calm, :infinity)
+
+  @doc "The good ones among the writes that are not through."
+  def good_ones_left(ledger, written), do: GenServer.call(ledger, {:good_ones_left, written}, :infinity)
 
   @doc "Lets the processor succeed with all batches."
   def heal(ledger), do: GenServer.call(ledger, {:heal, true}, :infinity)
@@ -221,9 +257,16 @@ defmodule PartitionedBuffer.Conservation.Retries do
   end
 
   @impl GenServer
-  def handle_call({:seed, seed}, _from, state) do
+  def handle_call({:seed, seed, refuses}, _from, state) do
     :rand.seed(:exsss, {seed, 1, 1})
-    {:reply, :ok, state}
+    {:reply, :ok, %{state | refuses: refuses}}
+  end
+
+  def handle_call(:calm, _from, state), do: {:reply, :ok, %{state | calm?: true, armed: [], outage: 0}}
+
+  def handle_call({:good_ones_left, written}, _from, state) do
+    left = Enum.flat_map(written, &state.checks.left(&1, state))
+    {:reply, Enum.reject(left, &bad?(state, &1, 0)), state}
   end
 
   def handle_call({:code_came?, number}, _from, state),
@@ -249,18 +292,18 @@ defmodule PartitionedBuffer.Conservation.Retries do
     task = state.tasks[pid]
     state = state |> check_alone(pid) |> check_pause(task, time)
     {batch, state} = next(state, pid)
-    {known, state} = state.checks.arrive(entries, batch, state)
+    {known, state} = arrive(state, entries, batch)
     attempts = known |> Enum.map(& &1.attempts) |> Enum.max(fn -> 0 end)
     size = length(entries)
     state = if size == 0, do: violation(state, :empty_batch, pid), else: state
-    state = check_size(state, task, size, attempts)
+    state = check_size(state, task, size)
     {verdict, state} = verdict(state, entries, known)
     {:noreply, state |> judge(pid, batch, known, verdict, attempts) |> answer(pid, verdict)}
   end
 
   def handle_info({:dead_letter, pid, entries, reason}, state) do
     state = state |> known(pid) |> bury_dead(pid)
-    verdict = if state.healthy? or :rand.uniform(20) > 1, do: Verdict.ok(), else: Verdict.failing(:raise)
+    verdict = dead_letter_verdict(state, reason)
     state = count(state, :dead_letters, length(entries))
     {:noreply, state |> check_alone(pid) |> dead_letter(pid, entries, reason) |> answer(pid, verdict)}
   end
@@ -284,9 +327,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # before the partition is killed, so a pause may begin and end between both: see
   # `being_killed?/1`.
   def handle_info({:fault, :kill_partition}, %{flushes: flushes} = state) when flushes > 0,
-    do: {:noreply, %{state | faults: Enum.take([:kill_partition | state.faults], 3), pauses: %{}}}
+    do:
+      {:noreply,
+       %{state | faults: Enum.take([:kill_partition | state.faults], 3), pauses: %{}, pauses_by_others: %{}}}
 
   def handle_info({:flushes, by}, state), do: {:noreply, update_in(state.flushes, &(&1 + by))}
+  def handle_info({:holds, by}, state), do: {:noreply, update_in(state.holds, &(&1 + by))}
 
   def handle_info({:fault, kind}, state),
     do: {:noreply, %{state | faults: Enum.take([kind | state.faults], 3)}}
@@ -300,8 +346,22 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:batch_size, time, size}, state),
     do: {:noreply, %{state | sizes: Enum.take([{time, size} | state.sizes], 40)}}
 
-  def handle_info({:generation, generation}, state),
-    do: {:noreply, %{state | generation: generation, pauses: %{}}}
+  # A task of a buffer that ended finds no more entries.
+  def handle_info({:generation, generation}, state) do
+    last? = fn {task, time, _faults} ->
+      task.generation == state.generation and state.last[task.partition] == time
+    end
+
+    {:noreply,
+     %{
+       state
+       | generation: generation,
+         pauses: %{},
+         pauses_by_others: %{},
+         isolations: %{},
+         not_again: Enum.reject(state.not_again, last?)
+     }}
+  end
 
   def handle_info({:event, [:processing, :start], measurements, metadata, _time, pid}, state) do
     started = measurements.monotonic_time
@@ -319,7 +379,13 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
     # A requested flush does not wait, and ends the pause.
     state =
-      if task.trigger in [:flush, :stop], do: update_in(state.pauses, &Map.delete(&1, partition)), else: state
+      if task.trigger in [:flush, :stop],
+        do: %{
+          state
+          | pauses: Map.delete(state.pauses, partition),
+            pauses_by_others: Map.delete(state.pauses_by_others, partition)
+        },
+        else: state
 
     {:noreply, state |> known(pid, task) |> count(:flushes)}
   end
@@ -327,6 +393,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:event, [:processing, :stop], measurements, _metadata, time, pid}, state) do
     state = settled(state, pid)
     %Task{} = task = state.tasks[pid]
+    state = check_again(state, task, time)
     state = put_in(state.tasks[pid].stopped, true)
     state = %{state | last: Map.put(state.last, task.partition, time)}
 
@@ -346,7 +413,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def handle_info({:event, [:batch, :stop], measurements, metadata, _time, pid}, state) do
     %Task{verdict: verdict} = task = state.tasks[pid]
-    outcome = with {:snooze, _ms} <- verdict.outcome, do: :snooze
+    outcome = with {:snooze, _ms, _scope} <- verdict.outcome, do: :snooze
 
     if match?({:return, _term}, verdict.then) and metadata.outcome == outcome,
       do: {:noreply, check_event(state, task, measurements, metadata)},
@@ -372,33 +439,28 @@ defmodule PartitionedBuffer.Conservation.Retries do
     {:noreply, update_in(state.tasks[pid].reported, &(&1 + 1))}
   end
 
+  # A task without a batch splits the one of a dead task.
+  def handle_info({:event, [:split], %{count: count, limit: limit}, _metadata, _time, pid}, state) do
+    %Task{} = task = state.tasks[pid]
+    fits? = task.batch == nil or (count == task.size and task.split != [])
+    fits? = fits? and limit == Isolation.limit(count)
+    state = if fits?, do: state, else: violation(state, :split, {{count, limit}, task})
+    state = update_in(state.tasks[pid].accounted, &(&1 + count))
+    state = state |> close(task.batch, :settled) |> learn(task, &Isolation.split(&1, count))
+    {:noreply, state |> count(:splits) |> count(:split, count)}
+  end
+
   def handle_info({:event, [:retry], measurements, metadata, time, pid}, state) do
     accounted = measurements.count + measurements.superseded
     state = update_in(state.tasks[pid].accounted, &(&1 + accounted))
     %Task{} = task = state.tasks[pid]
     state = state |> close(task.batch, :settled) |> check_delay(task, measurements.delay)
     state = state |> count(:retried, measurements.count) |> count(:superseded, measurements.superseded)
+    state = learn(state, task, &failed(&1, task))
 
-    # A pause ends with the buffer.
-    lasts? = task.generation != nil and task.generation == state.generation and not being_killed?(state)
-
-    if measurements.delay > 0 and lasts? do
-      # The pause begins when the batch is settled, which is between the return and the event.
-      until = min(time, task.returned || task.started) + native(measurements.delay - @tolerance)
-
-      {:noreply,
-       %{
-         state
-         | pauses:
-             Map.put(
-               state.pauses,
-               number(metadata.partition),
-               {until, pid, {measurements, metadata, task.trigger}}
-             )
-       }}
-    else
-      {:noreply, state}
-    end
+    if measurements.delay > 0,
+      do: {:noreply, pause(state, task, {measurements, metadata, task.trigger}, time, pid)},
+      else: {:noreply, state}
   end
 
   # Given up without a function to call: the entries follow from the verdict.
@@ -415,12 +477,92 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:DOWN, _ref, :process, pid, reason}, state) do
     cut_short? = cut_short?(state, pid)
     {task, tasks} = Map.pop(state.tasks, pid)
+    state = if cut_short?, do: learn(state, task, fn _isolation -> %Isolation{} end), else: state
     lasts? = fn {_partition, {_until, other, _why}} -> other != pid or not cut_short? end
     state = %{state | tasks: tasks, pauses: Map.filter(state.pauses, lasts?)}
     {:noreply, state |> check_end(task, reason) |> finish_if_idle()}
   end
 
+  ## Isolation
+
+  # A task that gives up the leftovers of a stop has no partition.
+  defp isolation(state, %Task{partition: partition}), do: Map.get(state.isolations, partition, %Isolation{})
+
+  defp learn(state, %Task{partition: nil}, _lesson), do: state
+
+  defp learn(state, %Task{partition: partition} = task, lesson),
+    do: put_in(state.isolations[partition], lesson.(isolation(state, task)))
+
+  # Snoozed and cancelled entries have not failed.
+  defp failed(isolation, %Task{batch: nil}), do: Isolation.fail(isolation, 1)
+  defp failed(isolation, %Task{verdict: %Verdict{outcome: {:snooze, _ms, _scope}}}), do: isolation
+
+  defp failed(isolation, %Task{size: size} = task) do
+    if some_succeeded?(task), do: Isolation.succeed(isolation, size), else: Isolation.fail(isolation, size)
+  end
+
+  defp succeeded(isolation, %Task{verdict: %Verdict{outcome: :ok}, size: size}),
+    do: Isolation.succeed(isolation, size)
+
+  defp succeeded(isolation, %Task{verdict: %Verdict{outcome: :cancel}, size: size} = task),
+    do:
+      if(some_succeeded?(task),
+        do: Isolation.succeed(isolation, size),
+        else: Isolation.cancel(isolation, size)
+      )
+
+  defp succeeded(isolation, _failed), do: isolation
+
+  ## Pauses
+
+  # The pause begins when the batch is settled, which is between the return and the event. It ends
+  # with the buffer.
+  defp pause(state, task, {measurements, _metadata, _trigger} = why, time, pid) do
+    state = learn(state, task, &Isolation.pause/1)
+    lasts? = task.generation != nil and task.generation == state.generation and not being_killed?(state)
+    until = min(time, task.returned || task.started) + native(measurements.delay - @tolerance)
+
+    cond do
+      not lasts? ->
+        state
+
+      pauses_all?(task) ->
+        state |> pause_others(task, {time, until, why}) |> pause_one(task, {until, pid, why})
+
+      true ->
+        pause_one(state, task, {until, pid, why})
+    end
+  end
+
+  defp pause_one(state, task, pause), do: put_in(state.pauses[task.partition], pause)
+
+  defp pauses_all?(%Task{batch: nil}), do: false
+  defp pauses_all?(%Task{verdict: verdict}), do: match?({:snooze, _ms, :buffer}, verdict.outcome)
+
+  # The pause of another partition does not become shorter. Its task may have stopped for it before
+  # the event.
+  defp pause_others(state, task, {began, until, why}) do
+    state = update_in(state.not_again, &Enum.reject(&1, fn {_task, time, _} -> time > task.returned end))
+
+    for other <- 0..(task.partition_count - 1), other != task.partition, reduce: state do
+      state ->
+        {_began, before, _why} = Map.get(state.pauses_by_others, other, {began, until, why})
+        put_in(state.pauses_by_others[other], {began, max(until, before), why})
+    end
+  end
+
   ## Verdicts
+
+  defp dead_letter_verdict(%{healthy?: true}, _reason), do: Verdict.ok()
+
+  # The entries that a stop gives up count as settled when they come, so they must not come again.
+  defp dead_letter_verdict(_state, reason) do
+    case :rand.uniform(60) do
+      n when n <= 2 -> Verdict.failing(:raise)
+      3 when reason != :stopped -> Verdict.failing(:kill)
+      _more -> Verdict.ok()
+    end
+  end
 
   defp heal(state, healthy?), do: %{state | healthy?: healthy?, armed: [], outage: 0}
 
@@ -429,30 +571,56 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp verdict(%{armed: [ordered | armed]} = state, _entries, _known),
     do: {Verdict.ordered(ordered), %{state | armed: armed}}
 
-  # The sink is away for some batches, or one of the entries is bad, or it is chance.
+  defp verdict(%{calm?: true, refuses: by_chance} = state, _entries, _known)
+       when by_chance in [:turns, :mixed],
+       do: {Verdict.ok(), state}
+
+  defp verdict(%{calm?: true} = state, entries, known),
+    do: {refused(state, entries, known) || Verdict.ok(), state}
+
+  # The sink is away for some batches, or it refuses, or it is chance.
   defp verdict(%{outage: outage} = state, entries, known) do
     cond do
-      outage > 0 ->
-        {Verdict.failing(), %{state | outage: outage - 1}}
-
-      :rand.uniform(500) == 1 ->
-        {Verdict.failing(), count(%{state | outage: :rand.uniform(20)}, :outages)}
-
-      Enum.any?(known, & &1.bad?) ->
-        {Verdict.failing(), count(state, :bad)}
-
-      true ->
-        {Verdict.draw(entries, state.checks.any_order?()), state}
+      outage > 0 -> {Verdict.failing(), %{state | outage: outage - 1}}
+      :rand.uniform(500) == 1 -> {Verdict.failing(), count(%{state | outage: :rand.uniform(20)}, :outages)}
+      refused = refused(state, entries, known) -> {refused, count(state, :refused)}
+      true -> {Verdict.draw(entries), state}
     end
   end
 
-  # With a bad entry the processor fails, until the entry failed that often.
-  @doc "Whether the processor fails with this entry."
-  def bad?(what, attempts), do: attempts < 6 and :erlang.phash2(what, 3_000) == 0
+  defp refused(%{refuses: :size}, entries, _known),
+    do: if(length(entries) > @most_taken, do: Verdict.failing_somehow())
+
+  defp refused(%{refuses: :turns}, _entries, _known),
+    do: if(rem(div(System.monotonic_time(:millisecond), 20), 3) == 0, do: Verdict.failing_somehow())
+
+  defp refused(%{refuses: :mixed}, entries, _known),
+    do: if(:rand.uniform(3) == 1, do: Verdict.some(entries, [:ok, :failed, :cancelled]))
+
+  # The processor names the bad entries at times.
+  defp refused(%{refuses: :tenant}, entries, known) do
+    marks = for entry <- known, do: if(entry.bad?, do: :failed, else: :ok)
+
+    cond do
+      not Enum.any?(known, & &1.bad?) -> nil
+      :rand.uniform(2) == 1 -> Verdict.failing_somehow()
+      true -> Verdict.marking(entries, marks)
+    end
+  end
+
+  defp refused(_state, _entries, known),
+    do: if(Enum.any?(known, & &1.bad?), do: Verdict.failing_somehow())
+
+  # Whether the processor refuses an entry, until the entry failed that often.
+  defp bad?(%{calm?: false, refuses: :tenant}, _what, attempts) when attempts >= 2, do: false
+  defp bad?(%{calm?: false}, _what, attempts) when attempts >= 6, do: false
+  defp bad?(%{refuses: :keys}, what, _attempts), do: :erlang.phash2(what, 300) == 0
+  defp bad?(%{refuses: :tenant}, what, _attempts), do: :erlang.phash2(what, 10) == 0
+  defp bad?(_state, what, _attempts), do: :erlang.phash2(what, 3_000) == 0
 
   defp judge(state, pid, {number, _task} = batch, known, verdict, attempts) do
     marked = Enum.zip(known, Verdict.marks(verdict, length(known)))
-    failed = for {_entry, mark} = marked <- marked, mark in [:failed, :cancelled, :snoozed], do: marked
+    failed = for {_entry, mark} = marked <- marked, mark not in [:ok, :dead], do: marked
     to_bury = for {entry, mark} <- failed, given_up?(state, entry, mark), do: entry
     now = System.monotonic_time()
 
@@ -460,6 +628,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       state.tasks[pid]
       | batch: number,
         verdict: verdict,
+        split: if(match?([{_entry, :split} | _], marked), do: known, else: []),
         attempts: attempts,
         size: length(known),
         failed: length(failed),
@@ -481,6 +650,31 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state.checks.mark(marked, batch, state) |> count(:batches) |> count(:entries, length(known))
   end
 
+  defp arrive(state, entries, batch) do
+    {known, state} = state.checks.arrive(entries, batch, state)
+    single? = match?([_entry], entries)
+
+    known =
+      for entry <- known,
+          do: Map.merge(entry, %{single?: single?, bad?: bad?(state, entry.what, entry.attempts)})
+
+    {known, state}
+  end
+
+  @doc """
+  The least number of failures of an entry since its last batch. A batch of several entries that
+  failed as a whole counts for none of them, and so does such a batch of a dead task.
+  """
+  def failures(ledger, %{attempts: attempts, mark: mark, batch: batch, single?: single?}) do
+    failed? =
+      case batch_state(ledger, batch) do
+        :died -> single? and mark != :snoozed
+        _open_or_settled -> mark == :failed
+      end
+
+    if failed?, do: attempts + 1, else: attempts
+  end
+
   @doc "Whether the buffer gives up an entry with this mark."
   def given_up?(_ledger, _entry, :cancelled), do: true
   def given_up?(ledger, entry, :failed), do: entry.attempts + 1 >= ledger.accepted.max_attempts
@@ -497,7 +691,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp dead_letter(state, pid, entries, :stopped) do
     state = settled(state, pid)
     {batch, state} = next(state, pid)
-    {known, state} = state.checks.arrive(entries, batch, state)
+    {known, state} = arrive(state, entries, batch)
     state = close(state, elem(batch, 0), :settled)
     state.checks.mark(Enum.map(known, &{&1, :dead}), batch, state)
   end
@@ -531,8 +725,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # The task gave a sign that its batch is settled.
   defp settled(state, pid) do
     case state.tasks[pid] do
-      %Task{batch: nil} -> state
-      %Task{} = task -> state |> close(task.batch, :settled) |> check_settled(task) |> forget(pid)
+      %Task{batch: nil} ->
+        state
+
+      %Task{} = task ->
+        state = state |> close(task.batch, :settled) |> check_settled(task)
+        state |> learn(task, &succeeded(&1, task)) |> forget(pid)
     end
   end
 
@@ -542,7 +740,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp check_settled(state, %Task{failed: failed} = task) do
     unburied = if state.disordered? or not state.accepted.dead_letter?, do: [], else: task.to_bury
     state = Enum.reduce(unburied, state, &state.checks.not_given_up/2)
-    reported = if task.verdict.outcome == :error, do: 1, else: 0
+    reported = if task.verdict.outcome in [:error, :partial] and task.split == [], do: 1, else: 0
 
     # A deleted entry is not given up.
     accounted? =
@@ -565,14 +763,18 @@ defmodule PartitionedBuffer.Conservation.Retries do
     put_in(state.tasks[pid], task)
   end
 
-  # The message of a death may be still on its way when the next task sends a batch.
+  # The message of a death may be still on its way when the next task of the partition sends a batch.
+  # Of another partition even earlier messages may be.
   defp bury_dead(state, pid) do
-    for {other, %Task{batch: batch}} <- state.tasks,
+    own = state.tasks[pid]
+
+    for {other, %Task{batch: batch} = task} <- state.tasks,
         batch != nil,
         other != pid,
+        task.partition == own.partition or task.generation != own.generation,
         not Process.alive?(other),
         reduce: state do
-      state -> close(state, batch, :died)
+      state -> state |> close(batch, :died) |> learn(task, fn _isolation -> %Isolation{} end)
     end
   end
 
@@ -594,8 +796,17 @@ defmodule PartitionedBuffer.Conservation.Retries do
     {until, pid, why} = Map.get(state.pauses, task.partition, {nil, nil, nil})
 
     if until == nil or time >= until or cut_short?(state, pid),
-      do: state,
+      do: check_pause_by_others(state, task, time),
       else: violation(state, :pause, {until - time, why, task})
+  end
+
+  # A task that began before may have the batch already.
+  defp check_pause_by_others(state, task, time) do
+    {began, until, why} = Map.get(state.pauses_by_others, task.partition, {nil, nil, nil})
+
+    if until == nil or time >= until or task.started < began,
+      do: state,
+      else: violation(state, :pause, {until - time, {:of_all, why}, task})
   end
 
   # The partition missed the pause of a task killed before its end.
@@ -606,27 +817,62 @@ defmodule PartitionedBuffer.Conservation.Retries do
     end
   end
 
-  # Only a part of a map's batch fails without a pause. A task that settles the batch of a dead one
-  # has no verdict.
+  # Failed entries pause a strict queue. Otherwise they do if none succeeded, and three did in a row,
+  # or no other is left. A task that settles the batch of a dead one has no verdict.
   defp check_delay(state, task, delay) do
+    # A task that settles the batch of a dead one knows less.
+    isolation = if task.batch == nil, do: %Isolation{}, else: isolation(state, task)
+
     fits? =
       case task.verdict do
-        %Verdict{outcome: {:snooze, ms}} when task.batch != nil -> delay == ms
-        %Verdict{outcome: :error, chosen: [_ | _]} when delay == 0 -> state.checks.any_order?()
-        _failure -> delay >= @least_pause
+        %Verdict{outcome: {:snooze, ms, _scope}} when task.batch != nil ->
+          delay in snoozes(task, ms)
+
+        _failure when delay > 0 ->
+          delay in @pauses and (state.checks.strict?() or not some_succeeded?(task))
+
+        _failure ->
+          not state.checks.strict?() and (some_succeeded?(task) or not Isolation.exhausted?(isolation))
       end
 
-    if fits?, do: state, else: violation(state, :pause, {task, delay})
+    if fits?, do: state, else: violation(state, :pause, {task, delay, isolation})
   end
 
+  defp snoozes(task, ms) do
+    snoozes = for shortest <- @shortest_pauses, do: ceil(max(ms, shortest))
+
+    if task.trigger == :stop,
+      do: for(snooze <- snoozes, pause <- @pauses_of_stop, do: min(snooze, pause)),
+      else: snoozes
+  end
+
+  defp some_succeeded?(%Task{batch: nil}), do: false
+  defp some_succeeded?(%Task{verdict: %Verdict{chosen: :all}}), do: false
+  defp some_succeeded?(%Task{verdict: %Verdict{chosen: chosen}}), do: :ok in chosen
+
   # The options of a task are those at its start, or those before if an update was on its way.
-  defp check_size(state, task, size, attempts) do
+  defp check_size(state, task, size) do
     {after_start, before} = Enum.split_while(state.sizes, fn {time, _size} -> time > task.started end)
     largest = (after_start ++ Enum.take(before, 2)) |> Enum.map(&elem(&1, 1)) |> Enum.max()
 
-    if size <= max(div(largest, 4 ** min(attempts, 20)), 1),
+    # Infinity is above all numbers.
+    if size <= min(largest, isolation(state, task).limit),
       do: state,
-      else: violation(state, :batch_size, {size, attempts, task})
+      else: violation(state, :batch_size, {size, isolation(state, task), task})
+  end
+
+  # The entries of a split batch come again at once, unless they were all replaced or deleted, or
+  # somebody else lets the partition wait.
+  defp check_again(state, %Task{split: []}, _time), do: state
+
+  defp check_again(state, task, time) do
+    {_began, until, _why} = Map.get(state.pauses_by_others, task.partition, {nil, nil, nil})
+    paused? = until != nil and task.returned < until + native(10 * @tolerance)
+    lasts? = task.generation != nil and task.generation == state.generation
+
+    if state.holds > 0 or paused? or not lasts?,
+      do: state,
+      else: update_in(state.not_again, &[{task, time, state.faults} | &1])
   end
 
   # Unknown attempts are those of tasks killed just before they called the processor.
@@ -668,6 +914,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     state = Enum.reduce(written, state, &state.checks.check/2)
     state = Enum.reduce(state.not_given_up, state, &check_given_up/2)
     state = Enum.reduce(state.suspects, state, &check_suspect/2)
+    state = Enum.reduce(state.not_again, state, &check_came_again/2)
     GenServer.reply(from, Map.take(state, [:counts, :violations]))
     :telemetry.detach(state.buffer)
     %{state | finish: nil}
@@ -677,6 +924,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   defp check_suspect({kind, {id, number}, what}, state) do
     if state.checks.dead?(id, number, state), do: state, else: violation(state, kind, what)
+  end
+
+  defp check_came_again({task, _time, faults}, state) do
+    if Enum.all?(task.split, &state.checks.replaced?(&1, state)),
+      do: state,
+      else: Ledger.violation(state, :split, {task, after: faults})
   end
 
   defp check_given_up(entry, state) do

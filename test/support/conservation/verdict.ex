@@ -1,8 +1,8 @@
 defmodule PartitionedBuffer.Conservation.Verdict do
   @moduledoc false
   # The orders for the processor of a buffer with retries on a batch: `first` it waits, perhaps, and
-  # `then` it returns, fails or is killed. `outcome` is the meaning of this for the buffer, and
-  # `chosen` marks the entries that the processor returns; `:all` if it names none.
+  # `then` it returns, fails or is killed. `outcome` is the meaning of this for the buffer. `chosen`
+  # are the marks of all entries if the processor names some; else it is `:all`.
 
   defstruct first: :nothing, then: {:return, :ok}, outcome: :ok, chosen: :all
 
@@ -11,20 +11,19 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   @doc "All succeed."
   def ok, do: %__MODULE__{}
 
-  @doc """
-  A verdict on these entries, by chance. In `any_order?` the processor may name some in any order.
-  """
-  def draw(entries, any_order?) do
+  @doc "A verdict on these entries, by chance."
+  def draw(entries) do
     case :rand.uniform(1_000) do
       n when n <= 830 -> returning(Enum.random([:ok, :ok, nil, {:ok, 3}, {3, nil}, {:ok, :error}]), :ok)
       n when n <= 845 -> returning(:error, :error)
       n when n <= 860 -> failing()
-      n when n <= 890 -> some(entries, :error, any_order?)
-      n when n <= 905 -> snooze(:rand.uniform(8) - 1)
+      n when n <= 880 -> some(entries, [:ok, :failed])
+      n when n <= 890 -> some(entries, [:ok, :failed, :cancelled])
+      n when n <= 905 -> snooze(Enum.random([-1, 0, 0.5, 3, 7]))
       n when n <= 910 -> returning({:cancel, :invalid}, :cancel)
-      n when n <= 925 -> some(entries, :cancel, any_order?)
+      n when n <= 925 -> some(entries, [:ok, :cancelled])
       n when n <= 928 -> returning({:error, :foreign, [:not_of_the_batch]}, :error)
-      n when n <= 930 -> returning({:snooze, -1}, :error)
+      n when n <= 930 -> returning({:partial, :twice, retry: entries, cancel: entries}, :error)
       n when n <= 940 -> failing(:raise)
       n when n <= 950 -> failing(:throw)
       n when n <= 960 -> failing(:exit)
@@ -39,6 +38,9 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   def failing, do: returning({:error, {:sink, "away"}}, :error)
   def failing(how), do: %__MODULE__{then: how, outcome: :error}
 
+  @doc "The whole batch fails, in a way by chance."
+  def failing_somehow, do: Enum.random([failing(), failing(:raise), failing(:throw), failing(:exit)])
+
   @doc "The orders of a fault."
   def ordered(how) when how in [:raise, :throw, :exit, :kill], do: failing(how)
   def ordered({:slow, _ms} = slow), do: %{ok() | first: slow}
@@ -47,17 +49,44 @@ defmodule PartitionedBuffer.Conservation.Verdict do
 
   defp returning(term, outcome), do: %__MODULE__{then: {:return, term}, outcome: outcome}
 
-  defp snooze(ms), do: returning({:snooze, ms}, {:snooze, ms})
-
-  # A few entries, or most.
-  defp some(entries, outcome, any_order?) do
-    share = Enum.random([0.02, 0.5, 0.9])
-    chosen = for _entry <- entries, do: :rand.uniform() < share
-    named = for {entry, true} <- Enum.zip(entries, chosen), do: entry
-    outcome_of_named = if named == [], do: :ok, else: outcome
-    named = if any_order?, do: Enum.shuffle(named), else: named
-    %__MODULE__{then: {:return, {outcome, :some, named}}, outcome: outcome_of_named, chosen: chosen}
+  # The partition pauses, or all do.
+  defp snooze(ms) do
+    case :rand.uniform(3) do
+      1 -> returning({:snooze, ms, :buffer}, {:snooze, ms, :buffer})
+      _more -> returning({:snooze, ms}, {:snooze, ms, :partition})
+    end
   end
+
+  @doc "Some entries, by chance, get each of the marks: a few of them another one than the first, or most."
+  def some(entries, [first | others]) do
+    share = Enum.random([0.02, 0.5, 0.9])
+
+    marking(
+      entries,
+      for(_entry <- entries, do: if(:rand.uniform() < share, do: Enum.random(others), else: first))
+    )
+  end
+
+  @doc "Each entry gets its mark. The processor names them in any order."
+  def marking(entries, marks) do
+    named = fn mark -> Enum.shuffle(for {entry, ^mark} <- Enum.zip(entries, marks), do: entry) end
+
+    case {named.(:failed), named.(:cancelled)} do
+      {[], []} -> marked(Enum.random([:ok, {:error, :some, []}, {:partial, :some, []}]), :ok, marks)
+      {failed, []} -> marked(Enum.random(partial_or(:error, :retry, failed)), :error, marks)
+      {[], cancelled} -> marked(Enum.random(partial_or(:cancel, :cancel, cancelled)), :cancel, marks)
+      {failed, cancelled} -> marked({:partial, :some, retry: failed, cancel: cancelled}, :partial, marks)
+    end
+  end
+
+  defp partial_or(outcome, key, named),
+    do: [{outcome, :some, named}, {:partial, :some, [{key, named}]}]
+
+  defp marked(term, outcome, marks), do: %{returning(term, outcome) | chosen: marks}
+
+  @doc "Whether the batch fails as a whole."
+  def whole?(%__MODULE__{outcome: :error, chosen: :all}), do: true
+  def whole?(_verdict), do: false
 
   @doc "Whether the processor does not return in time."
   def hangs?(%__MODULE__{first: :hang}), do: true
@@ -65,15 +94,16 @@ defmodule PartitionedBuffer.Conservation.Verdict do
   def hangs?(_verdict), do: false
 
   @doc "The mark of each of `count` entries."
-  def marks(%__MODULE__{outcome: outcome, chosen: :all}, count), do: List.duplicate(mark(outcome), count)
+  def marks(%__MODULE__{outcome: outcome, chosen: :all}, count),
+    do: List.duplicate(mark(outcome, count), count)
 
-  def marks(%__MODULE__{outcome: outcome, chosen: chosen}, _count),
-    do: for(chosen? <- chosen, do: if(chosen?, do: mark(outcome), else: :ok))
+  def marks(%__MODULE__{chosen: chosen}, _count), do: chosen
 
-  defp mark(:ok), do: :ok
-  defp mark(:error), do: :failed
-  defp mark(:cancel), do: :cancelled
-  defp mark({:snooze, _ms}), do: :snoozed
+  defp mark(:ok, _count), do: :ok
+  defp mark(:error, 1), do: :failed
+  defp mark(:error, _count), do: :split
+  defp mark(:cancel, _count), do: :cancelled
+  defp mark({:snooze, _ms, _scope}, _count), do: :snoozed
 
   @doc "Obeys, in the processor. Calls `returning` before the end."
   def obey(%__MODULE__{first: first, then: last}, returning) do
