@@ -51,8 +51,8 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
     end
   end
 
-  # A deleted entry without a batch does not come. A replaced one does not come after a pause, or in
-  # a flush that began later.
+  # A deleted entry without a batch does not come. A replaced one does not come in a flush that began
+  # later. In the rest of a flush it may.
   defp check_writes(%{disordered?: true} = ledger, _entry, _task), do: ledger
   # An entry given up by a stop may be replaced.
   defp check_writes(ledger, _entry, %{other: true}), do: ledger
@@ -62,7 +62,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
 
     cond do
       deleted > number and deleted_at < task.read_after -> violation(ledger, :deleted, entry, deleted)
-      effective > number and at < task.task_after -> violation(ledger, :replaced, entry, effective)
+      effective > number and at < task.flush_after -> violation(ledger, :replaced, entry, effective)
       true -> ledger
     end
   end
@@ -93,7 +93,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
       not same? ->
         violation(ledger, :wrong, entry, before)
 
-      before.replaced? and not anything? ->
+      before.replaced? and not split?(ledger, before) and not anything? ->
         violation(ledger, :retried, entry, before)
 
       attempts(ledger, entry, before) >= max_attempts(ledger) and not anything? ->
@@ -103,6 +103,13 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
         Ledger.count(ledger, :retries)
     end
   end
+
+  # The entries of a split batch come again, also replaced ones: the processor failed with all of it,
+  # or its task died.
+  defp split?(_ledger, %{mark: :split}), do: true
+
+  defp split?(ledger, %{single?: single?, batch: batch}),
+    do: not single? and Retries.batch_state(ledger, batch) != :settled
 
   # The least number of failures of an entry.
   defp attempts(ledger, %{number: number}, %{number: number} = before), do: Retries.failures(ledger, before)

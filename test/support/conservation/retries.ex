@@ -23,7 +23,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # `entries` are the entries to be retried, and `to_bury` those
   # to be given up. `succeeded` counts the others, of all batches. `other` is a task without events,
   # which gives up the leftovers of a stop. `sent` is the time at which it sent the batch. Entries
-  # deleted before `read_after`, or replaced before `task_after`, are not in the batch.
+  # deleted before `read_after`, or replaced before `flush_after`, are not in the batch: the flush
+  # began later.
   defmodule Task do
     @moduledoc false
     defstruct [
@@ -31,7 +32,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       :partition_count,
       :trigger,
       :started,
-      :task_after,
+      :flush_after,
       :read_after,
       :generation,
       :batch,
@@ -57,8 +58,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # that are settled or whose task died. `sizes` are the times at which the batch size changed, the
   # last first. `generation` is the present start of the buffer, nil while it starts. `pauses` has
   # the end of the pause of each partition, and the task that began it; `pauses_by_others` has the
-  # begin and the end of a pause that another partition's task began. `last` has the last time of its work, and `isolations` what
-  # is known of its isolation. `faults` are the last ones. `refuses` is the way of the sink,
+  # begin and the end of a pause that another partition's task began. `last` has the last time of its
+  # work, `rests` a time before the flush of which it may have a rest, and `isolations` what is known
+  # of its isolation. `faults` are the last ones. `refuses` is the way of the sink,
   # `outage` is the number of batches about to fail, `windows` counts the deaths of tasks, `flushes`
   # the requested flushes, and `holds` those who hold the buffer. `not_given_up` are entries
   # overdue to be given up, unless they were replaced or deleted. `not_again` are the entries of
@@ -74,6 +76,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     generation: nil,
     pauses: %{},
     pauses_by_others: %{},
+    rests: %{},
     last: %{},
     isolations: %{},
     refuses: :by_chance,
@@ -153,8 +156,19 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def event([_, _ | suffix], measurements, metadata, {ledger, buffer}) do
     if metadata.buffer == buffer do
       metadata = Map.put(metadata, :partition_count, PartitionedBuffer.Native.partition_count(buffer))
+      # Read by the task, since another one may flush before the ledger gets the event.
+      metadata =
+        if suffix == [:processing, :stop], do: Map.put(metadata, :rest?, rest?(metadata)), else: metadata
+
       send(ledger, {:event, suffix, measurements, metadata, System.monotonic_time(), self()})
     end
+  end
+
+  defp rest?(%{buffer: buffer, partition: partition}) do
+    %{partitions: partitions} = PartitionedBuffer.info(buffer)
+    Enum.any?(partitions, &(&1.name == partition and &1.in_flight > 0))
+  rescue
+    _not_running in [ArgumentError] -> true
   end
 
   ## API
@@ -372,10 +386,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
       partition_count: metadata.partition_count,
       trigger: metadata.trigger,
       started: started,
-      task_after: Map.get(state.last, partition, @long_ago),
+      flush_after: flush_after(state, partition),
       read_after: started,
       generation: state.generation
     }
+
+    state = put_in(state.rests[partition], task.flush_after)
 
     # A requested flush does not wait, and ends the pause.
     state =
@@ -390,12 +406,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
     {:noreply, state |> known(pid, task) |> count(:flushes)}
   end
 
-  def handle_info({:event, [:processing, :stop], measurements, _metadata, time, pid}, state) do
+  def handle_info({:event, [:processing, :stop], measurements, metadata, time, pid}, state) do
     state = settled(state, pid)
     %Task{} = task = state.tasks[pid]
     state = check_again(state, task, time)
     state = put_in(state.tasks[pid].stopped, true)
-    state = %{state | last: Map.put(state.last, task.partition, time)}
+    state = %{state | last: Map.put(state.last, task.partition, time)} |> end_flush(task, metadata.rest?)
 
     if not task.at_work and measurements.size == task.succeeded,
       do: {:noreply, state},
@@ -791,6 +807,20 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # Whether a partition with a requested flush may die or be dead, until the next fault.
   defp being_killed?(state), do: state.flushes > 0 and match?([:kill_partition | _], state.faults)
+
+  # A time before the present flush of a partition began.
+  defp flush_after(state, partition) do
+    case Map.get(state.rests, partition) do
+      nil -> Map.get(state.last, partition, @long_ago)
+      began -> began
+    end
+  end
+
+  # The next task goes on with the rest of the flush, if it has one.
+  defp end_flush(state, _task, true = _rest?), do: state
+
+  defp end_flush(state, %Task{partition: partition}, false = _rest?),
+    do: %{state | rests: Map.delete(state.rests, partition)}
 
   defp check_pause(state, task, time) do
     {until, pid, why} = Map.get(state.pauses, task.partition, {nil, nil, nil})
