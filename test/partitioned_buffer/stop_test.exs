@@ -631,27 +631,29 @@ defmodule PartitionedBuffer.StopTest do
       assert refused?(fn -> Buffer.get(buffer, n) end)
     end
 
-    test "gets ten passes if it always writes; the rest is kept and logged" do
-      test = self()
-      buffer = unique_name()
+    for {label, opts} <- [no: [], with: [max_attempts: 3, drain_timeout_ms: :infinity]] do
+      test "gets ten passes if it always writes (#{label} outcomes); logs it" do
+        test = self()
+        buffer = unique_name()
 
-      writes_again = fn batch ->
-        send(test, {:batch, batch})
-        Buffer.put_all(buffer, for({n, n, 0, 0} <- batch, do: {n + 2, n + 2}))
+        writes_again = fn batch ->
+          send(test, {:batch, batch})
+          Buffer.put_all(buffer, for({n, n, 0, 0} <- batch, do: {n + 2, n + 2}))
+        end
+
+        start_buffer([name: buffer, partitions: 1, processor: writes_again] ++ unquote(opts))
+        Buffer.put_all(buffer, [{1, 1}, {2, 2}])
+        log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
+
+        assert log =~
+                 ~r/buffer #{inspect(buffer)} stopped after \d+ ms: 2 entries are kept/
+
+        assert keys(received_entries()) == Enum.to_list(1..20)
+
+        start_buffer(name: buffer, partitions: 1)
+        assert Buffer.stop(buffer) == :ok
+        assert keys(received_entries()) == [21, 22]
       end
-
-      start_buffer(name: buffer, partitions: 1, processor: writes_again)
-      Buffer.put_all(buffer, [{1, 1}, {2, 2}])
-      log = capture_log(fn -> assert Buffer.stop(buffer) == :ok end)
-
-      assert log =~
-               ~r/buffer #{inspect(buffer)} stopped after \d+ ms: 2 entries are kept/
-
-      assert keys(received_entries()) == Enum.to_list(1..20)
-
-      start_buffer(name: buffer, partitions: 1)
-      assert Buffer.stop(buffer) == :ok
-      assert keys(received_entries()) == [21, 22]
     end
   end
 

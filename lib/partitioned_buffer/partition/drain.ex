@@ -109,16 +109,25 @@ defmodule PartitionedBuffer.Partition.Drain do
   end
 
   # Processes the rest of the last flush, then the waiting entries. With outcomes, failed entries
-  # may wait again.
+  # may wait again. Entries that the processor itself wrote wait for the next pass: their number is
+  # limited, so a stop ends.
   defp process_all(ref, began) do
     with {kind, flush} <- Native.flush(ref.run, ref.number),
          %Options{} = options <- Ref.options(ref) do
       outcomes? = Options.outcomes?(options)
       ended = if outcomes?, do: retry(ref, kind, flush, began), else: process(ref, kind, flush, began)
-      if ended == :done and (outcomes? or kind == :rest), do: process_all(ref, began), else: ended
+      again? = kind == :rest or (outcomes? and failed?(ref, flush))
+      if ended == :done and again?, do: process_all(ref, began), else: ended
     else
       nothing when nothing in [:empty, :not_running, nil] -> :done
     end
+  end
+
+  defp failed?(ref, flush) do
+    {_calls, _length, left, _called_at} = Native.seen(flush)
+
+    left > 0 or
+      match?({_failures, _ms, _pause_ms, failed} when failed > 0, Native.learned(ref.run, ref.number))
   end
 
   # A failed call ends its task, and the next task goes on behind the batch of that call.

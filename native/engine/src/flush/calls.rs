@@ -38,6 +38,7 @@ impl<S: Store> Flush<S> {
             if processed > 0 {
                 progress.open_call = Some(OpenCall { reader, length: processed });
             }
+            self.hide(&progress, &progress.batch.runs);
             progress.batch.end();
             self.learn(&progress, Ended { processed, failed: lost, ..Ended::default() }, |learned| {
                 learned.failed += lost
@@ -110,6 +111,7 @@ impl<S: Store> Flush<S> {
         }
         if state == BatchState::Leased {
             let length = progress.batch.runs.len();
+            self.hide(&progress, &progress.batch.runs);
             progress.batch.end();
             let ended = Ended { processed: length, ..Ended::default() };
             self.learn(&progress, ended, |learned| learned.succeed(length));

@@ -71,7 +71,8 @@ pub struct Flush<S: Store> {
     /// Each entry before this position has an outcome or was given up.
     settled: AtomicUsize,
     /// A bit for each position. It is set when the entry is deleted, when a reader leaves it out
-    /// for a newer one, and when it waits again in a counter. Most flushes have no such entry.
+    /// for a newer one, when it waits again in a counter, and when it has its outcome before a
+    /// deferred entry. Most flushes have no such entry.
     gone: OnceLock<Box<[AtomicUsize]>>,
     /// The progress of readers.
     progress: Mutex<Progress<S>>,
@@ -295,6 +296,14 @@ impl<S: Store> Flush<S> {
     pub(crate) fn leave_out(&self, position: usize) {
         self.has_left_out.store(true, Ordering::SeqCst);
         self.remove(position);
+    }
+
+    /// Hides entries with an outcome. Only those behind a deferred entry need it: `settled` does not
+    /// pass that one.
+    pub(super) fn hide(&self, progress: &Progress<S>, runs: &Runs) {
+        if !progress.deferred.is_empty() {
+            runs.places().for_each(|(position, _attempts)| self.remove(position));
+        }
     }
 
     /// [`Flush::gone`], allocated by the first call.

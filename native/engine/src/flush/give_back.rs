@@ -146,18 +146,19 @@ impl<S: Store> Flush<S> {
                 }
             }
         }
-        self.finish(step, entries.len(), outcomes)
+        self.finish(step, &entries, outcomes)
     }
 
     /// Writes the outcomes of a step down.
-    fn finish(&self, step: &GiveBack<'_>, length: usize, outcomes: Step) -> GaveBack {
+    fn finish(&self, step: &GiveBack<'_>, entries: &Runs, outcomes: Step) -> GaveBack {
         let Step { mut result, processed, failed, cancelled, waiting, joined, given_up, staying } = outcomes;
         (result.retried, result.given_up) = (waiting + staying.len(), given_up.len());
         let kept = result.retried + result.superseded;
         let mut progress = self.lock();
-        progress.batch.runs.advance(length);
+        progress.batch.runs.advance(entries.len());
+        self.hide(&progress, entries);
         let partial = progress.partial.get_or_insert(Partial::NONE);
-        partial.next += length;
+        partial.next += entries.len();
         partial.given_up.append(&given_up);
         partial.staying.append(&staying);
         partial.has_success |= processed > 0;
