@@ -294,9 +294,11 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   How many single entries failed since the last success, whether the failure of another one begins a
-  pause, and whether entries wait that did not fail yet.
+  pause, whether entries wait that did not fail yet, whether the processor succeeded with an entry of
+  the last flush, and how many milliseconds ago an entry failed, nil if none did.
   """
-  @spec alone(run(), partition()) :: {non_neg_integer(), boolean(), boolean()} | :not_running
+  @spec alone(run(), partition()) ::
+          {non_neg_integer(), boolean(), boolean(), boolean(), non_neg_integer() | nil} | :not_running
   def alone(_run, _partition), do: not_loaded()
 
   @doc "Begins a pause, which counts as a failure in a row if it is `counted`."
@@ -510,12 +512,18 @@ defmodule PartitionedBuffer.Native do
   @spec shorten(flush(), non_neg_integer()) :: :ok
   def shorten(_flush, _length), do: not_loaded()
 
+  @doc "Lets failed entries of a flush wait for the others."
+  @spec defer(flush()) :: :ok
+  def defer(_flush), do: not_loaded()
+
   @doc """
-  Leases all entries of a flush, if each has failed, and if others wait, so that `give_back/5` lets
-  both wait together. Returns whether it did.
+  Leases entries of a flush, so that `give_back/5` lets them wait together with newer ones, which
+  need not wait for these. It leases none if the sink may be away: the flush has entries that did not
+  fail, and none that succeeded; and with `others?` also if no newer ones wait. Returns whether it
+  leased some. The caller calls again after giving them back.
   """
-  @spec lease_failed(flush()) :: boolean()
-  def lease_failed(_flush), do: not_loaded()
+  @spec lease_rest(flush(), others? :: boolean()) :: boolean()
+  def lease_rest(_flush, _others), do: not_loaded()
 
   @doc """
   Ends a leased batch with failed entries: those with these numbers, from 0 on and in ascending

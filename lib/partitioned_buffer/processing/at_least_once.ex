@@ -31,18 +31,29 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     left = if job.resumed?, do: Native.inherit(job.flush, Job.death(job))
 
     case settle_left(job, left) do
-      {:go_on, %Job{reason: nil} = job} -> job |> wait_together() |> deliver()
+      {:go_on, %Job{reason: nil} = job} -> job |> wait_together() |> begin()
       {_go_on_or_pause, job} -> job
     end
   end
 
-  # New entries do not wait for failed ones: if only those are left of a flush, they join the others.
+  # New entries do not wait for the rest of a flush that holds only refused entries, most likely. So
+  # the rest joins them.
   defp wait_together(%Job{resumed?: true} = job) do
-    if Native.lease_failed(job.flush), do: Batch.give_back(job.flush, :all, false, :infinity, nil)
-    job
+    if Native.lease_rest(job.flush, true) do
+      Batch.give_back(job.flush, :all, false, :infinity, nil)
+      wait_together(job)
+    else
+      job
+    end
   end
 
   defp wait_together(job), do: job
+
+  # What the sink refused once it most likely refuses again, so it comes last.
+  defp begin(%Job{} = job) do
+    Native.defer(job.flush)
+    deliver(job)
+  end
 
   # The life of a batch: it is read and leased, the processor is called, and the outcome settles it.
   defp deliver(%Job{} = job) do
@@ -61,13 +72,39 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
         deliver(job)
 
       {true, _count} ->
-        outcome = call(job, batch)
+        failed? = Native.attempts(job.flush) > 0
 
-        case settle(job, batch, outcome) do
-          {:go_on, job} -> deliver(job)
-          {:pause, job} -> job
-        end
+        if failed? and postponed?(job),
+          do: postpone(job),
+          else: process(%Job{job | tries?: job.tries? or failed?}, batch)
     end
+  end
+
+  defp process(job, batch) do
+    case settle(job, batch, call(job, batch)) do
+      {:go_on, job} -> deliver(job)
+      {:pause, job} -> job
+    end
+  end
+
+  # While the sink takes other entries, a tick or a threshold tries failed ones at most once in the
+  # time of the shortest pause, and then three.
+  defp postponed?(%Job{trigger: trigger}) when trigger in [:flush, :stop], do: false
+  defp postponed?(%Job{options: %Options{kind: :queue, order: :strict}}), do: false
+
+  defp postponed?(%Job{ref: ref} = job) do
+    case Native.alone(ref.run, ref.number) do
+      {_alone, exhausted?, _untried?, true = _success?, failed_ms} ->
+        if job.tries?, do: exhausted?, else: failed_ms != nil and failed_ms < shortest_ms(job)
+
+      _no_success ->
+        false
+    end
+  end
+
+  defp postpone(job) do
+    Batch.give_back(job.flush, :all, false, :infinity, nil)
+    if Native.lease_rest(job.flush, false), do: postpone(job), else: finish(job)
   end
 
   # The function `:processing_batch_size` failed with the entry.
@@ -149,9 +186,9 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp pauses?(_job, succeeded) when succeeded > 0, do: false
 
   defp pauses?(%Job{ref: ref, flush: flush} = job, 0) do
-    with {_alone, exhausted?, untried?} <- Native.alone(ref.run, ref.number) do
+    with {_alone, exhausted?, untried?, success?, _failed_ms} <- Native.alone(ref.run, ref.number) do
       {_calls, called_with, left, _called_at} = Native.seen(flush)
-      exhausted? or (left == called_with and not (job.resumed? and untried?))
+      exhausted? or (left == called_with and not others?(job, untried?, success?))
     else
       :not_running -> true
     end
@@ -185,14 +222,18 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     })
   end
 
+  # Whether other entries tell that the sink is there: some that wait, or some of this flush.
+  defp others?(%Job{trigger: trigger}, _untried?, true = _success?) when trigger not in [:flush, :stop],
+    do: true
+
+  defp others?(job, untried?, _success?), do: job.resumed? and untried?
+
+  defp shortest_ms(%Job{options: %Options{retry_backoff_ms: {min, _max}}}), do: min
+  defp shortest_ms(_job), do: @shortest_ms
+
   # The shortest pause of the options, or a day, in the place of a number beyond.
   defp snooze_ms(%Job{ref: ref} = job, ms) do
-    shortest =
-      case job.options.retry_backoff_ms do
-        {min, _max} -> min
-        :function -> @shortest_ms
-      end
-
+    shortest = shortest_ms(job)
     pause_ms = ms |> max(shortest) |> min(@longest_ms) |> ceil()
 
     if (ms < shortest or ms > @longest_ms) and Native.first_warning(ref.run, ref.number) == true do
@@ -210,9 +251,10 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   # before it if single entries failed last and no other is left, or if no tick begins it.
   defp finish(%Job{ref: ref, options: options} = job) do
     with {failures, _failing_ms, _pause_ms, failed} when failed > 0 <- Native.learned(ref.run, ref.number),
-         {alone, _exhausted?, untried?} <- Native.alone(ref.run, ref.number),
+         {alone, _exhausted?, untried?, success?, _failed_ms} <- Native.alone(ref.run, ref.number),
          untimed? = job.trigger == :stop or options.processing_interval_ms == :infinity,
-         true <- (alone > 0 or untimed?) and not (job.resumed? and untried?) do
+         true <- untimed? or (alone > 0 and not others?(job, untried?, success?)),
+         false <- job.resumed? and untried? do
       pause_ms = Backoff.pause(job, failures)
       Native.pause(ref.run, ref.number, pause_ms, true)
       log_pause(job, job.failure, failed, pause_ms)

@@ -7,10 +7,10 @@ defmodule PartitionedBuffer.Processing.Job do
   # `resumed?`: the flush is the rest of an earlier one, so newer entries may wait for its keys.
   # `reason`: the cause of the last task's death; with one, this task only settles the leftover
   # batch. `delivered` counts the entries that succeeded so far. `failed?` if entries failed, the
-  # last of them for the reason `failure`.
+  # last of them for the reason `failure`. `tries?` if the task tried entries that failed before.
   @enforce_keys [:ref, :flush, :options, :functions]
   defstruct @enforce_keys ++
-              [:trigger, :reason, :failure, resumed?: false, failed?: false, delivered: 0]
+              [:trigger, :reason, :failure, resumed?: false, failed?: false, tries?: false, delivered: 0]
 
   @type t() :: %__MODULE__{
           ref: Ref.t(),
@@ -22,6 +22,7 @@ defmodule PartitionedBuffer.Processing.Job do
           failure: any(),
           resumed?: boolean(),
           failed?: boolean(),
+          tries?: boolean(),
           delivered: non_neg_integer()
         }
 

@@ -204,6 +204,27 @@ fn after_a_pause_entries_that_failed_less_often_come_first() {
 }
 
 #[test]
+fn the_rest_of_a_flush_with_a_success_joins_those_that_wait() {
+    let map = Map::start();
+    map.put_all(0..10);
+    let flush = map.flush().unwrap();
+    assert_eq!(map.lease(&flush, 2).len(), 2);
+    map.put_all(20..22);
+    assert!(!map.partition.lease_rest(&flush, 1, 3, true), "a batch is leased");
+    map.succeed(&flush);
+    assert_eq!(map.lease(&flush, 1).len(), 1);
+    map.fail(&flush, None, None);
+    // Three entries at a time.
+    for retried in [3, 3, 1] {
+        assert!(map.partition.lease_rest(&flush, 1, 3, true));
+        assert_eq!(map.give_back(&flush, None, false, None), given_back(retried, 0));
+    }
+    assert!(!map.partition.lease_rest(&flush, 1, 3, true));
+    assert_eq!((flush.seen().left, map.len(), map.partition.info().retried), (0, 10, 1));
+    assert_eq!(map.partition.info().ended.failed, 1);
+}
+
+#[test]
 fn a_replaced_entry_leaves_its_age_to_the_one_that_replaces_it() {
     for is_read_again in [false, true] {
         let map = Map::start();
@@ -231,13 +252,13 @@ fn failed_entries_that_are_left_join_those_that_wait() {
     let (flush, _) = map.lease_all();
     map.fail(&flush, None, None);
     let rest = map.flush().unwrap();
-    assert!(!map.partition.lease_failed(&rest, 1), "its entries were not read");
+    assert!(!map.partition.lease_rest(&rest, 1, usize::MAX, true), "its entries were not read");
     map.partition.pause(Duration::ZERO, true);
     assert_eq!(map.lease(&rest, 1).len(), 1);
     map.fail(&rest, None, None);
-    assert!(!map.partition.lease_failed(&rest, 1), "no other entry waits");
+    assert!(!map.partition.lease_rest(&rest, 1, usize::MAX, true), "no other entry waits");
     map.put_all(10..12);
-    assert!(map.partition.lease_failed(&rest, 1));
+    assert!(map.partition.lease_rest(&rest, 1, usize::MAX, true));
     assert_eq!(map.give_back(&rest, None, false, None), given_back(2, 0));
     assert_eq!((rest.seen().left, map.len()), (0, 5));
 }

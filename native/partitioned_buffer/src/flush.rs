@@ -53,6 +53,9 @@ impl ToTerm for RawTerm {
 /// a read usually has time for.
 const ROOM: usize = 1024;
 
+/// The number of entries that a call leases to be given back: it looks at each of them.
+const REST: usize = 4096;
+
 /// A flush of any kind of buffer, as a resource.
 pub(crate) enum FlushResource {
     /// A flush of a map.
@@ -119,9 +122,14 @@ impl FlushResource {
         each!(FlushResource, self, own => own.flush.shorten(reader(env), length));
     }
 
-    /// See [`Partition::lease_failed`].
-    pub(crate) fn lease_failed(&self, env: Env<'_>) -> bool {
-        each!(FlushResource, self, own => own.partition.lease_failed(&own.flush, reader(env)))
+    /// See [`Flush::defer`].
+    pub(crate) fn defer(&self) {
+        each!(FlushResource, self, own => own.flush.defer());
+    }
+
+    /// See [`Partition::lease_rest`].
+    pub(crate) fn lease_rest(&self, env: Env<'_>, if_others: bool) -> bool {
+        each!(FlushResource, self, own => own.partition.lease_rest(&own.flush, reader(env), REST, if_others))
     }
 
     /// Gives back entries of the batch until all known ones are done or the time is up, and returns

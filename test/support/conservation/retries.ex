@@ -15,6 +15,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   import PartitionedBuffer.Conservation.Ledger, only: [count: 2, count: 3]
 
+  alias PartitionedBuffer.Native
   alias PartitionedBuffer.Conservation.{Accepted, Isolation, Ledger, Verdict}
 
   # `batch` is the number of the last batch until it is settled, and `verdict` the verdict on it.
@@ -155,20 +156,25 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   def event([_, _ | suffix], measurements, metadata, {ledger, buffer}) do
     if metadata.buffer == buffer do
-      metadata = Map.put(metadata, :partition_count, PartitionedBuffer.Native.partition_count(buffer))
+      metadata = Map.put(metadata, :partition_count, Native.partition_count(buffer))
       # Read by the task, since another one may flush before the ledger gets the event.
-      metadata =
-        if suffix == [:processing, :stop], do: Map.put(metadata, :rest?, rest?(metadata)), else: metadata
-
+      metadata = if suffix == [:processing, :stop], do: Map.merge(metadata, left(metadata)), else: metadata
       send(ledger, {:event, suffix, measurements, metadata, System.monotonic_time(), self()})
     end
   end
 
-  defp rest?(%{buffer: buffer, partition: partition}) do
+  # Whether the flush of a partition has a rest, and whether the partition pauses.
+  defp left(%{buffer: buffer, partition: partition}) do
     %{partitions: partitions} = PartitionedBuffer.info(buffer)
-    Enum.any?(partitions, &(&1.name == partition and &1.in_flight > 0))
+    number = Enum.find_index(partitions, &(&1.name == partition))
+    learned = Native.learned(Native.run(buffer), number)
+
+    %{
+      rest?: Enum.at(partitions, number).in_flight > 0,
+      pauses?: not match?({_failures, _failing_ms, nil, _failed}, learned)
+    }
   rescue
-    _not_running in [ArgumentError] -> true
+    _not_running in [ArgumentError] -> %{rest?: true, pauses?: true}
   end
 
   ## API
@@ -409,7 +415,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
   def handle_info({:event, [:processing, :stop], measurements, metadata, time, pid}, state) do
     state = settled(state, pid)
     %Task{} = task = state.tasks[pid]
-    state = check_again(state, task, time)
+    state = if metadata.pauses?, do: state, else: check_again(state, task, time)
     state = put_in(state.tasks[pid].stopped, true)
     state = %{state | last: Map.put(state.last, task.partition, time)} |> end_flush(task, metadata.rest?)
 

@@ -111,6 +111,7 @@ impl<S: Store> Flush<S> {
         }
         if state == BatchState::Leased {
             let length = progress.batch.runs.len();
+            progress.has_success = true;
             self.hide(&progress, &progress.batch.runs);
             progress.batch.end();
             let ended = Ended { processed: length, ..Ended::default() };
@@ -164,21 +165,41 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// Leases all entries to a reader, which gives them back, if each has failed and none is in a
-    /// batch. Returns whether it did.
-    pub(crate) fn lease_failed(&self, reader: u64) -> bool {
+    /// Lets failed entries wait for the others: what the sink refused once it most likely refuses
+    /// again.
+    pub fn defer(&self) {
+        self.lock().defers = true;
+    }
+
+    /// Leases entries to a reader, which gives them back: those that readers passed, and `count`
+    /// others. It does so only if no entry is in a batch, and either the processor succeeded with one
+    /// or all of them failed. Returns whether it did.
+    pub(crate) fn lease_rest(&self, reader: u64, count: usize) -> bool {
         let mut progress = self.lock();
         self.undo_read(&mut progress);
-        if self.keeps_order() || !progress.batch.runs.is_empty() || !progress.has_only_failed(self.end()) {
+        let is_free = !self.keeps_order() && progress.batch.runs.is_empty();
+        let Some(frozen) = progress.frozen.clone().filter(|_| is_free) else { return false };
+        if !progress.has_success && !progress.has_only_failed(self.end()) {
             return false;
         }
         let retries = std::mem::replace(&mut progress.retries, Runs::NONE);
         let mut runs = Runs::NONE;
         in_order(progress.deferred.lists().chain([&retries])).into_iter().for_each(|(_list, run)| runs.push_run(run));
         progress.deferred.clear();
+        let end = self.end().min(progress.position.saturating_add(count));
+        for position in progress.position..end {
+            if frozen.record(position).is_some() {
+                runs.push(position, frozen.attempts(position));
+            }
+        }
+        progress.position = end;
+        let is_leased = !runs.is_empty();
         progress.batch = Batch { reader, state: BatchState::Leased, runs, ..Batch::NONE };
+        if !is_leased {
+            progress.batch.end();
+        }
         self.settle(&mut progress);
-        true
+        is_leased
     }
 
     /// Makes the batch of another reader this one's. Returns its state, and the number of its

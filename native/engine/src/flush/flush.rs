@@ -120,6 +120,9 @@ impl<S: Store> Flush<S> {
             deferred: Deferred::default(),
             batch: Batch::NONE,
             partial: None,
+            defers: false,
+            takes_deferred: false,
+            has_success: false,
             open_call: None,
             calls: 0,
             called_with: 0,
@@ -238,6 +241,11 @@ impl<S: Store> Flush<S> {
         let progress = self.progress.lock();
         let Progress { calls, called_with, called_at, .. } = *progress;
         Seen { calls, called_with, left: progress.left(self.end), called_at }
+    }
+
+    /// Whether the processor succeeded with an entry, after its lease.
+    pub fn has_success(&self) -> bool {
+        self.progress.lock().has_success
     }
 
     /// The position behind the last entry.

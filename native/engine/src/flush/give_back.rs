@@ -4,7 +4,7 @@
 //! stop and go on later. The flush keeps the progress: if the process dies between two steps, its
 //! heir gives back the rest.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::batch::BatchState;
 use super::flush::Flush;
@@ -166,10 +166,14 @@ impl<S: Store> Flush<S> {
         partial.has_cancelled |= cancelled > 0;
         result.is_done = progress.batch.runs.is_empty();
         let ending = result.is_done.then(|| progress.end_partial());
+        progress.has_success |= ending.as_ref().is_some_and(|ending| ending.has_success);
         self.leave(&progress, waiting, joined);
         let ended = Ended { processed, superseded: result.superseded, failed, given_up: 0 };
         self.learn(&progress, ended, |learned| {
             learned.failed += kept;
+            if failed > 0 {
+                learned.failed_at = Some(Instant::now());
+            }
             let Some(Ending { length, has_success, has_failure, has_cancelled }) = ending else { return };
             if has_success {
                 learned.succeed(length);

@@ -27,6 +27,12 @@ pub(super) struct Progress<S: Store> {
     /// The first part of a leased batch, from the first step of giving it back to the last one. The
     /// rest in `batch` is never empty then.
     pub(super) partial: Option<Partial>,
+    /// Whether failed entries wait for the others, also without a pause.
+    pub(super) defers: bool,
+    /// Whether readers take the deferred entries: no other ones remain.
+    pub(super) takes_deferred: bool,
+    /// Whether the processor succeeded with an entry of the flush.
+    pub(super) has_success: bool,
     /// The last claim, until its reader reads again.
     pub(super) open_call: Option<OpenCall>,
     /// The number of claims and leases.
@@ -146,6 +152,7 @@ impl<S: Store> Progress<S> {
     /// Lets the deferred entries with the fewest attempts be read.
     pub(super) fn take_deferred(&mut self) {
         self.retries = self.deferred.take_first().unwrap_or(Runs::NONE);
+        self.takes_deferred = true;
         self.batch.defers = false;
     }
 

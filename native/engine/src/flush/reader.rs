@@ -20,7 +20,8 @@ impl<S: Store> Flush<S> {
     /// batch. Either has at most `size` entries, and no more than the [limit](Isolation). `None` if all entries have an outcome, if the processor has
     /// a batch, or if another reader began one.
     ///
-    /// After a pause failed entries wait for the others, if there are any.
+    /// After a pause, or if the reader [defers](Flush::defer) them, failed entries wait for the
+    /// others.
     ///
     /// Confirms the reader's open call, whatever it returns.
     pub fn read(&self, reader: u64, length: usize, size: usize) -> Option<Reader<'_, S>> {
@@ -32,7 +33,9 @@ impl<S: Store> Flush<S> {
             if !progress.batch.runs.is_empty() {
                 return None;
             }
-            progress.batch.begin(reader, !self.keeps_order() && isolation.has_paused);
+            let defers = isolation.has_paused || progress.defers;
+            let defers = defers && !self.keeps_order() && !progress.takes_deferred;
+            progress.batch.begin(reader, defers);
             if progress.has_only_deferred(self.end()) {
                 progress.take_deferred();
             }

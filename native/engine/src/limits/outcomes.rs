@@ -26,6 +26,8 @@ pub struct Learned {
     pub failed: usize,
     /// The size of the next batch.
     pub isolation: Isolation,
+    /// The time of the last counted failure of an entry.
+    pub failed_at: Option<Instant>,
 }
 
 impl Learned {

@@ -211,10 +211,12 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         is_replaced
     }
 
-    /// Leases all entries of the flush to a reader, which gives them back: each has failed, and
-    /// others wait, which need not wait for these. Returns whether it did.
-    pub fn lease_failed(&self, flush: &Flush<S>, reader: u64) -> bool {
-        self.has_untried() && flush.lease_failed(reader)
+    /// Leases entries of the flush to a reader, which gives them back, since others wait and need not
+    /// wait for these: those that readers passed, and `count` others. It leases none if the sink may
+    /// be away: the flush has entries that did not fail, and none that succeeded; or `if_others` must
+    /// wait and do not. Returns whether it leased some.
+    pub fn lease_rest(&self, flush: &Flush<S>, reader: u64, count: usize, if_others: bool) -> bool {
+        (!if_others || self.has_untried()) && flush.lease_rest(reader, count)
     }
 
     /// Whether entries wait that did not fail yet.

@@ -105,6 +105,10 @@ struct InFlight<S: Store, W: Waiting<S>> {
     given_back: usize,
     /// How many batches were claimed or leased.
     calls: usize,
+    /// Whether readers take the deferred entries.
+    takes_deferred: bool,
+    /// Whether an entry has succeeded, after its lease.
+    has_success: bool,
     store: PhantomData<S>,
 }
 
@@ -252,6 +256,7 @@ impl<S: Store, W: Waiting<S>> Model<S, W> {
             entry.place = Place::Gone;
             given_back += 1;
             if step.failed.is_some_and(|failed| !failed.contains(&(given_back - 1))) {
+                flush.has_success = true;
                 continue;
             }
             entry.attempts += u32::from(step.counted);
@@ -334,6 +339,8 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             together: usize::MAX,
             given_back: 0,
             calls: 0,
+            takes_deferred: false,
+            has_success: false,
             store: PhantomData,
         }
     }
@@ -423,6 +430,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
     fn end_batch(&mut self) {
         if self.given_back == 0 {
             let together = self.together();
+            self.has_success |= self.state == BatchState::Leased && together > 0;
             let batch = self.entries.iter_mut().filter(|entry| entry.place == Place::Batch);
             batch.take(together).for_each(|entry| entry.place = Place::Gone);
             let is_left = self.batch().next().is_some();
@@ -452,7 +460,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             return None;
         }
         let mut batch = Vec::new();
-        let mut defers = has_paused && !self.keeps_order;
+        let mut defers = has_paused && !self.keeps_order && !self.takes_deferred;
         loop {
             for is_retried in [true, false] {
                 let ahead = |entry: &&mut Entry<W::Entry>| {
@@ -479,7 +487,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             for entry in self.entries.iter_mut().filter(deferred).filter(|entry| Some(entry.attempts) == fewest) {
                 (entry.is_retried, entry.is_deferred) = (true, false);
             }
-            defers = false;
+            (defers, self.takes_deferred) = (false, true);
         }
     }
 }
@@ -606,13 +614,13 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
 
     /// Lets all entries of a flush wait, if each has failed, and returns whether it did.
     fn wait_together(&mut self, number: usize, flush: &Arc<Flush<S>>) -> bool {
-        if !self.partitions[number].lease_failed(flush, self.readers) {
+        if !self.partitions[number].lease_rest(flush, self.readers, usize::MAX, true) {
             return false;
         }
         let model = self.models[number].given();
         assert!(!model.keeps_order && model.batch().next().is_none());
         for entry in model.entries.iter_mut().filter(|entry| entry.place == Place::Ahead) {
-            assert!(entry.attempts > 0 || entry.is_deleted);
+            assert!(model.has_success || entry.attempts > 0 || entry.is_deleted);
             entry.place = Place::Batch;
         }
         model.state = BatchState::Leased;

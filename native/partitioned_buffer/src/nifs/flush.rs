@@ -139,10 +139,17 @@ fn shorten<'a>(env: Env<'a>, [flush, length]: [Term<'a>; 2]) -> NifResult<Term<'
     Ok(atoms::ok().to_term(env))
 }
 
-nif!(lease_failed / 1);
-fn lease_failed<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+nif!(defer / 1);
+fn defer<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(flush.enter(|flush| flush.lease_failed(env)).unwrap_or(false).encode(env))
+    let _ = flush.enter(FlushResource::defer);
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(lease_rest / 2);
+fn lease_rest<'a>(env: Env<'a>, [flush, if_others]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (flush, if_others): (ResourceArc<FlushResource>, bool) = (flush.decode()?, if_others.decode()?);
+    Ok(flush.enter(|flush| flush.lease_rest(env, if_others)).unwrap_or(false).encode(env))
 }
 
 nif!(give_back / 5);

@@ -145,8 +145,11 @@ fn end_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Ter
 nif!(alone / 2);
 fn alone<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let alone = partition!(run, partition, own => {
-        let isolation = own.learned().isolation;
-        (isolation.alone, isolation.is_exhausted(), own.has_untried())
+        let learned = own.learned();
+        let isolation = learned.isolation;
+        let failed_ms = learned.failed_at.map(|at| at.elapsed().as_millis() as u64);
+        let has_success = own.in_flight().is_some_and(|flush| flush.has_success());
+        (isolation.alone, isolation.is_exhausted(), own.has_untried(), has_success, failed_ms)
     });
     Ok(or_not_running(env, alone))
 }
