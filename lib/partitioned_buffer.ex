@@ -138,20 +138,24 @@ defmodule PartitionedBuffer do
       limit the partition pauses before it goes on.
     * **A single failed entry** counts an attempt and waits behind the others, and the partition
       goes on with them. It pauses at the third such failure since the last success, at the first
-      one after a pause, and if no other entry is left. A queue with its order pauses at each. A
-      batch of which all entries are named as failed counts as one such failure.
+      one after a pause, and if no entry of the flush succeeded and no other is left. A queue with
+      its order pauses at each. A batch of which all entries are named as failed counts as one such
+      failure.
+    * **Failed entries come last**, those with the fewest attempts first. If other entries of the
+      flush succeeded, the partition tries some of them, at most once in the time of the shortest
+      pause, and pauses for none. `flush/2` and a stop try all of them.
     * **The limit of the next batch**, `:limit` in `info/1`, grows again: each full batch that
       succeeds multiplies it by four, up to half the size of the batch split last. After 16
       successes in a row, this bound doubles. After a single entry failed or was cancelled, the bound
       is the batch size.
     * **After a pause** the limit is as before, so a sink that is down gets one call with one entry
-      for each pause. Entries that a newer write replaced are left out. Entries without attempts come
-      first, then those with the fewest. A queue with its order begins with its first item.
-    * **Failed entries do not delay new ones.** If only failed entries of a flush are left, and
-      others wait, they are flushed together.
+      for each pause. Entries that a newer write replaced are left out. A queue with its order begins
+      with its first item.
+    * **Failed entries do not delay new ones.** If a flush has a rest after a pause, and others wait,
+      they are flushed together, if an entry of the flush succeeded or all of the rest failed.
 
-  One bad entry in a batch of 1,000 costs some 20 calls, again in each flush until it is given up,
-  and no pause unless it is the last one. With batches of 1,000, a sink that takes 100 entries
+  One bad entry in a batch of 1,000 costs some 20 calls, then one in each flush until it is given up,
+  and no pause. With batches of 1,000, a sink that takes 100 entries
   refuses 6 % of the calls. The limit outlives each process of the buffer, but not a start with
   another partition count.
 

@@ -255,6 +255,58 @@ defmodule PartitionedBuffer.IsolationTest do
     assert await(fn -> :ets.info(stored, :size) == 100 end, now() + 10_000) == :ok
   end
 
+  # All times are a twentieth of the defaults.
+  test "hot keys are stored in each interval beside ever more bad keys" do
+    {interval, stored} = {250, table()}
+
+    processor = fn batch ->
+      if Enum.any?(batch, &match?({{:bad, _}, _, _}, &1)),
+        do: {:error, :refused},
+        else: Enum.each(batch, fn {key, _sum, _count} -> store(stored, key) end)
+    end
+
+    buffer =
+      start_buffer(
+        module: Counter,
+        partitions: 1,
+        processor: processor,
+        processing_interval_ms: interval,
+        retry_backoff_ms: {50, 1_500},
+        max_attempts: 100,
+        drain_timeout_ms: 0
+      )
+
+    for key <- 1..100, do: :ets.insert(stored, {key, now(), 0})
+    every(10, fn _ -> for key <- 1..100, do: Counter.add(buffer, key) end)
+    every(50, fn n -> Counter.add(buffer, {:bad, n}) end)
+    # A minute and a half by default.
+    Process.sleep(4_500)
+    late = for {key, last, longest, _times} <- :ets.tab2list(stored), do: {max(longest, now() - last), key}
+    assert {longest, _key} = Enum.max(late)
+    assert longest < 4 * interval
+    assert %{retrying: retrying} = PartitionedBuffer.info(buffer)
+    assert retrying > 20
+  end
+
+  test "many flushes in a short time use up few attempts of a bad entry" do
+    buffer =
+      start_buffer(
+        partitions: 1,
+        processor: &if(List.keymember?(&1, :bad, 0), do: {:error, :refused}, else: :ok),
+        processing_threshold: 50,
+        retry_backoff_ms: {200, 1_000},
+        max_attempts: 100,
+        drain_timeout_ms: 0
+      )
+
+    Buffer.put(buffer, :bad, 0)
+    started = now()
+    for n <- 1..20_000, do: Buffer.put(buffer, n, n)
+    assert await(fn -> processed?(buffer, 19_000) end, now() + 10_000) == :ok
+    assert %{totals: %{failed: failed}} = PartitionedBuffer.info(buffer)
+    assert failed in 1..(2 + div(now() - started, 200))
+  end
+
   test "a queue without order stores nine of ten tenants while one is down" do
     stored = :counters.new(10, [])
 
