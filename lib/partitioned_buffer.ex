@@ -142,8 +142,8 @@ defmodule PartitionedBuffer do
       its order pauses at each. A batch of which all entries are named as failed counts as one such
       failure.
     * **Failed entries come last**, those with the fewest attempts first. If other entries of the
-      flush succeeded, the partition tries some of them, at most once in the time of the shortest
-      pause, and pauses for none. `flush/2` and a stop try all of them.
+      flush succeeded, the partition tries a few, at most once in the time of the shortest pause,
+      without a pause. `flush/2` and a stop try all.
     * **The limit of the next batch**, `:limit` in `info/1`, grows again: each full batch that
       succeeds multiplies it by four, up to half the size of the batch split last. After 16
       successes in a row, this bound doubles. After a single entry failed or was cancelled, the bound

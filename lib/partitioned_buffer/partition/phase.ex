@@ -199,6 +199,8 @@ defmodule PartitionedBuffer.Partition.Phase do
 
   # A request ends the pause at once. A remembered trigger does not.
   defp pause(%Work{requests: [_ | _] = requests}), do: requests |> start_round(0) |> first(:end_pause)
+  # The retry after the pause is no requested flush.
+  defp pause(%Work{trigger: :flush}), do: {{:paused, :interval}, [:begin_pause]}
   defp pause(%Work{trigger: trigger}), do: {{:paused, trigger}, [:begin_pause]}
 
   # The answer to the requests of the ended round comes before all other actions.

@@ -222,7 +222,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     })
   end
 
-  # Whether other entries tell that the sink is there: some that wait, or some of this flush.
+  # Whether other entries show that the sink is there: waiting ones, or others in this flush.
   defp others?(%Job{trigger: trigger}, _untried?, true = _success?) when trigger not in [:flush, :stop],
     do: true
 

@@ -120,6 +120,8 @@ impl<S: Store> Flush<S> {
             let given_up = progress.batch.part();
             progress.batch.runs.advance(given_up);
             progress.batch.state = BatchState::GivenUp;
+            // Nobody died of the next entry yet.
+            progress.batch.size = progress.batch.size.max(1);
             self.count(&progress, Ended { given_up, ..Ended::default() });
         }
         let left = progress.batch.runs.len();
@@ -171,9 +173,9 @@ impl<S: Store> Flush<S> {
         self.lock().defers = true;
     }
 
-    /// Leases entries to a reader, which gives them back: those that readers passed, and `count`
-    /// others. It does so only if no entry is in a batch, and either the processor succeeded with one
-    /// or all of them failed. Returns whether it did.
+    /// Leases entries to a reader, which gives them back: the passed ones, and `count` others. It
+    /// does so only if no entry is in a batch, and either the processor succeeded with one or all
+    /// failed. Returns whether it did.
     pub(crate) fn lease_rest(&self, reader: u64, count: usize) -> bool {
         let mut progress = self.lock();
         self.undo_read(&mut progress);

@@ -212,7 +212,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     }
 
     /// Leases entries of the flush to a reader, which gives them back, since others wait and need not
-    /// wait for these: those that readers passed, and `count` others. It leases none if the sink may
+    /// wait for these: the passed ones, and `count` others. It leases none if the sink may
     /// be away: the flush has entries that did not fail, and none that succeeded; or `if_others` must
     /// wait and do not. Returns whether it leased some.
     pub fn lease_rest(&self, flush: &Flush<S>, reader: u64, count: usize, if_others: bool) -> bool {
