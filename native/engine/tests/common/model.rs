@@ -433,6 +433,7 @@ impl<S: Store, W: Waiting<S>> InFlight<S, W> {
             self.has_success |= self.state == BatchState::Leased && together > 0;
             let batch = self.entries.iter_mut().filter(|entry| entry.place == Place::Batch);
             batch.take(together).for_each(|entry| entry.place = Place::Gone);
+            self.together = self.together.max(1);
             let is_left = self.batch().next().is_some();
             self.state = if is_left { BatchState::GivenUp } else { BatchState::Read };
         }
