@@ -175,8 +175,16 @@ defmodule PartitionedBuffer.Partition.Server do
   def handle_info({:timeout, timer, :tick}, %__MODULE__{tick: timer} = state),
     do: {:noreply, state |> schedule(next_tick(state.options)) |> handle({:due, :interval})}
 
-  def handle_info({:timeout, timer, :pause}, %__MODULE__{pause: timer} = state),
-    do: {:noreply, handle(state, :pause_over)}
+  # Another partition may have prolonged the pause.
+  def handle_info({:timeout, timer, :pause}, %__MODULE__{pause: timer} = state) do
+    case learned(state.ref) do
+      {_failures, _failing_ms, left, _failed} when is_integer(left) and left > 0 ->
+        {:noreply, act(:begin_pause, state)}
+
+      _over ->
+        {:noreply, handle(state, :pause_over)}
+    end
+  end
 
   def handle_info({:timeout, timer, :limit}, %__MODULE__{limit: timer} = state),
     do: {:noreply, enforce_limit(state)}
