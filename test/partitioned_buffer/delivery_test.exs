@@ -222,6 +222,16 @@ defmodule PartitionedBuffer.DeliveryTest do
       end
     end
 
+    test "a single entry that takes too long pauses also if others are left" do
+      processor = returning(fn [{key, _, _, _}] -> if key == 1, do: perform(:hang), else: :ok end)
+      buffer = start(processor: processor, processing_batch_size: 1, processing_timeout_ms: 100)
+      attach_telemetry(buffer)
+      Buffer.put_all(buffer, for(n <- 1..50, do: {n, n}))
+      assert {:error, {:failed, _left}} = quietly(fn -> Buffer.flush(buffer) end)
+      assert_received {[:retry], %{count: 1, delay: delay}, %{reason: :timeout}}
+      assert delay >= 30_000
+    end
+
     test "{:snooze, ms} with a time that is changed is a warning once" do
       buffer = start(processor: returning([{:snooze, 0}]))
       Buffer.put(buffer, :key, 1)

@@ -72,30 +72,30 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
         deliver(job)
 
       {true, _count} ->
-        failed? = Native.attempts(job.flush) > 0
+        attempts = Native.attempts(job.flush)
 
-        if failed? and postponed?(job),
+        if attempts > 0 and postponed?(job),
           do: postpone(job),
-          else: process(%Job{job | tries?: job.tries? or failed?}, batch)
+          else: process(%Job{job | tries?: job.tries? or attempts > 0}, batch, attempts)
     end
   end
 
-  defp process(job, batch) do
-    case settle(job, batch, call(job, batch)) do
+  defp process(job, batch, attempts) do
+    case settle(job, batch, call(job, batch, attempts)) do
       {:go_on, job} -> deliver(job)
       {:pause, job} -> job
     end
   end
 
   # While the sink takes other entries, a tick or a threshold tries failed ones at most once in the
-  # time of the shortest pause, and then three.
+  # time of the shortest pause, and then only as many as begin no pause.
   defp postponed?(%Job{trigger: trigger}) when trigger in [:flush, :stop], do: false
   defp postponed?(%Job{options: %Options{kind: :queue, order: :strict}}), do: false
 
   defp postponed?(%Job{ref: ref} = job) do
     case Native.alone(ref.run, ref.number) do
       {_alone, exhausted?, _untried?, true = _success?, failed_ms} ->
-        if job.tries?, do: exhausted?, else: failed_ms != nil and failed_ms < shortest_ms(job)
+        exhausted? or (not job.tries? and failed_ms != nil and failed_ms < shortest_ms(job))
 
       _no_success ->
         false
@@ -108,10 +108,10 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   end
 
   # The function `:processing_batch_size` failed with the entry.
-  defp call(_job, %Batch{failure: failure}) when failure != nil, do: failure
+  defp call(_job, %Batch{failure: failure}, _attempts) when failure != nil, do: failure
 
-  defp call(job, %Batch{entries: entries, count: count}) do
-    Telemetry.batch(job.ref, count, Native.attempts(job.flush) + 1, fn ->
+  defp call(job, %Batch{entries: entries, count: count}, attempts) do
+    Telemetry.batch(job.ref, count, attempts + 1, fn ->
       job.functions.processor
       |> Job.call([entries])
       |> Outcome.new(job.options.kind, entries)
@@ -180,9 +180,10 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     if pause_ms, do: {:pause, job}, else: {:go_on, job}
   end
 
-  # A failed item of a strict queue holds up all others. Otherwise the sink is tried with another
-  # entry, if there is one.
+  # A failed item of a strict queue holds up all others, and a sink that hangs would hang again.
+  # Otherwise the sink is tried with another entry, if there is one.
   defp pauses?(%Job{options: %Options{kind: :queue, order: :strict}}, _succeeded), do: true
+  defp pauses?(%Job{reason: :timeout}, _succeeded), do: true
   defp pauses?(_job, succeeded) when succeeded > 0, do: false
 
   defp pauses?(%Job{ref: ref, flush: flush} = job, 0) do
@@ -256,8 +257,9 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
          true <- untimed? or (alone > 0 and not others?(job, untried?, success?)),
          false <- job.resumed? and untried? do
       pause_ms = Backoff.pause(job, failures)
-      Native.pause(ref.run, ref.number, pause_ms, true)
-      log_pause(job, job.failure, failed, pause_ms)
+      # Postponed entries did not fail now.
+      Native.pause(ref.run, ref.number, pause_ms, job.failed?)
+      if job.failed?, do: log_pause(job, job.failure, failed, pause_ms)
     else
       _goes_on -> log_failed(job)
     end

@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::map::{entry, Entry, Map, MapFlush};
 use common::reading::{all_of, give_back, read, GivenBack};
 use common::{Random, TestTerm, LARGE};
-use partitioned_buffer_engine::{reclaim, BatchState, GiveBack};
+use partitioned_buffer_engine::{reclaim, BatchState, Death, GiveBack};
 
 /// The result of giving back a batch of which so many will be retried, and so many are superseded.
 fn given_back(retried: usize, superseded: usize) -> GivenBack {
@@ -222,6 +222,30 @@ fn the_rest_of_a_flush_with_a_success_joins_those_that_wait() {
     assert!(!map.partition.lease_rest(&flush, 1, 3, true));
     assert_eq!((flush.seen().left, map.len(), map.partition.info().retried), (0, 10, 1));
     assert_eq!(map.partition.info().ended.failed, 1);
+}
+
+#[test]
+fn a_rest_whose_reader_died_is_read_again_without_an_attempt() {
+    for is_moved in [false, true] {
+        let map = Map::start();
+        map.put_all(0..10);
+        let flush = map.flush().unwrap();
+        map.lease(&flush, 2);
+        map.succeed(&flush);
+        map.put(20, 20);
+        assert!(map.partition.lease_rest(&flush, 1, usize::MAX, true));
+        let step = GiveBack { counted: false, count: 3, ..all_of(1) };
+        assert!(!map.partition.give_back(&flush, step).is_done);
+        if is_moved {
+            let evicted = map.partition.evict();
+            evicted.entries().for_each(|leftover| map.partition.take_in(&leftover));
+            map.open(1);
+        } else {
+            assert_eq!(flush.inherit(2, Some(Death::Killed)), None);
+        }
+        assert_eq!((map.partition.held(), map.partition.info().retried), (9, 0));
+        assert_eq!(map.succeed_with_all().len(), 9);
+    }
 }
 
 #[test]

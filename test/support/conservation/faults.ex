@@ -535,7 +535,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
 
   defp isolate(faults, written) do
     Retries.calm(faults.ledger)
-    until_stored(faults, written ++ faults.written, 500)
+    until_stored(faults, written ++ faults.written, 5_000)
   end
 
   defp until_stored(faults, written, tries) do

@@ -30,12 +30,14 @@ pub(super) struct Batch {
     pub(super) size: usize,
     /// Whether failed entries wait for the others.
     pub(super) defers: bool,
+    /// Whether it is leased only to be given back, without a call of the processor.
+    pub(super) returns: bool,
 }
 
 impl Batch {
     /// No batch.
     pub(super) const NONE: Batch =
-        Batch { reader: 0, state: BatchState::Read, runs: Runs::NONE, size: 0, defers: false };
+        Batch { reader: 0, state: BatchState::Read, runs: Runs::NONE, size: 0, defers: false, returns: false };
 
     /// An empty batch of a reader.
     pub(super) fn begin(&mut self, reader: u64, defers: bool) {

@@ -196,7 +196,7 @@ impl<S: Store> Flush<S> {
         }
         progress.position = end;
         let is_leased = !runs.is_empty();
-        progress.batch = Batch { reader, state: BatchState::Leased, runs, ..Batch::NONE };
+        progress.batch = Batch { reader, state: BatchState::Leased, runs, returns: true, ..Batch::NONE };
         if !is_leased {
             progress.batch.end();
         }
@@ -208,6 +208,8 @@ impl<S: Store> Flush<S> {
     /// entries without an outcome; `None` without a batch. If the other reader died while it gave
     /// the batch back, the rest is leased.
     ///
+    /// Entries of a batch that was only to be given back are read again.
+    ///
     /// With a `death` the batch may be its cause, by its size. So a batch that was only read counts
     /// as leased, and the function for dead letters gets fewer entries together. A single one with
     /// which two readers died is returned as buried.
@@ -215,6 +217,10 @@ impl<S: Store> Flush<S> {
         let mut progress = self.lock();
         if death.is_none() {
             self.undo_read(&mut progress);
+        }
+        if progress.batch.returns {
+            progress.split();
+            self.settle(&mut progress);
         }
         let Batch { state, runs, .. } = &mut progress.batch;
         if runs.is_empty() {

@@ -51,7 +51,7 @@ impl<S: Store> Flush<S> {
         self.learn(&progress, Ended { failed: lost, ..Ended::default() }, |_learned| {});
         let Progress { frozen, batch, partial, retries, deferred, position, .. } = &mut *progress;
         let frozen = frozen.take()?;
-        let is_leased = batch.state == BatchState::Leased;
+        let is_leased = batch.state == BatchState::Leased && !batch.returns;
         let Partial { mut given_up, staying, .. } = partial.take().unwrap_or(Partial::NONE);
         if batch.is_given_up() {
             given_up.append(&batch.runs);

@@ -130,7 +130,7 @@ impl<S: Store> Progress<S> {
         let reader = self.batch.reader;
         self.batch.end();
         if !given_up.is_empty() {
-            self.batch = Batch { reader, state: BatchState::GivenUp, runs: given_up, size: usize::MAX, defers: false };
+            self.batch = Batch { reader, state: BatchState::GivenUp, runs: given_up, size: usize::MAX, ..Batch::NONE };
         }
         Ending { length: next, has_success, has_failure, has_cancelled }
     }
