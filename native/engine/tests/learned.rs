@@ -56,6 +56,8 @@ fn a_failure_that_is_not_counted_pauses_only() {
     let Learned { failures, failing_since, paused_until, failed, .. } = learned(&map);
     assert_eq!((failures, failing_since, failed), (0, None, 2));
     assert!(paused_until.is_some());
+    map.partition.pause(Duration::ZERO, false);
+    assert_eq!(learned(&map).paused_until, paused_until, "a pause does not become shorter");
     map.partition.end_pause();
     assert_eq!(learned(&map).paused_until, None);
     map.partition.pause(MINUTE, true);

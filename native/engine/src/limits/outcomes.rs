@@ -58,10 +58,10 @@ impl Learned {
         }
     }
 
-    /// Starts a pause, and counts the failure if it is `counted`.
+    /// Starts a pause or prolongs the present one, and counts the failure if it is `counted`.
     pub(crate) fn pause(&mut self, pause: Duration, counted: bool) {
         let now = Instant::now();
-        self.paused_until = now.checked_add(pause.min(LONGEST_PAUSE));
+        self.paused_until = self.paused_until.max(now.checked_add(pause.min(LONGEST_PAUSE)));
         self.isolation.pause();
         if counted {
             self.failures = self.failures.saturating_add(1);

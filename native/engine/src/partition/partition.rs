@@ -291,18 +291,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.outcomes.learned()
     }
 
-    /// Starts a pause, and counts a failure if it is `counted`.
+    /// Starts a pause or prolongs the present one, and counts a failure if it is `counted`.
     pub fn pause(&self, pause: Duration, counted: bool) {
         self.outcomes.learn(Ended::default(), |learned| learned.pause(pause, counted));
-    }
-
-    /// Starts a pause, or prolongs the present one.
-    pub fn prolong_pause(&self, pause: Duration) {
-        self.outcomes.learn(Ended::default(), |learned| {
-            let present = learned.paused_until;
-            learned.pause(pause, false);
-            learned.paused_until = learned.paused_until.max(present);
-        });
     }
 
     /// Ends the pause.

@@ -127,7 +127,7 @@ fn pause_all<'a>(env: Env<'a>, [run, ms]: [Term<'a>; 2]) -> NifResult<Term<'a>> 
     let paused = run.enter(|partitions| {
         each!(AnyPartitions, partitions, own => {
             for partition in 0..own.count()? {
-                own.running(partition)?.prolong_pause(pause);
+                own.running(partition)?.pause(pause, false);
             }
             Ok(())
         })?;
