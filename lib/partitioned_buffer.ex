@@ -155,9 +155,8 @@ defmodule PartitionedBuffer do
       they are flushed together, if an entry of the flush succeeded or all of the rest failed.
 
   One bad entry in a batch of 1,000 costs some 20 calls, then one in each flush until it is given up,
-  and no pause. With batches of 1,000, a sink that takes 100 entries
-  refuses 6 % of the calls. The limit outlives each process of the buffer, but not a start with
-  another partition count.
+  and no pause. With batches of 1,000, a sink that takes 100 entries refuses 6 % of the calls. The
+  limit outlives each process of the buffer, but not a start with another partition count.
 
   ### Batch functions
 

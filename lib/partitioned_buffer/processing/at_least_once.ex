@@ -272,7 +272,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp log_failed(job) do
     Logger.warning(
       "#{Ref.describe(job.ref)}: processor failed with some entries, last with " <>
-        "#{Reason.describe(job.failure)}; they are retried with the next flush",
+        "#{Reason.describe(job.failure)}; they are retried later",
       Ref.log_metadata(job.ref)
     )
   end

@@ -159,6 +159,14 @@ defmodule PartitionedBuffer.Conservation.Queues do
   """
   def list_stream(number), do: {stream(@lists, number), div(@list_size, @partition_count)}
 
+  @doc "Checks the streams of a list in each partition. A list that was cut short may be there in part."
+  def check_list(number, outcome, ledger, check) do
+    {stream, size} = list_stream(number)
+    written = if outcome == :done, do: size..size, else: 0..size
+    ledger = Enum.reduce(0..(Item.partitions() - 1), ledger, &check.({stream, &1, written}, &2))
+    Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
+  end
+
   @doc "Whether the streams of a writer come one after the other: those of the lists have no order."
   def ordered?(stream), do: rem(stream, @writers) != @lists
 

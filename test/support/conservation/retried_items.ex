@@ -157,12 +157,8 @@ defmodule PartitionedBuffer.Conservation.RetriedItems do
     do: for(number <- left_of(stream, own, written.first, ledger), do: {stream, own, number})
 
   @impl Checks
-  def check({:list, number, outcome}, ledger) do
-    {stream, size} = Queues.list_stream(number)
-    written = if outcome == :done, do: size..size, else: 0..size
-    ledger = Enum.reduce(0..(Item.partitions() - 1), ledger, &check({stream, &1, written}, &2))
-    Ledger.count(ledger, if(outcome == :done, do: :lists_done, else: :lists_cut_short))
-  end
+  def check({:list, number, outcome}, ledger),
+    do: Queues.check_list(number, outcome, ledger, &check/2)
 
   def check({:code, _number} = code, ledger), do: check({code, code, 1..1}, ledger)
 
