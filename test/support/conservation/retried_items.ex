@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Conservation.RetriedItems do
 
   @behaviour PartitionedBuffer.Conservation.Checks
 
-  alias PartitionedBuffer.Conservation.{Checks, Item, Ledger, Queues, RetriedQueues, Retries}
+  alias PartitionedBuffer.Conservation.{Checks, Ledger, Queues, RetriedQueues, Retries}
 
   # Items of a stream in its own partition: the last number that came, the lower ones that did not,
   # and the last entries of the items that may still come again, by their numbers.
