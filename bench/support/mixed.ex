@@ -26,6 +26,8 @@ defmodule Bench.Mixed do
   # Writes of each writer in a second, and its keys.
   @rate 400
   @keys 1_000
+  # The writes of which one is bad.
+  @block 1_000
 
   # Milliseconds.
   @step 10
@@ -178,7 +180,19 @@ defmodule Bench.Mixed do
 
   defp write(kind, rival, until, seed) do
     rand = :rand.seed_s(:exsss, {seed, :erlang.phash2(kind), 0})
-    write(%{kind: kind, rival: rival, until: until, from: now(), rand: rand, done: 0, numbers: %{}, log: []})
+
+    write(%{
+      kind: kind,
+      rival: rival,
+      until: until,
+      from: now(),
+      rand: rand,
+      done: 0,
+      written: 0,
+      bad_at: nil,
+      numbers: %{},
+      log: []
+    })
   end
 
   defp write(%{until: until} = state) do
@@ -198,18 +212,32 @@ defmodule Bench.Mixed do
   end
 
   defp write_one(%{kind: kind} = state) do
-    {choice, rand} = :rand.uniform_s(3_000, state.rand)
-    {key, rand} = :rand.uniform_s(@keys, rand)
+    {bad, state} = next_bad(state)
+    {key, rand} = :rand.uniform_s(@keys, state.rand)
     state = %{state | rand: rand}
     id = "#{map_size(state.numbers)}"
 
-    case choice do
-      1 -> write_bad_data(state, "data-" <> id)
-      2 -> put(state, "limit-" <> Base.encode32(:crypto.strong_rand_bytes(2_560), case: :lower), :limit)
-      3 -> take_key(state, "taken-" <> id)
+    case bad do
+      0 -> write_bad_data(state, "data-" <> id)
+      1 -> put(state, "limit-" <> Base.encode32(:crypto.strong_rand_bytes(2_560), case: :lower), :limit)
+      2 -> take_key(state, "taken-" <> id)
       _good when kind in [:items, :ordered] -> put(state, "good-" <> id, :good)
       _good -> put(state, "good-#{key}", :good)
     end
+  end
+
+  # In each block of writes one is bad, at a random place. The kinds take turns, so that a short run
+  # has all of them. Returns the kind; nil for a good write.
+  defp next_bad(%{written: written} = state) do
+    state =
+      if rem(written, @block) == 0 do
+        {place, rand} = :rand.uniform_s(@block, state.rand)
+        %{state | rand: rand, bad_at: written + place - 1}
+      else
+        state
+      end
+
+    {if(written == state.bad_at, do: rem(div(written, @block), 3)), %{state | written: written + 1}}
   end
 
   defp write_bad_data(%{kind: :sums} = state, key),
