@@ -255,7 +255,7 @@ defmodule PartitionedBuffer.Counter do
         Call.invalid!({:invalid, {key, amount, count}}, buffer, :counted)
 
       refused ->
-        Call.refused(refused, buffer, :counter, route, &Native.add_counted(buffer, &1, key, amount, count))
+        Call.refused(refused, buffer, :counter, route, [:add_counted, key, amount, count])
     end
   end
 
@@ -263,7 +263,7 @@ defmodule PartitionedBuffer.Counter do
     do: Call.invalid!({:invalid, {key, amount}}, buffer, :amount)
 
   defp refused(refused, buffer, route, key, amount),
-    do: Call.refused(refused, buffer, :counter, route, &Native.add(buffer, &1, key, amount))
+    do: Call.refused(refused, buffer, :counter, route, [:add, key, amount])
 
   @doc """
   Adds each amount of a map, or of a list or another enumerable of `{key, amount}` tuples. The same

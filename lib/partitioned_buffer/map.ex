@@ -226,14 +226,14 @@ defmodule PartitionedBuffer.Map do
 
   def put(buffer, key, value, []) when is_atom(buffer) do
     with refused when refused != :ok <- Native.put(buffer, nil, key, value),
-         do: Call.refused(refused, buffer, :map, nil, &Native.put(buffer, &1, key, value))
+         do: Call.refused(refused, buffer, :map, nil, [:put, key, value])
   end
 
   def put(buffer, key, value, opts) when is_atom(buffer) do
     route = Call.route(buffer, key, opts)
 
     with refused when refused != :ok <- Native.put(buffer, route, key, value),
-         do: Call.refused(refused, buffer, :map, route, &Native.put(buffer, &1, key, value))
+         do: Call.refused(refused, buffer, :map, route, [:put, key, value])
   end
 
   @doc """
@@ -286,7 +286,7 @@ defmodule PartitionedBuffer.Map do
     with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, nil, key, value, version),
          do:
            refused
-           |> Call.refused(buffer, :map, nil, &Native.put_newer(buffer, &1, key, value, version))
+           |> Call.refused(buffer, :map, nil, [:put_newer, key, value, version])
            |> stored_or_stale(false),
          else: (_stored_or_stale -> :ok)
   end
@@ -297,7 +297,7 @@ defmodule PartitionedBuffer.Map do
 
     stored_or_stale(
       with refused when refused not in [:ok, :stale] <- Native.put_newer(buffer, route, key, value, version) do
-        Call.refused(refused, buffer, :map, route, &Native.put_newer(buffer, &1, key, value, version))
+        Call.refused(refused, buffer, :map, route, [:put_newer, key, value, version])
       end,
       stale_is_error?
     )
@@ -327,7 +327,7 @@ defmodule PartitionedBuffer.Map do
 
     result =
       with refused when refused not in [:ok, :exists] <- Native.put_new(buffer, route, key, value),
-           do: Call.refused(refused, buffer, :map, route, &Native.put_new(buffer, &1, key, value))
+           do: Call.refused(refused, buffer, :map, route, [:put_new, key, value])
 
     if result == :exists, do: {:error, :exists}, else: result
   end

@@ -7,8 +7,8 @@ defmodule PartitionedBuffer.Native do
   # given by its number.
   #
   # `to` is a partition and the partition count by which the caller chose it, or nil: the key or
-  # item chooses. `{:processor, to}` marks the write of a processor, and `{:next, to}` that of a
-  # process that waited for room.
+  # item chooses. `{:processor, to}` marks the write of a
+  # processor.
   #
   # `:full`: no room for another entry. `:not_running`: the buffer was never started, has ended, has
   # no partitions, or has another partition count than `to`, or the run is over. Arguments of
@@ -18,7 +18,7 @@ defmodule PartitionedBuffer.Native do
   # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
-  # `held`, `batch`, `set_max_size`, `put_options`, `functions_large`, `resume_run`, `pause_all`,
+  # `held`, `batch`, `set_bound`, `put_options`, `functions_large`, `resume_run`, `pause_all`,
   # `leftovers` and `left_terms` may take longer, so they run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
@@ -53,11 +53,14 @@ defmodule PartitionedBuffer.Native do
   @typep kind() :: PartitionedBuffer.Options.kind()
   @typep partition() :: non_neg_integer()
   @typep to() :: PartitionedBuffer.Routing.route()
-  @typep route() :: to() | {:processor | :next, to()}
+  @typep route() :: to() | {:processor, to()}
   @typep limit() :: pos_integer() | :infinity
-  @typep reservation() :: reference()
+  @typep bound() :: {max_size :: limit(), max_bytes :: limit()}
+  @type reservation() :: reference()
+  @typep place() :: pos_integer()
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
-  @typep written() :: :ok | {:more, list()} | {:refused, list()} | :long | :bounded | invalid() | :not_running
+  @typep written() ::
+           :ok | {:more, list()} | {:refused, list()} | :long | :bounded | :lapsed | invalid() | :not_running
   @typep role() :: :server | :tasks | :task | :room | :drainer | :drained
   @typep counts() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   @typep entry() ::
@@ -73,7 +76,7 @@ defmodule PartitionedBuffer.Native do
   Entries that a buffer of the same name and another kind left stay there for the next buffer of
   that kind. With outcomes, `get`, `put_new`, `put_newer` and `delete` also see entries in flight.
   With a `max_size` the buffer holds no more entries than that, waiting and in flight, unless it has
-  more already. Failed items of a `strict?` queue stay before all others. No partition pauses; their
+  more already. With `max_bytes` writes that need memory find no room while it has as many. Failed items of a `strict?` queue stay before all others. No partition pauses; their
   failures in a row and the limits of their batches go on. With another partition count
   than the last run, each entry waits in the partition that its key or item chooses now, and
   failures in a row start at 0.
@@ -84,10 +87,10 @@ defmodule PartitionedBuffer.Native do
           non_neg_integer(),
           outcomes? :: boolean(),
           strict? :: boolean(),
-          max_size :: limit()
+          bound()
         ) ::
           run() | :not_running
-  def open(_buffer, _kind, _partition_count, _outcomes, _strict, _max_size), do: not_loaded()
+  def open(_buffer, _kind, _partition_count, _outcomes, _strict, _bound), do: not_loaded()
 
   @doc "The present run of a buffer."
   @spec run(atom()) :: run() | :not_running
@@ -153,8 +156,12 @@ defmodule PartitionedBuffer.Native do
   @spec resume_run(run()) :: :ok | :not_running
   def resume_run(_run), do: not_loaded()
 
-  @doc "Ends the hold for good, at the beginning of a stop."
-  @spec begin_stop(run()) :: :ok | :not_running
+  @doc """
+  Ends the hold for good, at the beginning of a stop, and all waits for room. Returns how many lists
+  with reserved room are being written. If there are any, the calling process gets the message
+  `:lists_written` at the end of the last one. No further list begins.
+  """
+  @spec begin_stop(run()) :: non_neg_integer() | :not_running
   def begin_stop(_run), do: not_loaded()
 
   @doc "Whether a run is on hold."
@@ -325,30 +332,46 @@ defmodule PartitionedBuffer.Native do
 
   ## Room
 
-  @doc "Changes how many entries a buffer holds. It throws nothing away."
-  @spec set_max_size(run(), limit()) :: :ok | :not_running
-  def set_max_size(_run, _max_size), do: not_loaded()
+  @doc "Changes how much a buffer holds. It throws nothing away."
+  @spec set_bound(run(), bound()) :: :ok | :not_running
+  def set_bound(_run, _bound), do: not_loaded()
 
   @doc """
-  Takes room for the entries of a list. While others wait for room only the `next?` one gets any.
-  `release/1` gives back unused room, and so does the end of the last process that has the
-  reference.
+  Reserves room for some entries, if nobody waits for room. Else the calling process waits, if it
+  `waits?`: it gets the message `{:"$partitioned_buffer_room", place, answer}`. The answer is
+  `:granted`, `:too_long` if the bound became too low, or `:ended` with the buffer.
+
+  `release/1` gives back unused room, or the place, and so does the end of the last process that has
+  the reference. If a writer does not write within 100 ms after `:granted`, and others wait, the room
+  goes to them: then the writes with it return `:lapsed`, and `wait_again/1` takes the old place.
   """
-  @spec reserve(atom(), non_neg_integer(), next? :: boolean()) :: reservation() | :full | :not_running
-  def reserve(_buffer, _count, _next), do: not_loaded()
+  @spec reserve(atom(), non_neg_integer(), waits? :: boolean()) ::
+          reservation() | {:wait, reservation(), place()} | :full | :not_running
+  def reserve(_buffer, _count, _waits), do: not_loaded()
+
+  @spec wait_again(reservation()) :: {:wait, reservation(), place()}
+  def wait_again(_reservation), do: not_loaded()
+
+  @doc "Ends a wait. Returns false if the answer was sent."
+  @spec leave(reservation()) :: boolean()
+  def leave(_reservation), do: not_loaded()
 
   @spec release(reservation()) :: :ok
   def release(_reservation), do: not_loaded()
 
   @doc """
-  Whether the buffer has room for this number of entries, or shards have room that they do not use.
+  Calls the native function that writes a single entry, `:put` for example, with its arguments, and
+  with reserved room.
   """
-  @spec has_room(atom(), non_neg_integer()) :: boolean() | :not_running
-  def has_room(_buffer, _count), do: not_loaded()
+  @spec write(reservation(), atom(), [any()]) :: atom()
+  def write(_reservation, _operation, _arguments), do: not_loaded()
 
-  @doc "Notes how many writers wait for room, and whether others must queue behind them."
-  @spec set_waiting(run(), non_neg_integer(), queued :: boolean()) :: :ok | :not_running
-  def set_waiting(_run, _count, _queued), do: not_loaded()
+  @doc """
+  Answers writers that wait for room. Returns how many still wait, and the time in milliseconds until
+  the next call: 0 if others may be answered at once.
+  """
+  @spec serve(run()) :: {non_neg_integer(), non_neg_integer() | :infinity} | :not_running
+  def serve(_run), do: not_loaded()
 
   @doc """
   Ends the time in which the buffer is full, unless its room is still low. Returns whether it ended.
@@ -361,11 +384,12 @@ defmodule PartitionedBuffer.Native do
   def count_refused(_buffer, _refused, _dropped), do: not_loaded()
 
   @doc """
-  The counts of a bound: entries and room given out for others, which is 0 without a `max_size`;
-  refused and dropped writes; writers that wait.
+  The counts of a bound: entries and reserved room, which is 0 without a bound; refused and dropped
+  writes; writers that wait, and all that ever waited.
   """
   @spec bound(atom()) ::
-          {non_neg_integer(), non_neg_integer(), non_neg_integer(), non_neg_integer()} | :not_running
+          {non_neg_integer(), non_neg_integer(), non_neg_integer(), non_neg_integer(), non_neg_integer()}
+          | :not_running
   def bound(_buffer), do: not_loaded()
 
   ## Entries

@@ -41,6 +41,7 @@ defmodule PartitionedBuffer.Options do
                 processing_batch_size: 10,
                 processing_threshold: :infinity,
                 max_size: :infinity,
+                max_bytes: :infinity,
                 when_full: :raise,
                 full_timeout_ms: 5_000,
                 retry_backoff_ms: {1_000, 30_000}
@@ -61,6 +62,7 @@ defmodule PartitionedBuffer.Options do
           processing_batch_size: pos_integer() | :table | :function,
           processing_threshold: pos_integer() | :infinity,
           max_size: pos_integer() | :infinity,
+          max_bytes: pos_integer() | :infinity,
           when_full: :raise | :error | :drop_newest,
           full_timeout_ms: non_neg_integer()
         }
@@ -75,6 +77,7 @@ defmodule PartitionedBuffer.Options do
     :processing_batch_size,
     :processing_threshold,
     :max_size,
+    :max_bytes,
     :when_full,
     :full_timeout_ms,
     :max_attempts,
@@ -94,6 +97,9 @@ defmodule PartitionedBuffer.Options do
 
   # The most entries that a bound or a threshold can count.
   @max_count 4_294_967_295
+
+  # More bytes than any machine has.
+  @max_bytes 1_152_921_504_606_846_976
 
   # The native library counts the attempts of an entry up to this number. No entry fails that often.
   @max_attempts 2_147_483_646
@@ -172,6 +178,12 @@ defmodule PartitionedBuffer.Options do
       end
     end)
   end
+
+  @doc """
+  The bound of a buffer, for the native library.
+  """
+  @spec bound(t()) :: {max_size :: pos_integer() | :infinity, max_bytes :: pos_integer() | :infinity}
+  def bound(%Options{max_size: max_size, max_bytes: max_bytes}), do: {max_size, max_bytes}
 
   @doc """
   Whether the processor's outcomes count.
@@ -432,6 +444,9 @@ defmodule PartitionedBuffer.Options do
   defp valid?(key, count) when key in [:processing_threshold, :max_size],
     do: is_integer(count) and count in 1..@max_count
 
+  defp valid?(:max_bytes, :infinity), do: true
+  defp valid?(:max_bytes, bytes), do: is_integer(bytes) and bytes in 1..@max_bytes
+
   defp valid?(:when_full, what), do: what in [:raise, :error, :drop_newest]
   defp valid?(:full_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
 
@@ -468,6 +483,7 @@ defmodule PartitionedBuffer.Options do
   defp expected(key) when key in [:processing_threshold, :max_size],
     do: "a positive integer up to #{@max_count} or :infinity"
 
+  defp expected(:max_bytes), do: "a positive integer up to #{@max_bytes} (bytes) or :infinity"
   defp expected(:when_full), do: ":raise, :error or :drop_newest"
   defp expected(:full_timeout_ms), do: "a non-negative integer up to #{@max_ms} (milliseconds)"
 

@@ -176,7 +176,7 @@ defmodule PartitionedBuffer.Queue do
     route = Call.route(buffer, item, opts)
 
     with refused when refused != :ok <- Native.push(buffer, route, item),
-         do: Call.refused(refused, buffer, :queue, route, &Native.push(buffer, &1, item))
+         do: Call.refused(refused, buffer, :queue, route, [:push, item])
   end
 
   @doc """

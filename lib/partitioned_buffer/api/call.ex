@@ -26,44 +26,46 @@ defmodule PartitionedBuffer.API.Call do
   def taken!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
   def taken!(result, _buffer, _kind), do: result
 
+  @typedoc "A NIF that writes an entry, and its arguments behind the route."
+  @type write() :: [atom() | any(), ...]
+
   @doc """
   Handles a write that no partition took: the partitions refuse writes, or the buffer is full. A
-  processor may write to its own buffer until the end of a stop: `write` writes again, by a route
-  with the mark of processors. Any other refused write raises. A write without room waits for room,
-  within the limits of the options.
+  processor may write to its own buffer until the end of a stop, by a route with the mark of
+  processors. Any other refused write raises. A write without room waits for room, within the limits
+  of the options.
   """
   @spec refused(
-          :not_running | :full,
+          :not_running | :full | result,
           atom(),
           Options.kind(),
           Routing.route() | {:processor, Routing.route()},
-          (any() -> result | :not_running | :full)
+          write()
         ) :: result | :ok | {:error, :full}
         when result: atom()
-  def refused(:full, buffer, kind, route, write) do
-    attempt = fn next? ->
-      with :not_running <- write.(if next?, do: {:next, route}, else: route),
+  def refused(:full, buffer, kind, route, [operation | arguments] = write) do
+    Room.wait(buffer, 1, fn reservation ->
+      with :not_running <- Native.write(reservation, operation, [buffer, route | arguments]),
            do: refused(:not_running, buffer, kind, route, write)
-    end
-
-    Room.wait(buffer, 1, attempt)
+    end)
   end
 
   def refused(:not_running, buffer, kind, {:processor, _route}, _write),
     do: Routing.not_running!(buffer, kind)
 
-  def refused(:not_running, buffer, kind, route, write) do
+  def refused(:not_running, buffer, kind, route, [operation | arguments] = write) do
     if Runner.in_processor?(buffer) do
       route = {:processor, route}
 
-      case write.(route) do
-        refused when refused in [:not_running, :full] -> refused(refused, buffer, kind, route, write)
-        result -> result
-      end
+      Native
+      |> apply(operation, [buffer, route | arguments])
+      |> refused(buffer, kind, route, write)
     else
       Routing.not_running!(buffer, kind)
     end
   end
+
+  def refused(result, _buffer, _kind, _route, _write), do: result
 
   @typedoc "A NIF that writes a list."
   @type operation() :: :put_all | :put_all_newer | :push_all | :add_all
@@ -144,27 +146,36 @@ defmodule PartitionedBuffer.API.Call do
   defp routed_by(_put, entry), do: elem(entry, 0)
 
   # In a buffer with a bound, a list is written as a whole or not at all. Without a bound, every
-  # list has room.
+  # list has room. An empty list needs none.
+  defp write_reserved(buffer, operation, groups, 0), do: write_groups(buffer, operation, groups, true)
+
   defp write_reserved(buffer, operation, groups, count) do
-    attempt = fn next? ->
-      case Native.reserve(buffer, count, next?) do
-        :full -> :full
-        :not_running -> write_groups(buffer, operation, groups, true)
-        reservation -> write_and_release(buffer, operation, groups, reservation)
-      end
+    write = &write_and_release(buffer, operation, groups, &1)
+
+    case Native.reserve(buffer, count, false) do
+      :full -> Room.wait(buffer, count, write)
+      :not_running -> write_groups(buffer, operation, groups, true)
+      reservation -> write.(reservation)
     end
-
-    with :full <- attempt.(false), do: Room.wait(buffer, count, attempt)
   end
 
+  # Only the first write may find that the room went to another writer.
   defp write_and_release(buffer, operation, groups, reservation) do
-    write_groups(buffer, operation, groups, reservation)
-  after
-    Native.release(reservation)
+    with :ok <- write_groups(buffer, operation, groups, reservation), do: Native.release(reservation)
+  catch
+    kind, reason ->
+      Native.release(reservation)
+      :erlang.raise(kind, reason, __STACKTRACE__)
   end
 
-  defp write_groups(buffer, operation, groups, checked),
-    do: Enum.each(groups, fn {route, list} -> write(buffer, operation, route, list, checked) end)
+  defp write_groups(buffer, operation, groups, checked) do
+    Enum.reduce_while(groups, :ok, fn {route, list}, :ok ->
+      case write(buffer, operation, route, list, checked) do
+        :ok -> {:cont, :ok}
+        :lapsed -> {:halt, :lapsed}
+      end
+    end)
+  end
 
   defp write(buffer, operation, route, list, checked) do
     Native
@@ -172,19 +183,25 @@ defmodule PartitionedBuffer.API.Call do
     |> written(buffer, operation, route, list, checked)
   end
 
-  defp written(:ok, _buffer, _operation, _route, _list, _checked), do: :ok
+  defp written(result, _buffer, _operation, _route, _list, _checked) when result in [:ok, :lapsed], do: result
 
   defp written({:more, rest}, buffer, operation, route, _list, checked),
     do: write(buffer, operation, route, rest, checked)
 
   defp written({:refused, rest}, buffer, operation, route, _list, checked),
-    do: refused(:not_running, buffer, @kinds[operation], route, &write(buffer, operation, &1, rest, checked))
+    do: refused_list(buffer, operation, route, rest, checked)
 
   defp written(:not_running, buffer, operation, route, list, checked),
-    do: refused(:not_running, buffer, @kinds[operation], route, &write(buffer, operation, &1, list, checked))
+    do: refused_list(buffer, operation, route, list, checked)
 
   defp written(invalid, buffer, operation, _route, _list, _checked),
     do: invalid!(invalid, buffer, @shapes[operation])
+
+  defp refused_list(buffer, operation, route, list, checked) do
+    if not match?({:processor, _route}, route) and Runner.in_processor?(buffer),
+      do: write(buffer, operation, {:processor, route}, list, checked),
+      else: Routing.not_running!(buffer, @kinds[operation])
+  end
 
   defp check!(buffer, shape, list) do
     case Native.check(shape, list) do

@@ -22,6 +22,9 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   # stop end.
   @passes 10
 
+  # The most time, in milliseconds, that a stop waits for lists that are being written.
+  @lists_ms 5_000
+
   @doc """
   Starts a drainer of all partitions of a buffer, as the first or last child of its supervisor.
   """
@@ -50,7 +53,7 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   @impl GenServer
   def terminate(:shutdown, {run, [_ | _] = partitions}) do
     if is_pid(Native.process(run, :drainer, :drainer)) and Native.process(run, :drained, :drained) == nil do
-      Native.begin_stop(run)
+      await_lists(Native.begin_stop(run))
       # A supervisor unlinks the child that it ends, so only a monitor reports that it was killed.
       supervisor = monitor_supervisor()
       log = StopLog.start_link(partitions)
@@ -68,6 +71,17 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   end
 
   def terminate(_reason, _state), do: :ok
+
+  # A list of which a part is written goes on to its end. Its writer may be suspended.
+  defp await_lists(count) when is_integer(count) and count > 0 do
+    receive do
+      :lists_written -> :ok
+    after
+      @lists_ms -> :ok
+    end
+  end
+
+  defp await_lists(_none), do: :ok
 
   defp monitor_supervisor do
     [supervisor | _] = Process.get(:"$ancestors")

@@ -2,31 +2,84 @@ defmodule PartitionedBuffer.Buffer.Room do
   @moduledoc false
   # Handles a write that found no room in a full buffer. All other writers see only the native
   # bound.
+  #
+  # The writer waits in the native line of the buffer, by itself: no process has to run for it to get
+  # room, or to give up in time. Its answer is a message with its place in the line, so it leaves the
+  # line before it goes on without an answer.
 
-  alias PartitionedBuffer.Buffer.{Lookup, Writers}
-  alias PartitionedBuffer.{FullError, Native, Options}
+  alias PartitionedBuffer.Buffer.Lookup
+  alias PartitionedBuffer.{FullError, Native, Options, Routing}
   alias PartitionedBuffer.Partition.Runner
 
+  # The first element of the message to a writer that waits.
+  @answer :"$partitioned_buffer_room"
+
+  @typedoc "A write with reserved room. `:lapsed` if the room went to another writer since."
+  @type write(result) :: (Native.reservation() -> result | :lapsed)
+
   @doc """
-  Waits for room for `count` entries. Calls `attempt`, which returns the result of the write, or
-  `:full`; `next?` is true on this writer's turn, while other writers wait. When the time is up,
-  `:when_full` decides the result. A processor of the buffer never waits: it would wait for itself.
+  Waits for room for `count` entries, and writes. When the time is up, `:when_full` decides the
+  result. Processes of the buffer never wait, since its entries might wait for them.
   """
-  @spec wait(atom(), pos_integer(), (next? :: boolean() -> result | :full)) :: result | :ok | {:error, :full}
-        when result: any()
-  def wait(buffer, count, attempt) do
+  @spec wait(atom(), pos_integer(), write(result)) :: result | :ok | {:error, :full} when result: any()
+  def wait(buffer, count, write) do
     options = Lookup.options!(buffer)
+    since = System.monotonic_time(:millisecond)
+    wait(options, count, write, since)
+  end
+
+  defp wait(%Options{name: buffer} = options, count, write, since) do
     check_count!(options, count)
+    waits? = options.full_timeout_ms > 0 and not own_process?(buffer)
+    answered(Native.reserve(buffer, count, waits?), options, count, write, since)
+  end
 
-    # Shards may hold unused room, which `has_room/2` takes back.
-    with :full <- if(Native.has_room(buffer, count) == false, do: :full, else: attempt.(false)) do
-      now = System.monotonic_time(:millisecond)
+  defp answered({:wait, reservation, place}, options, count, write, since) do
+    reservation
+    |> await(place, since + options.full_timeout_ms)
+    |> answered(options, count, write, since)
+  end
 
-      if options.full_timeout_ms == 0 or Runner.in_processor?(buffer),
-        do: give_up(options, count, 0),
-        else: wait(options, count, attempt, :last, now, now + options.full_timeout_ms)
+  defp answered(:full, options, count, _write, since),
+    do: give_up(options, count, System.monotonic_time(:millisecond) - since)
+
+  defp answered({:ended, reservation}, options, _count, _write, _since) do
+    # Others in the line hear of the end then.
+    Native.release(reservation)
+    Routing.not_running!(options.name)
+  end
+
+  defp answered(:not_running, options, _count, _write, _since), do: Routing.not_running!(options.name)
+
+  # The bound was lowered.
+  defp answered(:too_long, options, count, write, since),
+    do: wait(Lookup.options!(options.name), count, write, since)
+
+  defp answered(reservation, options, count, write, since) do
+    with :lapsed <- write.(reservation),
+         do: answered(Native.wait_again(reservation), options, count, write, since)
+  end
+
+  defp await(reservation, place, until) do
+    receive do
+      {@answer, ^place, answer} -> answer(answer, reservation)
+    after
+      max(until - System.monotonic_time(:millisecond), 0) ->
+        # The answer may have come in the meantime.
+        if Native.leave(reservation),
+          do: :full,
+          else: receive(do: ({@answer, ^place, answer} -> answer(answer, reservation)))
     end
   end
+
+  defp answer(:granted, reservation), do: reservation
+  defp answer(:too_long, _reservation), do: :too_long
+  defp answer(:ended, reservation), do: {:ended, reservation}
+
+  defp own_process?(buffer), do: Runner.in_processor?(buffer) or in_tree?(Routing.supervisor_name(buffer))
+
+  defp in_tree?(supervisor),
+    do: supervisor in Process.get(:"$ancestors", []) or Process.whereis(supervisor) == self()
 
   defp check_count!(%Options{max_size: max_size, name: buffer}, count)
        when is_integer(max_size) and count > max_size do
@@ -37,31 +90,6 @@ defmodule PartitionedBuffer.Buffer.Room do
 
   defp check_count!(_options, _count), do: :ok
 
-  # A writer that finds no room on its turn takes the first place again.
-  defp wait(%Options{name: buffer} = options, count, attempt, place, since, until) do
-    case Writers.wait(buffer, count, place, until) do
-      {:next, turn} ->
-        with :full <- attempt(buffer, turn, attempt), do: wait(options, count, attempt, :first, since, until)
-
-      :timeout ->
-        give_up(options, count, System.monotonic_time(:millisecond) - since)
-
-      # The buffer ends, or its supervisor restarts the process of the writers: during a stop only
-      # when all calls of the processor ended.
-      :ended ->
-        case Lookup.await_restarts(buffer, {:abs, until}) do
-          :ok -> with :full <- attempt.(false), do: wait(options, count, attempt, place, since, until)
-          :timeout -> give_up(options, count, System.monotonic_time(:millisecond) - since)
-        end
-    end
-  end
-
-  defp attempt(buffer, turn, attempt) do
-    attempt.(true)
-  after
-    Writers.done(buffer, turn)
-  end
-
   defp give_up(%Options{name: buffer, when_full: :drop_newest}, count, _waited_ms) do
     Native.count_refused(buffer, 0, count)
     :ok
@@ -70,8 +98,14 @@ defmodule PartitionedBuffer.Buffer.Room do
   defp give_up(%Options{name: buffer} = options, count, waited_ms) do
     Native.count_refused(buffer, count, 0)
 
-    if options.when_full == :error,
-      do: {:error, :full},
-      else: raise(FullError, buffer: buffer, max_size: options.max_size, waited_ms: waited_ms)
+    if options.when_full == :error do
+      {:error, :full}
+    else
+      raise FullError,
+        buffer: buffer,
+        max_size: options.max_size,
+        max_bytes: options.max_bytes,
+        waited_ms: waited_ms
+    end
   end
 end

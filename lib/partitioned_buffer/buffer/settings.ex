@@ -1,8 +1,7 @@
 defmodule PartitionedBuffer.Buffer.Settings do
   @moduledoc false
   # Changes the options of a running buffer. The native run keeps the options and functions, with a
-  # version, so concurrent callers lose no change. The partitions only get a message. A change of `:max_size`
-  # waits for the process at which writers wait for room, which never calls a processor.
+  # version, so concurrent callers lose no change. The partitions only get a message.
 
   alias PartitionedBuffer.Buffer.{Lookup, Writers}
   alias PartitionedBuffer.{Native, Options, Routing}
@@ -21,7 +20,7 @@ defmodule PartitionedBuffer.Buffer.Settings do
     for number <- 0..(options.partitions - 1)//1,
         do: Server.options_changed(Routing.partition_name(buffer, number))
 
-    if Keyword.has_key?(changes, :max_size), do: Writers.changed(run)
+    if Enum.any?([:max_size, :max_bytes], &Keyword.has_key?(changes, &1)), do: Writers.set_bound(run)
     :ok
   end
 

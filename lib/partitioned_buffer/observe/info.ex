@@ -36,22 +36,34 @@ defmodule PartitionedBuffer.Observe.Info do
   end
 
   defp sum(buffer, options, partitions, counted) do
-    {_held, refused, dropped, waiting_writers} = bound(buffer)
+    {held, refused, dropped, waiting_writers, _waited} = bound(buffer)
+    {size, in_flight} = held(options, held, total(partitions, :size), total(partitions, :in_flight))
     totals = Enum.zip_with(Enum.map(counted, & &1.totals), &Enum.sum/1)
 
     %{
       kind: options.kind,
-      size: total(partitions, :size),
-      in_flight: total(partitions, :in_flight),
+      size: size,
+      in_flight: in_flight,
       retrying: total(counted, :retrying),
       bytes: total(counted, :bytes),
       max_size: options.max_size,
+      max_bytes: options.max_bytes,
       oldest_ms: counted |> Enum.map(& &1.oldest_ms) |> Enum.reject(&is_nil/1) |> Enum.max(fn -> nil end),
       failing_ms: counted |> Enum.map(& &1.failing_ms) |> Enum.max(),
       waiting_writers: waiting_writers,
       totals: @totals |> Enum.zip(totals ++ [refused, dropped]) |> Map.new(),
       partitions: for(partition <- partitions, do: %{partition | limit: limit(partition.limit, options)})
     }
+  end
+
+  # The partitions are read one after the other, so an entry that leaves one and an entry that comes
+  # to another may both be seen. A bounded buffer held no more at any time than the bound counts.
+  defp held(%Options{max_size: :infinity, max_bytes: :infinity}, _held, size, in_flight),
+    do: {size, in_flight}
+
+  defp held(%Options{}, held, size, in_flight) do
+    in_flight = min(in_flight, held)
+    {min(size, held - in_flight), in_flight}
   end
 
   # How many entries the next batch may have; nil without a limit.
@@ -117,7 +129,12 @@ defmodule PartitionedBuffer.Observe.Info do
         |> Map.take([:size, :in_flight, :retrying, :bytes, :failing_ms, :waiting_writers])
         |> Map.merge(info.totals)
 
-      bound = if info.max_size == :infinity, do: %{}, else: %{max_size: info.max_size}
+      bound =
+        for {key, limit} <- Map.take(info, [:max_size, :max_bytes]),
+            limit != :infinity,
+            into: %{},
+            do: {key, limit}
+
       measurements = Map.merge(Map.put(measurements, :oldest_ms, info.oldest_ms || 0), bound)
       Telemetry.execute_of_buffer([:info], measurements, %{buffer: buffer, kind: info.kind})
     end

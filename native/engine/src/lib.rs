@@ -30,8 +30,9 @@ pub mod term;
 
 pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Leased, Reader, Seen};
 pub use ids::EntryId;
-pub use limits::bound::{self, Bound};
+pub use limits::bound::{self, Bound, Limits};
 pub use limits::totals::{self, Ended, Writes};
+pub use limits::waiting::{self, Waiting};
 pub use limits::{Isolation, Learned};
 pub use memory::arena;
 pub use memory::parcel::{self, Parcel};

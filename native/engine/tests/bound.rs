@@ -5,19 +5,23 @@ mod common;
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use common::map::{entry, Map};
 use common::reading::read;
 use common::{hash, TestHeap, ONE};
 use partitioned_buffer_engine::partition::Write;
-use partitioned_buffer_engine::{Access, Bound, Hasher, Heap, MapPartition, Parcel, QueuePartition, Stored, Written};
+use partitioned_buffer_engine::waiting::{Answer, Place};
+use partitioned_buffer_engine::{
+    Access, Bound, Hasher, Heap, Limits, MapPartition, Parcel, QueuePartition, Stored, Waiting, Written,
+};
 
 /// A map whose partition is open with outcomes, and has this bound.
 fn bounded(max: usize) -> (Map, Arc<Bound>) {
     let (hasher, bound) = (Hasher::new(), Arc::new(Bound::default()));
     let map = Map { partition: MapPartition::with_bound(&hasher, &bound), hasher };
     map.open(1);
-    bound.set_max(Some(max), 4);
+    bound.set_limits(entries(max));
     map.partition.set_bounded(true);
     (map, bound)
 }
@@ -28,38 +32,28 @@ fn put(map: &Map, access: Access, key: i64) -> Stored {
     map.partition.put(access, hash(&map.hasher, key), &key.parcel(), &value.parcel()).unwrap()
 }
 
-/// What the shards have not used goes back. Then `held` counts entries only.
+/// Only a limit of entries.
+fn entries(max: usize) -> Limits {
+    Limits { entries: Some(max), bytes: None }
+}
+
+/// Without reservations `held` counts entries only.
 fn held(map: &Map, bound: &Bound) -> usize {
-    map.partition.take_room();
     let info = map.partition.info();
     assert_eq!(bound.held(), info.waiting + info.in_flight);
     bound.held()
 }
 
 /// Puts new keys until there is no room, and says how many.
-fn fill(map: &Map, bound: &Bound, keys: impl Iterator<Item = i64>) -> usize {
-    let mut count = 0;
-    for key in keys {
-        match put(map, ONE, key) {
-            Stored::Full if bound.take_lent() => {
-                map.partition.take_room();
-                if put(map, ONE, key) == Stored::Full {
-                    return count;
-                }
-                count += 1;
-            }
-            Stored::Full => return count,
-            _ => count += 1,
-        }
-    }
-    count
+fn fill(map: &Map, keys: impl Iterator<Item = i64>) -> usize {
+    keys.take_while(|&key| put(map, ONE, key) != Stored::Full).count()
 }
 
 #[test]
 fn a_bound_is_filled_to_the_last_entry_and_not_exceeded() {
     for max in [1, 2, 7, 64, 1_000] {
         let (map, bound) = bounded(max);
-        assert_eq!(fill(&map, &bound, 0..), max);
+        assert_eq!(fill(&map, 0..), max);
         assert_eq!((held(&map, &bound), map.len()), (max, max));
         assert_eq!(put(&map, ONE, -1), Stored::Full);
     }
@@ -159,7 +153,7 @@ fn a_late_bound_counts_all_entries_and_a_removed_one_none() {
 fn a_bound_below_what_is_held_throws_nothing_away() {
     let (map, bound) = bounded(1_000);
     map.put_all(0..100);
-    bound.set_max(Some(10), 4);
+    bound.set_limits(entries(10));
     assert_eq!((held(&map, &bound), put(&map, ONE, 100), put(&map, ONE, 5)), (100, Stored::Full, Stored::Stored));
     let flush = map.flush().unwrap();
     map.lease(&flush, 91);
@@ -169,31 +163,149 @@ fn a_bound_below_what_is_held_throws_nothing_away() {
 }
 
 #[test]
-fn while_writers_wait_only_the_one_whose_turn_it_is_gets_room() {
-    let (map, bound) = bounded(2);
-    map.put_all(0..2);
+fn while_writers_wait_only_they_get_room_in_their_order_as_many_as_there_is_room_for() {
+    let (map, bound) = bounded(4);
+    map.put_all(0..4);
+    let waiting = Waiting::default();
     assert!(bound.fill() && !bound.fill());
-    bound.set_queued(true);
+    let [first, second, third] = [1, 2, 2].map(|count| waiting.join(&bound, count, count));
+    assert_eq!(answers(&waiting, &bound, false), []);
     assert!(!bound.take_news());
-    map.delete(0);
+    (0..3).for_each(|key| map.delete(key));
     assert!(bound.take_news() && !bound.take_news());
-    assert_eq!(put(&map, ONE, 3), Stored::Full);
-    assert_eq!(put(&map, ONE.of_waiter(), 3), Stored::Stored);
-    assert_eq!(put(&map, ONE.of_waiter(), 4), Stored::Full);
+    assert_eq!(put(&map, ONE, 4), Stored::Full, "others wait");
+    assert_eq!(answers(&waiting, &bound, false), [(first, Answer::Granted), (second, Answer::Granted)]);
+    assert_eq!((bound.held(), waiting.len(), waiting.joined()), (4, 1, 3));
+    assert_eq!([first, second, third].map(|place| waiting.take(place)), [Some(1), Some(2), None]);
+    assert_eq!(put(&map, ONE.with_room(), 5), Stored::Stored);
+    assert_eq!(bound.held(), 4, "the write used the room");
+    assert_eq!(put(&map, ONE.with_room(), 5), Stored::Stored);
+    assert_eq!(bound.held(), 3, "it was no new entry");
     assert!(!bound.clear());
-    map.delete(1);
-    bound.set_queued(false);
-    assert!(bound.clear());
-    assert_eq!(put(&map, ONE, 4), Stored::Stored);
-    assert!(bound.fill());
+    assert!(waiting.leave(&bound, third) && !waiting.leave(&bound, third));
+    assert!(bound.clear() && bound.fill());
+}
+
+#[test]
+fn a_writer_that_leaves_lets_the_next_one_in() {
+    let (map, bound) = bounded(3);
+    map.put_all(0..2);
+    let waiting = Waiting::default();
+    let [first, second] = [2, 1].map(|count| waiting.join(&bound, count, ()));
+    assert_eq!(answers(&waiting, &bound, false), []);
+    waiting.forget(&bound, first);
+    assert!(bound.take_news());
+    assert_eq!(answers(&waiting, &bound, false), [(second, Answer::Granted)]);
+    waiting.forget(&bound, second);
+    assert_eq!(bound.held(), 2);
+}
+
+#[test]
+fn a_grant_that_nobody_takes_lapses_only_if_others_wait() {
+    let (map, bound) = bounded(1);
+    map.put_all(0..1);
+    let waiting = Waiting::default();
+    let first = waiting.join(&bound, 1, ());
+    map.delete(0);
+    assert_eq!(answers(&waiting, &bound, false), [(first, Answer::Granted)]);
+    waiting.lapse(&bound, Duration::ZERO);
+    assert!(!waiting.may_lapse());
+    let second = waiting.join(&bound, 1, ());
+    assert!(waiting.may_lapse());
+    waiting.lapse(&bound, Duration::from_secs(60));
+    assert_eq!(answers(&waiting, &bound, false), []);
+    waiting.lapse(&bound, Duration::ZERO);
+    assert_eq!(answers(&waiting, &bound, false), [(second, Answer::Granted)]);
+    assert_eq!(waiting.take(first), None);
+    waiting.rejoin(&bound, first, 1, ());
+    let third = waiting.join(&bound, 1, ());
+    assert_eq!(waiting.take(second), Some(1));
+    bound.release(1);
+    assert_eq!(answers(&waiting, &bound, false), [(first, Answer::Granted)], "it kept its place");
+    assert_eq!(answers(&waiting, &bound, true), [(third, Answer::Ended)]);
+}
+
+#[test]
+fn a_list_that_no_longer_fits_is_told_so_and_holds_up_nobody() {
+    let (map, bound) = bounded(10);
+    map.put_all(0..10);
+    let waiting = Waiting::default();
+    let [list, single] = [9, 1].map(|count| waiting.join(&bound, count, ()));
+    bound.set_limits(entries(8));
+    assert!(bound.take_news());
+    assert_eq!(answers(&waiting, &bound, false), [(list, Answer::TooLong)]);
+    (0..3).for_each(|key| map.delete(key));
+    assert_eq!(answers(&waiting, &bound, false), [(single, Answer::Granted)]);
+}
+
+/// A limit of bytes.
+fn bytes(max: usize) -> Limits {
+    Limits { entries: None, bytes: Some(max) }
+}
+
+#[test]
+fn bytes_are_counted_as_the_stores_estimate_them_until_their_flush_ends() {
+    let (map, bound) = bounded(1_000);
+    map.put_all(0..100);
+    for is_bounded in [true, false, true] {
+        bound.set_limits(if is_bounded { bytes(1 << 30) } else { entries(1_000) });
+        map.partition.set_bounded(true);
+        assert_eq!(bound.bytes(), if is_bounded { map.partition.info().bytes } else { 0 });
+    }
+    let counted = |map: &Map| {
+        assert_eq!(bound.bytes(), map.partition.info().bytes);
+        bound.bytes()
+    };
+    map.put_all(0..200);
+    assert!(counted(&map) > 0);
+    let flush = map.flush().unwrap();
+    map.put_all(300..310);
+    map.lease(&flush, 100);
+    counted(&map);
+    map.fail(&flush, Some(&[0, 1, 2]), None);
+    map.delete(300);
+    counted(&map);
+    map.partition.set_bounded(false);
+    assert_eq!((bound.bytes(), bound.held()), (0, 0));
+    map.partition.set_bounded(true);
+    counted(&map);
+    map.succeed_with_all();
+    counted(&map);
+    map.partition.evict();
+    assert_eq!((bound.bytes(), bound.held()), (0, 0));
+}
+
+#[test]
+fn no_write_takes_memory_while_the_bytes_are_reached_and_one_waiting_writer_at_a_time_gets_some() {
+    let (map, bound) = bounded(1_000);
+    bound.set_limits(bytes(1));
+    map.partition.set_bounded(true);
+    assert_eq!(put(&map, ONE, 1), Stored::Stored);
+    assert_eq!((put(&map, ONE, 1), put(&map, ONE, 2)), (Stored::Full, Stored::Full));
+    assert!(!map.put_newer(1, 5, 0), "it is stale");
+    let waiting = Waiting::default();
+    let [first, second] = [1, 1].map(|count| waiting.join(&bound, count, ()));
+    assert_eq!(answers(&waiting, &bound, false), []);
+    map.succeed_with_all();
+    assert!(bound.take_news());
+    assert_eq!(answers(&waiting, &bound, false), [(first, Answer::Granted)]);
+    assert_eq!(answers(&waiting, &bound, false), []);
+    assert_eq!(waiting.take(first), Some(1));
+    assert_eq!(answers(&waiting, &bound, false), [(second, Answer::Granted)]);
+}
+
+/// Serves the line, and returns the answers.
+fn answers<W>(waiting: &Waiting<W>, bound: &Bound, is_over: bool) -> Vec<(Place, Answer)> {
+    let mut answers = Vec::new();
+    waiting.serve(bound, is_over, 10, |place, _writer, answer| answers.push((place, answer)));
+    answers
 }
 
 #[test]
 fn a_list_writes_to_the_room_that_it_has_reserved() {
     let (map, bound) = bounded(100);
     map.put_all(0..40);
-    map.partition.take_room();
-    assert!(bound.reserve(60, false) && !bound.reserve(1, false));
+    assert!(bound.reserve(60) && !bound.reserve(1));
     let mut caller = TestHeap::new();
     let mut used = 0;
     for key in 30..90 {
@@ -246,9 +358,9 @@ fn a_list_reaches_the_threshold_and_the_bound_of_a_queue() {
     let push_all = |reserved| queue.push_all(ONE, reserved, items.iter());
     assert_eq!(push_all(false), Ok(Written { used: 0, is_enough: false }));
     assert_eq!(push_all(false), Ok(Written { used: 0, is_enough: true }));
-    bound.set_max(Some(10), 1);
+    bound.set_limits(entries(10));
     queue.set_bounded(true);
-    assert!(bound.reserve(3, false));
+    assert!(bound.reserve(3));
     assert_eq!(push_all(true), Ok(Written { used: 3, is_enough: false }));
     let push = || queue.push(ONE, &items[0]).unwrap();
     assert_eq!((push(), push()), (Stored::Stored, Stored::Full));
@@ -261,12 +373,11 @@ fn under_threads_the_bound_is_never_exceeded_and_all_room_comes_back() {
     let (map, bound) = bounded(MAX);
     let most = thread::scope(|scope| {
         let writers = [0, 1, 2].map(|writer| {
-            let (map, bound) = (&map, &bound);
+            let map = &map;
             scope.spawn(move || {
                 let mut written = 0;
                 for key in 0..20_000 {
                     match put(map, ONE, key * 4 + writer) {
-                        Stored::Full if bound.take_lent() => map.partition.take_room(),
                         Stored::Full => thread::yield_now(),
                         _ => written += 1,
                     }

@@ -11,8 +11,8 @@ use common::map::{entry, Entry, Map};
 use common::reading::{all_of, flush, give_back, read, GivenBack};
 use common::{assert_law, queue, TestTerm, LARGE};
 use partitioned_buffer_engine::{
-    reclaim, BatchState, Bound, Evicted, Flushed, GaveBack, GiveBack, Hasher, MapPartition, Partition, QueuePartition,
-    Store,
+    reclaim, BatchState, Bound, Evicted, Flushed, GaveBack, GiveBack, Hasher, Limits, MapPartition, Partition,
+    QueuePartition, Store,
 };
 
 /// Moves all entries of a partition to another one, with what was counted of them.
@@ -283,7 +283,7 @@ fn room_moves_with_the_entries() {
     let (hasher, bound) = (Hasher::new(), Arc::new(Bound::default()));
     let [old, new] =
         [(), ()].map(|()| Map { partition: MapPartition::with_bound(&hasher, &bound), hasher: hasher.clone() });
-    bound.set_max(Some(100), 8);
+    bound.set_limits(Limits { entries: Some(100), bytes: None });
     old.open(1);
     old.partition.set_bounded(true);
     old.put_all(0..20);
@@ -300,7 +300,6 @@ fn room_moves_with_the_entries() {
     new.partition.set_bounded(true);
     new.open(1);
     assert_eq!((bound.held(), new.succeed_with_all().len()), (20, 20));
-    new.partition.take_room();
     assert_eq!(bound.held(), 0);
 }
 

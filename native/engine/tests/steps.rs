@@ -10,7 +10,7 @@ use common::map::Map;
 use common::queue;
 use common::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
 use common::{assert_law, ONE};
-use partitioned_buffer_engine::{BatchState, Bound, GaveBack, GiveBack, Hasher, Leased, MapPartition};
+use partitioned_buffer_engine::{BatchState, Bound, GaveBack, GiveBack, Hasher, Leased, Limits, MapPartition};
 
 /// The result of a step.
 fn gave_back(retried: usize, superseded: usize, given_up: usize, is_done: bool) -> GaveBack {
@@ -22,7 +22,7 @@ fn bounded() -> (Map, Arc<Bound>) {
     let (hasher, bound) = (Hasher::new(), Arc::new(Bound::default()));
     let map = Map { partition: MapPartition::with_bound(&hasher, &bound), hasher };
     map.open(1);
-    bound.set_max(Some(1_000), 4);
+    bound.set_limits(Limits { entries: Some(1_000), bytes: Some(1 << 40) });
     map.partition.set_bounded(true);
     (map, bound)
 }

@@ -75,11 +75,6 @@ impl AnyPartitions {
     pub(crate) fn shared(self) -> &'static Shared {
         each!(AnyPartitions, self, own => &own.shared)
     }
-
-    /// Takes back the unused room of all shards; `false` if the shards had none.
-    pub(crate) fn take_room(self) -> bool {
-        each!(AnyPartitions, self, own => own.take_room())
-    }
 }
 
 /// A run of a buffer, as the processes that act for it name it: by the name of the buffer and the

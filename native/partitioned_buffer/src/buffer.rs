@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
-use partitioned_buffer_engine::{routing, Access, Closed, Generation, Hash, Hasher, Log, Partition, Store, Tally};
+use partitioned_buffer_engine::{
+    routing, Access, Closed, Generation, Hash, Hasher, Limits, Log, Partition, Store, Tally,
+};
 use rustler::{Env, Resource};
 
 use crate::route::Route;
@@ -80,7 +82,7 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         partition_count: u32,
         has_outcomes: bool,
         keeps_order: bool,
-        max_size: Option<usize>,
+        limits: Limits,
     ) -> Option<u32> {
         let shared = &self.shared;
         let mut opened = shared.opened.write();
@@ -102,7 +104,7 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
             partition.set_order(keeps_order && S::KEEPS_ORDER);
             partition.end_pause();
         }
-        self.set_bound(partition_count, max_size);
+        self.set_bound(partition_count, limits);
         partitions().for_each(|partition| partition.open(partition_count));
         shared.begin(number, partition_count);
         // A death that the monitor reported before the run began had no effect.
@@ -137,38 +139,28 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         Partitions { hasher, levels: [const { OnceLock::new() }; LEVELS], shared: Shared::default() }
     }
 
-    /// Changes how many entries the first `partition_count` partitions may hold.
-    fn set_bound(&self, partition_count: u32, max_size: Option<usize>) {
-        let set_max = || self.shared.bound.set_max(max_size, partition_count as usize * SHARDS);
+    /// Changes how much the first `partition_count` partitions may hold.
+    fn set_bound(&self, partition_count: u32, limits: Limits) {
+        let set_limits = || self.shared.bound.set_limits(limits);
         let set_bounded = |is_bounded| {
             (0..partition_count).for_each(|partition| self.partition(partition).set_bounded(is_bounded));
         };
         // A bounded shard must always find a bound.
-        if max_size.is_some() {
-            set_max();
+        if limits.any() {
+            set_limits();
             set_bounded(true);
         } else {
             set_bounded(false);
-            set_max();
+            set_limits();
         }
     }
 
     /// Changes the bound of a running buffer. Of two changes at once, the second one waits: else
     /// some partitions would have a bound, and others none.
-    pub(crate) fn change_bound(&self, max_size: Option<usize>) -> Result<(), NotRunning> {
+    pub(crate) fn change_bound(&self, limits: Limits) -> Result<(), NotRunning> {
         let _changing = self.shared.changing_bound.lock();
-        self.set_bound(self.count()?, max_size);
+        self.set_bound(self.count()?, limits);
         Ok(())
-    }
-
-    /// Takes back the unused room of all shards; `false` if the shards had none.
-    pub(crate) fn take_room(&self) -> bool {
-        let is_lent = self.shared.bound.take_lent();
-        if is_lent {
-            let count = self.count().unwrap_or(0);
-            (0..count).for_each(|partition| self.partition(partition).take_room());
-        }
-        is_lent
     }
 
     /// How many partitions are open.

@@ -31,6 +31,8 @@ pub(crate) struct Processes {
     pub(crate) drainer: Option<LocalPid>,
     /// The drainer that finished its stop.
     pub(crate) drained: Option<LocalPid>,
+    /// The drainer that makes the stop.
+    pub(crate) stopper: Option<LocalPid>,
     /// The processes of each partition.
     partitions: Vec<OfPartition>,
 }
@@ -88,7 +90,7 @@ impl Processes {
     /// Forgets the processes of the last run, except for live tasks: the next task of the partition
     /// waits for their end. Makes room for the processes of the next run.
     pub(crate) fn forget(&mut self, env: Env<'_>, partition_count: u32) {
-        (self.room, self.drainer, self.drained) = (None, None, None);
+        (self.room, self.drainer, self.drained, self.stopper) = (None, None, None, None);
         let length = self.partitions.len().max(partition_count as usize);
         self.partitions.resize(length, OfPartition::default());
         for partition in &mut self.partitions {

@@ -28,9 +28,14 @@ impl Route {
         self.with(self.access().of_processor())
     }
 
-    /// The same route for a writer that waited for room and has its turn.
-    pub(crate) fn of_waiter(self) -> Self {
-        self.with(self.access().of_waiter())
+    /// The same route for a writer that reserved room for an entry.
+    pub(crate) fn with_room(self) -> Self {
+        self.with(self.access().with_room())
+    }
+
+    /// Whether the caller is a processor.
+    pub(crate) fn is_of_processor(self) -> bool {
+        self.access().is_processor()
     }
 
     /// Whether the key or item chooses the partition.

@@ -10,10 +10,11 @@
 //! The end of a run waits for no call. It changes [`Shared::state`], which every operation reads,
 //! and ends the run's [terms](Kept).
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use partitioned_buffer_engine::waiting::{Answer, Waiting};
 use partitioned_buffer_engine::Bound;
 use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
@@ -27,13 +28,21 @@ mod message {
         full,
         room,
         paused,
-        resumed
+        resumed,
+        lists_written,
+        room_answer = "$partitioned_buffer_room",
+        granted,
+        too_long,
+        ended
     }
 }
 
 /// The buffer was never started, was stopped, crashed, or has no partitions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotRunning;
+
+/// The most writers that a call answers: this takes some ten microseconds.
+const MOST_ANSWERS: usize = 64;
 
 /// The count while no process has the partitions open.
 const CLOSED: u32 = 0;
@@ -57,8 +66,12 @@ pub(crate) struct Shared {
     stops: AtomicBool,
     /// Held while the bound changes.
     pub(crate) changing_bound: Mutex<()>,
-    /// How many writers wait for room.
-    pub(crate) waiting_writers: AtomicU32,
+    /// The writers that wait for room.
+    pub(crate) waiting: Waiting<LocalPid>,
+    /// Whether a message to the process of the room is on its way.
+    is_room_told: AtomicBool,
+    /// How many lists are being written for which a stop waits.
+    lists: AtomicUsize,
     /// The processes of the run.
     pub(crate) processes: Mutex<Processes>,
     /// The terms of the run.
@@ -83,8 +96,10 @@ pub(crate) enum News {
     Enough(u32),
     /// The buffer has no room.
     Full,
-    /// The buffer may have room again.
+    /// The buffer may have room again, or writers wait that need a look.
     Room,
+    /// The lists are written for which a stop waits.
+    Lists,
 }
 
 impl Shared {
@@ -173,9 +188,54 @@ impl Shared {
         self.tell_partitions(env, message::resumed());
     }
 
-    /// Notes that the stop of the run begins.
-    pub(crate) fn begin_stop(&self) {
-        self.stops.store(true, Ordering::Release);
+    /// Notes that the stop of the run begins, and ends all waits for room. Returns how many lists are
+    /// being written. If there are any, the calling process gets a message at the end of the last
+    /// one.
+    pub(crate) fn begin_stop(&self, env: Env<'_>) -> usize {
+        self.processes.lock().stopper = Some(env.pid());
+        self.stops.store(true, Ordering::SeqCst);
+        self.serve(env);
+        self.lists.load(Ordering::SeqCst)
+    }
+
+    /// Counts a list that begins; `false` if a stop began before.
+    pub(crate) fn begin_list(&self) -> bool {
+        self.lists.fetch_add(1, Ordering::SeqCst);
+        !self.stops.load(Ordering::SeqCst)
+    }
+
+    /// Counts the end of a list.
+    pub(crate) fn end_list(&self, env: Env<'_>) {
+        if self.lists.fetch_sub(1, Ordering::SeqCst) == 1 && self.stops.load(Ordering::SeqCst) {
+            self.tell(env, News::Lists);
+        }
+    }
+
+    /// Answers writers that wait for room. The process of the room hears of those that may be answered
+    /// by the next call, and of grants that may lapse.
+    pub(crate) fn serve(&self, env: Env<'_>) {
+        if self.answer(env) || self.waiting.may_lapse() {
+            self.tell(env, News::Room);
+        }
+    }
+
+    /// Answers writers that wait for room, as many as a call has the time for. Returns whether others
+    /// may be answered.
+    pub(crate) fn answer(&self, env: Env<'_>) -> bool {
+        let is_over = self.count().is_err() || self.stops.load(Ordering::SeqCst);
+        self.waiting.serve(&self.bound, is_over, MOST_ANSWERS, |place, writer, answer| {
+            let answer = match answer {
+                Answer::Granted => message::granted(),
+                Answer::TooLong => message::too_long(),
+                Answer::Ended => message::ended(),
+            };
+            let _ = env.send(writer, (message::room_answer(), place, answer));
+        })
+    }
+
+    /// Lets the process of the room be told again.
+    pub(crate) fn hear_of_room(&self) {
+        self.is_room_told.store(false, Ordering::SeqCst);
     }
 
     /// Leaves no run present, until the run with this number begins.
@@ -205,11 +265,15 @@ impl Shared {
     /// Sends news to the process that waits for it.
     #[cold]
     pub(crate) fn tell(&self, env: Env<'_>, news: News) {
+        if matches!(news, News::Room) && self.is_room_told.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let processes = self.processes.lock();
         let (pid, message) = match news {
             News::Enough(partition) => (processes.of(partition).server, message::enough()),
             News::Full => (processes.room, message::full()),
             News::Room => (processes.room, message::room()),
+            News::Lists => (processes.stopper, message::lists_written()),
         };
         drop(processes);
         if let Some(pid) = pid {
@@ -232,10 +296,11 @@ impl Shared {
         }
     }
 
-    /// Sends the news of room, if writers wait for some.
+    /// Gives free room to the writers that wait for some, and sends the process of the room the news.
     #[inline]
     pub(crate) fn tell_of_room(&self, env: Env<'_>) {
         if self.bound.take_news() {
+            self.serve(env);
             self.tell(env, News::Room);
         }
     }
@@ -255,8 +320,10 @@ pub(crate) struct Owner {
 impl Resource for Owner {
     const IMPLEMENTS_DOWN: bool = true;
 
-    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+    fn down<'a>(&'a self, env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
         self.shared.end(Some(self.number));
+        // A writer that is told releases its reservation, which answers the next ones.
+        self.shared.serve(env);
     }
 }
 

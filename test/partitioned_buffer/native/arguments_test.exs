@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
 
   # The kinds of the arguments of each NIF.
   @arguments %{
-    open: [:name, :kind, :partitions, :boolean, :boolean, :limit],
+    open: [:name, :kind, :partitions, :boolean, :boolean, :bound],
     run: [:name],
     owner: [:name],
     buffers: [],
@@ -34,7 +34,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     put_stop: [:run, :leftovers],
     stop: [:run],
     settle: [:run],
-    set_max_size: [:run, :limit],
+    set_bound: [:run, :bound],
     set_threshold: [:run, :u32, :limit],
     set_next: [:run, :u32, :time],
     learned: [:run, :u32],
@@ -43,9 +43,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     end_pause: [:run, :u32],
     lost: [:run, :u32],
     reserve: [:name, :count, :boolean],
+    wait_again: [:waiting],
+    leave: [:reservation],
     release: [:reservation],
-    has_room: [:name, :count],
-    set_waiting: [:run, :u32, :boolean],
+    write: [:reservation, :write, :write_arguments],
+    serve: [:run],
     clear_full: [:run],
     count_refused: [:name, :u32, :u32],
     bound: [:name],
@@ -115,6 +117,9 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:to, {number, among}), do: fits?(:u32, number) and fits?(:u32, among)
   defp fits?(:to, term), do: term == nil
   defp fits?(:limit, term), do: term == :infinity or term in 1..((1 <<< 32) - 1)
+  defp fits?(:bound, {size, bytes}), do: fits?(:limit, size) and fits?(:limit, bytes)
+  defp fits?(:write, term), do: term == :put
+  defp fits?(kind, _term) when kind in [:waiting, :write_arguments], do: false
   defp fits?(:run, {name, number}), do: is_atom(name) and fits?(:u32, number)
   defp fits?(:run, _term), do: false
   defp fits?(:own_role, term), do: term == :server
@@ -216,10 +221,14 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
             term <- garbage,
             not fits?(kind, term) do
           term = with {own, reference} when own in [:flush, :reservation] <- term, do: reference
-          # A fitting reservation would hold room.
           fit = fn {other, at} -> if at == index, do: term, else: fitting(other, buffer, flush) end
           arguments = kinds |> Enum.with_index() |> Enum.map(fit)
           result = call(name, arguments)
+
+          for {{:reservation, at}, reservation} <- Enum.zip(Enum.with_index(kinds), arguments),
+              at != index,
+              do: Native.release(reservation)
+
           assert {name, arguments, held(buffer, flush)} == {name, arguments, before}
           {{name, index}, term, result}
         end
@@ -270,12 +279,25 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:attempts, _buffer, _flush), do: 1
   defp fitting(:route, _buffer, _flush), do: {:processor, nil}
   defp fitting(:limit, _buffer, _flush), do: :infinity
+  defp fitting(:bound, _buffer, _flush), do: {:infinity, :infinity}
+  defp fitting(:write, _buffer, _flush), do: :put
+  defp fitting(:write_arguments, buffer, _flush), do: [buffer, nil, :other, :other]
   defp fitting(:run, buffer, _flush), do: Native.run(buffer)
   defp fitting(kind, _buffer, _flush) when kind in [:role, :own_role], do: :server
   defp fitting(:pid, _buffer, _flush), do: self()
   defp fitting(kind, _buffer, _flush) when kind in [:ms, :time], do: nil
   defp fitting(:checked, _buffer, _flush), do: true
   defp fitting(:reservation, buffer, _flush), do: Native.reserve(buffer, 1, true)
+
+  # A reservation of a writer that waits.
+  defp fitting(:waiting, _buffer, _flush) do
+    full = unique_name()
+    Native.open(full, :map, 1, false, true, {1, :infinity})
+    Native.put(full, nil, :key, 1)
+    {:wait, reservation, _place} = Native.reserve(full, 1, true)
+    reservation
+  end
+
   defp fitting(:version, _buffer, _flush), do: 1 <<< 70
   defp fitting(:pairs, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:versioned, _buffer, _flush), do: [{:other, 1, 1}]

@@ -11,7 +11,7 @@ defmodule PartitionedBuffer.Native.RoomTest do
 
   defp open(kind, max_size \\ 10) do
     buffer = unique_name()
-    Native.open(buffer, kind, 2, false, true, max_size)
+    Native.open(buffer, kind, 2, false, true, {max_size, :infinity})
     buffer
   end
 
@@ -53,9 +53,9 @@ defmodule PartitionedBuffer.Native.RoomTest do
 
     test "of another kind of the same name is refused" do
       name = unique_name()
-      Native.open(name, :map, 1, false, true, 10)
+      Native.open(name, :map, 1, false, true, {10, :infinity})
       reservation = Native.reserve(name, 2, false)
-      Native.open(name, :queue, 1, false, true, 10)
+      Native.open(name, :queue, 1, false, true, {10, :infinity})
       assert call(:push_all, [name, nil, [:a, :b], reservation]) == :badarg
       assert {Native.size(name), held(name)} == {0, 0}
       # The buffer takes no lists of these kinds.
@@ -124,26 +124,25 @@ defmodule PartitionedBuffer.Native.RoomTest do
       reservation = Native.reserve(buffer, 2, false)
       kill_owner(buffer, owner)
       assert call(:push_all, [buffer, nil, [:a, :b], reservation]) == :not_running
-      Native.open(buffer, :queue, 2, false, true, 10)
+      Native.open(buffer, :queue, 2, false, true, {10, :infinity})
       assert call(:push_all, [buffer, nil, [:a, :b], reservation]) == :ok
       Native.release(reservation)
       assert {Native.size(buffer), held(buffer)} == {2, 2}
     end
   end
 
-  describe "reserve/3 and has_room/2" do
-    test "take no count beyond any memory, and count right up to it" do
+  describe "reserve/3" do
+    test "takes no count beyond any memory, and counts right up to it" do
       for max_size <- [10, :infinity] do
         buffer = open(:map, max_size)
         largest = Integer.pow(2, 48)
 
         for count <- [-1, largest + 1, Integer.pow(2, 63), Integer.pow(2, 64) - 1, Integer.pow(2, 200), 1.0],
-            nif <- [:reserve, :has_room],
-            do: assert(call(nif, [buffer, count | if(nif == :reserve, do: [false], else: [])]) == :badarg)
+            waits? <- [true, false],
+            do: assert(call(:reserve, [buffer, count, waits?]) == :badarg)
 
         assert held(buffer) == 0
         has_room? = max_size == :infinity
-        assert Native.has_room(buffer, largest) == has_room?
         reservation = Native.reserve(buffer, largest, false)
         assert is_reference(reservation) == has_room?
         if has_room?, do: Native.release(reservation)
@@ -160,11 +159,11 @@ defmodule PartitionedBuffer.Native.RoomTest do
     end
   end
 
-  describe "set_max_size/2" do
+  describe "set_bound/2" do
     test "of several processes at once leaves one bound for all partitions" do
       for kind <- [:queue, :map], _round <- 1..20 do
         buffer = unique_name()
-        Native.open(buffer, kind, 64, false, true, 1_000)
+        Native.open(buffer, kind, 64, false, true, {1_000, :infinity})
 
         put = fn n ->
           if kind == :queue,
@@ -177,19 +176,16 @@ defmodule PartitionedBuffer.Native.RoomTest do
         changes =
           for sizes <- [[:infinity, 2_000], [3_000, :infinity], [:infinity, 4_000]] do
             Task.async(fn ->
-              for size <- sizes ++ sizes, do: :ok = Native.set_max_size(run(buffer), size)
+              for size <- sizes ++ sizes, do: :ok = Native.set_bound(run(buffer), {size, :infinity})
             end)
           end
 
         Task.await_many([writer | changes])
         assert Native.size(buffer) == 500
-        assert Native.set_max_size(run(buffer), 600) == :ok
-        # The shards give back the room that they have not used.
-        Native.has_room(buffer, 1_000)
+        assert Native.set_bound(run(buffer), {600, :infinity}) == :ok
         assert held(buffer) == 500
         results = for n <- 1_001..1_200, do: put.(n)
-        assert Enum.count(results, &(&1 == :ok)) in 1..100
-        assert Native.has_room(buffer, 1_000) == false
+        assert Enum.count(results, &(&1 == :ok)) == 100
         assert Native.size(buffer) == held(buffer)
       end
     end

@@ -10,7 +10,9 @@ defmodule PartitionedBuffer.Native.RunTest do
 
       for round <- 1..1_000 do
         # Many partitions, so that it takes a while.
-        {pid, ref} = spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, true, :infinity) end)
+        {pid, ref} =
+          spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, true, {:infinity, :infinity}) end)
+
         # It is killed at another moment in each round.
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
         Process.exit(pid, :kill)
@@ -27,12 +29,14 @@ defmodule PartitionedBuffer.Native.RunTest do
       assert Native.status(name) == :not_running
 
       for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
-        Native.open(name, kind, partitions, false, true, :infinity)
+        Native.open(name, kind, partitions, false, true, {:infinity, :infinity})
         assert Native.status(name) == {kind, partitions}
       end
 
       owner =
-        spawn(fn -> Native.open(name, :queue, 0, false, true, :infinity) && receive(do: (:never -> :ok)) end)
+        spawn(fn ->
+          Native.open(name, :queue, 0, false, true, {:infinity, :infinity}) && receive(do: (:never -> :ok))
+        end)
 
       await_status(name, {:queue, 0})
       Process.exit(owner, :kill)
@@ -71,7 +75,7 @@ defmodule PartitionedBuffer.Native.RunTest do
       for {_number, _among} = to <-
             [{1, 1}, {4_096, 1}, {largest, 1}, {0, 0}, {0, 2}, {1, 2}, {0, 1 <<< 31}] ++
               for(bits <- [30, 31, 32], less <- 1..4, do: {0, (1 <<< bits) - less}) ++ [{largest, largest}],
-          route <- [to, {:processor, to}, {:next, to}] do
+          route <- [to, {:processor, to}] do
         for name <- [:get, :delete], do: assert(call(name, [buffer, route, :key]) == :not_running)
         assert Native.push(queue(buffer), route, :other) == :not_running
         assert Native.push_all(queue(buffer), route, [:other], true) == {:refused, [:other]}
@@ -103,14 +107,14 @@ defmodule PartitionedBuffer.Native.RunTest do
     last_error: [],
     put_error: [:other],
     first_warning: [0],
-    set_max_size: [1],
+    set_bound: [{1, 1}],
     set_threshold: [0, 1],
     set_next: [0, 1],
     learned: [0],
     pause: [0, 1_000, true],
     end_pause: [0],
     lost: [0],
-    set_waiting: [7, true],
+    serve: [],
     clear_full: [],
     reopen: [0],
     drain: [0],
@@ -137,7 +141,7 @@ defmodule PartitionedBuffer.Native.RunTest do
         name = %{map: buffer, queue: queue(buffer), counter: counter(buffer)}[kind]
         dead = run(name)
         # The test opened the first run, so this one replaces it.
-        Native.open(name, kind, 1, false, true, :infinity)
+        Native.open(name, kind, 1, false, true, {:infinity, :infinity})
         before = held(buffer, flush)
         {_name, number} = dead
 
@@ -174,7 +178,6 @@ defmodule PartitionedBuffer.Native.RunTest do
         do: assert({nif, call(nif, [buffer])} == {nif, :not_running})
 
     assert Native.reserve(buffer, 1, false) == :not_running
-    assert Native.has_room(buffer, 1) == :not_running
     assert Native.count_refused(buffer, 1, 1) == :not_running
     refute buffer in Native.buffers()
     assert Native.left(buffer) == {false, []}
@@ -195,7 +198,7 @@ defmodule PartitionedBuffer.Native.RunTest do
       counter: [add_all: [{:key, 1}]]
     ]
 
-    for kind <- kinds, to <- [nil, {:processor, nil}, {:next, nil}] do
+    for kind <- kinds, to <- [nil, {:processor, nil}] do
       for {nif, arguments} <- operations[kind],
           do: assert({nif, call(nif, [buffer, to | arguments])} == {nif, :not_running})
 
@@ -223,7 +226,7 @@ defmodule PartitionedBuffer.Native.RunTest do
             {:counter, :add_all, [key: 1], [{:key, 1, 1}]}
           ] do
         buffer = unique_name()
-        Native.open(buffer, kind, 1, false, true, :infinity)
+        Native.open(buffer, kind, 1, false, true, {:infinity, :infinity})
         call(nif, [buffer, nil, list, true])
         assert Native.close(run(buffer), 0) == :ok
         assert_takes_no_entries(buffer, [:map, :queue, :counter])
@@ -237,7 +240,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "a role" do
     test "is refused for another place, and register/3 refuses :tasks and :task" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, false, true, :infinity)
+      Native.open(buffer, :map, 1, false, true, {:infinity, :infinity})
 
       for {place, role} <- [
             {0, :room},
@@ -263,7 +266,7 @@ defmodule PartitionedBuffer.Native.RunTest do
 
     test "is of no partition in a buffer without partitions" do
       buffer = unique_name()
-      Native.open(buffer, :map, 0, false, true, :infinity)
+      Native.open(buffer, :map, 0, false, true, {:infinity, :infinity})
       assert Native.register(run(buffer), 0, :server) == :not_running
       assert Native.begin_task(run(buffer), 0) == :not_running
       assert Native.register(run(buffer), :room, :room) == :ok
@@ -285,7 +288,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "left/1" do
     test "names the processes of all partitions, alive or dead" do
       buffer = unique_name()
-      Native.open(buffer, :map, 4_096, true, true, :infinity)
+      Native.open(buffer, :map, 4_096, true, true, {:infinity, :infinity})
       assert Native.left(buffer) == {true, []}
       for number <- 0..4_095, do: assert(Native.register(run(buffer), number, :server) == :ok)
       dead = spawn(fn -> :ok end)
@@ -299,7 +302,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "end_run/1" do
     test "lets no process act for the run, and no task begin" do
       buffer = unique_name()
-      Native.open(buffer, :map, 2, true, true, :infinity)
+      Native.open(buffer, :map, 2, true, true, {:infinity, :infinity})
       run = run(buffer)
       assert Native.begin_task(run, 0) == :ok
       assert Native.end_run(buffer) == :ok

@@ -579,9 +579,7 @@ defmodule PartitionedBuffer.Conservation.Faults do
     %{totals: totals} = info = PartitionedBuffer.info(name(faults))
     added = totals.written - totals.coalesced
     ended = totals.deleted + totals.superseded + totals.processed + totals.given_up
-    # This takes unused room back from the shards.
-    PartitionedBuffer.update_options(name(faults), max_size: :infinity)
-    {held, _refused, _dropped, _waiting} = Native.bound(name(faults))
+    {held, _refused, _dropped, _waiting, _waited} = Native.bound(name(faults))
 
     unless added == ended and {info.size, info.in_flight, info.waiting_writers, held} == {0, 0, 0, 0},
       do: Retries.report(faults.ledger, :info, {info, added - ended, held})

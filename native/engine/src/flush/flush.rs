@@ -113,7 +113,7 @@ impl<S: Store> Flush<S> {
         let since = stores.iter().filter_map(Store::since).min();
         let bytes = stores.iter().map(Store::bytes).sum();
         let end = frozen.end();
-        let progress = Progress {
+        let mut progress = Progress {
             frozen: Some(frozen),
             position: 0,
             retries: Runs::NONE,
@@ -128,7 +128,9 @@ impl<S: Store> Flush<S> {
             called_with: 0,
             called_at: None,
             bound,
+            counted_bytes: 0,
         };
+        progress.count_bytes(bytes);
         Flush {
             end,
             since,
@@ -203,7 +205,12 @@ impl<S: Store> Flush<S> {
             (Some(old), None) => old.release(self.left()),
             _ => {}
         }
+        if bound.is_none() {
+            progress.count_bytes(0);
+        }
         progress.bound = bound.cloned();
+        let bytes = if progress.frozen.is_some() { self.bytes } else { 0 };
+        progress.count_bytes(bytes);
     }
 
     /// The size of the next batch, after a lesson.
@@ -227,6 +234,7 @@ impl<S: Store> Flush<S> {
         self.settled.store(progress.settled(), Ordering::Release);
         if progress.is_finished(self.end) {
             progress.frozen = None;
+            progress.count_bytes(0);
             progress.batch.runs = Runs::NONE;
         }
     }
@@ -273,9 +281,13 @@ impl<S: Store> Flush<S> {
         self.since
     }
 
-    /// The estimated bytes of the stores.
+    /// The estimated bytes of the stores, until all entries have an outcome.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        if self.progress.lock().frozen.is_some() {
+            self.bytes
+        } else {
+            0
+        }
     }
 
     /// The stores, to be read without a lock; `None` when all entries have an outcome.

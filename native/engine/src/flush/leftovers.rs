@@ -67,6 +67,7 @@ impl<S: Store> Flush<S> {
         deferred.clear();
         let position = std::mem::replace(position, self.end());
         let left = self.take_left();
+        progress.count_bytes(0);
         if let Some(bound) = progress.bound.take() {
             bound.release(left);
         }

@@ -43,6 +43,8 @@ pub(super) struct Progress<S: Store> {
     pub(super) called_at: Option<i64>,
     /// The bound that counts the entries; `None` in a buffer without.
     pub(super) bound: Option<Arc<Bound>>,
+    /// The bytes of the stores, as the bound counts them.
+    pub(super) counted_bytes: usize,
 }
 
 /// The part of a leased batch already given back.
@@ -96,6 +98,15 @@ pub(super) struct OpenCall {
 }
 
 impl<S: Store> Progress<S> {
+    /// Lets the bound count so many bytes.
+    pub(super) fn count_bytes(&mut self, bytes: usize) {
+        let bytes = if self.bound.as_ref().is_some_and(|bound| bound.counts_bytes()) { bytes } else { 0 };
+        let old = std::mem::replace(&mut self.counted_bytes, bytes);
+        if let Some(bound) = &self.bound {
+            bound.change_bytes(old, bytes);
+        }
+    }
+
     /// Takes back a batch that never came to the processor.
     pub(super) fn undo_read(&mut self) {
         if self.batch.state == BatchState::Read {

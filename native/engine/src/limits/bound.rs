@@ -1,22 +1,22 @@
 //! The bound of a buffer: how many entries all its partitions may hold together, waiting and in
-//! flight.
+//! flight, and how many bytes.
 //!
-//! `held` counts the entries, and *room* for entries to come. A shard that takes room adds entries
-//! without a look at the bound; the writer of a list takes room for the whole list. `held` exceeds
-//! `max` only after `max` was lowered. A shard gets much room at once only while plenty is free,
-//! and gives it back when another one finds none.
+//! `held` counts the entries, and *reserved* room for entries to come. It exceeds `max` only after
+//! `max` was lowered. A write that adds an entry reserves room for it first; the writer of a list
+//! reserves room for the whole list.
 //!
-//! While writers wait for room, in their order, only the writer whose turn it is gets any.
+//! `bytes` follows the estimates of the stores: each shard and each flush adds its changes. A write
+//! that needs memory is refused while `bytes` has reached `max_bytes`. What it needs is unknown
+//! before, so `bytes` may exceed `max_bytes` by the writes under way.
+//!
+//! While writers [wait](super::waiting) for room, in their order, nobody else gets any.
 
 use crate::sync::{AtomicBool, AtomicUsize, Ordering};
 
 /// No bound.
 const NONE: usize = usize::MAX;
 
-/// The most room that a shard gets at once.
-const MAX_BLOCK: usize = 64;
-
-/// The buffer counts as full until one in this many entries leaves.
+/// The buffer counts as full until one in this many entries, or bytes, leaves.
 const ROOM_DIVISOR: usize = 8;
 
 /// See the module's documentation.
@@ -24,12 +24,12 @@ const ROOM_DIVISOR: usize = 8;
 pub struct Bound {
     /// The limit of `held`.
     max: AtomicUsize,
-    /// The number of entries, plus the room given out.
+    /// The number of entries, plus the reserved room.
     held: AtomicUsize,
-    /// The number of shards that share the room.
-    shards: AtomicUsize,
-    /// Whether shards may have unused room.
-    is_lent: AtomicBool,
+    /// The limit of `bytes`.
+    max_bytes: AtomicUsize,
+    /// The estimated bytes of all entries; 0 without a limit.
+    bytes: AtomicUsize,
     /// Whether writers wait.
     is_queued: AtomicBool,
     /// Whether a write found no room, and little was free since.
@@ -42,13 +42,29 @@ pub struct Bound {
     dropped: AtomicUsize,
 }
 
+/// The limits of a bound; `None` for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The number of entries.
+    pub entries: Option<usize>,
+    /// The number of bytes.
+    pub bytes: Option<usize>,
+}
+
+impl Limits {
+    /// Whether there is any limit.
+    pub fn any(self) -> bool {
+        self.entries.is_some() || self.bytes.is_some()
+    }
+}
+
 impl Default for Bound {
     fn default() -> Self {
         Bound {
             max: AtomicUsize::new(NONE),
             held: AtomicUsize::new(0),
-            shards: AtomicUsize::new(1),
-            is_lent: AtomicBool::new(false),
+            max_bytes: AtomicUsize::new(NONE),
+            bytes: AtomicUsize::new(0),
             is_queued: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             has_news: AtomicBool::new(false),
@@ -59,32 +75,54 @@ impl Default for Bound {
 }
 
 impl Bound {
-    /// The limit of `held`; `None` without a bound.
-    pub fn max(&self) -> Option<usize> {
-        Some(self.max.load(Ordering::SeqCst)).filter(|&max| max != NONE)
+    /// The limits.
+    pub fn limits(&self) -> Limits {
+        let limit = |limit: &AtomicUsize| Some(limit.load(Ordering::SeqCst)).filter(|&limit| limit != NONE);
+        Limits { entries: limit(&self.max), bytes: limit(&self.max_bytes) }
     }
 
-    /// Changes the limit, and the number of shards that share the room.
-    pub fn set_max(&self, max: Option<usize>, shards: usize) {
-        self.shards.store(shards.max(1), Ordering::SeqCst);
-        self.max.store(max.unwrap_or(NONE), Ordering::SeqCst);
+    /// Changes the limits.
+    pub fn set_limits(&self, limits: Limits) {
+        self.max.store(limits.entries.unwrap_or(NONE), Ordering::SeqCst);
+        self.max_bytes.store(limits.bytes.unwrap_or(NONE), Ordering::SeqCst);
         self.announce();
     }
 
-    /// The number of entries, plus the room given out.
+    /// The number of entries, plus the reserved room.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::SeqCst)
+    }
+
+    /// The estimated bytes of all entries; 0 without a limit of bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// Whether there is a limit of bytes.
+    pub(crate) fn counts_bytes(&self) -> bool {
+        self.max_bytes.load(Ordering::Relaxed) != NONE
+    }
+
+    /// Whether `count` entries would ever have room.
+    pub fn fits(&self, count: usize) -> bool {
+        count <= self.max.load(Ordering::SeqCst)
     }
 
     /// Whether `count` entries have room.
     pub fn has_room(&self, count: usize) -> bool {
         self.held().saturating_add(count) <= self.max.load(Ordering::SeqCst)
+            && self.bytes() < self.max_bytes.load(Ordering::SeqCst)
     }
 
-    /// Takes room for `count` entries; `false` without enough. A writer whose `turn` it is does not
-    /// wait for others.
-    pub fn reserve(&self, count: usize, turn: bool) -> bool {
-        if !turn && self.is_queued.load(Ordering::SeqCst) {
+    /// Reserves room for `count` entries; `false` without enough, or while others wait for some.
+    #[inline]
+    pub fn reserve(&self, count: usize) -> bool {
+        !self.is_queued.load(Ordering::SeqCst) && self.reserve_first(count)
+    }
+
+    /// Reserves room for `count` entries of the first writer that waits; `false` without enough.
+    pub(crate) fn reserve_first(&self, count: usize) -> bool {
+        if self.bytes() >= self.max_bytes.load(Ordering::SeqCst) {
             return false;
         }
         let max = self.max.load(Ordering::SeqCst);
@@ -92,22 +130,13 @@ impl Bound {
         self.held.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
 
-    /// Takes room for a shard and returns the amount, 0 if the buffer is full.
-    pub(crate) fn take(&self, turn: bool) -> usize {
-        let free = self.max.load(Ordering::SeqCst).saturating_sub(self.held());
-        if free == 0 || !turn && self.is_queued.load(Ordering::SeqCst) {
-            return 0;
-        }
-        // This precedes the taking: a writer that finds no room afterwards must look into the
-        // shards, where it waits for the lock that the caller holds. If the room is gone by then,
-        // the writer looks once in vain.
-        self.is_lent.store(true, Ordering::SeqCst);
-        let block = (free / (2 * self.shards.load(Ordering::SeqCst))).clamp(1, MAX_BLOCK);
-        // Other shards may be faster and leave room for a single entry.
-        [block, 1].into_iter().find(|&block| self.reserve(block, turn)).unwrap_or(0)
+    /// Whether a write that adds no entry may take memory.
+    pub(crate) fn has_memory(&self) -> bool {
+        let max_bytes = self.max_bytes.load(Ordering::SeqCst);
+        max_bytes == NONE || self.bytes() < max_bytes && !self.is_queued.load(Ordering::SeqCst)
     }
 
-    /// Counts entries that took no room before.
+    /// Counts entries that reserved no room.
     pub(crate) fn add(&self, count: usize) {
         self.held.fetch_add(count, Ordering::SeqCst);
     }
@@ -120,9 +149,14 @@ impl Bound {
         }
     }
 
-    /// Returns whether shards may have unused room, which the caller then takes from all shards.
-    pub fn take_lent(&self) -> bool {
-        self.is_lent.load(Ordering::SeqCst) && self.is_lent.swap(false, Ordering::SeqCst)
+    /// Counts a change of the bytes of a shard or a flush.
+    pub(crate) fn change_bytes(&self, old: usize, new: usize) {
+        if new > old {
+            self.bytes.fetch_add(new - old, Ordering::SeqCst);
+        } else if new < old {
+            self.bytes.fetch_sub(old - new, Ordering::SeqCst);
+            self.announce();
+        }
     }
 
     /// Notes that a write found no room; `true` for the first one.
@@ -131,7 +165,7 @@ impl Bound {
     }
 
     /// Notes whether writers wait. With writers the buffer counts as full until much room is free.
-    pub fn set_queued(&self, is_queued: bool) {
+    pub(crate) fn set_queued(&self, is_queued: bool) {
         self.is_queued.store(is_queued, Ordering::SeqCst);
         if is_queued {
             self.is_full.store(true, Ordering::SeqCst);
@@ -140,11 +174,9 @@ impl Bound {
 
     /// Ends the state of being full; `false` if too little room is free for that.
     pub fn clear(&self) -> bool {
-        let max = self.max.load(Ordering::SeqCst);
-        let has_room = || self.has_room((max / ROOM_DIVISOR).max(1)) || max == NONE;
-        while has_room() {
+        while self.has_much_room() {
             self.is_full.store(false, Ordering::SeqCst);
-            if has_room() {
+            if self.has_much_room() {
                 return true;
             }
             // A write may find no room while the buffer still counts as full. Entries that leave
@@ -152,6 +184,14 @@ impl Bound {
             self.is_full.store(true, Ordering::SeqCst);
         }
         false
+    }
+
+    /// Whether a part of the entries, and of the bytes, is free.
+    fn has_much_room(&self) -> bool {
+        let Limits { entries, bytes } = self.limits();
+        !self.is_queued.load(Ordering::SeqCst)
+            && entries.is_none_or(|max| self.held() <= max - (max / ROOM_DIVISOR).max(1))
+            && bytes.is_none_or(|max| self.bytes() <= max - (max / ROOM_DIVISOR).max(1))
     }
 
     /// Whether room may be free since the last call, and somebody waits for it.
@@ -171,7 +211,7 @@ impl Bound {
     }
 
     /// Announces that room may be free.
-    fn announce(&self) {
+    pub(crate) fn announce(&self) {
         if self.is_full.load(Ordering::SeqCst) {
             self.has_news.store(true, Ordering::SeqCst);
         }

@@ -10,11 +10,11 @@ pub struct Closed;
 /// Marks the access of a processor, and the gate of a shard that drains.
 const PROCESSOR: u32 = 1 << 31;
 
-/// Marks the access of a writer that waited for room and has its turn.
-const WAITER: u32 = 1 << 30;
+/// Marks the access of a writer with a reservation.
+const RESERVED: u32 = 1 << 30;
 
 /// Both marks.
-const MARKS: u32 = PROCESSOR | WAITER;
+const MARKS: u32 = PROCESSOR | RESERVED;
 
 /// The count of a caller that leaves the choice of the partition to the key, or item. Lower counts
 /// are partition counts.
@@ -24,8 +24,8 @@ const BY_TERM: u32 = (1 << 30) - 1;
 const CLOSED: u32 = (1 << 30) - 2;
 
 /// An operation's caller: a plain one, a processor, which may write while the partition drains, or
-/// a writer that waited for room and has its turn. With the partition count by which the caller
-/// chose the partition.
+/// a writer that reserved room for an entry, which the write uses or releases. With the partition
+/// count by which the caller chose the partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access(u32);
 
@@ -46,10 +46,11 @@ impl Access {
         Access(self.0 | PROCESSOR)
     }
 
-    /// The same caller as a writer that waited for room and has its turn.
+    /// The same caller with room for an entry. Unless the partition is closed, the write uses the
+    /// room or releases it.
     #[inline]
-    pub const fn of_waiter(self) -> Self {
-        Access(self.0 | WAITER)
+    pub const fn with_room(self) -> Self {
+        Access(self.0 | RESERVED)
     }
 
     /// The same kind of caller with another partition count.
@@ -68,10 +69,16 @@ impl Access {
         }
     }
 
-    /// Whether the caller is a writer that waited for room and has its turn.
+    /// Whether the caller is a processor.
     #[inline]
-    pub const fn is_waiter(self) -> bool {
-        self.0 & WAITER != 0
+    pub const fn is_processor(self) -> bool {
+        self.0 & PROCESSOR != 0
+    }
+
+    /// Whether the caller reserved room for an entry.
+    #[inline]
+    pub const fn has_room(self) -> bool {
+        self.0 & RESERVED != 0
     }
 
     /// All of the access as a word.
@@ -139,14 +146,14 @@ mod tests {
         let (open, draining) = (Gate::open(3), Gate::open(3).draining().expect("it is open"));
         let plain = Access::by_count(3);
         let processor = plain.of_processor();
-        assert!([plain, processor, plain.of_waiter(), processor.of_waiter()]
+        assert!([plain, processor, plain.with_room(), processor.with_room()]
             .iter()
             .all(|&access| { open.admits_write(access) && open.admits_read(access) && draining.admits_read(access) }));
         assert_eq!(
-            [plain, processor, plain.of_waiter()].map(|access| draining.admits_write(access)),
+            [plain, processor, plain.with_room()].map(|access| draining.admits_write(access)),
             [false, true, false]
         );
-        assert!(draining.admits_write(processor.of_waiter()) && !draining.is_open() && open.is_open());
+        assert!(draining.admits_write(processor.with_room()) && !draining.is_open() && open.is_open());
         for other in [Access::by_count(2), Access::by_count(u32::MAX), Access::BY_TERM, Access::BY_TERM.of_processor()]
         {
             for gate in [open, draining, Gate::CLOSED] {
@@ -158,11 +165,11 @@ mod tests {
 
     #[test]
     fn an_access_is_a_count_and_a_caller() {
-        let access = Access::BY_TERM.of_waiter().of_processor();
+        let access = Access::BY_TERM.with_room().of_processor();
         assert_eq!((access.count(), access.with_count(7).count()), (None, Some(7)));
-        assert_eq!(access.with_count(7), Access::by_count(7).of_processor().of_waiter());
+        assert_eq!(access.with_count(7), Access::by_count(7).of_processor().with_room());
         assert_eq!(Access::from_bits(access.to_bits()), access);
-        assert!(access.is_waiter() && !Access::by_count(7).of_processor().is_waiter());
+        assert!(access.has_room() && !Access::by_count(7).of_processor().has_room());
         assert_ne!(Access::by_count(u32::MAX).count(), None);
     }
 }

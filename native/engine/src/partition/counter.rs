@@ -15,7 +15,7 @@ impl<H: Heap> CounterPartition<H> {
     /// Adds `amount` to the sum of `key`.
     #[inline(always)]
     pub fn add(&self, access: Access, hash: Hash, key: &Parcel<H>, amount: i64) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
+        let Some(mut state) = self.lock_with_room(access, hash, key.term, false)? else { return Ok(Stored::Full) };
         let is_new = state.waiting.add(hash, key, amount);
         Ok(self.written(state, is_new))
     }
@@ -29,7 +29,7 @@ impl<H: Heap> CounterPartition<H> {
         amount: i64,
         count: u64,
     ) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
+        let Some(mut state) = self.lock_with_room(access, hash, key.term, false)? else { return Ok(Stored::Full) };
         let is_new = state.waiting.add_counted(hash, key, amount, count);
         Ok(self.written(state, is_new))
     }

@@ -126,13 +126,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         Evicted { waiting, in_flight }
     }
 
-    /// Takes out the waiting entries, and releases their room with that of the shards.
+    /// Takes out the waiting entries, and releases their room.
     fn take_waiting(&self) -> Option<Frozen<S>> {
         let mut states = self.shards.each_ref().map(Shard::lock);
         for state in states.iter_mut().filter(|state| state.is_bounded) {
-            self.bound.release(state.waiting.len() + std::mem::take(&mut state.room));
+            self.bound.release(state.waiting.len());
         }
-        self.swap(&mut states)
+        let waiting = self.swap(&mut states);
+        states.iter_mut().for_each(|state| self.count_bytes(state));
+        waiting
     }
 
     /// Lets an entry of an evicted partition wait here, with its age, version, updates and
@@ -142,6 +144,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let &Leftover { store, shard, id, attempts, .. } = leftover;
         let mut state = self.shards[shard].lock();
         let taken_in = state.waiting.take_in(store, id, attempts);
+        self.count_bytes(&mut state);
         if taken_in == TakenBack::Added && state.is_bounded {
             self.bound.add(1);
         }

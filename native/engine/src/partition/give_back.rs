@@ -35,6 +35,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         } else {
             state.waiting.take_in(store, id, attempts)
         };
+        self.count_bytes(&mut state);
         if S::ADDS_UP {
             // Operations see it among the waiting entries from here on.
             flush.remove(position);

@@ -2,6 +2,7 @@
 
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
+use super::room::Need;
 use super::shard::{InFlight, ShardState};
 use crate::ids::EntryId;
 use crate::store::hash::Hash;
@@ -89,13 +90,27 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         }
     }
 
-    /// Whether a new entry finds no room, and no waiting entry of the key can take the write.
+    /// Whether a write finds no room: a new entry needs room, and an entry that waits needs memory
+    /// for another value, if it `is_replaced`.
     #[cold]
-    pub(super) fn is_full_for(&self, state: &mut TableState<H, C>, access: Access, hash: Hash, key: H::Term) -> bool {
-        !self.find_room(state, access) && state.waiting.find(hash, key).is_none()
+    fn is_full_for(
+        &self,
+        state: &TableState<H, C>,
+        access: Access,
+        hash: Hash,
+        key: H::Term,
+        is_replaced: bool,
+    ) -> bool {
+        let need = match state.waiting.find(hash, key) {
+            None => Need::Entry,
+            Some(_) if is_replaced => Need::Memory,
+            Some(_) => Need::Nothing,
+        };
+        !self.find_room(access, need)
     }
 
-    /// The lock of the shard of `key` for a write that may add an entry; `None` without room.
+    /// The lock of the shard of `key` for a write that may add an entry, or replaces the value of one
+    /// (`is_replaced`); `None` without room.
     // All of a put is one function: a call for each layer costs a tenth.
     #[inline(always)]
     pub(super) fn lock_with_room(
@@ -103,16 +118,17 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         access: Access,
         hash: Hash,
         key: H::Term,
+        is_replaced: bool,
     ) -> Result<Option<MutexGuard<'_, TableState<H, C>>>, Closed> {
-        let mut state = self.lock_open(access, hash)?;
-        let is_full = state.room == 0 && self.is_full_for(&mut state, access, hash, key);
+        let state = self.lock_open(access, hash)?;
+        let is_full = state.is_bounded && self.is_full_for(&state, access, hash, key, is_replaced);
         Ok((!is_full).then_some(state))
     }
 
     /// Counts a write, and releases the lock.
     #[inline(always)]
     pub(super) fn written(&self, mut state: MutexGuard<'_, TableState<H, C>>, is_new: bool) -> Stored {
-        let is_enough = is_new && state.is_counted && self.count_new(&mut state);
+        let is_enough = state.is_counted && self.count_write(&mut state, is_new);
         Self::unlock(state);
         if is_enough {
             Stored::Enough
@@ -140,7 +156,7 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
             debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
             added += usize::from(write(&mut state, *hash, one));
         }
-        let written = self.count_all(&state, added, reserved);
+        let written = self.count_all(&mut state, added, reserved);
         Self::unlock(state);
         Ok(written)
     }
@@ -150,6 +166,7 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
         if state.waiting.delete(hash, key) && state.is_counted {
             self.threshold.remove();
+            self.count_bytes(&mut state);
             if state.is_bounded {
                 self.bound.release(1);
             }

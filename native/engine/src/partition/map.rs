@@ -3,6 +3,7 @@
 use super::access::{Access, Closed};
 use super::keyed::{FoundInFlight, TableState, TABLE_SHARDS};
 use super::partition::{Partition, Stored, Written};
+use super::room::Need;
 use super::shard::InFlight;
 use crate::memory::parcel::Parcel;
 use crate::store::hash::Hash;
@@ -46,7 +47,7 @@ impl<H: Heap> MapPartition<H> {
     /// Stores `value` for `key` unconditionally.
     #[inline(always)]
     pub fn put(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(access, hash, key.term)? else { return Ok(Stored::Full) };
+        let Some(mut state) = self.lock_with_room(access, hash, key.term, true)? else { return Ok(Stored::Full) };
         let is_new = state.waiting.put(hash, key, value);
         Ok(self.written(state, is_new))
     }
@@ -55,9 +56,10 @@ impl<H: Heap> MapPartition<H> {
     pub fn put_new(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
         if state.waiting.find(hash, key.term).is_some() || state.find_in_flight(hash, key.term).is_some() {
+            self.find_room(access, Need::Nothing);
             return Ok(Stored::Refused);
         }
-        if state.room == 0 && !self.find_room(&mut state, access) {
+        if state.is_bounded && !self.find_room(access, Need::Entry) {
             return Ok(Stored::Full);
         }
         state.waiting.put_new(hash, key, value);
@@ -75,19 +77,39 @@ impl<H: Heap> MapPartition<H> {
         version: Version<H::Term>,
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
-        if state.room == 0 && self.is_full_for(&mut state, access, hash, key.term) {
-            // A stale version returns `Refused`, not `Full`. The entry in flight is looked up once:
-            // after its outcome the write would add an entry without room.
-            let old = find_version(state.in_flight.as_ref(), hash, key.term);
-            if old.is_none_or(|old| version.is_newer_than(old)) {
-                return Ok(Stored::Full);
+        let put = if state.is_bounded {
+            match self.put_newer_bounded(&mut state, access, hash, (key, value, version)) {
+                Some(put) => put,
+                None => return Ok(Stored::Full),
             }
-            state.waiting.put_newer(hash, key, value, version, || old);
-            return Ok(Stored::Refused);
-        }
-        let put = state.put_newer(hash, key, value, version);
+        } else {
+            state.put_newer(hash, key, value, version)
+        };
         let stored = self.written(state, put == Put::New);
         Ok(if put == Put::Stale { Stored::Refused } else { stored })
+    }
+
+    /// The same under the lock of a bounded shard; `None` without room. A stale version needs none.
+    #[cold]
+    fn put_newer_bounded(
+        &self,
+        state: &mut TableState<H, Values<H>>,
+        access: Access,
+        hash: Hash,
+        (key, value, version): (&Parcel<H>, &Parcel<H>, Version<H::Term>),
+    ) -> Option<Put> {
+        // The entry in flight is looked up once: after its outcome the write would add an entry
+        // without room.
+        let (need, old) = match state.waiting.find(hash, key.term) {
+            Some(id) if version.is_newer_than(state.waiting.version(id)) => (Need::Memory, None),
+            Some(_) => (Need::Nothing, None),
+            None => match find_version(state.in_flight.as_ref(), hash, key.term) {
+                Some(old) if !version.is_newer_than(old) => (Need::Nothing, Some(old)),
+                old => (Need::Entry, old),
+            },
+        };
+        let has_room = self.find_room(access, need);
+        has_room.then(|| state.waiting.put_newer(hash, key, value, version, || old))
     }
 
     /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller

@@ -263,12 +263,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let frozen = Arc::new(self.swap(&mut states)?);
         // Stores whose entries were all deleted are only memory, freed like the others.
         if frozen.stores().iter().all(Store::is_empty) {
+            states.iter_mut().for_each(|state| self.count_bytes(state));
             drop(states);
             return None;
         }
         let bound = states[0].is_bounded.then(|| self.bound.clone());
         let keeps_order = self.keeps_order.load(Ordering::SeqCst);
         let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound, keeps_order, leaves_out));
+        // The flush counts the bytes of its stores already, so the sum is never too low.
+        states.iter_mut().for_each(|state| self.count_bytes(state));
         if self.has_outcomes.load(Ordering::SeqCst) {
             let in_flight = InFlight { flush: flush.clone(), frozen };
             states.iter_mut().for_each(|state| state.in_flight = Some(in_flight.clone()));
@@ -311,11 +314,13 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     pub fn info(&self) -> Info {
         let mut info = Info { ended: self.outcomes.ended(), ..Info::default() };
         // Waiting entries come last: an entry on its way back counts twice rather than not at all.
-        if let Some(flush) = self.in_flight().filter(|flush| flush.left() > 0) {
-            info.in_flight = flush.left();
-            info.retried = flush.staying();
+        if let Some(flush) = self.in_flight() {
             info.bytes = flush.bytes();
-            info.since = flush.since();
+            if flush.left() > 0 {
+                info.in_flight = flush.left();
+                info.retried = flush.staying();
+                info.since = flush.since();
+            }
         }
         for shard in &self.shards {
             let state = shard.lock();

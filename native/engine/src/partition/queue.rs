@@ -2,6 +2,7 @@
 
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
+use super::room::Need;
 use crate::memory::parcel::Parcel;
 use crate::store::queue::Log;
 use crate::store::Store;
@@ -15,11 +16,11 @@ impl<H: Heap> QueuePartition<H> {
     #[inline]
     pub fn push(&self, access: Access, item: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.shards[0].lock_open(access)?;
-        if state.room == 0 && !self.find_room(&mut state, access) {
+        if state.is_bounded && !self.find_room(access, Need::Entry) {
             return Ok(Stored::Full);
         }
         state.waiting.append(item);
-        let is_enough = state.is_counted && self.count_new(&mut state);
+        let is_enough = state.is_counted && self.count_write(&mut state, true);
         Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
 
@@ -36,6 +37,6 @@ impl<H: Heap> QueuePartition<H> {
         let before = state.waiting.len();
         items.for_each(|item| state.waiting.append(item));
         let added = state.waiting.len() - before;
-        Ok(self.count_all(&state, added, reserved))
+        Ok(self.count_all(&mut state, added, reserved))
     }
 }

@@ -5,34 +5,61 @@ use super::partition::{Partition, Written};
 use super::shard::{Shard, ShardState};
 use crate::store::Store;
 
+/// What a write to a bounded partition needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Neither room nor memory.
+    Nothing,
+    /// Memory for another value.
+    Memory,
+    /// Room for an entry, and its memory.
+    Entry,
+}
+
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
-    /// Takes room for a shard without any; `false` if the buffer is full.
-    #[cold]
-    pub(super) fn find_room(&self, state: &mut ShardState<S>, access: Access) -> bool {
-        state.room = self.bound.take(access.is_waiter());
-        state.room > 0
+    /// Finds room for a write; `false` if the buffer is full. Releases the room of a caller that
+    /// reserved some and needs none.
+    #[inline(never)]
+    pub(super) fn find_room(&self, access: Access, need: Need) -> bool {
+        match need {
+            Need::Entry => access.has_room() || self.bound.reserve(1),
+            Need::Memory | Need::Nothing if access.has_room() => {
+                self.bound.release(1);
+                true
+            }
+            Need::Memory => self.bound.has_memory(),
+            Need::Nothing => true,
+        }
     }
 
-    /// Counts a new entry; `true` if enough wait.
+    /// Counts a write; `true` if enough entries wait.
     #[inline(never)]
-    pub(super) fn count_new(&self, state: &mut ShardState<S>) -> bool {
-        if state.is_bounded {
-            state.room -= 1;
-        }
-        self.threshold.add(1)
+    pub(super) fn count_write(&self, state: &mut ShardState<S>, is_new: bool) -> bool {
+        self.count_bytes(state);
+        is_new && self.threshold.add(1)
     }
 
     /// Counts new entries of a list, which do not take the shard's room.
-    pub(super) fn count_all(&self, state: &ShardState<S>, added: usize, reserved: bool) -> Written {
+    pub(super) fn count_all(&self, state: &mut ShardState<S>, added: usize, reserved: bool) -> Written {
         if state.is_bounded && !reserved {
             // The bound is younger than the list.
             self.bound.add(added);
         }
+        self.count_bytes(state);
         let used = if state.is_bounded && reserved { added } else { 0 };
         Written { used, is_enough: state.is_counted && self.threshold.add(added) }
     }
 
-    /// Lets the bound count the entries of the partition, or not.
+    /// Lets the bound count the present bytes of a shard.
+    #[inline]
+    pub(super) fn count_bytes(&self, state: &mut ShardState<S>) {
+        if state.counts_bytes {
+            let old = std::mem::replace(&mut state.bytes, state.waiting.bytes());
+            self.bound.change_bytes(old, state.bytes);
+        }
+    }
+
+    /// Lets the bound count the entries of the partition, or not, and their bytes as well.
     pub fn set_bounded(&self, is_bounded: bool) {
         // No entry moves from the flush to a shard, so entries only leave, or come to a shard.
         let _giving_back = self.giving_back.lock();
@@ -42,30 +69,24 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
         for shard in &self.shards {
             let mut state = shard.lock();
-            if state.is_bounded == is_bounded {
-                continue;
+            if state.is_bounded != is_bounded {
+                let waiting = state.waiting.len();
+                if is_bounded {
+                    self.bound.add(waiting);
+                } else {
+                    self.bound.release(waiting);
+                }
+                state.is_bounded = is_bounded;
+                state.is_counted = is_bounded || self.threshold.is_set();
             }
-            let waiting = state.waiting.len();
-            if is_bounded {
-                self.bound.add(waiting);
-                state.room = 0;
-            } else {
-                self.bound.release(waiting + state.room);
-                state.room = 1;
-            }
-            state.is_bounded = is_bounded;
-            state.is_counted = is_bounded || self.threshold.is_set();
-        }
-    }
-
-    /// Takes unused room from the shards.
-    pub fn take_room(&self) {
-        for shard in &self.shards {
-            let mut state = shard.lock();
-            if state.is_bounded {
-                // With the lock: a writer that finds it gone from the shard must find it in the
-                // bound.
-                self.bound.release(std::mem::take(&mut state.room));
+            let counts_bytes = is_bounded && self.bound.counts_bytes();
+            if counts_bytes != state.counts_bytes {
+                state.counts_bytes = true;
+                self.count_bytes(&mut state);
+                if !counts_bytes {
+                    self.bound.change_bytes(std::mem::take(&mut state.bytes), 0);
+                }
+                state.counts_bytes = counts_bytes;
             }
         }
     }

@@ -25,10 +25,12 @@ pub(super) struct ShardState<S: Store> {
     pub(super) gate: Gate,
     /// Whether the buffer has a bound.
     pub(super) is_bounded: bool,
-    /// Whether new entries are counted, for the bound or for the threshold.
+    /// Whether writes are counted, for the bound or for the threshold.
     pub(super) is_counted: bool,
-    /// The number of entries that may be added before the bound is asked; 1 without a bound.
-    pub(super) room: usize,
+    /// Whether the bound counts bytes.
+    pub(super) counts_bytes: bool,
+    /// The bytes of `waiting`, as the bound counts them.
+    pub(super) bytes: usize,
     /// The entries written since the last flush.
     pub(super) waiting: S,
     /// The flush that operations look into: none if the partition has no outcomes.
@@ -58,7 +60,8 @@ impl<S: Store> Shard<S> {
             gate: Gate::CLOSED,
             is_bounded: false,
             is_counted: false,
-            room: 1,
+            counts_bytes: false,
+            bytes: 0,
             waiting: S::new(hasher),
             in_flight: None,
             before: Writes::default(),

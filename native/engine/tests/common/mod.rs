@@ -262,14 +262,16 @@ impl Random {
 /// Checks that each entry left these partitions in one way, or is still there, and that their bound
 /// counts those.
 pub fn assert_law<S: Store, const SHARDS: usize>(partitions: &[Partition<S, SHARDS>], bound: Option<&Bound>) {
-    let (mut added, mut held, mut left) = (0, 0, 0);
+    let (mut added, mut held, mut left, mut all_bytes) = (0, 0, 0, 0);
     for partition in partitions {
-        partition.take_room();
-        let Info { waiting, in_flight, writes, ended, .. } = partition.info();
+        let Info { waiting, in_flight, bytes, writes, ended, .. } = partition.info();
         added += writes.written as i64 - writes.coalesced as i64;
         held += waiting + in_flight;
+        all_bytes += bytes;
         left += writes.deleted + ended.superseded + ended.processed + ended.given_up;
     }
     assert_eq!(added, (held + left) as i64, "each entry leaves in one way");
-    assert!(bound.is_none_or(|bound| bound.held() == held), "{bound:?} holds {held}");
+    let is_counted =
+        |bound: &Bound| bound.held() == held && (bound.limits().bytes.is_none() || bound.bytes() == all_bytes);
+    assert!(bound.is_none_or(is_counted), "{bound:?} holds {held} of {all_bytes} bytes");
 }

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use partitioned_buffer_engine::reclaim::settle;
 use partitioned_buffer_engine::{
-    Access, BatchState, Bound, Closed, Death, Evicted, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Partition,
-    Store,
+    Access, BatchState, Bound, Closed, Death, Evicted, Flush, Flushed, Frozen, GaveBack, GiveBack, Hasher, Limits,
+    Partition, Store,
 };
 
 use super::reading::{all_of, read_slices};
@@ -500,7 +500,7 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, W: Waiting<S>> Buffer<S, SH
             std::array::from_fn(|_| Partition::with_bound(hasher, &bound));
         let is_bounded = running % 2 == 1;
         if is_bounded {
-            bound.set_max(Some(usize::MAX / 2), PARTITIONS * SHARDS);
+            bound.set_limits(Limits { entries: Some(usize::MAX / 2), bytes: Some(usize::MAX / 2) });
             partitions.iter().for_each(|partition| partition.set_bounded(true));
         }
         let mut buffer = Buffer {

@@ -31,6 +31,8 @@ pub(crate) enum Written<'a> {
     Long,
     /// Nothing is written: the buffer has a bound, and no room is reserved.
     Bounded,
+    /// Nothing is written: the grant of the reservation lapsed.
+    Lapsed,
     /// Nothing is written: the list is invalid.
     Invalid(Invalid<'a>),
 }
@@ -48,6 +50,14 @@ pub(crate) fn write_list<'a, T: Target>(
     checked: bool,
     reservation: Option<&Reservation>,
 ) -> NifResult<Result<Written<'a>, NotRunning>> {
+    if let Some(reservation) = reservation {
+        if !reservation.take_grant() {
+            return Ok(Ok(Written::Lapsed));
+        }
+        if !target.route().is_of_processor() && reservation.begin(env).is_err() {
+            return Ok(Err(NotRunning));
+        }
+    }
     let mut pace = Pace::start();
     let mut chunk = Vec::with_capacity(SHORT);
     let mut step = Step::new();
@@ -67,7 +77,7 @@ pub(crate) fn write_list<'a, T: Target>(
         if !is_whole && !checked {
             return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
         }
-        if reservation.is_none() && !checked && target.shared().bound.max().is_some() {
+        if reservation.is_none() && !checked && target.shared().bound.limits().any() {
             return Ok(Ok(Written::Bounded));
         }
         // An empty list has no write that would notice a stopped buffer. A reservation may be from

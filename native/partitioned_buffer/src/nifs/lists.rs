@@ -78,6 +78,7 @@ fn write_all<'a>(
         Ok(Written::More(rest)) => tuple(env, [atoms::more().to_term(env), rest]),
         Ok(Written::Refused(rest)) => tuple(env, [atoms::refused().to_term(env), rest]),
         Ok(Written::Long) => atoms::long().to_term(env),
+        Ok(Written::Lapsed) => atoms::lapsed().to_term(env),
         Ok(Written::Bounded) => atoms::bounded().to_term(env),
         Ok(Written::Invalid(invalid)) => invalid_to(env, invalid),
         Err(NotRunning) => atoms::not_running().to_term(env),

@@ -62,7 +62,14 @@ mod atoms {
         buried,
         full,
         bounded,
-        next,
+        wait,
+        lapsed,
+        put,
+        put_new,
+        put_newer,
+        add,
+        add_counted,
+        push,
         busy,
         on_hold,
         paused,
@@ -124,15 +131,13 @@ fn route(term: Term<'_>) -> NifResult<Route> {
     chosen_route(term)
 }
 
-/// A route chosen by the caller; `{:processor, to}` marks the write of a processor, `{:next, to}`
-/// the write of a process that waited for room.
+/// A route chosen by the caller; `{:processor, to}` marks the write of a processor.
 #[cold]
 fn chosen_route(term: Term<'_>) -> NifResult<Route> {
     match elements(term) {
         Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
             Ok(partition_or_nil(to)?.of_processor())
         }
-        Some([writer, to]) if writer.as_c_arg() == atoms::next().as_c_arg() => Ok(partition_or_nil(to)?.of_waiter()),
         _ => partition_or_nil(term),
     }
 }

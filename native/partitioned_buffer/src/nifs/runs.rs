@@ -3,9 +3,10 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
+use partitioned_buffer_engine::Limits;
 use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
-use super::{atoms, count_or_not_running, done, find, limit, nif, or_not_running};
+use super::{atoms, count_or_not_running, done, find, infinity, limit, nif, or_not_running};
 use crate::any::{each, AnyPartitions, Run};
 use crate::processes::{Processes, Role};
 use crate::registry;
@@ -20,9 +21,9 @@ pub(super) const MAX_PARTITIONS: u32 = 1 << 12;
 
 nif!(open / 6, DirtyCpu);
 fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 6]) -> NifResult<Term<'a>> {
-    let [name, kind, partition_count, has_outcomes, keeps_order, max_size] = arguments;
+    let [name, kind, partition_count, has_outcomes, keeps_order, bound] = arguments;
     let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
-    let (has_outcomes, keeps_order, max_size) = (has_outcomes.decode()?, keeps_order.decode()?, limit(max_size)?);
+    let (has_outcomes, keeps_order, bound) = (has_outcomes.decode()?, keeps_order.decode()?, limits(bound)?);
     if !name.is_atom() || partition_count > MAX_PARTITIONS || !AnyPartitions::is_kind(kind) {
         return Err(Error::BadArg);
     }
@@ -32,7 +33,7 @@ fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 6]) -> NifResult<Term<'a>> {
     let others = AnyPartitions::all(buffer).into_iter().filter(|other| other.kind() != kind);
     others.for_each(|other| other.shared().end(None));
     let open =
-        each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, keeps_order, max_size));
+        each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, keeps_order, bound));
     let Some(number) = open else { return Ok(atoms::not_running().to_term(env)) };
     Ok(tuple(env, [name, number.encode(env)]))
 }
@@ -81,11 +82,25 @@ fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(count_or_not_running(env, size.map(|size| size as u64)))
 }
 
-nif!(set_max_size / 2, DirtyCpu);
-fn set_max_size<'a>(env: Env<'a>, [run, max_size]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (run, max_size): (Run, _) = (run.decode()?, limit(max_size)?);
-    let change = |partitions| each!(AnyPartitions, partitions, own => own.change_bound(max_size));
+nif!(set_bound / 2, DirtyCpu);
+fn set_bound<'a>(env: Env<'a>, [run, bound]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, bound): (Run, _) = (run.decode()?, limits(bound)?);
+    let change = |partitions: AnyPartitions| {
+        each!(AnyPartitions, partitions, own => own.change_bound(bound))?;
+        partitions.shared().tell_of_room(env);
+        Ok(())
+    };
     Ok(done(env, run.enter(change)))
+}
+
+/// The limits of a bound: entries and bytes.
+fn limits(bound: Term<'_>) -> NifResult<Limits> {
+    let (entries, bytes): (Term<'_>, Term<'_>) = bound.decode()?;
+    let bytes = if bytes.is_atom() { infinity(bytes)? } else { Some(bytes.decode::<u64>()? as usize) };
+    if bytes == Some(0) {
+        return Err(Error::BadArg);
+    }
+    Ok(Limits { entries: limit(entries)?, bytes })
 }
 
 nif!(register / 3);
@@ -142,6 +157,7 @@ nif!(end_run / 1, DirtyCpu);
 fn end_run<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     for partitions in find(name)?.map(AnyPartitions::all).into_iter().flatten() {
         partitions.shared().end(None);
+        partitions.shared().serve(env);
     }
     Ok(atoms::ok().to_term(env))
 }
@@ -183,7 +199,9 @@ fn resume_run<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 
 nif!(begin_stop / 1);
 fn begin_stop<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    act(env, run, Shared::begin_stop)
+    let run: Run = run.decode()?;
+    let lists = run.enter(|partitions| Ok(partitions.shared().begin_stop(env) as u64));
+    Ok(count_or_not_running(env, lists))
 }
 
 nif!(on_hold / 1);
