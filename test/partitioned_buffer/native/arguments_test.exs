@@ -18,6 +18,8 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     on_hold: [:run],
     touch: [:flush],
     register: [:run, :u32, :own_role],
+    begin_event: [:run, :u64, :u64],
+    end_event: [:run, :u64],
     set_tasks: [:run, :u32, :pid],
     process: [:run, :u32, :role],
     begin_task: [:run, :u32],

@@ -66,6 +66,7 @@ mod atoms {
         busy,
         on_hold,
         paused,
+        events,
         room,
         drainer,
         drained,
