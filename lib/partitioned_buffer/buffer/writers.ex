@@ -11,7 +11,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   use GenServer
 
-  alias PartitionedBuffer.{Native, Routing, Telemetry}
+  alias PartitionedBuffer.{Emitter, Native, Routing}
   alias PartitionedBuffer.Partition.Server
 
   # `waiters` are the waiting writers by their place, and `places` has the place of each monitor.
@@ -236,7 +236,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
   ## The time in which the buffer is full
 
   defp begin_full(%__MODULE__{since: nil, buffer: buffer} = state) do
-    Telemetry.execute_of_buffer([:full, :start], %{system_time: System.system_time()}, %{buffer: buffer})
+    Emitter.event(state.run, [:full, :start], %{system_time: System.system_time()}, %{buffer: buffer})
     %{state | since: System.monotonic_time(), before: refused(buffer), waited: 0}
   end
 
@@ -259,7 +259,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
         waited: state.waited
       }
 
-      Telemetry.execute_of_buffer([:full, :stop], measurements, %{buffer: buffer})
+      Emitter.event(state.run, [:full, :stop], measurements, %{buffer: buffer})
       %{state | since: nil}
     else
       flush_all(state)
