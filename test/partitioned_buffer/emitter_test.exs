@@ -124,6 +124,34 @@ defmodule PartitionedBuffer.EmitterTest do
       assert_stops(buffer)
     end
 
+    test "at the time in which the buffer is full" do
+      test = self()
+
+      processor = fn batch ->
+        if List.keymember?(batch, :first, 0) do
+          send(test, {:asked, self()})
+          receive do: (:return -> :ok)
+        else
+          send(test, {:batch, batch})
+        end
+      end
+
+      buffer = start_buffer(max_size: 2, max_attempts: 1, processor: processor, partitions: 1)
+      attach(buffer, [[:full, :start], [:full, :stop]], hang())
+      for key <- [:first, :second], do: Buffer.put(buffer, key, 1)
+      writer = Task.async(fn -> Buffer.put(buffer, :third, 1) end)
+      assert_receive {:hangs, emitter, [:full, :start]}
+      assert emitter == emitter(buffer)
+      assert_receive {:asked, task}
+      send(task, :return)
+      assert Task.await(writer) == :ok
+      PartitionedBuffer.update_options(buffer, max_size: 1_000)
+      assert PartitionedBuffer.flush(buffer) == :ok
+      assert_received {:batch, [{:third, 1, 0, 0}]}
+      assert_all_work(buffer)
+      assert_stops(buffer)
+    end
+
     test "at the log line of a call that takes too long" do
       test = self()
 
@@ -357,15 +385,12 @@ defmodule PartitionedBuffer.EmitterTest do
   end
 
   describe "the process" do
-    test "outlives a handler that raises" do
+    test "outlives a handler that raises, and a line that cannot be logged" do
       buffer = start_buffer()
       attach(buffer, [[:emitter_test]], fn _event, _metadata -> raise "no" end)
-      handler = attach_log(buffer, "", fn _line, _metadata -> raise "no" end)
       emitter = emitter(buffer)
       Emitter.event(run(buffer), [:emitter_test], %{}, %{buffer: buffer})
-      Emitter.log(run(buffer), :error, "a line", buffer: buffer)
-      await_events(buffer)
-      refute handler in :logger.get_handler_ids()
+      Emitter.log(run(buffer), :no_level, "a line", buffer: buffer)
       attach(buffer, [[:emitter_test]], forward())
       Emitter.event(run(buffer), [:emitter_test], %{}, %{buffer: buffer})
       assert_receive {:event, [:emitter_test], _metadata}
