@@ -183,18 +183,23 @@ defmodule PartitionedBuffer.Emitter do
       call_handlers(
         {:log, :warning,
          "buffer #{inspect(buffer)} dropped #{dropped} telemetry events and log lines: " <>
-           "their handlers took too long, and #{@limit} were pending", buffer: buffer}
+           "their handlers took too long", buffer: buffer}
       )
     end
   end
 
-  # Both libraries remove a handler that raises. A stand-in may not.
+  # Both libraries remove a handler that raises. A stand-in may not. The line has no terms, which may
+  # be entries.
   defp call_handlers({:event, suffix, measurements, metadata}) do
     Telemetry.execute_of_buffer(suffix, measurements, metadata)
   catch
     kind, reason ->
-      text = "telemetry event #{inspect(suffix)} failed: " <> Exception.format(kind, reason, __STACKTRACE__)
-      call_handlers({:log, :error, text, Map.to_list(Map.take(metadata, [:buffer, :partition]))})
+      failure = if kind == :error, do: Exception.normalize(kind, reason).__struct__, else: kind
+      text = "the telemetry event #{inspect(suffix)} was not emitted: #{inspect(failure)}"
+
+      call_handlers(
+        {:log, :error, text, for({key, name} <- metadata, key in [:buffer, :partition], do: {key, name})}
+      )
   end
 
   # Nobody is left to report a failure of the log.
