@@ -420,8 +420,8 @@ defmodule PartitionedBuffer do
   The emitter calls the handlers in the order in which the events come, a moment after the event.
   Times in measurements and log lines are those of the event. If 20,000 events are pending, the
   emitter drops the next ones until none is pending, and logs how many. A large event counts once for
-  each kilobyte. A stop of the buffer returns when the emitter is done, but
-  kills it after a second. So a handler that hangs delays a stop by a second.
+  each kilobyte. A stop of the buffer waits for the pending handlers, at most a second; then it
+  kills the emitter.
 
   Reports by OTP itself, for example about a dead process, run log handlers in the process that
   reports, such as the supervisor. So a log handler must not hang: let it send to another process.

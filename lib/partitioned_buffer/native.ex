@@ -113,14 +113,16 @@ defmodule PartitionedBuffer.Native do
   write with which enough entries wait, once for each flush, and the
   news of `resume_run/1` and `pause_all/2`; `:room` of the buffer gets `:full` when
   a write finds no room, and `:room` when the buffer may have some since; `:events`, `:drainer` and
-  `:drained` of the buffer get nothing, and nothing is pending at a new `:events`. A role of the buffer is its own `partition`. The other roles are not taken here.
+  `:drained` of the buffer get nothing, and nothing is pending at a new `:events`. A role of the
+  buffer is its own `partition`. The other roles are not taken here.
   """
   @spec register(run(), partition() | role(), role()) :: :ok | :not_running
   def register(_run, _partition, _role), do: not_loaded()
 
   @doc """
   Counts an event of this weight as pending, and returns the process `:events`, alive or dead; nil
-  if none registered. If the pending events reach `limit`, all are dropped and counted until none is pending.
+  if none registered. If the pending events reach `limit`, all are dropped and counted until none is
+  pending.
   """
   @spec begin_event(run(), weight :: pos_integer(), limit :: pos_integer()) ::
           pid() | nil | :full | :not_running

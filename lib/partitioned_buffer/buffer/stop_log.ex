@@ -1,8 +1,7 @@
 defmodule PartitionedBuffer.Buffer.StopLog do
   @moduledoc false
   # Logs the progress of a stop with entries: its beginning, every 10 seconds how many entries are
-  # left, and its end. A process waits for the next line, since the stop waits for
-  # passes.
+  # left, and its end. A process waits for the next line, since the stop waits for passes.
 
   alias PartitionedBuffer.{Emitter, Options, Ref}
   alias PartitionedBuffer.Partition.Ending
