@@ -316,8 +316,8 @@ defmodule PartitionedBuffer do
       take the same time from its own beginning, and at least 5 seconds. A call that takes longer is
       killed, and its partition does not call the processor again. With `:max_attempts` each call
       may take `:processing_timeout_ms` from its beginning, as always. `:drain_timeout_ms` limits
-      the whole stop; calls of `:dead_letter` come on top. Changes by `update_options/2` take effect
-      in the stop.
+      the whole stop; calls of `:dead_letter` come on top, and a second for a
+      [handler](#module-handlers) that hangs. Changes by `update_options/2` take effect in the stop.
     * **Reads and writes during a stop.** Reads and deletes work until all partitions are done. A
       partition refuses writes as soon as its flush in flight is done, except from processors of the
       same buffer and from tasks started by them. The same stop processes their writes, in at most
@@ -405,6 +405,26 @@ defmodule PartitionedBuffer do
   `retry` has the number of entries that will be retried, the number of entries superseded by a
   newer write or a delete, the pause in milliseconds, which is 0 if the partition goes on, and the
   number of failures in a row. `handled` is whether `:dead_letter` took the entries.
+
+  ### Handlers
+
+  Telemetry handlers and log handlers run in processes that no writer and no other flush waits for,
+  so a handler may write to the buffer or flush it:
+
+  | event or log line | process of the handlers |
+  |---|---|
+  | `processing`, `batch`, `split`, `retry`, `dead_letter`, and `processing_failed` with `:max_attempts`; log lines about the processor and functions of the options | the task that works on the flush. The next flush of the partition waits for it |
+  | `info`, log lines about options | the calling process |
+  | `start` and `stop` of a partition, `full`, `processing_failed` without `:max_attempts`; log lines about a killed call, a task that cannot start, or a stop | the *emitter*, one process for each buffer |
+
+  The emitter calls the handlers in the order in which the events come, a moment after the event.
+  Times in measurements and log lines are those of the event. If 20,000 events are pending, the
+  emitter drops the next ones until none is pending, and logs how many. A large event counts once for
+  each kilobyte. A stop of the buffer waits for the pending handlers, at most a second; then it
+  kills the emitter.
+
+  Reports by OTP itself, for example about a dead process, run log handlers in the process that
+  reports, such as the supervisor. So a log handler must not hang: let it send to another process.
   """
 
   alias PartitionedBuffer.API.Flush

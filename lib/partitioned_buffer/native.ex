@@ -61,7 +61,7 @@ defmodule PartitionedBuffer.Native do
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() ::
            :ok | {:more, list()} | {:refused, list()} | :long | :bounded | :lapsed | invalid() | :not_running
-  @typep role() :: :server | :tasks | :task | :room | :drainer | :drained
+  @typep role() :: :server | :tasks | :task | :events | :room | :drainer | :drained
   @typep counts() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   @typep entry() ::
            {key :: term(), value :: term(), version :: integer(), updates :: non_neg_integer()}
@@ -115,11 +115,28 @@ defmodule PartitionedBuffer.Native do
   Gives the calling process a role: `:server` of a partition gets the message `:enough` from the
   write with which enough entries wait, once for each flush, and the
   news of `resume_run/1` and `pause_all/2`; `:room` of the buffer gets `:full` when
-  a write finds no room, and `:room` when the buffer may have some since; `:drainer` and
-  `:drained` of the buffer get nothing. A role of the buffer is its own `partition`. The other roles are not taken here.
+  a write finds no room, and `:room` when the buffer may have some since; `:events`, `:drainer` and
+  `:drained` of the buffer get nothing, and nothing is pending at a new `:events`. A role of the
+  buffer is its own `partition`. The other roles are not taken here.
   """
   @spec register(run(), partition() | role(), role()) :: :ok | :not_running
   def register(_run, _partition, _role), do: not_loaded()
+
+  @doc """
+  Counts an event of this weight as pending, and returns the process `:events`, alive or dead; nil
+  if none registered. If the pending events reach `limit`, all are dropped and counted until none is
+  pending.
+  """
+  @spec begin_event(run(), weight :: pos_integer(), limit :: pos_integer()) ::
+          pid() | nil | :full | :not_running
+  def begin_event(_run, _weight, _limit), do: not_loaded()
+
+  @doc """
+  Ends events of this weight. Returns how many were dropped since the last report: 0 while others are
+  pending.
+  """
+  @spec end_event(run(), weight :: non_neg_integer()) :: dropped :: non_neg_integer() | :not_running
+  def end_event(_run, _weight), do: not_loaded()
 
   @doc "Notes the task supervisor of a partition."
   @spec set_tasks(run(), partition(), pid()) :: :ok | :not_running

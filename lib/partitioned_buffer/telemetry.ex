@@ -60,12 +60,13 @@ defmodule PartitionedBuffer.Telemetry do
   defp outcome_metadata({outcome, reason, _numbers}), do: %{outcome: outcome, reason: reason}
 
   @doc """
-  Emits the event `processing_failed`. `count` entries are lost, or will be retried.
+  Emits the event `processing_failed`, by `emit`. `count` entries are lost, or will be retried.
   """
-  @spec processing_failed(Ref.t(), any(), non_neg_integer()) :: :ok
-  def processing_failed(%Ref{} = ref, reason, count) do
+  @spec processing_failed(Ref.t(), any(), non_neg_integer(), ([atom()], map(), map() -> :ok)) :: :ok
+  def processing_failed(%Ref{} = ref, reason, count, emit \\ &execute_of_buffer/3) do
     metadata = ref |> Ref.metadata() |> Map.put(:reason, reason)
-    execute([:processing_failed], %{system_time: System.system_time(), count: count}, metadata)
+    measurements = %{system_time: System.system_time(), count: count}
+    emit.([:partition, :processing_failed], measurements, metadata)
   end
 
   @doc """

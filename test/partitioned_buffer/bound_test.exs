@@ -273,6 +273,7 @@ defmodule PartitionedBuffer.BoundTest do
       assert answer_all(buffer) == :ok
       assert_receive {:full, :stop, %{duration: duration, refused: 1, dropped: 0, waited: 1}}
       assert duration > 0
+      await_events(buffer)
       refute_received {:full, _what, _measurements}
     end
 

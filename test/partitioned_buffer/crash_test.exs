@@ -48,6 +48,7 @@ defmodule PartitionedBuffer.CrashTest do
       assert_receive {:batch, [{:key, 1, 0, 0}]}
       assert_receive {[:processing, :stop], %{size: 1}, _metadata}
       wait_idle(partition)
+      await_events(buffer)
       refute_received {[:processing_failed], _measurements, _metadata}
     end
 

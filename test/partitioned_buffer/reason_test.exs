@@ -227,6 +227,7 @@ defmodule PartitionedBuffer.ReasonTest do
         attach_telemetry(buffer)
         Buffer.put(buffer, :key, 1)
         capture_log(fn -> assert PartitionedBuffer.flush(buffer) == {:error, {:failed, 1}} end)
+        await_events(buffer)
         assert_received {[:processing_failed], %{count: 1}, %{reason: reason}}
         assert check.(reason)
       end

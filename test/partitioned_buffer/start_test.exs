@@ -5,6 +5,21 @@ defmodule PartitionedBuffer.StartTest do
   alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.{Queue, Routing}
 
+  defmodule HalfWay do
+    @moduledoc false
+    use Supervisor
+
+    @impl Supervisor
+    def init({options, _functions} = init) do
+      {:ok, {flags, children}} = PartitionedBuffer.Buffer.Supervisor.init(init)
+      last = {PartitionedBuffer.Partition.Server, options.partitions - 1}
+      {:ok, {flags, Enum.map(children, &if(&1.id == last, do: refuse(&1), else: &1))}}
+    end
+
+    def refuse(child) when is_map(child), do: %{child | start: {__MODULE__, :refuse, []}}
+    def refuse, do: {:error, :refused}
+  end
+
   @moduletag :capture_log
 
   describe "child_spec/1" do
@@ -71,14 +86,11 @@ defmodule PartitionedBuffer.StartTest do
         for n <- 0..1, do: Buffer.put(buffer, n, n, partition_key: partition_key_of(n, 2))
         kill_tree(buffer)
 
-        [first, second] = for number <- 0..1, do: Routing.partition_name(buffer, number)
-        take_name_at_start(first, second)
         Process.flag(:trap_exit, true)
-        assert {:error, {:shutdown, {:failed_to_start_child, _id, reason}}} = Buffer.start_link(opts)
-        assert reason == {:already_started, self()}
+        assert {:error, {:shutdown, {:failed_to_start_child, _id, reason}}} = start_half_way(opts)
+        assert reason == :refused
         refute_received {:batch, _batch}
 
-        Process.unregister(second)
         start_buffer(opts)
         assert Buffer.stop(buffer) == :ok
         assert keys(received_entries()) == [0, 1]
@@ -223,19 +235,10 @@ defmodule PartitionedBuffer.StartTest do
   end
 
   # When the partition `first` starts, the test takes the name `second`.
-  defp take_name_at_start(first, second) do
-    {test, id} = {self(), {__MODULE__, first}}
-    start = [:partitioned_buffer, :partition, :start]
-
-    take = fn _event, _measurements, metadata, _config ->
-      if metadata.partition == first and Process.whereis(second) == nil do
-        :telemetry.detach(id)
-        Process.register(test, second)
-      end
-    end
-
-    :telemetry.attach(id, start, take, nil)
-    on_exit(fn -> :telemetry.detach(id) end)
+  # Starts a buffer whose last partition does not start.
+  defp start_half_way(opts) do
+    {options, _functions} = init = PartitionedBuffer.Options.start!(opts, Buffer)
+    Supervisor.start_link(HalfWay, init, name: Routing.supervisor_name(options.name))
   end
 
   # The children die with their supervisor. The next one needs their names.

@@ -213,6 +213,9 @@ defmodule PartitionedBuffer.Case do
     on_exit(fn -> :telemetry.detach(id) end)
   end
 
+  @doc "Waits until the handlers saw all events and log lines of the partitions and drainers so far."
+  def await_events(buffer), do: PartitionedBuffer.Emitter.await(run(buffer))
+
   def forward_event([:partitioned_buffer, :partition | suffix], measurements, metadata, {test, buffer}) do
     if metadata.buffer == buffer, do: send(test, {suffix, measurements, metadata})
   end

@@ -7,12 +7,11 @@ defmodule PartitionedBuffer.Buffer.Leftovers do
   #
   # The native run has the options and functions of these buffers, so no process must survive for
   # this. The work is done in one process for each name. It has the name of the buffer's supervisor:
-  # a buffer that runs or starts is left alone, and no buffer starts during the work.
-
-  require Logger
+  # a buffer that runs or starts is left alone, and no buffer starts during the work. The end of the
+  # VM waits for it, so log handlers run elsewhere, with a time limit.
 
   alias PartitionedBuffer.Buffer.Run
-  alias PartitionedBuffer.{Library, Native, Options, Ref, Routing}
+  alias PartitionedBuffer.{Emitter, Library, Native, Options, Ref, Routing}
   alias PartitionedBuffer.Partition.Drain
 
   @doc """
@@ -58,19 +57,24 @@ defmodule PartitionedBuffer.Buffer.Leftovers do
 
   defp bury(options, functions) do
     Run.end_former(options)
-    {_run, partitions} = Run.open(options, functions)
+    {run, partitions} = Run.open(options, functions)
+    {:ok, emitter} = Emitter.start({run, options.name})
     in_parallel(partitions, &Drain.bury/1)
+    Emitter.stop(emitter)
     Ref.held_by_all(partitions)
   end
 
   defp report(buffer, given_up, 0) do
-    Logger.warning("buffer #{inspect(buffer)} no longer runs and gave up its #{given_up} entries",
+    Emitter.log_alone(
+      :warning,
+      "buffer #{inspect(buffer)} no longer runs and gave up its #{given_up} entries",
       buffer: buffer
     )
   end
 
   defp report(buffer, given_up, lost) do
-    Logger.error(
+    Emitter.log_alone(
+      :error,
       "buffer #{inspect(buffer)} no longer runs: it gave up #{given_up} entries, and #{lost} are lost with this VM",
       buffer: buffer
     )

@@ -2,11 +2,13 @@ defmodule PartitionedBuffer.Buffer.Run do
   @moduledoc false
   # Begins a run of a buffer, which lasts as long as the calling process.
 
-  alias PartitionedBuffer.{Native, Options, Ref, Routing}
+  alias PartitionedBuffer.{Emitter, Native, Options, Ref, Routing}
   alias PartitionedBuffer.Partition.Runner
 
-  # The time, in milliseconds, that a start waits for the ending processes of the last run.
+  # The time, in milliseconds, that a start waits for the ending processes of the last run, and for
+  # its emitter, which may hang in a handler.
   @former_ms 5_000
+  @emitter_ms 1_000
 
   @doc """
   Ends the processes of the last run. Those of a killed supervisor may still run: the VM frees a
@@ -35,6 +37,8 @@ defmodule PartitionedBuffer.Buffer.Run do
       ),
       @former_ms
     )
+
+    await_ends(for({:events, pid} <- left, Emitter.emitter_of?(pid, buffer), do: pid), @emitter_ms)
   end
 
   # Kills the processes that do not end within `ms` milliseconds.

@@ -1,18 +1,12 @@
 defmodule PartitionedBuffer.Buffer.StopLog do
   @moduledoc false
   # Logs the progress of a stop with entries: its beginning, every 10 seconds how many entries are
-  # left, and its end. A process of its own logs, because log handlers are code of the user, and
-  # the stop must not wait for them.
+  # left, and its end. A process waits for the next line, since the stop waits for passes.
 
-  require Logger
-
-  alias PartitionedBuffer.{Options, Ref}
+  alias PartitionedBuffer.{Emitter, Options, Ref}
   alias PartitionedBuffer.Partition.Ending
 
   @every_ms 10_000
-
-  # How long a stop waits for the line of its end.
-  @end_ms 5_000
 
   @typedoc "How many entries a stop gave up, how many it left, and what becomes of these."
   @type result() :: {given_up :: non_neg_integer(), left :: non_neg_integer(), Ending.leftovers()}
@@ -21,14 +15,10 @@ defmodule PartitionedBuffer.Buffer.StopLog do
   Begins the log of a stop. The process is linked to the caller.
   """
   @spec start_link([Ref.t()]) :: pid()
-  def start_link([%Ref{buffer: buffer} = first | _] = partitions) do
+  def start_link([%Ref{} = first | _] = partitions) do
     {held, began} = {Ref.held_by_all(partitions), System.monotonic_time(:millisecond)}
-    options = Ref.options(first)
-
-    spawn_link(fn ->
-      if held > 0, do: log(:info, buffer, "is stopping with #{held} entries; #{longest(options)}")
-      wait(buffer, partitions, began, held > 0)
-    end)
+    if held > 0, do: log(:info, first, "is stopping with #{held} entries; #{longest(Ref.options(first))}")
+    spawn_link(fn -> wait(partitions, began, held > 0) end)
   end
 
   @doc """
@@ -41,20 +31,18 @@ defmodule PartitionedBuffer.Buffer.StopLog do
 
     receive do
       {:DOWN, ^ref, :process, ^pid, _reason} -> :ok
-    after
-      @end_ms -> :ok
     end
   end
 
-  defp wait(buffer, partitions, began, told?) do
+  defp wait([first | _] = partitions, began, told?) do
     receive do
       {:stopped, {given_up, left, leftovers}} ->
-        if told? or given_up > 0 or left > 0, do: log_end(buffer, passed(began), given_up, left, leftovers)
+        if told? or given_up > 0 or left > 0, do: log_end(first, passed(began), given_up, left, leftovers)
     after
       @every_ms ->
         {seconds, held} = {div(passed(began), 1_000), Ref.held_by_all(partitions)}
-        log(:warning, buffer, "is still stopping after #{seconds} s: #{held} entries are left")
-        wait(buffer, partitions, began, true)
+        log(:warning, first, "is still stopping after #{seconds} s: #{held} entries are left")
+        wait(partitions, began, true)
     end
   end
 
@@ -65,9 +53,9 @@ defmodule PartitionedBuffer.Buffer.StopLog do
 
   defp longest(nil), do: "its run is over"
 
-  defp log_end(buffer, ms, given_up, left, leftovers) do
+  defp log_end(first, ms, given_up, left, leftovers) do
     level = if left > 0, do: :error, else: if(given_up > 0, do: :warning, else: :info)
-    log(level, buffer, "stopped after #{ms} ms: " <> result(given_up, left, leftovers))
+    log(level, first, "stopped after #{ms} ms: " <> result(given_up, left, leftovers))
   end
 
   defp result(0, 0, _leftovers), do: "no entries are left"
@@ -78,7 +66,8 @@ defmodule PartitionedBuffer.Buffer.StopLog do
   defp result(given_up, left, leftovers),
     do: result(given_up, 0, leftovers) <> ", and " <> result(0, left, leftovers)
 
-  defp log(level, buffer, text), do: Logger.log(level, "buffer #{inspect(buffer)} #{text}", buffer: buffer)
+  defp log(level, %Ref{run: run, buffer: buffer}, text),
+    do: Emitter.log(run, level, "buffer #{inspect(buffer)} #{text}", buffer: buffer)
 
   defp passed(began), do: System.monotonic_time(:millisecond) - began
 end

@@ -1,9 +1,12 @@
 defmodule PartitionedBuffer.Buffer.Supervisor do
   @moduledoc false
   # The processes of one buffer: a task supervisor and a process for each partition, a process at
-  # which writers wait for room, and a drainer as the first and as the last child.
+  # which writers wait for room, a drainer before and after these, and a process that calls the
+  # handlers of events and log lines. That is the first child, since all others send to it until
+  # their end.
   #
   #     name.Supervisor
+  #     ├── PartitionedBuffer.Emitter
   #     ├── PartitionedBuffer.Buffer.Drainer
   #     ├── PartitionedBuffer.Buffer.Writers
   #     ├── Task.Supervisor         the processor is called here
@@ -25,7 +28,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   use Supervisor
 
   alias PartitionedBuffer.Buffer.{Drainer, Lookup, Run, Writers}
-  alias PartitionedBuffer.{Library, Native, Options, Routing}
+  alias PartitionedBuffer.{Emitter, Library, Native, Options, Routing}
   alias PartitionedBuffer.Partition.{Runner, Server}
 
   # The time limit, in milliseconds, of the note on another node.
@@ -145,7 +148,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
           child <- [Runner.supervisor_spec(partition), {Server, partition}],
           do: child
 
-    first = [{Drainer, {:first, run, partitions}}, {Writers, {run, buffer}}]
+    first = [{Emitter, {run, buffer}}, {Drainer, {:first, run, partitions}}, {Writers, {run, buffer}}]
 
     Supervisor.init(first ++ children ++ [{Drainer, {:last, run, partitions}}],
       strategy: :one_for_one,

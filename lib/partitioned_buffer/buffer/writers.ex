@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   use GenServer
 
-  alias PartitionedBuffer.{Native, Options, Routing, Telemetry}
+  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
   alias PartitionedBuffer.Partition.Server
 
   # `since` is the time at which the buffer became full, and `before` has the counts of the end of
@@ -83,7 +83,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
   ## The time in which the buffer is full
 
   defp begin_full(%__MODULE__{since: nil, buffer: buffer} = state) do
-    Telemetry.execute_of_buffer([:full, :start], %{system_time: System.system_time()}, %{buffer: buffer})
+    Emitter.event(state.run, [:full, :start], %{system_time: System.system_time()}, %{buffer: buffer})
     %__MODULE__{state | since: System.monotonic_time()}
   end
 
@@ -102,7 +102,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
     if Native.clear_full(state.run) == true do
       changes = Map.new(now, fn {key, count} -> {key, count - state.before[key]} end)
       measurements = Map.put(changes, :duration, System.monotonic_time() - since)
-      Telemetry.execute_of_buffer([:full, :stop], measurements, %{buffer: buffer})
+      Emitter.event(state.run, [:full, :stop], measurements, %{buffer: buffer})
       %__MODULE__{state | since: nil, before: now}
     else
       state

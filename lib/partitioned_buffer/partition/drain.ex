@@ -9,9 +9,7 @@ defmodule PartitionedBuffer.Partition.Drain do
   # the next call would most likely take as long, so the stop would take its time limit once per
   # batch.
 
-  require Logger
-
-  alias PartitionedBuffer.{Native, Options, Processing, Ref}
+  alias PartitionedBuffer.{Emitter, Native, Options, Processing, Ref}
   alias PartitionedBuffer.Partition.{Ending, Runner, Server}
   alias PartitionedBuffer.Processing.Backoff
 
@@ -227,7 +225,9 @@ defmodule PartitionedBuffer.Partition.Drain do
   end
 
   defp kill(task, limit) do
-    Logger.error(
+    Emitter.log(
+      task.ref.run,
+      :error,
       "#{Ref.describe(task.ref)} kills its processor: #{limit} during a stop",
       Ref.log_metadata(task.ref)
     )

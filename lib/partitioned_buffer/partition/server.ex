@@ -7,9 +7,7 @@ defmodule PartitionedBuffer.Partition.Server do
 
   use GenServer
 
-  require Logger
-
-  alias PartitionedBuffer.{Native, Options, Processing, Ref, Telemetry}
+  alias PartitionedBuffer.{Emitter, Native, Options, Processing, Ref}
   alias PartitionedBuffer.Partition.{Phase, Runner}
 
   # `tick` is the timer of the next tick, due at `due` milliseconds. `pause` is the timer that ends
@@ -121,7 +119,7 @@ defmodule PartitionedBuffer.Partition.Server do
          :ok <- Native.reopen(run, number),
          %Options{} = options <- Ref.options(ref) do
       state = %__MODULE__{ref: ref, options: options, started: System.monotonic_time()}
-      Telemetry.execute([:start], %{system_time: System.system_time()}, Ref.metadata(ref))
+      emit(ref, :start, %{system_time: System.system_time()}, %{})
       # Before the start is complete, the last child of the supervisor activates all partitions.
       {:ok, if(is_pid(Native.process(run, :drainer, :drainer)), do: take_over(state), else: state)}
     else
@@ -203,8 +201,11 @@ defmodule PartitionedBuffer.Partition.Server do
   @impl GenServer
   def terminate(reason, state) do
     duration = System.monotonic_time() - state.started
-    Telemetry.execute([:stop], %{duration: duration}, Map.put(Ref.metadata(state.ref), :reason, reason))
+    emit(state.ref, :stop, %{duration: duration}, %{reason: reason})
   end
+
+  defp emit(ref, event, measurements, metadata),
+    do: Emitter.event(ref.run, [:partition, event], measurements, Map.merge(Ref.metadata(ref), metadata))
 
   ## Events and actions
 
@@ -304,7 +305,9 @@ defmodule PartitionedBuffer.Partition.Server do
         watch(handle(%__MODULE__{state | task: task}, {:flushed, kind}))
 
       {:error, reason} ->
-        Logger.warning(
+        Emitter.log(
+          ref.run,
+          :warning,
           "#{Ref.describe(ref)} could not start a task for its processor and tries again in #{@no_task_ms} ms: " <>
             Exception.format_exit(reason),
           Ref.log_metadata(ref)
@@ -388,7 +391,9 @@ defmodule PartitionedBuffer.Partition.Server do
     if System.convert_time_unit(passed, :nanosecond, :millisecond) < limit do
       watch(state)
     else
-      Logger.error(
+      Emitter.log(
+        ref.run,
+        :error,
         "#{Ref.describe(ref)} kills its processor: a call took longer than #{limit} ms",
         Ref.log_metadata(ref)
       )

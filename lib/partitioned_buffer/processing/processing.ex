@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.Processing do
   # without `:max_attempts` gives away each batch before the call; a buffer with `:max_attempts`
   # keeps the batch until its outcome.
 
-  alias PartitionedBuffer.{Native, Options, Ref, Telemetry}
+  alias PartitionedBuffer.{Emitter, Native, Options, Ref, Telemetry}
   alias PartitionedBuffer.Processing.{AtLeastOnce, AtMostOnce, DeadLetter, Failure, Job, Reason, Table}
 
   # Marks the exit reason of a task whose work failed.
@@ -75,7 +75,8 @@ defmodule PartitionedBuffer.Processing do
   @doc """
   Counts and reports the batch of a task without outcomes that died for `reason`. Returns how many
   entries are lost. A task that died without a batch is reported with 0 entries, and nothing is
-  reported without a reason and a loss.
+  reported without a reason and a loss. Others wait for the calling process, so it only sends the
+  event.
   """
   @spec report_lost(Ref.t(), any()) :: non_neg_integer()
   def report_lost(%Ref{run: run, number: number} = ref, reason) do
@@ -91,6 +92,14 @@ defmodule PartitionedBuffer.Processing do
   end
 
   # The task kept its last words itself.
-  defp report(ref, {:shutdown, {@failed, reason}}, lost), do: Telemetry.processing_failed(ref, reason, lost)
-  defp report(ref, reason, lost), do: Failure.report(ref, reason || :killed, lost)
+  defp report(ref, {:shutdown, {@failed, reason}}, lost), do: emit(ref, reason, lost)
+
+  defp report(ref, reason, lost) do
+    reason = reason || :killed
+    Failure.keep(ref, reason)
+    emit(ref, reason, lost)
+  end
+
+  defp emit(ref, reason, lost),
+    do: Telemetry.processing_failed(ref, reason, lost, &Emitter.event(ref.run, &1, &2, &3))
 end

@@ -18,6 +18,8 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     on_hold: [:run],
     touch: [:flush],
     register: [:run, :u32, :own_role],
+    begin_event: [:run, :u64, :u64],
+    end_event: [:run, :u64],
     set_tasks: [:run, :u32, :pid],
     process: [:run, :u32, :role],
     begin_task: [:run, :u32],
@@ -118,6 +120,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:to, term), do: term == nil
   defp fits?(:limit, term), do: term == :infinity or term in 1..((1 <<< 32) - 1)
   defp fits?(:bound, {size, bytes}), do: fits?(:limit, size) and fits?(:limit, bytes)
+  defp fits?(:bound, _term), do: false
   defp fits?(:write, term), do: term == :put
   defp fits?(kind, _term) when kind in [:waiting, :write_arguments], do: false
   defp fits?(:run, {name, number}), do: is_atom(name) and fits?(:u32, number)

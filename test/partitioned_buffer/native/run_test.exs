@@ -299,6 +299,45 @@ defmodule PartitionedBuffer.Native.RunTest do
     end
   end
 
+  describe "begin_event/3 and end_event/2" do
+    test "drop all events from the limit on, until none is pending, and count them" do
+      {run, own} = {opened_run(), self()}
+      assert Native.begin_event(run, 1, 3) == nil
+      Native.register(run, :events, :events)
+      assert Enum.map([2, 2, 1, 1], &Native.begin_event(run, &1, 3)) == [own, own, :full, :full]
+      assert Native.end_event(run, 2) == 0
+      assert Native.begin_event(run, 1, 3) == :full
+      assert Native.end_event(run, 2) == 3
+      assert Native.begin_event(run, 1, 3) == own
+      assert Native.end_event(run, 1) == 0
+    end
+
+    test "count anew for a new process, which reports the dropped ones" do
+      run = opened_run()
+      Native.register(run, :events, :events)
+      for _ <- 1..2, do: Native.begin_event(run, 1, 1)
+      test = self()
+
+      spawn_link(fn ->
+        send(test, {Native.register(run, :events, :events), Native.end_event(run, 0), self()})
+      end)
+
+      assert_receive {:ok, 1, next}
+      assert Native.begin_event(run, 1, 1) == next
+      assert Native.begin_event(run, 1, 1) == :full
+    end
+
+    test "count nothing once the run is over" do
+      run = opened_run()
+      Native.register(run, :events, :events)
+      Native.end_run(elem(run, 0))
+      assert Native.begin_event(run, 1, 1) == :not_running
+      assert Native.end_event(run, 1) == :not_running
+    end
+
+    defp opened_run, do: Native.open(unique_name(), :map, 1, false, true, :infinity)
+  end
+
   describe "end_run/1" do
     test "lets no process act for the run, and no task begin" do
       buffer = unique_name()

@@ -6,7 +6,7 @@ use rustler::{Env, Term};
 use super::target::Target;
 use crate::reservation::Taken;
 use crate::run::NotRunning;
-use crate::vm::caller::cell;
+use crate::vm::caller::cells;
 
 /// Up to this number elements are written one by one. More are sorted by their locks.
 const WRITTEN_ONE_BY_ONE: usize = 16;
@@ -103,13 +103,9 @@ impl<W> Step<W> {
 
     /// The undone elements among the first `count` elements of a list, and all elements behind
     /// them.
-    pub(super) fn rest<'a>(&self, mut list: Term<'a>, count: usize) -> Term<'a> {
-        let mut elements = Vec::with_capacity(count);
-        while let Some((element, tail)) = cell(list).filter(|_| elements.len() < count) {
-            elements.push(element);
-            list = tail;
-        }
-        self.left.iter().rev().fold(list, |rest, &number| rest.list_prepend(elements[number as usize]))
+    pub(super) fn rest<'a>(&self, list: Term<'a>, count: usize) -> Term<'a> {
+        let (elements, behind) = cells(list, count);
+        self.left.iter().rev().fold(behind, |rest, &number| rest.list_prepend(elements[number as usize]))
     }
 
     /// Does the sorted writes, as long as the partitions take them, and returns their number.

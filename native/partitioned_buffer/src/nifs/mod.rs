@@ -73,6 +73,7 @@ mod atoms {
         busy,
         on_hold,
         paused,
+        events,
         room,
         drainer,
         drained,

@@ -14,7 +14,7 @@ use super::{atoms, done, find, nif, or_not_running, route};
 use crate::any::{AnyPartitions, Run};
 use crate::reservation::Reservation;
 use crate::run::{News, NotRunning};
-use crate::vm::caller::tuple;
+use crate::vm::caller::{cells, tuple};
 use crate::vm::entry::Function;
 
 /// More entries than any machine has memory for. With a greater count, the sum of what a bound
@@ -64,11 +64,18 @@ fn release<'a>(env: Env<'a>, [reservation]: [Term<'a>; 1]) -> NifResult<Term<'a>
     Ok(atoms::ok().to_term(env))
 }
 
+/// The most arguments of a function that writes an entry.
+const MOST_ARGUMENTS: usize = 5;
+
 nif!(write / 3);
 fn write<'a>(env: Env<'a>, [reservation, operation, arguments]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let reservation: ResourceArc<Reservation> = reservation.decode()?;
-    let (operation, arguments): (rustler::Atom, Vec<Term<'a>>) = (operation.decode()?, arguments.decode()?);
+    let operation: rustler::Atom = operation.decode()?;
+    let (arguments, tail) = cells(arguments, MOST_ARGUMENTS);
     let [name, to, rest @ ..] = arguments.as_slice() else { return Err(Error::BadArg) };
+    if !tail.is_empty_list() {
+        return Err(Error::BadArg);
+    }
     let (name, route) = (*name, route(*to)?.with_room());
     let Ok(partitions) = find(name)?.and_then(AnyPartitions::running) else {
         return Ok(atoms::not_running().to_term(env));

@@ -8,7 +8,7 @@ use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
 use super::{atoms, count_or_not_running, done, find, infinity, limit, nif, or_not_running};
 use crate::any::{each, AnyPartitions, Run};
-use crate::processes::{Processes, Role};
+use crate::processes::{Admission, Processes, Role};
 use crate::registry;
 use crate::run::{NotRunning, Shared};
 use crate::vm::caller::{tuple, ListBuilder};
@@ -109,7 +109,25 @@ fn register<'a>(env: Env<'a>, [run, partition, role]: [Term<'a>; 3]) -> NifResul
     if let Role::Tasks(_) | Role::Task(_) = role {
         return Err(Error::BadArg);
     }
-    Ok(done(env, with_processes(&run, role, |processes| *processes.pid_mut(role) = Some(env.pid()))))
+    Ok(done(env, with_processes(&run, role, |processes| processes.register(role, env.pid()))))
+}
+
+nif!(begin_event / 3);
+fn begin_event<'a>(env: Env<'a>, [run, weight, limit]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (run, weight, limit): (Run, _, _) = (run.decode()?, weight.decode()?, limit.decode()?);
+    let admission = with_processes(&run, Role::Events, |processes| processes.events.begin(weight, limit));
+    Ok(match admission {
+        Ok(Admission::Sent(pid)) => pid.encode(env),
+        Ok(Admission::Dropped) => atoms::full().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(end_event / 2);
+fn end_event<'a>(env: Env<'a>, [run, weight]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, weight): (Run, _) = (run.decode()?, weight.decode()?);
+    let dropped = with_processes(&run, Role::Events, |processes| processes.events.end(weight));
+    Ok(count_or_not_running(env, dropped))
 }
 
 nif!(set_tasks / 3);
@@ -176,6 +194,7 @@ fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
                 left.push((role, pid).encode(env));
             }
         };
+        push(atoms::events(), processes.events.pid());
         push(atoms::room(), processes.room);
         push(atoms::drainer(), processes.drainer);
         for partition in processes.all() {
@@ -228,8 +247,12 @@ impl Role {
         let role: rustler::Atom = role.decode()?;
         if partition.is_atom() {
             let partition: rustler::Atom = partition.decode()?;
-            let roles =
-                [(atoms::room(), Role::Room), (atoms::drainer(), Role::Drainer), (atoms::drained(), Role::Drained)];
+            let roles = [
+                (atoms::events(), Role::Events),
+                (atoms::room(), Role::Room),
+                (atoms::drainer(), Role::Drainer),
+                (atoms::drained(), Role::Drained),
+            ];
             return roles
                 .into_iter()
                 .find(|(name, _)| *name == role && role == partition)
@@ -257,7 +280,7 @@ fn with_processes<R>(run: &Run, role: Role, act: impl FnOnce(&mut Processes) -> 
             return Err(NotRunning);
         }
         match role {
-            Role::Room | Role::Drainer | Role::Drained => {}
+            Role::Events | Role::Room | Role::Drainer | Role::Drained => {}
             Role::Server(partition) | Role::Tasks(partition) | Role::Task(partition) => {
                 shared.count().ok().filter(|&count| partition < count).ok_or(NotRunning)?;
             }

@@ -119,6 +119,16 @@ pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
     }
 }
 
+/// The first elements of a list, at most so many, and the rest of the list.
+pub(crate) fn cells(mut list: Term<'_>, most: usize) -> (Vec<Term<'_>>, Term<'_>) {
+    let mut elements = Vec::with_capacity(most);
+    while let Some((element, tail)) = cell(list).filter(|_| elements.len() < most) {
+        elements.push(element);
+        list = tail;
+    }
+    (elements, list)
+}
+
 /// The rest of a list behind its first `count` elements.
 pub(crate) fn tail(list: Term<'_>, count: usize) -> Term<'_> {
     (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
