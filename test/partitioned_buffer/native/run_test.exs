@@ -335,7 +335,7 @@ defmodule PartitionedBuffer.Native.RunTest do
       assert Native.end_event(run, 1) == :not_running
     end
 
-    defp opened_run, do: Native.open(unique_name(), :map, 1, false, true, :infinity)
+    defp opened_run, do: Native.open(unique_name(), :map, 1, false, true, {:infinity, :infinity})
   end
 
   describe "end_run/1" do
