@@ -30,14 +30,14 @@ fn run(seed: u64, operations: usize, keys: u64) {
         let hash = hash(&hasher, key);
         match random.below(10) {
             0..=3 => {
-                let is_new = generation.put(hash, &key.parcel(), &value.parcel());
+                let is_new = generation.put(hash, &key.parcel(), &value.parcel(), |_is_new| true) == Some(true);
                 assert_eq!(is_new, model.insert(key.content(), (step as i64, 0, 0)).is_none());
             }
             4..=7 => {
                 let new = random.below(100) as i64 - 50;
                 let version = to_version(&mut caller, new);
                 let (value, version) = value.parcel_with(version);
-                let put = generation.put_newer(hash, &key.parcel(), &value, version, || None);
+                let put = generation.put_newer(hash, &key.parcel(), &value, version, || None, |_is_new| true);
                 let is_new = !model.contains_key(&key.content());
                 let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
                 let expected = match (is_new, new > entry.1) {
@@ -84,7 +84,7 @@ fn entries_come_in_the_order_of_their_insertion() {
     let mut caller = TestHeap::new();
     for number in (0..10_000).rev() {
         let key = caller.term(number);
-        generation.put(hash(&hasher, key), &key.parcel(), &key.parcel());
+        generation.put(hash(&hasher, key), &key.parcel(), &key.parcel(), |_is_new| true);
     }
     let keys: Vec<i64> = (0..generation.end())
         .filter_map(|id| generation.record(id as u32))

@@ -22,7 +22,7 @@ fn the_number_of_segments_stays_bounded_whatever_is_written() {
     let write = |generation: &mut Generation<TestHeap>, key: i64, value: i64| {
         let mut caller = TestHeap::new();
         let (key, value) = (caller.boxed(key), caller.boxed(value));
-        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value));
+        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value), |_is_new| true);
         drop(generation.take_garbage());
     };
 

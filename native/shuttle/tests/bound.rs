@@ -7,25 +7,32 @@ mod common;
 
 mod buffer;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use buffer::map::{self, Buffer, Lease};
 use buffer::{check, join, spawn};
 use common::reading::{all_of, give_back};
 use common::{hash, TestHeap, ONE};
-use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
-use partitioned_buffer_engine::{Access, GiveBack, Heap, MapPartition, Stored, Written};
+use partitioned_buffer_engine::partition::Write;
+use partitioned_buffer_engine::waiting::Answer;
+use partitioned_buffer_engine::{Access, GiveBack, Heap, Limits, MapPartition, Stored, Waiting, Written};
 use shuttle::rand::{thread_rng, Rng};
-use shuttle::sync::mpsc::{channel, Receiver, Sender};
+use shuttle::sync::mpsc::{channel, Sender};
 
-/// A buffer of so many partitions, which hold at most `max` entries together. A shard gets half of
-/// what is free.
+/// A buffer of so many partitions, which hold at most `max` entries together.
 fn start(running: u32, max: usize) -> Arc<Buffer> {
     let buffer = map::start(running, true);
-    buffer.bound.set_max(Some(max), 1);
+    buffer.bound.set_limits(limits(Some(max)));
     buffer.partitions.iter().take(running as usize).for_each(|partition| partition.set_bounded(true));
     buffer
+}
+
+/// The limits of a bound that counts bytes as well.
+fn limits(entries: Option<usize>) -> Limits {
+    Limits { entries, bytes: entries.map(|_| 1 << 40) }
 }
 
 /// A buffer of one partition with no bound, but with a threshold.
@@ -35,38 +42,18 @@ fn start_with_threshold(enough: usize) -> Arc<Buffer> {
     buffer
 }
 
-/// Keys of this shard of the only partition.
-fn keys_of(buffer: &Buffer, shard: usize) -> impl Iterator<Item = i64> + '_ {
-    let shard_of = |key| MapPartition::<TestHeap>::shard_of(hash(&buffer.hasher, TestHeap::new().boxed(key)));
-    (0..).filter(move |&key| shard_of(key) == shard)
-}
-
 impl Buffer {
     /// The bound holds now.
     fn assert_bounded(&self) {
-        let (held, max) = (self.bound.held(), self.bound.max());
+        let (held, max) = (self.bound.held(), self.bound.limits().entries);
         assert!(max.is_none_or(|max| held <= max), "{held} are held, at most {max:?} may be");
     }
 
-    /// Takes the room from all shards that they have not used; `false` if they had none.
-    fn take_room(&self) -> bool {
-        let is_lent = self.bound.take_lent();
-        if is_lent {
-            self.partitions.iter().for_each(|partition| partition.take_room());
-        }
-        self.assert_bounded();
-        is_lent
-    }
-
-    /// Does a write, and repeats it if there may be room, as the NIF library does.
+    /// Does a write.
     fn write(&self, write: impl Fn() -> Stored) -> Stored {
-        loop {
-            let stored = write();
-            self.assert_bounded();
-            if stored != Stored::Full || !self.take_room() {
-                return stored;
-            }
-        }
+        let stored = write();
+        self.assert_bounded();
+        stored
     }
 
     /// Puts a key, its own value.
@@ -76,8 +63,7 @@ impl Buffer {
 
     /// Writes a list as a whole; `false` if there is no room for it.
     fn write_list(&self, keys: &[i64]) -> bool {
-        let reserve = || self.bound.reserve(keys.len(), false);
-        let is_reserved = reserve() || (self.take_room() && reserve());
+        let is_reserved = self.bound.reserve(keys.len());
         if is_reserved {
             let used: usize = keys.iter().map(|&key| self.write_one_of_list(key, true).used).sum();
             self.assert_bounded();
@@ -138,13 +124,14 @@ impl Buffer {
         }
     }
 
-    /// Checks that what is held are the entries, when nothing is under way, and that all room comes
-    /// back.
+    /// Checks that what is held are the entries and their bytes, when nothing is under way, and that
+    /// all room comes back.
     fn assert_counted(&self, is_bounded: bool) {
-        self.partitions.iter().for_each(MapPartition::take_room);
         let infos = self.partitions.each_ref().map(MapPartition::info);
         let entries = infos.iter().map(|info| info.waiting + info.in_flight).sum();
         assert_eq!(self.bound.held(), if is_bounded { entries } else { 0 }, "{infos:?}");
+        let bytes = infos.iter().map(|info| info.bytes).sum();
+        assert_eq!(self.bound.bytes(), if is_bounded { bytes } else { 0 }, "{infos:?}");
         self.assert_bounded();
         self.succeed_with_all(2);
         assert_eq!(self.bound.held(), 0);
@@ -206,12 +193,8 @@ fn a_stale_write_to_a_full_buffer_takes_no_room_while_its_key_leaves_it() {
 fn writers_of_as_many_keys_as_there_may_be_all_find_room() {
     check(|| {
         let buffer = start(1, 6);
-        // Each has a shard of its own. The first one gets more room there than it needs.
-        let writers = [(0, 2), (1, 4)].map(|(shard, count)| {
-            spawn(&buffer, move |buffer| {
-                let keys: Vec<i64> = keys_of(buffer, shard).take(count).collect();
-                keys.into_iter().for_each(|key| assert_eq!(buffer.write_key(key), Stored::Stored));
-            })
+        let writers = [0..2, 2..6].map(|keys| {
+            spawn(&buffer, move |buffer| keys.for_each(|key| assert_eq!(buffer.write_key(key), Stored::Stored)))
         });
         writers.into_iter().for_each(join);
         assert_eq!(buffer.first().len(ONE), Ok(6));
@@ -220,194 +203,131 @@ fn writers_of_as_many_keys_as_there_may_be_all_find_room() {
 }
 
 #[test]
-fn an_overwrite_that_finds_room_and_needs_none_keeps_it_from_nobody() {
+fn an_overwrite_keeps_the_last_room_from_nobody() {
     check(|| {
         let buffer = start(1, 2);
-        let [first, second] = [0, 1].map(|shard| keys_of(&buffer, shard).next().expect("a key"));
-        assert_eq!(buffer.write_key(first), Stored::Stored);
-        buffer.take_room();
-        let other = spawn(&buffer, move |buffer| buffer.write_key(first));
+        assert_eq!(buffer.write_key(1), Stored::Stored);
+        let other = spawn(&buffer, |buffer| buffer.write_key(1));
         if thread_rng().gen() {
-            assert_eq!(buffer.write_key(second), Stored::Stored);
+            assert_eq!(buffer.write_key(2), Stored::Stored);
         } else {
-            assert!(buffer.write_list(&[second]));
+            assert!(buffer.write_list(&[2]));
         }
         assert_eq!(join(other), Stored::Stored);
         buffer.assert_counted(true);
     });
 }
 
-#[test]
-fn the_last_room_which_a_shard_has_not_used_goes_to_one_of_the_writers() {
-    check(|| {
-        let buffer = start(1, 4);
-        let keys: Vec<i64> = (0..TABLE_SHARDS).filter_map(|shard| keys_of(&buffer, shard).next()).collect();
-        assert_eq!(buffer.write_key(keys[3]), Stored::Stored);
-        assert!(buffer.bound.reserve(2, false), "the shard has the fourth");
-        let writers = [0, 1, 2].map(|writer| {
-            let key = keys[writer];
-            spawn(&buffer, move |buffer| buffer.write_key(key) == Stored::Stored)
-        });
-        // Which one is not known: others may be refused while it takes the room from the shard.
-        assert_eq!(writers.map(join).into_iter().filter(|is_stored| *is_stored).count(), 1);
-        buffer.bound.release(2);
-        buffer.assert_counted(true);
-    });
+/// Writers that wait for room, by the senders of their answers.
+type Line = Waiting<Sender<Answer>>;
+
+/// What a writer does that finds no room.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// It waits until it has written.
+    Waits,
+    /// It gives up at once.
+    GivesUp,
+    /// It dies.
+    Dies,
 }
 
-/// What the process is told at which writers wait.
-enum Message {
-    /// This writer waits.
-    Wait(Sender<()>),
-    /// The writer whose turn it was is done, and whether it has to wait again, as the first one.
-    Done(Option<Sender<()>>),
-    /// There is no room.
-    Full,
-    /// There may be room.
-    Room,
-}
-
-/// Tells of room, as the NIF library does.
-fn tell_of_room(buffer: &Buffer, room: &Sender<Message>) {
+/// Serves the line after news, as the NIF library does.
+fn tell_of_room(buffer: &Buffer, line: &Line) {
     if buffer.bound.take_news() {
-        let _ = room.send(Message::Room);
+        serve(buffer, line);
     }
 }
 
-/// Writes as a process does that waits for room.
-fn write_or_wait(buffer: &Buffer, room: &Sender<Message>, key: i64) {
-    let (me, turn) = channel();
-    if attempt(buffer, room, |access| access, key) {
-        return;
+/// Serves the line to its end. The receiver of a writer that is gone may be gone too.
+fn serve(buffer: &Buffer, line: &Line) {
+    while line.serve(&buffer.bound, false, 1, |_place, writer, answer| {
+        let _ = writer.send(answer);
+    }) {
+        buffer.assert_bounded();
     }
-    let _ = room.send(Message::Wait(me.clone()));
-    loop {
-        turn.recv().expect("its turn comes");
-        let is_stored = attempt(buffer, room, Access::of_waiter, key);
-        let _ = room.send(Message::Done((!is_stored).then(|| me.clone())));
-        if is_stored {
-            return;
-        }
-    }
+    buffer.assert_bounded();
 }
 
-/// Whether a write finds room. If not, it tells of it.
-fn attempt(buffer: &Buffer, room: &Sender<Message>, caller: fn(Access) -> Access, key: i64) -> bool {
-    while buffer.put_as(caller, key, key).expect("the buffer runs") == Stored::Full {
-        if buffer.take_room() {
-            tell_of_room(buffer, room);
-        } else {
-            if buffer.bound.fill() {
-                let _ = room.send(Message::Full);
+/// Writes as a process does that waits for room; `false` if it wrote nothing.
+fn write_or_wait(buffer: &Buffer, line: &Line, key: i64, patience: Patience) -> bool {
+    if buffer.write_key(key) != Stored::Full {
+        return true;
+    }
+    buffer.bound.fill();
+    let (me, answers) = channel();
+    let place = line.join(&buffer.bound, 1, me.clone());
+    serve(buffer, line);
+    match patience {
+        Patience::Waits => {}
+        Patience::GivesUp => {
+            let has_left = line.leave(&buffer.bound, place);
+            tell_of_room(buffer, line);
+            if has_left {
+                assert!(answers.try_recv().is_err(), "a writer that left gets no answer");
+                return false;
             }
+            assert_eq!(answers.try_recv(), Ok(Answer::Granted), "the answer came before");
+        }
+        Patience::Dies => {
+            line.forget(&buffer.bound, place);
+            tell_of_room(buffer, line);
             return false;
         }
     }
-    true
-}
-
-/// The process at which writers wait, and what it does. See `room.ex`.
-struct Room {
-    buffer: Arc<Buffer>,
-    waiters: VecDeque<Sender<()>>,
-    is_turn: bool,
-    /// Whether an episode has begun.
-    is_full: bool,
-    /// Where partitions are told to flush, until it says false.
-    flush: Sender<bool>,
-}
-
-impl Room {
-    /// Serves until all others are gone; `true` if an episode has not ended.
-    fn run(mut self, messages: &Receiver<Message>) -> bool {
-        while let Ok(message) = messages.recv() {
-            self.handle(message);
+    loop {
+        if let Patience::Waits = patience {
+            assert_eq!(answers.recv(), Ok(Answer::Granted));
         }
-        assert!(self.waiters.is_empty() && !self.is_turn);
-        self.is_full
-    }
-
-    fn handle(&mut self, message: Message) {
-        match message {
-            Message::Wait(writer) => {
-                self.buffer.bound.set_queued(true);
-                self.is_full = true;
-                self.waiters.push_back(writer);
-                if self.waiters.len() > 1 {
-                    return;
-                }
-            }
-            Message::Done(again) => {
-                self.is_turn = false;
-                self.is_full |= again.is_some();
-                again.into_iter().for_each(|writer| self.waiters.push_front(writer));
-            }
-            Message::Full => {
-                let _ = self.flush.send(true);
-                self.is_full = true;
-            }
-            Message::Room => {}
+        if line.take(place).is_some() {
+            let stored = buffer.put_as(Access::with_room, key, key).expect("the buffer runs");
+            assert_ne!(stored, Stored::Full, "it has room");
+            buffer.assert_bounded();
+            serve(buffer, line);
+            tell_of_room(buffer, line);
+            return true;
         }
-        self.serve();
-    }
-
-    fn serve(&mut self) {
-        let Room { buffer, waiters, .. } = self;
-        if self.is_turn {
-            return;
-        }
-        let Some(first) = waiters.front() else {
-            buffer.bound.set_queued(false);
-            self.is_full &= !buffer.bound.clear();
-            return;
-        };
-        if buffer.bound.has_room(1) || (buffer.take_room() && buffer.bound.has_room(1)) {
-            let _ = first.send(());
-            waiters.pop_front();
-            self.is_turn = true;
-        } else {
-            let _ = self.flush.send(true);
+        // The grant lapsed.
+        line.rejoin(&buffer.bound, place, 1, me.clone());
+        serve(buffer, line);
+        if let Patience::GivesUp = patience {
+            line.forget(&buffer.bound, place);
+            tell_of_room(buffer, line);
+            return false;
         }
     }
 }
 
-/// Lets `writers` and `release` run, and the process at which writers wait. Then all that is held
-/// leaves, and no episode must be left. Shuttle fails if all wait.
-fn with_room(
+/// Lets writers run that write each of their keys, while `release` makes room until they are done, or
+/// lets grants lapse. Shuttle fails if a writer waits for ever.
+fn with_line(
     buffer: &Arc<Buffer>,
-    writers: &[Vec<i64>],
-    release: impl FnOnce(&Buffer, &dyn Fn(), &Receiver<bool>) + Send + 'static,
+    writers: &[(Vec<i64>, Patience)],
+    release: impl FnOnce(&Buffer, &Line, &dyn Fn() -> bool) + Send + 'static,
 ) {
-    let (room, messages) = channel();
-    let (flush, flushes) = channel();
-    let end = flush.clone();
-    let waiting = spawn(buffer, {
-        let buffer = buffer.clone();
-        move |_buffer| Room { buffer, waiters: VecDeque::new(), is_turn: false, is_full: false, flush }.run(&messages)
-    });
+    let (line, left) = (Arc::new(Line::default()), Arc::new(AtomicUsize::new(writers.len())));
     let writers: Vec<_> = writers
         .iter()
-        .map(|keys| {
-            let (keys, room) = (keys.clone(), room.clone());
-            spawn(buffer, move |buffer| keys.iter().for_each(|&key| write_or_wait(buffer, &room, key)))
+        .map(|(keys, patience)| {
+            let (keys, patience, line, left) = (keys.clone(), *patience, line.clone(), left.clone());
+            spawn(buffer, move |buffer| {
+                keys.iter().for_each(|&key| {
+                    write_or_wait(buffer, &line, key, patience);
+                });
+                left.fetch_sub(1, Ordering::SeqCst);
+            })
         })
         .collect();
-    let other = {
-        let room = room.clone();
-        spawn(buffer, move |buffer| release(buffer, &|| tell_of_room(buffer, &room), &flushes))
-    };
+    let other = spawn(buffer, {
+        let line = line.clone();
+        move |buffer| release(buffer, &line, &|| left.load(Ordering::SeqCst) == 0)
+    });
     writers.into_iter().for_each(join);
-    // Not all of them wait for it.
-    let _ = end.send(false);
     join(other);
-    buffer.take_room();
-    tell_of_room(buffer, &room);
-    buffer.succeed_with_all(2);
-    tell_of_room(buffer, &room);
-    drop(room);
-    assert!(!join(waiting), "the buffer is empty and counts as full");
-    assert!(!buffer.bound.take_news(), "nobody waits for news");
-    assert!(buffer.bound.fill(), "nobody has told that it is full again");
+    assert!(line.is_empty());
+    buffer.assert_counted(true);
+    assert!(buffer.bound.clear(), "the buffer is empty and counts as full");
+    assert!(buffer.bound.fill());
 }
 
 #[test]
@@ -416,9 +336,9 @@ fn a_writer_that_waits_gets_in_when_an_entry_leaves() {
         let buffer = start(1, 1);
         assert_eq!(buffer.write_key(1), Stored::Stored);
         let lease = buffer.lease(1).expect("the entry is in flight");
-        with_room(&buffer, &[vec![2]], move |buffer, tell, _flushes| {
+        with_line(&buffer, &[(vec![2], Patience::Waits)], move |buffer, line, _is_done| {
             buffer.succeed(lease);
-            tell();
+            tell_of_room(buffer, line);
         });
     });
 }
@@ -428,41 +348,59 @@ fn writers_that_wait_get_in_when_entries_are_deleted_or_a_list_needs_less() {
     check(|| {
         let buffer = start(1, 2);
         assert_eq!(buffer.write_key(1), Stored::Stored);
-        buffer.take_room();
-        assert!(buffer.bound.reserve(1, false));
-        with_room(&buffer, &[vec![2], vec![3]], |buffer, tell, _flushes| {
+        assert!(buffer.bound.reserve(1));
+        with_line(&buffer, &[(vec![2], Patience::Waits), (vec![3], Patience::Waits)], |buffer, line, _is_done| {
             buffer.delete(1);
-            tell();
+            tell_of_room(buffer, line);
             buffer.bound.release(1);
-            tell();
+            tell_of_room(buffer, line);
         });
     });
 }
 
 #[test]
-fn a_writer_that_waits_gets_the_room_that_an_overwrite_has_borrowed() {
+fn a_writer_gets_the_room_of_those_that_give_up_or_die_before_it() {
     check(|| {
-        let buffer = start(1, 2);
-        let [first, second] = [0, 1].map(|shard| keys_of(&buffer, shard).next().expect("a key"));
-        assert_eq!(buffer.write_key(first), Stored::Stored);
-        buffer.take_room();
-        // No entry leaves.
-        with_room(&buffer, &[vec![first], vec![second]], |_buffer, _tell, _flushes| {});
+        let buffer = start(1, 1);
+        assert_eq!(buffer.write_key(1), Stored::Stored);
+        let writers = [(vec![2], Patience::GivesUp), (vec![3], Patience::Dies), (vec![4], Patience::Waits)];
+        with_line(&buffer, &writers, process_until);
     });
 }
 
 #[test]
-fn writers_that_wait_all_get_in_as_long_as_a_full_buffer_is_flushed() {
+fn a_writer_whose_grant_lapses_waits_again_and_gets_in() {
     check(|| {
-        let buffer = start(1, 2);
-        with_room(&buffer, &[vec![1, 2], vec![3, 4], vec![5]], |buffer, tell, flushes| {
-            while flushes.recv() == Ok(true) {
-                while let Some(lease) = buffer.lease(2) {
-                    buffer.succeed(lease);
-                    tell();
-                }
+        let buffer = start(1, 1);
+        assert_eq!(buffer.write_key(1), Stored::Stored);
+        let writers = [2, 3].map(|key| (vec![key], Patience::Waits));
+        with_line(&buffer, &writers, |buffer, line, is_done| {
+            for _ in 0..3 {
+                line.lapse(&buffer.bound, Duration::ZERO);
+                tell_of_room(buffer, line);
             }
+            process_until(buffer, line, is_done);
         });
+    });
+}
+
+/// Processes all entries until the writers are done.
+fn process_until(buffer: &Buffer, line: &Line, is_done: &dyn Fn() -> bool) {
+    while !is_done() {
+        while let Some(lease) = buffer.lease(2) {
+            buffer.succeed(lease);
+            tell_of_room(buffer, line);
+        }
+        shuttle::thread::yield_now();
+    }
+}
+
+#[test]
+fn writers_that_wait_all_get_in_as_long_as_entries_leave() {
+    check(|| {
+        let buffer = start(1, 2);
+        let writers = [vec![1, 2], vec![3, 4], vec![5]].map(|keys| (keys, Patience::Waits));
+        with_line(&buffer, &writers, process_until);
     });
 }
 
@@ -518,11 +456,11 @@ fn change_bound(buffer: &Buffer, is_bounded: impl IntoIterator<Item = bool>) {
     for is_bounded in is_bounded {
         // A shard that has a bound must not find that there is none.
         if is_bounded {
-            buffer.bound.set_max(Some(100), 1);
+            buffer.bound.set_limits(limits(Some(100)));
         }
         buffer.partitions.iter().for_each(|partition| partition.set_bounded(is_bounded));
         if !is_bounded {
-            buffer.bound.set_max(None, 1);
+            buffer.bound.set_limits(limits(None));
         }
     }
 }

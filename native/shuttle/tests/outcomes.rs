@@ -14,7 +14,7 @@ use buffer::map::{self, Buffer};
 use buffer::{check, join, spawn};
 use common::reading::{flush, read, GivenBack};
 use common::ONE;
-use partitioned_buffer_engine::Stored;
+use partitioned_buffer_engine::{Limits, Stored};
 use shuttle::rand::{thread_rng, Rng};
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 
@@ -256,7 +256,7 @@ fn a_flush_that_ends_while_the_shards_begin_to_look_into_it_is_freed() {
 fn an_eviction_between_steps_of_giving_back_loses_and_doubles_nothing() {
     check(|| {
         let (buffer, lease) = start_in_flight(&[1, 2, 3]);
-        buffer.bound.set_max(Some(10), 1);
+        buffer.bound.set_limits(Limits { entries: Some(10), bytes: Some(1 << 40) });
         buffer.partitions.iter().for_each(|partition| partition.set_bounded(true));
         buffer.put(1, 10).expect("the buffer runs");
         buffer.delete(2);

@@ -212,6 +212,13 @@ impl<H: Heap> Arena<H> {
         }
     }
 
+    /// Abandons a copy that gets no owner.
+    pub fn discard(&mut self, unowned: Unowned, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
+        let Unowned(id) = unowned;
+        self.leave(unowned);
+        self.release(id, term, garbage);
+    }
+
     /// Seals a segment if the copy just made was its last.
     #[inline]
     fn seal_if_full(&mut self, id: SegmentId) {

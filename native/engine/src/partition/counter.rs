@@ -15,9 +15,10 @@ impl<H: Heap> CounterPartition<H> {
     /// Adds `amount` to the sum of `key`.
     #[inline(always)]
     pub fn add(&self, access: Access, hash: Hash, key: &Parcel<H>, amount: i64) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(access, hash, key.term, false)? else { return Ok(Stored::Full) };
-        let is_new = state.waiting.add(hash, key, amount);
-        Ok(self.written(state, is_new))
+        let mut state = self.lock_open(access, hash)?;
+        let is_bounded = state.is_bounded;
+        let is_new = state.waiting.add(hash, key, amount, || !is_bounded || self.find_room(access, true));
+        Ok(self.written(state, access, is_new))
     }
 
     /// Adds `amount` to the sum of `key`, and `count` to its count.
@@ -29,9 +30,11 @@ impl<H: Heap> CounterPartition<H> {
         amount: i64,
         count: u64,
     ) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(access, hash, key.term, false)? else { return Ok(Stored::Full) };
-        let is_new = state.waiting.add_counted(hash, key, amount, count);
-        Ok(self.written(state, is_new))
+        let mut state = self.lock_open(access, hash)?;
+        let is_bounded = state.is_bounded;
+        let has_room = || !is_bounded || self.find_room(access, true);
+        let is_new = state.waiting.add_counted(hash, key, (amount, count), has_room);
+        Ok(self.written(state, access, is_new))
     }
 
     /// Does `additions`, of amounts to keys that all belong to one shard, under one lock. The
@@ -44,7 +47,7 @@ impl<H: Heap> CounterPartition<H> {
         additions: impl Iterator<Item = &'a (Hash, (Parcel<H>, i64))> + Clone,
     ) -> Result<Written, Closed> {
         self.write_each(access, shard, reserved, additions, |state, hash, (key, amount)| {
-            state.waiting.add(hash, key, *amount)
+            state.waiting.add(hash, key, *amount, || true) == Some(true)
         })
     }
 

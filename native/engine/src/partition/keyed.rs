@@ -2,7 +2,6 @@
 
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
-use super::room::Need;
 use super::shard::{InFlight, ShardState};
 use crate::ids::EntryId;
 use crate::store::hash::Hash;
@@ -90,45 +89,24 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         }
     }
 
-    /// Whether a write finds no room: a new entry needs room, and an entry that waits needs memory
-    /// for another value, if it `is_replaced`.
-    #[cold]
-    fn is_full_for(
+    /// Counts a write, and releases the lock. `None` is a write without room.
+    #[inline(always)]
+    pub(super) fn written(
         &self,
-        state: &TableState<H, C>,
+        mut state: MutexGuard<'_, TableState<H, C>>,
         access: Access,
-        hash: Hash,
-        key: H::Term,
-        is_replaced: bool,
-    ) -> bool {
-        let need = match state.waiting.find(hash, key) {
-            None => Need::Entry,
-            Some(_) if is_replaced => Need::Memory,
-            Some(_) => Need::Nothing,
+        is_new: Option<bool>,
+    ) -> Stored {
+        let Some(is_new) = is_new else {
+            // Even so it may have made a copy.
+            self.count_bytes(&mut state);
+            Self::unlock(state);
+            return Stored::Full;
         };
-        !self.find_room(access, need)
-    }
-
-    /// The lock of the shard of `key` for a write that may add an entry, or replaces the value of one
-    /// (`is_replaced`); `None` without room.
-    // All of a put is one function: a call for each layer costs a tenth.
-    #[inline(always)]
-    pub(super) fn lock_with_room(
-        &self,
-        access: Access,
-        hash: Hash,
-        key: H::Term,
-        is_replaced: bool,
-    ) -> Result<Option<MutexGuard<'_, TableState<H, C>>>, Closed> {
-        let state = self.lock_open(access, hash)?;
-        let is_full = state.is_bounded && self.is_full_for(&state, access, hash, key, is_replaced);
-        Ok((!is_full).then_some(state))
-    }
-
-    /// Counts a write, and releases the lock.
-    #[inline(always)]
-    pub(super) fn written(&self, mut state: MutexGuard<'_, TableState<H, C>>, is_new: bool) -> Stored {
         let is_enough = state.is_counted && self.count_write(&mut state, is_new);
+        if access.has_room() {
+            self.use_room(&state, is_new);
+        }
         Self::unlock(state);
         if is_enough {
             Stored::Enough

@@ -3,7 +3,6 @@
 use super::access::{Access, Closed};
 use super::keyed::{FoundInFlight, TableState, TABLE_SHARDS};
 use super::partition::{Partition, Stored, Written};
-use super::room::Need;
 use super::shard::InFlight;
 use crate::memory::parcel::Parcel;
 use crate::store::hash::Hash;
@@ -23,12 +22,20 @@ pub enum Write<H: Heap> {
 }
 
 impl<H: Heap> TableState<H, Values<H>> {
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version, and if it
+    /// `has_room`, which is told whether the key is new.
     #[inline]
-    fn put_newer(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> Put {
+    fn put_newer(
+        &mut self,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+        version: Version<H::Term>,
+        has_room: impl FnOnce(bool) -> bool,
+    ) -> Put {
         let Self { waiting, in_flight, .. } = self;
         let old = || find_version(in_flight.as_ref(), hash, key.term);
-        waiting.put_newer(hash, key, value, version, old)
+        waiting.put_newer(hash, key, value, version, old, has_room)
     }
 }
 
@@ -47,26 +54,29 @@ impl<H: Heap> MapPartition<H> {
     /// Stores `value` for `key` unconditionally.
     #[inline(always)]
     pub fn put(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
-        let Some(mut state) = self.lock_with_room(access, hash, key.term, true)? else { return Ok(Stored::Full) };
-        let is_new = state.waiting.put(hash, key, value);
-        Ok(self.written(state, is_new))
+        let mut state = self.lock_open(access, hash)?;
+        let is_bounded = state.is_bounded;
+        let has_room = |is_new| !is_bounded || self.find_room(access, is_new);
+        let is_new = state.waiting.put(hash, key, value, has_room);
+        Ok(self.written(state, access, is_new))
     }
 
     /// Stores `value` for `key` if the key is new.
     pub fn put_new(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
         if state.waiting.find(hash, key.term).is_some() || state.find_in_flight(hash, key.term).is_some() {
-            self.find_room(access, Need::Nothing);
+            self.written(state, access, Some(false));
             return Ok(Stored::Refused);
         }
-        if state.is_bounded && !self.find_room(access, Need::Entry) {
+        if state.is_bounded && !self.find_room(access, true) {
             return Ok(Stored::Full);
         }
         state.waiting.put_new(hash, key, value);
-        Ok(self.written(state, true))
+        Ok(self.written(state, access, Some(true)))
     }
 
-    /// Stores `value` for `key` if the key is new or `version` is greater than its version.
+    /// Stores `value` for `key` if the key is new or `version` is greater than its version. A stale
+    /// version needs no room.
     #[inline]
     pub fn put_newer(
         &self,
@@ -77,39 +87,11 @@ impl<H: Heap> MapPartition<H> {
         version: Version<H::Term>,
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
-        let put = if state.is_bounded {
-            match self.put_newer_bounded(&mut state, access, hash, (key, value, version)) {
-                Some(put) => put,
-                None => return Ok(Stored::Full),
-            }
-        } else {
-            state.put_newer(hash, key, value, version)
-        };
-        let stored = self.written(state, put == Put::New);
+        let is_bounded = state.is_bounded;
+        let has_room = |is_new| !is_bounded || self.find_room(access, is_new);
+        let put = state.put_newer(hash, key, value, version, has_room);
+        let stored = self.written(state, access, (put != Put::Full).then_some(put == Put::New));
         Ok(if put == Put::Stale { Stored::Refused } else { stored })
-    }
-
-    /// The same under the lock of a bounded shard; `None` without room. A stale version needs none.
-    #[cold]
-    fn put_newer_bounded(
-        &self,
-        state: &mut TableState<H, Values<H>>,
-        access: Access,
-        hash: Hash,
-        (key, value, version): (&Parcel<H>, &Parcel<H>, Version<H::Term>),
-    ) -> Option<Put> {
-        // The entry in flight is looked up once: after its outcome the write would add an entry
-        // without room.
-        let (need, old) = match state.waiting.find(hash, key.term) {
-            Some(id) if version.is_newer_than(state.waiting.version(id)) => (Need::Memory, None),
-            Some(_) => (Need::Nothing, None),
-            None => match find_version(state.in_flight.as_ref(), hash, key.term) {
-                Some(old) if !version.is_newer_than(old) => (Need::Nothing, Some(old)),
-                old => (Need::Entry, old),
-            },
-        };
-        let has_room = self.find_room(access, need);
-        has_room.then(|| state.waiting.put_newer(hash, key, value, version, || old))
     }
 
     /// Performs `writes`, which all belong to one shard, in their order under one lock. The caller
@@ -122,8 +104,10 @@ impl<H: Heap> MapPartition<H> {
         writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
     ) -> Result<Written, Closed> {
         self.write_each(access, shard, reserved, writes, |state, hash, write| match write {
-            Write::Put(key, value) => state.waiting.put(hash, key, value),
-            Write::PutNewer(key, value, version) => state.put_newer(hash, key, value, *version) == Put::New,
+            Write::Put(key, value) => state.waiting.put(hash, key, value, |_is_new| true) == Some(true),
+            Write::PutNewer(key, value, version) => {
+                state.put_newer(hash, key, value, *version, |_is_new| true) == Put::New
+            }
         })
     }
 

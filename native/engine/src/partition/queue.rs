@@ -2,7 +2,6 @@
 
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
-use super::room::Need;
 use crate::memory::parcel::Parcel;
 use crate::store::queue::Log;
 use crate::store::Store;
@@ -16,11 +15,14 @@ impl<H: Heap> QueuePartition<H> {
     #[inline]
     pub fn push(&self, access: Access, item: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.shards[0].lock_open(access)?;
-        if state.is_bounded && !self.find_room(access, Need::Entry) {
+        if state.is_bounded && !self.find_room(access, true) {
             return Ok(Stored::Full);
         }
         state.waiting.append(item);
         let is_enough = state.is_counted && self.count_write(&mut state, true);
+        if access.has_room() {
+            self.use_room(&state, true);
+        }
         Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
 

@@ -5,30 +5,20 @@ use super::partition::{Partition, Written};
 use super::shard::{Shard, ShardState};
 use crate::store::Store;
 
-/// What a write to a bounded partition needs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
-    /// Neither room nor memory.
-    Nothing,
-    /// Memory for another value.
-    Memory,
-    /// Room for an entry, and its memory.
-    Entry,
-}
-
 impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
-    /// Finds room for a write; `false` if the buffer is full. Releases the room of a caller that
-    /// reserved some and needs none.
+    /// Finds room for a new entry, or memory for another value of an old one; `false` if the buffer
+    /// is full. The partition has a bound.
     #[inline(never)]
-    pub(super) fn find_room(&self, access: Access, need: Need) -> bool {
-        match need {
-            Need::Entry => access.has_room() || self.bound.reserve(1),
-            Need::Memory | Need::Nothing if access.has_room() => {
-                self.bound.release(1);
-                true
-            }
-            Need::Memory => self.bound.has_memory(),
-            Need::Nothing => true,
+    pub(super) fn find_room(&self, access: Access, is_new: bool) -> bool {
+        access.has_room() || if is_new { self.bound.reserve(1) } else { self.bound.has_memory() }
+    }
+
+    /// Releases the room that the caller of a write reserved, unless an entry of a bounded partition
+    /// has it.
+    #[cold]
+    pub(super) fn use_room(&self, state: &ShardState<S>, is_new: bool) {
+        if !(state.is_bounded && is_new) {
+            self.bound.release(1);
         }
     }
 

@@ -84,36 +84,49 @@ fn split(sum: i128) -> (i64, i64) {
 }
 
 impl<H: Heap> Tally<H> {
-    /// Adds `amount` to the sum of `key`; `true` if the key is new.
+    /// Adds `amount` to the sum of `key`; `true` if the key is new. A new key is added only if
+    /// `admits` returns true; else the result is `None`.
     #[inline(always)]
-    pub fn add(&mut self, hash: Hash, key: &Parcel<H>, amount: i64) -> bool {
+    pub fn add(&mut self, hash: Hash, key: &Parcel<H>, amount: i64, admits: impl FnOnce() -> bool) -> Option<bool> {
         if self.add_to_last(hash, key.term, amount) {
-            return false;
+            return Some(false);
         }
         Sums::settle(self);
         let Some(id) = self.find(hash, key.term) else {
+            if !admits() {
+                return None;
+            }
             self.insert(hash, key, Sum { low: amount, count: 1, attempts: 0 }, Carry::default());
-            return true;
+            return Some(true);
         };
         self.last = Last { id, seed: hash.seed(), sum: 0, count: 0 };
         self.count_merged();
         self.add_to(id, amount, 1);
-        false
+        Some(false)
     }
 
-    /// Adds `amount` to the sum of `key`, and `count` to its count; `true` if the key is new.
-    pub fn add_counted(&mut self, hash: Hash, key: &Parcel<H>, amount: i64, count: u64) -> bool {
+    /// The same, and adds `count` to its count.
+    pub fn add_counted(
+        &mut self,
+        hash: Hash,
+        key: &Parcel<H>,
+        (amount, count): (i64, u64),
+        admits: impl FnOnce() -> bool,
+    ) -> Option<bool> {
         Sums::settle(self);
         let added = (i128::from(amount), u128::from(count));
         let Some(id) = self.find(hash, key.term) else {
+            if !admits() {
+                return None;
+            }
             let (value, carry) = Sum::new(added, 0);
             self.insert(hash, key, value, carry);
-            return true;
+            return Some(true);
         };
         self.count_merged();
         let attempts = self.attempts(id);
         self.join(id, added, attempts);
-        false
+        Some(false)
     }
 
     /// Adds a sum and a count to an entry, which must be there, and sets its attempts.

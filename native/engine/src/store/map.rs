@@ -56,6 +56,8 @@ pub enum Put {
     Replaced,
     /// The version is not newer.
     Stale,
+    /// There is no room.
+    Full,
 }
 
 /// The result of [`Generation::get`].
@@ -73,27 +75,47 @@ impl<H: Heap> Generation<H> {
         self.value(self.find(hash, key)?)
     }
 
-    /// Stores `value` for `key` unconditionally; `true` if the key is new.
+    /// Stores `value` for `key` if there is room: `admits` is told whether the key is new. Returns
+    /// whether it is, or `None` without room.
     #[inline(always)]
-    pub fn put(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
-        // The value is stored in any case, so it is copied while the index is loading.
+    pub fn put(
+        &mut self,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+        admits: impl FnOnce(bool) -> bool,
+    ) -> Option<bool> {
+        // The value is stored in almost any case, so it is copied while the index is loading.
         self.prefetch(hash);
         let copy = store_value(&mut self.contents.arena, value, Version::Int(0));
-        match self.find(hash, key.term) {
+        let id = self.find(hash, key.term);
+        if !admits(id.is_none()) {
+            self.discard(copy);
+            return None;
+        }
+        match id {
             Some(id) => {
                 self.replace(id, copy, 0);
-                false
+                Some(false)
             }
             None => {
                 self.add(hash, key, copy, Counts::default());
-                true
+                Some(true)
             }
         }
     }
 
+    /// Abandons the copy of a value that finds no room.
+    #[cold]
+    fn discard(&mut self, copy: ValueCopy<H::Term>) {
+        let Table { contents: Values { arena, .. }, garbage, .. } = self;
+        arena.discard(copy.unowned, copy.value, garbage);
+    }
+
     /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a
     /// new key it must be greater than the version `in_flight`, if any. A version beyond 64 bits
-    /// lives in the heap of a packed `value`.
+    /// lives in the heap of a packed `value`. `admits` is told whether the key is new, and returns
+    /// whether there is room.
     #[inline]
     pub fn put_newer(
         &mut self,
@@ -102,12 +124,16 @@ impl<H: Heap> Generation<H> {
         value: &Parcel<H>,
         version: Version<H::Term>,
         in_flight: impl FnOnce() -> Option<Version<H::Term>>,
+        admits: impl FnOnce(bool) -> bool,
     ) -> Put {
         match self.find(hash, key.term) {
             None => {
                 if in_flight().is_some_and(|old| !version.is_newer_than(old)) {
                     self.contents.stale += 1;
                     return Put::Stale;
+                }
+                if !admits(true) {
+                    return Put::Full;
                 }
                 let copy = store_value(&mut self.contents.arena, value, version);
                 self.add(hash, key, copy, Counts::default());
@@ -118,6 +144,9 @@ impl<H: Heap> Generation<H> {
                 if !version.is_newer_than(old.version()) {
                     self.contents.stale += 1;
                     return Put::Stale;
+                }
+                if !admits(false) {
+                    return Put::Full;
                 }
                 let copy = store_value(&mut self.contents.arena, value, version);
                 let updates = old.counts().updates + 1;
