@@ -306,23 +306,28 @@ impl<S: Store> Flush<S> {
         self.gone.get().is_some_and(|words| words[position / BITS].load(Ordering::Acquire) & bit != 0)
     }
 
-    /// Removes an entry: no further batch has it, and no operation sees it.
-    pub(crate) fn remove(&self, position: usize) {
+    /// Removes an entry: no further batch has it, and no operation sees it. Returns `false` if it was
+    /// removed before.
+    pub(crate) fn remove(&self, position: usize) -> bool {
         let bit = 1 << (position % BITS);
-        self.gone()[position / BITS].fetch_or(bit, Ordering::AcqRel);
+        self.gone()[position / BITS].fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
     /// Removes an entry that a newer write replaced.
     pub(crate) fn leave_out(&self, position: usize) {
-        self.has_left_out.store(true, Ordering::SeqCst);
-        self.remove(position);
+        // A deleted entry is left out for nothing newer.
+        if self.remove(position) {
+            self.has_left_out.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Hides entries with an outcome. Only those behind a deferred entry need it: `settled` does not
     /// pass that one.
     pub(super) fn hide(&self, progress: &Progress<S>, runs: &Runs) {
         if !progress.deferred.is_empty() {
-            runs.places().for_each(|(position, _attempts)| self.remove(position));
+            for (position, _attempts) in runs.places() {
+                self.remove(position);
+            }
         }
     }
 

@@ -101,6 +101,10 @@ struct Register {
     in_flight: Option<(i64, i64)>,
     /// Whether a flush has no outcome.
     has_flush: bool,
+    /// Whether a reader left out the value of the last flush for a newer one.
+    has_left_out: bool,
+    /// Whether readers of the present flush may not do so, after a flush in which one did.
+    keeps: bool,
 }
 
 impl Register {
@@ -129,13 +133,16 @@ impl Register {
                 if !self.has_flush {
                     self.in_flight = self.waiting.take();
                     self.has_flush = self.in_flight.is_some();
+                    if self.has_flush {
+                        self.keeps = std::mem::take(&mut self.has_left_out);
+                    }
                 }
                 return Answer::Is(self.has_flush);
             }
             Step::Lease => {
                 // What a newer value hides is left out. An empty batch ends the flush.
-                if self.waiting.is_some() {
-                    self.in_flight = None;
+                if self.waiting.is_some() && !self.keeps {
+                    self.has_left_out |= self.in_flight.take().is_some();
                 }
                 self.has_flush = self.in_flight.is_some();
                 return Answer::Value(self.in_flight.map(|(value, _)| value));
