@@ -29,6 +29,7 @@ defmodule PartitionedBuffer do
   | `:processing_batch_size` | positive integer, `:table`, or `{acc, function of arity 2}` | 10 | entries per batch; for a table see [Tables](#module-tables), for a function [Batch functions](#module-batch-functions) |
   | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | the count of waiting entries at which a partition flushes at once; see [Threshold and bound](#module-threshold-and-bound) |
   | `:max_size` | positive integer, or `:infinity` | `:infinity` | the most entries that the whole buffer holds, waiting and in flight |
+  | `:max_bytes` | positive integer, or `:infinity` | `:infinity` | the most memory of the entries, in bytes, as `info/1` counts it; see [Threshold and bound](#module-threshold-and-bound) |
   | `:full_timeout_ms` | integer from 0 | 5000 | how long a write waits for room in a full buffer; 0 does not wait |
   | `:when_full` | `:raise`, `:error`, `:drop_newest` | `:raise` | what a write without room does: it raises a `PartitionedBuffer.FullError`, returns `{:error, :full}`, or is dropped and returns `:ok` |
   | `:max_attempts` | positive integer, or `:infinity` | not given | how often the processor may fail with an entry, alone or named, before the entry is given up; see [Delivery](#module-delivery) |
@@ -42,7 +43,8 @@ defmodule PartitionedBuffer do
   anonymous function survives one load of its module, but not a second.
 
   Times are in milliseconds. The interval may be any number that the timers of the VM allow; all
-  other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295.
+  other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295, and `:max_bytes` is
+  at most 2^60.
 
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
   that module is available. An unknown option raises the same error at the start of a
@@ -277,14 +279,29 @@ defmodule PartitionedBuffer do
     * Only a write that adds an entry needs room. A full buffer takes a new value for a key with a
       waiting entry. The results `:stale` and `:exists` take precedence over `:full`.
     * A full buffer flushes all its partitions at once, unless they pause.
-    * A write without room waits for room, up to `:full_timeout_ms`. Writers get room in their
-      order. A writer that dies gives up its place. Waiting writers hold no scheduler.
+    * A write without room waits for room, up to `:full_timeout_ms` and a moment more. Writers get
+      room in their order, as many at once as there is room for. A writer that dies gives its room
+      or its place to the next one. So does a writer that is suspended for 100 ms when it gets room;
+      later it has its place again. Waiting writers hold no scheduler.
     * A list needs room for all its entries, as if all were new. Without that room no entry is
-      written. A list longer than `:max_size` raises an `ArgumentError`.
-    * A processor never waits for room in its own buffer, nor does a task started by it:
-      `:when_full` decides at once.
+      written. A list longer than `:max_size` raises an `ArgumentError`. An empty list needs none.
+    * A processor never waits for room in its own buffer, nor does a task started by it, a process
+      of the buffer, or a handler that runs there: `:when_full` decides at once.
     * If `:max_size` is set below the number of entries held, nothing is thrown away. New entries
-      are refused until enough entries leave.
+      are refused until enough entries leave. A waiting list that is now too long raises at once.
+    * A stop ends all waits: the writes raise an `ArgumentError`.
+
+  **A bound of bytes**, `:max_bytes`, refuses writes while the memory of the entries, `:bytes` of
+  `info/1`, is at the limit:
+
+    * Every write that needs memory waits: one that adds an entry, and in a map also one that
+      replaces a value. A counter adds to a key that has a sum. A delete never waits.
+    * The size of a write is not known before. So the memory may exceed the limit by the writes that
+      are under way, and by the estimate of one segment for each shard: up to 4 MB, and far less with
+      small terms. Of the writers that wait, one writes at a time.
+    * `:bytes` falls while a flush is processed.
+
+  Both bounds may be set; a write needs room in both.
 
   `info/1` counts the refused and dropped writes.
 
@@ -294,8 +311,10 @@ defmodule PartitionedBuffer do
       replaced it, its version was not newer, it was deleted, or `when_full: :drop_newest` dropped
       it. It is in exactly one flush; only a failure with `:max_attempts`, or a start with another
       partition count, lets its entry wait for another flush.
-    * **Lists.** If the writer of a list is killed, or a stop begins, during the call, a part of the
-      list may be written.
+    * **Lists.** If the writer of a list is killed during the call, a part of the list may be written.
+      A stop waits for lists that are being written, for up to five seconds: in a buffer with a bound
+      each list is written as a whole or not at all, and so is one of more than 2,048 elements in
+      any buffer.
     * **Atomic flushes.** A flush swaps out the entries under the locks of the partition. Each write
       is either in the flush or waits for the next one.
     * **At most once**, without `:max_attempts`. The processor gets each entry of a flush at most
@@ -342,7 +361,7 @@ defmodule PartitionedBuffer do
 
   A buffer does not guarantee:
 
-    * a bound of the memory while the processor cannot keep up, without `:max_size`,
+    * a bound of the memory while the processor cannot keep up, without `:max_size` or `:max_bytes`,
     * an order of the entries within a flush of a map or counter,
     * an order between partitions.
 
@@ -382,8 +401,8 @@ defmodule PartitionedBuffer do
   `:max_attempts`, `reason` is the reason of the failure, and `count` the number of entries that
   will be retried; a split has no such event. An interval without writes has no event.
 
-  `full` spans the time from the first write that found no room until an eighth of `:max_size` is
-  free and no writer waits. `refused` and `dropped` count entries, as the totals of `info/1` do, and
+  `full` spans the time from the first write that found no room until an eighth of `:max_size`, and of
+  `:max_bytes`, is free and no writer waits. `refused` and `dropped` count entries, as the totals of `info/1` do, and
   `waited` counts the writers that waited for room. `emit_info/1` emits `info`.
 
   With `:max_attempts`, buffers also emit:
@@ -527,8 +546,8 @@ defmodule PartitionedBuffer do
   @doc """
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`,
   `:processing_timeout_ms`, `:processing_batch_size`, `:processing_threshold`, `:max_size`,
-  `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`, `:drain_timeout_ms`, and `:max_attempts` if
-  the buffer was started with it.
+  `:max_bytes`, `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`, `:drain_timeout_ms`, and
+  `:max_attempts` if the buffer was started with it.
 
   Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
   after the scheduled tick; `:infinity` cancels that tick. A new batch size applies from the next
@@ -639,6 +658,7 @@ defmodule PartitionedBuffer do
           retrying: non_neg_integer(),
           bytes: non_neg_integer(),
           max_size: pos_integer() | :infinity,
+          max_bytes: pos_integer() | :infinity,
           oldest_ms: non_neg_integer() | nil,
           failing_ms: non_neg_integer(),
           waiting_writers: non_neg_integer(),
@@ -679,8 +699,8 @@ defmodule PartitionedBuffer do
   | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
   | `:in_flight` | flushed entries without an outcome; without `:max_attempts`, flushed entries that no processor got. A deleted entry counts until its flush reaches it |
   | `:retrying` | entries that failed and wait for their next attempt, among `:size` and `:in_flight`: of a queue with its order at the head of the flush. A split or a snooze alone does not count, and an entry in a batch does not |
-  | `:bytes` | an estimate of the memory of the entries |
-  | `:max_size` | the option |
+  | `:bytes` | an estimate of the memory of the entries, in bytes |
+  | `:max_size`, `:max_bytes` | the options |
   | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest write without an outcome: the age of the first write of its flush, also after failures. A newer write inherits the age of a failed entry that it replaces. `nil` without an entry |
   | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, splits included, of the partition where it is longest; 0 without failures, and in an empty partition. A success ends it; a snooze neither begins nor ends it |
   | `:waiting_writers` | processes that wait for room |

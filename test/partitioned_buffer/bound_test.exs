@@ -90,6 +90,18 @@ defmodule PartitionedBuffer.BoundTest do
     end)
   end
 
+  # Answers the processor until this writer has written.
+  defp answer_until_written(writer) do
+    receive do
+      {:asked, task, _batch} ->
+        reply(task)
+        answer_until_written(writer)
+
+      {:wrote, ^writer, result} ->
+        assert result == :ok
+    end
+  end
+
   # Until so many writers wait.
   defp await_waiting(buffer, count) do
     if PartitionedBuffer.info(buffer).waiting_writers != count, do: await_waiting(buffer, count)
@@ -175,6 +187,81 @@ defmodule PartitionedBuffer.BoundTest do
       assert Buffer.put(buffer, 2, 2) == :ok
       assert Buffer.put_all(buffer, %{a: 1}) == :ok
       assert %{refused: 3, dropped: 2, written: 1} = PartitionedBuffer.info(buffer).totals
+    end
+
+    test "keeps a writer no longer than its time, however many wait, and sends it nothing later" do
+      buffer =
+        start(
+          max_size: 10,
+          partitions: 64,
+          max_attempts: 9,
+          processor: fn _ -> {:error, :down} end,
+          retry_backoff_ms: {60_000, 60_000},
+          full_timeout_ms: 300,
+          when_full: :error
+        )
+
+      for n <- 1..10, do: Buffer.put(buffer, n, n)
+
+      writers =
+        for n <- 1..2_000 do
+          Task.async(fn ->
+            {us, result} = :timer.tc(fn -> Buffer.put(buffer, {:waiting, n}, n) end)
+            {div(us, 1_000), result, Process.info(self(), :message_queue_len)}
+          end)
+        end
+
+      answers = Task.await_many(writers)
+      assert Enum.all?(answers, &match?({_ms, {:error, :full}, {:message_queue_len, 0}}, &1))
+      {longest, _result, _queue} = Enum.max(answers)
+      # The contract is 100 ms on a machine with nothing else to do.
+      assert longest in 300..1_300
+      assert %{waiting_writers: 0, totals: %{refused: 2_000}} = PartitionedBuffer.info(buffer)
+    end
+
+    test "gives the room of a suspended writer to the next one, and lets it in later" do
+      for write <- [&Buffer.put(&1, :first, 1), &Buffer.put_all(&1, first: 1)] do
+        buffer = start(max_size: 2, max_attempts: 1, processor: asking())
+        Buffer.put(buffer, 1, 1)
+        Buffer.put(buffer, 2, 2)
+        first = writer(fn -> write.(buffer) end)
+        await_waiting(buffer, 1)
+        second = writer(fn -> Buffer.put(buffer, :second, 2) end)
+        await_waiting(buffer, 2)
+        :erlang.suspend_process(first)
+        # The full buffer may have flushed the first entries.
+        Buffer.delete(buffer, 1)
+        Buffer.delete(buffer, 2)
+        answer_until_written(second)
+        assert Buffer.get(buffer, :second) in [2, nil]
+        :erlang.resume_process(first)
+        answer_until_written(first)
+        assert %{totals: %{written: 4, refused: 0}} = PartitionedBuffer.info(buffer)
+      end
+    end
+
+    test "takes an empty list at once, while others wait" do
+      {buffer, _task} = start_full(1, max_attempts: 1)
+      writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      assert Buffer.put_all(buffer, []) == :ok
+      assert Buffer.put_all(buffer, [], partition_key: 1) == :ok
+    end
+
+    test "makes no process of its tree wait, and no handler that runs there" do
+      {buffer, _task} = start_full(1, max_attempts: 1)
+      test = self()
+      id = {__MODULE__, make_ref()}
+
+      write = fn _event, _measurements, metadata, _config ->
+        if metadata.buffer == buffer, do: send(test, {:handler, catch_error(Buffer.put(buffer, :handler, 1))})
+      end
+
+      :telemetry.attach(id, [:partitioned_buffer, :full, :start], write, nil)
+      on_exit(fn -> :telemetry.detach(id) end)
+      writer(fn -> Buffer.put(buffer, 2, 2) end)
+      assert_receive {:handler, %FullError{waited_ms: 0}}
+      assert PartitionedBuffer.info(buffer).waiting_writers == 1
     end
 
     test "lets writers in by their order" do
@@ -354,6 +441,19 @@ defmodule PartitionedBuffer.BoundTest do
       end
     end
 
+    test "that waits and no longer fits raises at once, and holds up nobody" do
+      {buffer, task} = start_full(5, max_attempts: 1)
+      list = writer(fn -> Buffer.put_all(buffer, for(n <- 11..15, do: {n, n})) end)
+      await_waiting(buffer, 1)
+      other = writer(fn -> Buffer.put(buffer, :other, 1) end)
+      await_waiting(buffer, 2)
+      PartitionedBuffer.update_options(buffer, max_size: 4)
+      assert_receive {:wrote, ^list, %ArgumentError{message: message}}
+      assert message =~ "a list of 5 entries does not fit into buffer"
+      reply_and_await(task) |> reply_and_await()
+      assert_receive {:wrote, ^other, :ok}
+    end
+
     test "of a queue waits for room as well" do
       {buffer, task} = start_full(3, module: Queue, max_attempts: 1)
       assert_raise ArgumentError, fn -> Queue.push(buffer, [1, 2, 3, 4]) end
@@ -445,6 +545,155 @@ defmodule PartitionedBuffer.BoundTest do
         stress(unquote(writers), div(12_000, unquote(writers)))
       end
     end
+  end
+
+  describe "a bound of bytes" do
+    @kb50 Enum.to_list(1..3_200)
+
+    # Only a flush makes room.
+    defp start_bytes(max_bytes, opts \\ []) do
+      [max_bytes: max_bytes, processor: asking(), max_attempts: 1, full_timeout_ms: 0, when_full: :error]
+      |> Keyword.merge(opts)
+      |> start()
+    end
+
+    test "refuses what needs memory while it is reached, and nothing else" do
+      buffer = start_bytes(100_000)
+      assert Buffer.put(buffer, 1, @kb50) == :ok
+      assert Buffer.put_newer(buffer, 2, @kb50, 5) == :ok
+      assert %{max_bytes: 100_000, max_size: :infinity, bytes: bytes} = PartitionedBuffer.info(buffer)
+      assert bytes in 100_000..160_000
+      assert Buffer.put(buffer, 3, 3) == {:error, :full}
+      assert Buffer.put(buffer, 1, 1) == {:error, :full}
+      assert Buffer.put_newer(buffer, 2, :stale, 5, stale: :error) == {:error, :stale}
+      assert Buffer.put_newer(buffer, 2, :newer, 6) == {:error, :full}
+      assert Buffer.put_new(buffer, 1, 1) == {:error, :exists}
+      assert Buffer.put_all(buffer, %{3 => 3}) == {:error, :full}
+      assert %{refused: 4, stale: 1, written: 2} = PartitionedBuffer.info(buffer).totals
+      assert Buffer.delete(buffer, 1) == :ok
+      assert PartitionedBuffer.info(buffer).bytes < 100_000
+      assert Buffer.put(buffer, 3, 3) == :ok
+      assert Buffer.put(buffer, 2, 2) == :ok
+    end
+
+    test "lets a counter add to what waits, and refuses items of a queue" do
+      counter = start_bytes(1, module: PartitionedBuffer.Counter)
+      assert PartitionedBuffer.Counter.add(counter, :key, 1) == :ok
+      assert PartitionedBuffer.Counter.add(counter, :key, 1) == :ok
+      assert PartitionedBuffer.Counter.add(counter, :key, 1, count: 3) == :ok
+      assert PartitionedBuffer.Counter.add(counter, :other, 1) == {:error, :full}
+      queue = start_bytes(1, module: Queue)
+      assert Queue.push(queue, 1) == :ok
+      assert Queue.push(queue, 2) == {:error, :full}
+      assert Queue.push(queue, [2]) == {:error, :full}
+    end
+
+    test "may be set, raised and lifted while the buffer runs, and its error tells it" do
+      buffer = start(processor: asking(), max_attempts: 1, full_timeout_ms: 0)
+      Buffer.put(buffer, 1, @kb50)
+      PartitionedBuffer.update_options(buffer, max_bytes: 10_000)
+      error = assert_raise FullError, fn -> Buffer.put(buffer, 2, 2) end
+      assert Exception.message(error) =~ "is full: it holds at most 10000 bytes, its :max_bytes, and"
+      PartitionedBuffer.update_options(buffer, max_size: 7)
+      error = assert_raise FullError, fn -> Buffer.put(buffer, 2, 2) end
+
+      assert Exception.message(error) =~
+               "at most 7 entries, its :max_size, and 10000 bytes, its :max_bytes, and"
+
+      PartitionedBuffer.update_options(buffer, max_bytes: 1_000_000)
+      assert Buffer.put(buffer, 2, 2) == :ok
+      PartitionedBuffer.update_options(buffer, max_bytes: :infinity, max_size: :infinity)
+      assert Buffer.put(buffer, 3, @kb50) == :ok
+      PartitionedBuffer.update_options(buffer, max_bytes: 1)
+      assert_raise FullError, fn -> Buffer.put(buffer, 3, 3) end
+    end
+
+    test "lets waiting writers in one at a time when a flush ends" do
+      buffer = start_bytes(20_000, full_timeout_ms: 60_000)
+      Buffer.put(buffer, 1, @kb50)
+
+      writers =
+        for n <- 1..3,
+            do:
+              writer(fn -> Buffer.put(buffer, {:waiting, n}, @kb50) end)
+              |> tap(fn _ -> await_waiting(buffer, n) end)
+
+      for {writer, n} <- Enum.with_index(writers, 1) do
+        answer_until_written(writer)
+        # The next one waits for the memory of this one.
+        assert PartitionedBuffer.info(buffer).waiting_writers == 3 - n
+      end
+    end
+
+    test "counts a start with entries, another partition count, and what fails" do
+      options = [
+        max_bytes: 1_000_000,
+        max_attempts: 9,
+        retry_backoff_ms: {60_000, 60_000},
+        processor: fn _ -> {:error, :down} end
+      ]
+
+      buffer = start(options)
+      for n <- 1..10, do: Buffer.put(buffer, n, @kb50)
+      with_log(fn -> PartitionedBuffer.flush(buffer) end)
+      before = PartitionedBuffer.info(buffer).bytes
+      stop_supervised!(buffer)
+      start([name: buffer] ++ Keyword.merge(options, partitions: 3, full_timeout_ms: 0, when_full: :error))
+      bytes = PartitionedBuffer.info(buffer).bytes
+      assert bytes in 500_000..(before + 100_000)
+      PartitionedBuffer.update_options(buffer, max_bytes: bytes)
+      assert Buffer.put(buffer, 11, 11) == {:error, :full}
+      # The full buffer tried to flush, so its memory changed.
+      PartitionedBuffer.update_options(buffer, max_bytes: 2 * bytes)
+      assert Buffer.put(buffer, 11, 11) == :ok
+    end
+
+    for writers <- [2, 64], kind <- [:map, :queue] do
+      test "is exceeded by no more than the writes under way, #{writers} writers of a #{kind}" do
+        bytes_stress(unquote(writers), unquote(kind))
+      end
+    end
+  end
+
+  # Values from 10 B to 10 MB.
+  defp bytes_stress(writers, kind) do
+    max_bytes = 30_000_000
+    module = if kind == :queue, do: Queue, else: Buffer
+
+    buffer =
+      start(
+        module: module,
+        max_bytes: max_bytes,
+        partitions: 2,
+        max_attempts: 3,
+        processing_batch_size: 5,
+        processor: fn batch ->
+          if(:rand.uniform(5) == 1 and length(batch) > 1, do: {:error, :some}, else: :ok)
+        end,
+        full_timeout_ms: 60_000
+      )
+
+    values =
+      for size <- [10, 1_000, 100_000, 1_000_000, 10_000_000], do: Enum.to_list(1..max(div(size, 16), 1))
+
+    write = fn n ->
+      value = Enum.random(values)
+      if kind == :queue, do: Queue.push(buffer, [value]), else: Buffer.put(buffer, rem(n, 50), value)
+    end
+
+    tasks = for _ <- 1..writers, do: Task.async(fn -> for n <- 1..div(200, writers), do: :ok = write.(n) end)
+    most = watch_bytes(buffer, tasks, 0)
+    # A write under way may bring 10 MB, a shard a segment of 4 MB.
+    shards = if kind == :queue, do: 2, else: 8
+    assert most <= max_bytes + min(writers, System.schedulers_online() + 1) * 10_100_000 + shards * 4_000_000
+    Task.await_many(tasks, 60_000)
+    with_log(fn -> until_empty(buffer) end)
+    assert PartitionedBuffer.info(buffer).totals.refused == 0
+  end
+
+  defp watch_bytes(buffer, tasks, most) do
+    most = max(most, PartitionedBuffer.info(buffer).bytes)
+    if Enum.any?(tasks, &Process.alive?(&1.pid)), do: watch_bytes(buffer, tasks, most), else: most
   end
 
   defp stress(writers, writes) do
@@ -616,6 +865,9 @@ defmodule PartitionedBuffer.BoundTest do
             max_size: 0,
             max_size: -1,
             max_size: 1.5,
+            max_bytes: 0,
+            max_bytes: 1.0e6,
+            max_bytes: Integer.pow(2, 60) + 1,
             processing_threshold: 0,
             when_full: :drop_oldest,
             full_timeout_ms: -1,

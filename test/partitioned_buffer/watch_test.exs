@@ -18,6 +18,7 @@ defmodule PartitionedBuffer.WatchTest do
       retrying: 3,
       bytes: 214_016,
       max_size: 100_000,
+      max_bytes: :infinity,
       oldest_ms: 5_120,
       failing_ms: 0,
       waiting_writers: 4,

@@ -9,10 +9,15 @@ defmodule PartitionedBuffer.Buffer.Writers do
   alias PartitionedBuffer.{Emitter, Native, Options, Routing}
   alias PartitionedBuffer.Partition.Server
 
+  # While the buffer is full, its partitions flush at each news. In this many milliseconds times the
+  # partition count they are told once: a message to each of 4,096 partitions takes a millisecond.
+  @flush_ms 0.02
+
   # `since` is the time at which the buffer became full, and `before` has the counts of the end of
-  # the time before. `timer` lets grants lapse.
+  # the time before. `lapse` is the timer that lets grants lapse, `flush` the one of the next flush of
+  # all partitions, which were told at `flushed_at`.
   @enforce_keys [:run, :buffer]
-  defstruct @enforce_keys ++ [:since, :before, :timer]
+  defstruct @enforce_keys ++ [:since, :before, :lapse, :flush, flushed_at: nil]
 
   ## API
 
@@ -50,8 +55,13 @@ defmodule PartitionedBuffer.Buffer.Writers do
     {:noreply, if(state.since, do: flush_all(state), else: state)}
   end
 
-  def handle_info({:timeout, timer, :lapse}, %__MODULE__{timer: timer} = state),
-    do: {:noreply, serve(%__MODULE__{state | timer: nil})}
+  def handle_info({:timeout, timer, :lapse}, %__MODULE__{lapse: timer} = state),
+    do: {:noreply, serve(%__MODULE__{state | lapse: nil})}
+
+  def handle_info({:timeout, timer, :flush}, %__MODULE__{flush: timer} = state) do
+    state = %__MODULE__{state | flush: nil, flushed_at: nil}
+    {:noreply, if(state.since, do: flush_all(state), else: state)}
+  end
 
   def handle_info(_message, state), do: {:noreply, state}
 
@@ -66,18 +76,30 @@ defmodule PartitionedBuffer.Buffer.Writers do
     end
   end
 
-  defp look_again(%__MODULE__{timer: nil} = state, ms) when is_integer(ms),
-    do: %__MODULE__{state | timer: :erlang.start_timer(ms, self(), :lapse)}
+  defp look_again(%__MODULE__{lapse: nil} = state, ms) when is_integer(ms),
+    do: %__MODULE__{state | lapse: :erlang.start_timer(ms, self(), :lapse)}
 
   defp look_again(state, _ms), do: state
 
-  defp flush_all(%__MODULE__{buffer: buffer} = state) do
-    with count when is_integer(count) <- Native.partition_count(buffer) do
-      for partition <- 0..(count - 1),
-          do: Server.flush_full(Routing.partition_name(buffer, partition))
-    end
+  # The next flush is coming.
+  defp flush_all(%__MODULE__{flush: timer} = state) when timer != nil, do: state
 
-    state
+  defp flush_all(%__MODULE__{buffer: buffer, flushed_at: flushed_at} = state) do
+    with count when is_integer(count) <- Native.partition_count(buffer) do
+      now = System.monotonic_time(:millisecond)
+      due = if flushed_at, do: flushed_at + trunc(count * @flush_ms), else: now
+
+      if now < due do
+        %__MODULE__{state | flush: :erlang.start_timer(due, self(), :flush, abs: true)}
+      else
+        for partition <- 0..(count - 1),
+            do: Server.flush_full(Routing.partition_name(buffer, partition))
+
+        %__MODULE__{state | flushed_at: now}
+      end
+    else
+      :not_running -> state
+    end
   end
 
   ## The time in which the buffer is full

@@ -125,7 +125,7 @@ defmodule PartitionedBuffer.Observe.Watch do
       ["held", held(info), "refused", grouped(totals.refused), "dropped", grouped(totals.dropped)],
       [
         "memory",
-        bytes(info.bytes),
+        memory(info),
         "writers",
         "#{grouped(info.waiting_writers)} waiting",
         "failing",
@@ -141,8 +141,16 @@ defmodule PartitionedBuffer.Observe.Watch do
   # The entries that the bound counts.
   defp held(%{max_size: max_size} = info) do
     held = grouped(info.size + info.in_flight)
-    if max_size == :infinity, do: "#{held}, no bound", else: "#{held} of #{grouped(max_size)}"
+
+    cond do
+      max_size != :infinity -> "#{held} of #{grouped(max_size)}"
+      info.max_bytes != :infinity -> held
+      true -> "#{held}, no bound"
+    end
   end
+
+  defp memory(%{max_bytes: :infinity} = info), do: bytes(info.bytes)
+  defp memory(info), do: "#{bytes(info.bytes)} of #{bytes(info.max_bytes)}"
 
   defp rate(_info, nil, _passed_ms, _total), do: "-"
   defp rate(_info, _previous, 0, _total), do: "-"

@@ -168,7 +168,7 @@ fn while_writers_wait_only_they_get_room_in_their_order_as_many_as_there_is_room
     map.put_all(0..4);
     let waiting = Waiting::default();
     assert!(bound.fill() && !bound.fill());
-    let [first, second, third] = [1, 2, 2].map(|count| waiting.join(&bound, count, count));
+    let [first, second, third] = [1, 2, 2].map(|count| waiting.join(&bound, count, count).0);
     assert_eq!(answers(&waiting, &bound, false), []);
     assert!(!bound.take_news());
     (0..3).for_each(|key| map.delete(key));
@@ -187,11 +187,22 @@ fn while_writers_wait_only_they_get_room_in_their_order_as_many_as_there_is_room
 }
 
 #[test]
+fn a_writer_that_joins_alone_is_told_so() {
+    let (map, bound) = bounded(1);
+    map.put_all(0..1);
+    let waiting = Waiting::default();
+    let (first, is_alone) = waiting.join(&bound, 1, ());
+    assert!(is_alone && !waiting.join(&bound, 1, ()).1);
+    assert!(waiting.leave(&bound, first) && !waiting.rejoin(&bound, first, 1, ()));
+    assert_eq!(waiting.len(), 2);
+}
+
+#[test]
 fn a_writer_that_leaves_lets_the_next_one_in() {
     let (map, bound) = bounded(3);
     map.put_all(0..2);
     let waiting = Waiting::default();
-    let [first, second] = [2, 1].map(|count| waiting.join(&bound, count, ()));
+    let [first, second] = [2, 1].map(|count| waiting.join(&bound, count, ()).0);
     assert_eq!(answers(&waiting, &bound, false), []);
     waiting.forget(&bound, first);
     assert!(bound.take_news());
@@ -205,12 +216,12 @@ fn a_grant_that_nobody_takes_lapses_only_if_others_wait() {
     let (map, bound) = bounded(1);
     map.put_all(0..1);
     let waiting = Waiting::default();
-    let first = waiting.join(&bound, 1, ());
+    let first = waiting.join(&bound, 1, ()).0;
     map.delete(0);
     assert_eq!(answers(&waiting, &bound, false), [(first, Answer::Granted)]);
     waiting.lapse(&bound, Duration::ZERO);
     assert!(!waiting.may_lapse());
-    let second = waiting.join(&bound, 1, ());
+    let second = waiting.join(&bound, 1, ()).0;
     assert!(waiting.may_lapse());
     waiting.lapse(&bound, Duration::from_secs(60));
     assert_eq!(answers(&waiting, &bound, false), []);
@@ -218,7 +229,7 @@ fn a_grant_that_nobody_takes_lapses_only_if_others_wait() {
     assert_eq!(answers(&waiting, &bound, false), [(second, Answer::Granted)]);
     assert_eq!(waiting.take(first), None);
     waiting.rejoin(&bound, first, 1, ());
-    let third = waiting.join(&bound, 1, ());
+    let third = waiting.join(&bound, 1, ()).0;
     assert_eq!(waiting.take(second), Some(1));
     bound.release(1);
     assert_eq!(answers(&waiting, &bound, false), [(first, Answer::Granted)], "it kept its place");
@@ -230,7 +241,7 @@ fn a_list_that_no_longer_fits_is_told_so_and_holds_up_nobody() {
     let (map, bound) = bounded(10);
     map.put_all(0..10);
     let waiting = Waiting::default();
-    let [list, single] = [9, 1].map(|count| waiting.join(&bound, count, ()));
+    let [list, single] = [9, 1].map(|count| waiting.join(&bound, count, ()).0);
     bound.set_limits(entries(8));
     assert!(bound.take_news());
     assert_eq!(answers(&waiting, &bound, false), [(list, Answer::TooLong)]);
@@ -284,7 +295,7 @@ fn no_write_takes_memory_while_the_bytes_are_reached_and_one_waiting_writer_at_a
     assert_eq!((put(&map, ONE, 1), put(&map, ONE, 2)), (Stored::Full, Stored::Full));
     assert!(!map.put_newer(1, 5, 0), "it is stale");
     let waiting = Waiting::default();
-    let [first, second] = [1, 1].map(|count| waiting.join(&bound, count, ()));
+    let [first, second] = [1, 1].map(|count| waiting.join(&bound, count, ()).0);
     assert_eq!(answers(&waiting, &bound, false), []);
     map.succeed_with_all();
     assert!(bound.take_news());

@@ -14,7 +14,7 @@ use partitioned_buffer_engine::waiting::Place;
 use rustler::{Env, Resource};
 
 use crate::any::AnyPartitions;
-use crate::run::{NotRunning, Shared};
+use crate::run::{News, NotRunning, Shared};
 
 /// Room for some entries, or the place of a writer that waits for it.
 pub(crate) struct Reservation {
@@ -49,9 +49,12 @@ impl Reservation {
     /// Lets the calling process wait for room for `count` entries. Its answer is a message.
     pub(crate) fn wait(env: Env<'_>, partitions: AnyPartitions, count: usize) -> (Self, Place) {
         let shared = partitions.shared();
-        let place = shared.waiting.join(&shared.bound, count, env.pid());
+        let (place, is_alone) = shared.waiting.join(&shared.bound, count, env.pid());
         let reservation = Self::with(partitions, count, Some(place));
         shared.serve(env);
+        if is_alone {
+            shared.tell(env, News::Room);
+        }
         (reservation, place)
     }
 
@@ -71,8 +74,11 @@ impl Reservation {
     pub(crate) fn wait_again(&self, env: Env<'_>) -> Option<Place> {
         let shared = self.partitions.shared();
         let place = self.place.filter(|_| self.is_waiting.load(Ordering::Acquire))?;
-        shared.waiting.rejoin(&shared.bound, place, self.count, env.pid());
+        let is_alone = shared.waiting.rejoin(&shared.bound, place, self.count, env.pid());
         shared.serve(env);
+        if is_alone {
+            shared.tell(env, News::Room);
+        }
         Some(place)
     }
 
@@ -132,8 +138,12 @@ impl Reservation {
         }
         self.end_list(env);
         if self.place.is_some() {
-            // With a limit of bytes, the next writer is granted room only now.
+            // With a limit of bytes, the next writer is granted room only now. If others still wait,
+            // the partitions have to flush what this one wrote.
             shared.serve(env);
+            if !shared.waiting.is_empty() {
+                shared.tell(env, News::Room);
+            }
         }
         shared.tell_of_room(env);
     }

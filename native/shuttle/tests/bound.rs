@@ -256,7 +256,7 @@ fn write_or_wait(buffer: &Buffer, line: &Line, key: i64, patience: Patience) -> 
     }
     buffer.bound.fill();
     let (me, answers) = channel();
-    let place = line.join(&buffer.bound, 1, me.clone());
+    let (place, _is_alone) = line.join(&buffer.bound, 1, me.clone());
     serve(buffer, line);
     match patience {
         Patience::Waits => {}

@@ -164,7 +164,7 @@ impl Bound {
         !self.is_full.load(Ordering::SeqCst) && !self.is_full.swap(true, Ordering::SeqCst)
     }
 
-    /// Notes whether writers wait. With writers the buffer counts as full until much room is free.
+    /// Notes whether writers wait. With writers the buffer is full.
     pub(crate) fn set_queued(&self, is_queued: bool) {
         self.is_queued.store(is_queued, Ordering::SeqCst);
         if is_queued {

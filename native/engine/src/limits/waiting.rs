@@ -74,22 +74,26 @@ impl<W> Default for Waiting<W> {
 }
 
 impl<W> Waiting<W> {
-    /// Lets a writer join the line at its end. The caller serves the line then.
-    pub fn join(&self, bound: &Bound, count: usize, writer: W) -> Place {
+    /// Lets a writer join the line at its end. Returns its place, and whether it is the only one: the
+    /// partitions may have flushed before the last entries came, and nobody else lets them flush. The
+    /// caller serves the line then.
+    pub fn join(&self, bound: &Bound, count: usize, writer: W) -> (Place, bool) {
         self.joined.fetch_add(1, Ordering::Relaxed);
         let mut line = self.line.lock();
         let place = line.next;
         line.next += 1;
         bound.set_queued(true);
         line.waiters.insert(place, Waiter { count, writer });
-        place
+        (place, line.waiters.len() == 1)
     }
 
-    /// Lets a writer whose grant lapsed join the line at its place. The caller serves the line then.
-    pub fn rejoin(&self, bound: &Bound, place: Place, count: usize, writer: W) {
+    /// Lets a writer whose grant lapsed join the line at its place. Returns whether it is the only one.
+    /// The caller serves the line then.
+    pub fn rejoin(&self, bound: &Bound, place: Place, count: usize, writer: W) -> bool {
         let mut line = self.line.lock();
         bound.set_queued(true);
         line.waiters.insert(place, Waiter { count, writer });
+        line.waiters.len() == 1
     }
 
     /// Answers at most `most` writers, in their order: all of them if the buffer `is_over`. Returns
