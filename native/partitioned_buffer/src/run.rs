@@ -211,8 +211,8 @@ impl Shared {
         }
     }
 
-    /// Answers writers that wait for room. The process of the room hears of those that may be answered
-    /// by the next call, and of grants that may lapse.
+    /// Answers writers that wait for room. The process of the room gets the news if others may be
+    /// answered by the next call, or grants may lapse.
     pub(crate) fn serve(&self, env: Env<'_>) {
         if self.answer(env) || self.waiting.may_lapse() {
             self.tell(env, News::Room);
@@ -233,7 +233,7 @@ impl Shared {
         })
     }
 
-    /// Lets the process of the room be told again.
+    /// Lets the process of the room get news again.
     pub(crate) fn hear_of_room(&self) {
         self.is_room_told.store(false, Ordering::SeqCst);
     }
@@ -322,7 +322,7 @@ impl Resource for Owner {
 
     fn down<'a>(&'a self, env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
         self.shared.end(Some(self.number));
-        // A writer that is told releases its reservation, which answers the next ones.
+        // A writer that gets this answer releases its reservation, which answers the next ones.
         self.shared.serve(env);
     }
 }

@@ -9,8 +9,7 @@
 //! of them hold the lock of the line, and a writer joins before it looks for room a last time.
 //! Room therefore never stays free while the first writer waits for it.
 //!
-//! With a limit of bytes one writer is granted at a time, since nobody knows the size of a write
-//! before.
+//! With a limit of bytes one writer is granted at a time, since the size of a write is unknown before.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -43,7 +42,7 @@ struct Line<W> {
 struct Waiter<W> {
     /// The number of its entries.
     count: usize,
-    /// The writer, to be told the answer.
+    /// The writer, for its answer.
     writer: W,
 }
 
@@ -97,9 +96,9 @@ impl<W> Waiting<W> {
     }
 
     /// Answers at most `most` writers, in their order: all of them if the buffer `is_over`. Returns
-    /// whether others may be answered now. `tell` is called with the lock of the line, so a writer
-    /// that left was told before, or never.
-    pub fn serve(&self, bound: &Bound, is_over: bool, most: usize, mut tell: impl FnMut(Place, &W, Answer)) -> bool {
+    /// whether others may be answered now. `send` is called with the lock of the line, so a writer
+    /// that left was answered before, or never.
+    pub fn serve(&self, bound: &Bound, is_over: bool, most: usize, mut send: impl FnMut(Place, &W, Answer)) -> bool {
         let mut line = self.line.lock();
         for _ in 0..most {
             let Line { waiters, grants, .. } = &mut *line;
@@ -118,7 +117,7 @@ impl<W> Waiting<W> {
             if answer == Answer::Granted {
                 grants.insert(place, Grant { count, since: Instant::now() });
             }
-            tell(place, &waiter.writer, answer);
+            send(place, &waiter.writer, answer);
         }
         line.open_if_empty(bound);
         !line.waiters.is_empty()

@@ -23,7 +23,7 @@ pub enum Write<H: Heap> {
 
 impl<H: Heap> TableState<H, Values<H>> {
     /// Stores `value` for `key` if the key is new or `version` is greater than its version, and if it
-    /// `has_room`, which is told whether the key is new.
+    /// `has_room`, which gets whether the key is new.
     #[inline]
     fn put_newer(
         &mut self,

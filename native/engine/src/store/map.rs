@@ -75,8 +75,8 @@ impl<H: Heap> Generation<H> {
         self.value(self.find(hash, key)?)
     }
 
-    /// Stores `value` for `key` if there is room: `admits` is told whether the key is new. Returns
-    /// whether it is, or `None` without room.
+    /// Stores `value` for `key` if `admits` finds room: it gets whether the key is new. Returns the
+    /// same, or `None` without room.
     #[inline(always)]
     pub fn put(
         &mut self,
@@ -114,7 +114,7 @@ impl<H: Heap> Generation<H> {
 
     /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a
     /// new key it must be greater than the version `in_flight`, if any. A version beyond 64 bits
-    /// lives in the heap of a packed `value`. `admits` is told whether the key is new, and returns
+    /// lives in the heap of a packed `value`. `admits` gets whether the key is new, and returns
     /// whether there is room.
     #[inline]
     pub fn put_newer(
