@@ -7,8 +7,7 @@ use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Leased, Log, Partition, Seen, Store,
-    Tally,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Seen, Store, Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
@@ -333,7 +332,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         };
         let has_large = reader.has_large();
         let leaves_out = resumed && self.flush.leaves_out();
-        let is_superseded = |frozen: &Frozen<S>, position| leaves_out && self.partition.supersedes(frozen, position);
+        let is_superseded = |held: &Held<'_, S>| leaves_out && self.partition.supersedes(held);
         let is_complete = loop {
             // Nothing announces a large record, so the clock is read after each one.
             let step = if has_large { 1 } else { pace.step };
@@ -361,9 +360,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
     /// See [`FlushResource::batch`].
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
         let mut list = ListBuilder::with_capacity(env, ROOM);
-        if let Some((_frozen, records)) = self.flush.batch() {
-            records.into_iter().for_each(|record| list.push(record.to_term(env)));
-        }
+        self.flush.batch(|record| list.push(record.to_term(env)));
         list.build()
     }
 }

@@ -32,6 +32,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::frozen::Left;
 use super::own_heaps::OwnHeaps;
 use super::parcel::Parcel;
 use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP};
@@ -90,19 +91,19 @@ pub enum Garbage<H> {
 pub struct Arena<H> {
     /// The segments, by id. To grow takes less than a millisecond, even with tens of millions of
     /// copies.
-    segments: Vec<Segment<H>>,
+    pub(super) segments: Vec<Segment<H>>,
     /// The open segment of each lane, or `NONE`.
-    open: [SegmentId; LANES],
+    pub(super) open: [SegmentId; LANES],
     /// The vacant segments.
-    vacant: Vec<SegmentId>,
+    pub(super) vacant: Vec<SegmentId>,
     /// The sparse segments, oldest first.
     sparse: VecDeque<SegmentId>,
     /// The partly evacuated segment.
-    evacuation: Option<Evacuation>,
+    pub(super) evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
-    own_heaps: OwnHeaps<H>,
+    pub(super) own_heaps: OwnHeaps<H>,
     /// The estimated bytes of the former.
-    own_weight: usize,
+    pub(super) own_weight: usize,
     /// Whether a large copy ever came.
     had_large: bool,
     /// How many copies, live or dead, all full segments hold.
@@ -111,6 +112,8 @@ pub struct Arena<H> {
     full_weight: usize,
     /// How many more copies and releases are all weighed.
     weigh_all: u32,
+    /// The segments with copies that were [left](Self::leave), and the owners of large ones.
+    pub(super) left: Left,
 }
 
 impl<H: Heap> Arena<H> {
@@ -128,6 +131,7 @@ impl<H: Heap> Arena<H> {
             full: 0,
             full_weight: 0,
             weigh_all: 0,
+            left: Left::default(),
         }
     }
 
@@ -198,29 +202,32 @@ impl<H: Heap> Arena<H> {
     pub fn own(&mut self, Unowned(id): Unowned, owner: EntryId) -> SegmentId {
         if id.is_segment() {
             self.segments[id.index()].owners.push(owner);
-            self.seal_if_full(id);
+            self.seal_if_full(id, owner);
         }
         id
     }
 
-    /// Leaves a copy without an owner, until the store is freed.
+    /// Leaves a copy for an entry that does not name it. The ids of such entries ascend, and
+    /// [`free_left`](Self::free_left) frees their copies.
     #[inline]
-    pub fn leave(&mut self, Unowned(id): Unowned) {
+    pub fn leave(&mut self, Unowned(id): Unowned, owner: EntryId) {
         if id.is_segment() {
             self.segments[id.index()].owners.count += 1;
-            self.seal_if_full(id);
+            self.seal_if_full(id, owner);
+        } else if id.own_heap().is_some() {
+            self.left.large.push(owner);
         }
     }
 
-    /// Seals a segment if the copy just made was its last.
+    /// Seals a segment if the copy just made, for `owner`, was its last.
     #[inline]
-    fn seal_if_full(&mut self, id: SegmentId) {
+    fn seal_if_full(&mut self, id: SegmentId, owner: EntryId) {
         let segment = &self.segments[id.index()];
         let capacity = (self.full / GROWTH_DIVISOR).clamp(MIN_CAPACITY, MAX_CAPACITY);
         let weight_limit = (self.full_weight / GROWTH_DIVISOR).clamp(MIN_WEIGHT_LIMIT, MAX_WEIGHT_LIMIT);
         let is_full = segment.owners.count >= capacity || segment.weight as usize >= weight_limit;
         if is_full || segment.heap.holds_large() {
-            self.seal(id);
+            self.seal(id, owner);
         }
     }
 
@@ -312,6 +319,12 @@ impl<H: Heap> Arena<H> {
 
     /// Empties a segment that no entry names.
     fn vacate(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
+        self.empty(id, H::new(), garbage);
+        self.vacant.push(id);
+    }
+
+    /// Empties a segment, which gets another heap.
+    pub(super) fn empty(&mut self, id: SegmentId, heap: H, garbage: &mut Vec<Garbage<H>>) {
         let segment = &mut self.segments[id.index()];
         let shared = &mut segment.shared;
         debug_assert_eq!(shared.deaths, segment.owners.count, "a vacated segment has no live copies");
@@ -321,8 +334,7 @@ impl<H: Heap> Arena<H> {
         segment.owners.count = 0;
         segment.weight = 0;
         (shared.deaths, shared.dead_weight, shared.state) = (0, 0, SegmentState::Vacant);
-        garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, H::new())));
-        self.vacant.push(id);
+        garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, heap)));
     }
 
     /// The open segment of the thread's lane, opened now if missing.
@@ -339,7 +351,8 @@ impl<H: Heap> Arena<H> {
     #[cold]
     fn next_segment(&mut self) -> SegmentId {
         if let Some(id) = self.vacant.pop() {
-            self.segments[id.index()].shared.state = SegmentState::Open;
+            let shared = &mut self.segments[id.index()].shared;
+            (shared.state, shared.span) = (SegmentState::Open, self.left.end..self.left.end);
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
@@ -348,16 +361,18 @@ impl<H: Heap> Arena<H> {
             owners: Owners::default(),
             weight: 0,
             sampler: Sampler::new(id),
-            shared: Shared { deaths: 0, dead_weight: 0, sampler: Sampler::new(id), state: SegmentState::Open },
+            shared: Shared::new(id, self.left.end),
         };
         self.segments.push(segment);
         id
     }
 
-    /// Seals an open segment.
-    fn seal(&mut self, id: SegmentId) {
+    /// Seals an open segment, whose last copy was made for `owner` or an earlier entry.
+    pub(super) fn seal(&mut self, id: SegmentId, owner: EntryId) {
         self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
+        segment.shared.span.end = owner.saturating_add(1);
+        self.left.end = self.left.end.max(segment.shared.span.end);
         self.had_large |= segment.heap.holds_large();
         self.full += segment.owners.count;
         self.full_weight += segment.weight as usize;

@@ -74,6 +74,22 @@ impl<H> OwnHeaps<H> {
         }
     }
 
+    /// Takes out the heaps of the last slots, at most `count`. Nothing may be added later.
+    pub(crate) fn take_last(&mut self, count: usize) -> Vec<Arc<H>> {
+        let Some(last) = self.chunks.last_mut() else { return Vec::new() };
+        let slots = last.split_off(last.len().saturating_sub(count));
+        if last.is_empty() {
+            self.chunks.pop();
+        }
+        let heap = |slot| if let Slot::Taken(heap) = slot { Some(heap) } else { None };
+        slots.into_iter().filter_map(heap).collect()
+    }
+
+    /// Whether no slots are left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     /// The contents of a slot.
     fn slot_mut(&mut self, slot: u32) -> &mut Slot<H> {
         &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]

@@ -5,6 +5,7 @@
 //! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The
 //! segments that an entry names count it as one live copy.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::entries::{Entries, Entry};
@@ -45,6 +46,14 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
 
     /// Frees the value of a removed entry.
     fn removed(table: &mut Table<H, Self>, value: Self::Value);
+
+    /// See [`Store::release`].
+    fn freed(_table: &mut Table<H, Self>, _value: Self::Value, _garbage: &mut Vec<Garbage<H>>) {}
+
+    /// See [`Store::take_apart`].
+    fn take_apart(_table: &mut Table<H, Self>) -> bool {
+        false
+    }
 
     /// See [`Store::overrides`].
     fn overrides(_own: Self::Extra, _flushed: Self::Extra) -> bool {
@@ -261,6 +270,10 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     const ADDS_UP: bool = C::ADDS_UP;
 
+    type Garbage = Garbage<H>;
+
+    const LEAST_PART: usize = H::LEAST_PART;
+
     fn new(hasher: &Hasher) -> Self {
         Self::empty(hasher)
     }
@@ -344,6 +357,21 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
         C::take_in(self, evicted, id, attempts)
+    }
+
+    fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Garbage<H>>) {
+        let end = ids.end;
+        for id in ids.filter(|&id| !keeps(id)) {
+            if let Some(entry) = self.entries.free(id) {
+                self.keys.free(entry.key_segment, garbage);
+                C::freed(self, entry.value, garbage);
+            }
+        }
+        self.entries.free_chunk(end);
+    }
+
+    fn take_apart(&mut self) -> bool {
+        C::take_apart(self) || self.keys.take_apart() || self.index.take_apart() || self.entries.take_apart()
     }
 }
 
