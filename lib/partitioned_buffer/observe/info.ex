@@ -38,6 +38,7 @@ defmodule PartitionedBuffer.Observe.Info do
   defp sum(buffer, options, partitions, counted) do
     {_held, refused, dropped, waiting_writers} = bound(buffer)
     totals = Enum.zip_with(Enum.map(counted, & &1.totals), &Enum.sum/1)
+    {_bytes, _environments, reclaiming} = Native.memory()
 
     %{
       kind: options.kind,
@@ -45,6 +46,7 @@ defmodule PartitionedBuffer.Observe.Info do
       in_flight: total(partitions, :in_flight),
       retrying: total(counted, :retrying),
       bytes: total(counted, :bytes),
+      reclaiming: reclaiming,
       max_size: options.max_size,
       oldest_ms: counted |> Enum.map(& &1.oldest_ms) |> Enum.reject(&is_nil/1) |> Enum.max(fn -> nil end),
       failing_ms: counted |> Enum.map(& &1.failing_ms) |> Enum.max(),

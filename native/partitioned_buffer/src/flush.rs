@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
+use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
     BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Seen, Store, Tally,
@@ -264,10 +265,11 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         Ok(partition.in_flight().map(|flush| PartitionFlush { partitions, partition, flush, number }))
     }
 
-    /// Lets the shards give up a finished flush, and sends the news of room.
+    /// Lets the shards give up a finished flush, sends the news of room, and helps the reclaimer.
     fn settle(&self, env: Env<'_>) {
         self.partition.settle(&self.flush);
         self.partitions.shared.tell_of_room(env);
+        help();
     }
 
     /// Begins a call of the processor by `take`, unless the run is on hold or the partition pauses.

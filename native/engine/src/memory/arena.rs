@@ -85,6 +85,8 @@ pub enum Garbage<H> {
     Segment(H),
     /// The heap of a large copy, which a reader may still hold.
     Own(Arc<H>),
+    /// Nothing, but the writer is to help the reclaimer.
+    Debt,
 }
 
 /// Segments of copies; see the module's documentation.
@@ -104,16 +106,16 @@ pub struct Arena<H> {
     pub(super) own_heaps: OwnHeaps<H>,
     /// The estimated bytes of the former.
     pub(super) own_weight: usize,
-    /// Whether a large copy ever came.
-    had_large: bool,
     /// How many copies, live or dead, all full segments hold.
     full: usize,
     /// The estimated bytes of the former.
     full_weight: usize,
     /// How many more copies and releases are all weighed.
     weigh_all: u32,
-    /// The segments with copies that were [left](Self::leave), and the owners of large ones.
-    pub(super) left: Left,
+    /// The id behind the last owner of a sealed segment, if the ids of owners ascend.
+    pub(super) left_end: EntryId,
+    /// The rest about copies that were [left](Self::leave); few arenas need it.
+    pub(super) left: Option<Box<Left>>,
 }
 
 impl<H: Heap> Arena<H> {
@@ -127,11 +129,11 @@ impl<H: Heap> Arena<H> {
             evacuation: None,
             own_heaps: OwnHeaps::new(),
             own_weight: 0,
-            had_large: false,
             full: 0,
             full_weight: 0,
             weigh_all: 0,
-            left: Left::default(),
+            left_end: 0,
+            left: None,
         }
     }
 
@@ -157,14 +159,14 @@ impl<H: Heap> Arena<H> {
 
     /// Takes over a large copy with its heap.
     pub fn keep(&mut self, heap: &Arc<H>) -> Unowned {
-        self.had_large = true;
+        self.own_heaps.had_large = true;
         self.own_weight += heap.large_bytes();
         Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
     }
 
     /// Whether a large copy ever came.
     pub fn had_large(&self) -> bool {
-        self.had_large
+        self.own_heaps.had_large
     }
 
     /// Estimates how many bytes the copies take, live and dead ones.
@@ -215,7 +217,7 @@ impl<H: Heap> Arena<H> {
             self.segments[id.index()].owners.count += 1;
             self.seal_if_full(id, owner);
         } else if id.own_heap().is_some() {
-            self.left.large.push(owner);
+            self.left.get_or_insert_default().large.push(owner);
         }
     }
 
@@ -352,7 +354,7 @@ impl<H: Heap> Arena<H> {
     fn next_segment(&mut self) -> SegmentId {
         if let Some(id) = self.vacant.pop() {
             let shared = &mut self.segments[id.index()].shared;
-            (shared.state, shared.span) = (SegmentState::Open, self.left.end..self.left.end);
+            (shared.state, shared.span) = (SegmentState::Open, self.left_end..self.left_end);
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
@@ -361,7 +363,7 @@ impl<H: Heap> Arena<H> {
             owners: Owners::default(),
             weight: 0,
             sampler: Sampler::new(id),
-            shared: Shared::new(id, self.left.end),
+            shared: Shared::new(id, self.left_end),
         };
         self.segments.push(segment);
         id
@@ -372,8 +374,8 @@ impl<H: Heap> Arena<H> {
         self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
         segment.shared.span.end = owner.saturating_add(1);
-        self.left.end = self.left.end.max(segment.shared.span.end);
-        self.had_large |= segment.heap.holds_large();
+        self.left_end = self.left_end.max(segment.shared.span.end);
+        self.own_heaps.had_large |= segment.heap.holds_large();
         self.full += segment.owners.count;
         self.full_weight += segment.weight as usize;
         if segment.is_sparse() {

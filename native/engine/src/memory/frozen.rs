@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::arena::{Arena, Garbage};
-use super::segment::SegmentState;
+use super::segment::{Segment, SegmentState};
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;
 
@@ -19,8 +19,6 @@ const PASSED: usize = 64;
 /// Copies that no entry names: see [`Arena::leave`]. Their order shows where they live.
 #[derive(Default)]
 pub(super) struct Left {
-    /// The id behind the last owner in a sealed segment.
-    pub(super) end: EntryId,
     /// The owner of the large copy in each slot.
     pub(super) large: Vec<EntryId>,
     /// The next segment that a release looks at.
@@ -56,23 +54,20 @@ impl<H: Heap> Arena<H> {
         garbage: &mut Vec<Garbage<H>>,
     ) {
         self.freeze(end);
-        let first = self.left.large.partition_point(|&owner| owner < ids.start);
-        let last = self.left.large.partition_point(|&owner| owner < ids.end);
-        for slot in first..last {
-            let owner = self.left.large[slot];
+        let mut left = self.left.take().unwrap_or_default();
+        let slots = [ids.start, ids.end].map(|id| left.large.partition_point(|&owner| owner < id));
+        for slot in slots[0]..slots[1] {
+            let owner = left.large[slot];
             if is_free(owner..owner + 1) {
                 self.free_own(slot as u32, garbage);
             }
         }
-        while let Some(segment) = self.segments.get(self.left.next) {
-            if segment.shared.span.start >= ids.end {
-                break;
-            }
-            self.left.passed.push(SegmentId(self.left.next as u32));
-            self.left.next += 1;
+        let is_behind = |segment: &Segment<H>| segment.shared.span.start >= ids.end;
+        while self.segments.get(left.next).is_some_and(|segment| !is_behind(segment)) {
+            left.passed.push(SegmentId(left.next as u32));
+            left.next += 1;
         }
-        let mut passed = std::mem::take(&mut self.left.passed);
-        passed.retain(|&id| {
+        left.passed.retain(|&id| {
             let segment = &self.segments[id.index()];
             let is_needed = !is_free(segment.shared.span.clone());
             if !is_needed {
@@ -81,8 +76,8 @@ impl<H: Heap> Arena<H> {
             is_needed
         });
         // The others stay until the store is freed, so that no release takes long.
-        passed.drain(..passed.len().saturating_sub(PASSED));
-        self.left.passed = passed;
+        left.passed.drain(..left.passed.len().saturating_sub(PASSED));
+        self.left = Some(left);
     }
 
     /// Counts deaths in a segment.

@@ -22,12 +22,15 @@ pub(crate) struct OwnHeaps<H> {
     chunks: Vec<Vec<Slot<H>>>,
     /// The first free slot, or `NONE`.
     free: u32,
+    /// Whether the arena ever had a large copy, here or in a segment. It fills the room behind
+    /// `free`.
+    pub(super) had_large: bool,
 }
 
 impl<H> OwnHeaps<H> {
     /// No heaps; allocates nothing.
     pub(crate) fn new() -> Self {
-        OwnHeaps { chunks: Vec::new(), free: NONE }
+        OwnHeaps { chunks: Vec::new(), free: NONE, had_large: false }
     }
 
     /// Adds a heap and returns its slot.

@@ -93,8 +93,17 @@ pub fn is_behind() -> bool {
 }
 
 /// Does a part of the thread's work if it is behind.
+#[inline]
 pub fn help() {
-    if let Some(Some((sender, receiver))) = RECLAIMER.get().filter(|_| is_behind()) {
+    if is_behind() {
+        help_now();
+    }
+}
+
+/// Does a part of the thread's work.
+#[cold]
+fn help_now() {
+    if let Some(Some((sender, receiver))) = RECLAIMER.get() {
         let started = Instant::now();
         HELPERS.fetch_add(1, Ordering::SeqCst);
         HELPED.fetch_add(1, Ordering::SeqCst);

@@ -4,6 +4,7 @@ use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
 use super::shard::{InFlight, ShardState};
 use crate::flush::{Flush, Held};
+use crate::memory::reclaim::help;
 use crate::store::hash::Hash;
 use crate::store::table::{Contents, Table};
 use crate::sync::MutexGuard;
@@ -70,13 +71,14 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         self.shards[Self::shard_of(hash)].lock_open(access)
     }
 
-    /// Releases the lock, then frees abandoned heaps.
+    /// Releases the lock, then frees abandoned heaps, and helps the reclaimer.
     #[inline]
     pub(super) fn unlock(mut state: MutexGuard<'_, TableState<H, C>>) {
         if state.waiting.has_garbage() {
             let garbage = state.waiting.take_garbage();
             drop(state);
             drop(garbage);
+            help();
         }
     }
 

@@ -51,7 +51,7 @@ pub struct Entries<T, V, X> {
     /// The room for extras in all chunks.
     extra_room: usize,
     /// The number of freed chunks.
-    freed: usize,
+    freed: u32,
 }
 
 /// The chunk of an entry, and its slot in there.
@@ -88,7 +88,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         let room = match self.end {
             0 => 0,
             1..=CHUNK => self.end.next_power_of_two(),
-            _ => (self.chunks.len() - self.freed) * CHUNK,
+            _ => (self.chunks.len() - self.freed as usize) * CHUNK,
         };
         room * entry + self.extra_room * size_of::<X>()
     }
@@ -102,9 +102,10 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         EntryId::try_from(self.end).ok().filter(|&id| id != NONE).expect("fewer than 2^32 entries")
     }
 
-    /// Adds an entry without an extra, under `next_id`, with the seed of its key's hash.
+    /// Adds an entry without an extra, under `next_id`, with the seed of its key's hash. Returns
+    /// whether it begins a chunk.
     #[inline]
-    pub fn insert(&mut self, entry: Entry<T, V>, seed: u32) {
+    pub fn insert(&mut self, entry: Entry<T, V>, seed: u32) -> bool {
         if self.vacant != NONE {
             let id = self.vacant;
             let (chunk, slot) = locate(id);
@@ -113,9 +114,10 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
             self.vacant = std::mem::replace(&mut chunk.seeds[slot], seed);
             self.vacancies -= 1;
             self.set_extra(id, X::default());
-            return;
+            return false;
         }
-        if self.end % CHUNK == 0 {
+        let begins = self.end % CHUNK == 0;
+        if begins {
             // The first chunk may stay small, the others are likely to fill.
             let capacity = if self.end == 0 { 4 } else { CHUNK };
             self.chunks.push(Chunk {
@@ -128,6 +130,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         chunk.entries.push(entry);
         chunk.seeds.push(seed);
         self.end += 1;
+        begins
     }
 
     /// Removes the entry `id`, which must be there.
@@ -157,7 +160,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         let Some(chunk) = (end as usize / CHUNK).checked_sub(1).filter(|_| end as usize % CHUNK == 0) else { return };
         let Some(chunk) = self.chunks.get_mut(chunk) else { return };
         if chunk.entries.iter().all(|entry| entry.key_segment == SegmentId::VACANT) {
-            self.freed += usize::from(chunk.entries.capacity() > 0);
+            self.freed += u32::from(chunk.entries.capacity() > 0);
             self.extra_room -= chunk.extras.len();
             *chunk = Chunk { entries: Vec::new(), seeds: Vec::new(), extras: Vec::new() };
         }
@@ -166,7 +169,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
     /// Frees the last chunk; `false` without any. Nothing else may follow.
     pub fn take_apart(&mut self) -> bool {
         let Some(chunk) = self.chunks.pop() else { return false };
-        self.freed -= usize::from(chunk.entries.capacity() == 0);
+        self.freed -= u32::from(chunk.entries.capacity() == 0);
         self.extra_room -= chunk.extras.len();
         self.end = self.chunks.len() * CHUNK;
         self.vacancies = self.vacancies.min(self.end);

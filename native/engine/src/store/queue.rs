@@ -60,13 +60,14 @@ impl<H: Heap> Log<H> {
         }
     }
 
-    /// Adds an item behind all others.
+    /// Adds an item behind all others. Returns whether it begins a chunk.
     #[inline]
-    pub fn append(&mut self, item: &Parcel<H>) {
+    pub fn append(&mut self, item: &Parcel<H>) -> bool {
         assert!(self.length < EntryId::MAX as usize, "a log has fewer than 2^32 items");
         let (copy, unowned) = self.copies.store(item);
         self.copies.leave(unowned, self.length as EntryId);
-        if self.length % CHUNK == 0 {
+        let begins = self.length % CHUNK == 0;
+        if begins {
             // The first chunk may stay small, the others are likely to fill.
             let items = Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK });
             self.chunks.push(Chunk { items, freed: Vec::new() });
@@ -74,6 +75,7 @@ impl<H: Heap> Log<H> {
         }
         self.chunks[self.length / CHUNK].items.push(copy);
         self.length += 1;
+        begins
     }
 
     /// Whether an item is free.

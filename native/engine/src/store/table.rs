@@ -16,6 +16,7 @@ use crate::ids::EntryId;
 use crate::limits::totals::Writes;
 use crate::memory::arena::{Arena, Garbage};
 use crate::memory::parcel::Parcel;
+use crate::memory::reclaim::is_behind;
 use crate::term::{Heap, Term};
 
 /// The contents of a table beside its keys.
@@ -188,9 +189,19 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         }
         let (key, unowned) = self.keys.store(key);
         let key_segment = self.keys.own(unowned, id);
-        self.entries.insert(Entry { key, value, key_segment }, hash.seed());
+        if self.entries.insert(Entry { key, value, key_segment }, hash.seed()) {
+            self.owe();
+        }
         self.entries.set_extra(id, extra);
         self.index.insert(hash, id, &EntrySeeds::<H, C>(&self.entries));
+    }
+
+    /// Lets the writer help the reclaimer, if it is behind, after the lock.
+    #[cold]
+    fn owe(&mut self) {
+        if is_behind() {
+            self.garbage.push(Garbage::Debt);
+        }
     }
 
     /// Removes the entry of `key`; `false` for a missing key.
