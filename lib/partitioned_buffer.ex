@@ -657,6 +657,7 @@ defmodule PartitionedBuffer do
           in_flight: non_neg_integer(),
           retrying: non_neg_integer(),
           bytes: non_neg_integer(),
+          reclaiming: non_neg_integer(),
           max_size: pos_integer() | :infinity,
           max_bytes: pos_integer() | :infinity,
           oldest_ms: non_neg_integer() | nil,
@@ -699,7 +700,8 @@ defmodule PartitionedBuffer do
   | `:size` | entries that wait for the next flush, as `buffer_size/1` returns |
   | `:in_flight` | flushed entries without an outcome; without `:max_attempts`, flushed entries that no processor got. A deleted entry counts until its flush reaches it |
   | `:retrying` | entries that failed and wait for their next attempt, among `:size` and `:in_flight`: of a queue with its order at the head of the flush. A split or a snooze alone does not count, and an entry in a batch does not |
-  | `:bytes` | an estimate of the memory of the entries, in bytes |
+  | `:bytes` | an estimate of the memory of the entries, in bytes. It falls as a flush progresses |
+  | `:reclaiming` | an estimate of the bytes that no buffer needs and that are not free yet, of all buffers together; see `memory/0` |
   | `:max_size`, `:max_bytes` | the options |
   | `:oldest_ms` | an upper bound, in milliseconds, of the age of the oldest write without an outcome: the age of the first write of its flush, also after failures. A newer write inherits the age of a failed entry that it replaces. `nil` without an entry |
   | `:failing_ms` | how long the processor has been failing, in milliseconds: the time since the first of the failures in a row, splits included, of the partition where it is longest; 0 without failures, and in an empty partition. A success ends it; a snooze neither begins nor ends it |
@@ -832,19 +834,25 @@ defmodule PartitionedBuffer do
     * `:bytes` – the bytes of entries, indexes and all else, as requested from the VM's allocators.
     * `:environments` – the number of heaps that hold the copies of keys and values. Most of them
       hold some hundred copies. With 0 the library holds no terms.
+    * `:reclaiming` – an estimate of the bytes that no buffer needs and that are not free yet. Above
+      64 MB writers and processors help the thread that frees them.
 
   `:erlang.memory/0` includes this memory in `:system` and `:binary`. A thread frees unused memory
   some milliseconds later. An empty buffer keeps some kB for each partition until the VM ends, even
   when it is stopped.
 
-      iex> %{bytes: bytes, environments: environments} = PartitionedBuffer.memory()
-      iex> bytes > 0 and environments >= 0
+      iex> %{bytes: bytes, reclaiming: reclaiming} = PartitionedBuffer.memory()
+      iex> bytes > 0 and reclaiming >= 0
       true
   """
-  @spec memory() :: %{bytes: non_neg_integer(), environments: non_neg_integer()}
+  @spec memory() :: %{
+          bytes: non_neg_integer(),
+          environments: non_neg_integer(),
+          reclaiming: non_neg_integer()
+        }
   def memory do
-    {bytes, environments} = Native.memory()
-    %{bytes: bytes, environments: environments}
+    {bytes, environments, reclaiming} = Native.memory()
+    %{bytes: bytes, environments: environments, reclaiming: reclaiming}
   end
 
   @doc """

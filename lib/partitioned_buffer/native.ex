@@ -616,9 +616,10 @@ defmodule PartitionedBuffer.Native do
   ## Library
 
   @doc """
-  How many bytes and environments the library has allocated. Environments hold the copies of terms.
+  How many bytes and environments the library has allocated, and an estimate of the bytes that are
+  to be freed. Environments hold the copies of terms.
   """
-  @spec memory() :: {non_neg_integer(), non_neg_integer()}
+  @spec memory() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   def memory, do: not_loaded()
 
   @doc "Waits, on a dirty scheduler, until all unused memory is freed."

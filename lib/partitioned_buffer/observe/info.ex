@@ -39,6 +39,7 @@ defmodule PartitionedBuffer.Observe.Info do
     {held, refused, dropped, waiting_writers, _waited} = bound(buffer)
     {size, in_flight} = held(options, held, total(partitions, :size), total(partitions, :in_flight))
     totals = Enum.zip_with(Enum.map(counted, & &1.totals), &Enum.sum/1)
+    {_bytes, _environments, reclaiming} = Native.memory()
 
     %{
       kind: options.kind,
@@ -46,6 +47,7 @@ defmodule PartitionedBuffer.Observe.Info do
       in_flight: in_flight,
       retrying: total(counted, :retrying),
       bytes: total(counted, :bytes),
+      reclaiming: reclaiming,
       max_size: options.max_size,
       max_bytes: options.max_bytes,
       oldest_ms: counted |> Enum.map(& &1.oldest_ms) |> Enum.reject(&is_nil/1) |> Enum.max(fn -> nil end),

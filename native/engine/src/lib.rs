@@ -28,7 +28,7 @@ pub mod store;
 mod sync;
 pub mod term;
 
-pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Leased, Reader, Seen};
+pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Reader, Seen};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound, Limits};
 pub use limits::totals::{self, Ended, Writes};

@@ -4,19 +4,48 @@
 //! schedules of threads.
 
 #[cfg(not(shuttle))]
-pub(crate) use parking_lot::{Mutex, MutexGuard};
+pub(crate) use parking_lot::{Mutex, MutexGuard, RwLockReadGuard as ReadGuard};
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 #[cfg(shuttle)]
-pub(crate) use self::modelled::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
+pub(crate) use self::modelled::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock};
+
+/// A lock for readers and a writer. A waiting writer keeps no reader out, so a thread may wait for
+/// another lock while it reads.
+#[cfg(not(shuttle))]
+pub(crate) struct RwLock<T>(parking_lot::RwLock<T>);
+
+#[cfg(not(shuttle))]
+impl<T> RwLock<T> {
+    /// A free lock.
+    pub(crate) fn new(value: T) -> Self {
+        RwLock(parking_lot::RwLock::new(value))
+    }
+
+    /// Waits until nobody writes.
+    #[inline]
+    pub(crate) fn read(&self) -> ReadGuard<'_, T> {
+        self.0.read_recursive()
+    }
+
+    /// Waits until nobody reads or writes.
+    pub(crate) fn write(&self) -> parking_lot::RwLockWriteGuard<'_, T> {
+        self.0.write()
+    }
+
+    /// The value, after the last use of the lock.
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+}
 
 #[cfg(shuttle)]
 mod modelled {
     //! The model's lock with the methods of `parking_lot`'s.
 
     pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    pub(crate) use shuttle::sync::MutexGuard;
+    pub(crate) use shuttle::sync::{MutexGuard, RwLockReadGuard as ReadGuard};
 
     /// A lock at which the model decides who runs next.
     #[derive(Default)]
@@ -41,6 +70,31 @@ mod modelled {
         /// Always true: only a spinning thread needs this, and spinning is no use in the model.
         pub(crate) fn is_locked(&self) -> bool {
             true
+        }
+    }
+
+    /// A lock at which the model decides who runs next. A waiting writer keeps no reader out.
+    pub(crate) struct RwLock<T>(shuttle::sync::RwLock<T>);
+
+    impl<T> RwLock<T> {
+        /// A free lock.
+        pub(crate) fn new(value: T) -> Self {
+            RwLock(shuttle::sync::RwLock::new(value))
+        }
+
+        /// Waits until nobody writes.
+        pub(crate) fn read(&self) -> ReadGuard<'_, T> {
+            self.0.read().expect("no thread has panicked with the lock")
+        }
+
+        /// Waits until nobody reads or writes.
+        pub(crate) fn write(&self) -> shuttle::sync::RwLockWriteGuard<'_, T> {
+            self.0.write().expect("no thread has panicked with the lock")
+        }
+
+        /// The value, after the last use of the lock.
+        pub(crate) fn into_inner(self) -> T {
+            self.0.into_inner().expect("no thread has panicked with the lock")
         }
     }
 }

@@ -41,6 +41,12 @@ pub trait Heap: Send + Sync + 'static {
         self.large_bytes() > 0
     }
 
+    /// A heap without memory, in the place of a freed one. Nothing is copied to it.
+    fn none() -> Self;
+
+    /// Parts of a flush with fewer bytes are not freed apart.
+    const LEAST_PART: usize = 64 * 1024;
+
     /// A number of the calling thread, which chooses its lane in an [arena](crate::arena).
     fn lane() -> usize;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::counter::{sum, Counter};
 use common::map::{entry, Entry, Map};
-use common::reading::{all_of, flush, give_back, read, GivenBack};
+use common::reading::{all_of, batch, contents, flush, give_back, read, GivenBack};
 use common::{assert_law, queue, TestTerm, LARGE};
 use partitioned_buffer_engine::{
     reclaim, BatchState, Bound, Evicted, Flushed, GaveBack, GiveBack, Hasher, Limits, MapPartition, Partition,
@@ -152,7 +152,7 @@ fn entries_given_up_are_a_batch_of_dead_letters_that_no_operation_sees() {
     let Some(Flushed::Rest(flush)) = new.partition.flush() else { panic!("the batch given up comes first") };
     assert!(flush.read(1, 0, 9).is_none(), "the processor does not get it");
     assert_eq!(flush.inherit(1, None), Some((BatchState::GivenUp, 6)));
-    assert_eq!((flush.batch().unwrap().1.len(), flush.attempts()), (6, 1));
+    assert_eq!((batch(&flush, entry).len(), flush.attempts()), (6, 1));
     flush.succeed(1);
     new.partition.settle(&flush);
     assert_eq!((new.partition.info().ended.given_up, new.partition.info().ended.processed), (6, 2));
@@ -239,7 +239,7 @@ fn calls_of_old_readers_change_nothing() {
     flush.succeed(1);
     flush.bury(0);
     assert_eq!(old.partition.give_back(&flush, all_of(1)), GaveBack { is_done: true, ..GaveBack::default() });
-    assert!(flush.batch().is_none() && flush.entries().is_none());
+    assert!(batch(&flush, entry).is_empty() && flush.entries().is_none());
     assert_eq!((flush.seen().left, flush.seen().calls, flush.attempts(), flush.lost(None)), (0, 1, 0, 0));
     old.partition.settle(&flush);
     assert!(old.partition.in_flight().is_none() && old.flush().is_none());
@@ -253,13 +253,13 @@ fn an_evicted_reader_can_still_read_what_it_holds() {
     let (old, new) = maps();
     old.put_all(0..4);
     let (flush, _) = old.lease_all();
-    let (frozen, records) = flush.batch().unwrap();
+    let frozen = flush.entries().unwrap();
     let (batch, _attempts) = moved(&old, &new);
     reclaim::settle();
-    let mut read: Vec<Entry> = records.into_iter().map(entry).collect();
+    let mut read = contents(&frozen, entry);
     read.sort_unstable();
     assert_eq!(read, batch);
-    let copies: Vec<TestTerm> = (0..4).filter_map(|position| frozen.record(position)).map(|entry| entry.key).collect();
+    let copies: Vec<TestTerm> = contents(&frozen, |entry| entry.key);
     drop(frozen);
     reclaim::settle();
     assert!(copies.iter().all(|copy| !copy.is_live()), "nothing refers to the stores");
@@ -336,10 +336,9 @@ fn sums_of_two_partitions_add_up_to_one_entry() {
     [&one, &two].iter().for_each(|old| move_all(&old.partition, &new.partition));
     new.open();
     assert_eq!(new.sum(1), Some(3 * i128::from(i64::MAX)));
-    let (first, batch) = new.lease_all();
-    assert_eq!((batch, first.attempts()), (vec![(1, 3 * i128::from(i64::MAX), 3)], 1));
-    let records = flush(&new.partition).unwrap().batch().unwrap().1;
-    assert_eq!(records.into_iter().map(sum).count(), 1);
+    let (first, sums) = new.lease_all();
+    assert_eq!((sums, first.attempts()), (vec![(1, 3 * i128::from(i64::MAX), 3)], 1));
+    assert_eq!(batch(&flush(&new.partition).unwrap(), sum).len(), 1);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn run(seed: u64, operations: usize, keys: u64) {
                 let new = random.below(100) as i64 - 50;
                 let version = to_version(&mut caller, new);
                 let (value, version) = value.parcel_with(version);
-                let put = generation.put_newer(hash, &key.parcel(), &value, version, || None, |_is_new| true);
+                let put = generation.put_newer(hash, &key.parcel(), &value, version, || false, |_is_new| true);
                 let is_new = !model.contains_key(&key.content());
                 let entry = model.entry(key.content()).or_insert((step as i64, new, 0));
                 let expected = match (is_new, new > entry.1) {

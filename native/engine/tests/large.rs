@@ -93,7 +93,7 @@ fn an_operation_copies_few_small_terms_and_no_large_term_but_its_own() {
         let mut caller = TestHeap::new();
         let (key, value) = (caller.boxed(key), caller.boxed(content));
         copies();
-        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value));
+        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value), |_is_new| true);
         let (small, large) = copies();
         drop(generation.take_garbage());
         assert!(small <= 2 + 128 / 4 + 1, "{small} small terms were copied");
@@ -116,7 +116,7 @@ fn an_operation_frees_few_heavy_terms_however_many_there_are() {
         // Loose terms of 32 kB, as binaries are: the copy is small, and the memory is elsewhere.
         let mut caller = TestHeap::new();
         let (key, value) = (caller.boxed(step % 5_000), caller.boxed(LARGE + step));
-        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value));
+        generation.put(hash(&hasher, key), &Parcel::loose(key), &Parcel::loose(value), |_is_new| true);
         let garbage = generation.take_garbage();
         freed();
         drop(garbage);

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::map::{entry, Entry, Map, MapFlush};
-use common::reading::{all_of, give_back, read, GivenBack};
+use common::reading::{all_of, batch, contents, give_back, read, GivenBack};
 use common::{Random, TestTerm, LARGE};
 use partitioned_buffer_engine::{reclaim, BatchState, Death, GiveBack};
 
@@ -38,8 +38,7 @@ fn plain(key: i64, value: i64) -> Entry {
 
 /// A copy of the value of each entry in a flush, to see whether it is freed.
 fn copies(flush: &MapFlush) -> Vec<TestTerm> {
-    let frozen = flush.entries().unwrap();
-    (0..flush.end()).filter_map(|position| frozen.record(position)).map(|record| record.value).collect()
+    contents(&flush.entries().unwrap(), |record| record.value)
 }
 
 fn assert_freed(copies: &[TestTerm]) {
@@ -342,11 +341,9 @@ fn entries_that_are_given_up_are_the_batch_until_the_end() {
     assert_eq!(flush.attempts(), 2);
     assert_eq!(read(&flush, 2, 10, entry), None, "they are with the processor");
     assert_eq!(map.fail(&flush, None, None), GivenBack::default(), "they are given up for good");
-    let (frozen, records) = flush.batch().unwrap();
-    let mut batch: Vec<Entry> = records.into_iter().map(entry).collect();
+    let mut batch = batch(&flush, entry);
     batch.sort_unstable();
     assert_eq!(batch, [plain(retried[0], retried[0]), plain(retried[1], retried[1])]);
-    drop(frozen);
     flush.bury(8);
     assert_eq!((flush.inherit(1, None), flush.seen().called_at), (Some((BatchState::Buried, 2)), Some(8)));
     flush.bury(9);

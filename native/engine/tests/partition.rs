@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread;
 
-use common::reading::{flush, read};
+use common::reading::{contents, flush, read};
 use common::{hash, Random, TestHeap, TestTerm, ONE};
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::Write;
@@ -32,8 +32,7 @@ fn put(partition: &MapPartition<TestHeap>, hasher: &Hasher, key: i64, value: i64
 }
 
 fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
-    let frozen = flush.entries().unwrap();
-    (0..flush.end()).filter_map(|position| frozen.record(position)).map(|entry| entry.key.content().1).collect()
+    contents(&flush.entries().unwrap(), key)
 }
 
 fn key(record: Record<TestTerm>) -> i64 {

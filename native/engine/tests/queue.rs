@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 
-use common::reading::{all_of, flush, give_back, read, GivenBack};
+use common::reading::{all_of, batch, contents, flush, give_back, read, GivenBack};
 use common::{Random, TestHeap, TestTerm, ONE};
 use partitioned_buffer_engine::{BatchState, Closed, Flush, GiveBack, Hasher, Heap, Log, QueuePartition, Stored};
 
@@ -23,9 +23,8 @@ fn push(partition: &QueuePartition<TestHeap>, item: i64) -> Result<(), Closed> {
 }
 
 fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
-    let frozen = flush.entries().expect("not all is claimed");
-    let positions = flush.end() - flush.seen().left..flush.end();
-    positions.map(|at| frozen.record(at).expect("no item is ever deleted").content().1).collect()
+    let mut items = contents(&flush.entries().expect("not all is claimed"), content);
+    items.split_off(items.len() - flush.seen().left)
 }
 
 fn content(item: TestTerm) -> i64 {
@@ -215,9 +214,7 @@ fn items_that_are_given_up_are_the_batch_until_the_end() {
     let given_back = fail(&partition, &first, Some(&[0, 1, 3]), true, Some(2));
     assert_eq!(given_back, GivenBack { retried: 1, superseded: 0, given_up: 2 });
     assert_eq!((first.inherit(1, None), partition.held()), (Some((BatchState::GivenUp, 2)), 3));
-    let (frozen, records) = first.batch().unwrap();
-    assert_eq!(records.into_iter().map(content).collect::<Vec<_>>(), [0, 1]);
-    drop(frozen);
+    assert_eq!(batch(&first, content), [0, 1]);
     assert_eq!(read(&first, 2, 1, content), None);
     first.succeed(1);
     assert_eq!((partition.held(), claim(&first, 9)), (1, vec![5]));

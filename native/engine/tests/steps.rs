@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::counter::Counter;
 use common::map::Map;
 use common::queue;
-use common::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
+use common::reading::{all_of, batch, flush, give_back, read, read_resumed, GivenBack};
 use common::{assert_law, ONE};
 use partitioned_buffer_engine::{BatchState, Bound, GaveBack, GiveBack, Hasher, Leased, Limits, MapPartition};
 
@@ -179,8 +179,7 @@ fn entries_given_up_in_steps_are_the_batch_after_the_last_one() {
     }
     assert_eq!(queue.give_back(&flush, step), gave_back(0, 0, 1, true));
     assert_eq!((flush.inherit(2, None), flush.attempts()), (Some((BatchState::GivenUp, 4)), 1));
-    let (_frozen, records) = flush.batch().unwrap();
-    assert_eq!(records.into_iter().map(queue::item).collect::<Vec<_>>(), [0, 2, 3, 5]);
+    assert_eq!(batch(&flush, queue::item), [0, 2, 3, 5]);
     flush.succeed(2);
     let info = queue.info();
     assert_eq!((info.ended.given_up, info.ended.processed, queue.held()), (4, 2, 0));

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
+use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, Frozen, GaveBack, Generation, GiveBack, Leased, Log, Partition, Seen, Store,
-    Tally,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Seen, Store, Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
@@ -265,10 +265,11 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         Ok(partition.in_flight().map(|flush| PartitionFlush { partitions, partition, flush, number }))
     }
 
-    /// Lets the shards give up a finished flush, and sends the news of room.
+    /// Lets the shards give up a finished flush, sends the news of room, and helps the reclaimer.
     fn settle(&self, env: Env<'_>) {
         self.partition.settle(&self.flush);
         self.partitions.shared.tell_of_room(env);
+        help();
     }
 
     /// Begins a call of the processor by `take`, unless the run is on hold or the partition pauses.
@@ -333,7 +334,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         };
         let has_large = reader.has_large();
         let leaves_out = resumed && self.flush.leaves_out();
-        let is_superseded = |frozen: &Frozen<S>, position| leaves_out && self.partition.supersedes(frozen, position);
+        let is_superseded = |held: &Held<'_, S>| leaves_out && self.partition.supersedes(held);
         let is_complete = loop {
             // Nothing announces a large record, so the clock is read after each one.
             let step = if has_large { 1 } else { pace.step };
@@ -361,9 +362,7 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
     /// See [`FlushResource::batch`].
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
         let mut list = ListBuilder::with_capacity(env, ROOM);
-        if let Some((_frozen, records)) = self.flush.batch() {
-            records.into_iter().for_each(|record| list.push(record.to_term(env)));
-        }
+        self.flush.batch(|record| list.push(record.to_term(env)));
         list.build()
     }
 }

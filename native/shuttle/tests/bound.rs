@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use buffer::map::{self, Buffer, Lease};
 use buffer::{check, join, spawn};
-use common::reading::{all_of, give_back};
+use common::reading::{all_of, contents, give_back};
 use common::{hash, TestHeap, ONE};
 use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::waiting::Answer;
@@ -517,8 +517,7 @@ impl Seen {
 fn flush_all(buffer: &Buffer, flushes: &mut Vec<Vec<i64>>) -> Option<Lease> {
     let lease = buffer.lease(usize::MAX)?;
     let frozen = lease.flush.entries().expect("it is not finished");
-    let records = (0..lease.flush.end()).filter_map(|position| frozen.record(position));
-    flushes.push(records.map(|record| record.key.content().1).collect());
+    flushes.push(contents(&frozen, |record| record.key.content().1));
     Some(lease)
 }
 

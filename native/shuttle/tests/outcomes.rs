@@ -227,6 +227,35 @@ fn two_readers_never_lease_the_same_batch() {
 }
 
 #[test]
+fn operations_beside_a_flush_whose_parts_are_freed_use_no_freed_term() {
+    check(|| {
+        let buffer = map::start(1, true);
+        (1..=4).for_each(|key| assert_eq!(buffer.put_newer(key, key), Ok(Stored::Stored)));
+        let reader = spawn(&buffer, |buffer| {
+            // Each success frees an entry, while the others are in flight.
+            for lease in (0..4).filter_map(|_| buffer.lease(1)) {
+                buffer.succeed(lease);
+            }
+        });
+        let other = spawn(&buffer, |buffer| {
+            assert!([None, Some(2)].contains(&buffer.get(2)), "a key has its value or none");
+            buffer.put(3, 30).expect("the buffer runs");
+            assert!([None, Some(3), Some(4)].contains(&buffer.get(4)), "a key has a value or none");
+        });
+        buffer.delete(2);
+        let newer = buffer.put_newer(4, 3);
+        assert!([None, Some(1)].contains(&buffer.get(1)), "a key has its value or none");
+        join(reader);
+        join(other);
+        finish(&buffer);
+        assert_eq!(buffer.sunk(1), [1]);
+        assert_eq!(buffer.sunk(3).last(), Some(&30));
+        // The older version is stored only after the outcome of the newer one.
+        assert!(buffer.sunk(4) == if newer == Ok(Stored::Stored) { vec![4, 3] } else { vec![4] });
+    });
+}
+
+#[test]
 fn an_heir_gives_back_what_a_dead_reader_has_not() {
     check(|| {
         let (buffer, lease) = start_in_flight(&[1, 2, 3]);

@@ -1,19 +1,14 @@
 //! The life of a batch after it was read: its calls, and the outcomes of the whole batch.
 
-use std::sync::Arc;
-
 use super::batch::{Batch, BatchState};
 use super::deferred::in_order;
 use super::flush::Flush;
-use super::frozen::Frozen;
+use super::frozen::Held;
 use super::progress::{OpenCall, Progress};
 use crate::limits::totals::Ended;
 use crate::limits::Isolation;
 use crate::runs::Runs;
 use crate::store::Store;
-
-/// Records, and the stores that hold them.
-pub type Records<S> = (Arc<Frozen<S>>, Vec<<S as Store>::Record>);
 
 /// How the reader before died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +185,7 @@ impl<S: Store> Flush<S> {
         progress.deferred.clear();
         let end = self.end().min(progress.position.saturating_add(count));
         for position in progress.position..end {
-            if frozen.record(position).is_some() {
+            if frozen.has(position) {
                 runs.push(position, frozen.attempts(position));
             }
         }
@@ -243,15 +238,18 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// The records of the present batch, and their stores. Of a batch given up, only those that the
-    /// function for dead letters gets together.
-    pub fn batch(&self) -> Option<Records<S>> {
+    /// Calls `each` with the records of the present batch. Of a batch given up, only with those that
+    /// the function for dead letters gets together.
+    pub fn batch(&self, mut each: impl FnMut(S::Record)) {
         let progress = self.lock();
         let runs = progress.batch.runs.head(progress.batch.part());
+        let frozen = progress.frozen.clone();
         drop(progress);
-        let frozen = self.entries()?;
-        let records = runs.places().filter_map(|(position, _attempts)| frozen.record(position)).collect();
-        Some((frozen, records))
+        let Some(frozen) = frozen else { return };
+        for (position, _attempts) in runs.places() {
+            let held = frozen.hold(position);
+            held.as_ref().and_then(Held::record).into_iter().for_each(&mut each);
+        }
     }
 
     /// The highest attempts of an entry in the present batch.

@@ -35,8 +35,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::batch::{Batch, BatchState};
-use super::deferred::Deferred;
-use super::frozen::Frozen;
+use super::deferred::{in_order, Deferred};
+use super::frozen::{Bytes, Frozen};
+use super::parts::part_of;
 use super::progress::Progress;
 use crate::limits::bound::Bound;
 use crate::limits::outcomes::{Learned, Outcomes};
@@ -54,15 +55,17 @@ pub enum Flushed<S: Store> {
     Fresh(Arc<Flush<S>>),
 }
 
-/// Frozen stores, and the progress of readers. The stores are freed with the outcome of the last
-/// entry, even if the flush itself is still referred to.
+/// Frozen stores, and the progress of readers. The stores are freed in parts, as readers progress,
+/// and the rest with the outcome of the last entry, even if the flush itself is still referred to.
 pub struct Flush<S: Store> {
     /// The position behind the last entry.
     end: usize,
     /// When the first entry was written.
     since: Option<Instant>,
-    /// The estimated bytes of the stores.
-    bytes: usize,
+    /// The estimated bytes of the stores, as far as they are not free.
+    bytes: Arc<Bytes>,
+    /// The number of positions that are released together.
+    part: usize,
     /// The number of entries without an outcome that do not wait again. A deleted entry counts
     /// until a reader comes to it.
     left: AtomicUsize,
@@ -108,14 +111,13 @@ impl<S: Store> Flush<S> {
         keeps_order: bool,
         leaves_out: bool,
     ) -> Self {
-        let stores = frozen.stores();
-        let left = stores.iter().map(Store::len).sum();
-        let since = stores.iter().filter_map(Store::since).min();
-        let bytes = stores.iter().map(Store::bytes).sum();
-        let end = frozen.end();
+        let (left, since, end) = (frozen.len(), frozen.since(), frozen.end());
+        let bytes = frozen.bytes().clone();
+        let part = part_of::<S>(end, bytes.get());
         let mut progress = Progress {
             frozen: Some(frozen),
             position: 0,
+            released: 0,
             retries: Runs::NONE,
             deferred: Deferred::default(),
             batch: Batch::NONE,
@@ -130,11 +132,12 @@ impl<S: Store> Flush<S> {
             bound,
             counted_bytes: 0,
         };
-        progress.count_bytes(bytes);
+        progress.count_bytes(bytes.get());
         Flush {
             end,
             since,
             bytes,
+            part,
             left: AtomicUsize::new(left),
             staying: AtomicUsize::new(0),
             settled: AtomicUsize::new(0),
@@ -161,7 +164,7 @@ impl<S: Store> Flush<S> {
     /// A flush whose batch consists of all its entries, given up. Its next reader inherits them.
     pub(crate) fn given_up(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>) -> Self {
         let mut runs = Runs::NONE;
-        let positions = (0..frozen.end()).filter(|&position| frozen.record(position).is_some());
+        let positions = (0..frozen.end()).filter(|&position| frozen.has(position));
         positions.for_each(|position| runs.push(position, frozen.attempts(position)));
         let flush = Flush::new(frozen, outcomes, None, S::KEEPS_ORDER, true);
         let mut progress = flush.progress.lock();
@@ -209,8 +212,7 @@ impl<S: Store> Flush<S> {
             progress.count_bytes(0);
         }
         progress.bound = bound.cloned();
-        let bytes = if progress.frozen.is_some() { self.bytes } else { 0 };
-        progress.count_bytes(bytes);
+        self.count_bytes(&mut progress);
     }
 
     /// The size of the next batch, after a lesson.
@@ -228,15 +230,37 @@ impl<S: Store> Flush<S> {
         self.keeps_order.store(keeps_order, Ordering::Relaxed);
     }
 
-    /// Publishes the progress, and gives up the stores after the last outcome.
+    /// Publishes the progress, releases the entries that readers are done with, and gives up the
+    /// stores after the last outcome.
     pub(super) fn settle(&self, progress: &mut Progress<S>) {
         self.staying.store(progress.retries.failed() + progress.deferred.len(), Ordering::Relaxed);
         self.settled.store(progress.settled(), Ordering::Release);
         if progress.is_finished(self.end) {
             progress.frozen = None;
-            progress.count_bytes(0);
             progress.batch.runs = Runs::NONE;
+        } else if self.part < usize::MAX {
+            self.release(progress);
         }
+        self.count_bytes(progress);
+    }
+
+    /// Releases the next part of the stores, if nobody needs it.
+    fn release(&self, progress: &mut Progress<S>) {
+        let needed = progress.needed();
+        let Some(frozen) = progress.frozen.as_ref().filter(|_| needed >= progress.released + self.part) else { return };
+        let positions = progress.released..needed;
+        let runs = in_order(progress.deferred.lists());
+        let deferred = runs.into_iter().flat_map(|(_list, run)| run.first..run.end());
+        let kept = deferred.filter(|position| positions.contains(position)).collect();
+        frozen.release(positions, kept);
+        progress.released = needed;
+    }
+
+    /// Returns the estimated bytes of the stores, and lets the bound count as many.
+    fn count_bytes(&self, progress: &mut Progress<S>) -> usize {
+        let bytes = if progress.frozen.is_some() { self.bytes.get() } else { 0 };
+        progress.count_bytes(bytes);
+        bytes
     }
 
     /// Whether all entries have an outcome.
@@ -281,16 +305,13 @@ impl<S: Store> Flush<S> {
         self.since
     }
 
-    /// The estimated bytes of the stores, until all entries have an outcome.
+    /// The estimated bytes of the stores, as far as they are not free, until all entries have an
+    /// outcome. Lets the bound count as many.
     pub(crate) fn bytes(&self) -> usize {
-        if self.progress.lock().frozen.is_some() {
-            self.bytes
-        } else {
-            0
-        }
+        self.count_bytes(&mut self.progress.lock())
     }
 
-    /// The stores, to be read without a lock; `None` when all entries have an outcome.
+    /// The stores; `None` when all entries have an outcome.
     pub fn entries(&self) -> Option<Arc<Frozen<S>>> {
         self.progress.lock().frozen.clone()
     }

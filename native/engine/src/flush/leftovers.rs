@@ -35,7 +35,7 @@ impl<S: Store> Leftovers<S> {
     pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         let ahead = (self.position..self.frozen.end()).map(|position| (position, self.frozen.attempts(position)));
         let all = self.passed.places().chain(ahead);
-        all.filter(|(position, _attempts)| self.frozen.record(*position).is_some())
+        all.filter(|(position, _attempts)| self.frozen.has(*position))
     }
 }
 
@@ -85,7 +85,7 @@ impl<S: Store> Flush<S> {
         drop(progress);
         move || {
             let Some(frozen) = frozen else { return 0 };
-            let is_held = |position: &usize| frozen.record(*position).is_some() && !self.is_gone(*position);
+            let is_held = |position: &usize| frozen.has(*position) && !self.is_gone(*position);
             let count = |runs: &Runs| runs.places().filter(|(position, _attempts)| is_held(position)).count();
             // An entry of a counter that waits again is gone, and perhaps not counted there.
             let is_whole = batch.is_given_up() || S::ADDS_UP;

@@ -11,13 +11,14 @@ mod flush;
 mod frozen;
 mod give_back;
 mod leftovers;
+mod parts;
 mod progress;
 mod reader;
 
 pub use self::batch::BatchState;
-pub use self::calls::{Death, Records};
+pub use self::calls::Death;
 pub use self::flush::{Flush, Flushed, Seen};
-pub use self::frozen::Frozen;
+pub use self::frozen::{Frozen, Held};
 pub(crate) use self::give_back::Retry;
 pub use self::give_back::{GaveBack, GiveBack, Leased};
 pub use self::reader::Reader;

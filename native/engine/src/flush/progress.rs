@@ -17,6 +17,8 @@ pub(super) struct Progress<S: Store> {
     pub(super) frozen: Option<Arc<Frozen<S>>>,
     /// The number of positions that readers passed. It never goes back.
     pub(super) position: usize,
+    /// The number of positions that nobody needs, except for deferred entries.
+    pub(super) released: usize,
     /// Passed entries to be read again: failed items, and entries of a batch that was split or never
     /// called. Readers take them first.
     pub(super) retries: Runs,
@@ -188,6 +190,13 @@ impl<S: Store> Progress<S> {
         let in_batch = self.batch.runs.first().filter(|_run| !self.batch.is_given_up());
         let first = in_batch.or(self.retries.first()).map_or(self.position, |run| run.first);
         self.deferred.first().map_or(first, |deferred| deferred.min(first))
+    }
+
+    /// The lowest position that somebody needs, except for deferred entries.
+    pub(super) fn needed(&self) -> usize {
+        let partial = self.partial.iter().flat_map(|partial| [&partial.given_up, &partial.staying]);
+        let firsts = [&self.batch.runs, &self.retries].into_iter().chain(partial).filter_map(Runs::first);
+        firsts.map(|run| run.first).min().unwrap_or(self.position).min(self.position)
     }
 
     /// The number of positions without an outcome before `end`.

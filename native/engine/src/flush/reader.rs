@@ -1,7 +1,7 @@
 //! Reads batches from a flush.
 
 use super::flush::Flush;
-use super::frozen::Frozen;
+use super::frozen::Held;
 use super::progress::Progress;
 use crate::limits::totals::Ended;
 use crate::store::Store;
@@ -71,7 +71,7 @@ impl<S: Store> Reader<'_, S> {
     pub fn read(
         &mut self,
         count: usize,
-        is_superseded: impl Fn(&Frozen<S>, usize) -> bool,
+        is_superseded: impl Fn(&Held<'_, S>) -> bool,
         mut each: impl FnMut(S::Record),
     ) -> bool {
         let Reader { flush, progress } = self;
@@ -81,16 +81,23 @@ impl<S: Store> Reader<'_, S> {
         let (first, end) = retry.map_or((*position, flush.end()), |run| (run.first, run.end()));
         let stop = end.min(first.saturating_add(count));
         let (mut next, mut superseded) = (first, 0);
+        let mut place = None;
         while next < stop {
-            if let Some(record) = frozen.record(next) {
-                if is_superseded(frozen, next) {
+            if !place.as_mut().is_some_and(|held: &mut Held<'_, S>| held.move_to(next)) {
+                // No two stores are held: the old one is first let go.
+                drop(place.take());
+                place = frozen.hold(next);
+            }
+            let Some(held) = &place else { break };
+            if let Some(record) = held.record() {
+                if is_superseded(held) {
                     flush.leave_out(next);
                 }
                 // This order matters: a delete may just remove both this entry and its replacement.
                 if flush.is_gone(next) {
                     superseded += 1;
                 } else {
-                    let attempts = retry.map_or_else(|| frozen.attempts(next), |run| run.attempts);
+                    let attempts = retry.map_or_else(|| held.attempts(), |run| run.attempts);
                     if batch.defers && attempts > 0 {
                         deferred.push(next, attempts);
                     } else if batch.add(next, attempts) {
@@ -102,6 +109,7 @@ impl<S: Store> Reader<'_, S> {
             }
             next += 1;
         }
+        drop(place);
         if retry.is_some() {
             retries.advance(next - first);
         } else {

@@ -32,6 +32,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::frozen::Left;
 use super::own_heaps::OwnHeaps;
 use super::parcel::Parcel;
 use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP};
@@ -84,33 +85,37 @@ pub enum Garbage<H> {
     Segment(H),
     /// The heap of a large copy, which a reader may still hold.
     Own(Arc<H>),
+    /// Nothing, but the writer is to help the reclaimer.
+    Debt,
 }
 
 /// Segments of copies; see the module's documentation.
 pub struct Arena<H> {
     /// The segments, by id. To grow takes less than a millisecond, even with tens of millions of
     /// copies.
-    segments: Vec<Segment<H>>,
+    pub(super) segments: Vec<Segment<H>>,
     /// The open segment of each lane, or `NONE`.
-    open: [SegmentId; LANES],
+    pub(super) open: [SegmentId; LANES],
     /// The vacant segments.
-    vacant: Vec<SegmentId>,
+    pub(super) vacant: Vec<SegmentId>,
     /// The sparse segments, oldest first.
     sparse: VecDeque<SegmentId>,
     /// The partly evacuated segment.
-    evacuation: Option<Evacuation>,
+    pub(super) evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
-    own_heaps: OwnHeaps<H>,
+    pub(super) own_heaps: OwnHeaps<H>,
     /// The estimated bytes of the former.
-    own_weight: usize,
-    /// Whether a large copy ever came.
-    had_large: bool,
+    pub(super) own_weight: usize,
     /// How many copies, live or dead, all full segments hold.
     full: usize,
     /// The estimated bytes of the former.
     full_weight: usize,
     /// How many more copies and releases are all weighed.
     weigh_all: u32,
+    /// The id behind the last owner of a sealed segment, if the ids of owners ascend.
+    pub(super) left_end: EntryId,
+    /// The rest about copies that were [left](Self::leave); few arenas need it.
+    pub(super) left: Option<Box<Left>>,
 }
 
 impl<H: Heap> Arena<H> {
@@ -124,10 +129,11 @@ impl<H: Heap> Arena<H> {
             evacuation: None,
             own_heaps: OwnHeaps::new(),
             own_weight: 0,
-            had_large: false,
             full: 0,
             full_weight: 0,
             weigh_all: 0,
+            left_end: 0,
+            left: None,
         }
     }
 
@@ -153,14 +159,14 @@ impl<H: Heap> Arena<H> {
 
     /// Takes over a large copy with its heap.
     pub fn keep(&mut self, heap: &Arc<H>) -> Unowned {
-        self.had_large = true;
+        self.own_heaps.had_large = true;
         self.own_weight += heap.large_bytes();
         Unowned(SegmentId::of_own_heap(self.own_heaps.add(heap.clone())))
     }
 
     /// Whether a large copy ever came.
     pub fn had_large(&self) -> bool {
-        self.had_large
+        self.own_heaps.had_large
     }
 
     /// Estimates how many bytes the copies take, live and dead ones.
@@ -198,36 +204,38 @@ impl<H: Heap> Arena<H> {
     pub fn own(&mut self, Unowned(id): Unowned, owner: EntryId) -> SegmentId {
         if id.is_segment() {
             self.segments[id.index()].owners.push(owner);
-            self.seal_if_full(id);
+            self.seal_if_full(id, owner);
         }
         id
     }
 
-    /// Leaves a copy without an owner, until the store is freed.
+    /// Leaves a copy for an entry that does not name it. The ids of such entries ascend, and
+    /// [`free_left`](Self::free_left) frees their copies.
     #[inline]
-    pub fn leave(&mut self, Unowned(id): Unowned) {
+    pub fn leave(&mut self, Unowned(id): Unowned, owner: EntryId) {
         if id.is_segment() {
             self.segments[id.index()].owners.count += 1;
-            self.seal_if_full(id);
+            self.seal_if_full(id, owner);
+        } else if id.own_heap().is_some() {
+            self.left.get_or_insert_default().large.push(owner);
         }
     }
 
-    /// Abandons a copy that gets no owner.
-    pub fn discard(&mut self, unowned: Unowned, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
-        let Unowned(id) = unowned;
-        self.leave(unowned);
+    /// Abandons a copy that was made for an entry, but that no entry names.
+    pub fn discard(&mut self, copy: Unowned, owner: EntryId, term: H::Term, garbage: &mut Vec<Garbage<H>>) {
+        let id = self.own(copy, owner);
         self.release(id, term, garbage);
     }
 
-    /// Seals a segment if the copy just made was its last.
+    /// Seals a segment if the copy just made, for `owner`, was its last.
     #[inline]
-    fn seal_if_full(&mut self, id: SegmentId) {
+    fn seal_if_full(&mut self, id: SegmentId, owner: EntryId) {
         let segment = &self.segments[id.index()];
         let capacity = (self.full / GROWTH_DIVISOR).clamp(MIN_CAPACITY, MAX_CAPACITY);
         let weight_limit = (self.full_weight / GROWTH_DIVISOR).clamp(MIN_WEIGHT_LIMIT, MAX_WEIGHT_LIMIT);
         let is_full = segment.owners.count >= capacity || segment.weight as usize >= weight_limit;
         if is_full || segment.heap.holds_large() {
-            self.seal(id);
+            self.seal(id, owner);
         }
     }
 
@@ -319,6 +327,12 @@ impl<H: Heap> Arena<H> {
 
     /// Empties a segment that no entry names.
     fn vacate(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
+        self.empty(id, H::new(), garbage);
+        self.vacant.push(id);
+    }
+
+    /// Empties a segment, which gets another heap.
+    pub(super) fn empty(&mut self, id: SegmentId, heap: H, garbage: &mut Vec<Garbage<H>>) {
         let segment = &mut self.segments[id.index()];
         let shared = &mut segment.shared;
         debug_assert_eq!(shared.deaths, segment.owners.count, "a vacated segment has no live copies");
@@ -328,8 +342,7 @@ impl<H: Heap> Arena<H> {
         segment.owners.count = 0;
         segment.weight = 0;
         (shared.deaths, shared.dead_weight, shared.state) = (0, 0, SegmentState::Vacant);
-        garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, H::new())));
-        self.vacant.push(id);
+        garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, heap)));
     }
 
     /// The open segment of the thread's lane, opened now if missing.
@@ -346,7 +359,8 @@ impl<H: Heap> Arena<H> {
     #[cold]
     fn next_segment(&mut self) -> SegmentId {
         if let Some(id) = self.vacant.pop() {
-            self.segments[id.index()].shared.state = SegmentState::Open;
+            let shared = &mut self.segments[id.index()].shared;
+            (shared.state, shared.span) = (SegmentState::Open, self.left_end..self.left_end);
             return id;
         }
         let id = SegmentId(u32::try_from(self.segments.len()).expect("fewer than 2^32 segments"));
@@ -355,17 +369,19 @@ impl<H: Heap> Arena<H> {
             owners: Owners::default(),
             weight: 0,
             sampler: Sampler::new(id),
-            shared: Shared { deaths: 0, dead_weight: 0, sampler: Sampler::new(id), state: SegmentState::Open },
+            shared: Shared::new(id, self.left_end),
         };
         self.segments.push(segment);
         id
     }
 
-    /// Seals an open segment.
-    fn seal(&mut self, id: SegmentId) {
+    /// Seals an open segment, whose last copy was made for `owner` or an earlier entry.
+    pub(super) fn seal(&mut self, id: SegmentId, owner: EntryId) {
         self.open.iter_mut().filter(|open| **open == id).for_each(|open| *open = SegmentId::NONE);
         let segment = &mut self.segments[id.index()];
-        self.had_large |= segment.heap.holds_large();
+        segment.shared.span.end = owner.saturating_add(1);
+        self.left_end = self.left_end.max(segment.shared.span.end);
+        self.own_heaps.had_large |= segment.heap.holds_large();
         self.full += segment.owners.count;
         self.full_weight += segment.weight as usize;
         if segment.is_sparse() {

@@ -22,12 +22,15 @@ pub(crate) struct OwnHeaps<H> {
     chunks: Vec<Vec<Slot<H>>>,
     /// The first free slot, or `NONE`.
     free: u32,
+    /// Whether the arena ever had a large copy, here or in a segment. It fills the room behind
+    /// `free`.
+    pub(super) had_large: bool,
 }
 
 impl<H> OwnHeaps<H> {
     /// No heaps; allocates nothing.
     pub(crate) fn new() -> Self {
-        OwnHeaps { chunks: Vec::new(), free: NONE }
+        OwnHeaps { chunks: Vec::new(), free: NONE, had_large: false }
     }
 
     /// Adds a heap and returns its slot.
@@ -72,6 +75,22 @@ impl<H> OwnHeaps<H> {
                 None
             }
         }
+    }
+
+    /// Takes out the heaps of the last slots, at most `count`. Nothing may be added later.
+    pub(crate) fn take_last(&mut self, count: usize) -> Vec<Arc<H>> {
+        let Some(last) = self.chunks.last_mut() else { return Vec::new() };
+        let slots = last.split_off(last.len().saturating_sub(count));
+        if last.is_empty() {
+            self.chunks.pop();
+        }
+        let heap = |slot| if let Slot::Taken(heap) = slot { Some(heap) } else { None };
+        slots.into_iter().filter_map(heap).collect()
+    }
+
+    /// Whether no slots are left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 
     /// The contents of a slot.

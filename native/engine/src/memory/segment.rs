@@ -1,6 +1,8 @@
 //! A segment of an [arena](super::arena): a heap, the owners of its copies, and the weight of dead
 //! ones.
 
+use std::ops::Range;
+
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;
 
@@ -162,6 +164,17 @@ pub(super) struct Shared {
     pub(super) sampler: Sampler,
     /// See the table in the module's documentation.
     pub(super) state: SegmentState,
+    /// The ids of the entries whose copies are here, if the ids of entries ascend. It ends when the
+    /// segment is sealed.
+    pub(super) span: Range<EntryId>,
+}
+
+impl Shared {
+    /// The part of an empty, open segment, for entries from `first` on.
+    pub(super) fn new(id: SegmentId, first: EntryId) -> Self {
+        let sampler = Sampler::new(id);
+        Shared { deaths: 0, dead_weight: 0, sampler, state: SegmentState::Open, span: first..first }
+    }
 }
 
 impl<H: Heap> Segment<H> {

@@ -55,7 +55,7 @@ impl<H: Heap> CounterPartition<H> {
     pub fn sum(&self, access: Access, hash: Hash, key: H::Term) -> Result<Option<i128>, Closed> {
         let state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
         let waiting = state.waiting.find(hash, key).and_then(|id| state.waiting.sum(id));
-        let in_flight = state.find_in_flight(hash, key).and_then(|found| found.table().sum(found.id));
+        let in_flight = state.find_in_flight(hash, key).and_then(|found| found.held.store().sum(found.held.id()));
         Ok(in_flight.into_iter().chain(waiting).reduce(|sum, other| sum + other))
     }
 }

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use super::partition::Partition;
 use super::shard::Shard;
-use crate::flush::{Flush, Frozen};
-use crate::ids::EntryId;
+use crate::flush::{Flush, Frozen, Held};
 use crate::limits::totals::{Ended, Writes};
 use crate::runs::Runs;
 use crate::store::{Store, TakenBack};
@@ -36,12 +35,10 @@ struct InFlight<S: Store> {
 pub struct Leftover<'e, S: Store> {
     /// The key or item.
     term: S::Term,
-    /// The store of the entry.
-    store: &'e S,
-    /// The shard, which is the same in each partition.
-    shard: usize,
-    /// The entry's id.
-    id: EntryId,
+    /// The stores. The entry has no outcome, so they keep it.
+    frozen: &'e Frozen<S>,
+    /// The entry's position there.
+    position: usize,
     /// The entry's attempts.
     attempts: u32,
 }
@@ -49,9 +46,13 @@ pub struct Leftover<'e, S: Store> {
 impl<'e, S: Store> Leftover<'e, S> {
     /// The entry at a position; `None` if it was deleted.
     fn new(frozen: &'e Frozen<S>, position: usize, attempts: u32) -> Option<Self> {
-        let (shard, id) = frozen.locate(position)?;
-        let store = &frozen.stores()[shard];
-        Some(Leftover { term: store.term(id)?, store, shard, id, attempts })
+        let held = frozen.hold(position)?;
+        Some(Leftover { term: held.store().term(held.id())?, frozen, position, attempts })
+    }
+
+    /// Holds the entry.
+    fn hold(&self) -> Held<'e, S> {
+        self.frozen.hold(self.position).expect("its position is in the stores")
     }
 
     /// The key or item: the term that chooses the partition.
@@ -111,8 +112,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             let mut others = Runs::NONE;
             for (position, attempts) in leftovers.entries() {
                 let replaced = |waiting: &Frozen<S>| {
-                    let (shard, id) = leftovers.frozen.locate(position)?;
-                    Some(leftovers.frozen.is_replaced_in(&waiting.stores()[shard], shard, id))
+                    let held = leftovers.frozen.hold(position)?;
+                    Some(held.is_replaced_in(&waiting.store(held.shard())))
                 };
                 if !flush.is_gone(position) && waiting.as_ref().and_then(replaced) != Some(true) {
                     others.push(position, attempts);
@@ -141,9 +142,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// attempts. If its key waits already, a map keeps the entry with the higher version, and a
     /// counter adds both up.
     pub fn take_in(&self, leftover: &Leftover<'_, S>) {
-        let &Leftover { store, shard, id, attempts, .. } = leftover;
-        let mut state = self.shards[shard].lock();
-        let taken_in = state.waiting.take_in(store, id, attempts);
+        let held = leftover.hold();
+        let mut state = self.shards[held.shard()].lock();
+        let taken_in = state.waiting.take_in(held.store(), held.id(), leftover.attempts);
         self.count_bytes(&mut state);
         if taken_in == TakenBack::Added && state.is_bounded {
             self.bound.add(1);
@@ -160,8 +161,9 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         debug_assert!(in_flight.is_none(), "the partition was evicted, or is new");
         let mut states = self.shards.each_ref().map(Shard::lock);
         let mut stores: Vec<_> = states.iter().map(|state| state.waiting.successor()).collect();
-        for &Leftover { store, shard, id, attempts, .. } in leftovers {
-            let taken_in = stores[shard].take_in(store, id, attempts);
+        for leftover in leftovers {
+            let held = leftover.hold();
+            let taken_in = stores[held.shard()].take_in(held.store(), held.id(), leftover.attempts);
             if matches!(taken_in, TakenBack::Superseded | TakenBack::Replaced) {
                 self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
             }

@@ -21,19 +21,18 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         if flush.keeps_order() {
             return Retry::Stays;
         }
-        let Some((shard, id)) = frozen.locate(position) else { return Retry::IsSuperseded };
-        let mut state = self.shards[shard].lock();
+        let Some(held) = frozen.hold(position) else { return Retry::IsSuperseded };
+        let mut state = self.shards[held.shard()].lock();
         // A delete takes the same lock, so an entry that it removed does not wait again.
         if flush.is_gone(position) {
             return Retry::IsSuperseded;
         }
-        let store = &frozen.stores()[shard];
         let taken_back = if frozen.is_seen() {
-            state.waiting.take_back(store, id, attempts)
-        } else if frozen.is_replaced_in(&state.waiting, shard, id) {
+            state.waiting.take_back(held.store(), held.id(), attempts)
+        } else if held.is_replaced_in(&state.waiting) {
             TakenBack::Superseded
         } else {
-            state.waiting.take_in(store, id, attempts)
+            state.waiting.take_in(held.store(), held.id(), attempts)
         };
         self.count_bytes(&mut state);
         if S::ADDS_UP {
@@ -48,7 +47,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
                 Retry::Joins
             }
             TakenBack::Superseded => {
-                state.waiting.inherit_age(store);
+                state.waiting.inherit_age(held.store());
                 Retry::IsSuperseded
             }
         }

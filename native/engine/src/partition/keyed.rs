@@ -3,7 +3,8 @@
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
 use super::shard::{InFlight, ShardState};
-use crate::ids::EntryId;
+use crate::flush::{Flush, Held};
+use crate::memory::reclaim::help;
 use crate::store::hash::Hash;
 use crate::store::table::{Contents, Table};
 use crate::sync::MutexGuard;
@@ -23,20 +24,11 @@ pub(super) type TableState<H, C> = ShardState<Table<H, C>>;
 /// An entry in flight.
 pub(super) struct FoundInFlight<'s, H: Heap, C: Contents<H>> {
     /// Its flush.
-    pub(super) in_flight: &'s InFlight<Table<H, C>>,
-    /// The shard.
-    pub(super) shard: usize,
-    /// The entry's id there.
-    pub(super) id: EntryId,
+    pub(super) flush: &'s Flush<Table<H, C>>,
+    /// The entry.
+    pub(super) held: Held<'s, Table<H, C>>,
     /// The entry's position in the flush.
     pub(super) position: usize,
-}
-
-impl<H: Heap, C: Contents<H>> FoundInFlight<'_, H, C> {
-    /// The table of the entry.
-    pub(super) fn table(&self) -> &Table<H, C> {
-        &self.in_flight.frozen.stores()[self.shard]
-    }
 }
 
 impl<H: Heap, C: Contents<H>> InFlight<Table<H, C>> {
@@ -44,9 +36,9 @@ impl<H: Heap, C: Contents<H>> InFlight<Table<H, C>> {
     #[cold]
     pub(super) fn find(&self, hash: Hash, key: H::Term) -> Option<FoundInFlight<'_, H, C>> {
         let shard = TablePartition::<H, C>::shard_of(hash);
-        let id = self.frozen.stores()[shard].find(hash, key)?;
-        let position = self.frozen.start(shard) + id as usize;
-        self.flush.is_live(position).then_some(FoundInFlight { in_flight: self, shard, id, position })
+        let held = self.frozen.find(shard, |table| table.find(hash, key))?;
+        let position = self.frozen.start(shard) + held.id() as usize;
+        self.flush.is_live(position).then_some(FoundInFlight { flush: &self.flush, held, position })
     }
 }
 
@@ -79,13 +71,14 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         self.shards[Self::shard_of(hash)].lock_open(access)
     }
 
-    /// Releases the lock, then frees abandoned heaps.
+    /// Releases the lock, then frees abandoned heaps, and helps the reclaimer.
     #[inline]
     pub(super) fn unlock(mut state: MutexGuard<'_, TableState<H, C>>) {
         if state.waiting.has_garbage() {
             let garbage = state.waiting.take_garbage();
             drop(state);
             drop(garbage);
+            help();
         }
     }
 
@@ -149,8 +142,8 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
                 self.bound.release(1);
             }
         }
-        if let Some(FoundInFlight { in_flight, position, .. }) = state.find_in_flight(hash, key) {
-            in_flight.flush.remove(position);
+        if let Some(FoundInFlight { flush, position, .. }) = state.find_in_flight(hash, key) {
+            flush.remove(position);
         }
         Self::unlock(state);
         Ok(())

@@ -1,7 +1,7 @@
 //! The operations on a partition of a map.
 
 use super::access::{Access, Closed};
-use super::keyed::{FoundInFlight, TableState, TABLE_SHARDS};
+use super::keyed::{TableState, TABLE_SHARDS};
 use super::partition::{Partition, Stored, Written};
 use super::shard::InFlight;
 use crate::memory::parcel::Parcel;
@@ -34,20 +34,22 @@ impl<H: Heap> TableState<H, Values<H>> {
         has_room: impl FnOnce(bool) -> bool,
     ) -> Put {
         let Self { waiting, in_flight, .. } = self;
-        let old = || find_version(in_flight.as_ref(), hash, key.term);
-        waiting.put_newer(hash, key, value, version, old, has_room)
+        let is_stale = || is_stale(in_flight.as_ref(), hash, key.term, version);
+        waiting.put_newer(hash, key, value, version, is_stale, has_room)
     }
 }
 
-/// The version of the entry of `key` in a flush, unless it has an outcome or was deleted.
+/// Whether `version` is not greater than that of the entry of `key` in a flush, unless the entry has
+/// an outcome or was deleted.
 #[inline]
-fn find_version<H: Heap>(
+fn is_stale<H: Heap>(
     in_flight: Option<&InFlight<Generation<H>>>,
     hash: Hash,
     key: H::Term,
-) -> Option<Version<H::Term>> {
-    let found = in_flight?.find(hash, key)?;
-    Some(found.table().version(found.id))
+    version: Version<H::Term>,
+) -> bool {
+    let found = in_flight.and_then(|in_flight| in_flight.find(hash, key));
+    found.is_some_and(|found| !version.is_newer_than(found.held.store().version(found.held.id())))
 }
 
 impl<H: Heap> MapPartition<H> {
@@ -138,10 +140,11 @@ impl<H: Heap> MapPartition<H> {
         key: H::Term,
         copy: impl FnOnce(H::Term, Option<&H>) -> R,
     ) -> Option<R> {
-        let FoundInFlight { in_flight, shard, id, .. } = state.find_in_flight(hash, key)?;
-        let frozen = in_flight.frozen.clone();
+        let found = state.find_in_flight(hash, key)?;
+        let Found { value, heap } = found.held.store().value(found.held.id())?;
+        let Some(heap) = heap else { return Some(copy(value, None)) };
+        drop(found);
         drop(state);
-        let Found { value, heap } = frozen.stores()[shard].value(id)?;
-        Some(copy(value, heap.as_deref()))
+        Some(copy(value, Some(&heap)))
     }
 }

@@ -26,7 +26,9 @@
 //!
 //! A lock is held for one operation on one store, for the swap, or for one step of giving back. No
 //! store is freed and no foreign code runs under a lock. The order of the locks is: `giving_back`,
-//! `in_flight`, the progress of the flush, the shards in their order, the outcomes.
+//! `in_flight`, the progress of the flush, the shards in their order, the outcomes. The lock of a
+//! frozen store is apart: readers take it before or after that of a shard, since a waiting writer,
+//! which has no other lock, does not keep them out.
 //!
 //! A write changes three cache lines that move between processors: those of the shard's lock, of
 //! the entry, and of the deaths in the old value's segment. The copy itself goes to memory of the
@@ -38,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use super::access::{Access, Closed, Gate};
 use super::shard::{InFlight, Shard, ShardState};
-use crate::flush::{Flush, Flushed, Frozen};
+use crate::flush::{Flush, Flushed, Frozen, Held};
 use crate::limits::bound::Bound;
 use crate::limits::isolation::Isolation;
 use crate::limits::outcomes::{Learned, Outcomes};
@@ -199,14 +201,13 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         }
     }
 
-    /// Whether a waiting entry replaces the one at this position of the flush, whose age it takes
-    /// over then: what was written first has not been stored since.
-    pub fn supersedes(&self, frozen: &Frozen<S>, position: usize) -> bool {
-        let Some((shard, id)) = frozen.locate(position) else { return false };
-        let mut state = self.shards[shard].lock();
-        let is_replaced = frozen.is_replaced_in(&state.waiting, shard, id);
+    /// Whether a waiting entry replaces this one of the flush, whose age it takes over then: what
+    /// was written first has not been stored since.
+    pub fn supersedes(&self, held: &Held<'_, S>) -> bool {
+        let mut state = self.shards[held.shard()].lock();
+        let is_replaced = held.is_replaced_in(&state.waiting);
         if is_replaced {
-            state.waiting.inherit_age(&frozen.stores()[shard]);
+            state.waiting.inherit_age(held.store());
         }
         is_replaced
     }
@@ -262,7 +263,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let mut states = self.shards.each_ref().map(Shard::lock);
         let frozen = Arc::new(self.swap(&mut states)?);
         // Stores whose entries were all deleted are only memory, freed like the others.
-        if frozen.stores().iter().all(Store::is_empty) {
+        if frozen.len() == 0 {
             states.iter_mut().for_each(|state| self.count_bytes(state));
             drop(states);
             return None;

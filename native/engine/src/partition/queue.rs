@@ -3,6 +3,7 @@
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
 use crate::memory::parcel::Parcel;
+use crate::memory::reclaim::help;
 use crate::store::queue::Log;
 use crate::store::Store;
 use crate::term::Heap;
@@ -18,10 +19,14 @@ impl<H: Heap> QueuePartition<H> {
         if state.is_bounded && !self.find_room(access, true) {
             return Ok(Stored::Full);
         }
-        state.waiting.append(item);
+        let begins = state.waiting.append(item);
         let is_enough = state.is_counted && self.count_write(&mut state, true);
         if access.has_room() {
             self.use_room(&state, true);
+        }
+        drop(state);
+        if begins {
+            help();
         }
         Ok(if is_enough { Stored::Enough } else { Stored::Stored })
     }
@@ -37,8 +42,14 @@ impl<H: Heap> QueuePartition<H> {
     ) -> Result<Written, Closed> {
         let mut state = self.shards[0].lock_open(access)?;
         let before = state.waiting.len();
-        items.for_each(|item| state.waiting.append(item));
+        let mut begins = false;
+        items.for_each(|item| begins |= state.waiting.append(item));
         let added = state.waiting.len() - before;
-        Ok(self.count_all(&mut state, added, reserved))
+        let written = self.count_all(&mut state, added, reserved);
+        drop(state);
+        if begins {
+            help();
+        }
+        Ok(written)
     }
 }

@@ -50,6 +50,8 @@ pub struct Entries<T, V, X> {
     end: usize,
     /// The room for extras in all chunks.
     extra_room: usize,
+    /// The number of freed chunks.
+    freed: u32,
 }
 
 /// The chunk of an entry, and its slot in there.
@@ -61,7 +63,7 @@ fn locate(id: EntryId) -> (usize, usize) {
 impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
     /// No entries; allocates nothing.
     pub fn new() -> Self {
-        Entries { chunks: Vec::new(), vacant: NONE, vacancies: 0, end: 0, extra_room: 0 }
+        Entries { chunks: Vec::new(), vacant: NONE, vacancies: 0, end: 0, extra_room: 0, freed: 0 }
     }
 
     /// The number of entries.
@@ -86,7 +88,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         let room = match self.end {
             0 => 0,
             1..=CHUNK => self.end.next_power_of_two(),
-            _ => self.chunks.len() * CHUNK,
+            _ => (self.chunks.len() - self.freed as usize) * CHUNK,
         };
         room * entry + self.extra_room * size_of::<X>()
     }
@@ -100,9 +102,10 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         EntryId::try_from(self.end).ok().filter(|&id| id != NONE).expect("fewer than 2^32 entries")
     }
 
-    /// Adds an entry without an extra, under `next_id`, with the seed of its key's hash.
+    /// Adds an entry without an extra, under `next_id`, with the seed of its key's hash. Returns
+    /// whether it begins a chunk.
     #[inline]
-    pub fn insert(&mut self, entry: Entry<T, V>, seed: u32) {
+    pub fn insert(&mut self, entry: Entry<T, V>, seed: u32) -> bool {
         if self.vacant != NONE {
             let id = self.vacant;
             let (chunk, slot) = locate(id);
@@ -111,9 +114,10 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
             self.vacant = std::mem::replace(&mut chunk.seeds[slot], seed);
             self.vacancies -= 1;
             self.set_extra(id, X::default());
-            return;
+            return false;
         }
-        if self.end % CHUNK == 0 {
+        let begins = self.end % CHUNK == 0;
+        if begins {
             // The first chunk may stay small, the others are likely to fill.
             let capacity = if self.end == 0 { 4 } else { CHUNK };
             self.chunks.push(Chunk {
@@ -126,6 +130,7 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         chunk.entries.push(entry);
         chunk.seeds.push(seed);
         self.end += 1;
+        begins
     }
 
     /// Removes the entry `id`, which must be there.
@@ -139,6 +144,36 @@ impl<T: Term, V: Copy, X: Copy + Default + PartialEq> Entries<T, V, X> {
         chunk.seeds[slot] = std::mem::replace(&mut self.vacant, id);
         self.vacancies += 1;
         entry
+    }
+
+    /// Removes the entry `id` for good; `None` if it is not there. Nothing may be inserted later.
+    pub fn free(&mut self, id: EntryId) -> Option<Entry<T, V>> {
+        let entry = self.get_mut(id)?;
+        let freed = *entry;
+        entry.key_segment = SegmentId::VACANT;
+        self.vacancies += 1;
+        Some(freed)
+    }
+
+    /// Frees the chunk that ends at `end`, if it is full and without entries.
+    pub fn free_chunk(&mut self, end: EntryId) {
+        let Some(chunk) = (end as usize / CHUNK).checked_sub(1).filter(|_| end as usize % CHUNK == 0) else { return };
+        let Some(chunk) = self.chunks.get_mut(chunk) else { return };
+        if chunk.entries.iter().all(|entry| entry.key_segment == SegmentId::VACANT) {
+            self.freed += u32::from(chunk.entries.capacity() > 0);
+            self.extra_room -= chunk.extras.len();
+            *chunk = Chunk { entries: Vec::new(), seeds: Vec::new(), extras: Vec::new() };
+        }
+    }
+
+    /// Frees the last chunk; `false` without any. Nothing else may follow.
+    pub fn take_apart(&mut self) -> bool {
+        let Some(chunk) = self.chunks.pop() else { return false };
+        self.freed -= u32::from(chunk.entries.capacity() == 0);
+        self.extra_room -= chunk.extras.len();
+        self.end = self.chunks.len() * CHUNK;
+        self.vacancies = self.vacancies.min(self.end);
+        true
     }
 
     /// The entry `id`; `None` if it was deleted, or for an unknown id.

@@ -26,6 +26,9 @@ const STRIPE_LINES: usize = 64;
 /// stripe then grows.
 const REFERENCES_PER_STRIPE: usize = 64;
 
+/// Stripes that are freed together: some ten microseconds.
+const FREED_TOGETHER: usize = 64;
+
 /// Entries whose hashes choose this line, or an earlier full line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -193,6 +196,13 @@ impl Index {
     /// How many bytes the stripes take, as if they were equally large.
     pub fn bytes(&self) -> usize {
         self.stripes.first().map_or(0, |stripe| stripe.lines.len() * size_of::<Line>()) * self.stripes.len()
+    }
+
+    /// Frees some of the stripes; `false` without any. Nothing else may follow.
+    pub fn take_apart(&mut self) -> bool {
+        let has_some = !self.stripes.is_empty();
+        self.stripes.truncate(self.stripes.len().saturating_sub(FREED_TOGETHER));
+        has_some
     }
 
     /// The hasher that makes the hashes.

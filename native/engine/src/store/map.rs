@@ -9,7 +9,7 @@ use super::history::{Counts, History};
 use super::store::{Store, TakenBack};
 use super::table::{Contents, Table};
 use crate::ids::{EntryId, SegmentId};
-use crate::memory::arena::{Arena, Evacuation, Unowned};
+use crate::memory::arena::{Arena, Evacuation, Garbage, Unowned};
 use crate::memory::parcel::Parcel;
 use crate::term::{Heap, Version};
 
@@ -108,13 +108,13 @@ impl<H: Heap> Generation<H> {
     /// Abandons the copy of a value that finds no room.
     #[cold]
     fn discard(&mut self, copy: ValueCopy<H::Term>) {
-        let Table { contents: Values { arena, .. }, garbage, .. } = self;
-        arena.discard(copy.unowned, copy.value, garbage);
+        let Table { contents: Values { arena, .. }, entries, garbage, .. } = self;
+        arena.discard(copy.unowned, entries.next_id(), copy.value, garbage);
     }
 
     /// Stores `value` for `key` if the key is new or `version` is greater than its version. For a
-    /// new key it must be greater than the version `in_flight`, if any. A version beyond 64 bits
-    /// lives in the heap of a packed `value`. `admits` gets whether the key is new, and returns
+    /// new key `is_stale` returns whether the version in flight is as great. A version beyond 64
+    /// bits lives in the heap of a packed `value`. `admits` gets whether the key is new, and returns
     /// whether there is room.
     #[inline]
     pub fn put_newer(
@@ -123,12 +123,12 @@ impl<H: Heap> Generation<H> {
         key: &Parcel<H>,
         value: &Parcel<H>,
         version: Version<H::Term>,
-        in_flight: impl FnOnce() -> Option<Version<H::Term>>,
+        is_stale: impl FnOnce() -> bool,
         admits: impl FnOnce(bool) -> bool,
     ) -> Put {
         match self.find(hash, key.term) {
             None => {
-                if in_flight().is_some_and(|old| !version.is_newer_than(old)) {
+                if is_stale() {
                     self.contents.stale += 1;
                     return Put::Stale;
                 }
@@ -258,6 +258,15 @@ impl<H: Heap> Contents<H> for Values<H> {
         if let Some(evacuation) = table.contents.arena.take_sparse() {
             table.evacuate_values(evacuation);
         }
+    }
+
+    #[inline]
+    fn freed(table: &mut Generation<H>, value: Value<H::Term>, garbage: &mut Vec<Garbage<H>>) {
+        table.contents.arena.free(value.segment, garbage);
+    }
+
+    fn take_apart(table: &mut Generation<H>) -> bool {
+        table.contents.arena.take_apart()
     }
 
     // A plain write has no version, and replaces any value.

@@ -1,15 +1,15 @@
 //! A log: the items of one partition of a queue since its last flush, in the order of their writes.
 //!
-//! Items are never replaced or deleted, so the log keeps only their terms and frees all segments at
-//! its end.
+//! Items are never replaced or deleted, so the log keeps only their terms, and not where these live.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::hash::Hasher;
 use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
-use crate::memory::arena::Arena;
+use crate::memory::arena::{Arena, Garbage};
 use crate::memory::parcel::Parcel;
 use crate::runs::Runs;
 use crate::term::Heap;
@@ -17,10 +17,23 @@ use crate::term::Heap;
 /// Items in a chunk. Growing moves no item, so it never takes long.
 const CHUNK: usize = 1024;
 
+/// The bits in a word of [`Chunk::freed`].
+const BITS: usize = u64::BITS as usize;
+
+/// A run of items.
+struct Chunk<T> {
+    /// The items; empty if all are free.
+    items: Vec<T>,
+    /// A bit for each item, which is set when the item is freed; empty before the first one.
+    freed: Vec<u64>,
+}
+
 /// See the module's documentation.
 pub struct Log<H: Heap> {
     /// All chunks but the last are full.
-    chunks: Vec<Vec<H::Term>>,
+    chunks: Vec<Chunk<H::Term>>,
+    /// The number of chunks whose items are all free.
+    freed: usize,
     /// The number of items.
     length: usize,
     /// Where the items live.
@@ -36,22 +49,39 @@ pub struct Log<H: Heap> {
 impl<H: Heap> Log<H> {
     /// A log without items; allocates nothing.
     fn empty() -> Self {
-        Log { chunks: Vec::new(), length: 0, copies: Arena::new(), since: None, taken_back: 0, failed: Runs::NONE }
+        Log {
+            chunks: Vec::new(),
+            freed: 0,
+            length: 0,
+            copies: Arena::new(),
+            since: None,
+            taken_back: 0,
+            failed: Runs::NONE,
+        }
     }
 
-    /// Adds an item behind all others.
+    /// Adds an item behind all others. Returns whether it begins a chunk.
     #[inline]
-    pub fn append(&mut self, item: &Parcel<H>) {
+    pub fn append(&mut self, item: &Parcel<H>) -> bool {
         assert!(self.length < EntryId::MAX as usize, "a log has fewer than 2^32 items");
         let (copy, unowned) = self.copies.store(item);
-        self.copies.leave(unowned);
-        if self.length % CHUNK == 0 {
+        self.copies.leave(unowned, self.length as EntryId);
+        let begins = self.length % CHUNK == 0;
+        if begins {
             // The first chunk may stay small, the others are likely to fill.
-            self.chunks.push(Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK }));
+            let items = Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK });
+            self.chunks.push(Chunk { items, freed: Vec::new() });
             self.since.get_or_insert_with(Instant::now);
         }
-        self.chunks[self.length / CHUNK].push(copy);
+        self.chunks[self.length / CHUNK].items.push(copy);
         self.length += 1;
+        begins
+    }
+
+    /// Whether an item is free.
+    #[inline]
+    fn is_free(&self, id: EntryId) -> bool {
+        is_free(&self.chunks, id as usize)
     }
 }
 
@@ -63,6 +93,10 @@ impl<H: Heap> Store for Log<H> {
     const KEEPS_ORDER: bool = true;
 
     const ADDS_UP: bool = false;
+
+    type Garbage = Garbage<H>;
+
+    const LEAST_PART: usize = H::LEAST_PART;
 
     fn new(_hasher: &Hasher) -> Self {
         Self::empty()
@@ -97,9 +131,9 @@ impl<H: Heap> Store for Log<H> {
     }
 
     fn bytes(&self) -> usize {
-        self.chunks.iter().last().map_or(0, Vec::capacity) * size_of::<H::Term>()
-            + self.length / CHUNK * CHUNK * size_of::<H::Term>()
-            + self.copies.bytes()
+        let last = self.chunks.last().map_or(0, |chunk| chunk.items.capacity());
+        let full = self.chunks.len().saturating_sub(1 + self.freed) * CHUNK;
+        (last + full) * size_of::<H::Term>() + self.copies.bytes()
     }
 
     fn has_large(&self) -> bool {
@@ -108,7 +142,8 @@ impl<H: Heap> Store for Log<H> {
 
     #[inline]
     fn record(&self, id: EntryId) -> Option<H::Term> {
-        self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK).copied()
+        let item = self.chunks.get(id as usize / CHUNK)?.items.get(id as usize % CHUNK)?;
+        (!self.is_free(id)).then_some(*item)
     }
 
     fn term(&self, id: EntryId) -> Option<H::Term> {
@@ -138,4 +173,40 @@ impl<H: Heap> Store for Log<H> {
         self.taken_back += 1;
         TakenBack::Added
     }
+
+    fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Garbage<H>>) {
+        for id in ids.clone().filter(|&id| !keeps(id)) {
+            let Some(chunk) = self.chunks.get_mut(id as usize / CHUNK) else { break };
+            let at = id as usize % CHUNK;
+            chunk.freed.resize(CHUNK / BITS, 0);
+            chunk.freed[at / BITS] |= 1 << (at % BITS);
+        }
+        let Log { chunks, length, copies, freed, .. } = self;
+        let all_free = |ids: Range<EntryId>| ids.rev().all(|id| is_free(chunks, id as usize));
+        copies.free_left(ids.clone(), *length as EntryId, all_free, garbage);
+        let end = ids.end as usize;
+        if let Some(chunk) = (end / CHUNK).checked_sub(1).filter(|_| end % CHUNK == 0) {
+            let chunk = &mut chunks[chunk];
+            if !chunk.items.is_empty() && chunk.freed.iter().all(|&word| word == u64::MAX) {
+                chunk.items = Vec::new();
+                *freed += 1;
+            }
+        }
+    }
+
+    fn take_apart(&mut self) -> bool {
+        if self.copies.take_apart() {
+            return true;
+        }
+        let Some(chunk) = self.chunks.pop() else { return false };
+        self.freed -= usize::from(chunk.items.is_empty());
+        true
+    }
+}
+
+/// Whether the item with this id is free.
+#[inline]
+fn is_free<T>(chunks: &[Chunk<T>], id: usize) -> bool {
+    let at = id % CHUNK;
+    chunks[id / CHUNK].freed.get(at / BITS).is_some_and(|word| word >> (at % BITS) & 1 == 1)
 }

@@ -1,5 +1,6 @@
 //! The interface of tables and logs for a partition.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::hash::Hasher;
@@ -21,6 +22,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether a failed entry is added to a newer one of its key, which otherwise replaces it.
     const ADDS_UP: bool;
+
+    /// Freed heaps, to be dropped where it may take long.
+    type Garbage: Send;
+
+    /// Parts of a flush with fewer bytes are not freed apart.
+    const LEAST_PART: usize;
 
     /// An empty store for keys hashed by `hasher`; allocates nothing.
     fn new(hasher: &Hasher) -> Self;
@@ -90,6 +97,13 @@ pub trait Store: Send + Sync + 'static {
     fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
         self.take_back(evicted, id, attempts)
     }
+
+    /// Frees entries of a frozen store, except for those that `keeps` accepts. From then on they
+    /// count as deleted. Heaps that nothing lives in any longer become `garbage`.
+    fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Self::Garbage>);
+
+    /// Frees a piece of a store that nobody needs; `false` if little is left. Nothing else may follow.
+    fn take_apart(&mut self) -> bool;
 }
 
 /// The result of taking an entry back.

@@ -5,6 +5,7 @@
 //! Invariants: `index` holds exactly the entries of `entries`, each under the hash of its key. The
 //! segments that an entry names count it as one live copy.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::entries::{Entries, Entry};
@@ -15,6 +16,7 @@ use crate::ids::EntryId;
 use crate::limits::totals::Writes;
 use crate::memory::arena::{Arena, Garbage};
 use crate::memory::parcel::Parcel;
+use crate::memory::reclaim::is_behind;
 use crate::term::{Heap, Term};
 
 /// The contents of a table beside its keys.
@@ -45,6 +47,14 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
 
     /// Frees the value of a removed entry.
     fn removed(table: &mut Table<H, Self>, value: Self::Value);
+
+    /// See [`Store::release`].
+    fn freed(_table: &mut Table<H, Self>, _value: Self::Value, _garbage: &mut Vec<Garbage<H>>) {}
+
+    /// See [`Store::take_apart`].
+    fn take_apart(_table: &mut Table<H, Self>) -> bool {
+        false
+    }
 
     /// See [`Store::overrides`].
     fn overrides(_own: Self::Extra, _flushed: Self::Extra) -> bool {
@@ -179,9 +189,19 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         }
         let (key, unowned) = self.keys.store(key);
         let key_segment = self.keys.own(unowned, id);
-        self.entries.insert(Entry { key, value, key_segment }, hash.seed());
+        if self.entries.insert(Entry { key, value, key_segment }, hash.seed()) {
+            self.owe();
+        }
         self.entries.set_extra(id, extra);
         self.index.insert(hash, id, &EntrySeeds::<H, C>(&self.entries));
+    }
+
+    /// Lets the writer help the reclaimer, if it is behind, after the lock.
+    #[cold]
+    fn owe(&mut self) {
+        if is_behind() {
+            self.garbage.push(Garbage::Debt);
+        }
     }
 
     /// Removes the entry of `key`; `false` for a missing key.
@@ -260,6 +280,10 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
     const KEEPS_ORDER: bool = false;
 
     const ADDS_UP: bool = C::ADDS_UP;
+
+    type Garbage = Garbage<H>;
+
+    const LEAST_PART: usize = H::LEAST_PART;
 
     fn new(hasher: &Hasher) -> Self {
         Self::empty(hasher)
@@ -344,6 +368,21 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
         C::take_in(self, evicted, id, attempts)
+    }
+
+    fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Garbage<H>>) {
+        let end = ids.end;
+        for id in ids.filter(|&id| !keeps(id)) {
+            if let Some(entry) = self.entries.free(id) {
+                self.keys.free(entry.key_segment, garbage);
+                C::freed(self, entry.value, garbage);
+            }
+        }
+        self.entries.free_chunk(end);
+    }
+
+    fn take_apart(&mut self) -> bool {
+        C::take_apart(self) || self.keys.take_apart() || self.index.take_apart() || self.entries.take_apart()
     }
 }
 

@@ -131,6 +131,7 @@ impl Term for TestTerm {
 pub struct TestHeap {
     ids: Vec<u64>,
     large_bytes: usize,
+    is_none: bool,
 }
 
 impl TestHeap {
@@ -161,10 +162,18 @@ impl Heap for TestHeap {
 
     fn new() -> Self {
         HEAPS.fetch_add(1, Memory::SeqCst);
-        TestHeap { ids: Vec::new(), large_bytes: 0 }
+        TestHeap { ids: Vec::new(), large_bytes: 0, is_none: false }
     }
 
+    fn none() -> Self {
+        TestHeap { ids: Vec::new(), large_bytes: 0, is_none: true }
+    }
+
+    /// Each flush has parts, so that all tests try them.
+    const LEAST_PART: usize = 1;
+
     fn copy(&mut self, term: TestTerm) -> TestTerm {
+        assert!(!self.is_none, "nothing is copied to a heap without memory");
         if let Some(action) = ON_COPY.get() {
             action();
         }
@@ -205,6 +214,9 @@ impl Heap for TestHeap {
 
 impl Drop for TestHeap {
     fn drop(&mut self) {
+        if self.is_none {
+            return;
+        }
         if let Some(action) = ON_DROP.get() {
             action();
         }

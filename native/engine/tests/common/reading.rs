@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use partitioned_buffer_engine::{Flush, Flushed, Frozen, GaveBack, GiveBack, Partition, Store};
+use partitioned_buffer_engine::{Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Partition, Store};
 
 /// The failed entries of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub fn read<S: Store, V>(
     size: usize,
     view: impl Fn(S::Record) -> V + Copy,
 ) -> Option<Vec<V>> {
-    read_slices(flush, reader, size, usize::MAX, |_, _| false, view)
+    read_slices(flush, reader, size, usize::MAX, |_| false, view)
 }
 
 /// The same without what writes to the partition have replaced.
@@ -69,7 +69,7 @@ pub fn read_resumed<S: Store, const SHARDS: usize, V>(
     size: usize,
     view: impl Fn(S::Record) -> V + Copy,
 ) -> Option<Vec<V>> {
-    let is_superseded = |frozen: &Frozen<S>, position| flush.leaves_out() && partition.supersedes(frozen, position);
+    let is_superseded = |held: &Held<'_, S>| flush.leaves_out() && partition.supersedes(held);
     read_slices(flush, reader, size, usize::MAX, is_superseded, view)
 }
 
@@ -79,7 +79,7 @@ pub fn read_slices<S: Store, V>(
     reader: u64,
     size: usize,
     slice: usize,
-    is_superseded: impl Fn(&Frozen<S>, usize) -> bool + Copy,
+    is_superseded: impl Fn(&Held<'_, S>) -> bool + Copy,
     view: impl Fn(S::Record) -> V + Copy,
 ) -> Option<Vec<V>> {
     let mut batch = Vec::new();
@@ -92,4 +92,18 @@ pub fn read_slices<S: Store, V>(
         }
         assert_eq!(reading.length(), batch.len());
     }
+}
+
+/// The present batch of a flush.
+pub fn batch<S: Store, V>(flush: &Flush<S>, view: impl Fn(S::Record) -> V) -> Vec<V> {
+    let mut batch = Vec::new();
+    flush.batch(|record| batch.push(view(record)));
+    batch
+}
+
+/// All entries of frozen stores that are still there.
+pub fn contents<S: Store, V>(frozen: &Frozen<S>, view: impl Fn(S::Record) -> V) -> Vec<V> {
+    let mut contents = Vec::new();
+    frozen.each(|record| contents.push(view(record)));
+    contents
 }

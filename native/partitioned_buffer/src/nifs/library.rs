@@ -12,7 +12,8 @@ use crate::vm::memory;
 
 nif!(memory / 0);
 fn memory<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
-    Ok(memory::allocated().encode(env))
+    let (bytes, environments) = memory::allocated();
+    Ok((bytes, environments, reclaim::reclaiming()).encode(env))
 }
 
 nif!(await_reclaimed / 0, DirtyIo);

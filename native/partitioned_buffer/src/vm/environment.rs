@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use partitioned_buffer_engine::reclaim::reclaim;
+use partitioned_buffer_engine::reclaim::{reclaim, Work};
 use partitioned_buffer_engine::Heap;
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 
@@ -20,7 +20,7 @@ use super::weight::{weigh, Budget};
 
 /// A process-independent environment: a heap that no process owns and no garbage collector sees.
 pub(crate) struct Environment {
-    /// From `enif_alloc_env`; freed when this is dropped.
+    /// From `enif_alloc_env`; freed when this is dropped. Null without memory.
     pub(super) env: *mut ErlNifEnv,
     /// The address of the last copy.
     last: usize,
@@ -95,6 +95,10 @@ impl Heap for Environment {
         Environment { env: spare.unwrap_or_else(|| unsafe { enif_alloc_env() }), last: 0, large: 0 }
     }
 
+    fn none() -> Self {
+        Environment { env: std::ptr::null_mut(), last: 0, large: 0 }
+    }
+
     #[inline]
     fn copy(&mut self, term: RawTerm) -> RawTerm {
         let copy = self.make_copy(term);
@@ -148,6 +152,15 @@ const FREED_ELSEWHERE: usize = 512 * 1024;
 /// copies.
 const SPARES: usize = 8;
 
+/// A large environment, which is freed as a whole.
+struct Elsewhere(#[allow(dead_code)] Environment); // It is there to be dropped.
+
+impl Work for Elsewhere {
+    fn step(&mut self) -> Option<usize> {
+        None
+    }
+}
+
 /// The environments that a scheduler keeps.
 struct Spare(Vec<*mut ErlNifEnv>);
 
@@ -176,7 +189,7 @@ impl Drop for Environment {
         let is_scheduler = is_scheduler();
         if is_scheduler && self.large >= FREED_ELSEWHERE {
             let env = std::mem::replace(&mut self.env, std::ptr::null_mut());
-            reclaim(Environment { env, ..*self });
+            reclaim(Elsewhere(Environment { env, ..*self }), self.large);
             return;
         }
         super::memory::count_environments(-1);

@@ -8,9 +8,10 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
+use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
-use rustler::sys::{enif_alloc, enif_free};
+use rustler::sys::{enif_alloc, enif_alloc_env, enif_free, enif_make_new_binary};
 
 /// More than the threads of most VMs.
 const STRIPES: usize = 64;
@@ -70,7 +71,9 @@ const ALIGNED: usize = 8;
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let memory = if layout.align() <= ALIGNED { allocate(layout.size()) } else { allocate_aligned(layout) };
-        if !memory.is_null() {
+        if memory.is_null() {
+            give_up(layout.size());
+        } else {
             stripe().bytes.fetch_add(layout.size() as isize, Ordering::Relaxed);
         }
         memory
@@ -91,6 +94,23 @@ unsafe impl GlobalAlloc for CountingAllocator {
 fn allocate(size: usize) -> *mut u8 {
     // SAFETY: may be called on any thread.
     unsafe { enif_alloc(size).cast() }
+}
+
+/// The size of a binary that a VM without memory cannot make.
+const UNAVAILABLE: usize = 64 * 1024 * 1024;
+
+/// Ends the VM with a line on stderr and its crash dump, since Rust would abort without either. It
+/// allocates nothing.
+#[cold]
+fn give_up(size: usize) {
+    let mut line = Cursor::new([0; 128]);
+    let _ = writeln!(line, "partitioned_buffer: the VM is out of memory: {size} bytes could not be allocated");
+    let length = line.position() as usize;
+    let _ = std::io::stderr().write_all(&line.get_ref()[..length]);
+    let mut term = 0;
+    // SAFETY: any thread may make an environment, and a binary in there. The VM ends itself if it has
+    // no memory for one.
+    unsafe { enif_make_new_binary(enif_alloc_env(), size.max(UNAVAILABLE), &mut term) };
 }
 
 /// Memory in a larger block, with the address of the block before it; null if the VM has no memory.

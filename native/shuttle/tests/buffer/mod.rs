@@ -20,7 +20,7 @@ use shuttle::sync::atomic::{AtomicU32, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use shuttle::{Config, Runner};
 
-use crate::common::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
+use crate::common::reading::{all_of, contents, flush, give_back, read, read_resumed, GivenBack};
 use crate::common::{assert_law, set_lanes, TestTerm};
 
 /// How often a thread of lower priority may overtake one of higher priority in the schedules by
@@ -192,13 +192,12 @@ impl<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + Debug + PartialE
             return Some(known);
         }
         // Threads change here, so the notes must not be locked.
-        let frozen = flush.entries();
+        let entries = flush.entries().map(|frozen| contents(&frozen, self.delivery));
         let mut flushes = held(&self.flushes);
         number(&flushes).or_else(|| {
             let is_evicted = self.has_evicted();
-            assert!(frozen.is_some() || is_evicted, "nothing is claimed before the flush has its number");
-            let frozen = frozen?;
-            let entries = (0..flush.end()).filter_map(|position| frozen.record(position)).map(self.delivery).collect();
+            assert!(entries.is_some() || is_evicted, "nothing is claimed before the flush has its number");
+            let entries = entries?;
             flushes.push(Known { flush: flush.clone(), entries });
             Some(flushes.len() - 1)
         })
