@@ -164,7 +164,7 @@ defmodule PartitionedBuffer.EmitterTest do
 
             :ok
           end,
-          processing_timeout_ms: 50,
+          processing_timeout_ms: 500,
           max_attempts: 1
         )
 
