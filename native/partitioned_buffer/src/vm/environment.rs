@@ -71,6 +71,10 @@ impl Environment {
                 }
                 start = RawTerm(tail);
             }
+            if start.is_immediate() {
+                // All of the list is immediates, its end included.
+                return length as usize * 2 * size_of::<ErlNifTerm>();
+            }
             end.saturating_sub(start.address())
         }
     }
