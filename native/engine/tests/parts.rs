@@ -144,6 +144,34 @@ fn a_deferred_entry_stays_alone() {
 }
 
 #[test]
+fn deferred_items_stay_though_they_fill_a_chunk() {
+    const CHUNK: usize = 1024;
+    let queue = queue::closed();
+    queue.set_order(false);
+    queue::open(&queue);
+    queue::push_all(&queue, 0..2 * CHUNK as i64);
+    let (first, failed) = queue::lease(&queue, CHUNK);
+    give_back(&queue, &first, all_of(1));
+    while read(&first, 1, 100, queue::item).is_some_and(|items| !items.is_empty()) {
+        succeed(&first);
+        queue.settle(&first);
+    }
+    // The failed items come first in the next flush, and wait there for the others.
+    queue::push_all(&queue, 10_000..10_000 + 2 * CHUNK as i64);
+    let flush = flush(&queue).unwrap();
+    flush.defer();
+    let mut items = Vec::new();
+    while let Some(batch) = read(&flush, 1, 100, queue::item).filter(|batch| !batch.is_empty()) {
+        items.extend(batch);
+        succeed(&flush);
+        queue.settle(&flush);
+        reclaim::settle();
+    }
+    assert_eq!(items.len(), 3 * CHUNK);
+    assert_eq!(items[2 * CHUNK..], failed);
+}
+
+#[test]
 fn entries_given_up_stay_until_they_are_buried() {
     let map = filled_map(true);
     let flush = map.flush().unwrap();

@@ -35,7 +35,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::batch::{Batch, BatchState};
-use super::deferred::{in_order, Deferred};
+use super::deferred::Deferred;
 use super::frozen::{Bytes, Frozen};
 use super::parts::part_of;
 use super::progress::Progress;
@@ -46,6 +46,9 @@ use crate::limits::Isolation;
 use crate::runs::Runs;
 use crate::store::Store;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
+
+/// With more deferred entries a flush releases no part: each release looks at all.
+const MOST_KEPT: usize = 1024;
 
 /// The result of [`Partition::flush`](crate::Partition::flush).
 pub enum Flushed<S: Store> {
@@ -113,7 +116,7 @@ impl<S: Store> Flush<S> {
     ) -> Self {
         let (left, since, end) = (frozen.len(), frozen.since(), frozen.end());
         let bytes = frozen.bytes().clone();
-        let part = part_of::<S>(end, bytes.get());
+        let part = part_of::<S>(end, bytes.get(), bound.is_some());
         let mut progress = Progress {
             frozen: Some(frozen),
             position: 0,
@@ -244,14 +247,16 @@ impl<S: Store> Flush<S> {
         self.count_bytes(progress);
     }
 
-    /// Releases the next part of the stores, if nobody needs it.
+    /// Releases the next part of the stores, if nobody needs it but a few deferred entries.
     fn release(&self, progress: &mut Progress<S>) {
         let needed = progress.needed();
-        let Some(frozen) = progress.frozen.as_ref().filter(|_| needed >= progress.released + self.part) else { return };
+        let is_due = needed >= progress.released + self.part && progress.deferred.len() <= MOST_KEPT;
+        let Some(frozen) = progress.frozen.as_ref().filter(|_| is_due) else { return };
         let positions = progress.released..needed;
-        let runs = in_order(progress.deferred.lists());
-        let deferred = runs.into_iter().flat_map(|(_list, run)| run.first..run.end());
-        let kept = deferred.filter(|position| positions.contains(position)).collect();
+        let deferred = progress.deferred.lists().flat_map(Runs::places).map(|(position, _attempts)| position);
+        let mut kept: Vec<usize> = deferred.filter(|position| positions.contains(position)).collect();
+        // An entry that failed again is behind others in its list.
+        kept.sort_unstable();
         frozen.release(positions, kept);
         progress.released = needed;
     }

@@ -13,6 +13,9 @@ use crate::store::Store;
 /// A flush is freed in this many parts at most, unless they are large.
 const PARTS: usize = 16;
 
+/// How many times as large the least part of a buffer without a bound is.
+const LEAST_UNBOUNDED: usize = 128;
+
 /// The most bytes of a part.
 const MOST: usize = 8 * 1024 * 1024;
 
@@ -21,8 +24,11 @@ const STEP: usize = 64;
 
 /// The number of positions that a flush releases together: `end` is the number of all, and `bytes`
 /// is their size. A small flush has no parts: waking the thread would cost more than its entries.
-pub(super) fn part_of<S: Store>(end: usize, bytes: usize) -> usize {
-    let part = (bytes / PARTS).min(MOST).max(S::LEAST_PART);
+/// Without a bound a flush has only large parts, since freeing its entries one by one takes a sixth of
+/// its time.
+pub(super) fn part_of<S: Store>(end: usize, bytes: usize, is_bounded: bool) -> usize {
+    let least = S::LEAST_PART * if is_bounded { 1 } else { LEAST_UNBOUNDED };
+    let part = (bytes / PARTS).min(MOST).max(least);
     if part >= bytes {
         return usize::MAX;
     }
