@@ -108,7 +108,7 @@ impl<W> Waiting<W> {
                 Answer::Ended
             } else if !bound.fits(count) {
                 Answer::TooLong
-            } else if !(bound.counts_bytes() && !grants.is_empty()) && bound.reserve_first(count) {
+            } else if (grants.is_empty() || !bound.counts_bytes()) && bound.reserve_first(count) {
                 Answer::Granted
             } else {
                 return false;
