@@ -172,7 +172,7 @@ impl Bound {
         }
     }
 
-    /// Ends the state of being full, if there is one; `false` if too little room is free for that.
+    /// Ends the state of being full; `false` if too little room is free for that.
     pub fn clear(&self) -> bool {
         while self.is_full.load(Ordering::SeqCst) {
             if !self.has_much_room() {
