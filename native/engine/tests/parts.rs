@@ -144,6 +144,29 @@ fn a_deferred_entry_stays_alone() {
 }
 
 #[test]
+fn a_chunk_of_deferred_items_stays() {
+    let queue = queue::closed();
+    queue.set_order(false);
+    queue::open(&queue);
+    queue::push_all(&queue, 0..3_000);
+    let (failing, _items) = queue::lease(&queue, 3_000);
+    give_back(&queue, &failing, all_of(1));
+    queue.settle(&failing);
+    queue.forget_limit();
+    queue::push_all(&queue, 3_000..12_000);
+    let flush = flush(&queue).unwrap();
+    flush.defer();
+    let mut count = 0;
+    while let Some(items) = read(&flush, 1, 500, queue::item).filter(|items| !items.is_empty()) {
+        count += items.len();
+        succeed(&flush);
+        queue.settle(&flush);
+        reclaim::settle();
+    }
+    assert_eq!(count, 12_000);
+}
+
+#[test]
 fn entries_given_up_stay_until_they_are_buried() {
     let map = filled_map(true);
     let flush = map.flush().unwrap();
