@@ -67,6 +67,8 @@ defmodule Bench.Mixed.Sink do
   @spec stored(GenServer.server(), Mixed.kind()) :: %{String.t() => String.t() | integer()}
   def stored(client, table) do
     column = if table == :sums, do: "sum", else: "value"
+    # The time limit is for the statements of the buffers.
+    run!(client, "SET statement_timeout = 0")
     {:ok, %{rows: rows}} = Client.query(client, "SELECT key, #{column} FROM #{table} WHERE key = lower(key)")
     Map.new(rows, fn [key, value] -> {key, if(table == :sums, do: String.to_integer(value), else: value)} end)
   end

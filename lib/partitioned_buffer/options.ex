@@ -186,6 +186,12 @@ defmodule PartitionedBuffer.Options do
   def bound(%Options{max_size: max_size, max_bytes: max_bytes}), do: {max_size, max_bytes}
 
   @doc """
+  Whether the buffer has a bound.
+  """
+  @spec bound?(t()) :: boolean()
+  def bound?(%Options{} = options), do: bound(options) != {:infinity, :infinity}
+
+  @doc """
   Whether the processor's outcomes count.
   """
   @spec outcomes?(t()) :: boolean()

@@ -43,6 +43,11 @@ defmodule PartitionedBuffer.BoundTest do
     end
   end
 
+  defp sending do
+    test = self()
+    &send(test, {:batch, &1})
+  end
+
   defp asked do
     assert_receive {:asked, task, _batch}
     task
@@ -382,6 +387,63 @@ defmodule PartitionedBuffer.BoundTest do
       reply(task)
       assert_receive {:wrote, ^pid, :ok}
     end
+
+    test "flushes for its writers when the process of its queue is killed before it heard of them" do
+      buffer = start(max_size: 1)
+      Buffer.put(buffer, 1, 1)
+      room = Native.process(run(buffer), :room, :room)
+      :sys.suspend(room)
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      Process.exit(room, :kill)
+      assert_receive {:wrote, ^pid, :ok}
+    end
+
+    test "flushes for its writers when the process of a partition is killed before it heard of them" do
+      buffer = start(max_size: 1)
+      Buffer.put(buffer, 1, 1)
+      [partition] = partitions(buffer)
+      :sys.suspend(partition)
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      await_waiting(buffer, 1)
+      # It told the partition.
+      :sys.get_state(Native.process(run(buffer), :room, :room))
+      Process.exit(Process.whereis(partition), :kill)
+      assert_receive {:wrote, ^pid, :ok}
+    end
+
+    test "flushes for writers that do not wait when the process of its queue is killed" do
+      buffer = start(max_size: 1, full_timeout_ms: 0, when_full: :error, processor: sending())
+      Buffer.put(buffer, 1, 1)
+      room = Native.process(run(buffer), :room, :room)
+      :sys.suspend(room)
+      assert Buffer.put(buffer, 2, 2) == {:error, :full}
+      Process.exit(room, :kill)
+      assert_receive {:batch, [_entry]}
+    end
+
+    test "keeps no room for a writer that finds the buffer stopped" do
+      {buffer, task} = start_full(1, max_attempts: 1)
+      test = self()
+
+      # It lives on, and collects no garbage.
+      pid =
+        spawn_link(fn ->
+          error = catch_error(Buffer.put(buffer, 2, 2))
+          send(test, {:wrote, self(), error})
+          Process.sleep(:infinity)
+        end)
+
+      await_waiting(buffer, 1)
+      :erlang.suspend_process(pid)
+      reply(task)
+      await_waiting(buffer, 0)
+      stop_supervised!(buffer)
+      :erlang.resume_process(pid)
+      assert_receive {:wrote, ^pid, %ArgumentError{}}
+      start(name: buffer)
+      assert {0, 0, 0, 0, _waited} = Native.bound(buffer)
+    end
   end
 
   describe "a list" do
@@ -623,6 +685,27 @@ defmodule PartitionedBuffer.BoundTest do
         # The next one waits for the memory of this one.
         assert PartitionedBuffer.info(buffer).waiting_writers == 3 - n
       end
+    end
+
+    test "is not reached by the memory of refused writes" do
+      buffer = start_bytes(1)
+      Buffer.put(buffer, 1, 1)
+      PartitionedBuffer.flush(buffer, async: true)
+      task = asked()
+      for n <- 2..20, do: assert(Buffer.put(buffer, n, n) == {:error, :full})
+      reply(task)
+      assert PartitionedBuffer.flush(buffer) == :ok
+      assert PartitionedBuffer.info(buffer).bytes == 0
+      assert Buffer.put(buffer, 2, 2) == :ok
+    end
+
+    test "lets waiting writers in when a flush finds only deleted entries" do
+      buffer = start_bytes(1, full_timeout_ms: 60_000)
+      Buffer.put(buffer, 1, 1)
+      Buffer.delete(buffer, 1)
+      assert PartitionedBuffer.info(buffer).bytes > 0
+      pid = writer(fn -> Buffer.put(buffer, 2, 2) end)
+      assert_receive {:wrote, ^pid, :ok}
     end
 
     test "counts a start with entries, another partition count, and what fails" do

@@ -45,8 +45,11 @@ defmodule PartitionedBuffer.API.Call do
         when result: atom()
   def refused(:full, buffer, kind, route, [operation | arguments] = write) do
     Room.wait(buffer, 1, fn reservation ->
-      with :not_running <- Native.write(reservation, operation, [buffer, route | arguments]),
-           do: refused(:not_running, buffer, kind, route, write)
+      with :not_running <- Native.write(reservation, operation, [buffer, route | arguments]) do
+        # Else the room would go back at the next garbage collection of the writer only.
+        Native.release(reservation)
+        refused(:not_running, buffer, kind, route, write)
+      end
     end)
   end
 

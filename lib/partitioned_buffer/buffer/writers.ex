@@ -44,7 +44,9 @@ defmodule PartitionedBuffer.Buffer.Writers do
     Native.register(run, :room, :room)
     # The caller of `update_options/2` may have died before it set the bound.
     set_bound(run)
-    {:ok, serve(%__MODULE__{run: run, buffer: buffer, before: counts(buffer)})}
+    state = serve(%__MODULE__{run: run, buffer: buffer, before: counts(buffer)})
+    # An earlier process may have died before it let the partitions flush.
+    {:ok, if(state.since, do: flush_all(state), else: state)}
   end
 
   @impl GenServer
@@ -111,11 +113,9 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   defp begin_full(state), do: state
 
-  # While room is still low, the buffer stays full.
-  defp end_full(%__MODULE__{since: nil} = state) do
-    Native.clear_full(state.run)
-    state
-  end
+  # While room is still low, the buffer stays full. The process that heard of it first may be dead.
+  defp end_full(%__MODULE__{since: nil} = state),
+    do: if(Native.clear_full(state.run) == false, do: begin_full(state), else: state)
 
   defp end_full(%__MODULE__{since: since, buffer: buffer} = state) do
     # What is counted after this belongs to the next time.

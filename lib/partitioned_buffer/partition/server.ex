@@ -268,6 +268,11 @@ defmodule PartitionedBuffer.Partition.Server do
 
   # Rebuilds the phase from the native partition, after a start or a death.
   defp take_over(%__MODULE__{ref: ref} = state) do
+    # A dead process may have had to flush for a full buffer.
+    with true <- Options.bound?(state.options),
+         room when is_pid(room) <- Native.process(ref.run, :room, :room),
+         do: send(room, :room)
+
     if task = Runner.find(ref) do
       handle(watch(%__MODULE__{state | task: task}), {:found, :task})
     else

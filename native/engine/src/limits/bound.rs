@@ -174,7 +174,10 @@ impl Bound {
 
     /// Ends the state of being full; `false` if too little room is free for that.
     pub fn clear(&self) -> bool {
-        while self.has_much_room() {
+        while self.is_full.load(Ordering::SeqCst) {
+            if !self.has_much_room() {
+                return false;
+            }
             self.is_full.store(false, Ordering::SeqCst);
             if self.has_much_room() {
                 return true;
@@ -183,7 +186,7 @@ impl Bound {
             // before the next line announce no room, so the loop checks again.
             self.is_full.store(true, Ordering::SeqCst);
         }
-        false
+        true
     }
 
     /// Whether a part of the entries, and of the bytes, is free.

@@ -7,6 +7,7 @@ use crate::flush::{Flush, Held};
 use crate::memory::reclaim::help;
 use crate::store::hash::Hash;
 use crate::store::table::{Contents, Table};
+use crate::store::Store;
 use crate::sync::MutexGuard;
 use crate::term::Heap;
 
@@ -90,12 +91,7 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         access: Access,
         is_new: Option<bool>,
     ) -> Stored {
-        let Some(is_new) = is_new else {
-            // Even so it may have made a copy.
-            self.count_bytes(&mut state);
-            Self::unlock(state);
-            return Stored::Full;
-        };
+        let Some(is_new) = is_new else { return self.refused(state) };
         let is_enough = state.is_counted && self.count_write(&mut state, is_new);
         if access.has_room() {
             self.use_room(&state, is_new);
@@ -106,6 +102,17 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
         } else {
             Stored::Stored
         }
+    }
+
+    /// Releases the lock after a write without room, which may have made a copy. No flush frees a
+    /// store without a first entry, so its memory would fill the buffer for ever.
+    #[cold]
+    fn refused(&self, mut state: MutexGuard<'_, TableState<H, C>>) -> Stored {
+        let unused = (state.waiting.end() == 0).then(|| state.freeze());
+        self.count_bytes(&mut state);
+        Self::unlock(state);
+        drop(unused);
+        Stored::Full
     }
 
     /// Does `write` for each of `writes`, which all belong to one shard, in their order under one

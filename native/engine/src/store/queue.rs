@@ -187,8 +187,9 @@ impl<H: Heap> Store for Log<H> {
         let end = ids.end as usize;
         if let Some(chunk) = (end / CHUNK).checked_sub(1).filter(|_| end % CHUNK == 0) {
             let chunk = &mut chunks[chunk];
+            // Without a freed item it has no bits.
             let is_free = !chunk.freed.is_empty() && chunk.freed.iter().all(|&word| word == u64::MAX);
-            if !chunk.items.is_empty() && is_free {
+            if is_free && !chunk.items.is_empty() {
                 chunk.items = Vec::new();
                 *freed += 1;
             }

@@ -24,7 +24,7 @@ fn flush<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a
     }
     let resource = |kind: rustler::Atom, flush| (kind, ResourceArc::new(flush)).encode(env);
     let flushed = run.enter(|partitions| {
-        Ok(match partitions {
+        let flush = match partitions {
             AnyPartitions::Map(own) => {
                 PartitionFlush::start(own, number, partition)?.map(|flush| flush.map(FlushResource::Map))
             }
@@ -34,7 +34,10 @@ fn flush<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a
             AnyPartitions::Queue(own) => {
                 PartitionFlush::start(own, number, partition)?.map(|flush| flush.map(FlushResource::Queue))
             }
-        })
+        };
+        // Without an entry there may be memory that is free now.
+        partitions.shared().tell_of_room(env);
+        Ok(flush)
     });
     Ok(match flushed {
         Ok(Some(Resumed::Rest(flush))) => resource(atoms::rest(), flush),
