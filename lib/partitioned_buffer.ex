@@ -298,7 +298,7 @@ defmodule PartitionedBuffer do
       replaces a value. A counter adds to a key that has a sum. A delete never waits.
     * The size of a write is not known before. So the memory may exceed the limit by the writes that
       are under way, and by the estimate of one segment for each shard: up to 4 MB, and far less with
-      small terms. Of the writers that wait, one writes at a time.
+      small terms. Writers that wait are let in one after the other.
     * `:bytes` falls while a flush is processed.
 
   Both bounds may be set; a write needs room in both.

@@ -9,7 +9,8 @@
 //! of them hold the lock of the line, and a writer joins before it looks for room a last time.
 //! Room therefore never stays free while the first writer waits for it.
 //!
-//! With a limit of bytes one writer is granted at a time, since the size of a write is unknown before.
+//! With a limit of bytes the next writer is granted room only when the one before took its grant, since
+//! the size of a write is unknown before.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
