@@ -9,7 +9,6 @@ use super::map::delete_from;
 use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::CounterPartitions;
 use crate::pace::KeyClock;
-use crate::route::Route;
 use crate::run::NotRunning;
 use crate::vm::caller::{amount, sum_to, tuple};
 use crate::vm::entry::Function;
@@ -18,19 +17,7 @@ use crate::vm::term::RawTerm;
 
 nif!(add / 4);
 fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    add_to(env, name, route(to)?, key, number)
-}
-
-/// Adds by a route.
-#[inline(always)]
-pub(super) fn add_to<'a>(
-    env: Env<'a>,
-    name: Term<'a>,
-    route: Route,
-    key: Term<'a>,
-    number: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let key = RawTerm::from(key);
+    let (route, key) = (route(to)?, RawTerm::from(key));
     let Some(amount) = amount(number) else { return Ok(atoms::invalid().to_term(env)) };
     let clock = KeyClock::start(env, key);
     let result = find_counter(name)?.and_then(|counter| {
@@ -46,20 +33,7 @@ pub(super) fn add_to<'a>(
 
 nif!(add_counted / 5);
 fn add_counted<'a>(env: Env<'a>, [name, to, key, number, count]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
-    add_counted_to(env, name, route(to)?, key, number, count)
-}
-
-/// Adds by a route.
-#[inline(always)]
-pub(super) fn add_counted_to<'a>(
-    env: Env<'a>,
-    name: Term<'a>,
-    route: Route,
-    key: Term<'a>,
-    number: Term<'a>,
-    count: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let key = RawTerm::from(key);
+    let (route, key) = (route(to)?, RawTerm::from(key));
     let (amount, count) = (amount(number), amount(count).and_then(|count| u64::try_from(count).ok()));
     let (Some(amount), Some(count)) = (amount, count) else { return Ok(atoms::invalid().to_term(env)) };
     let clock = KeyClock::start(env, key);

@@ -10,7 +10,6 @@ use rustler::{Env, Error, NifResult, Term};
 use super::{atoms, done, find, nif, route, stored, told};
 use crate::buffer::{MapPartitions, Partitions};
 use crate::pace::KeyClock;
-use crate::route::Route;
 use crate::run::NotRunning;
 use crate::vm::caller::{copy_to, tuple, version};
 use crate::vm::entry::Function;
@@ -20,19 +19,7 @@ use crate::vm::term::RawTerm;
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    put_to(env, name, route(to)?, key, value)
-}
-
-/// Writes by a route.
-#[inline(always)]
-pub(super) fn put_to<'a>(
-    env: Env<'a>,
-    name: Term<'a>,
-    route: Route,
-    key: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let (key, value) = (RawTerm::from(key), RawTerm::from(value));
+    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);
@@ -48,20 +35,7 @@ pub(super) fn put_to<'a>(
 
 nif!(put_newer / 5);
 fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
-    put_newer_to(env, name, route(to)?, key, value, number)
-}
-
-/// Writes by a route.
-#[inline(always)]
-pub(super) fn put_newer_to<'a>(
-    env: Env<'a>,
-    name: Term<'a>,
-    route: Route,
-    key: Term<'a>,
-    value: Term<'a>,
-    number: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let (key, value) = (RawTerm::from(key), RawTerm::from(value));
+    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
     let version = version(number).ok_or(Error::BadArg)?;
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
@@ -79,19 +53,7 @@ pub(super) fn put_newer_to<'a>(
 
 nif!(put_new / 4);
 fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    put_new_to(env, name, route(to)?, key, value)
-}
-
-/// Writes by a route.
-#[inline(always)]
-pub(super) fn put_new_to<'a>(
-    env: Env<'a>,
-    name: Term<'a>,
-    route: Route,
-    key: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let (key, value) = (RawTerm::from(key), RawTerm::from(value));
+    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
         let hash = map.hash(key);

@@ -16,6 +16,8 @@ mod room;
 mod runs;
 mod terms;
 
+use std::cell::Cell;
+
 use partitioned_buffer_engine::{Store, Stored};
 use rustler::{Decoder, Encoder, Env, Error, NifResult, Term};
 
@@ -64,12 +66,7 @@ mod atoms {
         bounded,
         wait,
         lapsed,
-        put,
-        put_new,
-        put_newer,
-        add,
-        add_counted,
-        push,
+        reserved,
         busy,
         on_hold,
         paused,
@@ -132,10 +129,26 @@ fn route(term: Term<'_>) -> NifResult<Route> {
     chosen_route(term)
 }
 
+thread_local! {
+    /// Whether the present call may use a route with reserved room.
+    static IS_RESERVED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets a call use a route `{:reserved, to}`: its caller has room for an entry.
+fn with_reserved_routes<R>(call: impl FnOnce() -> R) -> R {
+    IS_RESERVED.set(true);
+    let result = call();
+    IS_RESERVED.set(false);
+    result
+}
+
 /// A route chosen by the caller; `{:processor, to}` marks the write of a processor.
 #[cold]
 fn chosen_route(term: Term<'_>) -> NifResult<Route> {
     match elements(term) {
+        Some([writer, to]) if writer.as_c_arg() == atoms::reserved().as_c_arg() && IS_RESERVED.get() => {
+            Ok(route(to)?.with_room())
+        }
         Some([writer, to]) if writer.as_c_arg() == atoms::processor().as_c_arg() => {
             Ok(partition_or_nil(to)?.of_processor())
         }

@@ -8,7 +8,6 @@ use rustler::{Env, NifResult, Term};
 use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::QueuePartitions;
 use crate::pace::KeyClock;
-use crate::route::Route;
 use crate::run::NotRunning;
 use crate::vm::entry::Function;
 use crate::vm::large::{charge, parcel};
@@ -16,13 +15,7 @@ use crate::vm::term::RawTerm;
 
 nif!(push / 3);
 fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    push_to(env, name, route(to)?, item)
-}
-
-/// Pushes by a route.
-#[inline(always)]
-pub(super) fn push_to<'a>(env: Env<'a>, name: Term<'a>, route: Route, item: Term<'a>) -> NifResult<Term<'a>> {
-    let item = RawTerm::from(item);
+    let (route, item) = (route(to)?, RawTerm::from(item));
     let result = find_queue(name)?.and_then(|queue| {
         let is_hashed = route.is_by_term() && queue.count()? > 1;
         let clock = if is_hashed { KeyClock::start(env, item) } else { KeyClock::STOPPED };

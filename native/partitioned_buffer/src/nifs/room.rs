@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
-use super::counter::{add_counted_to, add_to};
-use super::map::{put_new_to, put_newer_to, put_to};
-use super::queue::push_to;
-use super::{atoms, done, find, nif, or_not_running, route};
+use super::{atoms, done, find, nif, or_not_running, with_reserved_routes};
 use crate::any::{AnyPartitions, Run};
 use crate::reservation::Reservation;
 use crate::run::{News, NotRunning};
 use crate::vm::caller::{cells, tuple};
-use crate::vm::entry::Function;
+use crate::vm::entry::{call_by_name, Function};
 
 /// More entries than any machine has memory for. With a greater count, the sum of what a bound
 /// counts could be too large for its word.
@@ -64,19 +61,21 @@ fn release<'a>(env: Env<'a>, [reservation]: [Term<'a>; 1]) -> NifResult<Term<'a>
     Ok(atoms::ok().to_term(env))
 }
 
-/// The most arguments of a function that writes an entry.
+/// The NIFs that write an entry. Their first arguments are the buffer and the route.
+const WRITES: [&str; 6] = ["put", "put_new", "put_newer", "add", "add_counted", "push"];
+
+/// The most arguments of such a NIF.
 const MOST_ARGUMENTS: usize = 5;
 
 nif!(write / 3);
 fn write<'a>(env: Env<'a>, [reservation, operation, arguments]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     let reservation: ResourceArc<Reservation> = reservation.decode()?;
-    let operation: rustler::Atom = operation.decode()?;
-    let (arguments, tail) = cells(arguments, MOST_ARGUMENTS);
-    let [name, to, rest @ ..] = arguments.as_slice() else { return Err(Error::BadArg) };
-    if !tail.is_empty_list() {
+    let operation = operation.atom_to_string()?;
+    let (mut arguments, tail) = cells(arguments, MOST_ARGUMENTS);
+    let &[name, to, ..] = arguments.as_slice() else { return Err(Error::BadArg) };
+    if !tail.is_empty_list() || !WRITES.contains(&operation.as_str()) {
         return Err(Error::BadArg);
     }
-    let (name, route) = (*name, route(*to)?.with_room());
     let Ok(partitions) = find(name)?.and_then(AnyPartitions::running) else {
         return Ok(atoms::not_running().to_term(env));
     };
@@ -87,25 +86,17 @@ fn write<'a>(env: Env<'a>, [reservation, operation, arguments]: [Term<'a>; 3]) -
         return Err(Error::BadArg);
     }
     let Ok(room) = reservation.take(1) else { return Err(Error::BadArg) };
-    let written = match *rest {
-        [key, value] if operation == atoms::put() => put_to(env, name, route, key, value),
-        [key, value] if operation == atoms::put_new() => put_new_to(env, name, route, key, value),
-        [key, value, version] if operation == atoms::put_newer() => put_newer_to(env, name, route, key, value, version),
-        [key, amount] if operation == atoms::add() => add_to(env, name, route, key, amount),
-        [key, amount, count] if operation == atoms::add_counted() => {
-            add_counted_to(env, name, route, key, amount, count)
-        }
-        [item] if operation == atoms::push() => push_to(env, name, route, item),
-        _ => Err(Error::BadArg),
-    }?;
+    arguments[1] = tuple(env, [atoms::reserved().to_term(env), to]);
+    let called = with_reserved_routes(|| call_by_name(env, &operation, &arguments)).ok_or(Error::BadArg)?;
     // A write that a partition took used the room, or released it.
-    let is_written = ![atoms::not_running(), atoms::invalid()].iter().any(|atom| written.as_c_arg() == atom.as_c_arg());
+    let is_refused = |atom: rustler::Atom| called.result.as_c_arg() == atom.as_c_arg();
+    let is_written = !called.is_exception && !is_refused(atoms::not_running()) && !is_refused(atoms::invalid());
     room.use_room(is_written.into());
     drop(room);
     if is_written {
         reservation.end(env);
     }
-    Ok(written)
+    Ok(called.result)
 }
 
 /// The time, in milliseconds, after which a grant lapses that its writer did not take, if others

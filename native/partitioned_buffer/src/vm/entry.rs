@@ -1,9 +1,10 @@
 //! The functions that the VM calls: they turn a panic into an exception.
 
+use std::ffi::CStr;
 use std::panic::catch_unwind;
 
-use rustler::codegen_runtime::{c_char, c_int};
-use rustler::sys::{enif_make_badarg, enif_raise_exception, ErlNifEnv, ERL_NIF_TERM as ErlNifTerm};
+use rustler::codegen_runtime::{c_char, c_int, inventory};
+use rustler::sys::{enif_is_exception, enif_make_badarg, enif_raise_exception, ErlNifEnv, ERL_NIF_TERM as ErlNifTerm};
 use rustler::types::atom;
 use rustler::{Env, Nif, NifResult, SchedulerFlags, Term};
 
@@ -25,6 +26,33 @@ pub(crate) trait Function<const N: usize> {
 pub(crate) const fn entry<const N: usize, F: Function<N>>(scheduler: SchedulerFlags) -> Nif {
     assert!(matches!(F::NAME.as_bytes(), [.., 0]));
     Nif { name: F::NAME.as_ptr().cast::<c_char>(), arity: N as u32, flags: scheduler as u32, raw_func: call::<N, F> }
+}
+
+/// Calls a NIF by its name, as the VM does; `None` without a NIF of this name and arity. The NIF is
+/// compiled once, so the calls of the VM stay as fast as they are. The result may be an exception.
+pub(crate) fn call_by_name<'a>(env: Env<'a>, name: &str, arguments: &[Term<'a>]) -> Option<Called<'a>> {
+    let has_name = |nif: &&Nif| {
+        // SAFETY: `entry` gave it a name with a NUL at the end, which lives as long as the library.
+        let own = unsafe { CStr::from_ptr(nif.name) };
+        own.to_bytes() == name.as_bytes() && nif.arity as usize == arguments.len()
+    };
+    let nif = inventory::iter::<Nif>().find(has_name)?;
+    let words: Vec<ErlNifTerm> = arguments.iter().map(|argument| argument.as_c_arg()).collect();
+    // SAFETY: the arguments belong to `env`, the environment of the current call, and their number is
+    // that of the NIF, which trusts none of them.
+    unsafe {
+        let result = (nif.raw_func)(env.as_c_arg(), words.len() as c_int, words.as_ptr());
+        let is_exception = enif_is_exception(env.as_c_arg(), result) != 0;
+        Some(Called { result: Term::new(env, result), is_exception })
+    }
+}
+
+/// The result of a NIF.
+pub(crate) struct Called<'a> {
+    /// The term for the VM.
+    pub(crate) result: Term<'a>,
+    /// Whether it stands for an exception.
+    pub(crate) is_exception: bool,
 }
 
 /// The function that the VM calls. A panic becomes the exception `nif_panicked`.
