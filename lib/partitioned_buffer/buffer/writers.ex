@@ -10,12 +10,12 @@ defmodule PartitionedBuffer.Buffer.Writers do
   alias PartitionedBuffer.Partition.Server
 
   # While the buffer is full, its partitions flush at each news. In this many milliseconds times the
-  # partition count they are told once: a message to each of 4,096 partitions takes a millisecond.
+  # partition count they get one message: a message to each of 4,096 partitions takes a millisecond.
   @flush_ms 0.02
 
   # `since` is the time at which the buffer became full, and `before` has the counts of the end of
   # the time before. `lapse` is the timer that lets grants lapse, `flush` the one of the next flush of
-  # all partitions, which were told at `flushed_at`.
+  # all partitions, which got the last message at `flushed_at`.
   @enforce_keys [:run, :buffer]
   defstruct @enforce_keys ++ [:since, :before, :lapse, :flush, flushed_at: nil]
 
@@ -113,7 +113,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   defp begin_full(state), do: state
 
-  # While room is still low, the buffer stays full. The process that heard of it first may be dead.
+  # While room is still low, the buffer stays full. The process that got the first news may be dead.
   defp end_full(%__MODULE__{since: nil} = state),
     do: if(Native.clear_full(state.run) == false, do: begin_full(state), else: state)
 

@@ -261,7 +261,7 @@ impl<S: Store> Flush<S> {
         progress.released = needed;
     }
 
-    /// Returns the estimated bytes of the stores, and lets the bound count as many.
+    /// Returns the estimated bytes of the stores, and lets the bound count them.
     fn count_bytes(&self, progress: &mut Progress<S>) -> usize {
         let bytes = if progress.frozen.is_some() { self.bytes.get() } else { 0 };
         progress.count_bytes(bytes);
@@ -311,7 +311,7 @@ impl<S: Store> Flush<S> {
     }
 
     /// The estimated bytes of the stores, as far as they are not free, until all entries have an
-    /// outcome. Lets the bound count as many.
+    /// outcome. Lets the bound count them.
     pub(crate) fn bytes(&self) -> usize {
         self.count_bytes(&mut self.progress.lock())
     }

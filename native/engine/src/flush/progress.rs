@@ -100,7 +100,7 @@ pub(super) struct OpenCall {
 }
 
 impl<S: Store> Progress<S> {
-    /// Lets the bound count so many bytes.
+    /// Lets the bound count this number of bytes.
     pub(super) fn count_bytes(&mut self, bytes: usize) {
         let bytes = if self.bound.as_ref().is_some_and(|bound| bound.counts_bytes()) { bytes } else { 0 };
         let old = std::mem::replace(&mut self.counted_bytes, bytes);

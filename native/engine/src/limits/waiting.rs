@@ -1,16 +1,16 @@
 //! The writers that wait for room, in their order.
 //!
 //! A writer *joins* the line. It is *granted* a reservation as soon as the [bound](super::bound)
-//! has room for it and for all writers before it, so as many writers are granted as there is room
-//! for. The writer *takes* its grant when it writes. A grant that its writer does not take in time
+//! has room for it and for all writers before it, so all writers are granted for which there is
+//! room. The writer *takes* its grant when it writes. A grant that its writer does not take in time
 //! *lapses* if others wait: the room goes to them, and the writer rejoins the line at its place.
 //!
 //! Whoever makes room free serves the line afterwards, and so does whoever joins or leaves it. All
 //! of them hold the lock of the line, and a writer joins before it looks for room a last time.
 //! Room therefore never stays free while the first writer waits for it.
 //!
-//! With a limit of bytes the next writer is granted room only when the one before took its grant, since
-//! the size of a write is unknown before.
+//! With a limit of bytes the next writer is granted room only when the one before took its grant,
+//! since the size of a write is unknown before.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Frees memory on a separate thread, because freeing a million entries takes tens of milliseconds,
 //! and a scheduler may drop the last reference to them.
 //!
-//! The thread may fall behind many writers. Then those who make garbage [`help`]: so a writer is
+//! The thread may fall behind many writers. Then the makers of garbage [`help`]: so a writer is
 //! slowed, and the memory does not grow.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,7 +86,7 @@ pub fn reclaiming() -> usize {
     BEHIND.load(Ordering::Relaxed)
 }
 
-/// Whether those who make garbage must help the thread.
+/// Whether the makers of garbage must help the thread.
 #[inline]
 pub fn is_behind() -> bool {
     reclaiming() > MOST_BEHIND

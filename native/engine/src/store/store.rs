@@ -98,7 +98,7 @@ pub trait Store: Send + Sync + 'static {
         self.take_back(evicted, id, attempts)
     }
 
-    /// Frees entries of a frozen store, except for those that `keeps` accepts. From then on they
+    /// Frees entries of a frozen store, except for the ones accepted by `keeps`. From then on they
     /// count as deleted. Heaps that nothing lives in any longer become `garbage`.
     fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Self::Garbage>);
 
