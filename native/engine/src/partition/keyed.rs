@@ -142,9 +142,11 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
     /// Removes the entry of `key`. The processor gets an entry in flight no longer.
     pub fn delete(&self, access: Access, hash: Hash, key: H::Term) -> Result<(), Closed> {
         let mut state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
-        if state.waiting.delete(hash, key) && state.is_counted {
+        let is_deleted = state.waiting.delete(hash, key);
+        // A counter first moves the last additions to their entry, whatever the key.
+        self.count_bytes(&mut state);
+        if is_deleted && state.is_counted {
             self.threshold.remove();
-            self.count_bytes(&mut state);
             if state.is_bounded {
                 self.bound.release(1);
             }
