@@ -67,6 +67,22 @@ defmodule PartitionedBuffer.MapTest do
       assert Enum.sort(received_entries()) === Enum.sort(for {term, index} <- terms, do: {index, term, 0, 0})
     end
 
+    test "keep integers of any size after their writer is gone" do
+      buffer = start_buffer()
+      # The VM keeps most integers of 60 bits in a word, others need memory.
+      edges =
+        for bits <- [0, 31, 58, 59, 60, 62, 63, 64], sign <- [1, -1], step <- -1..1, do: {bits, sign, step}
+
+      numbers = fn -> Enum.uniq(for {bits, sign, step} <- edges, do: sign * (1 <<< bits) + step) end
+      writer = fn -> for number <- numbers.(), do: Buffer.put(buffer, number, number - 1) end
+      writer |> Task.async() |> Task.await()
+      for number <- numbers.(), do: assert(Buffer.get(buffer, number) === number - 1)
+      flush(buffer)
+
+      assert Enum.sort(received_entries()) ===
+               Enum.sort(for number <- numbers.(), do: {number, number - 1, 0, 0})
+    end
+
     test "take any term as a key to overwrite, update, delete and flush" do
       buffer = start_buffer()
 

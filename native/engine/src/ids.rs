@@ -1,5 +1,7 @@
 //! The ids that entries and arenas share.
 
+use crate::term::Resident;
+
 /// An entry within its store. Ids follow the order of insertion, but a new entry takes the id of a
 /// deleted one.
 pub type EntryId = u32;
@@ -27,6 +29,12 @@ impl SegmentId {
     #[inline]
     pub(crate) fn is_segment(self) -> bool {
         self.0 < FIRST_OWN
+    }
+
+    /// The term that has this id, as readers get it.
+    #[inline]
+    pub(crate) fn resident<T>(self, term: T) -> Resident<T> {
+        Resident { term, is_immediate: self == Self::NONE }
     }
 
     /// The slot in `Arena::own_heaps`, if this is the id of a separate heap.

@@ -45,4 +45,4 @@ pub use store::hash::{Hash, Hasher};
 pub use store::map::{self as generation, Generation};
 pub use store::queue::{self as log, Log};
 pub use store::{entries, index, table, Store};
-pub use term::{Heap, Term, Version};
+pub use term::{Heap, Resident, Term, Version};

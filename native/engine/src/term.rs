@@ -17,6 +17,15 @@ pub trait Term: Copy + PartialEq + Send + Sync + 'static {
     fn compare_integers(self, other: Self) -> Ordering;
 }
 
+/// A term in a store, as readers get it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident<T> {
+    /// The term.
+    pub term: T,
+    /// Whether it is an immediate for sure, which is valid without its store.
+    pub is_immediate: bool,
+}
+
 /// Memory for copies of terms, freed only as a whole, by dropping the heap.
 pub trait Heap: Send + Sync + 'static {
     /// A term that lives here.

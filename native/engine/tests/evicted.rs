@@ -259,7 +259,7 @@ fn an_evicted_reader_can_still_read_what_it_holds() {
     let mut read = contents(&frozen, entry);
     read.sort_unstable();
     assert_eq!(read, batch);
-    let copies: Vec<TestTerm> = contents(&frozen, |entry| entry.key);
+    let copies: Vec<TestTerm> = contents(&frozen, |entry| entry.key.term);
     drop(frozen);
     reclaim::settle();
     assert!(copies.iter().all(|copy| !copy.is_live()), "nothing refers to the stores");

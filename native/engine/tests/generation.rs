@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{hash, to_version, version_number, Random, TestHeap};
+use common::{content, hash, to_version, version_number, Random, TestHeap};
 use partitioned_buffer_engine::generation::Put;
 use partitioned_buffer_engine::{Generation, Hasher, Heap, Store};
 
@@ -14,7 +14,7 @@ type Model = HashMap<(bool, i64), (i64, i64, u64)>;
 fn contents(generation: &Generation<TestHeap>) -> Model {
     (0..generation.end())
         .filter_map(|id| generation.record(id as u32))
-        .map(|entry| (entry.key.content(), (entry.value.content().1, version_number(entry.version), entry.updates)))
+        .map(|entry| (content(entry.key), (content(entry.value).1, version_number(entry.version), entry.updates)))
         .collect()
 }
 
@@ -55,7 +55,7 @@ fn run(seed: u64, operations: usize, keys: u64) {
             }
             _ => {
                 let expected = model.get(&key.content()).map(|entry| entry.0);
-                assert_eq!(generation.get(hash, key).map(|found| found.value.content().1), expected, "seed {seed}");
+                assert_eq!(generation.get(hash, key).map(|found| found.term().content().1), expected, "seed {seed}");
             }
         }
         drop(caller);
@@ -86,9 +86,7 @@ fn entries_come_in_the_order_of_their_insertion() {
         let key = caller.term(number);
         generation.put(hash(&hasher, key), &key.parcel(), &key.parcel(), |_is_new| true);
     }
-    let keys: Vec<i64> = (0..generation.end())
-        .filter_map(|id| generation.record(id as u32))
-        .map(|entry| entry.key.content().1)
-        .collect();
+    let keys: Vec<i64> =
+        (0..generation.end()).filter_map(|id| generation.record(id as u32)).map(|entry| content(entry.key).1).collect();
     assert!(keys.iter().copied().eq((0..10_000).rev()));
 }

@@ -53,12 +53,12 @@ fn no_lock_is_held_while_a_heap_is_dropped_or_a_large_value_is_read() {
 
     let mut caller = TestHeap::new();
     let key = caller.boxed(2);
-    let read = PARTITION.get(ONE, hash(&HASHER, key), key, |value, heap| {
-        assert!(heap.is_some());
+    let read = PARTITION.get(ONE, hash(&HASHER, key), key, |value| {
+        assert!(value.heap().is_some());
         assert_no_lock_is_held();
         // The value may be replaced while it is read.
         put(2, packed, LARGE);
-        value.content().1
+        value.term().content().1
     });
     assert_eq!(read, Ok(Some(LARGE + 199)));
 }

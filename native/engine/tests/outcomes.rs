@@ -38,7 +38,7 @@ fn plain(key: i64, value: i64) -> Entry {
 
 /// A copy of the value of each entry in a flush, to see whether it is freed.
 fn copies(flush: &MapFlush) -> Vec<TestTerm> {
-    contents(&flush.entries().unwrap(), |record| record.value)
+    contents(&flush.entries().unwrap(), |record| record.value.term)
 }
 
 fn assert_freed(copies: &[TestTerm]) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 
 use common::reading::{contents, flush, read};
-use common::{hash, Random, TestHeap, TestTerm, ONE};
+use common::{content, hash, Random, TestHeap, TestTerm, ONE};
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::{
@@ -36,7 +36,7 @@ fn keys(flush: &Flush<Generation<TestHeap>>) -> Vec<i64> {
 }
 
 fn key(record: Record<TestTerm>) -> i64 {
-    record.key.content().1
+    content(record.key).1
 }
 
 /// Reads a batch of at most `size` entries and claims it at a time. Returns its keys.
@@ -64,7 +64,7 @@ fn a_draining_partition_takes_no_writes_but_those_of_processors() {
     let (one, two) = (caller.boxed(1), caller.boxed(2));
     let processor = ONE.of_processor();
     let put_by_processor = |key| partition.put(processor, hash(&hasher, key), &key.parcel(), &key.parcel());
-    let get = |key| partition.get(ONE, hash(&hasher, key), key, |value, _heap| value.content().1);
+    let get = |key| partition.get(ONE, hash(&hasher, key), key, |value| value.term().content().1);
 
     assert_eq!(put_by_processor(one), Ok(Stored::Stored), "a processor may write before the stop as well");
     partition.drain().unwrap();
@@ -81,7 +81,7 @@ fn a_draining_partition_takes_no_writes_but_those_of_processors() {
     let other = Access::by_count(2);
     for among in [other, other.of_processor(), Access::by_count(0), Access::BY_TERM.of_processor()] {
         assert_eq!(partition.put(among, hash(&hasher, one), &one.parcel(), &one.parcel()), Err(Closed));
-        assert_eq!(partition.get(among, hash(&hasher, one), one, |_, _| ()), Err(Closed));
+        assert_eq!(partition.get(among, hash(&hasher, one), one, |_value| ()), Err(Closed));
     }
 
     partition.close();
@@ -260,7 +260,7 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
                             partition.write_all(ONE, shard, false, writes.iter()).unwrap();
                         }
                         _ => {
-                            let found = partition.get(ONE, hash, key, |value, _heap| value.content().1).unwrap();
+                            let found = partition.get(ONE, hash, key, |value| value.term().content().1).unwrap();
                             found.into_iter().for_each(|value| check(key.content().1, value));
                         }
                     }
@@ -275,7 +275,7 @@ fn concurrent_operations_give_each_key_only_its_own_values() {
             let mut entries = 0;
             while !done.load(Ordering::SeqCst) || partition.len(ONE).unwrap() > 0 {
                 let Some(flush) = flush(&partition) else { continue };
-                let view = |entry: Record<TestTerm>| (key(entry), entry.value.content().1);
+                let view = |entry: Record<TestTerm>| (key(entry), content(entry.value).1);
                 for (key, value) in read(&flush, 1, usize::MAX, view).unwrap() {
                     check(key, value);
                     entries += 1;

@@ -57,15 +57,15 @@ fn succeed<S: Store>(flush: &Flush<S>) {
 
 #[test]
 fn the_memory_of_a_map_comes_back_in_eighths() {
-    assert_terms_leave(&filled_map(false).partition, |record| record.value, |flush| assert!(flush.claim(1, 0)));
-    assert_terms_leave(&filled_map(true).partition, |record| record.value, succeed);
+    assert_terms_leave(&filled_map(false).partition, |record| record.value.term, |flush| assert!(flush.claim(1, 0)));
+    assert_terms_leave(&filled_map(true).partition, |record| record.value.term, succeed);
 }
 
 #[test]
 fn the_memory_of_a_counter_comes_back_in_eighths() {
     let counter = Counter::start();
     (0..COUNT).for_each(|key| counter.add(LARGE + key, 1));
-    assert_terms_leave(&counter.partition, |record| record.key, succeed);
+    assert_terms_leave(&counter.partition, |record| record.key.term, succeed);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn the_memory_of_a_queue_comes_back_in_eighths() {
         queue::push_all(&queue, LARGE..LARGE + COUNT);
         assert_terms_leave(
             &queue,
-            |item| item,
+            |item| item.term,
             |flush| if claims { assert!(flush.claim(1, 0)) } else { succeed(flush) },
         );
     }

@@ -9,7 +9,9 @@ use std::thread;
 
 use common::reading::{all_of, batch, contents, flush, give_back, read, GivenBack};
 use common::{Random, TestHeap, TestTerm, ONE};
-use partitioned_buffer_engine::{BatchState, Closed, Flush, GiveBack, Hasher, Heap, Log, QueuePartition, Stored};
+use partitioned_buffer_engine::{
+    BatchState, Closed, Flush, GiveBack, Hasher, Heap, Log, QueuePartition, Resident, Stored,
+};
 
 fn partition() -> QueuePartition<TestHeap> {
     let partition = QueuePartition::new(&Hasher::new());
@@ -27,8 +29,8 @@ fn items(flush: &Flush<Log<TestHeap>>) -> Vec<i64> {
     items.split_off(items.len() - flush.seen().left)
 }
 
-fn content(item: TestTerm) -> i64 {
-    item.content().1
+fn content(item: Resident<TestTerm>) -> i64 {
+    item.term.content().1
 }
 
 /// Reads a batch of at most `size` items and claims it.

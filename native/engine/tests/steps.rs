@@ -9,7 +9,7 @@ use common::counter::Counter;
 use common::map::Map;
 use common::queue;
 use common::reading::{all_of, batch, flush, give_back, read, read_resumed, GivenBack};
-use common::{assert_law, ONE};
+use common::{assert_law, content, ONE};
 use partitioned_buffer_engine::{BatchState, Bound, GaveBack, GiveBack, Hasher, Leased, Limits, MapPartition};
 
 /// The result of a step.
@@ -32,7 +32,7 @@ fn assert_map_law(map: &Map, bound: &Bound) {
 }
 
 fn key(record: partitioned_buffer_engine::generation::Record<common::TestTerm>) -> i64 {
-    record.key.content().1
+    content(record.key).1
 }
 
 #[test]

@@ -8,7 +8,8 @@ use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Seen, Store, Tally,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Resident, Seen,
+    Store, Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
@@ -16,7 +17,7 @@ use crate::any::each;
 use crate::buffer::Partitions;
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
-use crate::vm::caller::{copy_to, count_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
+use crate::vm::caller::{count_to, resident_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
 use crate::vm::clock::monotonic_time;
 use crate::vm::environment::Environment;
 use crate::vm::term::RawTerm;
@@ -30,7 +31,7 @@ pub(crate) trait ToTerm: Copy {
 impl ToTerm for Record<RawTerm> {
     #[inline]
     fn to_term(self, env: Env<'_>) -> Term<'_> {
-        let (key, value) = (copy_to(env, self.key), copy_to(env, self.value));
+        let (key, value) = (resident_to(env, self.key), resident_to(env, self.value));
         tuple(env, [key, value, version_to(env, self.version), unsigned_to(env, self.updates)])
     }
 }
@@ -38,14 +39,14 @@ impl ToTerm for Record<RawTerm> {
 impl ToTerm for Counted<RawTerm> {
     #[inline]
     fn to_term(self, env: Env<'_>) -> Term<'_> {
-        tuple(env, [copy_to(env, self.key), sum_to(env, self.sum), count_to(env, self.count)])
+        tuple(env, [resident_to(env, self.key), sum_to(env, self.sum), count_to(env, self.count)])
     }
 }
 
-impl ToTerm for RawTerm {
+impl ToTerm for Resident<RawTerm> {
     #[inline]
     fn to_term(self, env: Env<'_>) -> Term<'_> {
-        copy_to(env, self)
+        resident_to(env, self)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustler::Env;
 
+use crate::vm::argument::Argument;
 use crate::vm::small::is_small;
 use crate::vm::term::RawTerm;
 
@@ -72,8 +73,7 @@ fn charge_time(env: Env<'_>, time: Duration) {
 /// Charges a process for a call that hashes a key, or an item, if it may be large: nothing can
 /// interrupt the VM at that.
 ///
-/// To read a clock costs as much as to hash a small key, so only calls with other keys do. With an
-/// immediate, all that this adds is to look at its tag.
+/// To read a clock costs as much as to hash a small key, so only calls with other keys do.
 pub(crate) struct KeyClock(Option<Instant>);
 
 impl KeyClock {
@@ -82,8 +82,8 @@ impl KeyClock {
 
     /// The clock of a call that begins now.
     #[inline]
-    pub(crate) fn start(env: Env<'_>, key: RawTerm) -> Self {
-        KeyClock(if key.is_immediate() { None } else { Self::start_for(env, key) })
+    pub(crate) fn start(env: Env<'_>, key: Argument) -> Self {
+        KeyClock(if key.is_immediate { None } else { Self::start_for(env, key.term) })
     }
 
     /// The start of a call with a key that is no immediate.

@@ -5,7 +5,8 @@
 //! |---|---|
 //! | [`entry`] | the functions that the VM calls |
 //! | [`term`] | terms as words |
-//! | [`caller`] | the terms of the caller |
+//! | [`argument`] | the terms of the caller that a store keeps |
+//! | [`caller`] | all other terms of the caller |
 //! | [`environment`] | the heaps of the engine |
 //! | [`large`] | environments for large terms, and their charge |
 //! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
@@ -16,6 +17,7 @@
 //! | `faults` | for tests only: panics in copies |
 #![allow(unsafe_code)]
 
+pub(crate) mod argument;
 pub(crate) mod caller;
 pub(crate) mod clock;
 pub(crate) mod entry;

@@ -517,7 +517,7 @@ impl Seen {
 fn flush_all(buffer: &Buffer, flushes: &mut Vec<Vec<i64>>) -> Option<Lease> {
     let lease = buffer.lease(usize::MAX)?;
     let frozen = lease.flush.entries().expect("it is not finished");
-    flushes.push(contents(&frozen, |record| record.key.content().1));
+    flushes.push(contents(&frozen, |record| record.key.term.content().1));
     Some(lease)
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use buffer::{check, join, race, spawn};
 use common::{TestHeap, TestTerm, ONE};
-use partitioned_buffer_engine::{Closed, Heap, Log};
+use partitioned_buffer_engine::{Closed, Heap, Log, Resident};
 use shuttle::sync::atomic::{AtomicUsize, Ordering};
 
 /// A claimed item: its content, and the partition's copy.
@@ -23,11 +23,11 @@ type Buffer = buffer::Buffer<Log<TestHeap>, 1, Delivery>;
 const WRITER: i64 = 100;
 
 fn start(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, false, |copy: TestTerm| (copy.content().1, copy), |item| item / WRITER)
+    Buffer::start(running, false, |copy: Resident<TestTerm>| (copy.term.content().1, copy.term), |item| item / WRITER)
 }
 
 fn start_with_outcomes(running: u32) -> Arc<Buffer> {
-    Buffer::start(running, true, |copy: TestTerm| (copy.content().1, copy), |item| item / WRITER)
+    Buffer::start(running, true, |copy: Resident<TestTerm>| (copy.term.content().1, copy.term), |item| item / WRITER)
 }
 
 impl Buffer {

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use super::frozen::Left;
 use super::own_heaps::OwnHeaps;
-use super::parcel::Parcel;
+use super::parcel::{Kind, Parcel};
 use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP};
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;
@@ -77,6 +77,17 @@ const SEGMENT_BYTES: usize = 2 * 1024;
 /// A copy that no entry names yet, for [`Arena::own`] or [`Arena::leave`].
 #[must_use = "a copy without an owner is never freed before its store"]
 pub struct Unowned(SegmentId);
+
+impl Unowned {
+    /// Nothing, as an immediate needs no copy.
+    pub(crate) const NOTHING: Self = Unowned(SegmentId::NONE);
+
+    /// Whether the term needed no copy.
+    #[inline]
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.0 == SegmentId::NONE
+    }
+}
 
 /// A heap that nothing refers to, to be dropped where it may take long.
 #[allow(dead_code)] // It is there to be dropped.
@@ -148,7 +159,7 @@ impl<H: Heap> Arena<H> {
         let times = if segment.owners.count == 0 { times.max(1) } else { times };
         let copies = terms.map(|term| segment.heap.copy(term));
         if copies == terms {
-            return (copies, Unowned(SegmentId::NONE));
+            return (copies, Unowned::NOTHING);
         }
         if times > 0 {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
@@ -176,27 +187,27 @@ impl<H: Heap> Arena<H> {
         heaps + self.full_weight + open.sum::<usize>() + self.own_weight
     }
 
-    /// Copies a small term, or takes over a large copy.
+    /// Copies a small term, or takes over a large copy. An immediate needs neither.
     #[inline]
     pub fn store(&mut self, parcel: &Parcel<H>) -> (H::Term, Unowned) {
-        match &parcel.heap {
-            None => {
+        match &parcel.kind {
+            Kind::Immediate => (parcel.term, Unowned::NOTHING),
+            Kind::Small => {
                 let ([copy], unowned) = self.copy([parcel.term]);
                 (copy, unowned)
             }
-            Some(heap) => (parcel.term, self.keep(heap)),
+            Kind::Large(heap) => (parcel.term, self.keep(heap)),
         }
     }
 
     /// A copy on its way to another arena. A large one shares its heap.
-    pub fn parcel(&self, id: SegmentId, term: H::Term) -> Parcel<H> {
-        Parcel { term, heap: self.own_heap(id).cloned() }
-    }
-
-    /// The heap of a large copy.
     #[inline]
-    pub fn own_heap(&self, id: SegmentId) -> Option<&Arc<H>> {
-        self.own_heaps.get(id.own_heap()?)
+    pub fn parcel(&self, id: SegmentId, term: H::Term) -> Parcel<H> {
+        if id == SegmentId::NONE {
+            return Parcel::immediate(term);
+        }
+        let heap = id.own_heap().and_then(|slot| self.own_heaps.get(slot));
+        Parcel { term, kind: heap.map_or(Kind::Small, |heap| Kind::Large(heap.clone())) }
     }
 
     /// Makes an entry the owner of a copy, and returns the id that the entry has to keep.

@@ -6,7 +6,7 @@ use super::partition::{Partition, Stored, Written};
 use super::shard::InFlight;
 use crate::memory::parcel::Parcel;
 use crate::store::hash::Hash;
-use crate::store::map::{Found, Generation, Put, Values};
+use crate::store::map::{Generation, Put, Values};
 use crate::sync::MutexGuard;
 use crate::term::{Heap, Version};
 
@@ -113,23 +113,24 @@ impl<H: Heap> MapPartition<H> {
         })
     }
 
-    /// The result of `copy` for the value of `key` and the value's heap, if the value is large;
-    /// `None` for a missing key. A large value is copied without the lock.
+    /// The result of `copy` for the value of `key`; `None` for a missing key. A large value is copied
+    /// without the lock.
     #[inline]
     pub fn get<R>(
         &self,
         access: Access,
         hash: Hash,
         key: H::Term,
-        copy: impl FnOnce(H::Term, Option<&H>) -> R,
+        copy: impl FnOnce(&Parcel<H>) -> R,
     ) -> Result<Option<R>, Closed> {
         let state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
-        let Some(Found { value, heap }) = state.waiting.get(hash, key) else {
+        let Some(value) = state.waiting.get(hash, key) else {
             return Ok(Self::get_in_flight(state, hash, key, copy));
         };
-        let Some(heap) = heap else { return Ok(Some(copy(value, None))) };
-        drop(state);
-        Ok(Some(copy(value, Some(&heap))))
+        if value.heap().is_some() {
+            drop(state);
+        }
+        Ok(Some(copy(&value)))
     }
 
     /// The same for a key without a waiting entry.
@@ -138,13 +139,14 @@ impl<H: Heap> MapPartition<H> {
         state: MutexGuard<'_, TableState<H, Values<H>>>,
         hash: Hash,
         key: H::Term,
-        copy: impl FnOnce(H::Term, Option<&H>) -> R,
+        copy: impl FnOnce(&Parcel<H>) -> R,
     ) -> Option<R> {
         let found = state.find_in_flight(hash, key)?;
-        let Found { value, heap } = found.held.store().value(found.held.id())?;
-        let Some(heap) = heap else { return Some(copy(value, None)) };
-        drop(found);
-        drop(state);
-        Some(copy(value, Some(&heap)))
+        let value = found.held.store().value(found.held.id())?;
+        if value.heap().is_some() {
+            drop(found);
+            drop(state);
+        }
+        Some(copy(&value))
     }
 }

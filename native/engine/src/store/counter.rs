@@ -14,7 +14,7 @@ use super::store::{Store, TakenBack};
 use super::table::{Contents, Last, Table};
 use crate::ids::EntryId;
 use crate::memory::parcel::Parcel;
-use crate::term::{Heap, Term};
+use crate::term::{Heap, Resident, Term};
 
 /// See the module's documentation.
 pub type Tally<H> = Table<H, Sums>;
@@ -48,7 +48,7 @@ pub struct Carry {
 #[derive(Clone, Copy, Debug)]
 pub struct Counted<T> {
     /// The key.
-    pub key: T,
+    pub key: Resident<T>,
     /// The sum. 128 bits are enough for 2^63 additions.
     pub sum: i128,
     /// The count: the number of additions, or what they brought. 128 bits are enough as well.
@@ -213,7 +213,7 @@ impl<H: Heap> Contents<H> for Sums {
     }
 
     #[inline]
-    fn record(key: H::Term, value: Sum, carry: Carry) -> Counted<H::Term> {
+    fn record(key: Resident<H::Term>, value: Sum, carry: Carry) -> Counted<H::Term> {
         let (sum, count) = value.parts(carry);
         Counted { key, sum, count }
     }

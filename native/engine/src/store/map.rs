@@ -2,16 +2,14 @@
 //!
 //! Invariant: the segment that a value names counts it as one live copy.
 
-use std::sync::Arc;
-
 use super::hash::Hash;
 use super::history::{Counts, History};
 use super::store::{Store, TakenBack};
 use super::table::{Contents, Table};
 use crate::ids::{EntryId, SegmentId};
 use crate::memory::arena::{Arena, Evacuation, Garbage, Unowned};
-use crate::memory::parcel::Parcel;
-use crate::term::{Heap, Version};
+use crate::memory::parcel::{Kind, Parcel};
+use crate::term::{Heap, Resident, Version};
 
 /// See the module's documentation.
 pub type Generation<H> = Table<H, Values<H>>;
@@ -38,9 +36,9 @@ pub struct Value<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct Record<T> {
     /// The key.
-    pub key: T,
+    pub key: Resident<T>,
     /// The value.
-    pub value: T,
+    pub value: Resident<T>,
     /// The version, 0 without one.
     pub version: Version<T>,
     /// The number of replacements by `put_newer`.
@@ -60,18 +58,10 @@ pub enum Put {
     Full,
 }
 
-/// The result of [`Generation::get`].
-pub struct Found<H: Heap> {
-    /// The value.
-    pub value: H::Term,
-    /// The heap of a large value, to be held while the value is used.
-    pub heap: Option<Arc<H>>,
-}
-
 impl<H: Heap> Generation<H> {
     /// The value of `key`.
     #[inline]
-    pub fn get(&self, hash: Hash, key: H::Term) -> Option<Found<H>> {
+    pub fn get(&self, hash: Hash, key: H::Term) -> Option<Parcel<H>> {
         self.value(self.find(hash, key)?)
     }
 
@@ -173,9 +163,9 @@ impl<H: Heap> Generation<H> {
 
     /// The value of an entry.
     #[inline]
-    pub(crate) fn value(&self, id: EntryId) -> Option<Found<H>> {
+    pub(crate) fn value(&self, id: EntryId) -> Option<Parcel<H>> {
         let Value { term, segment } = self.entries.get(id)?.value;
-        Some(Found { value: term, heap: self.contents.arena.own_heap(segment).cloned() })
+        Some(self.contents.arena.parcel(segment, term))
     }
 
     /// Adds an entry for a new key.
@@ -244,8 +234,9 @@ impl<H: Heap> Contents<H> for Values<H> {
     }
 
     #[inline]
-    fn record(key: H::Term, value: Value<H::Term>, history: History<H::Term>) -> Record<H::Term> {
-        Record { key, value: value.term, version: history.version(), updates: history.counts().updates }
+    fn record(key: Resident<H::Term>, value: Value<H::Term>, history: History<H::Term>) -> Record<H::Term> {
+        let value = value.segment.resident(value.term);
+        Record { key, value, version: history.version(), updates: history.counts().updates }
     }
 
     fn attempts(_value: Value<H::Term>, history: History<H::Term>) -> u32 {
@@ -254,6 +245,9 @@ impl<H: Heap> Contents<H> for Values<H> {
 
     #[inline]
     fn removed(table: &mut Generation<H>, value: Value<H::Term>) {
+        if value.segment == SegmentId::NONE {
+            return;
+        }
         table.contents.arena.release(value.segment, value.term, &mut table.garbage);
         if let Some(evacuation) = table.contents.arena.take_sparse() {
             table.evacuate_values(evacuation);
@@ -330,9 +324,10 @@ struct ValueCopy<T> {
 /// Stores a value and its version, which live and die together.
 #[inline]
 fn store_value<H: Heap>(arena: &mut Arena<H>, value: &Parcel<H>, version: Version<H::Term>) -> ValueCopy<H::Term> {
-    match &value.heap {
-        None => copy_value(arena, value.term, version),
-        Some(heap) => ValueCopy { value: value.term, version, unowned: arena.keep(heap) },
+    match (&value.kind, version) {
+        (Kind::Large(heap), _) => ValueCopy { value: value.term, version, unowned: arena.keep(heap) },
+        (Kind::Immediate, Version::Int(_)) => ValueCopy { value: value.term, version, unowned: Unowned::NOTHING },
+        (Kind::Immediate | Kind::Small, _) => copy_value(arena, value.term, version),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::limits::totals::Writes;
 use crate::memory::arena::{Arena, Garbage};
 use crate::memory::parcel::Parcel;
 use crate::runs::Runs;
-use crate::term::Heap;
+use crate::term::{Heap, Resident};
 
 /// Items in a chunk. Growing moves no item, so it never takes long.
 const CHUNK: usize = 1024;
@@ -24,6 +24,8 @@ const BITS: usize = u64::BITS as usize;
 struct Chunk<T> {
     /// The items; empty if all are free.
     items: Vec<T>,
+    /// Whether all items are immediates.
+    is_immediate: bool,
     /// A bit for each item, which is set when the item is freed; empty before the first one.
     freed: Vec<u64>,
 }
@@ -65,15 +67,18 @@ impl<H: Heap> Log<H> {
     pub fn append(&mut self, item: &Parcel<H>) -> bool {
         assert!(self.length < EntryId::MAX as usize, "a log has fewer than 2^32 items");
         let (copy, unowned) = self.copies.store(item);
+        let is_immediate = unowned.is_nothing();
         self.copies.leave(unowned, self.length as EntryId);
         let begins = self.length % CHUNK == 0;
         if begins {
             // The first chunk may stay small, the others are likely to fill.
             let items = Vec::with_capacity(if self.length == 0 { 4 } else { CHUNK });
-            self.chunks.push(Chunk { items, freed: Vec::new() });
+            self.chunks.push(Chunk { items, is_immediate: true, freed: Vec::new() });
             self.since.get_or_insert_with(Instant::now);
         }
-        self.chunks[self.length / CHUNK].items.push(copy);
+        let chunk = &mut self.chunks[self.length / CHUNK];
+        chunk.items.push(copy);
+        chunk.is_immediate &= is_immediate;
         self.length += 1;
         begins
     }
@@ -86,7 +91,7 @@ impl<H: Heap> Log<H> {
 }
 
 impl<H: Heap> Store for Log<H> {
-    type Record = H::Term;
+    type Record = Resident<H::Term>;
 
     type Term = H::Term;
 
@@ -141,13 +146,14 @@ impl<H: Heap> Store for Log<H> {
     }
 
     #[inline]
-    fn record(&self, id: EntryId) -> Option<H::Term> {
-        let item = self.chunks.get(id as usize / CHUNK)?.items.get(id as usize % CHUNK)?;
-        (!self.is_free(id)).then_some(*item)
+    fn record(&self, id: EntryId) -> Option<Resident<H::Term>> {
+        let chunk = self.chunks.get(id as usize / CHUNK)?;
+        let &term = chunk.items.get(id as usize % CHUNK)?;
+        (!self.is_free(id)).then_some(Resident { term, is_immediate: chunk.is_immediate })
     }
 
     fn term(&self, id: EntryId) -> Option<H::Term> {
-        self.record(id)
+        self.record(id).map(|item| item.term)
     }
 
     fn has_failed(&self) -> bool {
@@ -169,7 +175,7 @@ impl<H: Heap> Store for Log<H> {
             self.failed.push(self.length, attempts);
         }
         // A log does not note which items are large, so this copies them all.
-        self.append(&Parcel::loose(item));
+        self.append(&if item.is_immediate { Parcel::immediate(item.term) } else { Parcel::loose(item.term) });
         self.taken_back += 1;
         TakenBack::Added
     }

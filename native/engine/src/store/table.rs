@@ -17,7 +17,7 @@ use crate::limits::totals::Writes;
 use crate::memory::arena::{Arena, Garbage};
 use crate::memory::parcel::Parcel;
 use crate::memory::reclaim::is_behind;
-use crate::term::{Heap, Term};
+use crate::term::{Heap, Resident, Term};
 
 /// The contents of a table beside its keys.
 pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
@@ -37,7 +37,7 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     fn new() -> Self;
 
     /// An entry as readers get it.
-    fn record(key: H::Term, value: Self::Value, extra: Self::Extra) -> Self::Record;
+    fn record(key: Resident<H::Term>, value: Self::Value, extra: Self::Extra) -> Self::Record;
 
     /// The failed attempts of the processor with an entry.
     fn attempts(value: Self::Value, extra: Self::Extra) -> u32;
@@ -333,8 +333,8 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     #[inline]
     fn record(&self, id: EntryId) -> Option<C::Record> {
-        let &Entry { key, value, .. } = self.entries.get(id)?;
-        Some(C::record(key, value, self.entries.extra(id)))
+        let &Entry { key, key_segment, value } = self.entries.get(id)?;
+        Some(C::record(key_segment.resident(key), value, self.entries.extra(id)))
     }
 
     fn term(&self, id: EntryId) -> Option<H::Term> {

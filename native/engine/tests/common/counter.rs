@@ -6,13 +6,13 @@ use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{CounterPartition, Flush, Hasher, Heap, Tally};
 
 use super::reading::{flush, read_resumed};
-use super::{hash, TestHeap, TestTerm, ONE};
+use super::{content, hash, TestHeap, TestTerm, ONE};
 
 /// The key of an entry, its sum, and how often something was added.
 pub type Sum = (i64, i128, u128);
 
 pub fn sum(record: Counted<TestTerm>) -> Sum {
-    (record.key.content().1, record.sum, record.count)
+    (content(record.key).1, record.sum, record.count)
 }
 
 pub type CounterFlush = Flush<Tally<TestHeap>>;

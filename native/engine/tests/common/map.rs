@@ -6,7 +6,7 @@ use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::{Flush, Generation, GiveBack, Hasher, Heap, MapPartition, Stored};
 
 use super::reading::{all_of, flush, give_back, read, read_resumed, GivenBack};
-use super::{hash, to_version, version_number, TestHeap, TestTerm, ONE};
+use super::{content, hash, to_version, version_number, TestHeap, TestTerm, ONE};
 
 /// An entry that a reader has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,7 +19,7 @@ pub struct Entry {
 
 pub fn entry(record: Record<TestTerm>) -> Entry {
     let Record { key, value, version, updates } = record;
-    Entry { key: key.content().1, value: value.content().1, version: version_number(version), updates }
+    Entry { key: content(key).1, value: content(value).1, version: version_number(version), updates }
 }
 
 pub type MapFlush = Flush<Generation<TestHeap>>;
@@ -81,7 +81,7 @@ impl Map {
     pub fn get(&self, key: i64) -> Option<i64> {
         let mut caller = TestHeap::new();
         let key = caller.boxed(key);
-        self.partition.get(ONE, hash(&self.hasher, key), key, |value, _heap| value.content().1).unwrap()
+        self.partition.get(ONE, hash(&self.hasher, key), key, |value| value.term().content().1).unwrap()
     }
 
     pub fn delete(&self, key: i64) {

@@ -16,7 +16,9 @@ use std::sync::LazyLock;
 
 // The thread sanitizer sees the locks of `std` only in part.
 use parking_lot::RwLock;
-use partitioned_buffer_engine::{Access, Bound, Hash, Hasher, Heap, Info, Parcel, Partition, Store, Term, Version};
+use partitioned_buffer_engine::{
+    Access, Bound, Hash, Hasher, Heap, Info, Parcel, Partition, Resident, Store, Term, Version,
+};
 
 /// A plain caller of the only partition.
 pub const ONE: Access = Access::by_count(1);
@@ -96,8 +98,11 @@ impl TestTerm {
     /// The same with its version.
     pub fn parcel_with(self, version: Version<TestTerm>) -> (Parcel<TestHeap>, Version<TestTerm>) {
         let is_packed = |content| (LARGE..HIDDEN).contains(&content) || content % 7 == 5;
-        if !matches!(self, TestTerm::Boxed(_)) || !is_packed(self.content().1) {
-            return (Parcel::loose(self), version);
+        match self {
+            // The library does not notice all immediates.
+            TestTerm::Immediate(content) if content % 2 == 0 => return (Parcel::immediate(self), version),
+            TestTerm::Boxed(_) if is_packed(self.content().1) => {}
+            _ => return (Parcel::loose(self), version),
         }
         let mut heap = TestHeap::new();
         let copy = heap.copy(self);
@@ -126,6 +131,13 @@ impl Term for TestTerm {
     fn compare_integers(self, other: Self) -> Ordering {
         self.content().1.cmp(&other.content().1)
     }
+}
+
+/// Whether a term in a store is boxed, and its content.
+pub fn content(resident: Resident<TestTerm>) -> (bool, i64) {
+    let (is_boxed, content) = resident.term.content();
+    assert!(!(is_boxed && resident.is_immediate), "an immediate is not boxed");
+    (is_boxed, content)
 }
 
 pub struct TestHeap {

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use partitioned_buffer_engine::{Flush, Hasher, Heap, Log, QueuePartition};
+use partitioned_buffer_engine::{Flush, Hasher, Heap, Log, QueuePartition, Resident};
 
 use super::reading::{flush, read};
-use super::{TestHeap, TestTerm, ONE};
+use super::{content, TestHeap, TestTerm, ONE};
 
 pub type QueueFlush = Flush<Log<TestHeap>>;
 
-pub fn item(item: TestTerm) -> i64 {
-    item.content().1
+pub fn item(item: Resident<TestTerm>) -> i64 {
+    content(item).1
 }
 
 /// A closed partition.

@@ -9,6 +9,7 @@ use super::target::Target;
 use crate::buffer::CounterPartitions;
 use crate::route::Route;
 use crate::run::{NotRunning, Shared};
+use crate::vm::argument::Argument;
 use crate::vm::environment::Environment;
 use crate::vm::large::parcel;
 use crate::vm::term::RawTerm;
@@ -42,7 +43,7 @@ impl Target for ToCounter<'_> {
 
     #[inline]
     fn prepare(&self, env: Env<'_>, (key, amount): Self::Element) -> Self::Write {
-        (self.counter.hash(key), (parcel(env, key), amount))
+        (self.counter.hash(key), (parcel(env, Argument::new(env, key)), amount))
     }
 
     fn large_bytes((_hash, (key, _amount)): &Self::Write) -> usize {

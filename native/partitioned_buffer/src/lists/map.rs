@@ -9,6 +9,7 @@ use super::target::Target;
 use crate::buffer::MapPartitions;
 use crate::route::Route;
 use crate::run::{NotRunning, Shared};
+use crate::vm::argument::Argument;
 use crate::vm::environment::Environment;
 use crate::vm::large::{parcel, parcel_with};
 use crate::vm::term::RawTerm;
@@ -47,9 +48,10 @@ impl Target for ToMap<'_> {
         let (Entry::Put(key, value) | Entry::PutNewer(key, value, _)) = entry;
         value.prefetch();
         let hash = self.map.hash(key);
+        let [key, value] = [key, value].map(|term| Argument::new(env, term));
         match entry {
-            Entry::Put(key, value) => (hash, Write::Put(parcel(env, key), parcel(env, value))),
-            Entry::PutNewer(key, value, version) => {
+            Entry::Put(..) => (hash, Write::Put(parcel(env, key), parcel(env, value))),
+            Entry::PutNewer(_key, _value, version) => {
                 let (value, version) = parcel_with(env, value, version);
                 (hash, Write::PutNewer(parcel(env, key), value, version))
             }

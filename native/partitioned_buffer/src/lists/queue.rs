@@ -7,6 +7,7 @@ use super::target::Target;
 use crate::buffer::QueuePartitions;
 use crate::route::Route;
 use crate::run::{NotRunning, Shared};
+use crate::vm::argument::Argument;
 use crate::vm::environment::Environment;
 use crate::vm::large::parcel;
 use crate::vm::term::RawTerm;
@@ -40,7 +41,7 @@ impl Target for ToQueue<'_> {
 
     fn prepare(&self, env: Env<'_>, item: RawTerm) -> Self::Write {
         item.prefetch();
-        parcel(env, item)
+        parcel(env, Argument::new(env, item))
     }
 
     fn large_bytes(item: &Self::Write) -> usize {

@@ -10,22 +10,22 @@ use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::CounterPartitions;
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
+use crate::vm::argument::Argument;
 use crate::vm::caller::{amount, sum_to, tuple};
 use crate::vm::entry::Function;
 use crate::vm::large::parcel;
-use crate::vm::term::RawTerm;
 
 nif!(add / 4);
 fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    let (route, key) = (route(to)?, RawTerm::from(key));
+    let (route, key) = (route(to)?, Argument::from(key));
     let Some(amount) = amount(number) else { return Ok(atoms::invalid().to_term(env)) };
     let clock = KeyClock::start(env, key);
     let result = find_counter(name)?.and_then(|counter| {
-        let hash = counter.hash(key);
+        let hash = counter.hash(key.term);
         let parcel = parcel(env, key);
-        let stored =
-            counter.with_partition(route, key, |partition, access| partition.add(access, hash, &parcel, amount))?;
-        Ok(told(counter, env, route, key, stored))
+        let stored = counter
+            .with_partition(route, key.term, |partition, access| partition.add(access, hash, &parcel, amount))?;
+        Ok(told(counter, env, route, key.term, stored))
     });
     clock.charge(env);
     Ok(stored(env, result, atoms::ok()))
@@ -33,17 +33,17 @@ fn add<'a>(env: Env<'a>, [name, to, key, number]: [Term<'a>; 4]) -> NifResult<Te
 
 nif!(add_counted / 5);
 fn add_counted<'a>(env: Env<'a>, [name, to, key, number, count]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
-    let (route, key) = (route(to)?, RawTerm::from(key));
+    let (route, key) = (route(to)?, Argument::from(key));
     let (amount, count) = (amount(number), amount(count).and_then(|count| u64::try_from(count).ok()));
     let (Some(amount), Some(count)) = (amount, count) else { return Ok(atoms::invalid().to_term(env)) };
     let clock = KeyClock::start(env, key);
     let result = find_counter(name)?.and_then(|counter| {
-        let hash = counter.hash(key);
+        let hash = counter.hash(key.term);
         let parcel = parcel(env, key);
-        let stored = counter.with_partition(route, key, |partition, access| {
+        let stored = counter.with_partition(route, key.term, |partition, access| {
             partition.add_counted(access, hash, &parcel, amount, count)
         })?;
-        Ok(told(counter, env, route, key, stored))
+        Ok(told(counter, env, route, key.term, stored))
     });
     clock.charge(env);
     Ok(stored(env, result, atoms::ok()))
@@ -51,11 +51,11 @@ fn add_counted<'a>(env: Env<'a>, [name, to, key, number, count]: [Term<'a>; 5]) 
 
 nif!(sum / 3);
 fn sum<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (route, key) = (route(to)?, RawTerm::from(key));
+    let (route, key) = (route(to)?, Argument::from(key));
     let clock = KeyClock::start(env, key);
     let result = find_counter(name)?.and_then(|counter| {
-        let hash = counter.hash(key);
-        counter.with_partition(route, key, |partition, access| partition.sum(access, hash, key))
+        let hash = counter.hash(key.term);
+        counter.with_partition(route, key.term, |partition, access| partition.sum(access, hash, key.term))
     });
     clock.charge(env);
     Ok(match result {

@@ -5,29 +5,30 @@
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::table::{Contents, Table};
+use partitioned_buffer_engine::Parcel;
 use rustler::{Env, Error, NifResult, Term};
 
 use super::{atoms, done, find, nif, route, stored, told};
 use crate::buffer::{MapPartitions, Partitions};
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
-use crate::vm::caller::{copy_to, tuple, version};
+use crate::vm::argument::Argument;
+use crate::vm::caller::{resident_to, tuple, version};
 use crate::vm::entry::Function;
 use crate::vm::environment::Environment;
 use crate::vm::large::{charge, parcel, parcel_with};
-use crate::vm::term::RawTerm;
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
+    let (route, key, value) = (route(to)?, Argument::from(key), Argument::from(value));
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
-        let hash = map.hash(key);
+        let hash = map.hash(key.term);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap(), clock.runs());
         let stored =
-            map.with_partition(route, key, |partition, access| partition.put(access, hash, &key_parcel, &value))?;
-        Ok(told(map, env, route, key, stored))
+            map.with_partition(route, key.term, |partition, access| partition.put(access, hash, &key_parcel, &value))?;
+        Ok(told(map, env, route, key.term, stored))
     });
     clock.charge(env);
     Ok(stored(env, result, atoms::ok()))
@@ -35,17 +36,17 @@ fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Ter
 
 nif!(put_newer / 5);
 fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) -> NifResult<Term<'a>> {
-    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
+    let (route, key, value) = (route(to)?, Argument::from(key), Argument::from(value));
     let version = version(number).ok_or(Error::BadArg)?;
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
-        let hash = map.hash(key);
+        let hash = map.hash(key.term);
         let (key_parcel, (value, version)) = (parcel(env, key), parcel_with(env, value, version));
         charge(env, value.heap(), clock.runs());
-        let stored = map.with_partition(route, key, |partition, access| {
+        let stored = map.with_partition(route, key.term, |partition, access| {
             partition.put_newer(access, hash, &key_parcel, &value, version)
         })?;
-        Ok(told(map, env, route, key, stored))
+        Ok(told(map, env, route, key.term, stored))
     });
     clock.charge(env);
     Ok(stored(env, result, atoms::stale()))
@@ -53,15 +54,16 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
 
 nif!(put_new / 4);
 fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    let (route, key, value) = (route(to)?, RawTerm::from(key), RawTerm::from(value));
+    let (route, key, value) = (route(to)?, Argument::from(key), Argument::from(value));
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
-        let hash = map.hash(key);
+        let hash = map.hash(key.term);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap(), clock.runs());
-        let stored =
-            map.with_partition(route, key, |partition, access| partition.put_new(access, hash, &key_parcel, &value))?;
-        Ok(told(map, env, route, key, stored))
+        let stored = map.with_partition(route, key.term, |partition, access| {
+            partition.put_new(access, hash, &key_parcel, &value)
+        })?;
+        Ok(told(map, env, route, key.term, stored))
     });
     clock.charge(env);
     Ok(stored(env, result, atoms::exists()))
@@ -69,15 +71,15 @@ fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult
 
 nif!(get / 3);
 fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (route, key) = (route(to)?, RawTerm::from(key));
+    let (route, key) = (route(to)?, Argument::from(key));
     let clock = KeyClock::start(env, key);
     let result = find_map(name)?.and_then(|map| {
-        let copy = |value, heap: Option<&Environment>| {
-            charge(env, heap, clock.runs());
-            copy_to(env, value)
+        let copy = |value: &Parcel<Environment>| {
+            charge(env, value.heap(), clock.runs());
+            resident_to(env, value.resident())
         };
-        let hash = map.hash(key);
-        map.with_partition(route, key, |partition, access| partition.get(access, hash, key, copy))
+        let hash = map.hash(key.term);
+        map.with_partition(route, key.term, |partition, access| partition.get(access, hash, key.term, copy))
     });
     clock.charge(env);
     Ok(match result {
@@ -105,11 +107,12 @@ pub(super) fn delete_from<'a, C: Contents<Environment>>(
     to: Term<'a>,
     key: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let (route, key) = (route(to)?, RawTerm::from(key));
+    let (route, key) = (route(to)?, Argument::from(key));
     let clock = KeyClock::start(env, key);
     let result = partitions.and_then(|partitions| {
-        let hash = partitions.hash(key);
-        let result = partitions.with_partition(route, key, |partition, access| partition.delete(access, hash, key));
+        let hash = partitions.hash(key.term);
+        let result =
+            partitions.with_partition(route, key.term, |partition, access| partition.delete(access, hash, key.term));
         partitions.shared.tell_of_room(env);
         result
     });

@@ -9,21 +9,21 @@ use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::QueuePartitions;
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
+use crate::vm::argument::Argument;
 use crate::vm::entry::Function;
 use crate::vm::large::{charge, parcel};
-use crate::vm::term::RawTerm;
 
 nif!(push / 3);
 fn push<'a>(env: Env<'a>, [name, to, item]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (route, item) = (route(to)?, RawTerm::from(item));
+    let (route, item) = (route(to)?, Argument::from(item));
     let result = find_queue(name)?.and_then(|queue| {
         let is_hashed = route.is_by_term() && queue.count()? > 1;
         let clock = if is_hashed { KeyClock::start(env, item) } else { KeyClock::STOPPED };
         let parcel = parcel(env, item);
         charge(env, parcel.heap(), clock.runs());
-        let stored = queue.with_partition(route, item, |partition, access| partition.push(access, &parcel));
+        let stored = queue.with_partition(route, item.term, |partition, access| partition.push(access, &parcel));
         clock.charge(env);
-        Ok(told(queue, env, route, item, stored?))
+        Ok(told(queue, env, route, item.term, stored?))
     });
     Ok(stored(env, result, atoms::ok()))
 }

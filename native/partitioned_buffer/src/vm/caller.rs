@@ -1,6 +1,6 @@
 //! The terms of the caller: reads them, and makes new ones.
 
-use partitioned_buffer_engine::Version;
+use partitioned_buffer_engine::{Resident, Version};
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 use rustler::{Encoder, Env, Term};
 
@@ -31,6 +31,17 @@ pub(crate) fn amount(term: Term<'_>) -> Option<i64> {
     let mut amount = 0_i64;
     // SAFETY: `term` belongs to its environment; the pointer is to an `i64`.
     (unsafe { enif_get_int64(term.get_env().as_c_arg(), term.as_c_arg(), &mut amount) } != 0).then_some(amount)
+}
+
+/// A term of a store in the environment of the caller.
+#[inline]
+pub(crate) fn resident_to(env: Env<'_>, resident: Resident<RawTerm>) -> Term<'_> {
+    if resident.is_immediate {
+        // SAFETY: an immediate belongs to any environment.
+        unsafe { Term::new(env, resident.term.0) }
+    } else {
+        copy_to(env, resident.term)
+    }
 }
 
 /// A copy of `term` in the environment of the caller.

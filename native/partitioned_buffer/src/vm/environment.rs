@@ -22,8 +22,8 @@ use super::weight::{weigh, Budget};
 pub(crate) struct Environment {
     /// From `enif_alloc_env`; freed when this is dropped. Null without memory.
     pub(super) env: *mut ErlNifEnv,
-    /// The address of the last copy.
-    last: usize,
+    /// The last copy.
+    last: RawTerm,
     /// About how many bytes the large copy here takes; 0 without one.
     pub(super) large: usize,
 }
@@ -44,7 +44,7 @@ pub(super) const LARGE: usize = 8 * 1024;
 /// often, or large ones would not be noticed.)
 const PIECE: usize = 200 * size_of::<ErlNifTerm>();
 
-/// If this many first elements of a list are immediates, most likely all elements are.
+/// If this many first elements of a list are tiny, most likely all elements are.
 const CELLS_LOOKED_AT: u32 = 8;
 
 impl Environment {
@@ -56,12 +56,12 @@ impl Environment {
         // SAFETY: `self.env` is ours, nobody else writes it, and `copy` lives there. The functions
         // write all variables that are read.
         unsafe {
-            let end = RawTerm(enif_make_list_cell(self.env, copy.0, copy.0)).address();
+            let end = RawTerm(enif_make_list_cell(self.env, copy.0, copy.0));
             // The VM puts cells with immediates at the end of the copy, so the copy begins with the
             // first other cell. A list of immediates takes two words for each cell.
             let (mut start, mut head, mut tail, mut length) = (copy, copy.0, copy.0, 0);
-            while start.is_list() && enif_get_list_cell(self.env, start.0, &mut head, &mut tail) != 0 {
-                if !RawTerm(head).is_immediate() {
+            while enif_get_list_cell(self.env, start.0, &mut head, &mut tail) != 0 {
+                if !RawTerm(head).is_tiny(self.env) && enif_is_pid(self.env, head) == 0 {
                     break;
                 }
                 length += 1;
@@ -71,11 +71,11 @@ impl Environment {
                 }
                 start = RawTerm(tail);
             }
-            if start.is_immediate() {
-                // All of the list is immediates, its end included.
+            if start.is_tiny(self.env) {
+                // All of the list is tiny, its end included.
                 return length as usize * 2 * size_of::<ErlNifTerm>();
             }
-            end.saturating_sub(start.address())
+            end.distance(start)
         }
     }
 
@@ -96,25 +96,25 @@ impl Heap for Environment {
         super::memory::count_environments(1);
         let spare = SPARE.with_borrow_mut(|spare| spare.0.pop());
         // SAFETY: it may be called on any thread, and never returns null.
-        Environment { env: spare.unwrap_or_else(|| unsafe { enif_alloc_env() }), last: 0, large: 0 }
+        Environment { env: spare.unwrap_or_else(|| unsafe { enif_alloc_env() }), last: RawTerm::ZERO, large: 0 }
     }
 
     fn none() -> Self {
-        Environment { env: std::ptr::null_mut(), last: 0, large: 0 }
+        Environment { env: std::ptr::null_mut(), last: RawTerm::ZERO, large: 0 }
     }
 
     #[inline]
     fn copy(&mut self, term: RawTerm) -> RawTerm {
         let copy = self.make_copy(term);
         if copy != term {
-            if copy.address().abs_diff(self.last) > PIECE {
+            if copy.distance(self.last) > PIECE {
                 let bytes = self.measure(copy);
                 if bytes >= LARGE {
                     self.large = bytes;
                     watch_for_large(bytes);
                 }
             }
-            self.last = copy.address();
+            self.last = copy;
         }
         copy
     }

@@ -7,14 +7,18 @@ use partitioned_buffer_engine::{Heap, Parcel, Version};
 use rustler::sys::{enif_get_tuple, enif_is_binary, enif_make_tuple_from_array};
 use rustler::Env;
 
+use super::argument::Argument;
 use super::environment::{watch_for_large, Environment, LARGE, WATCHED};
 use super::term::RawTerm;
 use super::weight::{weigh, Budget};
 
 /// A term of the caller for a store. A large term is copied to a separate environment.
 #[inline]
-pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
-    if looks_large(env, term) {
+pub(crate) fn parcel(env: Env<'_>, argument: Argument) -> Parcel<Environment> {
+    let term = argument.term;
+    if argument.is_immediate {
+        Parcel::immediate(term)
+    } else if looks_large(env, term) {
         let (heap, [copy]) = pack(env, [term]);
         Parcel::packed(heap, copy)
     } else {
@@ -27,12 +31,12 @@ pub(crate) fn parcel(env: Env<'_>, term: RawTerm) -> Parcel<Environment> {
 #[inline]
 pub(crate) fn parcel_with(
     env: Env<'_>,
-    value: RawTerm,
+    value: Argument,
     version: Version<RawTerm>,
 ) -> (Parcel<Environment>, Version<RawTerm>) {
     match version {
-        Version::Below(big) | Version::Above(big) if looks_large(env, value) => {
-            let (heap, [copy, big]) = pack(env, [value, big]);
+        Version::Below(big) | Version::Above(big) if !value.is_immediate && looks_large(env, value.term) => {
+            let (heap, [copy, big]) = pack(env, [value.term, big]);
             let version = if matches!(version, Version::Below(_)) { Version::Below(big) } else { Version::Above(big) };
             (Parcel::packed(heap, copy), version)
         }
@@ -40,12 +44,12 @@ pub(crate) fn parcel_with(
     }
 }
 
-/// Whether a term should have a separate environment. Measuring a term takes as long as copying it.
+/// Whether a term, which is no immediate, should have a separate environment. Measuring a term takes as long as copying it.
 /// After a while without large terms, all terms are therefore taken for small, and the first large
 /// term is noticed after its copy.
 #[inline]
 fn looks_large(env: Env<'_>, term: RawTerm) -> bool {
-    !term.is_immediate() && WATCHED.load(Relaxed) > 0 && is_large(env, term)
+    WATCHED.load(Relaxed) > 0 && is_large(env, term)
 }
 
 /// Whether a term is large, by an estimate.

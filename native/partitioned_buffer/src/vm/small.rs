@@ -14,10 +14,10 @@ use super::term::RawTerm;
 /// a five hundredth of what a process may do in a row.
 const BUDGET: usize = 4096;
 
-/// Each term but an immediate counts as this many bytes, so at most 16 are looked at.
+/// Each term but a tiny one counts as this many bytes, so at most 16 are looked at.
 const PART: usize = BUDGET / 16;
 
-/// An immediate counts as its word.
+/// A tiny term counts as a word.
 const WORD: usize = size_of::<ErlNifTerm>();
 
 /// Whether to hash, compare and copy a term takes a few microseconds at most.
@@ -54,7 +54,7 @@ fn spend<const HASHED: bool>(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usiz
 /// The rest of the budget behind a part of a term.
 #[inline]
 fn spend_part<const HASHED: bool>(env: *mut ErlNifEnv, term: ErlNifTerm, budget: usize) -> Option<usize> {
-    if RawTerm::is_immediate_word(term) {
+    if RawTerm(term).is_tiny(env) {
         budget.checked_sub(WORD)
     } else {
         spend::<HASHED>(env, term, budget)

@@ -8,8 +8,9 @@
 use std::cmp::Ordering;
 
 use partitioned_buffer_engine::Term as EngineTerm;
-use rustler::sys::{enif_compare, enif_hash, enif_is_identical, ErlNifHash, ERL_NIF_TERM as ErlNifTerm};
-use rustler::Term;
+use rustler::sys::ERL_NIF_TERM as ErlNifTerm;
+use rustler::sys::*;
+use rustler::{Env, Term};
 
 /// A term as the word that represents it in the VM. See the module's documentation for when it may
 /// be used.
@@ -17,37 +18,56 @@ use rustler::Term;
 pub(crate) struct RawTerm(pub(super) ErlNifTerm);
 
 impl RawTerm {
+    /// The word 0, to be compared only.
+    pub(super) const ZERO: Self = RawTerm(0);
+
     /// The word itself. The word of an atom is the same everywhere and for ever.
     #[inline]
     pub(crate) fn word(self) -> usize {
         self.0
     }
 
-    /// Whether it is an immediate, by its tag. Callers must be safe with a wrong answer.
+    /// Whether it is an integer or atom that needs no memory, as most immediates are. For others the
+    /// answer is `false`.
     #[inline]
-    pub(crate) fn is_immediate(self) -> bool {
-        Self::is_immediate_word(self.word())
+    pub(crate) fn is_immediate(self, env: Env<'_>) -> bool {
+        let env = env.as_c_arg();
+        let mut integer = 0;
+        // SAFETY: `env` belongs to the current call, which may write it, and the pointer is to an
+        // `i64`.
+        unsafe {
+            if enif_get_int64(env, self.0, &mut integer) == 0 {
+                enif_is_atom(env, self.0) != 0
+            } else {
+                // An integer that needs memory would get some here, and so be another word.
+                enif_make_int64(env, integer) == self.0
+            }
+        }
     }
 
-    /// Whether the term of this word is an immediate.
+    /// Whether it is an integer of 64 bits, an atom, or the empty list. These take three words at
+    /// most. `env` is only read.
     #[inline]
-    pub(super) fn is_immediate_word(word: ErlNifTerm) -> bool {
-        word & 3 == 3
+    pub(super) fn is_tiny(self, env: *mut ErlNifEnv) -> bool {
+        let mut integer = 0;
+        // SAFETY: `env` is read only, and the pointer is to an `i64`.
+        unsafe {
+            enif_get_int64(env, self.0, &mut integer) != 0
+                || enif_is_atom(env, self.0) != 0
+                || enif_is_empty_list(env, self.0) != 0
+        }
     }
 
-    /// Whether it is a non-empty list, by its tag. Callers must be safe with a wrong answer.
-    pub(super) fn is_list(self) -> bool {
-        self.word() & 3 == 1
-    }
-
-    /// The address of the term, unless it is an immediate.
+    /// How far apart two words are. The VM makes the terms of an environment one behind the other, so
+    /// the words of two terms tell about how many bytes lie between them. Callers must be safe with
+    /// any answer.
     #[inline]
-    pub(super) fn address(self) -> usize {
-        self.word() & !7
+    pub(super) fn distance(self, other: Self) -> usize {
+        self.0.abs_diff(other.0)
     }
 
-    /// Starts loading the memory of the term into the cache. The tag in the low bits of the pointer
-    /// does not matter, and for an immediate the load has no effect.
+    /// Starts loading the memory of the term into the cache, if its word is an address. Else the load
+    /// has no effect.
     #[inline]
     pub(crate) fn prefetch(self) {
         prefetch_address(self.word() as *const u8);

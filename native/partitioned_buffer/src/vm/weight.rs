@@ -33,7 +33,7 @@ const ELEMENTS_WEIGHED: usize = 4;
 /// copies it to report its size.
 pub(super) fn weigh(env: *mut ErlNifEnv, term: ErlNifTerm, budget: &mut Budget) -> usize {
     const WORD: usize = size_of::<ErlNifTerm>();
-    if budget.nodes == 0 || RawTerm(term).is_immediate() {
+    if budget.nodes == 0 || RawTerm(term).is_tiny(env) {
         return WORD;
     }
     budget.nodes -= 1;

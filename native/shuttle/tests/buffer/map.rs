@@ -27,7 +27,7 @@ pub type Lease = super::Lease<Generation<TestHeap>, Delivery>;
 pub fn start(running: u32, has_outcomes: bool) -> Arc<Buffer> {
     let delivery = |Record { key, value, version, updates }: Record<TestTerm>| {
         let Version::Int(version) = version else { panic!("a small version") };
-        Delivery { key: key.content().1, value: value.content().1, version, updates, copies: [key, value] }
+        Delivery { key: key.term.content().1, value: value.term.content().1, version, updates, copies: [key.term, value.term] }
     };
     Buffer::start(running, has_outcomes, delivery, |key| key)
 }
@@ -83,7 +83,7 @@ impl Buffer {
 
     pub fn get(&self, key: i64) -> Option<i64> {
         let get = |partition: &MapPartition<TestHeap>, among, key, _value| {
-            partition.get(among, hash(&self.hasher, key), key, |value, _heap| value.content().1)
+            partition.get(among, hash(&self.hasher, key), key, |value| value.term().content().1)
         };
         self.operate_on((key, 0), get).expect("the buffer runs")
     }

@@ -8,7 +8,7 @@ use partitioned_buffer_engine::{CounterPartition, Hasher, Heap, Stored, Tally};
 
 use super::keys::{many, Key, Keys};
 use super::{Buffer, Model, PARTITIONS};
-use crate::common::{TestHeap, TestTerm};
+use crate::common::{content, TestHeap, TestTerm};
 
 /// Amounts with which sums soon leave the range of 64 bits, and others.
 const AMOUNTS: [i64; 12] = [1, 2, 0, -1, 7, 1_000, -50, i64::MAX, i64::MIN, i64::MAX - 1, i64::MIN + 1, 1 << 62];
@@ -166,7 +166,7 @@ impl super::Waiting<Tally<TestHeap>> for Waiting {
 
     fn entry(record: Counted<TestTerm>) -> (Key, Sum) {
         let Counted { key, sum, count } = record;
-        (key.content(), Sum { sum, count })
+        (content(key), Sum { sum, count })
     }
 
     fn key((key, _sum): (Key, Sum)) -> Key {

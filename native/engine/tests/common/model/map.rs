@@ -8,7 +8,7 @@ use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Stored};
 
 use super::keys::{many, Key, Keys};
 use super::{Buffer, Model, PARTITIONS};
-use crate::common::{to_version, version_number, TestHeap, TestTerm};
+use crate::common::{content, to_version, version_number, TestHeap, TestTerm};
 
 /// Versions around the limits beyond which they are boxed, as integers beyond 64 bits are in
 /// Erlang.
@@ -152,7 +152,8 @@ impl Map {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
         let (number, (hash, term)) = (self.partition_of(key), self.keys.term(&mut caller, key));
-        let found = self.buffer.partitions[number].get(self.buffer.access(), hash, term, |value, _| value.content().1);
+        let found =
+            self.buffer.partitions[number].get(self.buffer.access(), hash, term, |value| value.term().content().1);
         let seen = self.buffer.models[number].seen(key).map(|seen| seen.value);
         assert_eq!(found, self.buffer.expected(number, seen));
     }
@@ -205,7 +206,7 @@ impl super::Waiting<Generation<TestHeap>> for Waiting {
 
     fn entry(record: Record<TestTerm>) -> (Key, Value) {
         let Record { key, value, version, updates } = record;
-        (key.content(), Value { value: value.content().1, version: version_number(version), updates })
+        (content(key), Value { value: content(value).1, version: version_number(version), updates })
     }
 
     fn key((key, _value): (Key, Value)) -> Key {

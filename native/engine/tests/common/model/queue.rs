@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use partitioned_buffer_engine::{Hasher, Heap, Log, Stored};
+use partitioned_buffer_engine::{Hasher, Heap, Log, Resident, Stored};
 
 use super::{fate, Buffer, Reading, PARTITIONS};
-use crate::common::{TestHeap, TestTerm};
+use crate::common::{content, TestHeap, TestTerm};
 
 /// An item.
 type Item = super::Content;
@@ -84,8 +84,8 @@ impl Queue {
 impl super::Waiting<Log<TestHeap>> for Items {
     type Entry = Item;
 
-    fn entry(record: TestTerm) -> Item {
-        record.content()
+    fn entry(record: Resident<TestTerm>) -> Item {
+        content(record)
     }
 
     fn key(entry: Item) -> Item {
