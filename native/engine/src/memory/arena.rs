@@ -35,7 +35,7 @@ use std::sync::Arc;
 use super::frozen::Left;
 use super::own_heaps::OwnHeaps;
 use super::parcel::{Kind, Parcel};
-use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP};
+use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP, MIN_DEAD_WEIGHT};
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;
 
@@ -63,8 +63,8 @@ const LANES: usize = 4;
 /// One in this many segments may stay sparse, or a single one.
 const STAYING_DIVISOR: usize = 8;
 
-/// A dead copy of this many bytes is heavy. More may hide among the light ones, so all are weighed
-/// for a while.
+/// A copy of this many bytes is heavy. More may hide among the light ones, so all copies and
+/// deaths are weighed for a while.
 const HEAVY: usize = 8 * 1024;
 
 /// After a heavy copy of `n` bytes, the next `n / WEIGH_ALL_DIVISOR` copies and releases are all
@@ -164,6 +164,7 @@ impl<H: Heap> Arena<H> {
         if times > 0 {
             let weight: usize = terms.iter().map(|&term| segment.heap.weigh(term)).sum();
             segment.weight = add_weight(segment.weight, weight, times);
+            weigh_after(&mut self.weigh_all, weight);
         }
         (copies, Unowned(id))
     }
@@ -265,13 +266,12 @@ impl<H: Heap> Arena<H> {
         let times = shared.sampler.sample(&mut self.weigh_all);
         let times = if shared.deaths == 0 { times.max(1) } else { times };
         shared.deaths += 1;
-        if times > 0 && shared.state != SegmentState::Evacuated {
+        // Most dead copies are in no cache. In a light segment only their number counts.
+        let is_weighed = times == 1 || times > 0 && segment.weight as usize > MIN_DEAD_WEIGHT;
+        if is_weighed && shared.state != SegmentState::Evacuated {
             let weight = segment.heap.weigh(term);
             shared.dead_weight = add_weight(shared.dead_weight, weight, times);
-            if weight >= HEAVY {
-                let next = u32::try_from(weight / WEIGH_ALL_DIVISOR).unwrap_or(u32::MAX);
-                self.weigh_all = self.weigh_all.max(next);
-            }
+            weigh_after(&mut self.weigh_all, weight);
         }
         let state = shared.state;
         match state {
@@ -401,6 +401,15 @@ impl<H: Heap> Arena<H> {
         } else {
             segment.shared.state = SegmentState::Sealed;
         }
+    }
+}
+
+/// Lets the next copies and deaths be weighed, after one of this weight.
+#[inline]
+fn weigh_after(weigh_all: &mut u32, weight: usize) {
+    if weight >= HEAVY {
+        let next = u32::try_from(weight / WEIGH_ALL_DIVISOR).unwrap_or(u32::MAX);
+        *weigh_all = (*weigh_all).max(next);
     }
 }
 

@@ -11,9 +11,9 @@ use crate::term::Heap;
 /// written) and needs more memory.
 const SPARSE_DIVISOR: usize = 5;
 
-/// Up to this many dead bytes only the number of copies makes a segment sparse: estimates of less
-/// mean nothing.
-const MIN_DEAD_WEIGHT: usize = 64 * 1024;
+/// Up to this many dead bytes, 128 for each copy, only the number of copies makes a segment sparse.
+/// A segment of no more bytes is light: it need not weigh dead copies.
+pub(super) const MIN_DEAD_WEIGHT: usize = 128 * 1024;
 
 /// One copy and one death in this many is weighed, on behalf of the others: to weigh each would
 /// cost more than many copies do.

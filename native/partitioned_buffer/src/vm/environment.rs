@@ -45,7 +45,7 @@ pub(super) const LARGE: usize = 8 * 1024;
 const PIECE: usize = 200 * size_of::<ErlNifTerm>();
 
 /// If this many first elements of a list are tiny, most likely all elements are.
-const CELLS_LOOKED_AT: u32 = 8;
+const CELLS_LOOKED_AT: u32 = 4;
 
 impl Environment {
     /// About how many bytes `copy`, the last copy, takes here. The VM makes terms one behind the
