@@ -3,8 +3,8 @@ defmodule PartitionedBuffer.ConservationTest do
 
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.Conservation
-  alias PartitionedBuffer.Conservation.Faults
+  alias PartitionedBuffer.{Conservation, Routing}
+  alias PartitionedBuffer.Conservation.{Accepted, Faults, Item, RetriedItems, Retries}
 
   @moduletag :capture_log
   @moduletag timeout: 300_000
@@ -63,6 +63,42 @@ defmodule PartitionedBuffer.ConservationTest do
         check(unquote(kind), seed, 0, 0, [retries: true, max_size: max_size] ++ opts)
       end
     end
+  end
+
+  # The ledger gets the message of the heir first, as the order of a dying process's messages allows.
+  test "the heir of a dead task may call :dead_letter before the ledger has the death" do
+    assert given_up_by_heir(&kill_processes([&1])) == %{}
+  end
+
+  test "a call of :dead_letter without a failure and without a death is a violation" do
+    assert %{given_up_early: {1, _what}} = given_up_by_heir(fn _task -> :ok end)
+  end
+
+  # `last` gets a task whose partition another one serves, which gives an item up.
+  defp given_up_by_heir(last) do
+    buffer = unique_name("ledger")
+    {:ok, ledger} = Retries.start_link(RetriedItems, buffer, 100, Accepted.new(4, true))
+    [task, heir] = for _ <- 1..2, do: spawn(fn -> Process.sleep(:infinity) end)
+    began(ledger, buffer, task)
+    # Now the ledger monitors the task.
+    :sys.get_state(ledger)
+
+    :erlang.suspend_process(ledger)
+    began(ledger, buffer, heir)
+    send(ledger, {:dead_letter, heir, [Item.item(1, 0, 1)], :killed})
+    last.(task)
+    :erlang.resume_process(ledger)
+
+    # Now it has judged the item.
+    :sys.get_state(ledger)
+    kill_processes(for pid <- [task, heir], Process.alive?(pid), do: pid)
+    Retries.finish(ledger, []).violations
+  end
+
+  defp began(ledger, buffer, task) do
+    now = System.monotonic_time()
+    metadata = %{partition: Routing.partition_name(buffer, 0), partition_count: 2, trigger: :interval}
+    send(ledger, {:event, [:processing, :start], %{monotonic_time: now}, metadata, now, task})
   end
 
   # On a busy machine there are few flushes to lose something at, and few faults: then again, with the next seed.
