@@ -74,11 +74,27 @@ defmodule PartitionedBuffer.ConservationTest do
     assert %{given_up_early: {1, _what}} = given_up_by_heir(fn _task -> :ok end)
   end
 
+  test "the limit of a killed tree's task does not hold for the next start" do
+    {ledger, buffer, [task, next]} = start_ledger()
+    Retries.started(ledger)
+    began(ledger, buffer, task)
+    Retries.arm(ledger, :raise)
+    items = for number <- 1..64, do: Item.item(1, 0, number)
+    now = System.monotonic_time()
+    send(ledger, {:batch, task, now, items})
+    send(ledger, {:returning, task, now})
+
+    Retries.starting(ledger, 100)
+    send(ledger, {:event, [:split], %{count: 64, limit: 16}, %{}, now, task})
+    send(ledger, {:event, [:processing, :stop], %{size: 0}, %{rest?: true, pauses?: true}, now, task})
+    began(ledger, buffer, next)
+    send(ledger, {:batch, next, now, items})
+    assert finish(ledger, [task, next]) == %{}
+  end
+
   # `last` gets a task whose partition another one serves, which gives an item up.
   defp given_up_by_heir(last) do
-    buffer = unique_name("ledger")
-    {:ok, ledger} = Retries.start_link(RetriedItems, buffer, 100, Accepted.new(4, true))
-    [task, heir] = for _ <- 1..2, do: spawn(fn -> Process.sleep(:infinity) end)
+    {ledger, buffer, [task, heir]} = start_ledger()
     began(ledger, buffer, task)
     # Now the ledger monitors the task.
     :sys.get_state(ledger)
@@ -88,10 +104,20 @@ defmodule PartitionedBuffer.ConservationTest do
     send(ledger, {:dead_letter, heir, [Item.item(1, 0, 1)], :killed})
     last.(task)
     :erlang.resume_process(ledger)
+    finish(ledger, [task, heir])
+  end
 
-    # Now it has judged the item.
+  # A ledger without a buffer, and two processes as tasks.
+  defp start_ledger do
+    buffer = unique_name("ledger")
+    {:ok, ledger} = Retries.start_link(RetriedItems, buffer, 100, Accepted.new(4, true))
+    {ledger, buffer, for(_ <- 1..2, do: spawn(fn -> Process.sleep(:infinity) end))}
+  end
+
+  defp finish(ledger, tasks) do
+    # Now it has judged all messages.
     :sys.get_state(ledger)
-    kill_processes(for pid <- [task, heir], Process.alive?(pid), do: pid)
+    kill_processes(tasks)
     Retries.finish(ledger, []).violations
   end
 

@@ -33,6 +33,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       :partition_count,
       :trigger,
       :started,
+      :starts,
       :flush_after,
       :read_after,
       :generation,
@@ -57,12 +58,12 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # `checks` is the module of the kind, and `state` its state. `batches` is a table of the batches
   # that are settled or whose task died. `sizes` are the times at which the batch size changed, the
-  # last first. `generation` is the present start of the buffer, nil while it starts. `pauses` has
-  # the end of the pause of each partition, and the task that began it; `pauses_by_others` has the
-  # begin and the end of a pause that another partition's task began. `last` has the last time of its
-  # work, `rests` a time before the flush of which it may have a rest, and `isolations` what is known
-  # of its isolation. `faults` are the last ones. `refuses` is the way of the sink,
-  # `outage` is the number of batches about to fail, `flushes` that of requested flushes, and `holds`
+  # last first. `generation` is the present start of the buffer, nil while it starts, and `starts` the number of
+  # starts. `pauses` has the end of the pause of each partition, and the task that began it;
+  # `pauses_by_others` has the begin and the end of a pause that another partition's task began. `last`
+  # has the last time of its work, `rests` a time before the flush of which it may have a rest, and
+  # `isolations` what is known of its isolation. `faults` are the last ones. `refuses` is the way of the
+  # sink, `outage` is the number of batches about to fail, `flushes` that of requested flushes, and `holds`
   # that of holders of the buffer. `deaths?` if a task died: its heir may know of a failure that no
   # batch shows, and may call `:dead_letter` again. `not_given_up` are entries overdue to be given up,
   # unless they were replaced or deleted. `not_again` are the entries of split batches that did not
@@ -75,6 +76,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     :batches,
     :sizes,
     generation: nil,
+    starts: 0,
     pauses: %{},
     pauses_by_others: %{},
     rests: %{},
@@ -376,6 +378,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
      %{
        state
        | generation: generation,
+         starts: if(generation, do: state.starts, else: state.starts + 1),
          pauses: %{},
          pauses_by_others: %{},
          isolations: %{},
@@ -392,6 +395,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       partition_count: metadata.partition_count,
       trigger: metadata.trigger,
       started: started,
+      starts: state.starts,
       flush_after: flush_after(state, partition),
       read_after: started,
       generation: state.generation
@@ -511,6 +515,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp isolation(state, %Task{partition: partition}), do: Map.get(state.isolations, partition, %Isolation{})
 
   defp learn(state, %Task{partition: nil}, _lesson), do: state
+
+  # After `starting/2` a task of a killed tree may still go on, until the start ends it. New
+  # partitions of another number do not know its lesson, and their first batches may come before
+  # `started/1`.
+  defp learn(%{starts: starts} = state, %Task{starts: before}, _lesson) when before < starts, do: state
 
   defp learn(state, %Task{partition: partition} = task, lesson),
     do: put_in(state.isolations[partition], lesson.(isolation(state, task)))
