@@ -3,8 +3,8 @@ defmodule PartitionedBuffer.ConservationTest do
 
   use PartitionedBuffer.Case, async: true
 
-  alias PartitionedBuffer.Conservation
-  alias PartitionedBuffer.Conservation.Faults
+  alias PartitionedBuffer.{Conservation, Routing}
+  alias PartitionedBuffer.Conservation.{Accepted, Faults, Item, RetriedItems, Retries}
 
   @moduletag :capture_log
   @moduletag timeout: 300_000
@@ -63,6 +63,68 @@ defmodule PartitionedBuffer.ConservationTest do
         check(unquote(kind), seed, 0, 0, [retries: true, max_size: max_size] ++ opts)
       end
     end
+  end
+
+  # The ledger gets the message of the heir first, as the order of a dying process's messages allows.
+  test "the heir of a dead task may call :dead_letter before the ledger has the death" do
+    assert given_up_by_heir(&kill_processes([&1])) == %{}
+  end
+
+  test "a call of :dead_letter without a failure and without a death is a violation" do
+    assert %{given_up_early: {1, _what}} = given_up_by_heir(fn _task -> :ok end)
+  end
+
+  test "the limit of a killed tree's task does not hold for the next start" do
+    {ledger, buffer, [task, next]} = start_ledger()
+    Retries.started(ledger)
+    began(ledger, buffer, task)
+    Retries.arm(ledger, :raise)
+    items = for number <- 1..64, do: Item.item(1, 0, number)
+    now = System.monotonic_time()
+    send(ledger, {:batch, task, now, items})
+    send(ledger, {:returning, task, now})
+
+    Retries.starting(ledger, 100)
+    send(ledger, {:event, [:split], %{count: 64, limit: 16}, %{}, now, task})
+    send(ledger, {:event, [:processing, :stop], %{size: 0}, %{rest?: true, pauses?: true}, now, task})
+    began(ledger, buffer, next)
+    send(ledger, {:batch, next, now, items})
+    assert finish(ledger, [task, next]) == %{}
+  end
+
+  # `last` gets a task whose partition another one serves, which gives an item up.
+  defp given_up_by_heir(last) do
+    {ledger, buffer, [task, heir]} = start_ledger()
+    began(ledger, buffer, task)
+    # Now the ledger monitors the task.
+    :sys.get_state(ledger)
+
+    :erlang.suspend_process(ledger)
+    began(ledger, buffer, heir)
+    send(ledger, {:dead_letter, heir, [Item.item(1, 0, 1)], :killed})
+    last.(task)
+    :erlang.resume_process(ledger)
+    finish(ledger, [task, heir])
+  end
+
+  # A ledger without a buffer, and two processes as tasks.
+  defp start_ledger do
+    buffer = unique_name("ledger")
+    {:ok, ledger} = Retries.start_link(RetriedItems, buffer, 100, Accepted.new(4, true))
+    {ledger, buffer, for(_ <- 1..2, do: spawn(fn -> Process.sleep(:infinity) end))}
+  end
+
+  defp finish(ledger, tasks) do
+    # Now it has judged all messages.
+    :sys.get_state(ledger)
+    kill_processes(tasks)
+    Retries.finish(ledger, []).violations
+  end
+
+  defp began(ledger, buffer, task) do
+    now = System.monotonic_time()
+    metadata = %{partition: Routing.partition_name(buffer, 0), partition_count: 2, trigger: :interval}
+    send(ledger, {:event, [:processing, :start], %{monotonic_time: now}, metadata, now, task})
   end
 
   # On a busy machine there are few flushes to lose something at, and few faults: then again, with the next seed.

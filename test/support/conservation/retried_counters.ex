@@ -241,7 +241,7 @@ defmodule PartitionedBuffer.Conservation.RetriedCounters do
 
   defp dead_one({what, sum, count} = entry, ledger) do
     key = key(ledger, what)
-    ledger = if ledger.windows > 0, do: ledger, else: Retries.violation(ledger, :given_up_early, {entry, key})
+    ledger = if ledger.deaths?, do: ledger, else: Retries.violation(ledger, :given_up_early, {entry, key})
     same? = &(&1 != nil and {&1.sum, &1.count} == {sum, count})
     known = Enum.find(key.open, same?)
     key = if known, do: key, else: resolve(key, ledger)

@@ -111,7 +111,7 @@ defmodule PartitionedBuffer.Conservation.RetriedItems do
     whats = Enum.map(items, &RetriedQueues.identify/1)
     ours = for %{what: what} <- expected || [], do: what
     ledger = Enum.reduce(ours -- whats, ledger, &not_given_up/2)
-    known? = fn what -> what in ours or ledger.windows > 0 end
+    known? = fn what -> what in ours or ledger.deaths? end
 
     Enum.reduce(whats, ledger, fn what, ledger ->
       if known?.(what),

@@ -173,7 +173,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
         Accepted.put_batch(ledger.accepted, what, %{last | mark: :dead})
         {what, ledger}
 
-      other when ledger.windows > 0 ->
+      other when ledger.deaths? ->
         if other == nil or other.number <= number,
           do:
             Accepted.put_batch(ledger.accepted, what, %{
@@ -197,7 +197,7 @@ defmodule PartitionedBuffer.Conservation.RetriedMaps do
   defp may_die?(_ledger, %{mark: mark}) when mark in [:cancelled, :dead], do: true
 
   defp may_die?(ledger, last),
-    do: Retries.failures(ledger, last) >= max_attempts(ledger) or ledger.windows > 0
+    do: Retries.failures(ledger, last) >= max_attempts(ledger) or ledger.deaths?
 
   # It may be replaced or deleted. The end decides, because the writer may note it later.
   @impl Checks

@@ -218,7 +218,7 @@ defmodule PartitionedBuffer.Conservation.RetriedQueues do
     ledger =
       cond do
         expected != nil and Enum.map(expected, & &1.what) == whats -> ledger
-        ledger.windows == 0 -> Retries.violation(ledger, :given_up_early, {whats, expected})
+        not ledger.deaths? -> Retries.violation(ledger, :given_up_early, {whats, expected})
         Enum.any?(whats, &(&1 == :error)) -> Retries.violation(ledger, :wrong, whats)
         true -> Ledger.count(ledger, :given_up_unseen, length(whats))
       end

@@ -33,6 +33,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       :partition_count,
       :trigger,
       :started,
+      :starts,
       :flush_after,
       :read_after,
       :generation,
@@ -57,16 +58,16 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # `checks` is the module of the kind, and `state` its state. `batches` is a table of the batches
   # that are settled or whose task died. `sizes` are the times at which the batch size changed, the
-  # last first. `generation` is the present start of the buffer, nil while it starts. `pauses` has
-  # the end of the pause of each partition, and the task that began it; `pauses_by_others` has the
-  # begin and the end of a pause that another partition's task began. `last` has the last time of its
-  # work, `rests` a time before the flush of which it may have a rest, and `isolations` what is known
-  # of its isolation. `faults` are the last ones. `refuses` is the way of the sink,
-  # `outage` is the number of batches about to fail, `windows` counts the deaths of tasks, `flushes`
-  # the requested flushes, and `holds` those who hold the buffer. `not_given_up` are entries
-  # overdue to be given up, unless they were replaced or deleted. `not_again` are the entries of
-  # split batches that did not come again at once. `suspects` are entries that somebody missed,
-  # unless they were given up.
+  # last first. `generation` is the present start of the buffer, nil while it starts, and `starts` the number of
+  # starts. `pauses` has the end of the pause of each partition, and the task that began it;
+  # `pauses_by_others` has the begin and the end of a pause that another partition's task began. `last`
+  # has the last time of its work, `rests` a time before the flush of which it may have a rest, and
+  # `isolations` what is known of its isolation. `faults` are the last ones. `refuses` is the way of the
+  # sink, `outage` is the number of batches about to fail, `flushes` that of requested flushes, and `holds`
+  # that of holders of the buffer. `deaths?` if a task died: its heir may know of a failure that no
+  # batch shows, and may call `:dead_letter` again. `not_given_up` are entries overdue to be given up,
+  # unless they were replaced or deleted. `not_again` are the entries of split batches that did not
+  # come again at once. `suspects` are entries that somebody missed, unless they were given up.
   defstruct [
     :checks,
     :state,
@@ -75,6 +76,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     :batches,
     :sizes,
     generation: nil,
+    starts: 0,
     pauses: %{},
     pauses_by_others: %{},
     rests: %{},
@@ -88,7 +90,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
     tasks: %{},
     next: 1,
     armed: [],
-    windows: 0,
+    deaths?: false,
     flushes: 0,
     holds: 0,
     faults: [],
@@ -376,6 +378,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
      %{
        state
        | generation: generation,
+         starts: if(generation, do: state.starts, else: state.starts + 1),
          pauses: %{},
          pauses_by_others: %{},
          isolations: %{},
@@ -392,6 +395,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
       partition_count: metadata.partition_count,
       trigger: metadata.trigger,
       started: started,
+      starts: state.starts,
       flush_after: flush_after(state, partition),
       read_after: started,
       generation: state.generation
@@ -511,6 +515,11 @@ defmodule PartitionedBuffer.Conservation.Retries do
   defp isolation(state, %Task{partition: partition}), do: Map.get(state.isolations, partition, %Isolation{})
 
   defp learn(state, %Task{partition: nil}, _lesson), do: state
+
+  # After `starting/2` a task of a killed tree may still go on, until the start ends it. New
+  # partitions of another number do not know its lesson, and their first batches may come before
+  # `started/1`.
+  defp learn(%{starts: starts} = state, %Task{starts: before}, _lesson) when before < starts, do: state
 
   defp learn(state, %Task{partition: partition} = task, lesson),
     do: put_in(state.isolations[partition], lesson.(isolation(state, task)))
@@ -785,20 +794,33 @@ defmodule PartitionedBuffer.Conservation.Retries do
     put_in(state.tasks[pid], task)
   end
 
-  # The message of a death may be still on its way when the next task of the partition sends a batch.
-  # Of another partition even earlier messages may be.
+  # The message of a death may be still on its way when the next task of the partition sends a batch
+  # or a dead letter: a dying process sends its `:DOWN` messages one after the other, and the buffer
+  # may get its own before the ledger does. Of another partition even earlier messages may be on
+  # their way, so the end of its task may be a normal one.
   defp bury_dead(state, pid) do
     own = state.tasks[pid]
 
-    for {other, %Task{batch: batch} = task} <- state.tasks,
-        batch != nil,
+    for {other, %Task{} = task} <- state.tasks,
         other != pid,
         task.partition == own.partition or task.generation != own.generation,
         not Process.alive?(other),
         reduce: state do
-      state -> state |> close(batch, :died) |> learn(task, fn _isolation -> %Isolation{} end)
+      state -> state |> bury_batch(task) |> note_death(task, own)
     end
   end
+
+  defp bury_batch(state, %Task{batch: nil}), do: state
+
+  defp bury_batch(state, %Task{batch: batch} = task),
+    do: state |> close(batch, :died) |> learn(task, fn _isolation -> %Isolation{} end)
+
+  # The task of a stop that gives up leftovers has no partition, and no event at its end.
+  defp note_death(state, %Task{partition: partition, stopped: false}, %Task{partition: partition})
+       when partition != nil,
+       do: %{state | deaths?: true}
+
+  defp note_death(state, _task, _own), do: state
 
   defp check_alone(state, pid) do
     partition = state.tasks[pid].partition
@@ -913,7 +935,7 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # Unknown attempts are those of tasks killed just before they called the processor.
   defp check_event(state, task, measurements, metadata) do
-    exact? = state.windows == 0 and not state.disordered?
+    exact? = not state.deaths? and not state.disordered?
     attempts = task.attempts + 1
 
     if measurements.size == task.size and
@@ -927,13 +949,13 @@ defmodule PartitionedBuffer.Conservation.Retries do
 
   # It may have an unseen batch.
   defp check_end(state, task, reason) when reason in [:killed, :shutdown, :noproc] do
-    state = close(%{state | windows: state.windows + 1}, task.batch, :died)
+    state = close(%{state | deaths?: true}, task.batch, :died)
     count(state, if(task.at_work, do: :killed_at_work, else: :killed))
   end
 
   # Its supervisor is dead, and so are the options.
   defp check_end(state, task, {:badarg, _stack}),
-    do: %{state | windows: state.windows + 1} |> close(task.batch, :died) |> count(:no_options)
+    do: %{state | deaths?: true} |> close(task.batch, :died) |> count(:no_options)
 
   defp check_end(state, task, reason), do: violation(state, :task_end, {task, reason})
 
