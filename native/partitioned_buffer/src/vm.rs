@@ -16,6 +16,7 @@
 //! | `faults` | for tests only: panics in copies |
 #![allow(unsafe_code)]
 
+pub(crate) mod array;
 pub(crate) mod caller;
 pub(crate) mod clock;
 pub(crate) mod entry;

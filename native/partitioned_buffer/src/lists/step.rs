@@ -8,6 +8,7 @@ use super::target::Target;
 use crate::pace::Pace;
 use crate::reservation::Taken;
 use crate::run::NotRunning;
+use crate::vm::array::Array;
 use crate::vm::caller::{cell, cells};
 use crate::vm::environment::watched;
 use crate::vm::large::charge_bytes;
@@ -26,19 +27,17 @@ const NONE: u8 = u8::MAX;
 /// the chain is taken apart.
 const CHAINS: usize = 64;
 
-/// Room for a write.
-pub(super) struct Slot<W> {
-    /// The write, until it is done.
-    write: Option<W>,
+/// No lock: the write is done.
+const DONE: u32 = u32::MAX;
+
+/// A write.
+struct Slot<W> {
+    /// The write.
+    write: W,
     /// The index of its lock.
     lock: u32,
     /// The slot of the next write in its chain.
     next: u8,
-}
-
-impl<W> Slot<W> {
-    /// No write.
-    pub(super) const EMPTY: Self = Slot { write: None, lock: 0, next: NONE };
 }
 
 /// Why a step ends before its last write.
@@ -55,54 +54,82 @@ impl From<NotRunning> for Stopped {
     }
 }
 
-/// Some writes, in the order of the caller.
-pub(super) struct Step<'s, 'a, W> {
-    /// Room for all elements that the step may have. The slots behind its elements are empty.
-    slots: &'s mut [Slot<W>],
-    /// The number of elements.
-    pub(super) count: usize,
-    /// The list behind the elements.
-    pub(super) behind: Term<'a>,
-    /// Whether that list is a step's own choice: it does not begin with an element of another shape.
-    pub(super) fits: bool,
+/// What follows the elements of a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Behind {
+    /// More elements.
+    Elements,
+    /// The end of the list.
+    End,
+    /// An element of another shape, or an improper tail.
+    Misfit,
 }
 
-impl<'s, 'a, W> Step<'s, 'a, W> {
-    /// Prepares the writes of the first elements of a list: at most as many as there are slots, and
-    /// none behind a large one. A large key starts the clock, and other large terms charge the
-    /// process if the clock does not run.
+/// Some elements of a list, and their writes in the same order.
+pub(super) struct Step<'a, W> {
+    /// The list that begins with the elements.
+    pub(super) list: Term<'a>,
+    /// The list behind the elements.
+    pub(super) rest: Term<'a>,
+    /// What that list is.
+    pub(super) behind: Behind,
+    /// The writes.
+    slots: Array<Slot<W>, LONG>,
+}
+
+impl<'a, W> Step<'a, W> {
+    /// The step before the first one of a list.
+    #[inline]
+    pub(super) fn before(list: Term<'a>) -> Self {
+        Step { list, rest: list, behind: Behind::Elements, slots: Array::new() }
+    }
+
+    /// The number of elements.
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Prepares the writes of the next elements: at most `most`, and none behind a large one. A large
+    /// key starts the clock. Other large terms charge the process if the clock does not run.
     #[inline]
     pub(super) fn read<T: Target<Write = W>>(
+        &mut self,
         env: Env<'a>,
         target: &T,
-        list: Term<'a>,
-        slots: &'s mut [Slot<W>],
+        most: usize,
         pace: &mut Option<Pace>,
-    ) -> Self {
-        let (mut behind, mut count, mut large_bytes) = (list, 0, 0);
-        while count < slots.len() && large_bytes < LARGE_BYTES && !behind.is_empty_list() {
-            let decoded = cell(behind).and_then(|(element, tail)| Some((T::decode(element)?, tail)));
-            let Some((element, tail)) = decoded else {
-                return Step { slots, count, behind, fits: false };
+    ) {
+        let mut large_bytes = 0;
+        self.slots.clear();
+        (self.list, self.behind) = (self.rest, Behind::Elements);
+        while self.slots.len() < most && large_bytes < LARGE_BYTES {
+            let Some((element, tail)) = cell(self.rest) else {
+                self.behind = if self.rest.is_empty_list() { Behind::End } else { Behind::Misfit };
+                return;
+            };
+            let Some(element) = T::decode(element) else {
+                self.behind = Behind::Misfit;
+                return;
             };
             let hashed = target.hashed(element);
             if hashed.is_some_and(|term| !term.is_immediate() && !is_small(env, term)) {
                 pace.get_or_insert_with(|| Pace::of_steps(LONG));
                 large_bytes = LARGE_BYTES;
             }
-            let write = target.prepare(env, element);
-            let bytes = T::large_bytes(&write);
+            let slot = self.slots.push_with(|| Slot { write: target.prepare(env, element), lock: 0, next: NONE });
+            let bytes = T::large_bytes(&slot.write);
             if bytes > 0 {
                 large_bytes += bytes;
                 if pace.is_none() {
                     charge_bytes(env, bytes);
                 }
             }
-            slots[count].write = Some(write);
-            count += 1;
-            behind = tail;
+            self.rest = tail;
         }
-        Step { slots, count, behind, fits: true }
+        if self.rest.is_empty_list() {
+            self.behind = Behind::End;
+        }
     }
 
     /// Does the writes, lock by lock. If the buffer starts again with another number of partitions,
@@ -118,14 +145,13 @@ impl<'s, 'a, W> Step<'s, 'a, W> {
         let mut partition_count = target.shared().count()?;
         self.chain(target, partition_count)?;
         let mut first = 0;
-        while first < self.count {
-            if self.slots[first].write.is_none() {
+        while let Some(&Slot { lock, .. }) = self.slots.get(first) {
+            if lock == DONE {
                 first += 1;
                 continue;
             }
-            let lock = self.slots[first].lock;
             let (partition, shard) = (lock / T::SHARDS as u32, lock as usize % T::SHARDS);
-            let writes = Chain { slots: self.slots, next: first, lock, watched };
+            let writes = Chain { slots: &self.slots, next: first, lock, watched };
             match target.write_all(partition_count, partition, shard, room.is_some(), writes) {
                 Ok(Written { done, used, is_enough }) => {
                     if let Some(room) = room {
@@ -134,7 +160,7 @@ impl<'s, 'a, W> Step<'s, 'a, W> {
                     if is_enough {
                         target.tell_enough(env, lock as usize);
                     }
-                    self.remove(first, done);
+                    self.note_done(first, done);
                     if is_noticed(watched) {
                         return Err(Stopped::Large);
                     }
@@ -156,34 +182,31 @@ impl<'s, 'a, W> Step<'s, 'a, W> {
     #[inline]
     fn chain<T: Target<Write = W>>(&mut self, target: &T, partition_count: u32) -> Result<(), NotRunning> {
         let mut firsts = [NONE; CHAINS];
-        for number in (0..self.count).rev() {
-            let slot = &mut self.slots[number];
-            if let Some(write) = &slot.write {
-                let lock = target.lock(write, partition_count)?;
-                slot.lock = lock as u32;
-                slot.next = std::mem::replace(&mut firsts[lock % CHAINS], number as u8);
-            }
+        for (number, slot) in self.slots.iter_mut().enumerate().rev().filter(|(_, slot)| slot.lock != DONE) {
+            let lock = target.lock(&slot.write, partition_count)?;
+            slot.lock = lock as u32;
+            slot.next = std::mem::replace(&mut firsts[lock % CHAINS], number as u8);
         }
         Ok(())
     }
 
-    /// Empties the first `count` slots of a chain.
+    /// Notes that the first `count` writes of a chain are done.
     #[inline]
-    fn remove(&mut self, first: usize, count: usize) {
+    fn note_done(&mut self, first: usize, count: usize) {
         let mut next = first;
         for _ in 0..count {
-            let slot = &mut self.slots[next];
-            slot.write = None;
+            let Some(slot) = self.slots.get_mut(next) else { return };
+            slot.lock = DONE;
             next = usize::from(slot.next);
         }
     }
 
-    /// The undone elements among those of a list that the step has, and all elements behind them.
+    /// The undone elements, and all elements behind the step.
     #[cold]
-    pub(super) fn rest(&self, list: Term<'a>) -> Term<'a> {
-        let (elements, behind) = cells(list, self.count);
-        let undone = elements.into_iter().zip(&*self.slots).rev().filter(|(_, slot)| slot.write.is_some());
-        undone.fold(behind, |rest, (element, _)| rest.list_prepend(element))
+    pub(super) fn undone(&self) -> Term<'a> {
+        let (elements, rest) = cells(self.list, self.count());
+        let undone = elements.into_iter().zip(&*self.slots).rev().filter(|(_, slot)| slot.lock != DONE);
+        undone.fold(rest, |rest, (element, _)| rest.list_prepend(element))
     }
 }
 
@@ -221,6 +244,6 @@ impl<'s, W> Iterator for Chain<'s, W> {
             return None;
         }
         self.next = usize::from(slot.next);
-        slot.write.as_ref()
+        Some(&slot.write)
     }
 }

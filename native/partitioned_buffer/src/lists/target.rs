@@ -128,13 +128,14 @@ impl<const VERSIONED: bool> Target for ToMap<'_, VERSIONED> {
     fn prepare(&self, env: Env<'_>, (key, value, version): Self::Element) -> Self::Write {
         value.prefetch();
         let hash = self.map.hash(key);
-        let write = if VERSIONED {
+        let key = parcel(env, key);
+        if VERSIONED {
             let (value, version) = parcel_with(env, value, version);
-            Write::PutNewer(parcel(env, key), value, version)
+            (hash, Write::PutNewer(key, value, version))
         } else {
-            Write::Put(parcel(env, key), parcel(env, value))
-        };
-        (hash, write)
+            let value = parcel(env, value);
+            (hash, Write::Put(key, value))
+        }
     }
 
     #[inline]
@@ -200,7 +201,8 @@ impl Target for ToCounter<'_> {
 
     #[inline(always)]
     fn prepare(&self, env: Env<'_>, (key, amount): Self::Element) -> Self::Write {
-        (self.counter.hash(key), (parcel(env, key), amount))
+        let hash = self.counter.hash(key);
+        (hash, (parcel(env, key), amount))
     }
 
     #[inline]

@@ -5,7 +5,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use rustler::{Env, Error, NifResult, Term};
 
 use super::shape::{check_chunk, invalid, Invalid};
-use super::step::{Slot, Step, Stopped, LONG};
+use super::step::{Behind, Step, Stopped, LONG};
 use super::target::Target;
 use crate::pace::Pace;
 use crate::reservation::{Reservation, Taken};
@@ -58,10 +58,11 @@ pub(crate) fn write_list<'a, T: Target>(
         }
     }
     let mut call = Call { env, target, list, checked, reservation, pace: None };
-    let mut slots = [const { Slot::EMPTY }; SHORT];
-    let result = match call.step(list, &mut slots) {
-        Break(result) => result,
-        Continue(rest) => call.write_rest(rest),
+    let mut step = Step::before(list);
+    let result = loop {
+        if let Break(result) = call.step(&mut step) {
+            break result;
+        }
     };
     if let Some(pace) = call.pace {
         pace.consume_timeslice(env);
@@ -81,59 +82,47 @@ struct Call<'c, 'a, T> {
     checked: bool,
     /// The room for all elements.
     reservation: Option<&'c Reservation>,
-    /// The pace, if the call has more than a few small elements.
+    /// The pace, once the call has more than a few small elements.
     pace: Option<Pace>,
 }
 
 impl<'c, 'a, T: Target> Call<'c, 'a, T> {
-    /// Writes the elements behind the first step.
-    #[inline(never)]
-    fn write_rest(&mut self, mut rest: Term<'a>) -> Result<'a> {
-        let mut slots = [const { Slot::EMPTY }; LONG];
-        loop {
-            let length = self.pace.get_or_insert_with(|| Pace::of_steps(LONG)).step;
-            rest = match self.step(rest, &mut slots[..length]) {
-                Break(result) => return result,
-                Continue(rest) => rest,
-            };
-        }
-    }
-
-    /// Writes as many elements as there are slots, or fewer if they are large. Returns the rest of
-    /// the list, or the result at the end of the call.
-    #[inline]
-    fn step(&mut self, list: Term<'a>, slots: &mut [Slot<T::Write>]) -> ControlFlow<Result<'a>, Term<'a>> {
-        let mut step = Step::read(self.env, self.target, list, slots, &mut self.pace);
-        let done = self.admit(list, &step).map(|room| step.write(self.env, self.target, room.as_ref()));
-        let goes_on = self.pace.as_mut().is_none_or(|pace| pace.goes_on(step.count));
-        let written = match done {
-            Ok(Ok(())) if step.behind.is_empty_list() => Written::All,
-            Ok(Ok(())) if goes_on => return Continue(step.behind),
-            Ok(Ok(())) => Written::More(step.behind),
-            Ok(Err(Stopped::Large)) => Written::More(step.rest(list)),
-            Ok(Err(Stopped::Refused)) => Written::Refused(step.rest(list)),
+    /// Does the step behind this one. Breaks with the result at the end of the call.
+    #[inline(always)]
+    fn step(&mut self, step: &mut Step<'a, T::Write>) -> ControlFlow<Result<'a>> {
+        let most = self.pace.as_ref().map_or(SHORT, |pace| pace.step);
+        step.read(self.env, self.target, most, &mut self.pace);
+        let done = self.admit(step).map(|room| step.write(self.env, self.target, room.as_ref()));
+        let goes_on = self.pace.as_mut().is_none_or(|pace| pace.goes_on(step.count()));
+        Break(Ok(Ok(match done {
+            Ok(Ok(())) if step.behind == Behind::End => Written::All,
+            Ok(Ok(())) if goes_on => {
+                self.pace.get_or_insert_with(|| Pace::of_steps(LONG));
+                return Continue(());
+            }
+            Ok(Ok(())) => Written::More(step.rest),
+            Ok(Err(Stopped::Large)) => Written::More(step.undone()),
+            Ok(Err(Stopped::Refused)) => Written::Refused(step.undone()),
             Err(result) => return Break(result),
-        };
-        Break(Ok(Ok(written)))
+        })))
     }
 
     /// Checks that a step may be written, and takes its room. Before the first step, it checks the
     /// whole list.
-    #[inline]
-    fn admit(
-        &mut self,
-        list: Term<'a>,
-        step: &Step<'_, 'a, T::Write>,
-    ) -> std::result::Result<Option<Taken<'c>>, Result<'a>> {
-        if !step.fits {
-            return Err(if self.checked { self.stop(list) } else { Ok(Ok(Written::Invalid(invalid(step.behind)))) });
+    #[inline(always)]
+    fn admit(&mut self, step: &Step<'a, T::Write>) -> std::result::Result<Option<Taken<'c>>, Result<'a>> {
+        if step.behind == Behind::Misfit {
+            return Err(if self.checked { self.stop(step.list) } else { Ok(Ok(Written::Invalid(invalid(step.rest)))) });
         }
         if !self.checked {
-            match check_chunk(T::SHAPE, step.behind) {
-                Ok(unchecked) if unchecked.is_empty_list() => self.checked = true,
-                Ok(_unchecked) => return Err(Ok(Ok(Written::Long))),
-                Err(invalid) => return Err(Ok(Ok(Written::Invalid(invalid)))),
+            if step.behind == Behind::Elements {
+                match check_chunk(T::SHAPE, step.rest) {
+                    Ok(unchecked) if unchecked.is_empty_list() => {}
+                    Ok(_unchecked) => return Err(Ok(Ok(Written::Long))),
+                    Err(invalid) => return Err(Ok(Ok(Written::Invalid(invalid)))),
+                }
             }
+            self.checked = true;
             if self.target.shared().bound.limits().any() {
                 return Err(Ok(Ok(Written::Bounded)));
             }
@@ -141,10 +130,10 @@ impl<'c, 'a, T: Target> Call<'c, 'a, T> {
         // An empty list has no write that would notice a stopped buffer. A reservation may be from
         // a buffer that runs as another kind.
         if let Err(NotRunning) = self.target.shared().count() {
-            return Err(if self.is_begun(list) { Ok(Ok(Written::Refused(list))) } else { Ok(Err(NotRunning)) });
+            return Err(if self.is_begun(step.list) { Ok(Ok(Written::Refused(step.list))) } else { Ok(Err(NotRunning)) });
         }
-        let room = self.reservation.map(|reservation| reservation.take(self.target.shared(), step.count));
-        room.transpose().map_err(|_too_little| self.stop(list))
+        let room = self.reservation.map(|reservation| reservation.take(self.target.shared(), step.count()));
+        room.transpose().map_err(|_too_little| self.stop(step.list))
     }
 
     /// The result at a step that cannot be written.

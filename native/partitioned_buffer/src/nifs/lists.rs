@@ -3,6 +3,7 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
+use rustler::types::atom;
 use rustler::{Env, Error, NifResult, ResourceArc, Term};
 
 use super::counter::find_counter;
@@ -66,11 +67,11 @@ fn write_all<'a>(
     list: Term<'a>,
     checked: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let (checked, reservation) = if checked.is_atom() {
-        (checked.decode()?, None)
-    } else {
-        (true, Some(checked.decode::<ResourceArc<Reservation>>()?))
-    };
+    let is_checked = checked.as_c_arg() == atom::true_().as_c_arg();
+    let is_unchecked = checked.as_c_arg() == atom::false_().as_c_arg();
+    let reservation: Option<ResourceArc<Reservation>> =
+        if is_checked || is_unchecked { None } else { Some(checked.decode()?) };
+    let checked = !is_unchecked;
     // An unchecked list may be invalid, and that error comes first.
     let written = match target {
         Ok(target) => write_list(env, &target, list, checked, reservation.as_deref())?,
