@@ -189,7 +189,7 @@ defmodule PartitionedBuffer.API.Call do
     |> written(buffer, operation, route, list, checked)
   end
 
-  # A call by `apply/3` takes as long as the write of a short list does for two entries.
+  # `apply/3` takes as long as the write of an entry.
   defp native(:put_all, buffer, route, list, checked), do: Native.put_all(buffer, route, list, checked)
   defp native(:push_all, buffer, route, list, checked), do: Native.push_all(buffer, route, list, checked)
   defp native(:add_all, buffer, route, list, checked), do: Native.add_all(buffer, route, list, checked)

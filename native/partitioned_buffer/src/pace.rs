@@ -14,9 +14,8 @@ const TIME_SLICE: Duration = Duration::from_micros(500);
 /// The time that a step should take at most. The clock is read after each step.
 const STEP_TIME: Duration = Duration::from_micros(100);
 
-/// The most entries in a step. If all entries of a step are large, and no entry before was, the
-/// call takes as long as copying this many. (Steps of 128 made a list of a thousand small entries
-/// only a twentieth faster.)
+/// The most entries in a step of a read. If all entries of a step are large, and no entry before was,
+/// the call takes as long as copying this many.
 const MAX_STEP: usize = 32;
 
 /// Chooses the length of each step by the time that the step before took.

@@ -9,6 +9,7 @@
 //! | [`environment`] | the heaps of the engine |
 //! | [`large`] | environments for large terms, and their charge |
 //! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
+//! | [`array`] | an array on the stack |
 //! | [`clock`] | the VM's time |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |

@@ -57,7 +57,7 @@ pub(super) fn check_chunk(shape: Shape, list: Term<'_>) -> Result<Term<'_>, Inva
         match cell(rest) {
             Some((element, tail)) if shape.fits(element) => rest = tail,
             None if rest.is_empty_list() => break,
-            _ => return Err(invalid(rest)),
+            _misfit => return Err(invalid(rest)),
         }
     }
     Ok(rest)

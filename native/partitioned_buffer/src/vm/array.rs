@@ -1,4 +1,5 @@
-//! An array on the stack, whose room needs no first value: to write one costs as much as to use it.
+//! An array on the stack. Its free places hold nothing: to fill them first would cost a short list
+//! as much as its writes.
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
