@@ -71,7 +71,7 @@ pub(super) struct Step<'a, W> {
     pub(super) list: Term<'a>,
     /// The list behind the elements.
     pub(super) rest: Term<'a>,
-    /// What that list is.
+    /// How that list begins.
     pub(super) behind: Behind,
     /// The writes.
     slots: Array<Slot<W>, LONG>,

@@ -36,7 +36,7 @@ pub(crate) trait Target {
     /// Reads an element; `None` if it has another shape.
     fn decode(element: Term<'_>) -> Option<Self::Element>;
 
-    /// The term of an element that is hashed as a whole, if any is.
+    /// The term of an element to be hashed as a whole, if any.
     fn hashed(&self, element: Self::Element) -> Option<RawTerm>;
 
     /// Prepares a write: hashes the key, copies large terms, and lets the CPU load the terms that

@@ -130,7 +130,11 @@ impl<'c, 'a, T: Target> Call<'c, 'a, T> {
         // An empty list has no write that would notice a stopped buffer. A reservation may be from
         // a buffer that runs as another kind.
         if let Err(NotRunning) = self.target.shared().count() {
-            return Err(if self.is_begun(step.list) { Ok(Ok(Written::Refused(step.list))) } else { Ok(Err(NotRunning)) });
+            return Err(if self.is_begun(step.list) {
+                Ok(Ok(Written::Refused(step.list)))
+            } else {
+                Ok(Err(NotRunning))
+            });
         }
         let room = self.reservation.map(|reservation| reservation.take(self.target.shared(), step.count()));
         room.transpose().map_err(|_too_little| self.stop(step.list))

@@ -19,8 +19,8 @@ impl<T, const N: usize> Array<T, N> {
         Array { length: 0, places: [const { MaybeUninit::uninit() }; N] }
     }
 
-    /// Adds an item behind all others. The array must have a free place. The item is made when
-    /// nothing can fail any more, so that it is made in its place and not copied there.
+    /// Adds an item behind all others. The array must have a free place. The item is made in its
+    /// place: a copy would wait for the parts just written, which costs an entry of a list a tenth.
     #[inline(always)]
     pub(crate) fn push_with(&mut self, make: impl FnOnce() -> T) -> &mut T {
         let place = &mut self.places[self.length];
