@@ -463,8 +463,8 @@ defmodule PartitionedBuffer.Native do
 
   A list that the caller has not `checked` is checked here, and nothing is written if it is invalid
   or `:long`, or if the buffer is `:bounded`. A reservation of this buffer for all entries of a list
-  also means that it is checked. A checked list is read in chunks of 2,048 entries. The call for a
-  rest that begins with an invalid chunk, or with a chunk that the reservation has no room for,
+  also means that it is checked. A checked list is written in steps of at most 128 entries. The call
+  for a rest that begins with an invalid step, or with a step that the reservation has no room for,
   raises badarg.
   """
   @spec put_all(atom(), route(), [{term(), term()}], checked :: boolean() | reservation()) :: written()

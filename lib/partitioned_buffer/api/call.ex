@@ -119,7 +119,10 @@ defmodule PartitionedBuffer.API.Call do
   @spec write_list(atom(), operation(), list(), keyword()) :: :ok | {:error, :full}
   def write_list(buffer, operation, list, []) do
     # The NIF checks a short list itself.
-    case apply(Native, operation, [buffer, nil, list, false]) do
+    case native(operation, buffer, nil, list, false) do
+      :ok ->
+        :ok
+
       again when again in [:long, :bounded] ->
         check!(buffer, @shapes[operation], list)
         write_reserved(buffer, operation, [{nil, list}], length(list))
@@ -181,10 +184,18 @@ defmodule PartitionedBuffer.API.Call do
   end
 
   defp write(buffer, operation, route, list, checked) do
-    Native
-    |> apply(operation, [buffer, route, list, checked])
+    operation
+    |> native(buffer, route, list, checked)
     |> written(buffer, operation, route, list, checked)
   end
+
+  # `apply/3` takes as long as the write of an entry.
+  defp native(:put_all, buffer, route, list, checked), do: Native.put_all(buffer, route, list, checked)
+  defp native(:push_all, buffer, route, list, checked), do: Native.push_all(buffer, route, list, checked)
+  defp native(:add_all, buffer, route, list, checked), do: Native.add_all(buffer, route, list, checked)
+
+  defp native(:put_all_newer, buffer, route, list, checked),
+    do: Native.put_all_newer(buffer, route, list, checked)
 
   defp written(result, _buffer, _operation, _route, _list, _checked) when result in [:ok, :lapsed], do: result
 

@@ -369,12 +369,12 @@ fn a_list_reaches_the_threshold_and_the_bound_of_a_queue() {
     let mut caller = TestHeap::new();
     let items: Vec<Parcel<TestHeap>> = (0..3).map(|item| caller.boxed(item).parcel()).collect();
     let push_all = |reserved| queue.push_all(ONE, reserved, items.iter());
-    assert_eq!(push_all(false), Ok(Written { used: 0, is_enough: false }));
-    assert_eq!(push_all(false), Ok(Written { used: 0, is_enough: true }));
+    assert_eq!(push_all(false), Ok(Written { done: 3, used: 0, is_enough: false }));
+    assert_eq!(push_all(false), Ok(Written { done: 3, used: 0, is_enough: true }));
     bound.set_limits(entries(10));
     queue.set_bounded(true);
     assert!(bound.reserve(3));
-    assert_eq!(push_all(true), Ok(Written { used: 3, is_enough: false }));
+    assert_eq!(push_all(true), Ok(Written { done: 3, used: 3, is_enough: false }));
     let push = || queue.push(ONE, &items[0]).unwrap();
     assert_eq!((push(), push()), (Stored::Stored, Stored::Full));
     assert_eq!((queue.info().waiting, bound.held()), (10, 10));

@@ -15,9 +15,8 @@ const TIME_SLICE: Duration = Duration::from_micros(500);
 /// The time that a step should take at most. The clock is read after each step.
 const STEP_TIME: Duration = Duration::from_micros(100);
 
-/// The most entries in a step. If all entries of a step are large, and no entry before was, the
-/// call takes as long as copying this many. (Steps of 128 made a list of a thousand small entries
-/// only a twentieth faster.)
+/// The most entries in a step of a read. If all entries of a step are large, and no entry before was,
+/// the call takes as long as copying this many.
 const MAX_STEP: usize = 32;
 
 /// Chooses the length of each step by the time that the step before took.
@@ -28,13 +27,20 @@ pub(crate) struct Pace {
     elapsed: Duration,
     /// How many entries the next step has.
     pub(crate) step: usize,
+    /// The most entries in a step.
+    most: usize,
 }
 
 impl Pace {
     /// The pace of a call that begins now. Its entries are unknown, so the first step takes one
     /// entry.
     pub(crate) fn start() -> Self {
-        Pace { started: Instant::now(), elapsed: Duration::ZERO, step: 1 }
+        Pace { step: 1, ..Self::of_steps(MAX_STEP) }
+    }
+
+    /// The pace of a call that begins now with small entries, in steps of this many.
+    pub(crate) fn of_steps(most: usize) -> Self {
+        Pace { started: Instant::now(), elapsed: Duration::ZERO, step: most, most }
     }
 
     /// Whether time remains for another step, after a step of `done` entries.
@@ -42,7 +48,7 @@ impl Pace {
         let elapsed = self.started.elapsed();
         let took = nanoseconds(elapsed - self.elapsed).max(1);
         let fitting = done * nanoseconds(STEP_TIME) / took;
-        self.step = fitting.clamp(1, (self.step * 16).min(MAX_STEP));
+        self.step = fitting.clamp(1, (self.step * 16).min(self.most));
         self.elapsed = elapsed;
         elapsed < TIME_SLICE
     }

@@ -115,14 +115,11 @@ impl Reservation {
         }
     }
 
-    /// Whether the room is in the buffer with this state, and enough for `count` entries.
-    pub(crate) fn is_for(&self, shared: &Shared, count: usize) -> bool {
-        std::ptr::eq(self.partitions.shared(), shared) && self.left.load(Ordering::Relaxed) >= count
-    }
-
-    /// Takes a part of the room, for `count` entries.
-    pub(crate) fn take(&self, count: usize) -> Result<Taken<'_>, TooLittle> {
-        let less = |left: usize| left.checked_sub(count);
+    /// Takes a part of the room, for `count` entries of the buffer with this state. Another buffer
+    /// has no room here.
+    pub(crate) fn take(&self, shared: &Shared, count: usize) -> Result<Taken<'_>, TooLittle> {
+        let is_for = std::ptr::eq(self.partitions.shared(), shared);
+        let less = |left: usize| left.checked_sub(count).filter(|_| is_for);
         match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) {
             Ok(_left) => Ok(Taken { reservation: self, unused: Cell::new(count) }),
             Err(_left) => Err(TooLittle),

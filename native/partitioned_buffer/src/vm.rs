@@ -10,6 +10,7 @@
 //! | [`environment`] | the heaps of the engine |
 //! | [`large`] | environments for large terms, and their charge |
 //! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
+//! | [`array`] | an array on the stack |
 //! | [`clock`] | the VM's time |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
@@ -18,6 +19,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod argument;
+pub(crate) mod array;
 pub(crate) mod caller;
 pub(crate) mod clock;
 pub(crate) mod entry;

@@ -125,7 +125,6 @@ defmodule PartitionedBuffer.Native.ListTest do
       Native.drain(run(queue(buffer)), 1)
       in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
 
-      # A short list is written one by one, a longer one lock by lock.
       for size <- [10, 100], checked <- [false, true] do
         items = Enum.to_list(1..size)
         assert {:refused, rest} = Native.push_all(queue(buffer), nil, items, checked)
@@ -143,17 +142,17 @@ defmodule PartitionedBuffer.Native.ListTest do
           end
 
         assert Enum.sort(Enum.concat(flushed)) == items
-        if size == 10, do: assert(written == Enum.take_while(items, &(not in_draining.(&1))))
+        assert Enum.filter(written, in_draining) == []
       end
     end
 
-    test "is written by calls with at most 32 large entries beyond their time" do
+    test "is written by calls with few large entries beyond their time" do
       {buffer, _batch} = opened()
       large = Enum.to_list(1..100_000)
       entries = Enum.map(1..500, &{&1, &1}) ++ Enum.map(501..550, &{&1, large})
 
       written = entries |> rests(&Native.put_all(buffer, nil, &1, true)) |> Enum.map(&length/1)
-      assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 32
+      assert longest_step_behind(500, Enum.map(written, &(550 - &1))) <= 8
 
       # The earlier flush comes first.
       assert {:rest, first} = Native.flush(run(buffer), 0)
@@ -204,6 +203,154 @@ defmodule PartitionedBuffer.Native.ListTest do
     end
   end
 
+  # Lengths around the borders of steps: the first has 16 elements, the others 128. Without a check
+  # by the caller, a list has 2,048 elements behind the first step at most.
+  @lengths [0, 1, 2, 15, 16, 17, 18, 143, 144, 145, 271, 272, 273, 2_047, 2_048, 2_063, 2_064]
+
+  # The NIFs, and an element for each from a key and a number.
+  defp nifs do
+    [
+      put_all: {:map, &{&1, &2}},
+      put_all_newer: {:map, &{&1, &2, &2}},
+      add_all: {:counter, &{&1, &2}},
+      push_all: {:queue, &{&1, &2}}
+    ]
+  end
+
+  defp open(kind, partition_count, max_size \\ :infinity) do
+    buffer = unique_name()
+    Native.open(buffer, kind, partition_count, false, true, {max_size, :infinity})
+    buffer
+  end
+
+  # The entries of all partitions, in the order of each.
+  defp all(buffer, partition_count) do
+    for n <- 0..(partition_count - 1), {:fresh, flush} <- [Native.flush(run(buffer), n)] do
+      read = Enum.concat(reads(flush, 0))
+      assert Native.claim(flush)
+      read
+    end
+  end
+
+  # The entries that a list of keys and numbers leaves, one for each key.
+  defp expected(nif, pairs) do
+    for {key, numbers} <- Enum.group_by(pairs, &elem(&1, 0), &elem(&1, 1)) do
+      count = length(numbers)
+
+      case nif do
+        :put_all -> {key, List.last(numbers), 0, 0}
+        :put_all_newer -> {key, List.last(numbers), List.last(numbers), count - 1}
+        :add_all -> {key, Enum.sum(numbers), count}
+      end
+    end
+  end
+
+  defp write_all(nif, buffer, list, checked) do
+    case apply(Native, nif, [buffer, nil, list, checked]) do
+      {:more, rest} -> write_all(nif, buffer, rest, true)
+      result -> result
+    end
+  end
+
+  describe "a list at the borders of steps" do
+    test "is written as a whole, each key in its order" do
+      for {nif, {kind, element}} <- nifs(), partition_count <- [1, 3, 100], size <- @lengths do
+        # Every key comes twice or three times, in the same step and in others.
+        pairs = for n <- 1..size//1, do: {rem(n * 7, div(size, 2) + 1), n}
+        buffer = open(kind, partition_count)
+
+        for checked <- [false, true] do
+          list = for {key, n} <- pairs, do: element.(key, n)
+          assert {nif, size, write_all(nif, buffer, list, checked)} == {nif, size, :ok}
+          entries = all(buffer, partition_count)
+
+          if kind == :queue do
+            for items <- entries, do: assert(items == Enum.sort_by(items, &elem(&1, 1)))
+            assert Enum.sort(Enum.concat(entries)) == Enum.sort(pairs)
+          else
+            assert Enum.sort(Enum.concat(entries)) == Enum.sort(expected(nif, pairs))
+          end
+        end
+      end
+    end
+
+    test "is not written if an element behind them is invalid" do
+      for {nif, {kind, element}} <- nifs(), size <- Enum.drop(@lengths, -1) do
+        buffer = open(kind, 2)
+        list = for n <- 1..size//1, do: element.(n, n)
+        rest = for n <- 1..20, do: element.(n, n)
+
+        if kind != :queue do
+          assert call(nif, [buffer, nil, list ++ [:bad | rest], false]) == {:invalid, :bad}
+        end
+
+        if size > 0,
+          do: assert(call(nif, [buffer, nil, list ++ :tail, false]) == {:improper, :tail})
+
+        assert call(nif, [buffer, nil, :tail, false]) == {:improper, :tail}
+        assert Native.size(buffer) == 0
+      end
+    end
+
+    test "is long behind 2,048 elements that the first step does not have" do
+      for {nif, {kind, element}} <- nifs() do
+        buffer = open(kind, 1)
+        list = for n <- 1..2_065, do: element.(n, n)
+        assert call(nif, [buffer, nil, list, false]) == :long
+        assert call(nif, [buffer, nil, list ++ :tail, false]) == :long
+        assert Native.size(buffer) == 0
+      end
+    end
+
+    test "is written up to the step of a bad element if it is checked" do
+      for {nif, {kind, element}} <- nifs(), size <- @lengths do
+        buffer = open(kind, 1)
+        list = for(n <- 1..size//1, do: element.(n, n)) ++ :tail
+        assert {:badarg, left} = write(nif, buffer, list)
+        written = Native.size(buffer)
+        assert left == Enum.reduce(1..written//1, list, fn _n, rest -> tl(rest) end)
+        assert written > size - 128
+      end
+    end
+
+    test "uses the room of its reservation, and no more" do
+      for {nif, {kind, element}} <- nifs(), size <- @lengths do
+        buffer = open(kind, 2, 5_000)
+        # Half of the keys are new.
+        list = for n <- 1..size//1, do: element.(rem(n, div(size, 2) + 1), n)
+        assert call(nif, [buffer, nil, list, false]) == :bounded
+        reservation = Native.reserve(buffer, size, false)
+        assert write_reserved(nif, buffer, list, reservation) == :ok
+        held = Native.size(buffer)
+        assert held == if(kind == :queue, do: size, else: length(Enum.uniq_by(list, &elem(&1, 0))))
+        assert elem(Native.bound(buffer), 0) == size
+        Native.release(reservation)
+        assert elem(Native.bound(buffer), 0) == held
+      end
+    end
+
+    test "goes on behind a large element that was taken for a small one" do
+      large = Enum.to_list(1..20_000)
+
+      for {nif, {kind, element}} <- nifs(),
+          kind != :counter,
+          size <- [1, 16, 17, 145, 300],
+          partitions <- [1, 3] do
+        buffer = open(kind, partitions)
+        list = for n <- 1..size, do: element.(n, if(nif == :put_all_newer, do: n, else: large))
+        list = if nif == :put_all_newer, do: Enum.map(list, &put_elem(&1, 1, large)), else: list
+        assert write_all(nif, buffer, list, false) == :ok
+        keys = for entry <- Enum.concat(all(buffer, partitions)), do: elem(entry, 0)
+        assert Enum.sort(keys) == Enum.to_list(1..size)
+      end
+    end
+  end
+
+  defp write_reserved(nif, buffer, list, reservation) do
+    with {:more, rest} <- apply(Native, nif, [buffer, nil, list, reservation]),
+         do: write_reserved(nif, buffer, rest, reservation)
+  end
+
   # Writes until a call raises, and returns the list of that call.
   defp write(nif, buffer, list) do
     case call(nif, [buffer, nil, list, true]) do
@@ -222,7 +369,7 @@ defmodule PartitionedBuffer.Native.ListTest do
 
   # The entries that each call reads of one batch.
   defp reads(flush, length) do
-    case Native.read(flush, length, 1_000, false) do
+    case Native.read(flush, length, 10_000, false) do
       {read, _length, true} -> [read]
       {read, length, false} -> [read | reads(flush, length)]
     end

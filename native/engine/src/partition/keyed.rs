@@ -129,12 +129,13 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
     ) -> Result<Written, Closed> {
         let mut state = self.shards[shard].lock_open(access)?;
         writes.clone().for_each(|(hash, _)| state.waiting.prefetch(*hash));
-        let mut added = 0;
+        let (mut done, mut added) = (0, 0);
         for (hash, one) in writes {
             debug_assert_eq!(Self::shard_of(*hash), shard, "all writes belong to the shard");
+            done += 1;
             added += usize::from(write(&mut state, *hash, one));
         }
-        let written = self.count_all(&mut state, added, reserved);
+        let written = self.count_all(&mut state, done, added, reserved);
         Self::unlock(state);
         Ok(written)
     }

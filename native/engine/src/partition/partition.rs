@@ -110,6 +110,8 @@ pub enum Stored {
 /// The result of several writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
+    /// The number of writes done.
+    pub done: usize,
     /// The used part of the reserved room.
     pub used: usize,
     /// Whether enough entries wait: the partition is to flush.

@@ -45,7 +45,7 @@ impl<H: Heap> QueuePartition<H> {
         let mut begins = false;
         items.for_each(|item| begins |= state.waiting.append(item));
         let added = state.waiting.len() - before;
-        let written = self.count_all(&mut state, added, reserved);
+        let written = self.count_all(&mut state, added, added, reserved);
         drop(state);
         if begins {
             help();

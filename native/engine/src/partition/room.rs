@@ -29,15 +29,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         is_new && self.threshold.add(1)
     }
 
-    /// Counts new entries of a list, which do not take the shard's room.
-    pub(super) fn count_all(&self, state: &mut ShardState<S>, added: usize, reserved: bool) -> Written {
+    /// Counts the writes of a list, and its new entries, which do not take the shard's room.
+    pub(super) fn count_all(&self, state: &mut ShardState<S>, done: usize, added: usize, reserved: bool) -> Written {
         if state.is_bounded && !reserved {
             // The bound is younger than the list.
             self.bound.add(added);
         }
         self.count_bytes(state);
         let used = if state.is_bounded && reserved { added } else { 0 };
-        Written { used, is_enough: state.is_counted && self.threshold.add(added) }
+        Written { done, used, is_enough: state.is_counted && self.threshold.add(added) }
     }
 
     /// Lets the bound count the present bytes of a shard.

@@ -1,10 +1,9 @@
-//! The shapes of the elements of a list.
+//! The shapes of the elements of a list, and their check before the first one is written.
 
-use partitioned_buffer_engine::Version;
-use rustler::Term;
+use rustler::{Env, Term};
 
+use crate::pace::Pace;
 use crate::vm::caller::{amount, cell, elements, version};
-use crate::vm::term::RawTerm;
 
 /// The shape of a list's elements.
 #[derive(Clone, Copy)]
@@ -20,42 +19,16 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
-    /// Whether an element has this shape.
-    pub(super) fn fits(self, element: Term<'_>) -> bool {
+    /// Whether an element has this shape. A large element must not take longer: a whole chunk is
+    /// checked without a look at the clock.
+    fn fits(self, element: Term<'_>) -> bool {
         match self {
-            Shape::Pair | Shape::Versioned => Entry::decode(self, element).is_some(),
-            Shape::Amount => addition(element).is_some(),
+            Shape::Pair => elements::<2>(element).is_some(),
+            Shape::Versioned => elements(element).is_some_and(|[_key, _value, number]| version(number).is_some()),
+            Shape::Amount => elements(element).is_some_and(|[_key, number]| amount(number).is_some()),
             Shape::Item => true,
         }
     }
-}
-
-/// An entry of a list, with the terms of the caller.
-#[derive(Clone, Copy)]
-pub(crate) enum Entry {
-    /// To be put: key and value.
-    Put(RawTerm, RawTerm),
-    /// To be put if it is newer: key, value and version.
-    PutNewer(RawTerm, RawTerm, Version<RawTerm>),
-}
-
-impl Entry {
-    /// The entry in an element of a list; `None` if it has another shape.
-    pub(super) fn decode(shape: Shape, element: Term<'_>) -> Option<Self> {
-        if let Shape::Versioned = shape {
-            let [key, value, number] = elements(element)?;
-            Some(Entry::PutNewer(key.into(), value.into(), version(number)?))
-        } else {
-            let [key, value] = elements(element)?;
-            Some(Entry::Put(key.into(), value.into()))
-        }
-    }
-}
-
-/// The key and the amount in an element of a list; `None` if it has another shape.
-pub(super) fn addition(element: Term<'_>) -> Option<(RawTerm, i64)> {
-    let [key, number] = elements(element)?;
-    Some((key.into(), amount(number)?))
 }
 
 /// Why a list is invalid.
@@ -72,4 +45,32 @@ pub(super) fn invalid(list: Term<'_>) -> Invalid<'_> {
         Some((element, _tail)) => Invalid::Element(element),
         None => Invalid::Tail(list),
     }
+}
+
+/// How many elements are checked before a look at the clock.
+const CHUNK: usize = 2048;
+
+/// Checks a chunk of elements, and returns the unchecked rest.
+pub(super) fn check_chunk(shape: Shape, list: Term<'_>) -> Result<Term<'_>, Invalid<'_>> {
+    let mut rest = list;
+    for _ in 0..CHUNK {
+        match cell(rest) {
+            Some((element, tail)) if shape.fits(element) => rest = tail,
+            None if rest.is_empty_list() => break,
+            _misfit => return Err(invalid(rest)),
+        }
+    }
+    Ok(rest)
+}
+
+/// Checks the elements of a list until the time is up, and returns the unchecked rest, which is
+/// empty at the end.
+pub(crate) fn check_list<'a>(env: Env<'a>, shape: Shape, list: Term<'a>) -> Result<Term<'a>, Invalid<'a>> {
+    let mut pace = Pace::start();
+    let mut rest = check_chunk(shape, list);
+    while pace.goes_on(CHUNK) && rest.as_ref().is_ok_and(|rest| !rest.is_empty_list()) {
+        rest = rest.and_then(|rest| check_chunk(shape, rest));
+    }
+    pace.consume_timeslice(env);
+    rest
 }

@@ -1,177 +1,249 @@
-//! A step of a list: some writes, sorted by their locks, so that it takes each lock once.
+//! A step of a list: some writes, which are prepared first, and then done lock by lock, so that
+//! each lock is taken once.
 
-use partitioned_buffer_engine::{Stored, Written};
+use partitioned_buffer_engine::Written;
 use rustler::{Env, Term};
 
 use super::target::Target;
+use crate::pace::Pace;
 use crate::reservation::Taken;
 use crate::run::NotRunning;
-use crate::vm::caller::cells;
+use crate::vm::array::Array;
+use crate::vm::caller::{cell, cells};
+use crate::vm::environment::watched;
+use crate::vm::large::charge_bytes;
+use crate::vm::small::is_small;
 
-/// Up to this number elements are written one by one. More are sorted by their locks.
-const WRITTEN_ONE_BY_ONE: usize = 16;
+/// The most elements of any step.
+pub(super) const LONG: usize = 128;
 
-/// After large copies of this many bytes, a step ends and the clock is read.
+/// A step ends behind large copies of this many bytes.
 const LARGE_BYTES: usize = 256 * 1024;
 
-/// Some writes, and room to order them by their locks.
-pub(super) struct Step<W> {
-    /// The writes to do by lock, in the order of the caller.
-    writes: Vec<W>,
-    /// The number of writes done before these.
-    done: usize,
-    /// The numbers of the undone writes, in the same order.
-    left: Vec<u32>,
-    /// The number of the lock of each undone write.
-    locks: Vec<u32>,
-    /// For each lock, where its writes begin in `sorted`, and later where they end.
-    places: Vec<u32>,
-    /// The numbers of the writes, by lock; the writes of a lock in the order of the caller.
-    sorted: Vec<u32>,
+/// No slot.
+const NONE: u8 = u8::MAX;
+
+/// The number of chains. If more locks are needed, some share a chain, and the lock of each part of
+/// the chain is taken apart.
+const CHAINS: usize = 64;
+
+/// No lock: the write is done.
+const DONE: u32 = u32::MAX;
+
+/// A write.
+struct Slot<W> {
+    /// The write.
+    write: W,
+    /// The index of its lock.
+    lock: u32,
+    /// The slot of the next write in its chain.
+    next: u8,
 }
 
-impl<W> Step<W> {
-    /// No writes.
-    pub(super) fn new() -> Self {
-        Step {
-            writes: Vec::new(),
-            done: 0,
-            left: Vec::new(),
-            locks: Vec::new(),
-            places: Vec::new(),
-            sorted: Vec::new(),
+/// Why a step ends before its last write.
+pub(super) enum Stopped {
+    /// A partition refuses writes.
+    Refused,
+    /// A written term is large, and others may be, too: they are to be weighed first.
+    Large,
+}
+
+impl From<NotRunning> for Stopped {
+    fn from(NotRunning: NotRunning) -> Self {
+        Stopped::Refused
+    }
+}
+
+/// What follows the elements of a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Behind {
+    /// More elements.
+    Elements,
+    /// The end of the list.
+    End,
+    /// An element of another shape, or an improper tail.
+    Misfit,
+}
+
+/// Some elements of a list, and their writes in the same order.
+pub(super) struct Step<'a, W> {
+    /// The list that begins with the elements.
+    pub(super) list: Term<'a>,
+    /// The list behind the elements.
+    pub(super) rest: Term<'a>,
+    /// How that list begins.
+    pub(super) behind: Behind,
+    /// The writes.
+    slots: Array<Slot<W>, LONG>,
+}
+
+impl<'a, W> Step<'a, W> {
+    /// The step before the first one of a list.
+    #[inline]
+    pub(super) fn before(list: Term<'a>) -> Self {
+        Step { list, rest: list, behind: Behind::Elements, slots: Array::new() }
+    }
+
+    /// The number of elements.
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Prepares the writes of the next elements: at most `most`, and none behind a large one. A large
+    /// key starts the clock. Other large terms charge the process if the clock does not run.
+    #[inline]
+    pub(super) fn read<T: Target<Write = W>>(
+        &mut self,
+        env: Env<'a>,
+        target: &T,
+        most: usize,
+        pace: &mut Option<Pace>,
+    ) {
+        let mut large_bytes = 0;
+        self.slots.clear();
+        (self.list, self.behind) = (self.rest, Behind::Elements);
+        while self.slots.len() < most && large_bytes < LARGE_BYTES {
+            let Some((element, tail)) = cell(self.rest) else {
+                self.behind = if self.rest.is_empty_list() { Behind::End } else { Behind::Misfit };
+                return;
+            };
+            let Some(element) = T::decode(element) else {
+                self.behind = Behind::Misfit;
+                return;
+            };
+            let hashed = target.hashed(element);
+            if hashed.is_some_and(|key| !key.is_immediate && !is_small(env, key.term)) {
+                pace.get_or_insert_with(|| Pace::of_steps(LONG));
+                large_bytes = LARGE_BYTES;
+            }
+            let slot = self.slots.push_with(|| Slot { write: target.prepare(env, element), lock: 0, next: NONE });
+            let bytes = T::large_bytes(&slot.write);
+            if bytes > 0 {
+                large_bytes += bytes;
+                if pace.is_none() {
+                    charge_bytes(env, bytes);
+                }
+            }
+            self.rest = tail;
+        }
+        if self.rest.is_empty_list() {
+            self.behind = Behind::End;
         }
     }
 
-    /// Writes some elements, fewer than all if they are large, and returns their number.
+    /// Does the writes, lock by lock. If the buffer starts again with another number of partitions,
+    /// the undone writes go on there.
+    #[inline]
     pub(super) fn write<T: Target<Write = W>>(
         &mut self,
         env: Env<'_>,
         target: &T,
-        elements: &[T::Element],
         room: Option<&Taken<'_>>,
-    ) -> Result<usize, NotRunning> {
-        let (mut count, mut large_bytes) = (0, 0);
-        let mut result = Ok(());
-        let mut one_by_one = elements.len() <= WRITTEN_ONE_BY_ONE && room.is_none();
-        self.writes.clear();
-        self.left.clear();
-        while count < elements.len() && large_bytes < LARGE_BYTES && result.is_ok() {
-            let write = target.prepare(env, elements[count]);
-            large_bytes += T::large_bytes(&write);
-            if one_by_one {
-                match target.write(&write) {
-                    // The bound is younger than the list. The remaining writes keep their order.
-                    Ok(Stored::Full) => one_by_one = false,
-                    Ok(Stored::Enough) => tell_enough(env, target, &write),
-                    Ok(Stored::Stored | Stored::Refused) => {}
-                    Err(NotRunning) => result = Err(NotRunning),
-                }
-            }
-            if !one_by_one {
-                self.left.push(count as u32);
-                self.writes.push(write);
-            }
-            count += usize::from(result.is_ok());
-        }
-        self.done = count - self.writes.len();
-        result.and_then(|()| self.write_by_lock(env, target, room)).map(|()| count).inspect_err(|NotRunning| {
-            self.left.extend(count as u32..elements.len() as u32);
-        })
-    }
-
-    /// Does the writes, taking each lock once. If the buffer starts again with another number of
-    /// partitions, the undone writes go on there.
-    fn write_by_lock<T: Target<Write = W>>(
-        &mut self,
-        env: Env<'_>,
-        target: &T,
-        room: Option<&Taken<'_>>,
-    ) -> Result<(), NotRunning> {
-        while !self.left.is_empty() {
-            let partition_count = target.shared().count()?;
-            self.sort(target, partition_count)?;
-            let done = self.write_sorted(env, target, partition_count, room);
-            self.left = self.sorted.split_off(done);
-            self.left.sort_unstable();
-            if !self.left.is_empty() && target.shared().count()? == partition_count {
-                return Err(NotRunning);
-            }
-        }
-        Ok(())
-    }
-
-    /// The undone elements among the first `count` elements of a list, and all elements behind
-    /// them.
-    pub(super) fn rest<'a>(&self, list: Term<'a>, count: usize) -> Term<'a> {
-        let (elements, behind) = cells(list, count);
-        self.left.iter().rev().fold(behind, |rest, &number| rest.list_prepend(elements[number as usize]))
-    }
-
-    /// Does the sorted writes, as long as the partitions take them, and returns their number.
-    fn write_sorted<T: Target<Write = W>>(
-        &self,
-        env: Env<'_>,
-        target: &T,
-        partition_count: u32,
-        room: Option<&Taken<'_>>,
-    ) -> usize {
-        let mut start = 0;
-        for (lock, &end) in self.places.iter().enumerate() {
-            let numbers = &self.sorted[start..end as usize];
-            if numbers.is_empty() {
+    ) -> Result<(), Stopped> {
+        let watched = watched();
+        let mut partition_count = target.shared().count()?;
+        self.chain(target, partition_count)?;
+        let mut first = 0;
+        while let Some(&Slot { lock, .. }) = self.slots.get(first) {
+            if lock == DONE {
+                first += 1;
                 continue;
             }
-            let writes = numbers.iter().map(|&number| &self.writes[number as usize - self.done]);
-            let (partition, shard) = ((lock / T::SHARDS) as u32, lock % T::SHARDS);
-            let is_reserved = room.is_some();
-            let Ok(Written { used, is_enough }) =
-                target.write_all(partition_count, partition, shard, is_reserved, writes)
-            else {
-                break;
-            };
-            if let Some(room) = room {
-                room.use_room(used);
+            let (partition, shard) = (lock / T::SHARDS as u32, lock as usize % T::SHARDS);
+            let writes = Chain { slots: &self.slots, next: first, lock, watched };
+            match target.write_all(partition_count, partition, shard, room.is_some(), writes) {
+                Ok(Written { done, used, is_enough }) => {
+                    if let Some(room) = room {
+                        room.use_room(used);
+                    }
+                    if is_enough {
+                        target.tell_enough(env, lock as usize);
+                    }
+                    self.note_done(first, done);
+                    if is_noticed(watched) {
+                        return Err(Stopped::Large);
+                    }
+                }
+                Err(_closed) => {
+                    let count = target.shared().count()?;
+                    if count == partition_count {
+                        return Err(Stopped::Refused);
+                    }
+                    partition_count = count;
+                    self.chain(target, partition_count)?;
+                }
             }
-            if is_enough {
-                target.tell_enough(env, lock);
-            }
-            start = end as usize;
-        }
-        start
-    }
-
-    /// Finds the lock of each write, and sorts the writes by their locks, with a counting sort.
-    fn sort<T: Target<Write = W>>(&mut self, target: &T, partition_count: u32) -> Result<(), NotRunning> {
-        let Step { writes, done, left, locks, places, sorted } = self;
-        locks.clear();
-        places.clear();
-        places.resize(partition_count as usize * T::SHARDS, 0);
-        for &number in &*left {
-            let lock = target.lock(&writes[number as usize - *done], partition_count)?;
-            places[lock] += 1;
-            locks.push(lock as u32);
-        }
-        let mut start = 0;
-        for place in &mut *places {
-            start += std::mem::replace(place, start);
-        }
-        sorted.clear();
-        sorted.resize(left.len(), 0);
-        for (&number, &lock) in left.iter().zip(&*locks) {
-            let place = &mut places[lock as usize];
-            sorted[*place as usize] = number;
-            *place += 1;
         }
         Ok(())
+    }
+
+    /// Finds the locks of all undone writes, and chains the writes of each lock in their order.
+    #[inline]
+    fn chain<T: Target<Write = W>>(&mut self, target: &T, partition_count: u32) -> Result<(), NotRunning> {
+        let mut firsts = [NONE; CHAINS];
+        for (number, slot) in self.slots.iter_mut().enumerate().rev().filter(|(_, slot)| slot.lock != DONE) {
+            let lock = target.lock(&slot.write, partition_count)?;
+            slot.lock = lock as u32;
+            slot.next = std::mem::replace(&mut firsts[lock % CHAINS], number as u8);
+        }
+        Ok(())
+    }
+
+    /// Notes that the first `count` writes of a chain are done.
+    #[inline]
+    fn note_done(&mut self, first: usize, count: usize) {
+        let mut next = first;
+        for _ in 0..count {
+            let Some(slot) = self.slots.get_mut(next) else { return };
+            slot.lock = DONE;
+            next = usize::from(slot.next);
+        }
+    }
+
+    /// The undone elements, and all elements behind the step.
+    #[cold]
+    pub(super) fn undone(&self) -> Term<'a> {
+        let (elements, rest) = cells(self.list, self.count());
+        let undone = elements.into_iter().zip(&*self.slots).rev().filter(|(_, slot)| slot.lock != DONE);
+        undone.fold(rest, |rest, (element, _)| rest.list_prepend(element))
     }
 }
 
-/// Sends the partition of a write the news that enough entries wait, if it still runs.
-#[cold]
-fn tell_enough<T: Target>(env: Env<'_>, target: &T, write: &T::Write) {
-    let lock = target.shared().count().and_then(|partition_count| target.lock(write, partition_count));
-    if let Ok(lock) = lock {
-        target.tell_enough(env, lock);
+/// Whether a copy turned out to be large since fewer terms were [`watched`].
+#[inline]
+fn is_noticed(before: usize) -> bool {
+    watched() > before
+}
+
+/// The writes of one lock, until one turns out to be large.
+struct Chain<'s, W> {
+    /// All slots of the step.
+    slots: &'s [Slot<W>],
+    /// The slot of the next write.
+    next: usize,
+    /// The lock.
+    lock: u32,
+    /// How many terms were watched for large ones.
+    watched: usize,
+}
+
+impl<W> Clone for Chain<'_, W> {
+    fn clone(&self) -> Self {
+        Chain { ..*self }
+    }
+}
+
+impl<'s, W> Iterator for Chain<'s, W> {
+    type Item = &'s W;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'s W> {
+        let slot = self.slots.get(self.next)?;
+        if slot.lock != self.lock || is_noticed(self.watched) {
+            return None;
+        }
+        self.next = usize::from(slot.next);
+        Some(&slot.write)
     }
 }

@@ -1,23 +1,18 @@
-//! Writes the elements of a list, which are read in chunks and written in steps.
+//! Writes a list step by step, until the time is up.
+
+use std::ops::ControlFlow::{self, Break, Continue};
 
 use rustler::{Env, Error, NifResult, Term};
 
-use super::shape::{invalid, Invalid};
-use super::step::Step;
+use super::shape::{check_chunk, invalid, Invalid};
+use super::step::{Behind, Step, Stopped, LONG};
 use super::target::Target;
 use crate::pace::Pace;
-use crate::reservation::Reservation;
+use crate::reservation::{Reservation, Taken};
 use crate::run::NotRunning;
-use crate::vm::caller::{cell, tail};
 
-/// The number of elements of a list read before the first is written.
-const CHUNK: usize = 2048;
-
-/// The number of elements that a chunk has room for at the start.
+/// The most elements of the first step: as many as one call may write without a look at the clock.
 const SHORT: usize = 16;
-
-/// The additional room for a full chunk: making room little by little costs more than it saves.
-const LONG: usize = 1024;
 
 /// The progress of writing a list.
 pub(crate) enum Written<'a> {
@@ -37,19 +32,23 @@ pub(crate) enum Written<'a> {
     Invalid(Invalid<'a>),
 }
 
+/// The result of writing a list.
+type Result<'a> = NifResult<std::result::Result<Written<'a>, NotRunning>>;
+
 /// Writes the elements of a list until the time is up. A list that the caller did not check
-/// (`checked`) is checked as a whole first, if it fits into one chunk. In a buffer with a bound,
-/// the caller must have a reservation for all elements.
+/// (`checked`) is checked as a whole first, unless it is too long. In a buffer with a bound, the
+/// caller must have a reservation for all elements.
 ///
-/// A chunk that cannot be written is an error only if it is the first one. Else the call returns
+/// A step that cannot be written is an error only if it is the first one. Else the call returns
 /// before it, so a call with an error changes nothing.
+#[inline]
 pub(crate) fn write_list<'a, T: Target>(
     env: Env<'a>,
     target: &T,
     list: Term<'a>,
     checked: bool,
     reservation: Option<&Reservation>,
-) -> NifResult<Result<Written<'a>, NotRunning>> {
+) -> Result<'a> {
     if let Some(reservation) = reservation {
         if !reservation.take_grant() {
             return Ok(Ok(Written::Lapsed));
@@ -58,74 +57,101 @@ pub(crate) fn write_list<'a, T: Target>(
             return Ok(Err(NotRunning));
         }
     }
-    let mut pace = Pace::start();
-    let mut chunk = Vec::with_capacity(SHORT);
-    let mut step = Step::new();
-    let mut start = list;
-    let is_begun = |rest: Term<'a>| rest.as_c_arg() != list.as_c_arg();
-    let stop = |pace: &Pace, rest: Term<'a>| {
+    let mut call = Call { env, target, list, checked, reservation, pace: None };
+    let mut step = Step::before(list);
+    let result = loop {
+        if let Break(result) = call.step(&mut step) {
+            break result;
+        }
+    };
+    if let Some(pace) = call.pace {
         pace.consume_timeslice(env);
-        if is_begun(rest) {
+    }
+    result
+}
+
+/// A call that writes a list.
+struct Call<'c, 'a, T> {
+    /// The caller.
+    env: Env<'a>,
+    /// The destination.
+    target: &'c T,
+    /// The whole list.
+    list: Term<'a>,
+    /// Whether the list is checked.
+    checked: bool,
+    /// The room for all elements.
+    reservation: Option<&'c Reservation>,
+    /// The pace, once the call has more than a few small elements.
+    pace: Option<Pace>,
+}
+
+impl<'c, 'a, T: Target> Call<'c, 'a, T> {
+    /// Does the step behind this one. Breaks with the result at the end of the call.
+    #[inline(always)]
+    fn step(&mut self, step: &mut Step<'a, T::Write>) -> ControlFlow<Result<'a>> {
+        let most = self.pace.as_ref().map_or(SHORT, |pace| pace.step);
+        step.read(self.env, self.target, most, &mut self.pace);
+        let done = self.admit(step).map(|room| step.write(self.env, self.target, room.as_ref()));
+        let goes_on = self.pace.as_mut().is_none_or(|pace| pace.goes_on(step.count()));
+        Break(Ok(Ok(match done {
+            Ok(Ok(())) if step.behind == Behind::End => Written::All,
+            Ok(Ok(())) if goes_on => {
+                self.pace.get_or_insert_with(|| Pace::of_steps(LONG));
+                return Continue(());
+            }
+            Ok(Ok(())) => Written::More(step.rest),
+            Ok(Err(Stopped::Large)) => Written::More(step.undone()),
+            Ok(Err(Stopped::Refused)) => Written::Refused(step.undone()),
+            Err(result) => return Break(result),
+        })))
+    }
+
+    /// Checks that a step may be written, and takes its room. Before the first step, it checks the
+    /// whole list.
+    #[inline(always)]
+    fn admit(&mut self, step: &Step<'a, T::Write>) -> std::result::Result<Option<Taken<'c>>, Result<'a>> {
+        if step.behind == Behind::Misfit {
+            return Err(if self.checked { self.stop(step.list) } else { Ok(Ok(Written::Invalid(invalid(step.rest)))) });
+        }
+        if !self.checked {
+            if step.behind == Behind::Elements {
+                match check_chunk(T::SHAPE, step.rest) {
+                    Ok(unchecked) if unchecked.is_empty_list() => {}
+                    Ok(_unchecked) => return Err(Ok(Ok(Written::Long))),
+                    Err(invalid) => return Err(Ok(Ok(Written::Invalid(invalid)))),
+                }
+            }
+            self.checked = true;
+            if self.target.shared().bound.limits().any() {
+                return Err(Ok(Ok(Written::Bounded)));
+            }
+        }
+        // An empty list has no write that would notice a stopped buffer. A reservation may be from
+        // a buffer that runs as another kind.
+        if let Err(NotRunning) = self.target.shared().count() {
+            return Err(if self.is_begun(step.list) {
+                Ok(Ok(Written::Refused(step.list)))
+            } else {
+                Ok(Err(NotRunning))
+            });
+        }
+        let room = self.reservation.map(|reservation| reservation.take(self.target.shared(), step.count()));
+        room.transpose().map_err(|_too_little| self.stop(step.list))
+    }
+
+    /// The result at a step that cannot be written.
+    #[cold]
+    fn stop(&self, rest: Term<'a>) -> Result<'a> {
+        if self.is_begun(rest) {
             Ok(Ok(Written::More(rest)))
         } else {
             Err(Error::BadArg)
         }
-    };
-    loop {
-        let end = read(target, start, &mut chunk);
-        let is_whole = end.is_empty_list();
-        if !is_whole && !checked {
-            return Ok(Ok(if chunk.len() == CHUNK { Written::Long } else { Written::Invalid(invalid(end)) }));
-        }
-        if reservation.is_none() && !checked && target.shared().bound.limits().any() {
-            return Ok(Ok(Written::Bounded));
-        }
-        // An empty list has no write that would notice a stopped buffer. A reservation may be from
-        // a buffer that runs as another kind.
-        if let Err(NotRunning) = target.shared().count() {
-            return Ok(if is_begun(start) { Ok(Written::Refused(start)) } else { Err(NotRunning) });
-        }
-        let has_room = reservation.is_none_or(|reservation| reservation.is_for(target.shared(), chunk.len()));
-        if !has_room || !is_whole && chunk.len() < CHUNK {
-            return stop(&pace, start);
-        }
-        let mut written = 0;
-        while written < chunk.len() {
-            let next = chunk.len().min(written + pace.step);
-            let room = reservation.map(|reservation| reservation.take(next - written));
-            // Another process may use the same reservation.
-            let Ok(room) = room.transpose() else { return stop(&pace, tail(start, written)) };
-            let Ok(done) = step.write(env, target, &chunk[written..next], room.as_ref()) else {
-                return Ok(Ok(Written::Refused(step.rest(tail(start, written), next - written))));
-            };
-            written += done;
-            let is_done = is_whole && written == chunk.len();
-            if !pace.goes_on(done) && !is_done {
-                pace.consume_timeslice(env);
-                return Ok(Ok(Written::More(tail(start, written))));
-            }
-        }
-        if is_whole {
-            pace.consume_timeslice(env);
-            return Ok(Ok(Written::All));
-        }
-        start = end;
     }
-}
 
-/// Reads elements of a list until the chunk is full or an element has another shape, and returns
-/// the rest.
-fn read<'a, T: Target>(target: &T, list: Term<'a>, chunk: &mut Vec<T::Element>) -> Term<'a> {
-    let mut rest = list;
-    chunk.clear();
-    while chunk.len() < CHUNK {
-        let Some((element, tail)) = cell(rest) else { break };
-        let Some(decoded) = target.decode(element) else { break };
-        if chunk.len() == chunk.capacity() {
-            chunk.reserve(LONG);
-        }
-        chunk.push(decoded);
-        rest = tail;
+    /// Whether elements before this rest of the list are written.
+    fn is_begun(&self, rest: Term<'a>) -> bool {
+        rest.as_c_arg() != self.list.as_c_arg()
     }
-    rest
 }

@@ -3,12 +3,14 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
+use rustler::types::atom;
 use rustler::{Env, Error, NifResult, ResourceArc, Term};
 
 use super::counter::find_counter;
 use super::map::find_map;
 use super::queue::find_queue;
 use super::{atoms, nif, route};
+use crate::buffer::QueuePartitions;
 use crate::lists::{check_list, write_list, Invalid, Shape, Target, ToCounter, ToMap, ToQueue, Written};
 use crate::reservation::Reservation;
 use crate::run::NotRunning;
@@ -35,13 +37,13 @@ fn check<'a>(env: Env<'a>, [shape, list]: [Term<'a>; 2]) -> NifResult<Term<'a>> 
 nif!(put_all / 4);
 fn put_all<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, map) = (route(to)?, find_map(name)?);
-    write_all(env, map.map(|map| ToMap { map, route, shape: Shape::Pair }), entries, checked)
+    write_all(env, map.map(|map| ToMap::<false> { map, route }), entries, checked)
 }
 
 nif!(put_all_newer / 4);
 fn put_all_newer<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, map) = (route(to)?, find_map(name)?);
-    write_all(env, map.map(|map| ToMap { map, route, shape: Shape::Versioned }), entries, checked)
+    write_all(env, map.map(|map| ToMap::<true> { map, route }), entries, checked)
 }
 
 nif!(add_all / 4);
@@ -53,18 +55,23 @@ fn add_all<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> Nif
 nif!(push_all / 4);
 fn push_all<'a>(env: Env<'a>, [name, to, items, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, queue) = (route(to)?, find_queue(name)?);
-    write_all(env, queue.map(|queue| ToQueue { queue, route }), items, checked)
+    let is_hashed = |queue: &QueuePartitions| route.is_by_term() && queue.count().is_ok_and(|count| count > 1);
+    write_all(env, queue.map(|queue| ToQueue { queue, route, is_hashed: is_hashed(queue) }), items, checked)
 }
 
 /// Writes a list, and returns its progress.
+#[inline]
 fn write_all<'a>(
     env: Env<'a>,
     target: Result<impl Target, NotRunning>,
     list: Term<'a>,
     checked: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let reservation: Option<ResourceArc<Reservation>> = checked.decode().ok();
-    let checked = if reservation.is_some() { true } else { checked.decode()? };
+    let is_checked = checked.as_c_arg() == atom::true_().as_c_arg();
+    let is_unchecked = checked.as_c_arg() == atom::false_().as_c_arg();
+    let reservation: Option<ResourceArc<Reservation>> =
+        if is_checked || is_unchecked { None } else { Some(checked.decode()?) };
+    let checked = !is_unchecked;
     // An unchecked list may be invalid, and that error comes first.
     let written = match target {
         Ok(target) => write_list(env, &target, list, checked, reservation.as_deref())?,

@@ -82,10 +82,7 @@ fn write<'a>(env: Env<'a>, [reservation, operation, arguments]: [Term<'a>; 3]) -
     if !reservation.take_grant() {
         return Ok(atoms::lapsed().to_term(env));
     }
-    if !reservation.is_for(partitions.shared(), 1) {
-        return Err(Error::BadArg);
-    }
-    let Ok(room) = reservation.take(1) else { return Err(Error::BadArg) };
+    let Ok(room) = reservation.take(partitions.shared(), 1) else { return Err(Error::BadArg) };
     arguments[1] = tuple(env, [atoms::reserved().to_term(env), to]);
     let called = with_reserved_routes(|| call_by_name(env, &operation, &arguments)).ok_or(Error::BadArg)?;
     // A write that a partition took used the room, or released it.

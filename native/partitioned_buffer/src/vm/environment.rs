@@ -222,6 +222,12 @@ pub(super) static WATCHED: AtomicUsize = AtomicUsize::new(0);
 /// long as copying the large one did.
 const WATCH_DIVISOR: usize = 32;
 
+/// How many more terms are weighed. The count rises when a term turns out to be large.
+#[inline]
+pub(crate) fn watched() -> usize {
+    WATCHED.load(Relaxed)
+}
+
 /// Lets the next terms be weighed, after a large one.
 #[cold]
 pub(super) fn watch_for_large(bytes: usize) {

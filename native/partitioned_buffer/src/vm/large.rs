@@ -99,10 +99,15 @@ thread_local! {
 #[inline]
 pub(crate) fn charge(env: Env<'_>, heap: Option<&Environment>, is_charged: bool) {
     if let Some(heap) = heap.filter(|_| !is_charged) {
-        let bytes = UNCHARGED.get() + heap.large;
-        UNCHARGED.set(bytes % CHARGED);
-        if bytes >= CHARGED {
-            rustler::schedule::consume_timeslice(env, (bytes / CHARGED).min(100) as i32);
-        }
+        charge_bytes(env, heap.large);
+    }
+}
+
+/// Charges the process for large copies of this many bytes.
+pub(crate) fn charge_bytes(env: Env<'_>, bytes: usize) {
+    let bytes = UNCHARGED.get() + bytes;
+    UNCHARGED.set(bytes % CHARGED);
+    if bytes >= CHARGED {
+        rustler::schedule::consume_timeslice(env, (bytes / CHARGED).min(100) as i32);
     }
 }
