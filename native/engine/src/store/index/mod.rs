@@ -3,16 +3,18 @@
 //!
 //! A single hash table that doubles moves all of its entries while its writer waits. This index
 //! spreads them over many small tables, *stripes*. The *directory* refers to the stripes by some
-//! bits of the hash. A full stripe splits in two by one more bit, so only the directory, four or
-//! eight bytes a stripe, is ever copied as a whole.
+//! bits of the hash. A full stripe splits in two by one more bit, in the small steps of a
+//! [growth], so only the directory, four or eight bytes a stripe, is ever copied as a whole.
 //!
 //! A stripe consists of *lines*, each a cache line of twelve *slots*. A slot holds the id of an
 //! entry and its *tag*, eight bits of its hash. A lookup reads the line that the hash chooses, and
 //! the next one if entries spilled from there. It misses the cache about once, and once more for
 //! the entry. The index takes nine bytes an entry.
 
+mod growth;
 mod stripe;
 
+use self::growth::Growth;
 use self::stripe::{Line, Stripe};
 use super::hash::{Hash, Hasher, DIRECTORY_BITS};
 use crate::ids::EntryId;
@@ -20,8 +22,7 @@ use crate::term::Heap;
 
 pub use self::stripe::Seeds;
 
-/// Lines in a stripe at most: 4 kB. The longest put splits one, when three quarters of its slots
-/// are taken.
+/// Lines in a stripe at most: 4 kB. The longest put allocates two such stripes.
 const STRIPE_LINES: usize = 64;
 
 /// The directory doubles up to this many references per stripe. Only equal hashes get there: their
@@ -40,22 +41,25 @@ pub struct Index {
     directory: Vec<u32>,
     /// The directory refers to each stripe `directory.len() >> depth` times.
     stripes: Vec<Stripe>,
+    /// The growth under way; only one stripe at a time grows.
+    growth: Option<Growth>,
 }
 
 impl Index {
     /// An empty index for hashes made by `hasher`; allocates nothing.
     pub fn new(hasher: Hasher) -> Self {
-        Index { hasher, directory: Vec::new(), stripes: Vec::new() }
+        Index { hasher, directory: Vec::new(), stripes: Vec::new(), growth: None }
     }
 
     /// How many bytes the stripes take, as if they were equally large.
     pub fn bytes(&self) -> usize {
-        self.stripes.first().map_or(0, |stripe| stripe.lines.len() * size_of::<Line>()) * self.stripes.len()
+        self.stripes.first().map_or(0, |stripe| stripe.len() * size_of::<Line>()) * self.stripes.len()
     }
 
     /// Frees some of the stripes; `false` without any. Nothing else may follow.
     pub fn take_apart(&mut self) -> bool {
         let has_some = !self.stripes.is_empty();
+        self.growth = None;
         self.stripes.truncate(self.stripes.len().saturating_sub(FREED_TOGETHER));
         has_some
     }
@@ -69,8 +73,7 @@ impl Index {
     #[inline]
     pub fn prefetch<H: Heap>(&self, hash: Hash) {
         if !self.directory.is_empty() {
-            let lines = &self.stripes[self.stripe_index(hash)].lines;
-            H::prefetch(&lines[hash.line_bits() & (lines.len() - 1)]);
+            H::prefetch(self.stripes[self.stripe_index(hash)].line(hash));
         }
     }
 
@@ -81,7 +84,23 @@ impl Index {
             return None;
         }
         let stripe = &self.stripes[self.stripe_index(hash)];
-        stripe.find(hash, is_match).map(|(line_index, slot)| stripe.lines[line_index].ids[slot])
+        if stripe.is_target {
+            return self.find_in_growth(stripe, hash, is_match);
+        }
+        stripe.find(hash, is_match).map(|place| stripe.id(place))
+    }
+
+    /// Finds an entry in a target of the growth under way, or in its source.
+    #[cold]
+    fn find_in_growth(
+        &self,
+        target: &Stripe,
+        hash: Hash,
+        mut is_match: impl FnMut(EntryId) -> bool,
+    ) -> Option<EntryId> {
+        let source = self.growth.as_ref().map(|growth| &growth.source);
+        let mut stripes = [target].into_iter().chain(source);
+        stripes.find_map(|stripe| stripe.find(hash, &mut is_match).map(|place| stripe.id(place)))
     }
 
     /// Adds a new entry. `seeds` has the seeds of all others.
@@ -91,23 +110,33 @@ impl Index {
             self.directory.push(0);
             self.stripes.push(Stripe::new(1, 0));
         }
+        if self.growth.is_some() {
+            self.step(seeds);
+        }
         let mut stripe_index = self.stripe_index(hash);
-        while self.stripes[stripe_index].is_full() {
-            self.make_room(stripe_index, hash, seeds);
+        if self.stripes[stripe_index].is_full() {
+            self.make_room(hash, seeds);
             stripe_index = self.stripe_index(hash);
         }
         self.stripes[stripe_index].insert(hash, id);
     }
 
     /// Takes out the entry with this hash that `is_match` accepts.
-    pub fn remove(&mut self, hash: Hash, is_match: impl FnMut(EntryId) -> bool) -> Option<EntryId> {
+    pub fn remove(&mut self, hash: Hash, mut is_match: impl FnMut(EntryId) -> bool) -> Option<EntryId> {
         if self.directory.is_empty() {
             return None;
         }
         let stripe_index = self.stripe_index(hash);
-        let stripe = &mut self.stripes[stripe_index];
-        let (line_index, slot) = stripe.find(hash, is_match)?;
-        Some(stripe.remove(hash, line_index, slot))
+        let mut stripe = &mut self.stripes[stripe_index];
+        loop {
+            if let Some(place) = stripe.find(hash, &mut is_match) {
+                return Some(stripe.remove(hash, place));
+            }
+            if !stripe.is_target {
+                return None;
+            }
+            stripe = &mut self.growth.as_mut()?.source;
+        }
     }
 
     /// The index of the stripe that a hash chooses.
@@ -116,41 +145,63 @@ impl Index {
         self.directory[hash.directory_bits() & (self.directory.len() - 1)] as usize
     }
 
-    /// Doubles or splits the stripe that `hash` chooses.
-    #[cold]
-    fn make_room(&mut self, stripe_index: usize, hash: Hash, seeds: &impl Seeds) {
-        let Stripe { ref lines, depth, .. } = self.stripes[stripe_index];
-        let can_split = depth < DIRECTORY_BITS
-            && (depth < self.directory.len().trailing_zeros()
-                || self.directory.len() < REFERENCES_PER_STRIPE * self.stripes.len());
-        if lines.len() < STRIPE_LINES || !can_split {
-            let mut larger = Stripe::new(lines.len() * 2, depth);
-            self.stripes[stripe_index].rehash(&self.hasher, seeds, |hash, id| larger.insert(hash, id));
-            self.stripes[stripe_index] = larger;
-        } else {
-            self.split(stripe_index, hash, seeds);
+    /// Does a step of the growth under way.
+    #[inline(never)]
+    fn step(&mut self, seeds: &impl Seeds) {
+        let Some(growth) = &mut self.growth else { return };
+        if !growth.step(&self.hasher, seeds, &mut self.stripes) {
+            self.growth = None;
         }
     }
 
-    /// Splits the stripe `low`, which `hash` chooses, by the next directory bit.
-    fn split(&mut self, low: usize, hash: Hash, seeds: &impl Seeds) {
-        let depth = self.stripes[low].depth;
-        if self.directory.len() == 1 << depth {
+    /// Begins the growth of the full stripe of this hash. While another one grows, the stripe waits
+    /// until it is crowded, which is rare: then the growth under way and its own end at once.
+    #[cold]
+    fn make_room(&mut self, hash: Hash, seeds: &impl Seeds) {
+        loop {
+            let stripe = &self.stripes[self.stripe_index(hash)];
+            let is_crowded = stripe.is_crowded();
+            if !stripe.is_full() || (self.growth.is_some() && !is_crowded) {
+                return;
+            }
+            if self.growth.is_none() {
+                self.grow(hash, seeds);
+            }
+            while is_crowded && self.growth.is_some() {
+                self.step(seeds);
+            }
+        }
+    }
+
+    /// Begins to double or to split the stripe that `hash` chooses.
+    fn grow(&mut self, hash: Hash, seeds: &impl Seeds) {
+        let low = self.stripe_index(hash);
+        let Stripe { ref lines, depth, .. } = self.stripes[low];
+        let can_split = depth < DIRECTORY_BITS
+            && (depth < self.directory.len().trailing_zeros()
+                || self.directory.len() < REFERENCES_PER_STRIPE * self.stripes.len());
+        let splits = lines.len() >= STRIPE_LINES && can_split;
+        let (lines, depth) = if splits { (lines.len(), depth + 1) } else { (lines.len() * 2, depth) };
+        let source = std::mem::replace(&mut self.stripes[low], Stripe::new(lines, depth));
+        let high = if splits { self.add_half(hash, Stripe::new(lines, depth)) } else { low };
+        self.growth = Some(Growth::new(source, [low, high], seeds, &mut self.stripes));
+    }
+
+    /// Adds the upper half of the stripe that `hash` chooses: the next directory bit is set. Returns
+    /// its index.
+    fn add_half(&mut self, hash: Hash, half: Stripe) -> usize {
+        let bit = 1 << (half.depth - 1);
+        if self.directory.len() == bit {
             self.directory.extend_from_within(..);
         }
-        let lines = self.stripes[low].lines.len();
-        let mut halves = [Stripe::new(lines, depth + 1), Stripe::new(lines, depth + 1)];
-        self.stripes[low].rehash(&self.hasher, seeds, |hash, id| {
-            halves[hash.directory_bits() >> depth & 1].insert(hash, id);
-        });
-        let high = u32::try_from(self.stripes.len()).expect("fewer stripes than entries");
-        let [low_half, high_half] = halves;
-        self.stripes[low] = low_half;
-        self.stripes.push(high_half);
-        let shared_bits = hash.directory_bits() & ((1 << depth) - 1);
-        for bits in (shared_bits | 1 << depth..self.directory.len()).step_by(1 << (depth + 1)) {
-            self.directory[bits] = high;
+        let high = self.stripes.len();
+        self.stripes.push(half);
+        let reference = u32::try_from(high).expect("fewer stripes than entries");
+        let shared_bits = hash.directory_bits() & (bit - 1);
+        for bits in (shared_bits | bit..self.directory.len()).step_by(2 * bit) {
+            self.directory[bits] = reference;
         }
+        high
     }
 }
 
