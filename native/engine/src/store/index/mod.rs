@@ -99,8 +99,8 @@ impl Index {
         mut is_match: impl FnMut(EntryId) -> bool,
     ) -> Option<EntryId> {
         let source = self.growth.as_ref().map(|growth| &growth.source);
-        let mut stripes = [target].into_iter().chain(source);
-        stripes.find_map(|stripe| stripe.find(hash, &mut is_match).map(|place| stripe.id(place)))
+        let stripes = [target].into_iter().chain(source);
+        stripes.flat_map(|stripe| Some(stripe.id(stripe.find(hash, &mut is_match)?))).next()
     }
 
     /// Adds a new entry. `seeds` has the seeds of all others.
