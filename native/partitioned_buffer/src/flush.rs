@@ -8,16 +8,17 @@ use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Seen, Store, Tally,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Reader, Seen,
+    Store, Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
 use crate::any::each;
 use crate::buffer::Partitions;
+use crate::clock::{now, time_of};
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
 use crate::vm::caller::{copy_to, count_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
-use crate::vm::clock::monotonic_time;
 use crate::vm::environment::Environment;
 use crate::vm::term::RawTerm;
 
@@ -49,10 +50,6 @@ impl ToTerm for RawTerm {
     }
 }
 
-/// The number of records that a read reserves room for: more than most batches have, and more than
-/// a read usually has time for.
-const ROOM: usize = 1024;
-
 /// The number of entries that a call leases to be given back: it looks at each of them.
 const REST: usize = 4096;
 
@@ -81,11 +78,11 @@ impl FlushResource {
         shared.enter_last(number, || act(self))
     }
 
-    /// Reads records for a batch until it is complete or the time is up. Returns the records, how
-    /// many the batch has, and whether it is complete. `resumed` leaves out entries that newer
-    /// writes replaced.
-    pub(crate) fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
-        each!(FlushResource, self, own => own.read(env, length, size, resumed))
+    /// Reads records for a batch until it is complete or the time is up. Then it begins the call of
+    /// the processor, as far as it is asked to. Returns the records, how many the batch has, and
+    /// whether the call began.
+    pub(crate) fn read<'a>(&self, env: Env<'a>, reading: &Reading) -> (Term<'a>, usize, Begun) {
+        each!(FlushResource, self, own => own.read(env, reading))
     }
 
     /// See [`Flush::confirm_call`]. A task whose run is over still confirms its last call.
@@ -95,12 +92,14 @@ impl FlushResource {
 
     /// See [`Flush::claim`].
     pub(crate) fn claim(&self, env: Env<'_>) -> Begun {
-        each!(FlushResource, self, own => own.begin(env, true, || own.flush.claim(reader(env), monotonic_time())))
+        each!(FlushResource, self, own => own.begin(env, true, || own.flush.claim(reader(env), now()).then_some(0)))
     }
 
     /// See [`Flush::lease`]. The call begins `in_pause`, or not.
     pub(crate) fn lease(&self, env: Env<'_>, in_pause: bool) -> Begun {
-        each!(FlushResource, self, own => own.begin(env, in_pause, || own.flush.lease(reader(env), monotonic_time())))
+        each!(FlushResource, self, own => {
+            own.begin(env, in_pause, || own.flush.lease(reader(env), now()).then(|| own.flush.attempts()))
+        })
     }
 
     /// See [`Flush::succeed`].
@@ -148,19 +147,14 @@ impl FlushResource {
         each!(FlushResource, self, own => own.batch(env))
     }
 
-    /// See [`Flush::attempts`].
-    pub(crate) fn attempts(&self) -> u32 {
-        each!(FlushResource, self, own => own.flush.attempts())
-    }
-
     /// See [`Flush::bury`].
     pub(crate) fn bury(&self) {
-        each!(FlushResource, self, own => own.flush.bury(monotonic_time()));
+        each!(FlushResource, self, own => own.flush.bury(now()));
     }
 
     /// See [`Flush::touch`].
     pub(crate) fn touch(&self) {
-        each!(FlushResource, self, own => own.flush.touch(monotonic_time()));
+        each!(FlushResource, self, own => own.flush.touch(now()));
     }
 
     /// See [`Flush::seen`].
@@ -169,11 +163,41 @@ impl FlushResource {
     }
 }
 
+/// A call for a batch.
+pub(crate) struct Reading {
+    /// Whether the processor succeeded with the reader's leased batch.
+    pub(crate) succeeded: bool,
+    /// How many entries the batch has already.
+    pub(crate) length: usize,
+    /// How many entries it may have.
+    pub(crate) size: usize,
+    /// Whether entries are left out that newer writes replaced.
+    pub(crate) resumed: bool,
+    /// What follows.
+    pub(crate) next: Next,
+}
+
+/// What follows when a batch is complete.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Other calls.
+    Others,
+    /// Its claim.
+    Claim,
+    /// Its lease, `in_pause` or not.
+    Lease {
+        /// Whether it is leased in a pause of the partition.
+        in_pause: bool,
+    },
+}
+
 /// Whether a call of the processor begins.
 pub(crate) enum Begun {
-    /// It begins, with the reader's batch.
-    Yes,
-    /// Another reader began a batch.
+    /// It begins, with the reader's batch. An entry has this many attempts at most, if it is leased.
+    Yes(u32),
+    /// The batch is not complete, or the process must let others run first.
+    Later,
+    /// Another reader began a batch, or no entry is left.
     Taken,
     /// The run is on hold.
     OnHold,
@@ -272,22 +296,21 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         help();
     }
 
-    /// Begins a call of the processor by `take`, unless the run is on hold or the partition pauses.
-    /// A refused batch is read again later.
-    fn begin(&self, env: Env<'_>, in_pause: bool, take: impl FnOnce() -> bool) -> Begun {
-        if self.partitions.shared.is_on_hold() {
-            return Begun::OnHold;
-        }
-        if !in_pause && self.partition.learned().paused_until.is_some_and(|until| until > Instant::now()) {
-            return Begun::Paused;
-        }
-        let is_own = take();
+    /// Begins a call of the processor by `take`, which returns the attempts of the batch, unless the
+    /// run is on hold or the partition pauses.
+    fn begin(&self, env: Env<'_>, in_pause: bool, take: impl FnOnce() -> Option<u32>) -> Begun {
+        let begun = self.refusal(in_pause).unwrap_or_else(|| take().map_or(Begun::Taken, Begun::Yes));
         self.settle(env);
-        if is_own {
-            Begun::Yes
-        } else {
-            Begun::Taken
+        begun
+    }
+
+    /// The reason against a call of the processor. A refused batch is read again later.
+    fn refusal(&self, in_pause: bool) -> Option<Begun> {
+        if self.partitions.shared.is_on_hold() {
+            return Some(Begun::OnHold);
         }
+        let is_paused = !in_pause && self.partition.learned().paused_until.is_some_and(|until| until > Instant::now());
+        is_paused.then_some(Begun::Paused)
     }
 
     /// See [`FlushResource::give_back`].
@@ -326,13 +349,23 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
     /// See [`FlushResource::read`].
-    fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
+    fn read<'a>(&self, env: Env<'a>, reading: &Reading) -> (Term<'a>, usize, Begun) {
+        let &Reading { succeeded, length, size, resumed, next } = reading;
         let mut pace = Pace::start();
-        let mut records = ListBuilder::with_capacity(env, size.min(ROOM));
-        let Some(mut reader) = self.flush.read(reader(env), length, size) else {
-            return (records.build(), length, true);
+        let mut records = ListBuilder::start(env);
+        let own = reader(env);
+        if succeeded {
+            self.flush.succeed(own);
+        }
+        let Some(mut reader) = self.flush.read(own, length, size) else {
+            // The batch may have been the last one.
+            self.settle(env);
+            return (records.build(), length, Begun::Taken);
         };
         let has_large = reader.has_large();
+        if !has_large {
+            pace.expect_small();
+        }
         let leaves_out = resumed && self.flush.leaves_out();
         let is_superseded = |held: &Held<'_, S>| leaves_out && self.partition.supersedes(held);
         let is_complete = loop {
@@ -342,26 +375,47 @@ impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
                 break true;
             }
             if !pace.goes_on(step) {
-                // A long read is not a part of a call that takes too long.
-                reader.touch(monotonic_time());
                 break false;
             }
         };
-        let length = reader.length();
-        drop(reader);
-        if is_complete && length == 0 {
-            // The last entries were left out.
-            self.settle(env);
-        } else {
-            self.partitions.shared.tell_of_room(env);
+        let (length, ended) = (reader.length(), time_of(pace.end()));
+        if !is_complete {
+            // A long read is not a part of a call that takes too long.
+            reader.touch(ended);
         }
-        pace.consume_timeslice(env);
-        (records.build(), length, is_complete)
+        let must_yield = pace.consume_timeslice(env);
+        let begun = if !is_complete {
+            Begun::Later
+        } else if length == 0 {
+            Begun::Taken
+        } else {
+            self.begin_read(reader, next, ended, must_yield)
+        };
+        if let Begun::Later = begun {
+            self.partitions.shared.tell_of_room(env);
+        } else {
+            self.settle(env);
+        }
+        (records.build(), length, begun)
+    }
+
+    /// Begins the call for a complete batch. A process that must yield would do so before the call of
+    /// the processor: whatever happens then should happen before the call begins.
+    fn begin_read(&self, reader: Reader<'_, S>, next: Next, now: i64, must_yield: bool) -> Begun {
+        match next {
+            Next::Others => Begun::Yes(0),
+            _ if must_yield => Begun::Later,
+            Next::Claim => self.refusal(true).unwrap_or_else(|| {
+                reader.claim(now);
+                Begun::Yes(0)
+            }),
+            Next::Lease { in_pause } => self.refusal(in_pause).unwrap_or_else(|| Begun::Yes(reader.lease(now))),
+        }
     }
 
     /// See [`FlushResource::batch`].
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let mut list = ListBuilder::with_capacity(env, ROOM);
+        let mut list = ListBuilder::start(env);
         self.flush.batch(|record| list.push(record.to_term(env)));
         list.build()
     }

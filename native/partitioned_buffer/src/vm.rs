@@ -9,7 +9,6 @@
 //! | [`environment`] | the heaps of the engine |
 //! | [`large`] | environments for large terms, and their charge |
 //! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
-//! | [`clock`] | the VM's time |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
 //! | `timing` | for benchmarks only: how long calls take |
@@ -17,7 +16,6 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod caller;
-pub(crate) mod clock;
 pub(crate) mod entry;
 pub(crate) mod environment;
 #[cfg(feature = "faults")]
