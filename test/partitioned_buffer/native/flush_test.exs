@@ -180,6 +180,17 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert Native.flush(run(buffer), 0) == :empty
     end
 
+    test "ends a flush whose last entries were deleted" do
+      buffer = unique_name()
+      Native.open(buffer, :map, 1, true, true, {:infinity, :infinity})
+      Native.put_all(buffer, nil, [a: 1, b: 2], true)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
+      {[entry], 1, 0} = Native.lease_next(flush, 0, 1, false, false, false)
+      for key <- [:a, :b] -- keys([entry]), do: Native.delete(buffer, nil, key)
+      assert Native.lease_next(flush, 0, 1, false, false, true) == {[], 0, false}
+      assert Native.flush(run(buffer), 0) == :empty
+    end
+
     test "takes no success from another process" do
       {_buffer, flush} = flushed(1..3)
       {[1, 2], 2, 0} = Native.lease_next(flush, 0, 2, false, false, false)
