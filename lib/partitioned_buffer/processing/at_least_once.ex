@@ -55,7 +55,8 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     deliver(job)
   end
 
-  # The life of a batch: it is read and leased, the processor is called, and the outcome settles it.
+  # The life of a batch: it is read and leased, the processor is called, and the outcome settles it. A
+  # success is settled together with the lease of the next batch.
   # `succeeded?` if the processor succeeded with the batch before.
   defp deliver(%Job{} = job, succeeded? \\ false) do
     batch = Batch.lease_next(job, succeeded?)
