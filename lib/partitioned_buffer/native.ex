@@ -61,6 +61,7 @@ defmodule PartitionedBuffer.Native do
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() ::
            :ok | {:more, list()} | {:refused, list()} | :long | :bounded | :lapsed | invalid() | :not_running
+  @type leased() :: attempts :: non_neg_integer() | false | :on_hold | :paused
   @typep role() :: :server | :tasks | :task | :events | :room | :drainer | :drained
   @typep counts() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
   @typep entry() ::
@@ -502,8 +503,8 @@ defmodule PartitionedBuffer.Native do
 
   @doc """
   How many batches of a flush were claimed or leased, how many entries the last one had, how many
-  positions have no outcome, and when the last one was claimed, leased or buried, or its task was at
-  work later, in nanoseconds of the VM's monotonic time; nil before the first.
+  positions have no outcome, and how many nanoseconds ago the last one was claimed, leased or buried,
+  or its task was at work later; nil before the first.
   """
   @spec seen(flush()) :: {non_neg_integer(), non_neg_integer(), non_neg_integer(), integer() | nil}
   def seen(_flush), do: not_loaded()
@@ -528,12 +529,33 @@ defmodule PartitionedBuffer.Native do
   def claim(_flush), do: not_loaded()
 
   @doc """
-  Keeps the batch that this process has read, until `succeed/1` or `give_back/5`. Changes nothing as
-  `claim/1` does, and also, with `:paused`, if the partition pauses and the caller does not go on
-  `in_pause?`.
+  Keeps the batch that this process has read, until `succeed/1` or `give_back/5`. Returns the most
+  attempts of an entry. Changes nothing as `claim/1` does, and also, with `:paused`, if the partition
+  pauses and the caller does not go on `in_pause?`.
   """
-  @spec lease(flush(), in_pause? :: boolean()) :: boolean() | :on_hold | :paused
+  @spec lease(flush(), in_pause? :: boolean()) :: leased()
   def lease(_flush, _in_pause), do: not_loaded()
+
+  @doc """
+  Reads a batch as `read/4` does, and claims it when it is complete. If that is not yet done, it
+  returns `:more`, and the caller calls again.
+  """
+  @spec claim_next(flush(), non_neg_integer(), pos_integer()) ::
+          {[entry()], non_neg_integer(), boolean() | :on_hold | :more}
+  def claim_next(_flush, _length, _size), do: not_loaded()
+
+  @doc """
+  As `claim_next/3`, for a lease. Ends the leased batch before if the processor `succeeded?`.
+  """
+  @spec lease_next(
+          flush(),
+          non_neg_integer(),
+          pos_integer(),
+          resumed? :: boolean(),
+          in_pause? :: boolean(),
+          succeeded? :: boolean()
+        ) :: {[entry()], non_neg_integer(), leased() | :more}
+  def lease_next(_flush, _length, _size, _resumed, _in_pause, _succeeded), do: not_loaded()
 
   @doc """
   Ends a leased batch: the processor succeeded. Of a batch that is given up it ends the entries that
@@ -604,10 +626,6 @@ defmodule PartitionedBuffer.Native do
   """
   @spec batch(flush()) :: [entry()]
   def batch(_flush), do: not_loaded()
-
-  @doc "The most attempts of an entry of the present batch."
-  @spec attempts(flush()) :: non_neg_integer()
-  def attempts(_flush), do: not_loaded()
 
   @doc "Notes that a call of `:dead_letter` with the abandoned batch is about to begin."
   @spec bury(flush()) :: :ok

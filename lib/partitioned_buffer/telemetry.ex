@@ -21,11 +21,11 @@ defmodule PartitionedBuffer.Telemetry do
   """
   @spec execute_of_buffer([atom()], map(), map()) :: :ok
   def execute_of_buffer(suffix, measurements, metadata) do
-    if :erlang.function_exported(:telemetry, :execute, 3),
-      do: :telemetry.execute([:partitioned_buffer | suffix], measurements, metadata)
-
+    if loaded?(), do: :telemetry.execute([:partitioned_buffer | suffix], measurements, metadata)
     :ok
   end
+
+  defp loaded?, do: :erlang.function_exported(:telemetry, :execute, 3)
 
   @doc """
   Emits the events `processing` around `fun`, which returns how many entries were processed.
@@ -44,7 +44,11 @@ defmodule PartitionedBuffer.Telemetry do
   """
   @spec batch(Ref.t(), pos_integer(), pos_integer(), (() -> Outcome.t())) :: Outcome.t()
   def batch(%Ref{} = ref, size, attempt, fun) do
-    size = %{size: size}
+    # The terms of the events take longer than a small batch.
+    if loaded?(), do: span_of_batch(ref, %{size: size}, attempt, fun), else: fun.()
+  end
+
+  defp span_of_batch(ref, size, attempt, fun) do
     metadata = ref |> Ref.metadata() |> Map.put(:attempt, attempt)
 
     span([:batch], size, metadata, %{outcome: :error}, fn ->

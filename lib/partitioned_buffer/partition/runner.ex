@@ -169,9 +169,11 @@ defmodule PartitionedBuffer.Partition.Runner do
   """
   @spec called_at(t()) :: integer()
   def called_at(%__MODULE__{ref: ref, since: since}) do
-    case Native.in_flight(ref.run, ref.number) do
-      flush when is_reference(flush) -> max(flush |> Native.seen() |> elem(3) || since, since)
-      _nothing -> since
+    with flush when is_reference(flush) <- Native.in_flight(ref.run, ref.number),
+         {_calls, _length, _left, passed} when passed != nil <- Native.seen(flush) do
+      max(System.monotonic_time(:nanosecond) - passed, since)
+    else
+      _no_call -> since
     end
   end
 

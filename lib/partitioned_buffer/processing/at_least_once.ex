@@ -55,35 +55,33 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     deliver(job)
   end
 
-  # The life of a batch: it is read and leased, the processor is called, and the outcome settles it.
-  defp deliver(%Job{} = job) do
-    batch = Batch.read(job, job.resumed?)
+  # The life of a batch: it is read and leased, the processor is called, and the outcome settles it. A
+  # success is settled together with the lease of the next batch.
+  # `succeeded?` if the processor succeeded with the batch before.
+  defp deliver(%Job{} = job, succeeded? \\ false) do
+    batch = Batch.lease_next(job, succeeded?)
 
-    case {Native.lease(job.flush, Job.in_pause?(job.trigger)), batch.count} do
-      {_leased?, 0} ->
-        finish(job)
-
+    case batch.begun do
+      _begun when batch.count == 0 -> finish(job)
+      0 -> process(job, batch)
       # The next task reads the batch again.
-      {refused, _count} when refused in [:on_hold, :paused] ->
-        job
-
+      refused when refused in [:on_hold, :paused] -> job
       # Another task began a batch since the read.
-      {false, _count} ->
-        deliver(job)
-
-      {true, _count} ->
-        attempts = Native.attempts(job.flush)
-
-        if attempts > 0 and postponed?(job),
-          do: postpone(job),
-          else: process(%Job{job | tries?: job.tries? or attempts > 0}, batch, attempts)
+      false -> deliver(job)
+      _attempts -> if postponed?(job), do: postpone(job), else: process(%Job{job | tries?: true}, batch)
     end
   end
 
-  defp process(job, batch, attempts) do
-    case settle(job, batch, call(job, batch, attempts)) do
-      {:go_on, job} -> deliver(job)
-      {:pause, job} -> job
+  defp process(job, batch) do
+    case call(job, batch) do
+      :ok ->
+        deliver(Job.delivered(job, batch.count), true)
+
+      outcome ->
+        case settle(job, batch, outcome) do
+          {:go_on, job} -> deliver(job)
+          {:pause, job} -> job
+        end
     end
   end
 
@@ -108,9 +106,9 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   end
 
   # The function `:processing_batch_size` failed with the entry.
-  defp call(_job, %Batch{failure: failure}, _attempts) when failure != nil, do: failure
+  defp call(_job, %Batch{failure: failure}) when failure != nil, do: failure
 
-  defp call(job, %Batch{entries: entries, count: count}, attempts) do
+  defp call(job, %Batch{entries: entries, count: count, begun: attempts}) do
     Telemetry.batch(job.ref, count, attempts + 1, fn ->
       job.functions.processor
       |> Job.call([entries])
@@ -120,12 +118,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     kind, reason -> {:raised, kind, reason, __STACKTRACE__}
   end
 
-  ## Outcomes
-
-  defp settle(job, batch, :ok) do
-    Native.succeed(job.flush)
-    {:go_on, Job.delivered(job, batch.count)}
-  end
+  ## Outcomes but the success of all, which the lease of the next batch settles
 
   defp settle(job, %Batch{count: 1, failure: failure}, {:raised, kind, reason, stacktrace}) do
     what = if failure, do: ":processing_batch_size", else: "processor"

@@ -37,16 +37,15 @@ defmodule PartitionedBuffer.Processing.AtMostOnce do
   end
 
   # Reading the next batch confirms the call before. A batch without a confirmed call is lost.
-  defp deliver(%Job{flush: flush} = job) do
+  defp deliver(%Job{} = job) do
     # Each entry was written, so each is given to the processor, also one that was replaced since.
-    batch = Batch.read(job, false)
-    claimed? = Native.claim(flush)
+    batch = Batch.claim_next(job)
 
     cond do
       batch.count == 0 -> job
       # The next task reads the batch again.
-      claimed? == :on_hold -> job
-      claimed? -> job |> call(batch) |> deliver()
+      batch.begun == :on_hold -> job
+      batch.begun -> job |> call(batch) |> deliver()
       # Another task began a batch since the read.
       true -> deliver(job)
     end

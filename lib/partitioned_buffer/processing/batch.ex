@@ -18,14 +18,16 @@ defmodule PartitionedBuffer.Processing.Batch do
   @first 32
 
   @enforce_keys [:entries, :count]
-  defstruct @enforce_keys ++ [:failure]
+  defstruct @enforce_keys ++ [:begun, :failure]
 
   @typedoc """
-  With a `failure` the function `:processing_batch_size` failed with the only entry.
+  `begun` is the result of its claim or lease, if there was one. With a `failure` the function
+  `:processing_batch_size` failed with the only entry.
   """
   @type t() :: %__MODULE__{
           entries: list(),
           count: non_neg_integer(),
+          begun: Native.leased() | boolean() | nil,
           failure: {:raised, :error | :exit | :throw, any(), Exception.stacktrace()} | nil
         }
 
@@ -37,10 +39,56 @@ defmodule PartitionedBuffer.Processing.Batch do
   def read(%Job{options: %Options{processing_batch_size: :function}} = job, superseded?),
     do: read_for(job.functions.batch, job.flush, superseded?, {[], 0, @first})
 
-  def read(%Job{flush: flush, options: options}, superseded?) do
-    {entries, count} = read(flush, 0, min(options.processing_batch_size, @max_size), superseded?)
+  def read(%Job{flush: flush} = job, superseded?) do
+    {entries, count} = read(flush, 0, size(job), superseded?)
     %__MODULE__{entries: entries, count: count}
   end
+
+  @doc """
+  Reads the next batch, and claims it.
+  """
+  @spec claim_next(Job.t()) :: t()
+  def claim_next(%Job{flush: flush, options: %Options{processing_batch_size: :function}} = job) do
+    # Each entry was written, so each is given to the processor, also one that was replaced since.
+    batch = read(job, false)
+    %__MODULE__{batch | begun: Native.claim(flush)}
+  end
+
+  def claim_next(%Job{} = job), do: claim_next(job, 0)
+
+  defp claim_next(job, length) do
+    case Native.claim_next(job.flush, length, size(job)) do
+      {entries, length, :more} -> more(entries, claim_next(job, length))
+      {entries, length, claimed} -> %__MODULE__{entries: entries, count: length, begun: claimed}
+    end
+  end
+
+  @doc """
+  Reads the next batch, and leases it. Before that it ends the batch with which the processor
+  `succeeded?`.
+  """
+  @spec lease_next(Job.t(), succeeded? :: boolean()) :: t()
+  def lease_next(%Job{flush: flush, options: %Options{processing_batch_size: :function}} = job, succeeded?) do
+    if succeeded?, do: Native.succeed(flush)
+    batch = read(job, job.resumed?)
+    %__MODULE__{batch | begun: Native.lease(flush, Job.in_pause?(job.trigger))}
+  end
+
+  def lease_next(%Job{} = job, succeeded?), do: lease_next(job, 0, succeeded?)
+
+  defp lease_next(job, length, succeeded?) do
+    in_pause? = Job.in_pause?(job.trigger)
+
+    case Native.lease_next(job.flush, length, size(job), job.resumed?, in_pause?, succeeded?) do
+      {entries, length, :more} -> more(entries, lease_next(job, length, false))
+      {entries, length, leased} -> %__MODULE__{entries: entries, count: length, begun: leased}
+    end
+  end
+
+  # The time of a call may be up before the batch is complete, or its call begins.
+  defp more(entries, %__MODULE__{} = batch), do: %__MODULE__{batch | entries: entries ++ batch.entries}
+
+  defp size(%Job{options: options}), do: min(options.processing_batch_size, @max_size)
 
   # `before` has the entries of the batch so far, in reverse order.
   defp read_for({acc, function}, flush, superseded?, {before, count, size}) do

@@ -52,7 +52,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   defp bury_rest(job, reason) do
     batch = Batch.read(job, true)
     # A stop gives up the entries, and it ended a hold.
-    leased? = Native.lease(job.flush, true) == true
+    leased? = is_integer(Native.lease(job.flush, true))
     if leased? and batch.count > 0, do: bury_batch(job, reason), else: :ok
   end
 

@@ -434,6 +434,30 @@ fn two_readers_never_claim_or_lease_the_same_batch() {
 }
 
 #[test]
+fn a_reader_begins_the_call_with_its_batch() {
+    let map = Map::start();
+    map.put_all(0..4);
+    let flush = map.flush().unwrap();
+    let read_whole = |size| {
+        let mut reader = flush.read(1, 0, size).unwrap();
+        while !reader.read(1, |_| false, |_| {}) {}
+        reader
+    };
+    let seen = || {
+        let seen = flush.seen();
+        (seen.calls, seen.called_with, seen.left, seen.called_at)
+    };
+    assert_eq!(read_whole(3).lease(7), 0);
+    assert_eq!(seen(), (1, 3, 4, Some(7)));
+    assert!(!flush.lease(1, 0) && !flush.claim(1, 0), "once");
+    flush.succeed(1);
+    read_whole(3).claim(8);
+    assert_eq!(seen(), (2, 1, 0, Some(8)));
+    assert!(!flush.claim(1, 0), "once");
+    assert!(map.flush().is_none());
+}
+
+#[test]
 fn a_failed_entry_keeps_its_version_its_updates_and_its_attempts() {
     let map = Map::start();
     for version in 1..=4 {

@@ -1,24 +1,27 @@
 //! Flushes as resources: reading, claiming, leasing and settling their batches.
 
+mod reading;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use partitioned_buffer_engine::generation::Record;
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Held, Leased, Log, Partition, Resident, Seen,
-    Store, Tally,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Leased, Log, Partition, Resident, Seen, Store,
+    Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 
+pub(crate) use self::reading::{Begun, Next, Reading};
 use crate::any::each;
 use crate::buffer::Partitions;
+use crate::clock::now;
 use crate::pace::Pace;
 use crate::run::{NotRunning, Shared};
 use crate::vm::caller::{count_to, resident_to, sum_to, tuple, unsigned_to, version_to, ListBuilder};
-use crate::vm::clock::monotonic_time;
 use crate::vm::environment::Environment;
 use crate::vm::term::RawTerm;
 
@@ -50,10 +53,6 @@ impl ToTerm for Resident<RawTerm> {
     }
 }
 
-/// The number of records that a read reserves room for: more than most batches have, and more than
-/// a read usually has time for.
-const ROOM: usize = 1024;
-
 /// The number of entries that a call leases to be given back: it looks at each of them.
 const REST: usize = 4096;
 
@@ -82,11 +81,11 @@ impl FlushResource {
         shared.enter_last(number, || act(self))
     }
 
-    /// Reads records for a batch until it is complete or the time is up. Returns the records, how
-    /// many the batch has, and whether it is complete. `resumed` leaves out entries that newer
-    /// writes replaced.
-    pub(crate) fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
-        each!(FlushResource, self, own => own.read(env, length, size, resumed))
+    /// Reads records for a batch until it is complete or the time is up. Then it begins the call of
+    /// the processor, as far as it is asked to. Returns the records, how many the batch has, and
+    /// whether the call began.
+    pub(crate) fn read<'a>(&self, env: Env<'a>, reading: &Reading) -> (Term<'a>, usize, Begun) {
+        each!(FlushResource, self, own => own.read(env, reading))
     }
 
     /// See [`Flush::confirm_call`]. A task whose run is over still confirms its last call.
@@ -96,12 +95,14 @@ impl FlushResource {
 
     /// See [`Flush::claim`].
     pub(crate) fn claim(&self, env: Env<'_>) -> Begun {
-        each!(FlushResource, self, own => own.begin(env, true, || own.flush.claim(reader(env), monotonic_time())))
+        each!(FlushResource, self, own => own.begin(env, true, || own.flush.claim(reader(env), now()).then_some(0)))
     }
 
     /// See [`Flush::lease`]. The call begins `in_pause`, or not.
     pub(crate) fn lease(&self, env: Env<'_>, in_pause: bool) -> Begun {
-        each!(FlushResource, self, own => own.begin(env, in_pause, || own.flush.lease(reader(env), monotonic_time())))
+        each!(FlushResource, self, own => {
+            own.begin(env, in_pause, || own.flush.lease(reader(env), now()).then(|| own.flush.attempts()))
+        })
     }
 
     /// See [`Flush::succeed`].
@@ -149,37 +150,20 @@ impl FlushResource {
         each!(FlushResource, self, own => own.batch(env))
     }
 
-    /// See [`Flush::attempts`].
-    pub(crate) fn attempts(&self) -> u32 {
-        each!(FlushResource, self, own => own.flush.attempts())
-    }
-
     /// See [`Flush::bury`].
     pub(crate) fn bury(&self) {
-        each!(FlushResource, self, own => own.flush.bury(monotonic_time()));
+        each!(FlushResource, self, own => own.flush.bury(now()));
     }
 
     /// See [`Flush::touch`].
     pub(crate) fn touch(&self) {
-        each!(FlushResource, self, own => own.flush.touch(monotonic_time()));
+        each!(FlushResource, self, own => own.flush.touch(now()));
     }
 
     /// See [`Flush::seen`].
     pub(crate) fn seen(&self) -> Seen {
         each!(FlushResource, self, own => own.flush.seen())
     }
-}
-
-/// Whether a call of the processor begins.
-pub(crate) enum Begun {
-    /// It begins, with the reader's batch.
-    Yes,
-    /// Another reader began a batch.
-    Taken,
-    /// The run is on hold.
-    OnHold,
-    /// The partition pauses.
-    Paused,
 }
 
 /// The failed entries of a batch, as far as one call looks at them.
@@ -273,24 +257,6 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
         help();
     }
 
-    /// Begins a call of the processor by `take`, unless the run is on hold or the partition pauses.
-    /// A refused batch is read again later.
-    fn begin(&self, env: Env<'_>, in_pause: bool, take: impl FnOnce() -> bool) -> Begun {
-        if self.partitions.shared.is_on_hold() {
-            return Begun::OnHold;
-        }
-        if !in_pause && self.partition.learned().paused_until.is_some_and(|until| until > Instant::now()) {
-            return Begun::Paused;
-        }
-        let is_own = take();
-        self.settle(env);
-        if is_own {
-            Begun::Yes
-        } else {
-            Begun::Taken
-        }
-    }
-
     /// See [`FlushResource::give_back`].
     fn give_back(&self, env: Env<'_>, failed: &Failed, terms: &Terms) -> Result<(GaveBack, usize), NoEntry> {
         let &Terms { counted, max_attempts, pause } = terms;
@@ -326,43 +292,9 @@ impl<S: Store, const SHARDS: usize> PartitionFlush<S, SHARDS> {
 }
 
 impl<S: Store<Record: ToTerm>, const SHARDS: usize> PartitionFlush<S, SHARDS> {
-    /// See [`FlushResource::read`].
-    fn read<'a>(&self, env: Env<'a>, length: usize, size: usize, resumed: bool) -> (Term<'a>, usize, bool) {
-        let mut pace = Pace::start();
-        let mut records = ListBuilder::with_capacity(env, size.min(ROOM));
-        let Some(mut reader) = self.flush.read(reader(env), length, size) else {
-            return (records.build(), length, true);
-        };
-        let has_large = reader.has_large();
-        let leaves_out = resumed && self.flush.leaves_out();
-        let is_superseded = |held: &Held<'_, S>| leaves_out && self.partition.supersedes(held);
-        let is_complete = loop {
-            // Nothing announces a large record, so the clock is read after each one.
-            let step = if has_large { 1 } else { pace.step };
-            if reader.read(step, is_superseded, |record| records.push(record.to_term(env))) {
-                break true;
-            }
-            if !pace.goes_on(step) {
-                // A long read is not a part of a call that takes too long.
-                reader.touch(monotonic_time());
-                break false;
-            }
-        };
-        let length = reader.length();
-        drop(reader);
-        if is_complete && length == 0 {
-            // The last entries were left out.
-            self.settle(env);
-        } else {
-            self.partitions.shared.tell_of_room(env);
-        }
-        pace.consume_timeslice(env);
-        (records.build(), length, is_complete)
-    }
-
     /// See [`FlushResource::batch`].
     fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let mut list = ListBuilder::with_capacity(env, ROOM);
+        let mut list = ListBuilder::start(env);
         self.flush.batch(|record| list.push(record.to_term(env)));
         list.build()
     }

@@ -12,7 +12,7 @@
 //! | [`run`] | from the start of a buffer to its end, and what its processes share |
 //! | [`route`] | the partition of an operation, and its caller |
 //! | [`processes`], [`kept`] | the processes and the terms of a run |
-//! | [`pace`] | the time of a call |
+//! | [`pace`], [`clock`] | the time of a call |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
 //! The partitions themselves are in the crate `partitioned_buffer_engine`.
@@ -20,6 +20,7 @@
 
 mod any;
 mod buffer;
+mod clock;
 mod flush;
 mod kept;
 mod lists;

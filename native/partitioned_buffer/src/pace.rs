@@ -19,6 +19,9 @@ const STEP_TIME: Duration = Duration::from_micros(100);
 /// the call takes as long as copying this many.
 const MAX_STEP: usize = 32;
 
+/// The first step of a call whose entries are known to be small.
+const SMALL_STEP: usize = 32;
+
 /// Chooses the length of each step by the time that the step before took.
 pub(crate) struct Pace {
     /// When the call began.
@@ -43,6 +46,11 @@ impl Pace {
         Pace { started: Instant::now(), elapsed: Duration::ZERO, step: most, most }
     }
 
+    /// Entries are known to be small, so the first step takes several.
+    pub(crate) fn expect_small(&mut self) {
+        self.step = SMALL_STEP;
+    }
+
     /// Whether time remains for another step, after a step of `done` entries.
     pub(crate) fn goes_on(&mut self, done: usize) -> bool {
         let elapsed = self.started.elapsed();
@@ -53,9 +61,17 @@ impl Pace {
         elapsed < TIME_SLICE
     }
 
-    /// Charges the process for the time until the end of the last step.
-    pub(crate) fn consume_timeslice(&self, env: Env<'_>) {
-        charge_time(env, self.elapsed);
+    /// Ends the last step. Returns the time.
+    pub(crate) fn end(&mut self) -> Instant {
+        let now = Instant::now();
+        self.elapsed = now - self.started;
+        now
+    }
+
+    /// Charges the process for the time until the end of the last step. Returns whether the process
+    /// used up its time.
+    pub(crate) fn consume_timeslice(&self, env: Env<'_>) -> bool {
+        charge_time(env, self.elapsed)
     }
 }
 
@@ -68,12 +84,11 @@ thread_local! {
 }
 
 /// Charges the process for a time. What is less than the VM's unit is left to the next charge.
-fn charge_time(env: Env<'_>, time: Duration) {
+/// Returns whether the process used up its time.
+fn charge_time(env: Env<'_>, time: Duration) -> bool {
     let time = UNCHARGED.get() + nanoseconds(time);
     UNCHARGED.set(time % HUNDREDTH);
-    if time >= HUNDREDTH {
-        rustler::schedule::consume_timeslice(env, (time / HUNDREDTH).min(100) as i32);
-    }
+    time >= HUNDREDTH && rustler::schedule::consume_timeslice(env, (time / HUNDREDTH).min(100) as i32)
 }
 
 /// Charges a process for a call that hashes a key, or an item, if it may be large: nothing can

@@ -11,7 +11,6 @@
 //! | [`large`] | environments for large terms, and their charge |
 //! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
 //! | [`array`] | an array on the stack |
-//! | [`clock`] | the VM's time |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
 //! | `timing` | for benchmarks only: how long calls take |
@@ -21,7 +20,6 @@
 pub(crate) mod argument;
 pub(crate) mod array;
 pub(crate) mod caller;
-pub(crate) mod clock;
 pub(crate) mod entry;
 pub(crate) mod environment;
 #[cfg(feature = "faults")]

@@ -61,7 +61,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       {:rest, rest} = Native.flush(run(buffer), 0)
       {[first], 1, true} = Native.read(rest, 0, 1, false)
       Native.lease(rest, true)
-      before = {Native.seen(rest), Native.info(run(buffer), 0)}
+      before = {seen(rest), Native.info(run(buffer), 0)}
 
       assert Native.read(flush, 0, 1, false) == {[], 0, true}
       assert Native.claim(flush) == false
@@ -71,7 +71,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       assert Native.inherit(flush, nil) == nil
       assert Native.bury(flush) == :ok
 
-      assert {Native.seen(rest), Native.info(run(buffer), 0)} == before
+      assert {seen(rest), Native.info(run(buffer), 0)} == before
       assert Native.batch(rest) == [first]
       assert Native.succeed(rest) == 0
       assert [_second] = take(buffer)
@@ -118,6 +118,118 @@ defmodule PartitionedBuffer.Native.FlushTest do
     end
   end
 
+  describe "claim_next/3" do
+    test "reads the next batch and claims it" do
+      {buffer, flush} = flushed(1..3)
+      assert Native.claim_next(flush, 0, 2) == {[1, 2], 2, true}
+      assert {1, 2, 1, passed} = Native.seen(flush)
+      assert passed >= 0
+      refute Native.claim(flush)
+      assert Native.claim_next(flush, 0, 2) == {[3], 1, true}
+      assert Native.claim_next(flush, 0, 2) == {[], 0, false}
+      assert {2, 1, 0, _passed} = Native.seen(flush)
+      assert Native.lost(run(buffer), 0) == 0
+    end
+
+    test "leaves the call before open until it is confirmed" do
+      {buffer, flush} = flushed(1..3)
+      assert await(fn -> Native.claim_next(flush, 0, 2) end) == {[1, 2], 2, true}
+      assert Native.lost(run(buffer), 0) == 2
+      assert Native.claim_next(flush, 0, 2) == {[3], 1, true}
+    end
+
+    test "claims nothing while the run is on hold, and the batch stays read" do
+      {buffer, flush} = flushed(1..3)
+      Native.hold_run(run(buffer))
+      assert Native.claim_next(flush, 0, 2) == {[1, 2], 2, :on_hold}
+      assert seen(flush) == {0, 0, 3}
+      Native.resume_run(run(buffer))
+      assert Native.claim(flush) == true
+      assert seen(flush) == {1, 2, 1}
+    end
+
+    test "claims nothing before the whole batch is read, or if the process must yield" do
+      {_buffer, flush} = flushed(1..3_000)
+      :erlang.yield()
+      # The read takes longer than what is left of the time slice.
+      :erlang.bump_reductions(3_950)
+      assert {entries, length, :more} = Native.claim_next(flush, 0, 3_000)
+      assert seen(flush) == {0, 0, 3_000}
+      assert entries ++ claimed(flush, length, 3_000) == Enum.to_list(1..3_000)
+      assert seen(flush) == {1, 3_000, 0}
+    end
+  end
+
+  defp claimed(flush, length, size) do
+    case Native.claim_next(flush, length, size) do
+      {entries, length, :more} -> entries ++ claimed(flush, length, size)
+      {entries, ^size, true} -> entries
+    end
+  end
+
+  describe "lease_next/6" do
+    test "ends the leased batch only after a success, and leases the next one" do
+      {buffer, flush} = flushed(1..3)
+      assert Native.lease_next(flush, 0, 2, false, false, false) == {[1, 2], 2, 0}
+      assert Native.lease_next(flush, 0, 2, false, false, false) == {[], 0, false}
+      assert Native.inherit(flush, nil) == {:leased, 2}
+      assert Native.lease_next(flush, 0, 2, false, false, true) == {[3], 1, 0}
+      assert seen(flush) == {2, 1, 1}
+      assert Native.lease_next(flush, 0, 2, false, false, true) == {[], 0, false}
+      assert seen(flush) == {2, 1, 0}
+      assert Native.flush(run(buffer), 0) == :empty
+    end
+
+    test "ends a flush whose last entries were deleted" do
+      buffer = unique_name()
+      Native.open(buffer, :map, 1, true, true, {:infinity, :infinity})
+      Native.put_all(buffer, nil, [a: 1, b: 2], true)
+      {:fresh, flush} = Native.flush(run(buffer), 0)
+      {[entry], 1, 0} = Native.lease_next(flush, 0, 1, false, false, false)
+      for key <- [:a, :b] -- keys([entry]), do: Native.delete(buffer, nil, key)
+      assert Native.lease_next(flush, 0, 1, false, false, true) == {[], 0, false}
+      assert Native.flush(run(buffer), 0) == :empty
+    end
+
+    test "takes no success from another process" do
+      {_buffer, flush} = flushed(1..3)
+      {[1, 2], 2, 0} = Native.lease_next(flush, 0, 2, false, false, false)
+      assert await(fn -> Native.lease_next(flush, 0, 2, false, false, true) end) == {[], 0, false}
+      assert Native.batch(flush) == [1, 2]
+      assert seen(flush) == {1, 2, 3}
+    end
+
+    test "returns the attempts of the batch" do
+      {_buffer, flush} = flushed(1..3)
+      {[1], 1, 0} = Native.lease_next(flush, 0, 1, false, true, false)
+      {:done, {1, 0, 0}} = Native.give_back(flush, :all, true, 9, nil)
+      assert Native.lease_next(flush, 0, 1, true, true, false) == {[1], 1, 1}
+    end
+
+    test "leases nothing in a pause, unless it may, and ends the batch before" do
+      {buffer, flush} = flushed(1..3)
+      {[1], 1, 0} = Native.lease_next(flush, 0, 1, false, false, false)
+      Native.pause(run(buffer), 0, 60_000, false)
+      assert Native.lease_next(flush, 0, 1, false, false, true) == {[2], 1, :paused}
+      assert seen(flush) == {1, 1, 2}
+      assert Native.lease_next(flush, 0, 1, false, true, false) == {[2], 1, 0}
+    end
+  end
+
+  defp await(call), do: call |> Task.async() |> Task.await()
+
+  # A flush of a queue with these items.
+  defp flushed(items) do
+    buffer = unique_name()
+    Native.open(buffer, :queue, 1, true, true, {:infinity, :infinity})
+    :ok = Native.push_all(buffer, nil, Enum.to_list(items), true)
+    {:fresh, flush} = Native.flush(run(buffer), 0)
+    {buffer, flush}
+  end
+
+  # All but the time that passes.
+  defp seen(flush), do: flush |> Native.seen() |> Tuple.delete_at(3)
+
   # A leased batch of a queue with the items from 0 on.
   defp leased(length, kind \\ :queue) do
     buffer = unique_name()
@@ -157,7 +269,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   describe "give_back/5" do
     test "refuses numbers out of order or of no entry, and changes nothing" do
       {buffer, flush} = leased(3)
-      before = {Native.seen(flush), Native.info(run(buffer), 0)}
+      before = {seen(flush), Native.info(run(buffer), 0)}
 
       for failed <- [
             [1, 0],
@@ -183,7 +295,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
           ],
           do: assert({failed, call(:give_back, [flush, failed, true, 1, nil])} == {failed, :badarg})
 
-      assert {Native.seen(flush), Native.info(run(buffer), 0)} == before
+      assert {seen(flush), Native.info(run(buffer), 0)} == before
       assert give_back(flush, [0, 2]) == {2, 0, 0}
       assert [0, 2] == take(buffer)
     end

@@ -26,6 +26,16 @@ impl<S: Store> Flush<S> {
     /// reader is lost then.
     pub fn claim(&self, reader: u64, now: i64) -> bool {
         let mut progress = self.lock();
+        let is_own = self.claim_read(&mut progress, reader, now);
+        if is_own {
+            self.settle(&mut progress);
+        }
+        is_own
+    }
+
+    /// [`claim`](Self::claim), before the progress is published.
+    #[inline]
+    pub(super) fn claim_read(&self, progress: &mut Progress<S>, reader: u64, now: i64) -> bool {
         let is_own = progress.call(reader, now);
         if is_own {
             let processed = progress.batch.runs.len();
@@ -33,12 +43,11 @@ impl<S: Store> Flush<S> {
             if processed > 0 {
                 progress.open_call = Some(OpenCall { reader, length: processed });
             }
-            self.hide(&progress, &progress.batch.runs);
+            self.hide(progress, &progress.batch.runs);
             progress.batch.end();
-            self.learn(&progress, Ended { processed, failed: lost, ..Ended::default() }, |learned| {
+            self.learn(progress, Ended { processed, failed: lost, ..Ended::default() }, |learned| {
                 learned.failed += lost
             });
-            self.settle(&mut progress);
         }
         is_own
     }
@@ -73,12 +82,7 @@ impl<S: Store> Flush<S> {
     /// Gives the batch to the processor until it has an outcome; `false` if it is not this
     /// reader's. `now` is the time.
     pub fn lease(&self, reader: u64, now: i64) -> bool {
-        let mut progress = self.lock();
-        let is_own = progress.call(reader, now);
-        if is_own && !progress.batch.runs.is_empty() {
-            progress.batch.state = BatchState::Leased;
-        }
-        is_own
+        self.lock().lease(reader, now)
     }
 
     /// Notes that the function for dead letters gets a batch given up. `now` is the time.

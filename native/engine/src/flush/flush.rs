@@ -17,6 +17,9 @@
 //! A batch that is given up consists of the exhausted entries. In each state the batch also ends
 //! when its partition is [evicted](crate::Partition::evict). After that no call changes anything.
 //!
+//! A [reader](super::Reader) may claim or lease its batch under the lock under which it completes the
+//! batch.
+//!
 //! Claiming a batch gives it away for good, at most once. The claim stays an *open call* until its
 //! reader reads again; if the reader dies before that, the call is [lost](Flush::lost). A leased
 //! batch needs an outcome, which only its reader can give. If that reader dies, the next one

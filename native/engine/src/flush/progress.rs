@@ -135,6 +135,15 @@ impl<S: Store> Progress<S> {
         is_own
     }
 
+    /// See [`Flush::lease`](super::Flush::lease).
+    pub(super) fn lease(&mut self, reader: u64, now: i64) -> bool {
+        let is_own = self.call(reader, now);
+        if is_own && !self.batch.runs.is_empty() {
+            self.batch.state = BatchState::Leased;
+        }
+        is_own
+    }
+
     /// Ends a batch after the last step of giving it back. Returns what that came to.
     pub(super) fn end_partial(&mut self) -> Ending {
         let Partial { next, given_up, staying, has_success, has_failure, has_cancelled } =

@@ -7,7 +7,8 @@ use crate::limits::totals::Ended;
 use crate::store::Store;
 use crate::sync::MutexGuard;
 
-/// Puts a batch together. It holds the lock of the flush.
+/// Puts a batch together, and may begin its call. It holds the lock of the flush, and publishes the
+/// progress at its end.
 pub struct Reader<'f, S: Store> {
     /// The flush.
     flush: &'f Flush<S>,
@@ -44,6 +45,12 @@ impl<S: Store> Flush<S> {
         }
         progress.batch.size = size.min(isolation.limit);
         Some(Reader { flush: self, progress })
+    }
+}
+
+impl<S: Store> Drop for Reader<'_, S> {
+    fn drop(&mut self) {
+        self.flush.settle(&mut self.progress);
     }
 }
 
@@ -125,7 +132,20 @@ impl<S: Store> Reader<'_, S> {
         if superseded > 0 {
             flush.count(progress, Ended { superseded, ..Ended::default() });
         }
-        flush.settle(progress);
         is_complete
+    }
+
+    /// Gives the batch away, as [`Flush::claim`] does.
+    pub fn claim(mut self, now: i64) {
+        let reader = self.progress.batch.reader;
+        self.flush.claim_read(&mut self.progress, reader, now);
+    }
+
+    /// Gives the batch to the processor, as [`Flush::lease`] does. Returns the most attempts of an
+    /// entry.
+    pub fn lease(mut self, now: i64) -> u32 {
+        let reader = self.progress.batch.reader;
+        self.progress.lease(reader, now);
+        self.progress.batch.runs.most_attempts()
     }
 }

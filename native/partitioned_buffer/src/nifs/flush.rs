@@ -10,7 +10,8 @@ use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use super::{atoms, infinity, nif, nil_or};
 use crate::any::{each, AnyPartitions, Run};
-use crate::flush::{Begun, Failed, FlushResource, NoEntry, PartitionFlush, Resumed, Terms};
+use crate::clock::now;
+use crate::flush::{Begun, Failed, FlushResource, Next, NoEntry, PartitionFlush, Reading, Resumed, Terms};
 use crate::run::NotRunning;
 use crate::vm::caller::{cell, tail, tuple, unsigned_to, ListBuilder};
 use crate::vm::entry::Function;
@@ -78,45 +79,86 @@ nif!(seen / 1);
 fn seen<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
     let Seen { calls, called_with, left, called_at } = flush.seen();
-    Ok((calls, called_with, left, called_at).encode(env))
+    Ok((calls, called_with, left, called_at.map(|called_at| now() - called_at)).encode(env))
 }
 
 nif!(read / 4);
 fn read<'a>(env: Env<'a>, [flush, length, size, resumed]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    let (length, size, resumed): (usize, usize, bool) = (length.decode()?, size.decode()?, resumed.decode()?);
+    let reading = Reading { resumed: resumed.decode()?, ..reading(length, size)? };
+    let (records, length, begun) = read_for(env, &flush, &reading);
+    let is_complete = !matches!(begun, Begun::Later);
+    Ok(tuple(env, [records, length, is_complete.encode(env)]))
+}
+
+nif!(claim_next / 3);
+fn claim_next<'a>(env: Env<'a>, [flush, length, size]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let reading = Reading { next: Next::Claim, ..reading(length, size)? };
+    let (records, length, begun) = read_for(env, &flush, &reading);
+    Ok(tuple(env, [records, length, claimed(env, &begun)]))
+}
+
+nif!(lease_next / 6);
+fn lease_next<'a>(env: Env<'a>, arguments: [Term<'a>; 6]) -> NifResult<Term<'a>> {
+    let [flush, length, size, resumed, in_pause, succeeded] = arguments;
+    let flush: ResourceArc<FlushResource> = flush.decode()?;
+    let next = Next::Lease { in_pause: in_pause.decode()? };
+    let (resumed, succeeded) = (resumed.decode()?, succeeded.decode()?);
+    let reading = Reading { succeeded, resumed, next, ..reading(length, size)? };
+    let (records, length, begun) = read_for(env, &flush, &reading);
+    Ok(tuple(env, [records, length, leased(env, &begun)]))
+}
+
+/// A plain read.
+fn reading(length: Term<'_>, size: Term<'_>) -> NifResult<Reading> {
+    let (length, size) = (length.decode()?, size.decode()?);
     if size == 0 {
         return Err(Error::BadArg);
     }
-    let (records, length, is_complete) = match flush.enter(|flush| flush.read(env, length, size, resumed)) {
+    Ok(Reading { succeeded: false, length, size, resumed: false, next: Next::Others })
+}
+
+/// Reads for a batch. Returns the entries, the length of the batch, and whether its call began.
+fn read_for<'a>(env: Env<'a>, flush: &FlushResource, reading: &Reading) -> (Term<'a>, Term<'a>, Begun) {
+    let (records, length, begun) = match flush.enter(|flush| flush.read(env, reading)) {
         Ok(read) => read,
         Err(NotRunning) => {
             flush.confirm(env);
-            (ListBuilder::with_capacity(env, 0).build(), length, true)
+            (ListBuilder::start(env).build(), reading.length, Begun::Taken)
         }
     };
-    Ok(tuple(env, [records, unsigned_to(env, length as u64), is_complete.encode(env)]))
+    (records, unsigned_to(env, length as u64), begun)
 }
 
 nif!(claim / 1);
 fn claim<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(begun(env, flush.enter(|flush| flush.claim(env))))
+    Ok(claimed(env, &flush.enter(|flush| flush.claim(env)).unwrap_or(Begun::Taken)))
 }
 
 nif!(lease / 2);
 fn lease<'a>(env: Env<'a>, [flush, in_pause]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (flush, in_pause): (ResourceArc<FlushResource>, bool) = (flush.decode()?, in_pause.decode()?);
-    Ok(begun(env, flush.enter(|flush| flush.lease(env, in_pause))))
+    Ok(leased(env, &flush.enter(|flush| flush.lease(env, in_pause)).unwrap_or(Begun::Taken)))
 }
 
-/// Whether a call of the processor begins, as a boolean or as the reason against it.
-fn begun(env: Env<'_>, begun: Result<Begun, NotRunning>) -> Term<'_> {
+/// Whether a call with a claimed batch begins: true, or the reason against it.
+fn claimed<'a>(env: Env<'a>, begun: &Begun) -> Term<'a> {
     match begun {
-        Ok(Begun::Yes) => true.encode(env),
-        Ok(Begun::Taken) | Err(NotRunning) => false.encode(env),
-        Ok(Begun::OnHold) => atoms::on_hold().to_term(env),
-        Ok(Begun::Paused) => atoms::paused().to_term(env),
+        Begun::Yes(_) => true.encode(env),
+        _ => leased(env, begun),
+    }
+}
+
+/// Whether a call with a leased batch begins: its attempts, or the reason against it.
+fn leased<'a>(env: Env<'a>, begun: &Begun) -> Term<'a> {
+    match begun {
+        Begun::Yes(attempts) => unsigned_to(env, u64::from(*attempts)),
+        Begun::Later => atoms::more().to_term(env),
+        Begun::Taken => false.encode(env),
+        Begun::OnHold => atoms::on_hold().to_term(env),
+        Begun::Paused => atoms::paused().to_term(env),
     }
 }
 
@@ -198,12 +240,6 @@ nif!(batch / 1, DirtyCpu);
 fn batch<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let flush: ResourceArc<FlushResource> = flush.decode()?;
     Ok(flush.batch(env))
-}
-
-nif!(attempts / 1);
-fn attempts<'a>(env: Env<'a>, [flush]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let flush: ResourceArc<FlushResource> = flush.decode()?;
-    Ok(unsigned_to(env, flush.attempts().into()))
 }
 
 nif!(touch / 1);

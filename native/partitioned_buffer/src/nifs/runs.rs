@@ -51,7 +51,7 @@ fn owner<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 
 nif!(buffers / 0, DirtyCpu);
 fn buffers<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
-    let mut names = ListBuilder::with_capacity(env, 0);
+    let mut names = ListBuilder::start(env);
     registry::all(|name, buffer| {
         if AnyPartitions::all(buffer).into_iter().any(|partitions| partitions.shared().opened_count().is_some()) {
             names.push(name.to_term(env));
@@ -182,7 +182,7 @@ fn end_run<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 
 nif!(left / 1, DirtyCpu);
 fn left<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
-    let mut left = ListBuilder::with_capacity(env, 0);
+    let mut left = ListBuilder::start(env);
     let mut had_outcomes = false;
     for partitions in find(name)?.map(AnyPartitions::all).into_iter().flatten() {
         let shared = partitions.shared();

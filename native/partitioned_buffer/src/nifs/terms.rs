@@ -91,7 +91,7 @@ fn settle<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
 
 nif!(leftovers / 0, DirtyCpu);
 fn leftovers<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
-    let mut left = ListBuilder::with_capacity(env, 0);
+    let mut left = ListBuilder::start(env);
     registry::all(|name, buffer| {
         let all = AnyPartitions::all(buffer);
         if all.into_iter().any(|partitions| partitions.shared().opened_count().is_some()) {

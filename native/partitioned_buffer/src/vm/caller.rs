@@ -1,5 +1,7 @@
 //! The terms of the caller: reads them, and makes new ones.
 
+use std::cell::Cell;
+
 use partitioned_buffer_engine::{Resident, Version};
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 use rustler::{Encoder, Env, Term};
@@ -145,6 +147,14 @@ pub(crate) fn tail(list: Term<'_>, count: usize) -> Term<'_> {
     (0..count).fold(list, |rest, _| cell(rest).map_or(rest, |(_, tail)| tail))
 }
 
+/// The most elements for which a thread keeps room.
+const ROOM: usize = 1024;
+
+thread_local! {
+    /// Room for the elements of the next list.
+    static ELEMENTS: Cell<Vec<ErlNifTerm>> = const { Cell::new(Vec::new()) };
+}
+
 /// A list of terms of the caller, collected before it is made.
 pub(crate) struct ListBuilder<'a> {
     /// The environment of the list.
@@ -154,9 +164,9 @@ pub(crate) struct ListBuilder<'a> {
 }
 
 impl<'a> ListBuilder<'a> {
-    /// An empty list with room for `capacity` elements.
-    pub(crate) fn with_capacity(env: Env<'a>, capacity: usize) -> Self {
-        ListBuilder { env, elements: Vec::with_capacity(capacity) }
+    /// An empty list.
+    pub(crate) fn start(env: Env<'a>) -> Self {
+        ListBuilder { env, elements: ELEMENTS.take() }
     }
 
     /// Adds an element at the end.
@@ -166,13 +176,18 @@ impl<'a> ListBuilder<'a> {
     }
 
     /// The list.
-    pub(crate) fn build(self) -> Term<'a> {
+    pub(crate) fn build(mut self) -> Term<'a> {
         let length = u32::try_from(self.elements.len()).expect("a batch has fewer than 2^32 entries");
         // SAFETY: all elements belong to `env`, as their lifetime shows, and their number is
         // `length`.
-        unsafe {
+        let list = unsafe {
             let list = enif_make_list_from_array(self.env.as_c_arg(), self.elements.as_ptr(), length);
             Term::new(self.env, list)
+        };
+        if self.elements.capacity() <= ROOM {
+            self.elements.clear();
+            ELEMENTS.set(self.elements);
         }
+        list
     }
 }
