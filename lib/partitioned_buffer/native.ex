@@ -342,6 +342,13 @@ defmodule PartitionedBuffer.Native do
   def end_pause(_run, _partition), do: not_loaded()
 
   @doc """
+  Ends the pause of a partition if its time is over. Returns the rest of it otherwise, in milliseconds:
+  another partition may have prolonged it.
+  """
+  @spec pass_pause(run(), partition()) :: nil | non_neg_integer() | :not_running
+  def pass_pause(_run, _partition), do: not_loaded()
+
+  @doc """
   Counts the claimed batch of a call that never returned as failed. Returns how many entries are
   lost. No task of the partition may be running.
   """

@@ -227,8 +227,11 @@ defmodule PartitionedBuffer.MemoryTest do
       end
 
       assert %{bytes: bytes, environments: ^held} = reclaimed()
+      # Each scheduler may keep room for a batch, since its first one.
+      threads = System.schedulers() + :erlang.system_info(:dirty_cpu_schedulers)
+      kept = threads * 8_192
       # A name has two partitions, and the place for a third.
-      assert (bytes - before) / 100 < 3 * 4_096
+      assert (bytes - kept - before) / 100 < 3 * 4_096
     end
   end
 

@@ -23,7 +23,7 @@ defmodule PartitionedBuffer.Partition.Phase do
   | `{:ended, :lost, lost, held}` | – | – | the round failed; then next | – | – |
   | `{:ended, :died, reason, held}` | – | – | settles the batch; the second time pauses | – | – |
   | `:paused` | – | pauses | – | waits for the new end | – |
-  | `:pause_over` | – | – | – | ends the pause, starts | – |
+  | `:pause_over` | – | – | – | starts | – |
   | `:resume` | – | – | – | – | starts |
   | `:drain` | – | becomes passive | becomes passive, keeps all requests | ends the pause, becomes passive | becomes passive |
   | `{:passed, failed}` | answers its requests | – | – | – | – |
@@ -124,7 +124,7 @@ defmodule PartitionedBuffer.Partition.Phase do
 
   def handle({:paused, _trigger}, {:flush, request}), do: [request] |> start_round(0) |> first(:end_pause)
   def handle({:paused, trigger}, :paused), do: {{:paused, trigger}, [:begin_pause]}
-  def handle({:paused, trigger}, :pause_over), do: trigger |> start() |> first(:end_pause)
+  def handle({:paused, trigger}, :pause_over), do: start(trigger)
   def handle({:paused, _trigger}, :drain), do: {{:passive, [], 0}, [:stop_timers, :end_pause]}
 
   def handle({:on_hold, _trigger}, {:flush, request}), do: {{:on_hold, :flush}, reply([request], :on_hold)}

@@ -173,14 +173,10 @@ defmodule PartitionedBuffer.Partition.Server do
   def handle_info({:timeout, timer, :tick}, %__MODULE__{tick: timer} = state),
     do: {:noreply, state |> schedule(next_tick(state.options)) |> handle({:due, :interval})}
 
-  # Another partition may have prolonged the pause.
-  def handle_info({:timeout, timer, :pause}, %__MODULE__{pause: timer} = state) do
-    case learned(state.ref) do
-      {_failures, _failing_ms, left, _failed} when is_integer(left) and left > 0 ->
-        {:noreply, act(:begin_pause, state)}
-
-      _over ->
-        {:noreply, handle(state, :pause_over)}
+  def handle_info({:timeout, timer, :pause}, %__MODULE__{ref: ref, pause: timer} = state) do
+    case Native.pass_pause(ref.run, ref.number) do
+      left_ms when is_integer(left_ms) -> {:noreply, act(:begin_pause, state)}
+      _over -> {:noreply, handle(%__MODULE__{state | pause: nil}, :pause_over)}
     end
   end
 

@@ -78,6 +78,18 @@ fn a_batch_that_fails_in_part_ends_the_failures_before_it() {
 }
 
 #[test]
+fn only_a_pause_whose_time_is_over_is_passed() {
+    let (map, _flush) = start(1);
+    map.partition.pause(Duration::ZERO, false);
+    map.partition.pause(MINUTE, false);
+    assert_eq!(map.partition.pass_pause(), learned(&map).paused_until);
+    assert!(learned(&map).paused_until.is_some(), "it was prolonged");
+    map.partition.end_pause();
+    map.partition.pause(Duration::ZERO, false);
+    assert_eq!((map.partition.pass_pause(), learned(&map).paused_until), (None, None));
+}
+
+#[test]
 fn the_last_step_decides_on_failures_and_pause() {
     let (map, flush) = start(4);
     map.partition.pause(MINUTE, true);

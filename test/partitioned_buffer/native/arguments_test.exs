@@ -43,6 +43,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     pause: [:run, :u32, :u64, :boolean],
     pause_all: [:run, :u64],
     end_pause: [:run, :u32],
+    pass_pause: [:run, :u32],
     lost: [:run, :u32],
     reserve: [:name, :count, :boolean],
     wait_again: [:waiting],

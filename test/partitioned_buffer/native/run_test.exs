@@ -113,6 +113,7 @@ defmodule PartitionedBuffer.Native.RunTest do
     learned: [0],
     pause: [0, 1_000, true],
     end_pause: [0],
+    pass_pause: [0],
     lost: [0],
     serve: [],
     clear_full: [],

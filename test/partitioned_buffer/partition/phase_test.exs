@@ -108,8 +108,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
       for trigger <- @triggers,
           do: assert(Phase.handle({:paused, :full}, {:due, trigger}) == {{:paused, :full}, []})
 
-      assert {{:processing, _work}, [:end_pause, {:start, :full, nil}]} =
-               Phase.handle({:paused, :full}, :pause_over)
+      assert {{:processing, _work}, [{:start, :full, nil}]} = Phase.handle({:paused, :full}, :pause_over)
 
       assert {{:processing, _work}, [:end_pause, {:start, :flush, [:a]}]} =
                Phase.handle({:paused, :full}, {:flush, :a})
@@ -280,6 +279,7 @@ defmodule PartitionedBuffer.Partition.PhaseTest do
   defp before(model, {:ended, _, _, _}), do: %{model | task?: false}
   # The stop waits for the task, so it may be found again.
   defp before(model, :drain), do: %{model | active?: false, task?: false, pause?: false, held?: false}
+  defp before(model, :pause_over), do: %{model | pause?: false}
   defp before(model, :resume), do: %{model | held?: false}
   defp before(model, {:found, :task}), do: %{model | active?: true}
 

@@ -858,6 +858,9 @@ defmodule PartitionedBuffer.Conservation.Retries do
       else: violation(state, :pause, {until - time, why, task})
   end
 
+  # A requested flush ends the pause, even of a partition without entries, which reports nothing.
+  defp check_pause_by_others(%{flushes: flushes} = state, _task, _time) when flushes > 0, do: state
+
   # A task that began before may have the batch already.
   defp check_pause_by_others(state, task, time) do
     {began, until, why} = Map.get(state.pauses_by_others, task.partition, {nil, nil, nil})

@@ -307,6 +307,17 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.outcomes.learn(Ended::default(), |learned| learned.paused_until = None);
     }
 
+    /// Ends the pause if its time is over, and returns its end otherwise. Another partition may have
+    /// prolonged it.
+    pub fn pass_pause(&self) -> Option<Instant> {
+        let mut until = None;
+        self.outcomes.learn(Ended::default(), |learned| {
+            learned.paused_until = learned.paused_until.filter(|&until| until > Instant::now());
+            until = learned.paused_until;
+        });
+        until
+    }
+
     /// See [`Flush::lost`], for the open call of any reader. To be called before the next
     /// [`flush`](Self::flush).
     pub fn lost(&self) -> usize {

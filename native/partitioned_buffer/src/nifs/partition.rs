@@ -3,7 +3,7 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use partitioned_buffer_engine::{Info, Learned};
 use rustler::{Encoder, Env, NifResult, Term};
@@ -142,6 +142,12 @@ fn end_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Ter
     Ok(done(env, partition!(run, partition, own => own.end_pause())))
 }
 
+nif!(pass_pause / 2);
+fn pass_pause<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let until = partition!(run, partition, own => own.pass_pause());
+    Ok(or_not_running(env, until.map(|until| until.map(rest_ms))))
+}
+
 nif!(alone / 2);
 fn alone<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let alone = partition!(run, partition, own => {
@@ -169,8 +175,12 @@ fn failing_ms(learned: &Learned) -> u64 {
     learned.failing_since.map_or(0, |since| since.elapsed().as_millis() as u64)
 }
 
-/// The rest of the pause, in milliseconds, rounded up.
+/// The rest of the pause, in milliseconds.
 fn pause_ms(learned: &Learned) -> Option<u64> {
-    let until = learned.paused_until?;
-    Some(until.saturating_duration_since(std::time::Instant::now()).as_micros().div_ceil(1_000) as u64)
+    learned.paused_until.map(rest_ms)
+}
+
+/// The time until then, in milliseconds, rounded up.
+fn rest_ms(until: Instant) -> u64 {
+    until.saturating_duration_since(Instant::now()).as_micros().div_ceil(1_000) as u64
 }

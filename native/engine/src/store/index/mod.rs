@@ -38,17 +38,17 @@ pub struct Index {
     hasher: Hasher,
     /// From the lowest directory bits of a hash to the index of its stripe. The length is 0 or a
     /// power of two.
-    directory: Vec<u32>,
+    directory: Box<[u32]>,
     /// The directory refers to each stripe `directory.len() >> depth` times.
     stripes: Vec<Stripe>,
-    /// The growth under way; only one stripe at a time grows.
-    growth: Option<Growth>,
+    /// The growth under way; only one stripe at a time grows. Boxed, as most tables have none.
+    growth: Option<Box<Growth>>,
 }
 
 impl Index {
     /// An empty index for hashes made by `hasher`; allocates nothing.
     pub fn new(hasher: Hasher) -> Self {
-        Index { hasher, directory: Vec::new(), stripes: Vec::new(), growth: None }
+        Index { hasher, directory: Box::default(), stripes: Vec::new(), growth: None }
     }
 
     /// How many bytes the stripes take, as if they were equally large.
@@ -107,7 +107,7 @@ impl Index {
     #[inline]
     pub fn insert(&mut self, hash: Hash, id: EntryId, seeds: &impl Seeds) {
         if self.directory.is_empty() {
-            self.directory.push(0);
+            self.directory = Box::new([0]);
             self.stripes.push(Stripe::new(1, 0));
         }
         if self.growth.is_some() {
@@ -184,7 +184,7 @@ impl Index {
         let (lines, depth) = if splits { (lines.len(), depth + 1) } else { (lines.len() * 2, depth) };
         let source = std::mem::replace(&mut self.stripes[low], Stripe::new(lines, depth));
         let high = if splits { self.add_half(hash, Stripe::new(lines, depth)) } else { low };
-        self.growth = Some(Growth::new(source, [low, high], seeds, &mut self.stripes));
+        self.growth = Some(Box::new(Growth::new(source, [low, high], seeds, &mut self.stripes)));
     }
 
     /// Adds the upper half of the stripe that `hash` chooses: the next directory bit is set. Returns
@@ -192,7 +192,7 @@ impl Index {
     fn add_half(&mut self, hash: Hash, half: Stripe) -> usize {
         let bit = 1 << (half.depth - 1);
         if self.directory.len() == bit {
-            self.directory.extend_from_within(..);
+            self.directory = self.directory.repeat(2).into_boxed_slice();
         }
         let high = self.stripes.len();
         self.stripes.push(half);
