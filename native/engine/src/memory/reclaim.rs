@@ -15,7 +15,16 @@ use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
 pub trait Work: Send + 'static {
     /// Frees a piece. Returns its estimated bytes; `None` if nothing is left but to drop this.
     fn step(&mut self) -> Option<usize>;
+
+    /// Whether others wait for the lock that a step takes.
+    fn holds_up(&self) -> bool {
+        false
+    }
 }
+
+/// The thread rests between steps that hold up others, unless it is behind. It holds their lock for
+/// a twentieth of this time.
+const REST: Duration = Duration::from_micros(50);
 
 /// Others help the thread while it is this many bytes behind.
 const MOST_BEHIND: usize = 64 * 1024 * 1024;
@@ -55,7 +64,11 @@ impl Job {
 
     /// Does all steps.
     fn finish(mut self) {
-        while self.step() {}
+        while self.step() {
+            if self.work.holds_up() && !is_behind() && !cfg!(shuttle) {
+                thread::sleep(REST);
+            }
+        }
     }
 }
 
