@@ -349,9 +349,9 @@ defmodule PartitionedBuffer do
       Only a single term is never split. To copy a key or a value takes as long as sending it in a
       message. Each call also hashes its key, and compares it with an equal one: for a binary of a
       megabyte that takes half a millisecond. So use the hash of a document as the key, and not the
-      document. The process is charged for the time that large terms take. A list may copy or hash
-      up to 32 large terms in one slice, if no large term was written for a while. The VM also copies
-      a bitstring that starts within a byte, which is rare, each time its size is read.
+      document. The process is charged for the time that large terms take. A slice of a list ends
+      behind a large key, and behind a large value that nothing announced. The VM also copies a
+      bitstring that starts within a byte, which is rare, each time its size is read.
     * **Large terms.** Large terms are copied without a lock, so other writers do not wait for the
       copy. Only the first large term after a while is copied under the lock, because its size is
       not known before the copy.

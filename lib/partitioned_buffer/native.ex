@@ -14,8 +14,7 @@ defmodule PartitionedBuffer.Native do
   # no partitions, or has another partition count than `to`, or the run is over. Arguments of
   # another form raise an ArgumentError (badarg) and change nothing.
   #
-  # A call takes at most a millisecond, plus the time for one key and one value, or one item. A list
-  # may copy or hash up to 32 large ones, if no large term was written for a while (`pace.rs`). What
+  # A call takes at most a millisecond, plus the time for one key and one value, or one item. What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
   # `held`, `batch`, `set_bound`, `put_options`, `functions_large`, `resume_run`, `pause_all`,

@@ -264,7 +264,7 @@ fn bytes_are_counted_as_the_stores_estimate_them_until_their_flush_ends() {
         assert_eq!(bound.bytes(), if is_bounded { map.partition.info().bytes } else { 0 });
     }
     let counted = |map: &Map| {
-        // First: it lets the bound count what the reclaimer has freed meanwhile.
+        // First: it lets the bound count the parts that the reclaimer freed.
         let bytes = map.partition.info().bytes;
         assert_eq!(bound.bytes(), bytes);
         bytes
