@@ -24,8 +24,12 @@ pub type Lease = super::Lease<Tally<TestHeap>, Delivery>;
 
 /// A buffer of so many partitions, with outcomes or without.
 pub fn start(running: u32, has_outcomes: bool) -> Arc<Buffer> {
-    let delivery =
-        |Counted { key, sum, count }: Counted<TestTerm>| Delivery { key: key.term.content().1, sum, count, copy: key.term };
+    let delivery = |Counted { key, sum, count }: Counted<TestTerm>| Delivery {
+        key: key.term.content().1,
+        sum,
+        count,
+        copy: key.term,
+    };
     Buffer::start(running, has_outcomes, delivery, |key| key)
 }
 

@@ -27,7 +27,13 @@ pub type Lease = super::Lease<Generation<TestHeap>, Delivery>;
 pub fn start(running: u32, has_outcomes: bool) -> Arc<Buffer> {
     let delivery = |Record { key, value, version, updates }: Record<TestTerm>| {
         let Version::Int(version) = version else { panic!("a small version") };
-        Delivery { key: key.term.content().1, value: value.term.content().1, version, updates, copies: [key.term, value.term] }
+        Delivery {
+            key: key.term.content().1,
+            value: value.term.content().1,
+            version,
+            updates,
+            copies: [key.term, value.term],
+        }
     };
     Buffer::start(running, has_outcomes, delivery, |key| key)
 }
