@@ -35,7 +35,7 @@ use std::sync::Arc;
 use super::frozen::Left;
 use super::own_heaps::OwnHeaps;
 use super::parcel::{Kind, Parcel};
-use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, EVACUATION_STEP, MIN_DEAD_WEIGHT};
+use super::segment::{add_weight, Owners, Sampler, Segment, SegmentState, Shared, MIN_DEAD_WEIGHT};
 use crate::ids::{EntryId, SegmentId};
 use crate::term::Heap;
 
@@ -59,9 +59,6 @@ const GROWTH_DIVISOR: usize = 4;
 
 /// How many segments may be open, each for one thread or several.
 const LANES: usize = 4;
-
-/// One in this many segments may stay sparse, or a single one.
-const STAYING_DIVISOR: usize = 8;
 
 /// A copy of this many bytes is heavy. More may hide among the light ones, so all copies and
 /// deaths are weighed for a while.
@@ -110,7 +107,7 @@ pub struct Arena<H> {
     /// The vacant segments.
     pub(super) vacant: Vec<SegmentId>,
     /// The sparse segments, oldest first.
-    sparse: VecDeque<SegmentId>,
+    pub(super) sparse: VecDeque<SegmentId>,
     /// The partly evacuated segment.
     pub(super) evacuation: Option<Evacuation>,
     /// The heaps of the large copies.
@@ -118,9 +115,9 @@ pub struct Arena<H> {
     /// The estimated bytes of the former.
     pub(super) own_weight: usize,
     /// How many copies, live or dead, all full segments hold.
-    full: usize,
+    pub(super) full: usize,
     /// The estimated bytes of the former.
-    full_weight: usize,
+    pub(super) full_weight: usize,
     /// How many more copies and releases are all weighed.
     weigh_all: u32,
     /// The id behind the last owner of a sealed segment, if the ids of owners ascend.
@@ -284,76 +281,6 @@ impl<H: Heap> Arena<H> {
             }
             _ => {}
         }
-    }
-
-    /// The partly evacuated segment, or the next one if too many are sparse.
-    #[inline]
-    pub fn take_sparse(&mut self) -> Option<Evacuation> {
-        if self.evacuation.is_none() && self.sparse.len() <= (self.segments.len() / STAYING_DIVISOR).max(1) {
-            return None;
-        }
-        self.next_evacuation()
-    }
-
-    /// The part of [`Arena::take_sparse`] that is seldom needed.
-    #[cold]
-    fn next_evacuation(&mut self) -> Option<Evacuation> {
-        if let Some(evacuation) = self.evacuation.take() {
-            return Some(Evacuation { budget: EVACUATION_STEP, ..evacuation });
-        }
-        let id = self.sparse.pop_front()?;
-        let segment = &mut self.segments[id.index()];
-        segment.shared.state = SegmentState::Evacuated;
-        let mut owners = std::mem::take(&mut segment.owners);
-        segment.owners.count = owners.count;
-        if segment.heap.holds_large() {
-            owners.pop();
-        }
-        Some(Evacuation { segment: id, owners, run: 0, offset: 0, budget: EVACUATION_STEP })
-    }
-
-    /// Ends a step of an evacuation, and vacates a segment without live copies after the last one.
-    pub fn evacuated(&mut self, evacuation: Evacuation, garbage: &mut Vec<Garbage<H>>) {
-        if evacuation.run < evacuation.owners.runs.len() {
-            self.evacuation = Some(evacuation);
-            return;
-        }
-        let segment = &mut self.segments[evacuation.segment.index()];
-        if segment.live() == 0 {
-            segment.owners.runs = evacuation.owners.runs;
-            self.vacate(evacuation.segment, garbage);
-        } else {
-            segment.shared.state = SegmentState::Kept;
-        }
-    }
-
-    /// Vacates a full segment in which nothing is live.
-    #[cold]
-    fn die(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
-        if self.segments[id.index()].shared.state == SegmentState::Sparse {
-            self.sparse.retain(|&sparse| sparse != id);
-        }
-        self.vacate(id, garbage);
-    }
-
-    /// Empties a segment that no entry names.
-    fn vacate(&mut self, id: SegmentId, garbage: &mut Vec<Garbage<H>>) {
-        self.empty(id, H::new(), garbage);
-        self.vacant.push(id);
-    }
-
-    /// Empties a segment, which gets another heap.
-    pub(super) fn empty(&mut self, id: SegmentId, heap: H, garbage: &mut Vec<Garbage<H>>) {
-        let segment = &mut self.segments[id.index()];
-        let shared = &mut segment.shared;
-        debug_assert_eq!(shared.deaths, segment.owners.count, "a vacated segment has no live copies");
-        self.full -= segment.owners.count;
-        self.full_weight -= segment.weight as usize;
-        segment.owners.runs.clear();
-        segment.owners.count = 0;
-        segment.weight = 0;
-        (shared.deaths, shared.dead_weight, shared.state) = (0, 0, SegmentState::Vacant);
-        garbage.push(Garbage::Segment(std::mem::replace(&mut segment.heap, heap)));
     }
 
     /// The open segment of the thread's lane, opened now if missing.
