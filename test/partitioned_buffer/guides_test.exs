@@ -1,6 +1,7 @@
 defmodule PartitionedBuffer.GuidesTest do
-  # Runs the guides and the notebook. See `PartitionedBuffer.Guide` for how they are written.
-  use ExUnit.Case, async: true
+  # Runs the guides and the notebook. See `PartitionedBuffer.Guide` for how they are written. Operations
+  # acts on all buffers of the node, so no other test may run.
+  use ExUnit.Case, async: false
 
   alias PartitionedBuffer.Guide
 
