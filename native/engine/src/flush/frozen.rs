@@ -225,7 +225,7 @@ impl<S: Store> Frozen<S> {
         // The estimate for entries of equal size. A step subtracts what it frees, the last one the
         // rest.
         let bytes = self.bytes.get() as u128 * positions.len() as u128 / (self.end() - positions.start).max(1) as u128;
-        reclaim(Part { frozen: self.clone(), positions, kept }, bytes as usize);
+        reclaim(Part { frozen: Arc::downgrade(self), positions, kept }, bytes as usize);
     }
 }
 
