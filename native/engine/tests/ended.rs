@@ -39,7 +39,7 @@ fn the_end_of_a_flush_frees_its_stores_as_a_whole_whatever_parts_wait() {
     }
     queue.settle(&flush);
     drop(flush);
-    assert!(parts > 0, "parts wait");
+    assert!(0 < parts && parts <= full, "{parts} bytes of {full} are those of the parts that wait");
     assert_eq!(reclaiming() - parts, full, "the stores are the thread's at once");
     drop(end);
     settle();
