@@ -61,6 +61,11 @@ impl Pace {
         elapsed < TIME_SLICE
     }
 
+    /// Whether the time is up in the middle of a step.
+    pub(crate) fn is_late(&self) -> bool {
+        self.started.elapsed() >= TIME_SLICE
+    }
+
     /// Ends the last step. Returns the time.
     pub(crate) fn end(&mut self) -> Instant {
         let now = Instant::now();

@@ -183,6 +183,23 @@ defmodule PartitionedBuffer.Native.ListTest do
       end
     end
 
+    test "is written by calls within a millisecond though each value is nearly large" do
+      value = for n <- 1..60, do: {n, n, {n, n, {n, n}}, [n]}
+      few = for key <- 1..600, do: {key, value}
+      behind = for(key <- 1..2_000, do: {-key, key}) ++ few
+
+      for list <- [few, behind] do
+        longest =
+          for _ <- 1..10 do
+            buffer = open(:map, 1)
+            list |> times(&Native.put_all(buffer, nil, &1, true)) |> Enum.max()
+          end
+
+        # The calls on the quickest buffer were not interrupted.
+        assert Enum.min(longest) < 1_000
+      end
+    end
+
     test "write the rest of a short list in its order once all room is reserved" do
       for {kind, operation, list, written} <- [
             {:map, :put_all, for(n <- 1..9, do: {rem(n, 7), n}), for(n <- 3..9, do: {rem(n, 7), n, 0, 0})},
@@ -364,6 +381,14 @@ defmodule PartitionedBuffer.Native.ListTest do
     case write.(list) do
       {:more, rest} -> [list | rests(rest, write)]
       :ok -> [list, []]
+    end
+  end
+
+  # The microseconds of each call of `write`.
+  defp times(list, write) do
+    case :timer.tc(fn -> write.(list) end) do
+      {time, {:more, rest}} -> [time | times(rest, write)]
+      {time, :ok} -> [time]
     end
   end
 

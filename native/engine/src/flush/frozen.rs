@@ -33,6 +33,8 @@ pub struct Frozen<S: Store> {
     is_seen: bool,
     /// The estimated bytes of the stores.
     bytes: Arc<Bytes>,
+    /// The same at the swap.
+    all_bytes: usize,
 }
 
 /// The estimated bytes of frozen stores, which fall as parts are freed.
@@ -124,6 +126,7 @@ impl<S: Store> Frozen<S> {
             *end += store.end();
             Some(*end)
         };
+        let all_bytes = stores.iter().map(Store::bytes).sum();
         Frozen {
             ends: stores.iter().scan(0, sum).collect(),
             len: stores.iter().map(Store::len).sum(),
@@ -131,7 +134,8 @@ impl<S: Store> Frozen<S> {
             has_failed: stores.iter().any(Store::has_failed),
             has_large: stores.iter().any(Store::has_large),
             is_seen,
-            bytes: Arc::new(Bytes(AtomicUsize::new(stores.iter().map(Store::bytes).sum()))),
+            bytes: Arc::new(Bytes(AtomicUsize::new(all_bytes))),
+            all_bytes,
             stores: stores.into_iter().map(RwLock::new).collect(),
         }
     }
@@ -222,10 +226,10 @@ impl<S: Store> Frozen<S> {
     /// Lets the reclaimer free the entries at `positions`, except for those `kept`, in ascending
     /// order. Nobody needs the others.
     pub(super) fn release(self: &Arc<Self>, positions: Range<usize>, kept: Vec<usize>) {
-        // The estimate for entries of equal size. A step subtracts what it frees, the last one the
-        // rest.
-        let bytes = self.bytes.get() as u128 * positions.len() as u128 / (self.end() - positions.start).max(1) as u128;
-        reclaim(Part { frozen: self.clone(), positions, kept }, bytes as usize);
+        // The estimate for entries of equal size, whatever earlier parts still wait. A step subtracts
+        // what it frees, the last one the rest.
+        let bytes = self.all_bytes as u128 * positions.len() as u128 / self.end().max(1) as u128;
+        reclaim(Part { frozen: Arc::downgrade(self), positions, kept }, bytes as usize);
     }
 }
 

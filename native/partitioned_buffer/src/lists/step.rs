@@ -20,6 +20,9 @@ pub(super) const LONG: usize = 128;
 /// A step ends behind large copies of this many bytes.
 const LARGE_BYTES: usize = 256 * 1024;
 
+/// The clock is read after so many writes, between two locks.
+const UNTIMED: usize = 32;
+
 /// No slot.
 const NONE: u8 = u8::MAX;
 
@@ -46,6 +49,8 @@ pub(super) enum Stopped {
     Refused,
     /// A written term is large, and others may be, too: they are to be weighed first.
     Large,
+    /// The time is up: the terms are larger than those before.
+    Late,
 }
 
 impl From<NotRunning> for Stopped {
@@ -133,15 +138,17 @@ impl<'a, W> Step<'a, W> {
     }
 
     /// Does the writes, lock by lock. If the buffer starts again with another number of partitions,
-    /// the undone writes go on there.
+    /// the undone writes go on there. The `pace` limits the time.
     #[inline]
     pub(super) fn write<T: Target<Write = W>>(
         &mut self,
         env: Env<'_>,
         target: &T,
         room: Option<&Taken<'_>>,
+        pace: Option<&Pace>,
     ) -> Result<(), Stopped> {
         let watched = watched();
+        let mut untimed = 0;
         let mut partition_count = target.shared().count()?;
         self.chain(target, partition_count)?;
         let mut first = 0;
@@ -163,6 +170,13 @@ impl<'a, W> Step<'a, W> {
                     self.note_done(first, done);
                     if is_noticed(watched) {
                         return Err(Stopped::Large);
+                    }
+                    untimed += done;
+                    if untimed >= UNTIMED {
+                        untimed = 0;
+                        if pace.is_some_and(Pace::is_late) {
+                            return Err(Stopped::Late);
+                        }
                     }
                 }
                 Err(_closed) => {

@@ -92,16 +92,17 @@ impl<'c, 'a, T: Target> Call<'c, 'a, T> {
     fn step(&mut self, step: &mut Step<'a, T::Write>) -> ControlFlow<Result<'a>> {
         let most = self.pace.as_ref().map_or(SHORT, |pace| pace.step);
         step.read(self.env, self.target, most, &mut self.pace);
-        let done = self.admit(step).map(|room| step.write(self.env, self.target, room.as_ref()));
+        if step.behind == Behind::Elements {
+            // The writes of this step tell how long the next one may be.
+            self.pace.get_or_insert_with(|| Pace::of_steps(LONG));
+        }
+        let done = self.admit(step).map(|room| step.write(self.env, self.target, room.as_ref(), self.pace.as_ref()));
         let goes_on = self.pace.as_mut().is_none_or(|pace| pace.goes_on(step.count()));
         Break(Ok(Ok(match done {
             Ok(Ok(())) if step.behind == Behind::End => Written::All,
-            Ok(Ok(())) if goes_on => {
-                self.pace.get_or_insert_with(|| Pace::of_steps(LONG));
-                return Continue(());
-            }
+            Ok(Ok(())) if goes_on => return Continue(()),
             Ok(Ok(())) => Written::More(step.rest),
-            Ok(Err(Stopped::Large)) => Written::More(step.undone()),
+            Ok(Err(Stopped::Large | Stopped::Late)) => Written::More(step.undone()),
             Ok(Err(Stopped::Refused)) => Written::Refused(step.undone()),
             Err(result) => return Break(result),
         })))
