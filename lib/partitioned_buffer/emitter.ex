@@ -21,6 +21,9 @@ defmodule PartitionedBuffer.Emitter do
   # How long, in milliseconds, a stop waits for pending handlers.
   @stop_ms 1_000
 
+  # How long, in milliseconds, an emitter waits for the last events after its supervisor was killed.
+  @last_ms 50
+
   # The limit of pending events. A start and a stop of a buffer with 4,096 partitions, the maximum,
   # have four events and log lines for each partition, even if the stop kills all processors.
   @limit 20_000
@@ -159,15 +162,17 @@ defmodule PartitionedBuffer.Emitter do
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl GenServer
-  def terminate(_reason, state), do: emit_pending(state)
+  # With a killed supervisor the partitions end at the same time, and still send their last events.
+  def terminate(:killed, state), do: emit_pending(state, @last_ms)
+  def terminate(_reason, state), do: emit_pending(state, 0)
 
-  defp emit_pending(state) do
+  defp emit_pending(state, wait_ms) do
     receive do
       {:emit, weight, item} ->
         emit_here(state, weight, item)
-        emit_pending(state)
+        emit_pending(state, wait_ms)
     after
-      0 -> :ok
+      wait_ms -> :ok
     end
   end
 
