@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.FlushTest do
 
   import ExUnit.CaptureLog
 
-  alias PartitionedBuffer.Queue
+  alias PartitionedBuffer.{Counter, Queue}
 
   @moduletag :capture_log
 
@@ -30,6 +30,35 @@ defmodule PartitionedBuffer.FlushTest do
         assert keys(received_entries()) == Enum.to_list(1..100)
         assert Buffer.flush(buffer) == :ok
         assert received_batches() == []
+      end
+    end
+
+    test "calls the processor, whatever the flush before left of the same entries" do
+      [up?, calls] = for _ <- 1..2, do: :atomics.new(1, [])
+
+      processor = fn _batch ->
+        :atomics.add(calls, 1, 1)
+        if :atomics.get(up?, 1) == 1, do: :ok, else: {:error, :down}
+      end
+
+      retries = [max_attempts: :infinity, retry_backoff_ms: {60_000, 60_000}]
+
+      for interval <- [:infinity, 60_000] do
+        :atomics.put(up?, 1, 0)
+        opts = [module: Counter, partitions: 1, processor: processor, processing_interval_ms: interval]
+        buffer = start_buffer(opts ++ retries)
+
+        # At last all entries have failed, those in flight and those that wait.
+        for _ <- 1..20 do
+          for key <- 1..5, do: Counter.add(buffer, key)
+          before = :atomics.get(calls, 1)
+          assert {:error, {:failed, _count}} = Counter.flush(buffer)
+          assert :atomics.get(calls, 1) > before
+        end
+
+        :atomics.put(up?, 1, 1)
+        assert Counter.flush(buffer) == :ok
+        assert Counter.size(buffer) == 0
       end
     end
 

@@ -98,7 +98,7 @@ defmodule PartitionedBuffer.Partition.Runner do
   # waited may have read from the same flush.
   defp process(ref, flush, opts, waited?) do
     if callers = opts[:callers], do: Process.put(:"$callers", callers)
-    opts = if waited?, do: Keyword.put(opts, :resumed?, true), else: opts
+    opts = if waited?, do: Keyword.merge(opts, resumed?: true, waited?: true), else: opts
     goes_on? = opts[:reason] != nil or Processing.Job.in_pause?(opts[:trigger]) or not paused?(ref)
     if goes_on?, do: Processing.process(flush, ref, opts)
   end

@@ -31,23 +31,26 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
     left = if job.resumed?, do: Native.inherit(job.flush, Job.death(job))
 
     case settle_left(job, left) do
-      {:go_on, %Job{reason: nil} = job} -> job |> wait_together() |> begin()
+      {:go_on, %Job{reason: nil} = job} -> if wait_together?(job), do: job, else: begin(job)
       {_go_on_or_pause, job} -> job
     end
   end
 
   # New entries do not wait for the rest of a flush that holds only refused entries, most likely. So
-  # the rest joins them.
-  defp wait_together(%Job{resumed?: true} = job) do
-    if Native.lease_rest(job.flush, true) do
+  # the rest joins them, and the next flush has all: it begins at once after a rest. This task calls
+  # no processor, so it begins no pause.
+  defp wait_together?(%Job{resumed?: true, waited?: false} = job) do
+    gave_back? = Native.lease_rest(job.flush, true)
+
+    if gave_back? do
       Batch.give_back(job.flush, :all, false, :infinity, nil)
-      wait_together(job)
-    else
-      job
+      wait_together?(job)
     end
+
+    gave_back?
   end
 
-  defp wait_together(job), do: job
+  defp wait_together?(_job), do: false
 
   # What the sink refused once it most likely refuses again, so it comes last.
   defp begin(%Job{} = job) do

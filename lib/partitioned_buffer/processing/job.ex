@@ -5,12 +5,22 @@ defmodule PartitionedBuffer.Processing.Job do
   alias PartitionedBuffer.{Native, Options, Ref}
 
   # `resumed?`: the flush is the rest of an earlier one, so newer entries may wait for its keys.
+  # `waited?`: the task waited for another one, so the flush may also be a fresh one.
   # `reason`: the cause of the last task's death; with one, this task only settles the leftover
   # batch. `delivered` counts the entries that succeeded so far. `failed?` if entries failed, the
   # last of them for the reason `failure`. `tries?` if the task tried entries that failed before.
   @enforce_keys [:ref, :flush, :options, :functions]
   defstruct @enforce_keys ++
-              [:trigger, :reason, :failure, resumed?: false, failed?: false, tries?: false, delivered: 0]
+              [
+                :trigger,
+                :reason,
+                :failure,
+                resumed?: false,
+                waited?: false,
+                failed?: false,
+                tries?: false,
+                delivered: 0
+              ]
 
   @type t() :: %__MODULE__{
           ref: Ref.t(),
@@ -21,6 +31,7 @@ defmodule PartitionedBuffer.Processing.Job do
           reason: any(),
           failure: any(),
           resumed?: boolean(),
+          waited?: boolean(),
           failed?: boolean(),
           tries?: boolean(),
           delivered: non_neg_integer()
@@ -39,7 +50,8 @@ defmodule PartitionedBuffer.Processing.Job do
         functions: functions,
         trigger: opts[:trigger],
         reason: opts[:reason],
-        resumed?: Keyword.get(opts, :resumed?, false)
+        resumed?: Keyword.get(opts, :resumed?, false),
+        waited?: Keyword.get(opts, :waited?, false)
       }
     end
   end

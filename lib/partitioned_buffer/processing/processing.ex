@@ -11,10 +11,16 @@ defmodule PartitionedBuffer.Processing do
   @failed :"$partitioned_buffer_failed"
 
   @typedoc """
-  `trigger` is the cause of the start. `resumed?`: the flush is a rest. `reason` is the cause of the
-  last task's death; with one, this task only settles the leftover batch.
+  `trigger` is the cause of the start. `resumed?`: the flush is a rest. `waited?`: the task waited
+  for another one. `reason` is the cause of the last task's death; with one, this task only settles the leftover batch.
   """
-  @type opts() :: [trigger: atom(), resumed?: boolean(), reason: any(), callers: [pid()] | nil]
+  @type opts() :: [
+          trigger: atom(),
+          resumed?: boolean(),
+          waited?: boolean(),
+          reason: any(),
+          callers: [pid()] | nil
+        ]
 
   @doc """
   Processes the rest of a flush.
