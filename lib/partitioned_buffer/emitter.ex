@@ -67,6 +67,15 @@ defmodule PartitionedBuffer.Emitter do
   end
 
   @doc """
+  Lets an emitter whose supervisor was killed end after its pending events: no others will come.
+  """
+  @spec finish(pid()) :: :ok
+  def finish(emitter) do
+    send(emitter, :finish)
+    :ok
+  end
+
+  @doc """
   Emits the event `[:partitioned_buffer | suffix]`, without a wait for its handlers.
   """
   @spec event(Native.run(), [atom()], map(), map()) :: :ok
@@ -171,6 +180,9 @@ defmodule PartitionedBuffer.Emitter do
       {:emit, weight, item} ->
         emit_here(state, weight, item)
         emit_pending(state, wait_ms)
+
+      :finish ->
+        emit_pending(state, 0)
     after
       wait_ms -> :ok
     end

@@ -440,6 +440,15 @@ defmodule PartitionedBuffer.EmitterTest do
       for _ <- 1..2, do: assert_receive({:event, [:partition, :stop], %{reason: :killed}})
     end
 
+    test "emits the last events of the partitions before the next start returns" do
+      buffer = unique_name()
+      attach(buffer, [[:partition, :stop]], forward())
+      start_buffer(name: buffer)
+      kill_processes([PartitionedBuffer.Buffer.Lookup.supervisor(buffer)])
+      start_buffer(name: buffer)
+      for _ <- 1..2, do: assert_received({:event, [:partition, :stop], %{reason: :killed}})
+    end
+
     test "that hangs after the death of its supervisor ends at the next start" do
       buffer = unique_name()
       id = attach(buffer, [[:partition, :start]], hang())

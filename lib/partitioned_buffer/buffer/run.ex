@@ -38,7 +38,10 @@ defmodule PartitionedBuffer.Buffer.Run do
       @former_ms
     )
 
-    await_ends(for({:events, pid} <- left, Emitter.emitter_of?(pid, buffer), do: pid), @emitter_ms)
+    # The partitions sent their last events.
+    emitters = for {:events, pid} <- left, Emitter.emitter_of?(pid, buffer), do: pid
+    Enum.each(emitters, &Emitter.finish/1)
+    await_ends(emitters, @emitter_ms)
   end
 
   # Kills the processes that do not end within `ms` milliseconds.
