@@ -95,7 +95,7 @@ defmodule PartitionedBuffer.LargeTest do
             binary: :binary.copy("k", 1_000_000),
             list: Enum.to_list(1..50_000),
             map: Map.new(1..20_000, &{&1, &1}),
-            integer: 1 <<< 8_000_000,
+            integer: 1 <<< 4_000_000,
             hidden: {1, 2, 3, 4, 5, [:a, %{b: {:c, :binary.copy("k", 1_000_000)}}]}
           ],
           {operation, call} <- [

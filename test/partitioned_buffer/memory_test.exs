@@ -8,6 +8,18 @@ defmodule PartitionedBuffer.MemoryTest do
   # waiting threads, which is made when a thread waits for the first time.
   @own_bytes 16_384
 
+  describe "the memory of integers and atoms" do
+    test "is that of their entries, without an environment" do
+      buffer = start_buffer(partitions: 1)
+      %{environments: before} = reclaimed()
+      for n <- 1..5_000, do: Buffer.put(buffer, n, :atom)
+      Buffer.put_all(buffer, for(n <- 1..5_000, do: {n, -n}))
+      assert %{environments: ^before} = PartitionedBuffer.memory()
+      Buffer.put(buffer, 1, {1})
+      assert PartitionedBuffer.memory().environments == before + 1
+    end
+  end
+
   describe "the memory of a map" do
     test "stays flat while a key is overwritten a million times with 32 kB" do
       buffer = start_buffer()

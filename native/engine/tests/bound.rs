@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use common::counter::Counter;
 use common::map::{entry, Map};
 use common::reading::read;
 use common::{hash, TestHeap, ONE};
 use partitioned_buffer_engine::partition::Write;
 use partitioned_buffer_engine::waiting::{Answer, Place};
 use partitioned_buffer_engine::{
-    Access, Bound, Hasher, Heap, Limits, MapPartition, Parcel, QueuePartition, Stored, Waiting, Written,
+    Access, Bound, CounterPartition, Hasher, Heap, Limits, MapPartition, Parcel, QueuePartition, Stored, Waiting,
+    Written,
 };
 
 /// A map whose partition is open with outcomes, and has this bound.
@@ -286,6 +288,21 @@ fn bytes_are_counted_as_the_stores_estimate_them_until_their_flush_ends() {
     counted(&map);
     map.partition.evict();
     assert_eq!((bound.bytes(), bound.held()), (0, 0));
+}
+
+#[test]
+fn a_delete_of_another_key_counts_the_carry_of_the_last_additions() {
+    let (hasher, bound) = (Hasher::new(), Arc::new(Bound::default()));
+    let counter = Counter { partition: CounterPartition::with_bound(&hasher, &bound), hasher };
+    counter.open();
+    bound.set_limits(bytes(1 << 30));
+    counter.partition.set_bounded(true);
+    [1, 1, i64::MAX - 1].into_iter().for_each(|amount| counter.add(1, amount));
+    let before = bound.bytes();
+    // One of these keys is in the same shard.
+    (2..100).for_each(|key| counter.delete(key));
+    assert!(bound.bytes() > before);
+    assert_eq!((bound.bytes(), counter.sum(1)), (counter.partition.info().bytes, Some(1 << 63)));
 }
 
 #[test]

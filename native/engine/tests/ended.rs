@@ -4,31 +4,17 @@
 
 mod common;
 
-use std::sync::mpsc::{channel, Receiver, Sender};
-
+use common::busy::keep_busy;
 use common::reading::{flush, read};
 use common::{queue, LARGE};
-use partitioned_buffer_engine::reclaim::{reclaim, reclaiming, settle, Work};
-
-/// Keeps the thread busy until the test allows it to go on.
-struct Busy(Sender<()>, Receiver<()>);
-
-impl Work for Busy {
-    fn step(&mut self) -> Option<usize> {
-        self.0.send(()).unwrap();
-        let _ = self.1.recv();
-        None
-    }
-}
+use partitioned_buffer_engine::reclaim::{reclaiming, settle};
 
 #[test]
 fn the_end_of_a_flush_frees_its_stores_as_a_whole_whatever_parts_wait() {
     let queue = queue::start();
     queue::push_all(&queue, LARGE..LARGE + 240);
     settle();
-    let ((begun, began), (end, busy)) = (channel(), channel());
-    reclaim(Busy(begun, busy), 0);
-    began.recv().unwrap();
+    let end = keep_busy();
     let full = queue.info().bytes;
     let flush = flush(&queue).unwrap();
     let mut parts = 0;

@@ -2,22 +2,12 @@
 //! thread of the process busy.
 #![allow(missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
-use std::sync::mpsc::{channel, Receiver, Sender};
+mod common;
 
+use common::busy::keep_busy;
 use partitioned_buffer_engine::reclaim::{help, is_behind, reclaim, reclaiming, settle, Work};
 
 const MB: usize = 1024 * 1024;
-
-/// Keeps the thread busy until the test allows it to go on.
-struct Busy(Sender<()>, Receiver<()>);
-
-impl Work for Busy {
-    fn step(&mut self) -> Option<usize> {
-        self.0.send(()).unwrap();
-        let _ = self.1.recv();
-        None
-    }
-}
 
 /// Work of this many steps, each of a megabyte.
 struct Steps(usize);
@@ -31,9 +21,7 @@ impl Work for Steps {
 
 #[test]
 fn those_who_make_garbage_free_what_is_above_the_limit() {
-    let ((begun, began), (end, busy)) = (channel(), channel());
-    reclaim(Busy(begun, busy), 0);
-    began.recv().unwrap();
+    let end = keep_busy();
     for made in 1..=50 {
         reclaim(Steps(8), 8 * MB);
         assert_eq!(is_behind(), made > 8, "{} bytes after {made} units", reclaiming());

@@ -2,6 +2,7 @@
 //! BEAM.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_docs_in_private_items, clippy::unwrap_used)]
 
+pub mod busy;
 pub mod counter;
 pub mod map;
 pub mod model;

@@ -20,7 +20,7 @@ pub(super) const LONG: usize = 128;
 /// A step ends behind large copies of this many bytes.
 const LARGE_BYTES: usize = 256 * 1024;
 
-/// The clock is read after so many writes, between two locks.
+/// The clock is read between two locks, after this number of writes.
 const UNTIMED: usize = 32;
 
 /// No slot.

@@ -132,7 +132,7 @@ pub(crate) fn cell(list: Term<'_>) -> Option<(Term<'_>, Term<'_>)> {
     }
 }
 
-/// The first elements of a list, at most so many, and the rest of the list.
+/// The first elements of a list, at most `most`, and the rest of the list.
 pub(crate) fn cells(mut list: Term<'_>, most: usize) -> (Vec<Term<'_>>, Term<'_>) {
     let mut elements = Vec::with_capacity(most);
     while let Some((element, tail)) = cell(list).filter(|_| elements.len() < most) {
