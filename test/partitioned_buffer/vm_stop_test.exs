@@ -97,6 +97,8 @@ defmodule PartitionedBuffer.VMStopTest do
       File.write!(name <> ".rel", :io_lib.format("~p.~n", [release]))
       paths = [ebin, package | :code.get_path()]
       options = [:local, :silent, path: Enum.map(paths, &to_charlist/1), outdir: to_charlist(dir)]
+      # Since Elixir 1.15 Mix leaves the applications of OTP out of the code path.
+      if function_exported?(Mix, :ensure_application!, 1), do: apply(Mix, :ensure_application!, [:sasl])
       assert {:ok, :systools_make, _warnings} = :systools.make_script(to_charlist(name), options)
       name
     end
