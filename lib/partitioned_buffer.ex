@@ -36,6 +36,7 @@ defmodule PartitionedBuffer do
   | `:retry_backoff_ms` | `{min, max}`, or function of arity 1 | `{1000, 30000}` | the pause after [failures that are not isolated](#module-isolation): its base doubles from `min` to `max` with each failure in a row, and a random time from half the base to the whole base is taken. For a function, see [Pauses](#module-pauses) |
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
   | `:order` | `:strict`, `:none` | `:strict` | only of a queue, with `:max_attempts`: whether newer items wait behind a failed item |
+  | `:versions` | `:clock`, `:own` | not given | only of a map: whose versions the entries have; see [Versions](`m:PartitionedBuffer.Map#module-versions`) |
   | `:format_reason` | function of arity 1, or `{module, function, args}` | none | returns the text of a failure reason for log lines and `info/1`; see [Reasons](#module-reasons) |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 

@@ -33,6 +33,8 @@ defmodule PartitionedBuffer.Map do
     * The buffer forgets flushed versions. An old version that arrives after the flush of a newer
       one is flushed too. If that can happen, let the processor write conditionally, for example
       with `ON CONFLICT (id) DO UPDATE ... WHERE users.version < excluded.version`.
+    * With [`versions: :clock`](#module-versions) `put/4` and the like give their entries versions, so
+      that the sink can refuse older ones.
     * `get/4`, `fetch/3`, `put_new/4`, `put_newer/5`, `delete/3` and `size/1` see the entries
       waiting for the next flush, but no entries in flight. With `:max_attempts` all but `size/1`
       also see entries in flight; see [Delivery](`m:PartitionedBuffer#module-delivery`).
@@ -43,11 +45,39 @@ defmodule PartitionedBuffer.Map do
     * Every operation except `stop/4` raises an `ArgumentError` if the buffer is not running, a
       `RuntimeError` if it has 0 partitions.
 
+  ## Versions
+
+  The option `:versions` chooses whose versions the entries have:
+
+  | `:versions` | `put/4`, `put_all/3`, `put_new/4` | `put_newer/5`, `put_all_newer/3` |
+  |---|---|---|
+  | not given | version 0, and replace any entry | the version of the write |
+  | `:clock` | the version of the clock, and replace only older entries | raise an `ArgumentError` |
+  | `:own` | raise an `ArgumentError` | the version of the write |
+
+  With `:clock` the statement of the processor can refuse older versions, without a version in the
+  data. So a late retry, a statement that timed out, or a write of another node never replaces a
+  newer value: see [Several nodes](several-nodes.html). The clock has these properties:
+
+    * A version is the time of the write in microseconds since 1970, times 128: a `bigint` for a
+      database, and a small integer for the VM until 2112.
+    * The versions of a key on one node have the order of its writes, also within a microsecond and
+      while the clock of the system is set back. They grow until the VM ends.
+    * Of writes on two nodes the one with the greater version is the newer one, up to the difference
+      of their clocks. All nodes, the sink and every retry agree on it.
+    * After a restart of the VM with a clock that was set back, new versions are smaller than older
+      ones, as with any wall clock.
+    * Each replacement of a waiting entry adds 1 to its `updates`. `fetch/3` returns the version with
+      the option `version: true`.
+    * A waiting entry with a version ahead of the clock, from a start without `:clock`, stays: the
+      write is dropped and counts as `:stale` in `PartitionedBuffer.info/1`.
+
   ## Processor
 
   The processor is called with a list of `{key, value, version, updates}` tuples. `version` is 0 for
   an entry written without a version. `updates` counts how often `put_newer/5` or `put_all_newer/3`
-  replaced the value since the last flush; `put/4` and `put_all/3` set it to 0. Each entry of a
+  replaced the value since the last flush; `put/4` and `put_all/3` set it to 0, unless the map has
+  `versions: :clock`. Each entry of a
   flush is in one batch, and in another one only after a failure with `:max_attempts`. A batch has
   `:processing_batch_size` entries. The last batch of a flush may have fewer, and so may
   [batches after a failure](`m:PartitionedBuffer#module-isolation`). The return value of the
@@ -198,7 +228,7 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.get(__MODULE__, key, default, opts)
 
       @doc "See `PartitionedBuffer.Map.fetch/3`."
-      @spec fetch(any(), keyword()) :: {:ok, any()} | :error
+      @spec fetch(any(), keyword()) :: {:ok, any()} | {:ok, any(), integer()} | :error
       def fetch(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.fetch(__MODULE__, key, opts)
 
       @doc "See `PartitionedBuffer.Map.delete/3`."
@@ -380,15 +410,25 @@ defmodule PartitionedBuffer.Map do
   Returns `{:ok, value}`, or `:error` if no entry with this key waits for the next flush. It sees
   what `get/4` sees.
 
+  With `version: true` it returns `{:ok, value, version}`. Takes the
+  [runtime options](`m:PartitionedBuffer#module-runtime-options`) as well.
+
       iex> PartitionedBuffer.Map.put(:doc, :fetched, nil)
       iex> PartitionedBuffer.Map.fetch(:doc, :fetched)
       {:ok, nil}
       iex> PartitionedBuffer.Map.fetch(:doc, :missing)
       :error
+      iex> PartitionedBuffer.Map.put_newer(:doc, :versioned, "value", 7)
+      iex> PartitionedBuffer.Map.fetch(:doc, :versioned, version: true)
+      {:ok, "value", 7}
   """
-  @spec fetch(buffer(), any(), keyword()) :: {:ok, any()} | :error
+  @spec fetch(buffer(), any(), keyword()) :: {:ok, any()} | {:ok, any(), version :: integer()} | :error
   def fetch(buffer, key, opts \\ []) when is_atom(buffer) do
-    with :not_running <- Native.get(buffer, Call.route(buffer, key, opts), key),
+    {version?, opts} = Options.version!(buffer, opts)
+    route = Call.route(buffer, key, opts)
+
+    with :not_running <-
+           if(version?, do: Native.get_versioned(buffer, route, key), else: Native.get(buffer, route, key)),
          do: Routing.not_running!(buffer, :map)
   end
 

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Native do
   # The NIFs.
   #
   # Writes and reads take a buffer by its name, an atom. Calls that act for a *run* of a buffer take
-  # the run that `open/5` returned, and change nothing once that run is over. A partition is
+  # the run that `open/7` returned, and change nothing once that run is over. A partition is
   # given by its number.
   #
   # `to` is a partition and the partition count by which the caller chose it, or nil: the key or
@@ -11,7 +11,8 @@ defmodule PartitionedBuffer.Native do
   # processor.
   #
   # `:full`: no room for another entry. `:not_running`: the buffer was never started, has ended, has
-  # no partitions, or has another partition count than `to`, or the run is over. Arguments of
+  # no partitions, or has another partition count than `to`, or the run is over. `:versions`: the
+  # entries of the map have versions of another source than the write. Arguments of
   # another form raise an ArgumentError (badarg) and change nothing.
   #
   # A call takes at most a millisecond, plus the time for one key and one value, or one item. What
@@ -59,7 +60,15 @@ defmodule PartitionedBuffer.Native do
   @typep place() :: pos_integer()
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() ::
-           :ok | {:more, list()} | {:refused, list()} | :long | :bounded | :lapsed | invalid() | :not_running
+           :ok
+           | {:more, list()}
+           | {:refused, list()}
+           | :long
+           | :bounded
+           | :lapsed
+           | :versions
+           | invalid()
+           | :not_running
   @type leased() :: attempts :: non_neg_integer() | false | :on_hold | :paused
   @typep role() :: :server | :tasks | :task | :events | :room | :drainer | :drained
   @typep counts() :: {non_neg_integer(), non_neg_integer(), non_neg_integer()}
@@ -76,8 +85,10 @@ defmodule PartitionedBuffer.Native do
   Entries that a buffer of the same name and another kind left stay there for the next buffer of
   that kind. With outcomes, `get`, `put_new`, `put_newer` and `delete` also see entries in flight.
   With a `max_size` the buffer holds no more entries than that, waiting and in flight, unless it has
-  more already. With `max_bytes` writes that need memory find no room while it has as many. Failed items of a `strict?` queue stay before all others. No partition pauses; their
-  failures in a row and the limits of their batches go on. With another partition count
+  more already. With `max_bytes` writes that need memory find no room while it has as many. Failed
+  items of a `strict?` queue stay before all others. A map with the versions of the `:clock` stamps
+  its entries, and refuses writes with versions; one with its `:own` versions refuses all others. No
+  partition pauses; their failures in a row and the limits of their batches go on. With another partition count
   than the last run, each entry waits in the partition that its key or item chooses now, and
   failures in a row start at 0.
   """
@@ -87,10 +98,11 @@ defmodule PartitionedBuffer.Native do
           non_neg_integer(),
           outcomes? :: boolean(),
           strict? :: boolean(),
+          :any | :clock | :own,
           bound()
         ) ::
           run() | :not_running
-  def open(_buffer, _kind, _partition_count, _outcomes, _strict, _bound), do: not_loaded()
+  def open(_buffer, _kind, _partition_count, _outcomes, _strict, _versions, _bound), do: not_loaded()
 
   @doc "The present run of a buffer."
   @spec run(atom()) :: run() | :not_running
@@ -421,17 +433,22 @@ defmodule PartitionedBuffer.Native do
   @spec size(atom()) :: non_neg_integer() | :not_running
   def size(_buffer), do: not_loaded()
 
-  @spec put(atom(), route(), term(), term()) :: :ok | :full | :not_running
+  @spec put(atom(), route(), term(), term()) :: :ok | :full | :versions | :not_running
   def put(_buffer, _to, _key, _value), do: not_loaded()
 
-  @spec put_new(atom(), route(), term(), term()) :: :ok | :exists | :full | :not_running
+  @spec put_new(atom(), route(), term(), term()) :: :ok | :exists | :full | :versions | :not_running
   def put_new(_buffer, _to, _key, _value), do: not_loaded()
 
-  @spec put_newer(atom(), route(), term(), term(), integer()) :: :ok | :stale | :full | :not_running
+  @spec put_newer(atom(), route(), term(), term(), integer()) ::
+          :ok | :stale | :full | :versions | :not_running
   def put_newer(_buffer, _to, _key, _value, _version), do: not_loaded()
 
   @spec get(atom(), route(), term()) :: {:ok, term()} | :error | :not_running
   def get(_buffer, _to, _key), do: not_loaded()
+
+  @spec get_versioned(atom(), route(), term()) ::
+          {:ok, term(), version :: integer()} | :error | :not_running
+  def get_versioned(_buffer, _to, _key), do: not_loaded()
 
   @spec delete(atom(), route(), term()) :: :ok | :not_running
   def delete(_buffer, _to, _key), do: not_loaded()
@@ -649,6 +666,10 @@ defmodule PartitionedBuffer.Native do
   @doc "Waits, on a dirty scheduler, until all unused memory is freed."
   @spec await_reclaimed() :: :ok
   def await_reclaimed, do: not_loaded()
+
+  @doc "Shifts the wall clock that maps stamp their entries with, in this VM, for tests."
+  @spec shift_clock(milliseconds :: integer()) :: :ok
+  def shift_clock(_milliseconds), do: not_loaded()
 
   @doc """
   For each NIF its name, the nanoseconds of the longest call and the number of calls over a

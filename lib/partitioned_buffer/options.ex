@@ -33,6 +33,7 @@ defmodule PartitionedBuffer.Options do
                 :partitions,
                 :max_attempts,
                 :drain_timeout_ms,
+                :versions,
                 dead_letter?: false,
                 order: :strict,
                 processing_interval_ms: 5_000,
@@ -54,6 +55,7 @@ defmodule PartitionedBuffer.Options do
           max_attempts: pos_integer() | :infinity | nil,
           dead_letter?: boolean(),
           order: :strict | :none,
+          versions: :clock | :own | nil,
           drain_timeout_ms: timeout(),
           retry_backoff_ms: {non_neg_integer(), non_neg_integer()} | :function,
           processing_interval_ms: pos_integer() | :infinity,
@@ -84,7 +86,16 @@ defmodule PartitionedBuffer.Options do
     :retry_backoff_ms,
     :drain_timeout_ms
   ]
-  @start [:name, :processor, :module, :partitions, :dead_letter, :format_reason, :order | @updatable]
+  @start [
+    :name,
+    :processor,
+    :module,
+    :partitions,
+    :dead_letter,
+    :format_reason,
+    :order,
+    :versions | @updatable
+  ]
 
   # A module passes the options of its own `child_spec/1` on, so these keys may be among them.
   @child_spec [:id, :start, :restart, :shutdown, :type, :modules, :significant]
@@ -257,12 +268,17 @@ defmodule PartitionedBuffer.Options do
     if given[:processing_batch_size] == :table and given[:max_attempts] != nil,
       do: table_excluded!(given[:name])
 
-    if given[:order] != nil and given[:module].__kind__() != :queue do
+    only!(given, :order, :queue, "PartitionedBuffer.Queue", "has no order")
+    only!(given, :versions, :map, "PartitionedBuffer.Map", "has no versions")
+  end
+
+  defp only!(given, key, kind, module, otherwise) do
+    if given[key] != nil and given[:module].__kind__() != kind do
       raise!(
-        :order,
-        given[:order],
-        "option :order of #{buffer(given[:name])} is one of PartitionedBuffer.Queue only: " <>
-          "a #{given[:module].__kind__()} has no order"
+        key,
+        given[key],
+        "option #{inspect(key)} of #{buffer(given[:name])} is one of #{module} only: " <>
+          "a #{given[:module].__kind__()} #{otherwise}"
       )
     end
   end
@@ -347,6 +363,21 @@ defmodule PartitionedBuffer.Options do
       {nil, options} -> {false, options}
       {:error, options} -> {true, options}
       {other, _options} -> invalid!(name, :stale, other, ":error")
+    end
+  end
+
+  @doc """
+  Splits the options of `fetch/3`: whether the result has the version, and the other options.
+  """
+  @spec version!(atom(), keyword()) :: {version? :: boolean(), keyword()}
+  def version!(_name, []), do: {false, []}
+
+  def version!(name, options) do
+    check_keyword!(options, "the options of a call on", name)
+
+    case Keyword.pop(options, :version, false) do
+      {version?, options} when is_boolean(version?) -> {version?, options}
+      {other, _options} -> invalid!(name, :version, other, "a boolean")
     end
   end
 
@@ -441,6 +472,7 @@ defmodule PartitionedBuffer.Options do
     do: is_integer(ms) and ms in 0..@max_ms
 
   defp valid?(:order, order), do: order in [:strict, :none]
+  defp valid?(:versions, versions), do: versions in [:clock, :own]
   defp valid?(:processing_batch_size, :table), do: true
   defp valid?(:processing_batch_size, {_acc, function}), do: is_function(function, 2)
   defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
@@ -482,6 +514,8 @@ defmodule PartitionedBuffer.Options do
     do: "a non-negative integer up to #{@max_ms} (milliseconds) or :infinity"
 
   defp expected(:order), do: ":strict or :none"
+
+  defp expected(:versions), do: ":clock or :own"
 
   defp expected(:processing_batch_size),
     do: "a positive integer, :table, or {acc, function} with a function of arity 2"

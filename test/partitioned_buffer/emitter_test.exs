@@ -476,7 +476,7 @@ defmodule PartitionedBuffer.EmitterTest do
 
     test "a handler that hangs delays the end of an emitter for a second" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, false, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 1, false, true, :any, {:infinity, :infinity})
       {:ok, emitter} = Emitter.start({run(buffer), buffer})
       monitor = Process.monitor(emitter)
       attach_log(buffer, "a line", hang())

@@ -109,7 +109,7 @@ defmodule PartitionedBuffer.NotRunningTest do
       for {kind, module} <- [map: Buffer, counter: Counter, queue: Queue], max_size <- [:infinity, 1] do
         buffer = unique_name()
         # The first thing that a start does. Its options come next.
-        Native.open(buffer, kind, 2, false, true, {max_size, :infinity})
+        Native.open(buffer, kind, 2, false, true, :any, {max_size, :infinity})
         results = for call <- calls(module, [buffer]) ++ calls(PartitionedBuffer, [buffer]), do: raised(call)
 
         message = "no partitions available for buffer #{inspect(buffer)}: "

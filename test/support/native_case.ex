@@ -22,11 +22,11 @@ defmodule PartitionedBuffer.NativeCase do
   """
   def opened(max_size \\ :infinity) do
     buffer = unique_name()
-    Native.open(queue(buffer), :queue, 1, false, true, {max_size, :infinity})
+    Native.open(queue(buffer), :queue, 1, false, true, :any, {max_size, :infinity})
     Native.push_all(queue(buffer), nil, [:first, :second], true)
-    Native.open(counter(buffer), :counter, 1, false, true, {max_size, :infinity})
+    Native.open(counter(buffer), :counter, 1, false, true, :any, {max_size, :infinity})
     Native.add(counter(buffer), nil, :key, 7)
-    Native.open(buffer, :map, 1, false, true, {max_size, :infinity})
+    Native.open(buffer, :map, 1, false, true, :any, {max_size, :infinity})
     Native.put_options(run(buffer), 0, :options, :functions)
     Native.put_error(run(buffer), :error)
     Native.register(run(buffer), 0, :server)
@@ -90,7 +90,8 @@ defmodule PartitionedBuffer.NativeCase do
       spawn(fn ->
         send(
           test,
-          {:opened, self(), Native.open(name, kind, partition_count, outcomes?, true, {:infinity, :infinity})}
+          {:opened, self(),
+           Native.open(name, kind, partition_count, outcomes?, true, :any, {:infinity, :infinity})}
         )
 
         receive(do: (:never -> :ok))

@@ -36,7 +36,7 @@ defmodule PartitionedBuffer.API.Call do
   of the options.
   """
   @spec refused(
-          :not_running | :full | result,
+          :not_running | :full | :versions | result,
           atom(),
           Options.kind(),
           Routing.route() | {:processor, Routing.route()},
@@ -68,7 +68,24 @@ defmodule PartitionedBuffer.API.Call do
     end
   end
 
+  def refused(:versions, buffer, _kind, _route, [operation | _arguments]), do: versions!(buffer, operation)
   def refused(result, _buffer, _kind, _route, _write), do: result
+
+  @doc """
+  Raises for a write whose versions the buffer does not take.
+  """
+  @spec versions!(atom(), atom()) :: no_return()
+  def versions!(buffer, operation) when operation in [:put_newer, :put_all_newer] do
+    raise ArgumentError,
+          "buffer #{inspect(buffer)} was started with versions: :clock, so its entries have the versions of its " <>
+            "clock, and #{operation} cannot give them others: expected put, put_all or put_new"
+  end
+
+  def versions!(buffer, operation) do
+    raise ArgumentError,
+          "buffer #{inspect(buffer)} was started with versions: :own, so each write gives a version, and " <>
+            "#{operation} has none: expected put_newer or put_all_newer"
+  end
 
   @typedoc "A NIF that writes a list."
   @type operation() :: :put_all | :put_all_newer | :push_all | :add_all
@@ -207,6 +224,8 @@ defmodule PartitionedBuffer.API.Call do
 
   defp written(:not_running, buffer, operation, route, list, checked),
     do: refused_list(buffer, operation, route, list, checked)
+
+  defp written(:versions, buffer, operation, _route, _list, _checked), do: versions!(buffer, operation)
 
   defp written(invalid, buffer, operation, _route, _list, _checked),
     do: invalid!(invalid, buffer, @shapes[operation])

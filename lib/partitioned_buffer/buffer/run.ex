@@ -67,7 +67,8 @@ defmodule PartitionedBuffer.Buffer.Run do
   @spec open(Options.t(), Options.Functions.t()) :: {Native.run(), [Ref.t()]}
   def open(%Options{name: buffer, partitions: count} = options, %Options.Functions{} = functions) do
     {outcomes?, strict?} = {Options.outcomes?(options), options.order == :strict}
-    run = Native.open(buffer, options.kind, count, outcomes?, strict?, Options.bound(options))
+    versions = options.versions || :any
+    run = Native.open(buffer, options.kind, count, outcomes?, strict?, versions, Options.bound(options))
     Native.put_options(run, 0, options, functions)
     {run, for(number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number))}
   end

@@ -12,11 +12,13 @@
 //! | [`limits`] | how many entries a buffer may hold, how many wait until a flush, and the totals |
 //! | [`routing`] | from a key to its partition |
 //! | [`term`] | the interface of terms and heaps |
+//! | [`clock`] | the versions that a map gives to its entries |
 //! | `runs` | positions of entries with their failed attempts |
 //! | `ids` | the ids of entries and segments |
 //! | `sync` | the locks and atomics, which a test replaces by those of a model |
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod flush;
 mod ids;
 pub mod limits;
@@ -28,6 +30,7 @@ pub mod store;
 mod sync;
 pub mod term;
 
+pub use clock::Clock;
 pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Reader, Seen};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound, Limits};
@@ -38,7 +41,7 @@ pub use memory::arena;
 pub use memory::parcel::{self, Parcel};
 pub use memory::reclaim;
 pub use partition::{
-    Access, Closed, CounterPartition, Evicted, Info, Leftover, MapPartition, Partition, QueuePartition, Stored, Written,
+    Access, Closed, CounterPartition, Evicted, Info, Leftover, MapPartition, Partition, QueuePartition, Stored, Versions, Written,
 };
 pub use store::counter::{self as tally, Tally};
 pub use store::hash::{Hash, Hasher};

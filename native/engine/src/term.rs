@@ -59,6 +59,9 @@ pub trait Heap: Send + Sync + 'static {
     /// A number of the calling thread, which chooses its lane in an [arena](crate::arena).
     fn lane() -> usize;
 
+    /// The microseconds since 1970, by the wall clock.
+    fn wall_clock() -> i64;
+
     /// Asks the processor to load `target` into its cache, if it can.
     #[inline]
     fn prefetch<T>(_target: &T) {}

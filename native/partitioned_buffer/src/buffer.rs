@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::{
-    routing, Access, Closed, Generation, Hash, Hasher, Limits, Log, Partition, Store, Tally,
+    routing, Access, Closed, Generation, Hash, Hasher, Limits, Log, Partition, Store, Tally, Versions,
 };
 use rustler::{Env, Resource};
 
@@ -70,7 +70,7 @@ pub(crate) struct Partitions<S: Store, const SHARDS: usize> {
 
 impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
     /// Opens the first `partition_count` partitions until the calling process dies, with or without
-    /// outcomes, a kept order of failed items, and a bound. Returns the number of the run. Entries of an earlier
+    /// outcomes, a kept order of failed items, these versions, and a bound. Returns the number of the run. Entries of an earlier
     /// run stay in their partitions. If the earlier run had another partition count, each of its
     /// entries waits in the partition that its key or item chooses now.
     ///
@@ -82,6 +82,7 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         partition_count: u32,
         has_outcomes: bool,
         keeps_order: bool,
+        versions: Versions,
         limits: Limits,
     ) -> Option<u32> {
         let shared = &self.shared;
@@ -102,6 +103,7 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
             partition.close();
             partition.set_outcomes(has_outcomes);
             partition.set_order(keeps_order && S::KEEPS_ORDER);
+            partition.set_versions(versions);
             partition.end_pause();
         }
         self.set_bound(partition_count, limits);
@@ -238,7 +240,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         let position = u64::from(partition) + 1;
         let level = position.ilog2();
         let partitions = self.levels[level as usize].get_or_init(|| {
-            (0..1_u64 << level).map(|_| Partition::with_bound(&self.hasher, &self.shared.bound)).collect()
+            (0..1_u64 << level).map(|_| Partition::sharing(&self.hasher, &self.shared.bound, &self.shared.clock)).collect()
         });
         &partitions[(position - (1 << level)) as usize]
     }

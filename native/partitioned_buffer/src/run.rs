@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use partitioned_buffer_engine::waiting::{Answer, Waiting};
-use partitioned_buffer_engine::Bound;
+use partitioned_buffer_engine::{Bound, Clock};
 use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::kept::Kept;
@@ -60,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) opened: RwLock<Opened>,
     /// How many entries the partitions may hold.
     pub(crate) bound: Arc<Bound>,
+    /// The clock of a map.
+    pub(crate) clock: Arc<Clock>,
     /// Whether the run is on hold: no call of the processor begins, until its stop.
     on_hold: AtomicBool,
     /// Whether the stop of the run began.

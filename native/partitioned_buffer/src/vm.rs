@@ -13,6 +13,7 @@
 //! | [`array`] | an array on the stack |
 //! | [`kept`] | terms that outlive their process |
 //! | [`memory`] | the VM's allocators, counted |
+//! | [`wall_clock`] | the wall clock, read fast |
 //! | `timing` | for benchmarks only: how long calls take |
 //! | `faults` | for tests only: panics in copies |
 #![allow(unsafe_code)]
@@ -31,4 +32,5 @@ pub(crate) mod small;
 pub(crate) mod term;
 #[cfg(feature = "timing")]
 pub(crate) mod timing;
+pub(crate) mod wall_clock;
 mod weight;

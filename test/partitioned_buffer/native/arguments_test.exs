@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
 
   # The kinds of the arguments of each NIF.
   @arguments %{
-    open: [:name, :kind, :partitions, :boolean, :boolean, :bound],
+    open: [:name, :kind, :partitions, :boolean, :boolean, :versions, :bound],
     run: [:name],
     owner: [:name],
     buffers: [],
@@ -64,6 +64,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     put_new: [:name, :route, :any, :any],
     put_newer: [:name, :route, :any, :any, :version],
     get: [:name, :route, :any],
+    get_versioned: [:name, :route, :any],
     delete: [:name, :route, :any],
     add: [:counter, :route, :any, :amount],
     add_counted: [:counter, :route, :any, :amount, :times],
@@ -101,11 +102,13 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     longest_calls: []
   }
 
-  @no_nifs [hold: 0, load: 0]
+  # `shift_clock/1` would shift the clock of tests that run at the same time.
+  @no_nifs [hold: 0, load: 0, shift_clock: 1]
 
   defp fits?(:any, _term), do: true
   defp fits?(kind, term) when kind in [:name, :queue, :counter], do: is_atom(term)
   defp fits?(:kind, term), do: term in [:map, :queue, :counter]
+  defp fits?(:versions, term), do: term in [:any, :clock, :own]
   defp fits?(:boolean, term), do: is_boolean(term)
   defp fits?(:shape, term), do: term in [:pair, :versioned, :amount, :item]
   defp fits?(:partitions, term), do: term in 0..4_096
@@ -269,6 +272,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(kind, _buffer, _flush) when kind in [:amount, :times], do: 1
   defp fitting(:amounts, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:kind, _buffer, _flush), do: :map
+  defp fitting(:versions, _buffer, _flush), do: :any
   defp fitting(:leftovers, _buffer, _flush), do: :keep
   defp fitting(:list, _buffer, _flush), do: [:other]
   defp fitting(:name, buffer, _flush), do: buffer
@@ -297,7 +301,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   # A reservation of a writer that waits.
   defp fitting(:waiting, _buffer, _flush) do
     full = unique_name()
-    Native.open(full, :map, 1, false, true, {1, :infinity})
+    Native.open(full, :map, 1, false, true, :any, {1, :infinity})
     Native.put(full, nil, :key, 1)
     {:wait, reservation, _place} = Native.reserve(full, 1, true)
     reservation

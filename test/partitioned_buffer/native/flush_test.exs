@@ -57,7 +57,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
       {:fresh, flush} = Native.flush(run, 0)
       {[_entry], 1, true} = Native.read(flush, 0, 1, false)
       kill_owner(buffer, owner)
-      Native.open(buffer, :map, 1, true, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 1, true, true, :any, {:infinity, :infinity})
       {:rest, rest} = Native.flush(run(buffer), 0)
       {[first], 1, true} = Native.read(rest, 0, 1, false)
       Native.lease(rest, true)
@@ -81,7 +81,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   describe "a flush of one partition" do
     test "leaves the batch of another one alone" do
       buffer = unique_name()
-      Native.open(buffer, :queue, 2, true, true, {:infinity, :infinity})
+      Native.open(buffer, :queue, 2, true, true, :any, {:infinity, :infinity})
       for number <- 0..1, do: Native.push_all(buffer, {number, 2}, [{number, 1}, {number, 2}], true)
       [first, second] = for number <- 0..1, do: elem(Native.flush(run(buffer), number), 1)
       for flush <- [first, second], do: Native.read(flush, 0, 1, false)
@@ -102,7 +102,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   describe "a flush of one process" do
     test "takes no outcome from another process" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, true, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 1, true, true, :any, {:infinity, :infinity})
       Native.put_all(buffer, nil, [a: 1, b: 2], true)
       {:fresh, flush} = Native.flush(run(buffer), 0)
       {[_first], 1, true} = Native.read(flush, 0, 1, false)
@@ -182,7 +182,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
 
     test "ends a flush whose last entries were deleted" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, true, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 1, true, true, :any, {:infinity, :infinity})
       Native.put_all(buffer, nil, [a: 1, b: 2], true)
       {:fresh, flush} = Native.flush(run(buffer), 0)
       {[entry], 1, 0} = Native.lease_next(flush, 0, 1, false, false, false)
@@ -221,7 +221,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   # A flush of a queue with these items.
   defp flushed(items) do
     buffer = unique_name()
-    Native.open(buffer, :queue, 1, true, true, {:infinity, :infinity})
+    Native.open(buffer, :queue, 1, true, true, :any, {:infinity, :infinity})
     :ok = Native.push_all(buffer, nil, Enum.to_list(items), true)
     {:fresh, flush} = Native.flush(run(buffer), 0)
     {buffer, flush}
@@ -233,7 +233,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   # A leased batch of a queue with the items from 0 on.
   defp leased(length, kind \\ :queue) do
     buffer = unique_name()
-    Native.open(buffer, kind, 1, true, true, {:infinity, :infinity})
+    Native.open(buffer, kind, 1, true, true, :any, {:infinity, :infinity})
     items = Enum.to_list(0..(length - 1))
 
     if kind == :queue,

@@ -28,7 +28,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
 
   defp opened_run do
     buffer = unique_name()
-    Native.open(buffer, :map, 1, false, true, {:infinity, :infinity})
+    Native.open(buffer, :map, 1, false, true, :any, {:infinity, :infinity})
     run(buffer)
   end
 
@@ -105,7 +105,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
   # the last copy is freed, so is the room.
   defp traced do
     buffer = unique_name()
-    Native.open(buffer, :queue, 1, false, true, {10, :infinity})
+    Native.open(buffer, :queue, 1, false, true, :any, {10, :infinity})
 
     put = fn run, nif, arguments ->
       test = self()
@@ -159,7 +159,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
       assert {{:traced, _options}, {:traced, _functions}} = Native.left_terms(name, :map)
       assert Native.left_terms(name, :queue) == nil
       assert Native.options(run) == :not_running
-      Native.open(name, :map, 1, false, true, {:infinity, :infinity})
+      Native.open(name, :map, 1, false, true, :any, {:infinity, :infinity})
       assert Native.left_terms(name, :map) == nil
       :erlang.garbage_collect()
       await_held(traced, 0)
@@ -170,7 +170,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
       name = unique_name()
 
       for kind <- [:map, :queue, :queue, :counter, :map] do
-        Native.open(name, kind, 1, false, true, {:infinity, :infinity})
+        Native.open(name, kind, 1, false, true, :any, {:infinity, :infinity})
         await_held(traced, 0)
         assert Native.functions(run(name)) == nil
         assert Native.options(run(name)) == nil
@@ -238,7 +238,7 @@ defmodule PartitionedBuffer.Native.KeptTest do
       assert Native.stop(run) == :keep
       kill_owner(name, owner)
       assert {Native.stop(run), Native.put_stop(run, :keep)} == {:not_running, :not_running}
-      Native.open(name, :map, 1, false, true, {:infinity, :infinity})
+      Native.open(name, :map, 1, false, true, :any, {:infinity, :infinity})
       assert Native.stop(run(name)) == nil
     end
   end

@@ -110,7 +110,7 @@ defmodule PartitionedBuffer.Native.ListTest do
           tail <- [[bad], bad],
           length <- [2_047, 2_048, 5_000] do
         buffer = unique_name()
-        Native.open(buffer, kind, 1, false, true, {:infinity, :infinity})
+        Native.open(buffer, kind, 1, false, true, :any, {:infinity, :infinity})
         list = Enum.map(1..length, element)
         assert {:badarg, left} = write(nif, buffer, list ++ tail)
         size = Native.size(buffer)
@@ -121,7 +121,7 @@ defmodule PartitionedBuffer.Native.ListTest do
 
     test "comes back in order, without written items, if a partition is draining" do
       buffer = unique_name()
-      Native.open(queue(buffer), :queue, 3, false, true, {:infinity, :infinity})
+      Native.open(queue(buffer), :queue, 3, false, true, :any, {:infinity, :infinity})
       Native.drain(run(queue(buffer)), 1)
       in_draining = &(:erlang.phash2(:erlang.phash2(&1), 3) == 1)
 
@@ -211,7 +211,7 @@ defmodule PartitionedBuffer.Native.ListTest do
              )}
           ] do
         buffer = unique_name()
-        Native.open(buffer, kind, 1, false, true, {3, :infinity})
+        Native.open(buffer, kind, 1, false, true, :any, {3, :infinity})
         assert apply(Native, operation, [buffer, nil, list, true]) == :ok
         assert {:fresh, flush} = Native.flush(run(buffer), 0)
         assert {entries, _length, true} = Native.read(flush, 0, 100, false)
@@ -236,7 +236,7 @@ defmodule PartitionedBuffer.Native.ListTest do
 
   defp open(kind, partition_count, max_size \\ :infinity) do
     buffer = unique_name()
-    Native.open(buffer, kind, partition_count, false, true, {max_size, :infinity})
+    Native.open(buffer, kind, partition_count, false, true, :any, {max_size, :infinity})
     buffer
   end
 

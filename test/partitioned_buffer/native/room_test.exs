@@ -11,7 +11,7 @@ defmodule PartitionedBuffer.Native.RoomTest do
 
   defp open(kind, max_size \\ 10) do
     buffer = unique_name()
-    Native.open(buffer, kind, 2, false, true, {max_size, :infinity})
+    Native.open(buffer, kind, 2, false, true, :any, {max_size, :infinity})
     buffer
   end
 
@@ -53,9 +53,9 @@ defmodule PartitionedBuffer.Native.RoomTest do
 
     test "of another kind of the same name is refused" do
       name = unique_name()
-      Native.open(name, :map, 1, false, true, {10, :infinity})
+      Native.open(name, :map, 1, false, true, :any, {10, :infinity})
       reservation = Native.reserve(name, 2, false)
-      Native.open(name, :queue, 1, false, true, {10, :infinity})
+      Native.open(name, :queue, 1, false, true, :any, {10, :infinity})
       assert call(:push_all, [name, nil, [:a, :b], reservation]) == :badarg
       assert {Native.size(name), held(name)} == {0, 0}
       # The buffer takes no lists of these kinds.
@@ -124,7 +124,7 @@ defmodule PartitionedBuffer.Native.RoomTest do
       reservation = Native.reserve(buffer, 2, false)
       kill_owner(buffer, owner)
       assert call(:push_all, [buffer, nil, [:a, :b], reservation]) == :not_running
-      Native.open(buffer, :queue, 2, false, true, {10, :infinity})
+      Native.open(buffer, :queue, 2, false, true, :any, {10, :infinity})
       assert call(:push_all, [buffer, nil, [:a, :b], reservation]) == :ok
       Native.release(reservation)
       assert {Native.size(buffer), held(buffer)} == {2, 2}
@@ -163,7 +163,7 @@ defmodule PartitionedBuffer.Native.RoomTest do
     test "of several processes at once leaves one bound for all partitions" do
       for kind <- [:queue, :map], _round <- 1..20 do
         buffer = unique_name()
-        Native.open(buffer, kind, 64, false, true, {1_000, :infinity})
+        Native.open(buffer, kind, 64, false, true, :any, {1_000, :infinity})
 
         put = fn n ->
           if kind == :queue,

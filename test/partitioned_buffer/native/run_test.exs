@@ -11,7 +11,7 @@ defmodule PartitionedBuffer.Native.RunTest do
       for round <- 1..1_000 do
         # Many partitions, so that it takes a while.
         {pid, ref} =
-          spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, true, {:infinity, :infinity}) end)
+          spawn_monitor(fn -> Native.open(buffer, :map, 4_096, false, true, :any, {:infinity, :infinity}) end)
 
         # It is killed at another moment in each round.
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
@@ -29,13 +29,14 @@ defmodule PartitionedBuffer.Native.RunTest do
       assert Native.status(name) == :not_running
 
       for {kind, partitions} <- [map: 2, queue: 1, map: 0, map: 3, queue: 0, map: 1] do
-        Native.open(name, kind, partitions, false, true, {:infinity, :infinity})
+        Native.open(name, kind, partitions, false, true, :any, {:infinity, :infinity})
         assert Native.status(name) == {kind, partitions}
       end
 
       owner =
         spawn(fn ->
-          Native.open(name, :queue, 0, false, true, {:infinity, :infinity}) && receive(do: (:never -> :ok))
+          Native.open(name, :queue, 0, false, true, :any, {:infinity, :infinity}) &&
+            receive(do: (:never -> :ok))
         end)
 
       await_status(name, {:queue, 0})
@@ -142,7 +143,7 @@ defmodule PartitionedBuffer.Native.RunTest do
         name = %{map: buffer, queue: queue(buffer), counter: counter(buffer)}[kind]
         dead = run(name)
         # The test opened the first run, so this one replaces it.
-        Native.open(name, kind, 1, false, true, {:infinity, :infinity})
+        Native.open(name, kind, 1, false, true, :any, {:infinity, :infinity})
         before = held(buffer, flush)
         {_name, number} = dead
 
@@ -227,7 +228,7 @@ defmodule PartitionedBuffer.Native.RunTest do
             {:counter, :add_all, [key: 1], [{:key, 1, 1}]}
           ] do
         buffer = unique_name()
-        Native.open(buffer, kind, 1, false, true, {:infinity, :infinity})
+        Native.open(buffer, kind, 1, false, true, :any, {:infinity, :infinity})
         call(nif, [buffer, nil, list, true])
         assert Native.close(run(buffer), 0) == :ok
         assert_takes_no_entries(buffer, [:map, :queue, :counter])
@@ -241,7 +242,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "a role" do
     test "is refused for another place, and register/3 refuses :tasks and :task" do
       buffer = unique_name()
-      Native.open(buffer, :map, 1, false, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 1, false, true, :any, {:infinity, :infinity})
 
       for {place, role} <- [
             {0, :room},
@@ -267,7 +268,7 @@ defmodule PartitionedBuffer.Native.RunTest do
 
     test "is of no partition in a buffer without partitions" do
       buffer = unique_name()
-      Native.open(buffer, :map, 0, false, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 0, false, true, :any, {:infinity, :infinity})
       assert Native.register(run(buffer), 0, :server) == :not_running
       assert Native.begin_task(run(buffer), 0) == :not_running
       assert Native.register(run(buffer), :room, :room) == :ok
@@ -289,7 +290,7 @@ defmodule PartitionedBuffer.Native.RunTest do
   describe "left/1" do
     test "names the processes of all partitions, alive or dead" do
       buffer = unique_name()
-      Native.open(buffer, :map, 4_096, true, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 4_096, true, true, :any, {:infinity, :infinity})
       assert Native.left(buffer) == {true, []}
       for number <- 0..4_095, do: assert(Native.register(run(buffer), number, :server) == :ok)
       dead = spawn(fn -> :ok end)
@@ -336,13 +337,13 @@ defmodule PartitionedBuffer.Native.RunTest do
       assert Native.end_event(run, 1) == :not_running
     end
 
-    defp opened_run, do: Native.open(unique_name(), :map, 1, false, true, {:infinity, :infinity})
+    defp opened_run, do: Native.open(unique_name(), :map, 1, false, true, :any, {:infinity, :infinity})
   end
 
   describe "end_run/1" do
     test "lets no process act for the run, and no task begin" do
       buffer = unique_name()
-      Native.open(buffer, :map, 2, true, true, {:infinity, :infinity})
+      Native.open(buffer, :map, 2, true, true, :any, {:infinity, :infinity})
       run = run(buffer)
       assert Native.begin_task(run, 0) == :ok
       assert Native.end_run(buffer) == :ok

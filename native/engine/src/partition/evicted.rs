@@ -127,9 +127,11 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         Evicted { waiting, in_flight }
     }
 
-    /// Takes out the waiting entries, and releases their room.
+    /// Takes out the waiting entries, and releases their room. Later stamps of other partitions are
+    /// greater than those here.
     fn take_waiting(&self) -> Option<Frozen<S>> {
         let mut states = self.shards.each_ref().map(Shard::lock);
+        states.iter().for_each(|state| self.clock.see(state.waiting.last_stamp()));
         for state in states.iter_mut().filter(|state| state.is_bounded) {
             self.bound.release(state.waiting.len());
         }

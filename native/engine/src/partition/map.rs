@@ -2,8 +2,9 @@
 
 use super::access::{Access, Closed};
 use super::keyed::{TableState, TABLE_SHARDS};
-use super::partition::{Partition, Stored, Written};
+use super::partition::{Partition, Stored, Versions, Written};
 use super::shard::InFlight;
+use crate::clock;
 use crate::memory::parcel::Parcel;
 use crate::store::hash::Hash;
 use crate::store::map::{Generation, Put, Values};
@@ -53,19 +54,60 @@ fn is_stale<H: Heap>(
 }
 
 impl<H: Heap> MapPartition<H> {
-    /// Stores `value` for `key` unconditionally.
+    /// Stores `value` for `key` unconditionally, or with a version of the clock.
     #[inline(always)]
     pub fn put(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
+        if !self.has_versions(Versions::Any) {
+            return Ok(self.put_stamped(state, access, hash, key, value));
+        }
         let is_bounded = state.is_bounded;
         let has_room = |is_new| !is_bounded || self.find_room(access, is_new);
         let is_new = state.waiting.put(hash, key, value, has_room);
         Ok(self.written(state, access, is_new))
     }
 
+    /// Stores `value` for `key` with a version of the clock. In this shard only a version that came
+    /// from elsewhere may be as great. A map whose writes have versions refuses.
+    #[inline(never)]
+    fn put_stamped(
+        &self,
+        mut state: MutexGuard<'_, TableState<H, Values<H>>>,
+        access: Access,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+    ) -> Stored {
+        if !self.has_versions(Versions::Clock) {
+            return self.refuse_versions(state, access);
+        }
+        let is_bounded = state.is_bounded;
+        let has_room = |is_new| !is_bounded || self.find_room(access, is_new);
+        // The index loads while the clock is read.
+        state.waiting.prefetch(hash);
+        let version = state.waiting.stamp(&self.clock, clock::now::<H>());
+        let put = state.waiting.put_stamped(hash, key, value, version, has_room);
+        self.written(state, access, (put != Put::Full).then_some(put == Put::New))
+    }
+
+    /// Lets all later stamps of the map be greater than a version of another clock.
+    pub fn see_version(&self, version: i64) {
+        self.clock.see(version);
+    }
+
+    /// Refuses a write whose version would come from another source than those of the map.
+    #[cold]
+    fn refuse_versions(&self, state: MutexGuard<'_, TableState<H, Values<H>>>, access: Access) -> Stored {
+        self.written(state, access, Some(false));
+        Stored::Versioned
+    }
+
     /// Stores `value` for `key` if the key is new.
     pub fn put_new(&self, access: Access, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
+        if self.has_versions(Versions::Own) {
+            return Ok(self.refuse_versions(state, access));
+        }
         if state.waiting.find(hash, key.term).is_some() || state.find_in_flight(hash, key.term).is_some() {
             self.written(state, access, Some(false));
             return Ok(Stored::Refused);
@@ -73,7 +115,12 @@ impl<H: Heap> MapPartition<H> {
         if state.is_bounded && !self.find_room(access, true) {
             return Ok(Stored::Full);
         }
-        state.waiting.put_new(hash, key, value);
+        let version = if self.has_versions(Versions::Any) {
+            Version::Int(0)
+        } else {
+            state.waiting.stamp(&self.clock, clock::now::<H>())
+        };
+        state.waiting.put_new(hash, key, value, version);
         Ok(self.written(state, access, Some(true)))
     }
 
@@ -89,6 +136,9 @@ impl<H: Heap> MapPartition<H> {
         version: Version<H::Term>,
     ) -> Result<Stored, Closed> {
         let mut state = self.lock_open(access, hash)?;
+        if self.has_versions(Versions::Clock) {
+            return Ok(self.refuse_versions(state, access));
+        }
         let is_bounded = state.is_bounded;
         let has_room = |is_new| !is_bounded || self.find_room(access, is_new);
         let put = state.put_newer(hash, key, value, version, has_room);
@@ -105,12 +155,43 @@ impl<H: Heap> MapPartition<H> {
         reserved: bool,
         writes: impl Iterator<Item = &'w (Hash, Write<H>)> + Clone,
     ) -> Result<Written, Closed> {
+        let mut now = None;
+        let is_stamped = self.has_versions(Versions::Clock);
         self.write_each(access, shard, reserved, writes, |state, hash, write| match write {
+            Write::Put(key, value) if is_stamped => {
+                let version = state.waiting.stamp(&self.clock, *now.get_or_insert_with(clock::now::<H>));
+                state.waiting.put_stamped(hash, key, value, version, |_is_new| true) == Put::New
+            }
             Write::Put(key, value) => state.waiting.put(hash, key, value, |_is_new| true) == Some(true),
             Write::PutNewer(key, value, version) => {
                 state.put_newer(hash, key, value, *version, |_is_new| true) == Put::New
             }
         })
+    }
+
+    /// As [`get`](Self::get), with the version.
+    pub fn get_versioned<R>(
+        &self,
+        access: Access,
+        hash: Hash,
+        key: H::Term,
+        copy: impl FnOnce(&Parcel<H>, Version<H::Term>) -> R,
+    ) -> Result<Option<R>, Closed> {
+        let state = self.shards[Self::shard_of(hash)].lock_readable(access)?;
+        let waiting = state.waiting.find(hash, key).and_then(|id| state.waiting.versioned(id));
+        if let Some((value, version)) = waiting {
+            if value.heap().is_some() {
+                drop(state);
+            }
+            return Ok(Some(copy(&value, version)));
+        }
+        let Some(found) = state.find_in_flight(hash, key) else { return Ok(None) };
+        let Some((value, version)) = found.held.store().versioned(found.held.id()) else { return Ok(None) };
+        if value.heap().is_some() {
+            drop(found);
+            drop(state);
+        }
+        Ok(Some(copy(&value, version)))
     }
 
     /// The result of `copy` for the value of `key`; `None` for a missing key. A large value is copied

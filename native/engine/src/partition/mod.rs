@@ -20,5 +20,5 @@ pub use self::counter::CounterPartition;
 pub use self::evicted::{Evicted, Leftover};
 pub use self::keyed::TABLE_SHARDS;
 pub use self::map::{MapPartition, Write};
-pub use self::partition::{Info, Partition, Stored, Written};
+pub use self::partition::{Info, Partition, Stored, Versions, Written};
 pub use self::queue::QueuePartition;

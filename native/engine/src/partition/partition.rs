@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 
 use super::access::{Access, Closed, Gate};
 use super::shard::{InFlight, Shard, ShardState};
+use crate::clock::Clock;
 use crate::flush::{Flush, Flushed, Frozen, Held};
 use crate::limits::bound::Bound;
 use crate::limits::isolation::Isolation;
@@ -48,7 +49,7 @@ use crate::limits::threshold::Threshold;
 use crate::limits::totals::{Ended, Writes};
 use crate::store::hash::Hasher;
 use crate::store::Store;
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// See the module's documentation.
 pub struct Partition<S: Store, const SHARDS: usize> {
@@ -64,6 +65,11 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     /// Whether failed entries keep their place and are retried before all others, instead of
     /// waiting again. It changes only while nobody writes.
     keeps_order: AtomicBool,
+    /// Whose versions the entries of a map have, as a [`Versions`]. It changes only while nobody
+    /// writes.
+    versions: AtomicUsize,
+    /// The clock of the map, which all partitions share.
+    pub(super) clock: Arc<Clock>,
     /// The outcomes of the entries of all flushes.
     pub(super) outcomes: Arc<Outcomes>,
     /// The bound of the buffer, which all partitions share.
@@ -94,6 +100,17 @@ pub struct Info {
     pub is_closed: bool,
 }
 
+/// Whose versions the entries of a map have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versions {
+    /// Those of writes with a version, and 0 otherwise.
+    Any = 0,
+    /// Those of the clock.
+    Clock = 1,
+    /// Those of writes, which all have one.
+    Own = 2,
+}
+
 /// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
@@ -103,6 +120,8 @@ pub enum Stored {
     Enough,
     /// The version is not newer, or the key exists.
     Refused,
+    /// Nothing is stored: the entries have versions of another source.
+    Versioned,
     /// Nothing is stored: the buffer has no room for another entry.
     Full,
 }
@@ -127,12 +146,19 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// A closed, empty partition of a buffer with this bound.
     pub fn with_bound(hasher: &Hasher, bound: &Arc<Bound>) -> Self {
+        Self::sharing(hasher, bound, &Arc::default())
+    }
+
+    /// A closed, empty partition of a buffer with this bound and clock.
+    pub fn sharing(hasher: &Hasher, bound: &Arc<Bound>, clock: &Arc<Clock>) -> Self {
         Partition {
             shards: std::array::from_fn(|_| Shard::new(hasher)),
             in_flight: Mutex::default(),
             giving_back: Mutex::default(),
             has_outcomes: AtomicBool::new(false),
             keeps_order: AtomicBool::new(S::KEEPS_ORDER),
+            versions: AtomicUsize::new(Versions::Any as usize),
+            clock: clock.clone(),
             outcomes: Arc::default(),
             bound: bound.clone(),
             threshold: Threshold::default(),
@@ -183,6 +209,17 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         let in_flight = self.in_flight.lock();
         self.keeps_order.store(keeps_order, Ordering::SeqCst);
         in_flight.iter().for_each(|flush| flush.set_order(keeps_order));
+    }
+
+    /// Decides whose versions the entries of a map have. The partition must be closed.
+    pub fn set_versions(&self, versions: Versions) {
+        self.versions.store(versions as usize, Ordering::SeqCst);
+    }
+
+    /// Whether the entries have these versions.
+    #[inline]
+    pub fn has_versions(&self, versions: Versions) -> bool {
+        self.versions.load(Ordering::Relaxed) == versions as usize
     }
 
     /// Lets the shards look into a flush, unless it is finished, or into none. The caller has the

@@ -4,14 +4,14 @@
 //! them.
 //!
 //! Additions often come to one hot key. Amounts for the key of the last addition stay in
-//! `Table::last`, in the cache line of the lock, so that several writers to one key change no other
+//! `Table::head`, in the cache line of the lock, so that several writers to one key change no other
 //! line. `Tally::sum` includes them. An addition to another key, a delete and a flush first write
 //! them to their entry.
 
 use super::entries::Entry;
 use super::hash::Hash;
 use super::store::{Store, TakenBack};
-use super::table::{Contents, Last, Table};
+use super::table::{Contents, Table};
 use crate::ids::EntryId;
 use crate::memory::parcel::Parcel;
 use crate::term::{Heap, Resident, Term};
@@ -21,6 +21,20 @@ pub type Tally<H> = Table<H, Sums>;
 
 /// The contents of a tally outside of its entries: nothing.
 pub struct Sums;
+
+/// The entry of the last addition, and the amounts added to it since. [`Store::settle`] moves them
+/// to the entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Last {
+    /// The entry, if it is still that of its key.
+    id: EntryId,
+    /// The seed of the key's hash.
+    seed: u32,
+    /// The sum of the amounts.
+    sum: i64,
+    /// The number of the additions.
+    count: u64,
+}
 
 /// A sum in an entry. Packed, so that the entry needs no padding.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +113,7 @@ impl<H: Heap> Tally<H> {
             self.insert(hash, key, Sum { low: amount, count: 1, attempts: 0 }, Carry::default());
             return Some(true);
         };
-        self.last = Last { id, seed: hash.seed(), sum: 0, count: 0 };
+        self.head = Last { id, seed: hash.seed(), sum: 0, count: 0 };
         self.count_merged();
         self.add_to(id, amount, 1);
         Some(false)
@@ -143,14 +157,14 @@ impl<H: Heap> Tally<H> {
     /// the sum there would overflow.
     #[inline]
     fn add_to_last(&mut self, hash: Hash, key: H::Term, amount: i64) -> bool {
-        let Last { id, seed, sum, .. } = self.last;
+        let Last { id, seed, sum, .. } = self.head;
         let is_key = |entry: &&Entry<H::Term, Sum>| entry.key.is_identical(key);
         if seed != hash.seed() || self.entries.get(id).filter(is_key).is_none() {
             return false;
         }
         let Some(sum) = sum.checked_add(amount) else { return false };
-        self.last.sum = sum;
-        self.last.count += 1;
+        self.head.sum = sum;
+        self.head.count += 1;
         self.count_merged();
         true
     }
@@ -179,7 +193,7 @@ impl<H: Heap> Tally<H> {
     #[inline]
     pub(crate) fn sum(&self, id: EntryId) -> Option<i128> {
         let low = self.entries.get(id)?.value.low;
-        let beside = if self.last.id == id { self.last.sum } else { 0 };
+        let beside = if self.head.id == id { self.head.sum } else { 0 };
         Some(sum_of(low, self.entries.extra(id).sum) + i128::from(beside))
     }
 }
@@ -206,6 +220,8 @@ impl<H: Heap> Contents<H> for Sums {
 
     type Record = Counted<H::Term>;
 
+    type Head = Last;
+
     const ADDS_UP: bool = true;
 
     fn new() -> Self {
@@ -224,9 +240,9 @@ impl<H: Heap> Contents<H> for Sums {
 
     #[inline]
     fn settle(table: &mut Tally<H>) {
-        let Last { id, seed, sum, count } = table.last;
+        let Last { id, seed, sum, count } = table.head;
         if count > 0 {
-            table.last = Last { id, seed, sum: 0, count: 0 };
+            table.head = Last { id, seed, sum: 0, count: 0 };
             table.add_to(id, sum, count);
         }
     }

@@ -6,6 +6,7 @@ use super::hash::Hash;
 use super::history::{Counts, History};
 use super::store::{Store, TakenBack};
 use super::table::{Contents, Table};
+use crate::clock::Clock;
 use crate::ids::{EntryId, SegmentId};
 use crate::memory::arena::{Arena, Evacuation, Garbage, Unowned};
 use crate::memory::parcel::{Kind, Parcel};
@@ -20,6 +21,16 @@ pub struct Values<H: Heap> {
     arena: Arena<H>,
     /// The number of stale writes.
     stale: usize,
+}
+
+/// The versions that the clock gave to entries of a shard.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Stamps {
+    /// The last one.
+    last: i64,
+    /// Fills the cache line.
+    room: [u64; 2],
 }
 
 /// A value in an entry. Packed, so that the entry needs no padding.
@@ -146,12 +157,53 @@ impl<H: Heap> Generation<H> {
         }
     }
 
+    /// The version for a write at `now`: greater than all that this shard stamped before.
+    #[inline]
+    pub(crate) fn stamp(&mut self, clock: &Clock, now: i64) -> Version<H::Term> {
+        self.head.last = clock.stamp(now, self.head.last);
+        Version::Int(self.head.last)
+    }
+
+    /// Stores `value` for `key` with a version that is most likely the greatest. `admits` gets whether
+    /// the key is new, and returns whether there is room.
+    pub(crate) fn put_stamped(
+        &mut self,
+        hash: Hash,
+        key: &Parcel<H>,
+        value: &Parcel<H>,
+        version: Version<H::Term>,
+        admits: impl FnOnce(bool) -> bool,
+    ) -> Put {
+        let copy = store_value(&mut self.contents.arena, value, version);
+        let id = self.find(hash, key.term);
+        let old = id.map(|id| self.entries.extra(id));
+        if old.is_some_and(|old| !version.is_newer_than(old.version())) {
+            self.contents.stale += 1;
+            self.discard(copy);
+            return Put::Stale;
+        }
+        if !admits(id.is_none()) {
+            self.discard(copy);
+            return Put::Full;
+        }
+        match id.zip(old) {
+            Some((id, old)) => {
+                self.replace(id, copy, old.counts().updates + 1);
+                Put::Replaced
+            }
+            None => {
+                self.add(hash, key, copy, Counts::default());
+                Put::New
+            }
+        }
+    }
+
     /// Stores `value` for `key` if the key is new; `false` if it is not.
-    pub fn put_new(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>) -> bool {
+    pub fn put_new(&mut self, hash: Hash, key: &Parcel<H>, value: &Parcel<H>, version: Version<H::Term>) -> bool {
         if self.find(hash, key.term).is_some() {
             return false;
         }
-        let copy = store_value(&mut self.contents.arena, value, Version::Int(0));
+        let copy = store_value(&mut self.contents.arena, value, version);
         self.add(hash, key, copy, Counts::default());
         true
     }
@@ -166,6 +218,11 @@ impl<H: Heap> Generation<H> {
     pub(crate) fn value(&self, id: EntryId) -> Option<Parcel<H>> {
         let Value { term, segment } = self.entries.get(id)?.value;
         Some(self.contents.arena.parcel(segment, term))
+    }
+
+    /// The value and the version of an entry. The heap of a large value also holds the version.
+    pub(crate) fn versioned(&self, id: EntryId) -> Option<(Parcel<H>, Version<H::Term>)> {
+        Some((self.value(id)?, self.version(id)))
     }
 
     /// Adds an entry for a new key.
@@ -227,7 +284,17 @@ impl<H: Heap> Contents<H> for Values<H> {
 
     type Record = Record<H::Term>;
 
+    type Head = Stamps;
+
     const ADDS_UP: bool = false;
+
+    fn next_head(head: Stamps) -> Stamps {
+        head
+    }
+
+    fn last_stamp(head: Stamps) -> i64 {
+        head.last
+    }
 
     fn new() -> Self {
         Values { arena: Arena::new(), stale: 0 }

@@ -52,6 +52,11 @@ pub trait Store: Send + Sync + 'static {
     /// When the first entry was written, here or in an earlier store; `None` if none ever was.
     fn since(&self) -> Option<Instant>;
 
+    /// The last version that the clock gave to an entry, here or in an earlier store of the shard.
+    fn last_stamp(&self) -> i64 {
+        0
+    }
+
     /// The entries here replace entries of `earlier`, and take over their age.
     fn inherit_age(&mut self, earlier: &Self);
 

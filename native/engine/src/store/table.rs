@@ -30,8 +30,21 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     /// An entry as readers get it.
     type Record: Copy;
 
+    /// The part of the contents that each write changes.
+    type Head: Copy + Default + Send + Sync;
+
     /// See [`Store::ADDS_UP`].
     const ADDS_UP: bool;
+
+    /// The head of a table that replaces the one with this head.
+    fn next_head(_head: Self::Head) -> Self::Head {
+        Self::Head::default()
+    }
+
+    /// See [`Store::last_stamp`].
+    fn last_stamp(_head: Self::Head) -> i64 {
+        0
+    }
 
     /// The contents of a table without entries; allocates nothing.
     fn new() -> Self;
@@ -88,9 +101,8 @@ pub struct Table<H: Heap, C: Contents<H>> {
     merged: usize,
     /// The number of deleted entries.
     deleted: usize,
-    /// The last addition to a [tally](crate::store::counter). In other tables it is the room that
-    /// fills the line.
-    pub(crate) last: Last,
+    /// The head of the contents. It fills the line.
+    pub(crate) head: C::Head,
     /// From the hash of a key to the id of its entry.
     index: Index,
     /// The entries.
@@ -109,31 +121,17 @@ pub struct Table<H: Heap, C: Contents<H>> {
     pub(crate) garbage: Vec<Garbage<H>>,
 }
 
-/// The entry of the last addition, and the amounts added to it since. [`Store::settle`] moves them
-/// to the entry.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Last {
-    /// The entry, if it is still that of its key.
-    pub(crate) id: EntryId,
-    /// The seed of the key's hash.
-    pub(crate) seed: u32,
-    /// The sum of the amounts.
-    pub(crate) sum: i64,
-    /// The number of the additions.
-    pub(crate) count: u64,
-}
-
 impl<H: Heap, C: Contents<H>> Table<H, C> {
     /// The bytes before the index.
     pub(crate) const HEAD: usize = std::mem::offset_of!(Self, index);
 
     /// An empty table for keys hashed by `hasher`; allocates nothing.
-    fn empty(hasher: &Hasher) -> Self {
+    fn empty(hasher: &Hasher, head: C::Head) -> Self {
         Table {
             index: Index::new(hasher.clone()),
             entries: Entries::new(),
             keys: Arena::new(),
-            last: Last::default(),
+            head,
             contents: C::new(),
             merged: 0,
             deleted: 0,
@@ -286,11 +284,11 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
     const LEAST_PART: usize = H::LEAST_PART;
 
     fn new(hasher: &Hasher) -> Self {
-        Self::empty(hasher)
+        Self::empty(hasher, C::Head::default())
     }
 
     fn successor(&self) -> Self {
-        Self::empty(self.index.hasher())
+        Self::empty(self.index.hasher(), C::next_head(self.head))
     }
 
     fn settle(&mut self) {
@@ -307,6 +305,10 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn since(&self) -> Option<Instant> {
         self.since
+    }
+
+    fn last_stamp(&self) -> i64 {
+        C::last_stamp(self.head)
     }
 
     fn inherit_age(&mut self, earlier: &Self) {

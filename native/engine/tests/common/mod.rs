@@ -40,6 +40,7 @@ thread_local! {
     static ON_COPY: Cell<Option<fn()>> = const { Cell::new(None) };
     static ON_DROP: Cell<Option<fn()>> = const { Cell::new(None) };
     static FREED: Cell<usize> = const { Cell::new(0) };
+    static WALL_CLOCK: Cell<i64> = const { Cell::new(1_000_000) };
 }
 
 /// How many small and large terms this thread has copied since the last call.
@@ -65,6 +66,11 @@ pub fn on_drop(action: Option<fn()>) {
 /// With a seed, each copy of this thread comes from now on as if from a random thread.
 pub fn set_lanes(seed: Option<u64>) {
     LANES.set(seed);
+}
+
+/// Sets the wall clock of this thread, in microseconds.
+pub fn set_wall_clock(micros: i64) {
+    WALL_CLOCK.set(micros);
 }
 
 /// The number of heaps in this process.
@@ -222,6 +228,10 @@ impl Heap for TestHeap {
         let lane = random.below(1 << 32);
         LANES.set(Some(random.0));
         lane as usize
+    }
+
+    fn wall_clock() -> i64 {
+        WALL_CLOCK.get()
     }
 }
 

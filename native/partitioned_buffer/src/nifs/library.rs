@@ -8,7 +8,7 @@ use rustler::{Encoder, Env, NifResult, Term};
 
 use super::{atoms, nif};
 use crate::vm::entry::Function;
-use crate::vm::memory;
+use crate::vm::{memory, wall_clock};
 
 nif!(memory / 0);
 fn memory<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
@@ -19,6 +19,13 @@ fn memory<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
 nif!(await_reclaimed / 0, DirtyIo);
 fn await_reclaimed<'a>(env: Env<'a>, []: [Term<'a>; 0]) -> NifResult<Term<'a>> {
     reclaim::settle();
+    Ok(atoms::ok().to_term(env))
+}
+
+nif!(shift_clock / 1);
+fn shift_clock<'a>(env: Env<'a>, [milliseconds]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let milliseconds: i64 = milliseconds.decode()?;
+    wall_clock::shift(milliseconds.saturating_mul(1_000));
     Ok(atoms::ok().to_term(env))
 }
 

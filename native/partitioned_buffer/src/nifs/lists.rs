@@ -3,6 +3,7 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
+use partitioned_buffer_engine::Versions;
 use rustler::types::atom;
 use rustler::{Env, Error, NifResult, ResourceArc, Term};
 
@@ -36,14 +37,29 @@ fn check<'a>(env: Env<'a>, [shape, list]: [Term<'a>; 2]) -> NifResult<Term<'a>> 
 
 nif!(put_all / 4);
 fn put_all<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
-    let (route, map) = (route(to)?, find_map(name)?);
-    write_all(env, map.map(|map| ToMap::<false> { map, route }), entries, checked)
+    write_to_map::<false>(env, name, to, entries, checked, Versions::Own)
 }
 
 nif!(put_all_newer / 4);
 fn put_all_newer<'a>(env: Env<'a>, [name, to, entries, checked]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
+    write_to_map::<true>(env, name, to, entries, checked, Versions::Clock)
+}
+
+/// Writes a list to a map, unless its entries have the `refused` versions.
+#[inline(always)]
+fn write_to_map<'a, const VERSIONED: bool>(
+    env: Env<'a>,
+    name: Term<'a>,
+    to: Term<'a>,
+    entries: Term<'a>,
+    checked: Term<'a>,
+    refused: Versions,
+) -> NifResult<Term<'a>> {
     let (route, map) = (route(to)?, find_map(name)?);
-    write_all(env, map.map(|map| ToMap::<true> { map, route }), entries, checked)
+    if map.is_ok_and(|map| map.shared.count().is_ok() && map.partition(0).has_versions(refused)) {
+        return Ok(atoms::versions().to_term(env));
+    }
+    write_all(env, map.map(|map| ToMap::<VERSIONED> { map, route }), entries, checked)
 }
 
 nif!(add_all / 4);

@@ -5,7 +5,7 @@
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::table::{Contents, Table};
-use partitioned_buffer_engine::Parcel;
+use partitioned_buffer_engine::{Parcel, Version};
 use rustler::{Env, Error, NifResult, Term};
 
 use super::{atoms, done, find, nif, route, stored, told};
@@ -13,10 +13,11 @@ use crate::buffer::{MapPartitions, Partitions};
 use crate::pace::KeyClock;
 use crate::run::NotRunning;
 use crate::vm::argument::Argument;
-use crate::vm::caller::{resident_to, tuple, version};
+use crate::vm::caller::{resident_to, tuple, version, version_to};
 use crate::vm::entry::Function;
 use crate::vm::environment::Environment;
 use crate::vm::large::{charge, parcel, parcel_with};
+use crate::vm::term::RawTerm;
 
 nif!(put / 4);
 fn put<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
@@ -84,6 +85,26 @@ fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
     clock.charge(env);
     Ok(match result {
         Ok(Some(value)) => tuple(env, [atoms::ok().to_term(env), value]),
+        Ok(None) => atoms::error().to_term(env),
+        Err(NotRunning) => atoms::not_running().to_term(env),
+    })
+}
+
+nif!(get_versioned / 3);
+fn get_versioned<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (route, key) = (route(to)?, Argument::from(key));
+    let clock = KeyClock::start(env, key);
+    let result = find_map(name)?.and_then(|map| {
+        let copy = |value: &Parcel<Environment>, version: Version<RawTerm>| {
+            charge(env, value.heap(), clock.runs());
+            [resident_to(env, value.resident()), version_to(env, version)]
+        };
+        let hash = map.hash(key.term);
+        map.with_partition(route, key.term, |partition, access| partition.get_versioned(access, hash, key.term, copy))
+    });
+    clock.charge(env);
+    Ok(match result {
+        Ok(Some([value, version])) => tuple(env, [atoms::ok().to_term(env), value, version]),
         Ok(None) => atoms::error().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })

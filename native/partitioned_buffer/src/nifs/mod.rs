@@ -76,7 +76,11 @@ mod atoms {
         drained,
         server,
         tasks,
-        task
+        task,
+        any,
+        clock,
+        own,
+        versions
     }
 }
 
@@ -181,6 +185,7 @@ fn stored(env: Env<'_>, result: Result<Stored, NotRunning>, refused: rustler::At
         Ok(Stored::Stored | Stored::Enough) => atoms::ok().to_term(env),
         Ok(Stored::Refused) => refused.to_term(env),
         Ok(Stored::Full) => atoms::full().to_term(env),
+        Ok(Stored::Versioned) => atoms::versions().to_term(env),
         Err(NotRunning) => atoms::not_running().to_term(env),
     }
 }

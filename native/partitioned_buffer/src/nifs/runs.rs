@@ -3,7 +3,7 @@
 // `PartitionedBuffer.Native` documents the NIFs.
 #![allow(clippy::missing_docs_in_private_items)]
 
-use partitioned_buffer_engine::Limits;
+use partitioned_buffer_engine::{Limits, Versions};
 use rustler::{Encoder, Env, Error, LocalPid, NifResult, Term};
 
 use super::{atoms, count_or_not_running, done, find, infinity, limit, nif, or_not_running};
@@ -19,11 +19,12 @@ use crate::vm::term::RawTerm;
 /// partitions, both stay well below a millisecond.
 pub(super) const MAX_PARTITIONS: u32 = 1 << 12;
 
-nif!(open / 6, DirtyCpu);
-fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 6]) -> NifResult<Term<'a>> {
-    let [name, kind, partition_count, has_outcomes, keeps_order, bound] = arguments;
+nif!(open / 7, DirtyCpu);
+fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 7]) -> NifResult<Term<'a>> {
+    let [name, kind, partition_count, has_outcomes, keeps_order, sources, bound] = arguments;
     let (kind, partition_count): (rustler::Atom, u32) = (kind.decode()?, partition_count.decode()?);
     let (has_outcomes, keeps_order, bound) = (has_outcomes.decode()?, keeps_order.decode()?, limits(bound)?);
+    let versions = versions(sources)?;
     if !name.is_atom() || partition_count > MAX_PARTITIONS || !AnyPartitions::is_kind(kind) {
         return Err(Error::BadArg);
     }
@@ -32,10 +33,19 @@ fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 6]) -> NifResult<Term<'a>> {
     // First, since the caller may be killed during this call, and another start may follow.
     let others = AnyPartitions::all(buffer).into_iter().filter(|other| other.kind() != kind);
     others.for_each(|other| other.shared().end(None));
-    let open =
-        each!(AnyPartitions, partitions, own => own.open(env, partition_count, has_outcomes, keeps_order, bound));
+    let open = each!(AnyPartitions, partitions, own => {
+        own.open(env, partition_count, has_outcomes, keeps_order, versions, bound)
+    });
     let Some(number) = open else { return Ok(atoms::not_running().to_term(env)) };
     Ok(tuple(env, [name, number.encode(env)]))
+}
+
+/// Whose versions the entries of a map have, by the name of the source.
+fn versions(source: Term<'_>) -> NifResult<Versions> {
+    let source: rustler::Atom = source.decode()?;
+    let sources =
+        [(atoms::any(), Versions::Any), (atoms::clock(), Versions::Clock), (atoms::own(), Versions::Own)];
+    sources.into_iter().find(|(name, _)| *name == source).map(|(_, versions)| versions).ok_or(Error::BadArg)
 }
 
 nif!(run / 1);

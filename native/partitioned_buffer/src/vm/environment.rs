@@ -16,6 +16,7 @@ use partitioned_buffer_engine::Heap;
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 
 use super::term::{prefetch_address, RawTerm};
+use super::wall_clock;
 use super::weight::{weigh, Budget};
 
 /// A process-independent environment: a heap that no process owns and no garbage collector sees.
@@ -136,6 +137,11 @@ impl Heap for Environment {
             static LANE: usize = THREADS.fetch_add(1, Relaxed);
         }
         LANE.with(|&lane| lane)
+    }
+
+    #[inline]
+    fn wall_clock() -> i64 {
+        wall_clock::micros()
     }
 
     #[inline]
