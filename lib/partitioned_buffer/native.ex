@@ -436,21 +436,22 @@ defmodule PartitionedBuffer.Native do
   @spec put(atom(), route(), term(), term()) :: :ok | :full | :versions | :not_running
   def put(_buffer, _to, _key, _value), do: not_loaded()
 
-  @spec put_new(atom(), route(), term(), term()) :: :ok | :exists | :full | :versions | :not_running
+  @spec put_new(atom(), route(), term(), term()) ::
+          :ok | :exists | :full | :versions | :elsewhere | :not_running
   def put_new(_buffer, _to, _key, _value), do: not_loaded()
 
   @spec put_newer(atom(), route(), term(), term(), integer()) ::
           :ok | :stale | :full | :versions | :not_running
   def put_newer(_buffer, _to, _key, _value, _version), do: not_loaded()
 
-  @spec get(atom(), route(), term()) :: {:ok, term()} | :error | :not_running
+  @spec get(atom(), route(), term()) :: {:ok, term()} | :error | :elsewhere | :not_running
   def get(_buffer, _to, _key), do: not_loaded()
 
   @spec get_versioned(atom(), route(), term()) ::
-          {:ok, term(), version :: integer()} | :error | :not_running
+          {:ok, term(), version :: integer()} | :error | :elsewhere | :not_running
   def get_versioned(_buffer, _to, _key), do: not_loaded()
 
-  @spec delete(atom(), route(), term()) :: :ok | :not_running
+  @spec delete(atom(), route(), term()) :: :ok | :elsewhere | :not_running
   def delete(_buffer, _to, _key), do: not_loaded()
 
   @doc "Adds to the sum of a key. An amount that is not an integer of 64 bits is invalid."
@@ -463,11 +464,12 @@ defmodule PartitionedBuffer.Native do
   def add_counted(_buffer, _to, _key, _amount, _count), do: not_loaded()
 
   @doc "The sum of a key: of waiting entries, and with outcomes also of entries in flight."
-  @spec sum(atom(), route(), term()) :: {:ok, integer()} | :error | :not_running
+  @spec sum(atom(), route(), term()) ::
+          {:ok | :elsewhere, integer()} | :error | :elsewhere | :not_running
   def sum(_buffer, _to, _key), do: not_loaded()
 
   @doc "As `delete/3`, for a counter."
-  @spec delete_sum(atom(), route(), term()) :: :ok | :not_running
+  @spec delete_sum(atom(), route(), term()) :: :ok | :elsewhere | :not_running
   def delete_sum(_buffer, _to, _key), do: not_loaded()
 
   @spec push(atom(), route(), term()) :: :ok | :full | :not_running
@@ -653,6 +655,39 @@ defmodule PartitionedBuffer.Native do
   @doc "Notes that a call of `:dead_letter` with the abandoned batch is about to begin."
   @spec bury(flush()) :: :ok
   def bury(_flush), do: not_loaded()
+
+  ## Stages of a buffer of several nodes
+
+  @doc """
+  Notes that entries of the keys of this run may also be elsewhere: reads that find none return
+  `:elsewhere`, `sum/3` returns `{:elsewhere, sum}`, and `put_new/4`, `delete/3` and `delete_sum/3`
+  do nothing but return `:elsewhere`.
+  """
+  @spec collect(run()) :: :ok | :not_running
+  def collect(_run), do: not_loaded()
+
+  @doc """
+  Marks the leased batch of the calling process with a number and a node, or removes the mark. Returns
+  false without such a batch. The mark ends with the batch.
+  """
+  @spec mark(flush(), {non_neg_integer(), node()} | nil) :: boolean()
+  def mark(_flush, _mark), do: not_loaded()
+
+  @doc "The mark of the leased batch."
+  @spec marked(flush()) :: {non_neg_integer(), node()} | nil
+  def marked(_flush), do: not_loaded()
+
+  @doc "A version that is at least as great as all that the clock gave to entries of a partition of a map."
+  @spec latest_version(run(), partition()) :: integer() | :not_running
+  def latest_version(_run, _partition), do: not_loaded()
+
+  @doc """
+  Lets all later versions of a map's clock be greater than one of another node, unless that is more
+  than `most_ms` milliseconds ahead of the wall clock. Returns how far it is ahead.
+  """
+  @spec see_version(run(), integer(), most_ms :: non_neg_integer()) ::
+          ahead_ms :: non_neg_integer() | :not_running
+  def see_version(_run, _version, _most_ms), do: not_loaded()
 
   ## Library
 

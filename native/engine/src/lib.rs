@@ -31,7 +31,7 @@ mod sync;
 pub mod term;
 
 pub use clock::Clock;
-pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Reader, Seen};
+pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Mark, Reader, Seen};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound, Limits};
 pub use limits::totals::{self, Ended, Writes};

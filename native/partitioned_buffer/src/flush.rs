@@ -10,7 +10,7 @@ use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Leased, Log, Partition, Resident, Seen, Store,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Leased, Log, Mark, Partition, Resident, Seen, Store,
     Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
@@ -148,6 +148,16 @@ impl FlushResource {
     /// The records of the batch, however long it takes.
     pub(crate) fn batch<'a>(&self, env: Env<'a>) -> Term<'a> {
         each!(FlushResource, self, own => own.batch(env))
+    }
+
+    /// See [`Flush::mark`].
+    pub(crate) fn mark(&self, env: Env<'_>, mark: Option<Mark>) -> bool {
+        each!(FlushResource, self, own => own.flush.mark(reader(env), mark))
+    }
+
+    /// See [`Flush::marked`].
+    pub(crate) fn marked(&self) -> Option<Mark> {
+        each!(FlushResource, self, own => own.flush.marked())
     }
 
     /// See [`Flush::bury`].

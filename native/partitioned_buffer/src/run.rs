@@ -62,6 +62,9 @@ pub(crate) struct Shared {
     pub(crate) bound: Arc<Bound>,
     /// The clock of a map.
     pub(crate) clock: Arc<Clock>,
+    /// Whether the run is the first stage of a buffer of several nodes, so that other entries of its
+    /// keys may be elsewhere.
+    collects: AtomicBool,
     /// Whether the run is on hold: no call of the processor begins, until its stop.
     on_hold: AtomicBool,
     /// Whether the stop of the run began.
@@ -179,6 +182,16 @@ impl Shared {
         self.on_hold.load(Ordering::Acquire) && !self.stops.load(Ordering::Acquire)
     }
 
+    /// Whether entries of the keys may be elsewhere.
+    pub(crate) fn collects(&self) -> bool {
+        self.collects.load(Ordering::Relaxed)
+    }
+
+    /// Notes that entries of the keys may be elsewhere.
+    pub(crate) fn collect(&self) {
+        self.collects.store(true, Ordering::Relaxed);
+    }
+
     /// Puts the run on hold. A stop ends that, and during a stop it has no effect.
     pub(crate) fn hold(&self) {
         self.on_hold.store(true, Ordering::Release);
@@ -242,6 +255,7 @@ impl Shared {
 
     /// Leaves no run present, until the run with this number begins.
     pub(crate) fn prepare(&self, number: u32) {
+        self.collects.store(false, Ordering::Relaxed);
         self.on_hold.store(false, Ordering::Release);
         self.stops.store(false, Ordering::Release);
         self.state.store(u64::from(number) << 32 | u64::from(CLOSED), Ordering::Release);

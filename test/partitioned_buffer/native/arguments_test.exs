@@ -97,6 +97,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     forget_limit: [:run, :u32],
     batch: [:flush],
     bury: [:flush],
+    collect: [:run],
+    mark: [:flush, :mark],
+    marked: [:flush],
+    latest_version: [:run, :u32],
+    see_version: [:run, :amount, :u32],
     memory: [],
     await_reclaimed: [],
     longest_calls: []
@@ -109,6 +114,8 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(kind, term) when kind in [:name, :queue, :counter], do: is_atom(term)
   defp fits?(:kind, term), do: term in [:map, :queue, :counter]
   defp fits?(:versions, term), do: term in [:any, :clock, :own]
+  defp fits?(:mark, {number, node}), do: fits?(:u64, number) and is_atom(node)
+  defp fits?(:mark, term), do: term == nil
   defp fits?(:boolean, term), do: is_boolean(term)
   defp fits?(:shape, term), do: term in [:pair, :versioned, :amount, :item]
   defp fits?(:partitions, term), do: term in 0..4_096
@@ -273,6 +280,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:amounts, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:kind, _buffer, _flush), do: :map
   defp fitting(:versions, _buffer, _flush), do: :any
+  defp fitting(:mark, _buffer, _flush), do: {1, :node}
   defp fitting(:leftovers, _buffer, _flush), do: :keep
   defp fitting(:list, _buffer, _flush), do: [:other]
   defp fitting(:name, buffer, _flush), do: buffer

@@ -32,12 +32,25 @@ pub(super) struct Batch {
     pub(super) defers: bool,
     /// Whether it is leased only to be given back, without a call of the processor.
     pub(super) returns: bool,
+    /// The mark of its reader, for whoever inherits the batch.
+    pub(super) mark: Option<Mark>,
 }
+
+/// A note about a leased batch: two words, whose meaning is that of the reader.
+pub type Mark = (u64, usize);
 
 impl Batch {
     /// No batch.
     pub(super) const NONE: Batch =
-        Batch { reader: 0, state: BatchState::Read, runs: Runs::NONE, size: 0, defers: false, returns: false };
+        Batch {
+            reader: 0,
+            state: BatchState::Read,
+            runs: Runs::NONE,
+            size: 0,
+            defers: false,
+            returns: false,
+            mark: None,
+        };
 
     /// An empty batch of a reader.
     pub(super) fn begin(&mut self, reader: u64, defers: bool) {

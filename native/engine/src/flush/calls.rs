@@ -1,6 +1,6 @@
 //! The life of a batch after it was read: its calls, and the outcomes of the whole batch.
 
-use super::batch::{Batch, BatchState};
+use super::batch::{Batch, BatchState, Mark};
 use super::deferred::in_order;
 use super::flush::Flush;
 use super::frozen::Held;
@@ -83,6 +83,22 @@ impl<S: Store> Flush<S> {
     /// reader's. `now` is the time.
     pub fn lease(&self, reader: u64, now: i64) -> bool {
         self.lock().lease(reader, now)
+    }
+
+    /// Sets or removes the mark of this reader's leased batch; `false` without such a batch. The mark
+    /// ends with the batch.
+    pub fn mark(&self, reader: u64, mark: Option<Mark>) -> bool {
+        let batch = &mut self.lock().batch;
+        let is_own = batch.state == BatchState::Leased && batch.reader == reader;
+        if is_own {
+            batch.mark = mark;
+        }
+        is_own
+    }
+
+    /// The mark of the leased batch.
+    pub fn marked(&self) -> Option<Mark> {
+        self.lock().batch.mark
     }
 
     /// Notes that the function for dead letters gets a batch given up. `now` is the time.

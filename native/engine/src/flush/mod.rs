@@ -15,7 +15,7 @@ mod parts;
 mod progress;
 mod reader;
 
-pub use self::batch::BatchState;
+pub use self::batch::{BatchState, Mark};
 pub use self::calls::Death;
 pub use self::flush::{Flush, Flushed, Seen};
 pub use self::frozen::{Frozen, Held};

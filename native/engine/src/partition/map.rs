@@ -8,6 +8,7 @@ use crate::clock;
 use crate::memory::parcel::Parcel;
 use crate::store::hash::Hash;
 use crate::store::map::{Generation, Put, Values};
+use crate::store::Store;
 use crate::sync::MutexGuard;
 use crate::term::{Heap, Version};
 
@@ -93,6 +94,17 @@ impl<H: Heap> MapPartition<H> {
     /// Lets all later stamps of the map be greater than a version of another clock.
     pub fn see_version(&self, version: i64) {
         self.clock.see(version);
+    }
+
+    /// The version of the present moment.
+    pub fn present_version(&self) -> i64 {
+        clock::now::<H>()
+    }
+
+    /// A version that is at least as great as all stamps of this partition.
+    pub fn latest_version(&self) -> i64 {
+        let stamps = self.shards.iter().map(|shard| shard.lock().waiting.last_stamp());
+        stamps.max().unwrap_or(0).max(self.clock.seen()).max(clock::now::<H>())
     }
 
     /// Refuses a write whose version would come from another source than those of the map.

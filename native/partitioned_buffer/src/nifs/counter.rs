@@ -5,7 +5,7 @@
 
 use rustler::{Env, NifResult, Term};
 
-use super::map::delete_from;
+use super::map::{delete_from, missing};
 use super::{atoms, find, nif, route, stored, told};
 use crate::buffer::CounterPartitions;
 use crate::pace::KeyClock;
@@ -55,12 +55,16 @@ fn sum<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
     let clock = KeyClock::start(env, key);
     let result = find_counter(name)?.and_then(|counter| {
         let hash = counter.hash(key.term);
-        counter.with_partition(route, key.term, |partition, access| partition.sum(access, hash, key.term))
+        let sum = counter.with_partition(route, key.term, |partition, access| partition.sum(access, hash, key.term))?;
+        Ok((sum, counter.shared.collects()))
     });
     clock.charge(env);
     Ok(match result {
-        Ok(Some(sum)) => tuple(env, [atoms::ok().to_term(env), sum_to(env, sum)]),
-        Ok(None) => atoms::error().to_term(env),
+        Ok((Some(sum), is_elsewhere)) => {
+            let found = if is_elsewhere { atoms::elsewhere() } else { atoms::ok() };
+            tuple(env, [found.to_term(env), sum_to(env, sum)])
+        }
+        Ok((None, is_elsewhere)) => missing(env, is_elsewhere),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }

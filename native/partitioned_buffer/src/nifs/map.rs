@@ -5,7 +5,7 @@
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::table::{Contents, Table};
-use partitioned_buffer_engine::{Parcel, Version};
+use partitioned_buffer_engine::{MapPartition, Parcel, Version};
 use rustler::{Env, Error, NifResult, Term};
 
 use super::{atoms, done, find, nif, route, stored, told};
@@ -56,8 +56,12 @@ fn put_newer<'a>(env: Env<'a>, [name, to, key, value, number]: [Term<'a>; 5]) ->
 nif!(put_new / 4);
 fn put_new<'a>(env: Env<'a>, [name, to, key, value]: [Term<'a>; 4]) -> NifResult<Term<'a>> {
     let (route, key, value) = (route(to)?, Argument::from(key), Argument::from(value));
+    let map = find_map(name)?;
+    if map.is_ok_and(|map| map.shared.collects()) {
+        return Ok(atoms::elsewhere().to_term(env));
+    }
     let clock = KeyClock::start(env, key);
-    let result = find_map(name)?.and_then(|map| {
+    let result = map.and_then(|map| {
         let hash = map.hash(key.term);
         let (key_parcel, value) = (parcel(env, key), parcel(env, value));
         charge(env, value.heap(), clock.runs());
@@ -80,12 +84,13 @@ fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
             resident_to(env, value.resident())
         };
         let hash = map.hash(key.term);
-        map.with_partition(route, key.term, |partition, access| partition.get(access, hash, key.term, copy))
+        let found = map.with_partition(route, key.term, |partition, access| partition.get(access, hash, key.term, copy))?;
+        Ok(found.ok_or_else(|| map.shared.collects()))
     });
     clock.charge(env);
     Ok(match result {
-        Ok(Some(value)) => tuple(env, [atoms::ok().to_term(env), value]),
-        Ok(None) => atoms::error().to_term(env),
+        Ok(Ok(value)) => tuple(env, [atoms::ok().to_term(env), value]),
+        Ok(Err(is_elsewhere)) => missing(env, is_elsewhere),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }
@@ -100,12 +105,14 @@ fn get_versioned<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<
             [resident_to(env, value.resident()), version_to(env, version)]
         };
         let hash = map.hash(key.term);
-        map.with_partition(route, key.term, |partition, access| partition.get_versioned(access, hash, key.term, copy))
+        let get = |partition: &MapPartition<_>, access| partition.get_versioned(access, hash, key.term, copy);
+        let found = map.with_partition(route, key.term, get)?;
+        Ok(found.ok_or_else(|| map.shared.collects()))
     });
     clock.charge(env);
     Ok(match result {
-        Ok(Some([value, version])) => tuple(env, [atoms::ok().to_term(env), value, version]),
-        Ok(None) => atoms::error().to_term(env),
+        Ok(Ok([value, version])) => tuple(env, [atoms::ok().to_term(env), value, version]),
+        Ok(Err(is_elsewhere)) => missing(env, is_elsewhere),
         Err(NotRunning) => atoms::not_running().to_term(env),
     })
 }
@@ -113,6 +120,12 @@ fn get_versioned<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<
 nif!(delete / 3);
 fn delete<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
     delete_from(env, find_map(name)?, to, key)
+}
+
+/// The result for a key without an entry here.
+#[inline]
+pub(super) fn missing(env: Env<'_>, is_elsewhere: bool) -> Term<'_> {
+    if is_elsewhere { atoms::elsewhere() } else { atoms::error() }.to_term(env)
 }
 
 /// The map of this name, running or not.
@@ -129,6 +142,9 @@ pub(super) fn delete_from<'a, C: Contents<Environment>>(
     key: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let (route, key) = (route(to)?, Argument::from(key));
+    if partitions.is_ok_and(|partitions| partitions.shared.collects()) {
+        return Ok(atoms::elsewhere().to_term(env));
+    }
     let clock = KeyClock::start(env, key);
     let result = partitions.and_then(|partitions| {
         let hash = partitions.hash(key.term);

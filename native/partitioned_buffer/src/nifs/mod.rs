@@ -5,6 +5,7 @@
 //! many entries stops after half a millisecond and returns its progress. Then only the call for the
 //! rest finds what is wrong there.
 
+mod cluster;
 mod counter;
 mod flush;
 mod library;
@@ -80,7 +81,8 @@ mod atoms {
         any,
         clock,
         own,
-        versions
+        versions,
+        elsewhere
     }
 }
 

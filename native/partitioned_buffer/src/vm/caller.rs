@@ -35,6 +35,12 @@ pub(crate) fn amount(term: Term<'_>) -> Option<i64> {
     (unsafe { enif_get_int64(term.get_env().as_c_arg(), term.as_c_arg(), &mut amount) } != 0).then_some(amount)
 }
 
+/// The atom of this word, which `RawTerm::word` returned for an atom.
+pub(crate) fn atom_to(env: Env<'_>, word: usize) -> Term<'_> {
+    // SAFETY: an atom belongs to any environment, and the VM never removes one.
+    unsafe { Term::new(env, word as ErlNifTerm) }
+}
+
 /// A term of a store in the environment of the caller.
 #[inline]
 pub(crate) fn resident_to(env: Env<'_>, resident: Resident<RawTerm>) -> Term<'_> {
