@@ -27,6 +27,7 @@ defmodule PartitionedBuffer do
   | `:processing_jitter_ms` | non-negative integer | 0 | each interval is longer by a random time up to this, so partitions and nodes do not flush in step |
   | `:processing_timeout_ms` | integer from 0, or `:infinity` | 60000 | how long a call of the processor may take: during a stop, and with `:max_attempts` always; see [Guarantees](#module-guarantees) |
   | `:processing_batch_size` | positive integer, `:table`, or `{acc, function of arity 2}` | 10 | entries per batch; for a table see [Tables](#module-tables), for a function [Batch functions](#module-batch-functions) |
+  | `:processing_batch_bytes` | positive integer, or `:infinity` | `:infinity` | the most bytes of a batch with several entries, by `:erlang.external_size/1` of each entry; not with a table or a batch function. A batch then has at most 10,000 entries |
   | `:processing_threshold` | positive integer, or `:infinity` | `:infinity` | the count of waiting entries at which a partition flushes at once; see [Threshold and bound](#module-threshold-and-bound) |
   | `:max_size` | positive integer, or `:infinity` | `:infinity` | the most entries that the whole buffer holds, waiting and in flight |
   | `:max_bytes` | positive integer, or `:infinity` | `:infinity` | the most memory of the entries, in bytes, as `info/1` counts it; see [Threshold and bound](#module-threshold-and-bound) |
@@ -44,8 +45,8 @@ defmodule PartitionedBuffer do
   anonymous function survives one load of its module, but not a second.
 
   Times are in milliseconds. The interval may be any number that the timers of the VM allow; all
-  other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295, and `:max_bytes` is
-  at most 2^60.
+  other times, `:max_size` and `:processing_threshold` are at most 4,294,967,295, and `:max_bytes`
+  and `:processing_batch_bytes` at most 2^60.
 
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
   that module is available. An unknown option raises the same error at the start of a
@@ -546,8 +547,8 @@ defmodule PartitionedBuffer do
 
   @doc """
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`,
-  `:processing_timeout_ms`, `:processing_batch_size`, `:processing_threshold`, `:max_size`,
-  `:max_bytes`, `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`, `:drain_timeout_ms`, and
+  `:processing_timeout_ms`, `:processing_batch_size`, `:processing_batch_bytes`,
+  `:processing_threshold`, `:max_size`, `:max_bytes`, `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`, `:drain_timeout_ms`, and
   `:max_attempts` if the buffer was started with it.
 
   Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
@@ -855,6 +856,19 @@ defmodule PartitionedBuffer do
     {bytes, environments, reclaiming} = Native.memory()
     %{bytes: bytes, environments: environments, reclaiming: reclaiming}
   end
+
+  @doc """
+  Returns the number of the partition whose batch the calling processor has, from 0 on; `nil` outside
+  of a processor. A function as `:dead_letter` has it as well.
+
+  A processor has one batch of a partition at a time. So it can use the number to choose a connection,
+  a shard of the sink or a producer that no other call uses.
+
+      iex> PartitionedBuffer.processing_partition()
+      nil
+  """
+  @spec processing_partition() :: non_neg_integer() | nil
+  defdelegate processing_partition(), to: PartitionedBuffer.Partition.Runner, as: :partition
 
   @doc """
   Returns the name of the partition that a key or item is written to with this `:partition_key`.

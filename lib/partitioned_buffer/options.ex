@@ -40,6 +40,7 @@ defmodule PartitionedBuffer.Options do
                 processing_jitter_ms: 0,
                 processing_timeout_ms: 60_000,
                 processing_batch_size: 10,
+                processing_batch_bytes: :infinity,
                 processing_threshold: :infinity,
                 max_size: :infinity,
                 max_bytes: :infinity,
@@ -62,6 +63,7 @@ defmodule PartitionedBuffer.Options do
           processing_jitter_ms: non_neg_integer(),
           processing_timeout_ms: timeout(),
           processing_batch_size: pos_integer() | :table | :function,
+          processing_batch_bytes: pos_integer() | :infinity,
           processing_threshold: pos_integer() | :infinity,
           max_size: pos_integer() | :infinity,
           max_bytes: pos_integer() | :infinity,
@@ -77,6 +79,7 @@ defmodule PartitionedBuffer.Options do
     :processing_jitter_ms,
     :processing_timeout_ms,
     :processing_batch_size,
+    :processing_batch_bytes,
     :processing_threshold,
     :max_size,
     :max_bytes,
@@ -253,7 +256,9 @@ defmodule PartitionedBuffer.Options do
 
     if changes[:processing_batch_size] == :table and outcomes?(options), do: table_excluded!(name)
     {plain, functions} = split_functions(changes)
-    {struct!(options, plain), functions}
+    options = struct!(options, plain)
+    batch_bytes_fit!(name, options.processing_batch_size, options.processing_batch_bytes)
+    {options, functions}
   end
 
   defp consistent!(given) do
@@ -268,8 +273,20 @@ defmodule PartitionedBuffer.Options do
     if given[:processing_batch_size] == :table and given[:max_attempts] != nil,
       do: table_excluded!(given[:name])
 
+    batch_bytes_fit!(given[:name], given[:processing_batch_size], given[:processing_batch_bytes])
     only!(given, :order, :queue, "PartitionedBuffer.Queue", "has no order")
     only!(given, :versions, :map, "PartitionedBuffer.Map", "has no versions")
+  end
+
+  defp batch_bytes_fit!(name, size, bytes) do
+    if bytes not in [nil, :infinity] and (size in [:table, :function] or is_tuple(size)) do
+      raise!(
+        :processing_batch_bytes,
+        bytes,
+        "option :processing_batch_bytes of #{buffer(name)} needs a number as :processing_batch_size: " <>
+          "a table or a function has its own end of a batch"
+      )
+    end
   end
 
   defp only!(given, key, kind, module, otherwise) do
@@ -482,8 +499,10 @@ defmodule PartitionedBuffer.Options do
   defp valid?(key, count) when key in [:processing_threshold, :max_size],
     do: is_integer(count) and count in 1..@max_count
 
-  defp valid?(:max_bytes, :infinity), do: true
-  defp valid?(:max_bytes, bytes), do: is_integer(bytes) and bytes in 1..@max_bytes
+  defp valid?(key, :infinity) when key in [:max_bytes, :processing_batch_bytes], do: true
+
+  defp valid?(key, bytes) when key in [:max_bytes, :processing_batch_bytes],
+    do: is_integer(bytes) and bytes in 1..@max_bytes
 
   defp valid?(:when_full, what), do: what in [:raise, :error, :drop_newest]
   defp valid?(:full_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
@@ -523,7 +542,9 @@ defmodule PartitionedBuffer.Options do
   defp expected(key) when key in [:processing_threshold, :max_size],
     do: "a positive integer up to #{@max_count} or :infinity"
 
-  defp expected(:max_bytes), do: "a positive integer up to #{@max_bytes} (bytes) or :infinity"
+  defp expected(key) when key in [:max_bytes, :processing_batch_bytes],
+    do: "a positive integer up to #{@max_bytes} (bytes) or :infinity"
+
   defp expected(:when_full), do: ":raise, :error or :drop_newest"
   defp expected(:full_timeout_ms), do: "a non-negative integer up to #{@max_ms} (milliseconds)"
 

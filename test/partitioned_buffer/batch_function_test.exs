@@ -443,4 +443,58 @@ defmodule PartitionedBuffer.BatchFunctionTest do
       assert limit in 1..250
     end
   end
+
+  describe "processing_batch_bytes" do
+    defp sizes(opts, items) do
+      queue = start_queue([processing_batch_size: 1_000] ++ opts)
+      Queue.push(queue, items)
+      :ok = PartitionedBuffer.flush(queue)
+      batches(queue, length(items))
+    end
+
+    defp batches(_queue, 0), do: []
+
+    defp batches(queue, left) do
+      assert_receive {:batch, batch}
+      [batch | batches(queue, left - length(batch))]
+    end
+
+    test "ends a batch before the entry that it has no room for" do
+      item = String.duplicate("x", 100)
+      bytes = :erlang.external_size(item)
+
+      for outcomes <- [[], [max_attempts: 1]], limit <- [3 * bytes, 4 * bytes - 1] do
+        batches = sizes([processing_batch_bytes: limit] ++ outcomes, List.duplicate(item, 100))
+        assert Enum.map(batches, &length/1) == List.duplicate(3, 33) ++ [1]
+      end
+    end
+
+    test "gives a larger entry alone, and keeps to the batch size" do
+      [small, large] = for size <- [10, 10_000], do: String.duplicate("x", size)
+
+      assert [[small], [large], [large], [small, small]] ==
+               sizes([processing_batch_bytes: 1_000], [small, large, large, small, small])
+
+      batches = sizes([processing_batch_bytes: 1_000_000], Enum.to_list(1..2_500))
+      assert Enum.map(batches, &length/1) == [1_000, 1_000, 500]
+    end
+
+    test "can be changed, and fits no table and no batch function" do
+      queue = start_queue(processing_batch_size: 10)
+      :ok = PartitionedBuffer.update_options(queue, processing_batch_bytes: 1)
+      Queue.push(queue, [1, 2])
+      :ok = PartitionedBuffer.flush(queue)
+      assert [[1], [2]] == batches(queue, 2)
+
+      for size <- [:table, at_most(2)] do
+        assert_raise ArgumentError, ~r/:processing_batch_bytes.*needs a number/, fn ->
+          Queue.start_link(buffer_options(processing_batch_size: size, processing_batch_bytes: 10))
+        end
+      end
+
+      assert_raise ArgumentError, ~r/needs a number/, fn ->
+        PartitionedBuffer.update_options(queue, processing_batch_size: at_most(2))
+      end
+    end
+  end
 end

@@ -181,4 +181,30 @@ defmodule PartitionedBuffer.ProcessingTest do
       assert Enum.sort([one, other]) == [0, 20_000]
     end
   end
+
+  describe "processing_partition/0" do
+    test "is the number of the partition in its processor and its function for dead letters" do
+      test = self()
+      tell = fn entries -> send(test, {PartitionedBuffer.processing_partition(), entries}) end
+
+      buffer =
+        start_buffer(
+          partitions: 4,
+          processor: fn batch -> tell.(batch) && {:cancel, :refused} end,
+          dead_letter: fn entries, _reason -> tell.(entries) end,
+          max_attempts: 1
+        )
+
+      Buffer.put_all(buffer, for(key <- 1..100, do: {key, key}))
+      :ok = PartitionedBuffer.flush(buffer)
+      calls = for _call <- 1..20, do: assert_receive({number, [_ | _]} when is_integer(number))
+      assert calls |> Enum.map(&elem(&1, 0)) |> Enum.uniq() |> Enum.sort() == [0, 1, 2, 3]
+
+      for {number, entries} <- calls, {key, _value, _version, _updates} <- entries do
+        assert PartitionedBuffer.get_partition(buffer, nil, key) == Module.concat(buffer, "#{number}")
+      end
+
+      assert PartitionedBuffer.processing_partition() == nil
+    end
+  end
 end

@@ -25,8 +25,10 @@ defmodule PartitionedBuffer.Partition.Runner do
   @typedoc "Options of `PartitionedBuffer.Processing.process/3`, and the `$callers` of the task."
   @type opts() :: [callers: [pid()] | nil, trigger: atom(), resumed?: boolean(), reason: any()]
 
-  # The key in the dictionary of a task. Its value is the name of the buffer.
+  # The keys in the dictionary of a task. Their values are the name of the buffer, and the number of
+  # the partition.
   @processing :"$partitioned_buffer"
+  @partition :"$partitioned_buffer_partition"
 
   @doc """
   The child specification of the task supervisor of a partition.
@@ -108,6 +110,7 @@ defmodule PartitionedBuffer.Partition.Runner do
 
   defp as_task(%Ref{run: run, number: number} = ref, work) do
     Process.put(@processing, ref.buffer)
+    Process.put(@partition, number)
     ref |> begin() |> work.()
     Native.end_task(run, number)
     :done
@@ -215,6 +218,12 @@ defmodule PartitionedBuffer.Partition.Runner do
     Process.get(@processing) == buffer or
       Enum.any?(Process.get(:"$callers", []), &(processing(&1) == buffer))
   end
+
+  @doc """
+  The number of the partition whose processor the calling process runs; nil in any other process.
+  """
+  @spec partition() :: non_neg_integer() | nil
+  def partition, do: Process.get(@partition)
 
   @doc """
   Raises in a processor of this buffer, since the call would wait for the end of the processor.

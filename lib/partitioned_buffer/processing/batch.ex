@@ -36,25 +36,45 @@ defmodule PartitionedBuffer.Processing.Batch do
   entries for whose keys newer ones wait.
   """
   @spec read(Job.t(), superseded? :: boolean()) :: t()
-  def read(%Job{options: %Options{processing_batch_size: :function}} = job, superseded?),
-    do: read_for(job.functions.batch, job.flush, superseded?, {[], 0, @first})
-
   def read(%Job{flush: flush} = job, superseded?) do
-    {entries, count} = read(flush, 0, size(job), superseded?)
-    %__MODULE__{entries: entries, count: count}
+    case ending(job) do
+      nil ->
+        {entries, count} = read(flush, 0, size(job), superseded?)
+        %__MODULE__{entries: entries, count: count}
+
+      {acc, function, most} ->
+        read_for({acc, function}, flush, superseded?, {[], 0, min(@first, most), most})
+    end
   end
+
+  # The function that ends a batch, with its accumulator and the most entries.
+  defp ending(%Job{options: %Options{processing_batch_size: :function}} = job) do
+    {acc, function} = job.functions.batch
+    {acc, function, @max_size_of_function}
+  end
+
+  defp ending(%Job{options: %Options{processing_batch_bytes: :infinity}}), do: nil
+
+  defp ending(%Job{options: %Options{processing_batch_bytes: bytes}} = job),
+    do: {0, {:bytes, bytes}, min(size(job), @max_size_of_function)}
 
   @doc """
   Reads the next batch, and claims it.
   """
   @spec claim_next(Job.t()) :: t()
-  def claim_next(%Job{flush: flush, options: %Options{processing_batch_size: :function}} = job) do
-    # Each entry was written, so each is given to the processor, also one that was replaced since.
-    batch = read(job, false)
-    %__MODULE__{batch | begun: Native.claim(flush)}
+  def claim_next(%Job{flush: flush} = job) do
+    if whole?(job) do
+      claim_next(job, 0)
+    else
+      # Each entry was written, so each is given to the processor, also one that was replaced since.
+      batch = read(job, false)
+      %__MODULE__{batch | begun: Native.claim(flush)}
+    end
   end
 
-  def claim_next(%Job{} = job), do: claim_next(job, 0)
+  # Whether one native call may read a batch and begin its call of the processor.
+  defp whole?(%Job{options: %Options{processing_batch_size: size, processing_batch_bytes: bytes}}),
+    do: size != :function and bytes == :infinity
 
   defp claim_next(job, length) do
     case Native.claim_next(job.flush, length, size(job)) do
@@ -68,13 +88,15 @@ defmodule PartitionedBuffer.Processing.Batch do
   `succeeded?`.
   """
   @spec lease_next(Job.t(), succeeded? :: boolean()) :: t()
-  def lease_next(%Job{flush: flush, options: %Options{processing_batch_size: :function}} = job, succeeded?) do
-    if succeeded?, do: Native.succeed(flush)
-    batch = read(job, job.resumed?)
-    %__MODULE__{batch | begun: Native.lease(flush, Job.in_pause?(job.trigger))}
+  def lease_next(%Job{flush: flush} = job, succeeded?) do
+    if whole?(job) do
+      lease_next(job, 0, succeeded?)
+    else
+      if succeeded?, do: Native.succeed(flush)
+      batch = read(job, job.resumed?)
+      %__MODULE__{batch | begun: Native.lease(flush, Job.in_pause?(job.trigger))}
+    end
   end
-
-  def lease_next(%Job{} = job, succeeded?), do: lease_next(job, 0, succeeded?)
 
   defp lease_next(job, length, succeeded?) do
     in_pause? = Job.in_pause?(job.trigger)
@@ -91,15 +113,15 @@ defmodule PartitionedBuffer.Processing.Batch do
   defp size(%Job{options: options}), do: min(options.processing_batch_size, @max_size)
 
   # `before` has the entries of the batch so far, in reverse order.
-  defp read_for({acc, function}, flush, superseded?, {before, count, size}) do
+  defp read_for({acc, function}, flush, superseded?, {before, count, size, most}) do
     {entries, total} = read(flush, count, size, superseded?)
 
     case take(entries, acc, function, before, count) do
-      {:cont, _acc, taken} when total == count or size == @max_size_of_function ->
+      {:cont, _acc, taken} when total == count or size == most ->
         %__MODULE__{entries: Enum.reverse(taken), count: total}
 
       {:cont, acc, taken} ->
-        read_for({acc, function}, flush, superseded?, {taken, total, min(2 * size, @max_size_of_function)})
+        read_for({acc, function}, flush, superseded?, {taken, total, min(2 * size, most), most})
 
       {:emit, taken, count} ->
         Native.shorten(flush, count)
@@ -117,10 +139,18 @@ defmodule PartitionedBuffer.Processing.Batch do
     case call(function, entry, acc) do
       {:cont, acc} -> take(entries, acc, function, [entry | taken], count + 1)
       {:emit, _acc} -> {:emit, [entry | taken], count + 1}
+      :exceeds when count == 0 -> {:emit, [entry], 1}
+      :exceeds -> {:emit, taken, count}
       {:raised, _kind, _reason, _stacktrace} = failure when count == 0 -> {:failed, entry, failure}
       # The entry is the first one of the next batch.
       {:raised, _kind, _reason, _stacktrace} -> {:emit, taken, count}
     end
+  end
+
+  # An entry that is larger than the limit is alone.
+  defp call({:bytes, most}, entry, bytes) do
+    bytes = bytes + :erlang.external_size(entry)
+    if bytes <= most, do: {:cont, bytes}, else: :exceeds
   end
 
   defp call(function, entry, acc) do
