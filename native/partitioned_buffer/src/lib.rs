@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
+//! | [`absorb`] | absorbs entries of the same buffer on another node |
 //! | [`lists`] | writes lists, step by step |
 //! | [`reservation`] | reserves room for a list |
 //! | [`flush`] | the flushes in flight: their batches and outcomes |
@@ -12,12 +13,14 @@
 //! | [`run`] | from the start of a buffer to its end, and what its processes share |
 //! | [`route`] | the partition of an operation, and its caller |
 //! | [`processes`], [`kept`] | the processes and the terms of a run |
+//! | [`streams`] | which entries of other nodes a buffer took |
 //! | [`pace`], [`clock`] | the time of a call |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
 //! The partitions themselves are in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
+mod absorb;
 mod any;
 mod buffer;
 mod clock;
@@ -31,6 +34,7 @@ mod registry;
 mod reservation;
 mod route;
 mod run;
+mod streams;
 mod vm;
 
 use std::sync::atomic::{AtomicBool, Ordering};

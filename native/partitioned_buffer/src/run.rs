@@ -20,6 +20,7 @@ use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::kept::Kept;
 use crate::processes::Processes;
+use crate::streams::Streams;
 
 mod message {
     //! The messages to processes.
@@ -72,6 +73,11 @@ pub(crate) struct Shared {
     is_room_told: AtomicBool,
     /// How many lists are being written for which a stop waits.
     lists: AtomicUsize,
+    /// Held for writing while a partition is closed, and for reading by calls that none may refuse in
+    /// the middle.
+    pub(crate) closing: RwLock<()>,
+    /// The numbers of entries from other nodes. They outlive a run.
+    pub(crate) streams: Streams,
     /// The processes of the run.
     pub(crate) processes: Mutex<Processes>,
     /// The terms of the run.

@@ -5,6 +5,7 @@
 //! many entries stops after half a millisecond and returns its progress. Then only the call for the
 //! rest finds what is wrong there.
 
+mod absorb;
 mod counter;
 mod flush;
 mod library;
@@ -76,7 +77,10 @@ mod atoms {
         drained,
         server,
         tasks,
-        task
+        task,
+        duplicate,
+        stopping,
+        force
     }
 }
 
