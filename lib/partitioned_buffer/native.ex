@@ -666,8 +666,8 @@ defmodule PartitionedBuffer.Native do
       the buffer takes the entries nevertheless, and then holds more than its bound.
     * `:stopping`: the stop of the run began. With the mode `:processor` the entries are taken until
       their partitions are closed, as writes of a processor are.
-    * `:large`: there are over 1,024 entries, large terms, or versions beyond 64 bits, or another call
-      holds the stream. `absorb_large/5` takes them, and waits for the stream.
+    * `:large`: there are over 512 entries, large terms, versions beyond 64 bits, or many empty
+      partitions, or another call holds the stream. `absorb_large/5` takes the entries.
   """
   @spec absorb(run(), [absorbed()], stream(), pos_integer(), [:force | :processor]) :: absorption()
   def absorb(_run, _entries, _stream, _number, _modes), do: not_loaded()

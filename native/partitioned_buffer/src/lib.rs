@@ -13,7 +13,6 @@
 //! | [`run`] | from the start of a buffer to its end, and what its processes share |
 //! | [`route`] | the partition of an operation, and its caller |
 //! | [`processes`], [`kept`] | the processes and the terms of a run |
-//! | [`streams`] | which entries of other nodes a buffer took |
 //! | [`pace`], [`clock`] | the time of a call |
 //! | [`vm`] | all `unsafe` code: terms and environments for the engine, the allocator |
 //!
@@ -34,7 +33,6 @@ mod registry;
 mod reservation;
 mod route;
 mod run;
-mod streams;
 mod vm;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -15,12 +15,11 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use partitioned_buffer_engine::waiting::{Answer, Waiting};
-use partitioned_buffer_engine::Bound;
+use partitioned_buffer_engine::{Bound, Streams};
 use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::kept::Kept;
 use crate::processes::Processes;
-use crate::streams::Streams;
 
 mod message {
     //! The messages to processes.

@@ -12,6 +12,7 @@ use crate::memory::parcel::Parcel;
 use crate::store::hash::Hash;
 use crate::store::map::Put;
 use crate::store::table::{Contents, Table};
+use crate::store::Store;
 use crate::term::{Heap, Version};
 
 /// An entry of another counter: key, sum and count.
@@ -36,10 +37,15 @@ pub struct AbsorbedValue<H: Heap> {
     pub updates: u64,
 }
 
+/// Whether nothing was written to a shard since its last flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Empty(pub bool);
+
 impl<H: Heap, C: Contents<H>> Partition<Table<H, C>, TABLE_SHARDS> {
-    /// Whether a shard grants a write of this access now.
-    pub fn admits(&self, access: Access, shard: usize) -> bool {
-        self.shards[shard].lock_open(access).is_ok()
+    /// Whether a shard that grants a write of this access is empty: its first entry takes more time
+    /// than others, for its memory.
+    pub fn admits(&self, access: Access, shard: usize) -> Result<Empty, Closed> {
+        self.shards[shard].lock_open(access).map(|state| Empty(state.waiting.end() == 0))
     }
 }
 

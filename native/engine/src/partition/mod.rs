@@ -16,7 +16,7 @@ mod queue;
 mod room;
 mod shard;
 
-pub use self::absorb::{AbsorbedSum, AbsorbedValue};
+pub use self::absorb::{AbsorbedSum, AbsorbedValue, Empty};
 pub use self::access::{Access, Closed};
 pub use self::counter::CounterPartition;
 pub use self::evicted::{Evicted, Leftover};

@@ -1,6 +1,9 @@
 //! The entries of a call: read as a whole, then written lock by lock.
 
-use partitioned_buffer_engine::Access;
+use std::time::Duration;
+
+use partitioned_buffer_engine::partition::Empty;
+use partitioned_buffer_engine::{Access, Closed};
 use rustler::{Env, Term};
 
 use super::kind::{Kind, Work};
@@ -10,12 +13,16 @@ use crate::pace::Pace;
 use crate::route::Route;
 use crate::vm::caller::cell;
 
-/// The most entries of a call on a normal scheduler. Reading and writing one takes some two hundred
-/// nanoseconds.
-const MOST: usize = 1024;
+/// The most entries of a call on a normal scheduler. Reading and writing one takes from a hundred to
+/// three hundred nanoseconds.
+const MOST: usize = 512;
 
-/// The clock is read after this many entries.
-const UNTIMED: usize = 64;
+/// The clock is read after this many entries. A shorter list takes little time, unless the system runs
+/// another thread meanwhile.
+const UNTIMED: usize = 16;
+
+/// The time that the first entry of an empty shard takes at most, for its memory.
+const FIRST_TIME: Duration = Duration::from_micros(4);
 
 /// The most writes under one lock: other writers wait for them.
 const LOCKED: usize = 64;
@@ -59,16 +66,16 @@ impl<W> Entries<W> {
         partition_count: u32,
         pace: Option<&Pace>,
     ) -> Result<Self, Refused<'a>> {
+        if pace.is_some() && is_longer(list, MOST) {
+            return Err(Refused::Large);
+        }
         let mut work = if pace.is_some() { Work::limited() } else { Work::unlimited() };
         let mut slots: Vec<Slot<W>> = Vec::new();
         let mut rest = list;
         while let Some((element, tail)) = cell(rest) {
             let decoded = K::decode(element).ok_or_else(|| Refused::Invalid(invalid(rest)))?;
-            if let Some(pace) = pace {
-                let is_late = slots.len() % UNTIMED == 0 && pace.is_half_spent();
-                if slots.len() == MOST || is_late {
-                    return Err(Refused::Large);
-                }
+            if slots.len() % UNTIMED == UNTIMED - 1 && pace.is_some_and(|pace| !pace.has_half(Duration::ZERO)) {
+                return Err(Refused::Large);
             }
             let write = own.prepare(env, decoded, &mut work).ok_or(Refused::Large)?;
             let (key, shard) = K::place(&write);
@@ -80,9 +87,6 @@ impl<W> Entries<W> {
         }
         if !rest.is_empty_list() {
             return Err(Refused::Invalid(invalid(rest)));
-        }
-        if pace.is_some_and(Pace::is_half_spent) {
-            return Err(Refused::Large);
         }
         let mut entries = Entries { slots, firsts: Vec::new() };
         entries.chain(partition_count as usize * K::SHARDS);
@@ -103,14 +107,25 @@ impl<W> Entries<W> {
         self.slots.len()
     }
 
-    /// Whether the shards of all entries grant writes.
-    pub(super) fn are_admitted<K: Kind<Write = W>>(&self, own: &K, partition_count: u32, writes_in_stop: bool) -> bool {
+    /// How many empty shards will have an entry, if the shards of all entries grant writes.
+    pub(super) fn admitted<K: Kind<Write = W>>(
+        &self,
+        own: &K,
+        partition_count: u32,
+        writes_in_stop: bool,
+    ) -> Result<usize, Closed> {
         let plain = Access::by_count(partition_count);
         let access = if writes_in_stop { plain.of_processor() } else { plain };
-        self.firsts.iter().all(|&first| {
+        self.firsts.iter().try_fold(0, |empty, &first| {
             let lock = self.slots[first as usize].lock;
-            own.admits(lock / K::SHARDS as u32, access, lock as usize % K::SHARDS)
+            let Empty(is_empty) = own.admits(lock / K::SHARDS as u32, access, lock as usize % K::SHARDS)?;
+            Ok(empty + usize::from(is_empty))
         })
+    }
+
+    /// Whether the entries can be written in the rest of the time, if as many shards are empty.
+    pub(super) fn are_short(&self, empty: usize, pace: &Pace) -> bool {
+        self.slots.len() < UNTIMED || pace.has_half(FIRST_TIME * empty as u32)
     }
 
     /// Writes all entries, which were admitted, and adds the partitions in which enough entries wait
@@ -140,6 +155,17 @@ impl<W> Entries<W> {
             }
         }
     }
+}
+
+/// Whether a list has more than `count` elements.
+fn is_longer(mut list: Term<'_>, count: usize) -> bool {
+    for _ in 0..count {
+        match cell(list) {
+            Some((_element, tail)) => list = tail,
+            None => return false,
+        }
+    }
+    cell(list).is_some()
 }
 
 /// Writes of one lock.

@@ -1,6 +1,6 @@
 //! The kinds of buffers that absorb entries: maps and counters.
 
-use partitioned_buffer_engine::partition::{AbsorbedSum, AbsorbedValue, TABLE_SHARDS};
+use partitioned_buffer_engine::partition::{AbsorbedSum, AbsorbedValue, Empty, TABLE_SHARDS};
 use partitioned_buffer_engine::tally::LIMIT;
 use partitioned_buffer_engine::{Access, Closed, CounterPartition, Hash, MapPartition, Version, Written};
 use rustler::{Env, Term};
@@ -15,8 +15,8 @@ use crate::vm::small::{work_to_copy, work_to_hash, WORK_OF_PART};
 use crate::vm::term::RawTerm;
 
 /// The work of all entries of a call on a normal scheduler, in the unit of [`work_to_copy`]: as much
-/// as that of two thousand small binaries, or of tuples with 64,000 small integers.
-const MOST_WORK: usize = 2048 * WORK_OF_PART;
+/// as that of four thousand small binaries.
+const MOST_WORK: usize = 4096 * WORK_OF_PART;
 
 /// The work that the entries of a call may take.
 pub(crate) struct Work(Option<usize>);
@@ -67,8 +67,8 @@ pub(crate) trait Kind {
     /// The key of a write, and the shard in its partition.
     fn place(write: &Self::Write) -> (RawTerm, usize);
 
-    /// Whether a shard of a partition grants a write.
-    fn admits(&self, partition: u32, access: Access, shard: usize) -> bool;
+    /// Whether a shard of a partition that grants a write is empty.
+    fn admits(&self, partition: u32, access: Access, shard: usize) -> Result<Empty, Closed>;
 
     /// Does writes to one shard of a partition, in order, with reserved room or without.
     fn write_all<'w>(
@@ -126,7 +126,7 @@ impl Kind for CounterPartitions {
         (entry.key.term(), CounterPartition::<Environment>::shard_of(*hash))
     }
 
-    fn admits(&self, partition: u32, access: Access, shard: usize) -> bool {
+    fn admits(&self, partition: u32, access: Access, shard: usize) -> Result<Empty, Closed> {
         self.partition(partition).admits(access, shard)
     }
 
@@ -179,7 +179,7 @@ impl Kind for MapPartitions {
         (entry.key.term(), MapPartition::<Environment>::shard_of(*hash))
     }
 
-    fn admits(&self, partition: u32, access: Access, shard: usize) -> bool {
+    fn admits(&self, partition: u32, access: Access, shard: usize) -> Result<Empty, Closed> {
         self.partition(partition).admits(access, shard)
     }
 

@@ -11,6 +11,8 @@
 mod entries;
 mod kind;
 
+use partitioned_buffer_engine::streams::{StreamId, Take};
+use partitioned_buffer_engine::Closed;
 use rustler::{Env, Term};
 
 use self::entries::{Entries, Refused};
@@ -18,7 +20,6 @@ pub(crate) use self::kind::Kind;
 use crate::lists::Invalid;
 use crate::pace::Pace;
 use crate::run::{News, NotRunning, Shared};
-use crate::streams::{StreamId, Take};
 
 /// A call that absorbs entries.
 pub(crate) struct Absorb<'a> {
@@ -99,8 +100,10 @@ impl<'a> Absorb<'a> {
         let _list = if self.writes_in_stop { None } else { Some(List::begin(env, shared).ok_or(Unwritten::Stopping)?) };
         let closing = if self.pace.is_some() { shared.closing.try_read() } else { Some(shared.closing.read()) };
         let _open = closing.ok_or(Unwritten::Large)?;
-        if !entries.are_admitted(own, partition_count, self.writes_in_stop) {
-            return Err(Unwritten::Stopping);
+        let admitted = entries.admitted(own, partition_count, self.writes_in_stop);
+        let empty = admitted.map_err(|Closed| Unwritten::Stopping)?;
+        if self.pace.as_ref().is_some_and(|pace| !entries.are_short(empty, pace)) {
+            return Err(Unwritten::Large);
         }
         let room = Room::reserve(env, shared, entries.count(), self.is_forced).ok_or(Unwritten::Full)?;
         entries.write(own, partition_count, room, enough);

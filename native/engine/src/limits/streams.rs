@@ -6,16 +6,14 @@
 //! call under way then notes its number nowhere.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// The id of a stream: its sender chooses both parts.
-pub(crate) type StreamId = (u64, u64);
+pub type StreamId = (u64, u64);
 
 /// A stream.
-#[derive(Default)]
 struct Stream {
     /// Held while entries with a number of this stream are written.
     writing: Mutex<()>,
@@ -23,15 +21,23 @@ struct Stream {
     last: AtomicU64,
 }
 
+impl Stream {
+    /// A stream that took no number.
+    fn new() -> Arc<Self> {
+        Arc::new(Stream { writing: Mutex::default(), last: AtomicU64::new(0) })
+    }
+}
+
 /// The streams by the parts of their ids.
 type ById = BTreeMap<u64, BTreeMap<u64, Arc<Stream>>>;
 
 /// See the module's documentation.
 #[derive(Default)]
-pub(crate) struct Streams(Mutex<ById>);
+pub struct Streams(Mutex<ById>);
 
 /// The result of [`Streams::take`].
-pub(crate) enum Take<R> {
+#[derive(Debug, PartialEq, Eq)]
+pub enum Take<R> {
     /// The result of the write.
     Done(R),
     /// The number, or a later one, was taken before.
@@ -43,14 +49,14 @@ pub(crate) enum Take<R> {
 impl Streams {
     /// Calls `write` unless the stream has taken `number` or a later one, and takes the number if the
     /// result is `Ok`. It waits for another call with this stream if it `may_wait`.
-    pub(crate) fn take<T, E>(
+    pub fn take<T, E>(
         &self,
         id: StreamId,
         number: u64,
         may_wait: bool,
         write: impl FnOnce() -> Result<T, E>,
     ) -> Take<Result<T, E>> {
-        let stream = self.0.lock().entry(id.0).or_default().entry(id.1).or_default().clone();
+        let stream = self.0.lock().entry(id.0).or_default().entry(id.1).or_insert_with(Stream::new).clone();
         let writing = if may_wait { Some(stream.writing.lock()) } else { stream.writing.try_lock() };
         let Some(writing) = writing else { return Take::Busy };
         if number <= stream.last.load(Ordering::Acquire) {
@@ -85,13 +91,13 @@ impl Streams {
     }
 
     /// Forgets all streams with this first part.
-    pub(crate) fn forget(&self, first: u64) {
+    pub fn forget(&self, first: u64) {
         let forgotten = self.0.lock().remove(&first);
         drop(forgotten);
     }
 
     /// The streams with the last number taken, in the order of their ids.
-    pub(crate) fn all(&self) -> Vec<(u64, u64, u64)> {
+    pub fn all(&self) -> Vec<(u64, u64, u64)> {
         let streams = self.0.lock();
         let each = |(&first, seconds): (&u64, &BTreeMap<u64, Arc<Stream>>)| {
             let last = |(&second, stream): (&u64, &Arc<Stream>)| (first, second, stream.last.load(Ordering::Acquire));
