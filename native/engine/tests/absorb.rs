@@ -158,16 +158,16 @@ fn a_call_does_not_wait_for_a_stream_unless_it_may() {
         let streams = &streams;
         let first = scope.spawn(move || {
             streams.take((1, 1), 1, false, || {
-                begun.send(()).unwrap();
+                begun.send(()).expect("the test waits");
                 awaits_end.recv().map_err(drop)
             })
         });
-        awaits_begun.recv().unwrap();
+        awaits_begun.recv().expect("the first call begins");
         assert_eq!(streams.take((1, 1), 1, false, || Ok::<_, ()>(())), Take::Busy);
         assert_eq!(streams.take((1, 2), 1, false, || Ok::<_, ()>(())), Take::Done(Ok(())));
         let second = scope.spawn(move || streams.take((1, 1), 1, true, || Ok::<_, ()>(())));
-        end.send(()).unwrap();
-        assert_eq!(first.join().unwrap(), Take::Done(Ok(())));
-        assert_eq!(second.join().unwrap(), Take::Duplicate);
+        end.send(()).expect("the first call waits");
+        assert_eq!(first.join().expect("no call panics"), Take::Done(Ok(())));
+        assert_eq!(second.join().expect("no call panics"), Take::Duplicate);
     });
 }

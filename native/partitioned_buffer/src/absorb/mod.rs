@@ -63,11 +63,14 @@ impl<'a> Absorb<'a> {
     /// Writes all entries, unless it returns the reason why it writes nothing.
     pub(crate) fn write_to<K: Kind>(&mut self, own: &K) -> Result<(), Unwritten<'a>> {
         let mut enough = Vec::new();
+        // A stop waits for it, and then finds the number as well.
+        let list = List::begin(self.env, own.shared());
+        let may_write = list.has_begun || self.writes_in_stop;
         let written = match self.taken_as {
-            None => self.write(own, &mut enough),
+            None => self.write(own, may_write, &mut enough),
             Some((id, number)) => {
                 let may_wait = self.pace.is_none();
-                match own.shared().streams.take(id, number, may_wait, || self.write(own, &mut enough)) {
+                match own.shared().streams.take(id, number, may_wait, || self.write(own, may_write, &mut enough)) {
                     Take::Done(result) => result,
                     Take::Duplicate => Err(Unwritten::Duplicate),
                     Take::Busy => Err(Unwritten::Large),
@@ -88,7 +91,7 @@ impl<'a> Absorb<'a> {
     }
 
     /// The same, with the stream in hand. Adds the partitions in which enough entries wait then.
-    fn write<K: Kind>(&mut self, own: &K, enough: &mut Vec<u32>) -> Result<(), Unwritten<'a>> {
+    fn write<K: Kind>(&mut self, own: &K, may_write: bool, enough: &mut Vec<u32>) -> Result<(), Unwritten<'a>> {
         let (env, shared) = (self.env, own.shared());
         // The run is present, so its partitions stay open for this count even if it ends now.
         let partition_count = shared.count()?;
@@ -97,7 +100,9 @@ impl<'a> Absorb<'a> {
             Refused::Invalid(invalid) => Unwritten::Invalid(invalid),
             Refused::Large => Unwritten::Large,
         })?;
-        let _list = if self.writes_in_stop { None } else { Some(List::begin(env, shared).ok_or(Unwritten::Stopping)?) };
+        if !may_write {
+            return Err(Unwritten::Stopping);
+        }
         let closing = if self.pace.is_some() { shared.closing.try_read() } else { Some(shared.closing.read()) };
         let _open = closing.ok_or(Unwritten::Large)?;
         let admitted = entries.admitted(own, partition_count, self.writes_in_stop);
@@ -117,13 +122,14 @@ struct List<'s, 'a> {
     env: Env<'a>,
     /// The state of the buffer.
     shared: &'s Shared,
+    /// Whether it began before a stop.
+    has_begun: bool,
 }
 
 impl<'s, 'a> List<'s, 'a> {
-    /// Begins a list, unless a stop began before.
-    fn begin(env: Env<'a>, shared: &'s Shared) -> Option<Self> {
-        let has_begun = shared.begin_list();
-        Some(List { env, shared }).filter(|_list| has_begun)
+    /// Begins a list.
+    fn begin(env: Env<'a>, shared: &'s Shared) -> Self {
+        List { env, shared, has_begun: shared.begin_list() }
     }
 }
 
