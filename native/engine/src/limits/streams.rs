@@ -47,7 +47,7 @@ pub enum Take<R> {
 }
 
 impl Streams {
-    /// Calls `write` unless the stream has taken `number` or a later one, and takes the number if the
+    /// Calls `write` unless the stream took `number` or a later one before, and takes the number if the
     /// result is `Ok`. It waits for another call with this stream if it `may_wait`.
     pub fn take<T, E>(
         &self,

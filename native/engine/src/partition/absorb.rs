@@ -1,4 +1,4 @@
-//! Entries of another buffer: a partition adds them to its own, each with what it brings.
+//! Entries of the same buffer on another node: a partition adds them to its own, each with its history.
 //!
 //! The caller writes a list as a whole. So it looks first whether all shards
 //! [admit](Partition::admits) it, and keeps the partition from being closed until it is written.

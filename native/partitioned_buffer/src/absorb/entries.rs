@@ -17,8 +17,8 @@ use crate::vm::caller::cell;
 /// three hundred nanoseconds.
 const MOST: usize = 512;
 
-/// The clock is read after this many entries. A shorter list takes little time, unless the system runs
-/// another thread meanwhile.
+/// The clock is read after this many entries. A shorter list takes little time, unless the system
+/// interrupts the call.
 const UNTIMED: usize = 16;
 
 /// The time that the first entry of an empty shard takes at most, for its memory.
@@ -44,7 +44,7 @@ struct Slot<W> {
 pub(super) struct Entries<W> {
     /// The writes, in the order of the list.
     slots: Vec<Slot<W>>,
-    /// The first slot of each lock that has some.
+    /// The first slot of each used lock.
     firsts: Vec<u32>,
 }
 
@@ -123,7 +123,7 @@ impl<W> Entries<W> {
         })
     }
 
-    /// Whether the entries can be written in the rest of the time, if as many shards are empty.
+    /// Whether the entries can be written in the rest of the time, if `empty` shards are empty.
     pub(super) fn are_short(&self, empty: usize, pace: &Pace) -> bool {
         self.slots.len() < UNTIMED || pace.has_half(FIRST_TIME * empty as u32)
     }

@@ -14,8 +14,8 @@ use crate::vm::large::{parcel, parcel_with, weighed};
 use crate::vm::small::{work_to_copy, work_to_hash, WORK_OF_PART};
 use crate::vm::term::RawTerm;
 
-/// The work of all entries of a call on a normal scheduler, in the unit of [`work_to_copy`]: as much
-/// as that of four thousand small binaries.
+/// The work of all entries of a call on a normal scheduler, in the unit of [`work_to_copy`]: four
+/// thousand small binaries take it.
 const MOST_WORK: usize = 4096 * WORK_OF_PART;
 
 /// The work that the entries of a call may take.

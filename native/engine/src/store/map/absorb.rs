@@ -1,4 +1,4 @@
-//! Entries of another buffer, with their history.
+//! Entries of the same buffer on another node, with their history.
 
 use super::{store_value, Generation, Put};
 use crate::memory::parcel::Parcel;
@@ -6,7 +6,7 @@ use crate::store::hash::Hash;
 use crate::store::history::Counts;
 use crate::term::{Heap, Version};
 
-/// The most updates of an entry that has some from elsewhere: others can absorb it again.
+/// The most updates of an absorbed entry: another node can absorb it again.
 const MOST_UPDATES: u64 = i64::MAX as u64;
 
 impl<H: Heap> Generation<H> {
