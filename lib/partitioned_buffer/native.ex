@@ -18,8 +18,9 @@ defmodule PartitionedBuffer.Native do
   # A call takes at most a millisecond, plus the time for one key and one value, or one item. What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
-  # `held`, `batch`, `set_bound`, `put_options`, `functions_large`, `resume_run`, `pause_all`,
-  # `leftovers` and `left_terms` may take longer, so they run on dirty schedulers.
+  # `held`, `close`, `batch`, `set_bound`, `put_options`, `functions_large`, `resume_run`, `pause_all`,
+  # `leftovers`, `left_terms`, `absorb_large`, `streams` and `forget_streams` may take longer, so they
+  # run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
   #
@@ -279,7 +280,9 @@ defmodule PartitionedBuffer.Native do
   @spec drain(run(), partition()) :: :ok | :closed | :not_running
   def drain(_run, _partition), do: not_loaded()
 
-  @doc "Refuses reads and writes of a partition with `:not_running`."
+  @doc """
+  Refuses reads and writes of a partition with `:not_running`. Waits for the end of `absorb/5`.
+  """
   @spec close(run(), partition()) :: :ok | :not_running
   def close(_run, _partition), do: not_loaded()
 
@@ -688,6 +691,57 @@ defmodule PartitionedBuffer.Native do
   @spec see_version(run(), integer(), most_ms :: non_neg_integer()) ::
           ahead_ms :: non_neg_integer() | :not_running
   def see_version(_run, _version, _most_ms), do: not_loaded()
+
+  ## Entries of other nodes
+
+  @typep stream() :: {first :: non_neg_integer(), second :: non_neg_integer()} | nil
+  @typep absorbed() ::
+           {key :: term(), value :: term(), version :: integer(), updates :: non_neg_integer()}
+           | {key :: term(), sum :: integer(), count :: non_neg_integer()}
+  @typep absorption() ::
+           :ok | :duplicate | :full | :large | :stopping | :not_running | invalid()
+
+  @doc """
+  Writes entries of the same buffer on another node: all or none, and those of a stream once. The
+  keys choose the partitions.
+
+  A map takes `{key, value, version, updates}`, as `put_newer/5` does. A new entry has these `updates`,
+  at most 2^63 - 1, and a replacement adds them and one to those before. A counter takes
+  `{key, sum, count}`, where sum and count are below 2^120, and so are the sums and counts of its
+  entries: what would be beyond that stays there. A queue is badarg.
+
+  The stream has two parts of 64 bits, and its numbers are positive and of 64 bits. A number that is
+  not above the last one taken is a `:duplicate`, also if the buffer is full or stops. The numbers of a
+  name and kind outlive a run. Without a stream the number has no meaning.
+
+    * `:full`: the bound has no room for all entries, or writers wait for some. With the mode `:force`
+      the buffer takes the entries nevertheless, and then holds more than its bound.
+    * `:stopping`: the stop of the run began. With the mode `:processor` the entries are taken until
+      their partitions are closed, as writes of a processor are.
+    * `:large`: there are over 512 entries, large terms, versions beyond 64 bits, or many empty
+      partitions, or another call holds the stream. `absorb_large/5` takes the entries.
+  """
+  @spec absorb(run(), [absorbed()], stream(), pos_integer(), [:force | :processor]) :: absorption()
+  def absorb(_run, _entries, _stream, _number, _modes), do: not_loaded()
+
+  @doc "The same for entries of any number and size."
+  @spec absorb_large(run(), [absorbed()], stream(), pos_integer(), [:force | :processor]) :: absorption()
+  def absorb_large(_run, _entries, _stream, _number, _modes), do: not_loaded()
+
+  @doc "The streams of a name and kind, each with the last number taken."
+  @spec streams(run()) :: [{non_neg_integer(), non_neg_integer(), pos_integer()}] | :not_running
+  def streams(_run), do: not_loaded()
+
+  @doc "Forgets the streams with this first part. If they go on, any number is new."
+  @spec forget_streams(run(), first :: non_neg_integer()) :: :ok | :not_running
+  def forget_streams(_run, _first), do: not_loaded()
+
+  @doc """
+  A random positive number of 58 bits, which stays the same while this VM lives: as long as the entries
+  and streams of the name.
+  """
+  @spec incarnation(atom()) :: pos_integer()
+  def incarnation(_buffer), do: not_loaded()
 
   ## Library
 

@@ -34,6 +34,7 @@ pub use clock::Clock;
 pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Mark, Reader, Seen};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound, Limits};
+pub use limits::streams::{self, Streams};
 pub use limits::totals::{self, Ended, Writes};
 pub use limits::waiting::{self, Waiting};
 pub use limits::{Isolation, Learned};

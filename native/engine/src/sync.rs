@@ -6,10 +6,10 @@
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard, RwLockReadGuard as ReadGuard};
 #[cfg(not(shuttle))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(shuttle)]
-pub(crate) use self::modelled::{AtomicBool, AtomicI64, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock};
+pub(crate) use self::modelled::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock};
 
 /// A lock for readers and a writer. A waiting writer keeps no reader out, so a thread may wait for
 /// another lock while it reads.
@@ -44,7 +44,7 @@ impl<T> RwLock<T> {
 mod modelled {
     //! The model's lock with the methods of `parking_lot`'s.
 
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use shuttle::sync::{MutexGuard, RwLockReadGuard as ReadGuard};
 
     /// A lock at which the model decides who runs next.

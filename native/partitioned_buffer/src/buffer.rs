@@ -7,7 +7,9 @@
 //! Every operation reads the partition count, which changes only at a start and a stop. Writers
 //! change only the partition.
 
+use std::collections::hash_map::RandomState;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher as _};
 use std::sync::OnceLock;
 
 use partitioned_buffer_engine::partition::TABLE_SHARDS;
@@ -33,6 +35,9 @@ pub(crate) type QueuePartitions = Partitions<Log<Environment>, 1>;
 /// Enough levels of partitions for the 4,096 that a buffer may have.
 const LEVELS: usize = 13;
 
+/// The bits of an incarnation: the VM has a word for as many.
+const INCARNATION_BITS: u32 = 58;
+
 /// See the module's documentation.
 pub(crate) struct Buffer {
     /// Used while the buffer runs as a map.
@@ -41,6 +46,8 @@ pub(crate) struct Buffer {
     pub(crate) queue: QueuePartitions,
     /// Used while the buffer runs as a counter.
     pub(crate) counter: CounterPartitions,
+    /// A random positive number, which tells this buffer from those of its name in other VMs.
+    pub(crate) incarnation: u64,
 }
 
 #[rustler::resource_impl]
@@ -54,8 +61,16 @@ impl Buffer {
             map: Partitions::new(hasher.clone()),
             queue: Partitions::new(hasher.clone()),
             counter: Partitions::new(hasher),
+            incarnation: incarnation(),
         }
     }
+}
+
+/// A random positive number that takes no memory as a term.
+fn incarnation() -> u64 {
+    // The keys of a hash are random, and so is the hash of nothing.
+    let random = RandomState::new().build_hasher().finish();
+    (random >> (u64::BITS - INCARNATION_BITS)).max(1)
 }
 
 /// The partitions of one kind of buffer.

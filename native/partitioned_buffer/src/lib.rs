@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`nifs`] | decodes the arguments, makes one call, encodes the result |
 //! | [`registry`] | finds a buffer by its name |
+//! | [`absorb`] | absorbs entries of the same buffer on another node |
 //! | [`lists`] | writes lists, step by step |
 //! | [`reservation`] | reserves room for a list |
 //! | [`flush`] | the flushes in flight: their batches and outcomes |
@@ -18,6 +19,7 @@
 //! The partitions themselves are in the crate `partitioned_buffer_engine`.
 #![deny(unsafe_code)]
 
+mod absorb;
 mod any;
 mod buffer;
 mod clock;

@@ -61,6 +61,11 @@ impl Pace {
         elapsed < TIME_SLICE
     }
 
+    /// Whether half of the time remains after `more` time.
+    pub(crate) fn has_half(&self, more: Duration) -> bool {
+        self.started.elapsed() + more <= TIME_SLICE / 2
+    }
+
     /// Whether the time is up in the middle of a step.
     pub(crate) fn is_late(&self) -> bool {
         self.started.elapsed() >= TIME_SLICE

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use partitioned_buffer_engine::waiting::{Answer, Waiting};
-use partitioned_buffer_engine::{Bound, Clock};
+use partitioned_buffer_engine::{Bound, Clock, Streams};
 use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::kept::Kept;
@@ -77,6 +77,11 @@ pub(crate) struct Shared {
     is_room_told: AtomicBool,
     /// How many lists are being written for which a stop waits.
     lists: AtomicUsize,
+    /// Held for writing while a partition is closed, and for reading by calls that none may refuse in
+    /// the middle.
+    pub(crate) closing: RwLock<()>,
+    /// The numbers of entries from other nodes. They outlive a run.
+    pub(crate) streams: Streams,
     /// The processes of the run.
     pub(crate) processes: Mutex<Processes>,
     /// The terms of the run.

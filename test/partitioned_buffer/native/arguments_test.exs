@@ -102,6 +102,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     marked: [:flush],
     latest_version: [:run, :u32],
     see_version: [:run, :amount, :u32],
+    absorb: [:run, :absorbed, :stream, :positive, :modes],
+    absorb_large: [:run, :absorbed, :stream, :positive, :modes],
+    streams: [:run],
+    forget_streams: [:run, :u64],
+    incarnation: [:name],
     memory: [],
     await_reclaimed: [],
     longest_calls: []
@@ -135,6 +140,11 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:bound, _term), do: false
   defp fits?(:write, term), do: term == :put
   defp fits?(kind, _term) when kind in [:waiting, :write_arguments], do: false
+  # Any other list gets an answer, as `PartitionedBuffer.Native.AbsorbTest` shows.
+  defp fits?(:absorbed, _term), do: true
+  defp fits?(:stream, {first, second}), do: fits?(:u64, first) and fits?(:u64, second)
+  defp fits?(:stream, term), do: term == nil
+  defp fits?(:modes, term), do: term == []
   defp fits?(:run, {name, number}), do: is_atom(name) and fits?(:u32, number)
   defp fits?(:run, _term), do: false
   defp fits?(:own_role, term), do: term == :server
@@ -295,6 +305,9 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:numbers, _buffer, _flush), do: [0]
   defp fitting(:attempts, _buffer, _flush), do: 1
   defp fitting(:route, _buffer, _flush), do: {:processor, nil}
+  defp fitting(:absorbed, _buffer, _flush), do: [{:other, 1, 1, 0}]
+  defp fitting(:stream, _buffer, _flush), do: {1, 1}
+  defp fitting(:modes, _buffer, _flush), do: [:force, :processor]
   defp fitting(:limit, _buffer, _flush), do: :infinity
   defp fitting(:bound, _buffer, _flush), do: {:infinity, :infinity}
   defp fitting(:write, _buffer, _flush), do: :put

@@ -2,7 +2,7 @@
 //! flight, and how many bytes.
 //!
 //! `held` counts the entries, and *reserved* room for entries to come. It exceeds `max` only after
-//! `max` was lowered. A write that adds an entry reserves room for it first; the writer of a list
+//! `max` was lowered, or room was reserved beyond it. A write that adds an entry reserves room for it first; the writer of a list
 //! reserves room for the whole list.
 //!
 //! `bytes` follows the estimates of the stores: each shard and each flush adds its changes. A write
@@ -134,6 +134,11 @@ impl Bound {
     pub(crate) fn has_memory(&self) -> bool {
         let max_bytes = self.max_bytes.load(Ordering::SeqCst);
         max_bytes == NONE || self.bytes() < max_bytes && !self.is_queued.load(Ordering::SeqCst)
+    }
+
+    /// Reserves room for `count` entries, also beyond the limits.
+    pub fn reserve_beyond(&self, count: usize) {
+        self.add(count);
     }
 
     /// Counts entries that reserved no room.

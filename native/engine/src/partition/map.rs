@@ -44,7 +44,7 @@ impl<H: Heap> TableState<H, Values<H>> {
 /// Whether `version` is not greater than that of the entry of `key` in a flush, unless the entry has
 /// an outcome or was deleted.
 #[inline]
-fn is_stale<H: Heap>(
+pub(super) fn is_stale<H: Heap>(
     in_flight: Option<&InFlight<Generation<H>>>,
     hash: Hash,
     key: H::Term,

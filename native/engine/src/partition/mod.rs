@@ -3,6 +3,7 @@
 //! This layer has all others below it. `partition` has the life of a flush, and each of the other
 //! files the operations of one caller.
 
+mod absorb;
 mod access;
 mod counter;
 mod evicted;
@@ -15,6 +16,7 @@ mod queue;
 mod room;
 mod shard;
 
+pub use self::absorb::{AbsorbedSum, AbsorbedValue, Empty};
 pub use self::access::{Access, Closed};
 pub use self::counter::CounterPartition;
 pub use self::evicted::{Evicted, Leftover};

@@ -69,6 +69,15 @@ pub struct Counted<T> {
     pub count: u128,
 }
 
+/// The most that an entry counts, and the limit of its sum in both directions. Single additions do
+/// not come to it in a century. It keeps the parts of sums from elsewhere within their words.
+pub const LIMIT: i128 = (1 << 120) - 1;
+
+/// A sum and a count within [`LIMIT`].
+fn within_limits((sum, count): (i128, u128)) -> (i128, u128) {
+    (sum.clamp(-LIMIT, LIMIT), count.min(LIMIT.unsigned_abs()))
+}
+
 /// The sum of the lowest 64 bits and of the carry, which counts 2^64.
 #[inline]
 fn sum_of(low: i64, carry: i64) -> i128 {
@@ -127,13 +136,23 @@ impl<H: Heap> Tally<H> {
         (amount, count): (i64, u64),
         admits: impl FnOnce() -> bool,
     ) -> Option<bool> {
+        self.add_parts(hash, key, (amount.into(), count.into()), admits)
+    }
+
+    /// The same with a sum and a count of any size.
+    pub fn add_parts(
+        &mut self,
+        hash: Hash,
+        key: &Parcel<H>,
+        added: (i128, u128),
+        admits: impl FnOnce() -> bool,
+    ) -> Option<bool> {
         Sums::settle(self);
-        let added = (i128::from(amount), u128::from(count));
         let Some(id) = self.find(hash, key.term) else {
             if !admits() {
                 return None;
             }
-            let (value, carry) = Sum::new(added, 0);
+            let (value, carry) = Sum::new(within_limits(added), 0);
             self.insert(hash, key, value, carry);
             return Some(true);
         };
@@ -148,7 +167,8 @@ impl<H: Heap> Tally<H> {
         let carry = self.entries.extra(id);
         let entry = self.entries.get_mut(id).expect("what is added to is there");
         let (old_sum, old_count) = entry.value.parts(carry);
-        let (value, carry) = Sum::new((old_sum + sum, old_count + count), attempts);
+        let total = (old_sum.saturating_add(sum), old_count.saturating_add(count));
+        let (value, carry) = Sum::new(within_limits(total), attempts);
         entry.value = value;
         self.entries.set_extra(id, carry);
     }

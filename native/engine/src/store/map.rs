@@ -2,6 +2,8 @@
 //!
 //! Invariant: the segment that a value names counts it as one live copy.
 
+mod absorb;
+
 use super::hash::Hash;
 use super::history::{Counts, History};
 use super::store::{Store, TakenBack};

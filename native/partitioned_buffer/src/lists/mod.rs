@@ -12,6 +12,7 @@ mod step;
 mod target;
 mod write;
 
+pub(crate) use self::shape::invalid;
 pub(crate) use self::shape::{check_list, Invalid, Shape};
 pub(crate) use self::target::{Target, ToCounter, ToMap, ToQueue};
 pub(crate) use self::write::{write_list, Written};

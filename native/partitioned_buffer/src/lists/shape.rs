@@ -40,7 +40,7 @@ pub(crate) enum Invalid<'a> {
 }
 
 /// The error of a list that does not begin with an element of its shape.
-pub(super) fn invalid(list: Term<'_>) -> Invalid<'_> {
+pub(crate) fn invalid(list: Term<'_>) -> Invalid<'_> {
     match cell(list) {
         Some((element, _tail)) => Invalid::Element(element),
         None => Invalid::Tail(list),

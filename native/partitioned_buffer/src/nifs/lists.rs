@@ -109,7 +109,7 @@ fn write_all<'a>(
 }
 
 /// `{:invalid, element}` or `{:improper, tail}`.
-fn invalid_to<'a>(env: Env<'a>, invalid: Invalid<'a>) -> Term<'a> {
+pub(super) fn invalid_to<'a>(env: Env<'a>, invalid: Invalid<'a>) -> Term<'a> {
     match invalid {
         Invalid::Element(element) => tuple(env, [atoms::invalid().to_term(env), element]),
         Invalid::Tail(tail) => tuple(env, [atoms::improper().to_term(env), tail]),

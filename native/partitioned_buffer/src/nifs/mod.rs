@@ -5,6 +5,7 @@
 //! many entries stops after half a millisecond and returns its progress. Then only the call for the
 //! rest finds what is wrong there.
 
+mod absorb;
 mod cluster;
 mod counter;
 mod flush;
@@ -82,7 +83,10 @@ mod atoms {
         clock,
         own,
         versions,
-        elsewhere
+        elsewhere,
+        duplicate,
+        stopping,
+        force
     }
 }
 

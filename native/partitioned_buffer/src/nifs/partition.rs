@@ -27,9 +27,14 @@ fn reopen<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'
     Ok(done(env, run.enter(|partitions| each!(AnyPartitions, partitions, own => own.reopen(partition)))))
 }
 
-nif!(close / 2);
+nif!(close / 2, DirtyCpu);
 fn close<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    Ok(done(env, partition!(run, partition, own => own.close())))
+    let (run, partition): (Run, u32) = (run.decode()?, partition.decode()?);
+    let close = |partitions: AnyPartitions| {
+        let _closing = partitions.shared().closing.write();
+        each!(AnyPartitions, partitions, own => own.running(partition).map(|own| own.close()))
+    };
+    Ok(done(env, run.enter(close)))
 }
 
 nif!(drain / 2);

@@ -1,8 +1,9 @@
 //! The terms of the caller: reads them, and makes new ones.
 
 use std::cell::Cell;
+use std::cmp::Ordering;
 
-use partitioned_buffer_engine::{Resident, Version};
+use partitioned_buffer_engine::{Resident, Term as _, Version};
 use rustler::sys::{ERL_NIF_TERM as ErlNifTerm, *};
 use rustler::{Encoder, Env, Term};
 
@@ -39,6 +40,33 @@ pub(crate) fn amount(term: Term<'_>) -> Option<i64> {
 pub(crate) fn atom_to(env: Env<'_>, word: usize) -> Term<'_> {
     // SAFETY: an atom belongs to any environment, and the VM never removes one.
     unsafe { Term::new(env, word as ErlNifTerm) }
+}
+
+/// The integer in `term`, if its magnitude is at most `most`.
+#[inline]
+pub(crate) fn integer(term: Term<'_>, most: i128) -> Option<i128> {
+    match amount(term) {
+        Some(small) => Some(small.into()),
+        None => big_integer(term, most),
+    }
+}
+
+/// The same for an integer beyond 64 bits. It is compared before it is read: the VM compares integers
+/// of other sizes by their sizes, and reads one with memory for all its digits.
+#[cold]
+fn big_integer(term: Term<'_>, most: i128) -> Option<i128> {
+    let limit = |limit: i128| RawTerm::from(sum_to(term.get_env(), limit));
+    let is_within = match version(term)? {
+        Version::Int(_) => true,
+        Version::Below(big) => big.compare_integers(limit(-most)) != Ordering::Less,
+        Version::Above(big) => big.compare_integers(limit(most)) != Ordering::Greater,
+    };
+    // The external format of an integer of 128 bits.
+    if is_within {
+        term.decode().ok()
+    } else {
+        None
+    }
 }
 
 /// A term of a store in the environment of the caller.

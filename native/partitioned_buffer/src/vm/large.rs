@@ -44,6 +44,35 @@ pub(crate) fn parcel_with(
     }
 }
 
+/// A term of the caller for a store, and a version that goes with it, whatever the terms before
+/// were: it is weighed.
+#[cold]
+pub(crate) fn weighed(
+    env: Env<'_>,
+    argument: Argument,
+    version: Version<RawTerm>,
+) -> (Parcel<Environment>, Version<RawTerm>) {
+    let term = argument.term;
+    if argument.is_immediate {
+        return (Parcel::immediate(term), version);
+    }
+    if !is_large(env, term) {
+        return (Parcel::loose(term), version);
+    }
+    let version_to = |big, packed: fn(RawTerm) -> Version<RawTerm>| {
+        let (heap, [copy, big]) = pack(env, [term, big]);
+        (Parcel::packed(heap, copy), packed(big))
+    };
+    match version {
+        Version::Below(big) => version_to(big, Version::Below),
+        Version::Above(big) => version_to(big, Version::Above),
+        Version::Int(_) => {
+            let (heap, [copy]) = pack(env, [term]);
+            (Parcel::packed(heap, copy), version)
+        }
+    }
+}
+
 /// Whether a term, which is no immediate, should have a separate environment. Measuring a term takes as long as copying it.
 /// After a while without large terms, all terms are therefore taken for small, and the first large
 /// term is noticed after its copy.

@@ -17,6 +17,9 @@ const BUDGET: usize = 4096;
 /// Each term but a tiny one counts as this many bytes, so at most 16 are looked at.
 const PART: usize = BUDGET / 16;
 
+/// The work for a small term that is not tiny.
+pub(crate) const WORK_OF_PART: usize = PART;
+
 /// A tiny term counts as a word.
 const WORD: usize = size_of::<ErlNifTerm>();
 
@@ -29,6 +32,19 @@ pub(crate) fn is_small(env: Env<'_>, term: RawTerm) -> bool {
 /// Whether to copy a term takes a few microseconds at most. The copy of a binary is a reference.
 pub(crate) fn is_small_copy(env: Env<'_>, term: RawTerm) -> bool {
     spend_part::<false>(env.as_c_arg(), term.word(), BUDGET).is_some()
+}
+
+/// The work to hash, compare and copy a small term; `None` if it may be large. Most units are a byte,
+/// and each term but a tiny one takes [`WORK_OF_PART`].
+#[inline]
+pub(crate) fn work_to_hash(env: Env<'_>, term: RawTerm) -> Option<usize> {
+    spend::<true>(env.as_c_arg(), term.word(), BUDGET).map(|rest| BUDGET - rest)
+}
+
+/// The work to copy a small term; `None` if it may be large.
+#[inline]
+pub(crate) fn work_to_copy(env: Env<'_>, term: RawTerm) -> Option<usize> {
+    spend_part::<false>(env.as_c_arg(), term.word(), BUDGET).map(|rest| BUDGET - rest)
 }
 
 /// The bytes of a binary.

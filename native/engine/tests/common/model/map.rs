@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use partitioned_buffer_engine::generation::Record;
-use partitioned_buffer_engine::partition::{Write, TABLE_SHARDS};
+use partitioned_buffer_engine::partition::{AbsorbedValue, Write, TABLE_SHARDS};
 use partitioned_buffer_engine::{Generation, Hasher, Heap, MapPartition, Stored};
 
 use super::keys::{many, Key, Keys};
@@ -61,6 +61,7 @@ impl Map {
             19 => self.keys.neighbours(a, b).filter(|key| key.1 % 5 != 0).for_each(|key| self.delete(key)),
             20 => (0..many(a, b)).for_each(|_| self.put(key, false)),
             21 => self.write_all(&self.keys.neighbours(a, b).collect::<Vec<_>>()),
+            22 if operation < 128 => self.absorb_all(&self.keys.neighbours(a, b).collect::<Vec<_>>(), b),
             _ => self.buffer.step(operation, a, b),
         }
     }
@@ -137,6 +138,29 @@ impl Map {
         }
     }
 
+    /// Absorbs an entry for each key, and takes each lock once.
+    fn absorb_all(&mut self, keys: &[Key], seed: u8) {
+        let mut caller = TestHeap::new();
+        let mut shards: HashMap<(usize, usize), Vec<_>> = HashMap::new();
+        for &key in keys {
+            self.buffer.operations += 1;
+            let value = self.buffer.value(key.1 % 11 == 0);
+            let (version, updates) = (value % 100 - 50, u64::from(seed) % 3);
+            let (number, (hash, term), boxed) =
+                (self.partition_of(key), self.keys.term(&mut caller, key), caller.term(value));
+            let shard = shards.entry((number, MapPartition::<TestHeap>::shard_of(hash))).or_default();
+            let (parcel, of_term) = boxed.parcel_with(to_version(&mut caller, version));
+            shard.push((hash, AbsorbedValue { key: term.parcel(), value: parcel, version: of_term, updates }));
+            if self.buffer.expected(number, ()).is_ok() {
+                self.buffer.models[number].absorb(key, Value { value, version, updates });
+            }
+        }
+        for ((number, shard), entries) in shards {
+            let result = self.buffer.partitions[number].absorb_all(self.buffer.access(), shard, false, entries.iter());
+            assert_eq!(result.map(|_written| ()), self.buffer.expected(number, ()));
+        }
+    }
+
     fn delete(&mut self, key: Key) {
         self.buffer.operations += 1;
         let mut caller = TestHeap::new();
@@ -191,6 +215,14 @@ impl Model<Generation<TestHeap>, Waiting> {
         let updates = self.waiting.get(&key).map_or(0, |(replaced, _attempts)| replaced.updates + 1);
         self.waiting.insert(key, (Value { value, version, updates }, 0));
         Stored::Stored
+    }
+
+    fn absorb(&mut self, key: Key, absorbed: Value) {
+        if self.seen(key).is_some_and(|seen| absorbed.version <= seen.version) {
+            return;
+        }
+        let updates = self.waiting.get(&key).map_or(0, |(replaced, _attempts)| replaced.updates + 1);
+        self.waiting.insert(key, (Value { updates: updates + absorbed.updates, ..absorbed }, 0));
     }
 
     fn delete(&mut self, key: Key) {
