@@ -450,6 +450,7 @@ defmodule PartitionedBuffer do
 
   alias PartitionedBuffer.API.Flush
   alias PartitionedBuffer.Buffer.{Hold, Lookup, Settings}
+  alias PartitionedBuffer.Cluster.Requests
   alias PartitionedBuffer.{Native, Routing}
   alias PartitionedBuffer.Observe.{DefaultLogger, Info, Watch}
 
@@ -475,7 +476,7 @@ defmodule PartitionedBuffer do
       0
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(opts)
+  def start_link(opts), do: PartitionedBuffer.API.Start.start_link(opts)
 
   @doc """
   Returns the child specification of a buffer, for a supervision tree.
@@ -541,6 +542,7 @@ defmodule PartitionedBuffer do
   def buffer_size(buffer) when is_atom(buffer) do
     case Native.size(buffer) do
       :not_running -> Routing.not_running!(buffer)
+      {:elsewhere, size} -> size + buffer_size(Routing.owning_name(buffer))
       size -> size
     end
   end
@@ -565,7 +567,11 @@ defmodule PartitionedBuffer do
       :ok
   """
   @spec update_options(buffer(), keyword()) :: :ok
-  def update_options(buffer, opts) when is_atom(buffer), do: Settings.update!(buffer, opts)
+  def update_options(buffer, opts) when is_atom(buffer) do
+    if Lookup.cluster?(buffer),
+      do: Requests.update_options!(buffer, opts),
+      else: Settings.update!(buffer, opts)
+  end
 
   @doc """
   Processes all entries now, and waits for the result.
@@ -596,8 +602,9 @@ defmodule PartitionedBuffer do
       0
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
-  def flush(buffer, opts \\ []) when is_atom(buffer), do: Flush.flush(buffer, opts)
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
+  def flush(buffer, opts \\ []) when is_atom(buffer),
+    do: if(Lookup.cluster?(buffer), do: Requests.flush(buffer, opts), else: Flush.flush(buffer, opts))
 
   @doc """
   Pauses a buffer: no call of the processor begins until `resume/1`. Use it while the sink is
@@ -624,7 +631,8 @@ defmodule PartitionedBuffer do
       :ok
   """
   @spec pause(buffer()) :: :ok
-  def pause(buffer) when is_atom(buffer), do: Hold.pause!(buffer)
+  def pause(buffer) when is_atom(buffer),
+    do: if(Lookup.cluster?(buffer), do: Requests.pause!(buffer), else: Hold.pause!(buffer))
 
   @doc """
   Ends the pause of `pause/1`.
@@ -638,7 +646,8 @@ defmodule PartitionedBuffer do
       :ok
   """
   @spec resume(buffer()) :: :ok
-  def resume(buffer) when is_atom(buffer), do: Hold.resume!(buffer)
+  def resume(buffer) when is_atom(buffer),
+    do: if(Lookup.cluster?(buffer), do: Requests.resume!(buffer), else: Hold.resume!(buffer))
 
   @doc """
   Returns the names of all running buffers of this VM, sorted. A buffer runs from its start to the
@@ -752,7 +761,8 @@ defmodule PartitionedBuffer do
       true
   """
   @spec info(buffer()) :: info()
-  def info(buffer) when is_atom(buffer), do: Info.info(buffer)
+  def info(buffer) when is_atom(buffer),
+    do: if(Lookup.cluster?(buffer), do: Requests.info(buffer), else: Info.info(buffer))
 
   @doc """
   Emits the telemetry event `[:partitioned_buffer, :info]` with the numbers of `info/1`, for one
@@ -766,7 +776,8 @@ defmodule PartitionedBuffer do
       :ok
   """
   @spec emit_info(buffer() | :all) :: :ok
-  def emit_info(buffer_or_all) when is_atom(buffer_or_all), do: Info.emit(buffer_or_all)
+  def emit_info(:all), do: Enum.each(buffers(), &emit_info/1)
+  def emit_info(buffer) when is_atom(buffer), do: Info.emit(buffer, &info/1)
 
   @doc """
   Shows a page about a running buffer in the terminal, and replaces it once a second: its entries,
@@ -786,7 +797,7 @@ defmodule PartitionedBuffer do
       `IO.ANSI.enabled?/0` of the node of the buffer, which may be false in a remote shell.
   """
   @spec watch(buffer(), keyword()) :: :ok
-  def watch(buffer, opts \\ []) when is_atom(buffer), do: Watch.run(buffer, opts)
+  def watch(buffer, opts \\ []) when is_atom(buffer), do: Watch.run(buffer, [info: &info/1] ++ opts)
 
   @doc """
   Attaches a logger to the events of all buffers. Call it at the start of the application.

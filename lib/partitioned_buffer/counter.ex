@@ -103,7 +103,7 @@ defmodule PartitionedBuffer.Counter do
       :ok
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(__MODULE__, opts)
+  def start_link(opts), do: PartitionedBuffer.API.Start.start_link(__MODULE__, opts)
 
   @doc false
   @spec __kind__() :: :counter
@@ -321,8 +321,12 @@ defmodule PartitionedBuffer.Counter do
   """
   @spec fetch(buffer(), any(), keyword()) :: {:ok, integer()} | :error
   def fetch(buffer, key, opts \\ []) when is_atom(buffer) do
-    with :not_running <- Native.sum(buffer, Call.route(buffer, key, opts), key),
-         do: Routing.not_running!(buffer, :counter)
+    case Native.sum(buffer, Call.route(buffer, key, opts), key) do
+      :not_running -> Routing.not_running!(buffer, :counter)
+      :elsewhere -> fetch(Routing.owning_name(buffer), key)
+      {:elsewhere, sum} -> {:ok, sum + get(Routing.owning_name(buffer), key)}
+      found -> found
+    end
   end
 
   @doc """
@@ -343,7 +347,7 @@ defmodule PartitionedBuffer.Counter do
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
-    do: buffer |> Native.delete_sum(Call.route(buffer, key, opts), key) |> Call.taken!(buffer, :counter)
+    do: buffer |> Native.delete_sum(Call.route(buffer, key, opts), key) |> Call.deleted!(buffer, :counter)
 
   @doc """
   Gives all sums to the processor now, and waits until it is done. See `PartitionedBuffer.flush/2`.

@@ -109,7 +109,7 @@ defmodule PartitionedBuffer.Map do
       {:error, {:already_started, pid}}
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(__MODULE__, opts)
+  def start_link(opts), do: PartitionedBuffer.API.Start.start_link(__MODULE__, opts)
 
   @doc false
   @spec __kind__() :: :map
@@ -359,7 +359,11 @@ defmodule PartitionedBuffer.Map do
       with refused when refused not in [:ok, :exists] <- Native.put_new(buffer, route, key, value),
            do: Call.refused(refused, buffer, :map, route, [:put_new, key, value])
 
-    if result == :exists, do: {:error, :exists}, else: result
+    case result do
+      :exists -> {:error, :exists}
+      :elsewhere -> Call.elsewhere!(buffer, "put_new/4")
+      stored_or_full -> stored_or_full
+    end
   end
 
   @doc """
@@ -397,14 +401,16 @@ defmodule PartitionedBuffer.Map do
   def get(buffer, key, default \\ nil, opts \\ [])
 
   def get(buffer, key, default, []) when is_atom(buffer),
-    do: buffer |> Native.get(nil, key) |> found(buffer, default)
+    do: buffer |> Native.get(nil, key) |> found(buffer, key, default)
 
   def get(buffer, key, default, opts) when is_atom(buffer),
-    do: buffer |> Native.get(Call.route(buffer, key, opts), key) |> found(buffer, default)
+    do: buffer |> Native.get(Call.route(buffer, key, opts), key) |> found(buffer, key, default)
 
-  defp found({:ok, value}, _buffer, _default), do: value
-  defp found(:error, _buffer, default), do: default
-  defp found(:not_running, buffer, _default), do: Routing.not_running!(buffer, :map)
+  defp found({:ok, value}, _buffer, _key, _default), do: value
+  defp found(:error, _buffer, _key, default), do: default
+  # The keys of the owning stage choose their partitions.
+  defp found(:elsewhere, buffer, key, default), do: get(Routing.owning_name(buffer), key, default)
+  defp found(:not_running, buffer, _key, _default), do: Routing.not_running!(buffer, :map)
 
   @doc """
   Returns `{:ok, value}`, or `:error` if no entry with this key waits for the next flush. It sees
@@ -427,9 +433,11 @@ defmodule PartitionedBuffer.Map do
     {version?, opts} = Options.version!(buffer, opts)
     route = Call.route(buffer, key, opts)
 
-    with :not_running <-
-           if(version?, do: Native.get_versioned(buffer, route, key), else: Native.get(buffer, route, key)),
-         do: Routing.not_running!(buffer, :map)
+    case if(version?, do: Native.get_versioned(buffer, route, key), else: Native.get(buffer, route, key)) do
+      :not_running -> Routing.not_running!(buffer, :map)
+      :elsewhere -> fetch(Routing.owning_name(buffer), key, version: version?)
+      found -> found
+    end
   end
 
   @doc """
@@ -450,7 +458,7 @@ defmodule PartitionedBuffer.Map do
   """
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
-    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.taken!(buffer, :map)
+    do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.deleted!(buffer, :map)
 
   @doc """
   Gives all entries to the processor now, and waits until it is done. See

@@ -433,7 +433,7 @@ defmodule PartitionedBuffer.Native do
 
   ## Entries
 
-  @spec size(atom()) :: non_neg_integer() | :not_running
+  @spec size(atom()) :: non_neg_integer() | {:elsewhere, non_neg_integer() | :not_running} | :not_running
   def size(_buffer), do: not_loaded()
 
   @spec put(atom(), route(), term(), term()) :: :ok | :full | :versions | :not_running
@@ -664,7 +664,7 @@ defmodule PartitionedBuffer.Native do
   @doc """
   Notes that entries of the keys of this run may also be elsewhere: reads that find none return
   `:elsewhere`, `sum/3` returns `{:elsewhere, sum}`, and `put_new/4`, `delete/3` and `delete_sum/3`
-  do nothing but return `:elsewhere`.
+  do nothing but return `:elsewhere`. `size/1` returns `{:elsewhere, size}`.
   """
   @spec collect(run()) :: :ok | :not_running
   def collect(_run), do: not_loaded()

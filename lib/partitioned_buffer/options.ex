@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Options do
   require Logger
 
   alias __MODULE__
-  alias PartitionedBuffer.Options.FunctionCheck
+  alias PartitionedBuffer.Options.{Cluster, FunctionCheck}
 
   defmodule Functions do
     @moduledoc false
@@ -34,6 +34,8 @@ defmodule PartitionedBuffer.Options do
                 :max_attempts,
                 :drain_timeout_ms,
                 :versions,
+                :cluster,
+                :way,
                 dead_letter?: false,
                 order: :strict,
                 processing_interval_ms: 5_000,
@@ -57,6 +59,8 @@ defmodule PartitionedBuffer.Options do
           dead_letter?: boolean(),
           order: :strict | :none,
           versions: :clock | :own | nil,
+          cluster: Options.Cluster.t() | nil,
+          way: module() | nil,
           drain_timeout_ms: timeout(),
           retry_backoff_ms: {non_neg_integer(), non_neg_integer()} | :function,
           processing_interval_ms: pos_integer() | :infinity,
@@ -87,7 +91,8 @@ defmodule PartitionedBuffer.Options do
     :full_timeout_ms,
     :max_attempts,
     :retry_backoff_ms,
-    :drain_timeout_ms
+    :drain_timeout_ms,
+    :cluster
   ]
   @start [
     :name,
@@ -149,9 +154,24 @@ defmodule PartitionedBuffer.Options do
     FunctionCheck.warn(given, name)
 
     given
+    |> with_cluster()
     |> Keyword.put_new_lazy(:partitions, &System.schedulers_online/0)
     |> Keyword.put_new(:drain_timeout_ms, if(given[:max_attempts], do: 60_000, else: :infinity))
     |> split()
+  end
+
+  # The clock is the default of a map of several nodes.
+  defp with_cluster(given) do
+    case {given[:cluster], given[:module].__kind__()} do
+      {nil, _kind} ->
+        given
+
+      {cluster, :map} ->
+        Keyword.put_new(Keyword.put(given, :cluster, Cluster.new(cluster)), :versions, :clock)
+
+      {cluster, _kind} ->
+        Keyword.put(given, :cluster, Cluster.new(cluster))
+    end
   end
 
   # Version 0.4 of this package, which has no counters, ignores unknown options.
@@ -235,7 +255,7 @@ defmodule PartitionedBuffer.Options do
     check_keyword!(changes, "the updated options of", name)
     check_known!(changes, @updatable, "update_options/2 of", name)
     changes = first_of_each(changes)
-    Enum.each(changes, &check!(&1, name))
+    Enum.each(changes, &check!(&1, name, :update))
     FunctionCheck.warn(changes, name)
     changes
   end
@@ -255,6 +275,20 @@ defmodule PartitionedBuffer.Options do
     end
 
     if changes[:processing_batch_size] == :table and outcomes?(options), do: table_excluded!(name)
+
+    if changes[:cluster] != nil and options.cluster == nil do
+      raise!(
+        :cluster,
+        changes[:cluster],
+        "update_options/2 of #{buffer(name)} cannot set :cluster: the buffer was started without it"
+      )
+    end
+
+    changes =
+      Keyword.replace_lazy(changes, :cluster, fn _old ->
+        Cluster.update(options.cluster, changes[:cluster])
+      end)
+
     {plain, functions} = split_functions(changes)
     options = struct!(options, plain)
     batch_bytes_fit!(name, options.processing_batch_size, options.processing_batch_bytes)
@@ -273,9 +307,30 @@ defmodule PartitionedBuffer.Options do
     if given[:processing_batch_size] == :table and given[:max_attempts] != nil,
       do: table_excluded!(given[:name])
 
+    if given[:cluster], do: cluster_fits!(given, given[:name])
     batch_bytes_fit!(given[:name], given[:processing_batch_size], given[:processing_batch_bytes])
     only!(given, :order, :queue, "PartitionedBuffer.Queue", "has no order")
     only!(given, :versions, :map, "PartitionedBuffer.Map", "has no versions")
+  end
+
+  # A table already excludes :max_attempts.
+  defp cluster_fits!(given, name) do
+    reason =
+      cond do
+        given[:module].__kind__() == :queue ->
+          "is none of PartitionedBuffer.Queue: an order of items holds on one node only"
+
+        given[:max_attempts] == nil ->
+          "needs :max_attempts: a buffer without it loses what another node does not take"
+
+        given[:partitions] == 0 ->
+          "needs partitions"
+
+        true ->
+          nil
+      end
+
+    if reason, do: raise!(:cluster, given[:cluster], "option :cluster of #{buffer(name)} #{reason}")
   end
 
   defp batch_bytes_fit!(name, size, bytes) do
@@ -448,7 +503,14 @@ defmodule PartitionedBuffer.Options do
       else: "; the options are #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
-  defp check!({key, value}, name) do
+  defp check!(option, name, at \\ :start)
+
+  defp check!({:cluster, value}, name, at) do
+    if reason = Cluster.invalid(value, at),
+      do: raise!(:cluster, value, "invalid value for option :cluster of #{buffer(name)}: #{reason}")
+  end
+
+  defp check!({key, value}, name, _at) do
     valid?(key, value) ||
       raise!(
         key,

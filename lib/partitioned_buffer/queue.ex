@@ -75,7 +75,7 @@ defmodule PartitionedBuffer.Queue do
       :ok
   """
   @spec start_link(keyword()) :: Supervisor.on_start()
-  def start_link(opts), do: PartitionedBuffer.Buffer.Supervisor.start_link(__MODULE__, opts)
+  def start_link(opts), do: PartitionedBuffer.API.Start.start_link(__MODULE__, opts)
 
   @doc false
   @spec __kind__() :: :queue

@@ -35,6 +35,19 @@ defmodule PartitionedBuffer.Routing do
   def supervisor_name(buffer), do: Module.concat(buffer, Supervisor)
 
   @doc """
+  The name of the supervisor of a buffer of several nodes, and of its table.
+  """
+  @spec cluster_name(atom()) :: atom()
+  def cluster_name(buffer), do: Module.concat(buffer, Cluster)
+
+  @doc """
+  The name of the stage that delivers the entries of a buffer of several nodes. The other stage has
+  the name of the buffer.
+  """
+  @spec owning_name(atom()) :: atom()
+  def owning_name(buffer), do: Module.concat(buffer, Owning)
+
+  @doc """
   The names of all partitions of a running buffer.
   """
   @spec partition_names(atom()) :: [atom()]

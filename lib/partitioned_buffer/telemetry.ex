@@ -100,6 +100,26 @@ defmodule PartitionedBuffer.Telemetry do
     execute([:dead_letter], measurements, Map.merge(Ref.metadata(ref), metadata))
   end
 
+  @doc """
+  Emits the events `forward` around a call of another member, or of this one. `fun` returns the
+  outcome.
+  """
+  @spec forward(Ref.t(), node(), list(), (() -> outcome)) :: outcome when outcome: atom()
+  def forward(%Ref{} = ref, to, entries, fun) do
+    if loaded?() do
+      metadata = %{buffer: ref.buffer, slot: ref.number, to: to}
+      measurements = %{size: length(entries), bytes: :erlang.external_size(entries)}
+      started = System.monotonic_time()
+      execute_of_buffer([:cluster, :forward, :start], measurements, metadata)
+      outcome = fun.()
+      stop = Map.put(measurements, :duration, System.monotonic_time() - started)
+      execute_of_buffer([:cluster, :forward, :stop], stop, Map.put(metadata, :outcome, outcome))
+      outcome
+    else
+      fun.()
+    end
+  end
+
   # `fun` returns its result, and measurements and metadata for `:stop`. `failed` is metadata for
   # `:exception`.
   defp span(suffix, measurements, metadata, failed, fun) do

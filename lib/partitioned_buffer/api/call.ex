@@ -20,11 +20,22 @@ defmodule PartitionedBuffer.API.Call do
   end
 
   @doc """
-  The result of a call for this kind of buffer. Raises if no partition took it.
+  The result of a delete. Raises if no partition took it.
   """
-  @spec taken!(result | :not_running, atom(), Options.kind()) :: result when result: atom()
-  def taken!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
-  def taken!(result, _buffer, _kind), do: result
+  @spec deleted!(:ok | :elsewhere | :not_running, atom(), Options.kind()) :: :ok
+  def deleted!(:ok, _buffer, _kind), do: :ok
+  def deleted!(:elsewhere, buffer, _kind), do: elsewhere!(buffer, "delete/3")
+  def deleted!(:not_running, buffer, kind), do: Routing.not_running!(buffer, kind)
+
+  @doc """
+  Raises for a call that needs all entries of a key, which no member has.
+  """
+  @spec elsewhere!(atom(), String.t()) :: no_return()
+  def elsewhere!(buffer, call) do
+    raise ArgumentError,
+          "buffer #{inspect(buffer)} was started with the option :cluster, and #{call} needs all entries of the key, " <>
+            "but other nodes may have some"
+  end
 
   @typedoc "A NIF that writes an entry, and its arguments behind the route."
   @type write() :: [atom() | any(), ...]
@@ -36,7 +47,7 @@ defmodule PartitionedBuffer.API.Call do
   of the options.
   """
   @spec refused(
-          :not_running | :full | :versions | result,
+          :not_running | :full | :versions | :elsewhere | result,
           atom(),
           Options.kind(),
           Routing.route() | {:processor, Routing.route()},

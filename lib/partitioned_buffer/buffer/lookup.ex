@@ -25,24 +25,51 @@ defmodule PartitionedBuffer.Buffer.Lookup do
   end
 
   @doc """
-  The supervisor of a buffer; nil if the buffer is not running.
+  The process that opened a buffer; nil if the buffer is not running.
+  """
+  @spec owner(atom()) :: pid() | nil
+  def owner(buffer) do
+    with :not_running <- Native.owner(buffer), do: nil
+  end
+
+  @doc """
+  The supervisor of all processes of a buffer; nil if the buffer is not running. Of a buffer of several
+  nodes this is not the owner.
   """
   @spec supervisor(atom()) :: pid() | nil
   def supervisor(buffer) do
-    with :not_running <- Native.owner(buffer), do: nil
+    if owner = owner(buffer),
+      do: (cluster?(buffer) && Process.whereis(Routing.cluster_name(buffer))) || owner
+  end
+
+  @doc """
+  Whether a buffer runs on several nodes.
+  """
+  @spec cluster?(atom()) :: boolean()
+  def cluster?(buffer) do
+    with run when run != :not_running <- Native.run(buffer),
+         {_version, %Options{cluster: cluster}} <- Native.options(run) do
+      cluster != nil
+    else
+      _over -> false
+    end
   end
 
   @doc """
   The buffer of a supervisor; nil if the process supervises no running buffer.
   """
   @spec buffer(pid()) :: atom() | nil
-  def buffer(supervisor), do: Enum.find(Native.buffers(), &(Native.owner(&1) == supervisor))
+  def buffer(supervisor), do: Enum.find(Native.buffers(), &(supervisor(&1) == supervisor))
 
   @doc """
-  The names of all running buffers, sorted.
+  The names of all running buffers, sorted. Of a buffer of several nodes only one stage has its name.
   """
   @spec buffers() :: [atom()]
-  def buffers, do: Enum.sort(Native.buffers())
+  def buffers do
+    buffers = Native.buffers()
+    owning = for buffer <- buffers, cluster?(buffer), do: Routing.owning_name(buffer)
+    Enum.sort(buffers -- owning)
+  end
 
   @doc """
   Waits until the supervisor of a buffer restarts the processes that died before this call, or ends.
@@ -56,7 +83,7 @@ defmodule PartitionedBuffer.Buffer.Lookup do
         {:abs, time} -> max(time - System.monotonic_time(:millisecond), 0)
       end
 
-    if supervisor = supervisor(buffer), do: GenServer.call(supervisor, :count_children, timeout)
+    if supervisor = owner(buffer), do: GenServer.call(supervisor, :count_children, timeout)
     :ok
   catch
     :exit, {:timeout, _call} -> :timeout

@@ -69,6 +69,7 @@ defmodule PartitionedBuffer.Buffer.Run do
     {outcomes?, strict?} = {Options.outcomes?(options), options.order == :strict}
     versions = options.versions || :any
     run = Native.open(buffer, options.kind, count, outcomes?, strict?, versions, Options.bound(options))
+    if options.cluster, do: Native.collect(run)
     Native.put_options(run, 0, options, functions)
     {run, for(number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number))}
   end

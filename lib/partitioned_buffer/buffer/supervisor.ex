@@ -43,12 +43,10 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
     do: %{id: Options.name(opts) || module, start: {module, :start_link, [opts]}, type: :supervisor}
 
   @doc """
-  Starts a buffer of the kind of `module`, or of the option `:module`.
+  Starts a buffer with checked options.
   """
-  @spec start_link(module() | nil, keyword()) :: Supervisor.on_start()
-  def start_link(module \\ nil, opts) do
-    {%Options{name: buffer}, _functions} = init = Options.start!(opts, module)
-
+  @spec start_link({Options.t(), Options.Functions.t()}) :: Supervisor.on_start()
+  def start_link({%Options{name: buffer}, _functions} = init) do
     with :ok <- Library.check(),
          {:error, {:already_started, pid}} = error <-
            Supervisor.start_link(__MODULE__, init, name: Routing.supervisor_name(buffer)) do
@@ -60,7 +58,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
 
   # A starting or ending supervisor has no run.
   defp own?(buffer, pid) do
-    case Lookup.supervisor(buffer) do
+    case Lookup.owner(buffer) do
       nil -> Lookup.buffer(pid) == nil and initial_call(pid) == {:supervisor, __MODULE__, 1}
       owner -> owner == pid
     end

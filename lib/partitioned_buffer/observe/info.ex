@@ -58,6 +58,30 @@ defmodule PartitionedBuffer.Observe.Info do
     }
   end
 
+  @doc """
+  The numbers of two stages of a buffer together. The second one has the processor of the user.
+  """
+  @spec add(PartitionedBuffer.info(), PartitionedBuffer.info()) :: PartitionedBuffer.info()
+  def add(first, second) do
+    sums =
+      for key <- [:size, :in_flight, :retrying, :bytes, :waiting_writers],
+          into: %{},
+          do: {key, first[key] + second[key]}
+
+    ages = Enum.reject([first.oldest_ms, second.oldest_ms], &is_nil/1)
+
+    first
+    |> Map.merge(sums)
+    |> Map.merge(%{
+      oldest_ms: Enum.max(ages, fn -> nil end),
+      failing_ms: max(first.failing_ms, second.failing_ms),
+      paused?: second.paused?,
+      last_error: second.last_error || first.last_error,
+      totals: Map.merge(first.totals, second.totals, fn _total, a, b -> a + b end),
+      partitions: first.partitions ++ second.partitions
+    })
+  end
+
   # The partitions are read one after the other, so an entry that leaves one and an entry that comes
   # to another may both be seen. A bounded buffer held no more at any time than the bound counts.
   defp held(%Options{max_size: :infinity, max_bytes: :infinity}, _held, size, in_flight),
@@ -122,10 +146,14 @@ defmodule PartitionedBuffer.Observe.Info do
   See `PartitionedBuffer.emit_info/1`.
   """
   @spec emit(atom()) :: :ok
-  def emit(:all), do: Enum.each(Native.buffers(), &emit/1)
+  def emit(buffer), do: emit(buffer, &info/1)
 
-  def emit(buffer) do
-    if info = info_if_running(buffer) do
+  @doc """
+  The same with the info that a function returns.
+  """
+  @spec emit(atom(), (atom() -> map())) :: :ok
+  def emit(buffer, info) do
+    if info = info_if_running(buffer, info) do
       measurements =
         info
         |> Map.take([:size, :in_flight, :retrying, :bytes, :failing_ms, :waiting_writers])
@@ -138,14 +166,20 @@ defmodule PartitionedBuffer.Observe.Info do
             do: {key, limit}
 
       measurements = Map.merge(Map.put(measurements, :oldest_ms, info.oldest_ms || 0), bound)
+      measurements = Map.merge(measurements, of_cluster(info))
       Telemetry.execute_of_buffer([:info], measurements, %{buffer: buffer, kind: info.kind})
     end
 
     :ok
   end
 
-  defp info_if_running(buffer) do
-    info(buffer)
+  defp of_cluster(%{cluster: cluster}),
+    do: %{members: length(cluster.members), owned_slots: cluster.owns, uncertain: cluster.uncertain}
+
+  defp of_cluster(_info), do: %{}
+
+  defp info_if_running(buffer, info) do
+    info.(buffer)
   rescue
     _not_running in [ArgumentError, RuntimeError] -> nil
   end

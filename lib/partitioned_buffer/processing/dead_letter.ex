@@ -7,6 +7,15 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   alias PartitionedBuffer.{Native, Ref, Telemetry}
   alias PartitionedBuffer.Processing.{Batch, Failure, Job, Reason}
 
+  # The result of a function of this package that took nothing.
+  @unhandled :"$partitioned_buffer_unhandled"
+
+  @doc """
+  The result of a function for dead letters that stands for none.
+  """
+  @spec unhandled() :: atom()
+  def unhandled, do: @unhandled
+
   @doc """
   Passes the abandoned batch to `:dead_letter`, and ends it: all together, or in parts if a process
   died of its size.
@@ -64,8 +73,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
 
   defp call(job, entries, reason) do
     Native.bury(job.flush)
-    Job.call(job.functions.dead_letter, [entries, reason])
-    true
+    Job.call(job.functions.dead_letter, [entries, reason]) != @unhandled
   catch
     kind, cause ->
       Failure.log_exception(job.ref, ":dead_letter", kind, cause, __STACKTRACE__)

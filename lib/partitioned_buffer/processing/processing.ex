@@ -7,6 +7,9 @@ defmodule PartitionedBuffer.Processing do
   alias PartitionedBuffer.{Emitter, Native, Options, Ref, Telemetry}
   alias PartitionedBuffer.Processing.{AtLeastOnce, AtMostOnce, DeadLetter, Failure, Job, Reason, Table}
 
+  @doc "Works on a flush as the options of its buffer ask for."
+  @callback run(Job.t()) :: Job.t()
+
   # Marks the exit reason of a task whose work failed.
   @failed :"$partitioned_buffer_failed"
 
@@ -62,6 +65,7 @@ defmodule PartitionedBuffer.Processing do
   def run(%Job{} = job),
     do: Telemetry.processing(job.ref, job.trigger, fn -> way(job.options).run(job).delivered end)
 
+  defp way(%Options{way: way}) when way != nil, do: way
   defp way(%Options{processing_batch_size: :table}), do: Table
   defp way(%Options{} = options), do: if(Options.outcomes?(options), do: AtLeastOnce, else: AtMostOnce)
 

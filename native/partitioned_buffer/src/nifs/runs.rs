@@ -89,7 +89,9 @@ nif!(size / 1);
 fn size<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     let partitions = find(name)?.and_then(AnyPartitions::running);
     let size = partitions.and_then(|partitions| each!(AnyPartitions, partitions, own => own.size()));
-    Ok(count_or_not_running(env, size.map(|size| size as u64)))
+    let size = count_or_not_running(env, size.map(|size| size as u64));
+    let is_elsewhere = partitions.is_ok_and(|partitions| partitions.shared().collects());
+    Ok(if is_elsewhere { tuple(env, [atoms::elsewhere().to_term(env), size]) } else { size })
 }
 
 nif!(set_bound / 2, DirtyCpu);

@@ -1,0 +1,99 @@
+defmodule PartitionedBuffer.Cluster.HandOver do
+  @moduledoc false
+  # The functions for dead letters of both stages. What a stop of the collecting stage leaves goes to the
+  # owning stage of this member, and what that one leaves to other members. All else is for the function
+  # of the user.
+
+  alias PartitionedBuffer.Cluster.{Receiver, State, Taking}
+  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
+  alias PartitionedBuffer.Partition.Runner
+  alias PartitionedBuffer.Processing.{DeadLetter, Job}
+
+  # The streams of handed over batches come after those of the slots: one for each partition, since
+  # partitions do this at the same time.
+  @first_stream 1_048_576
+
+  # For how long, in milliseconds, full members are asked, and how often.
+  @longest_ms 5_000
+  @ask_ms 100
+
+  @doc """
+  Moves entries of the collecting stage to the owning stage of this member.
+  """
+  @spec keep(list(), any(), atom()) :: any()
+  def keep(entries, _reason, buffer) do
+    if Taking.take_anyway(buffer, entries) == :ok, do: :ok, else: DeadLetter.unhandled()
+  end
+
+  @doc """
+  Hands entries that a stop could not deliver over to other members. `function` is the one of the user.
+  """
+  @spec give_up(list(), any(), atom(), Options.Functions.t()) :: any()
+  def give_up(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
+    case if(reason == :stopped and State.stop(buffer) != nil, do: State.others(buffer), else: []) do
+      [] -> call(function, entries, reason)
+      _others -> hand_over(entries, reason, buffer, function)
+    end
+  end
+
+  defp call(nil, _entries, _reason), do: DeadLetter.unhandled()
+  defp call(_function, [], _reason), do: :ok
+  defp call(function, entries, reason), do: Job.call(function, [entries, reason])
+
+  defp hand_over(entries, reason, buffer, function) do
+    slots = State.settings(buffer).slots
+    until = System.monotonic_time(:millisecond) + @longest_ms
+
+    left =
+      entries
+      |> Enum.group_by(fn entry -> State.owner(buffer, elem(Routing.route(nil, elem(entry, 0), slots), 0)) end)
+      |> Enum.flat_map(fn {owner, entries} ->
+        give(entries, [owner | State.others(buffer) -- [owner]], buffer, until)
+      end)
+
+    call(if(left == [], do: fn _entries, _reason -> :ok end, else: function), left, reason)
+  end
+
+  # Returns what no member took.
+  defp give(entries, [node | others] = nodes, buffer, until) do
+    number = :erlang.unique_integer([:monotonic, :positive])
+
+    cond do
+      taken?(buffer, node, entries, number, until) -> []
+      others != [] -> give(entries, others, buffer, until)
+      System.monotonic_time(:millisecond) < until -> give_later(entries, nodes, buffer, until)
+      true -> entries
+    end
+  end
+
+  defp give_later(entries, nodes, buffer, until) do
+    Process.sleep(@ask_ms)
+    # A member that was full may have room now.
+    give(entries, Enum.uniq(nodes ++ State.others(buffer)), buffer, until)
+  end
+
+  defp taken?(buffer, node, entries, number, until) do
+    stream = {State.incarnation(buffer), @first_stream + (Runner.partition() || 0)}
+    clock = Taking.clock(buffer, 0)
+
+    case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
+      {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
+        report(buffer, node, length(entries))
+        true
+
+      # It may have the batch, and then recognizes the number.
+      :unknown ->
+        if System.monotonic_time(:millisecond) < until and node in State.others(buffer),
+          do: taken?(buffer, node, entries, number, until),
+          else: false
+
+      _refused ->
+        false
+    end
+  end
+
+  defp report(buffer, node, count) do
+    with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
+         do: Emitter.event(run, [:cluster, :hand_over], %{count: count}, %{buffer: buffer, to: node})
+  end
+end

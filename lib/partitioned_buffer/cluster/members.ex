@@ -1,0 +1,177 @@
+defmodule PartitionedBuffer.Cluster.Members do
+  @moduledoc false
+  # Keeps the view of this node: the members, and the owner of each slot. Forwards read it from the
+  # table.
+  #
+  # This node is a member until it leaves, whatever the group says. While the scope is dead the view
+  # stays, for some seconds; then this node is alone.
+
+  use GenServer
+
+  alias PartitionedBuffer.Cluster.{Joiner, Slots, State}
+  alias PartitionedBuffer.{Emitter, Native, Routing}
+
+  # How long, in milliseconds, a view outlives its scope.
+  @orphaned_ms 5_000
+
+  # How often, in milliseconds, a scope is asked that does not report changes: before OTP 25.1.
+  @poll_ms 1_000
+
+  # How often, in milliseconds, to look for origins that are gone for good, and after how long they are.
+  @prune_ms 60_000
+  @gone_ms 3_600_000
+
+  @enforce_keys [:buffer]
+  defstruct [:buffer, :scope, :group, :orphaned, pids: []]
+
+  @spec start_link(atom()) :: GenServer.on_start()
+  def start_link(buffer), do: GenServer.start_link(__MODULE__, buffer, name: name(buffer))
+
+  defp name(buffer), do: Module.concat(Routing.cluster_name(buffer), Members)
+
+  @doc """
+  Computes the view again: this node left or joined, or the options changed.
+  """
+  @spec refresh(atom()) :: :ok
+  def refresh(buffer) do
+    GenServer.call(name(buffer), :refresh, :infinity)
+  catch
+    # The next process computes the view at its start.
+    :exit, _reason -> :ok
+  end
+
+  @impl GenServer
+  def init(buffer) do
+    # The name of this node changes when distribution starts.
+    :net_kernel.monitor_nodes(true)
+    Process.send_after(self(), :prune, @prune_ms)
+    {:ok, watch(%__MODULE__{buffer: buffer})}
+  end
+
+  @impl GenServer
+  def handle_call(:refresh, _from, state), do: {:reply, :ok, publish(state)}
+
+  @impl GenServer
+  def handle_info({group, :join, _name, pids}, %__MODULE__{group: group} = state),
+    do: {:noreply, publish(%__MODULE__{state | pids: Enum.uniq(pids ++ state.pids)})}
+
+  def handle_info({group, :leave, _name, pids}, %__MODULE__{group: group} = state),
+    do: {:noreply, publish(%__MODULE__{state | pids: state.pids -- pids})}
+
+  def handle_info({:DOWN, scope, :process, _pid, _reason}, %__MODULE__{scope: scope} = state) do
+    orphaned = :erlang.start_timer(@orphaned_ms, self(), :orphaned)
+    {:noreply, watch(%__MODULE__{state | scope: nil, group: nil, orphaned: orphaned})}
+  end
+
+  def handle_info({:timeout, timer, :orphaned}, %__MODULE__{orphaned: timer} = state),
+    do: {:noreply, publish(%__MODULE__{state | orphaned: nil, pids: []})}
+
+  def handle_info(:watch, %__MODULE__{scope: nil} = state), do: {:noreply, watch(state)}
+
+  def handle_info(:poll, state) do
+    Process.send_after(self(), :poll, @poll_ms)
+
+    {:noreply,
+     publish(%__MODULE__{
+       state
+       | pids: :pg.get_members(Joiner.scope(state.buffer), Joiner.group(state.buffer))
+     })}
+  end
+
+  def handle_info({change, _node}, state) when change in [:nodeup, :nodedown], do: {:noreply, publish(state)}
+
+  def handle_info(:prune, state) do
+    Process.send_after(self(), :prune, @prune_ms)
+    prune(state.buffer)
+    {:noreply, state}
+  end
+
+  def handle_info(_message, state), do: {:noreply, state}
+
+  ## The group
+
+  defp watch(%__MODULE__{buffer: buffer} = state) do
+    case Process.whereis(Joiner.scope(buffer)) do
+      nil ->
+        Process.send_after(self(), :watch, 50)
+        publish(state)
+
+      pid ->
+        if state.orphaned, do: :erlang.cancel_timer(state.orphaned)
+        {group, pids} = monitor(Joiner.scope(buffer), Joiner.group(buffer))
+        publish(%__MODULE__{state | scope: Process.monitor(pid), group: group, pids: pids, orphaned: nil})
+    end
+  catch
+    # The scope just died.
+    :exit, _reason ->
+      Process.send_after(self(), :watch, 50)
+      state
+  end
+
+  # A scope learns of the others by messages, so at its start it may know nobody yet.
+  defp monitor(scope, group) do
+    if function_exported?(:pg, :monitor, 2) do
+      apply(:pg, :monitor, [scope, group])
+    else
+      send(self(), :poll)
+      {nil, :pg.get_members(scope, group)}
+    end
+  end
+
+  ## The view
+
+  defp publish(%__MODULE__{buffer: buffer, pids: pids} = state) do
+    {before, old_owners} = State.view(buffer)
+    settings = State.settings(buffer)
+    members = members(buffer, Enum.map(pids, &node/1))
+    owners = Slots.owners(settings.slots, members, settings.owners)
+
+    if {members, owners} != {before, old_owners} do
+      State.put(buffer, :view, {members, owners})
+      report(buffer, members, owners, before, old_owners)
+    end
+
+    state
+  end
+
+  defp members(buffer, nodes) do
+    others = nodes |> Enum.uniq() |> List.delete(node())
+
+    case {State.left?(buffer), others} do
+      {true, [_ | _]} -> Enum.sort(others)
+      _member_or_alone -> Enum.sort([node() | others])
+    end
+  end
+
+  defp report(buffer, members, owners, before, old_owners) do
+    moved =
+      Enum.count(Enum.zip(Tuple.to_list(owners), Tuple.to_list(old_owners)), fn {new, old} -> new != old end)
+
+    owned = owners |> Tuple.to_list() |> Enum.count(&(&1 == node()))
+
+    with run when run != :not_running <- Native.run(Routing.owning_name(buffer)) do
+      Emitter.event(
+        run,
+        [:cluster, :members],
+        %{count: length(members), slots: owned, moved: moved},
+        %{buffer: buffer, joined: members -- before, left: before -- members}
+      )
+    end
+  end
+
+  # An origin that was killed never says so. Its numbers are forgotten when no batch of it can come.
+  defp prune(buffer) do
+    {members, _owners} = State.view(buffer)
+    gone_ms = max(@gone_ms, 2 * State.settings(buffer).uncertain_ms)
+    now = System.monotonic_time(:millisecond)
+
+    for {incarnation, {node, last}} <- State.all(buffer, :origin),
+        node not in members,
+        now - last > gone_ms do
+      with run when run != :not_running <- Native.run(Routing.owning_name(buffer)) do
+        Native.forget_streams(run, incarnation)
+        State.delete(buffer, {:origin, incarnation})
+      end
+    end
+  end
+end

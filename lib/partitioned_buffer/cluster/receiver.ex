@@ -1,0 +1,84 @@
+defmodule PartitionedBuffer.Cluster.Receiver do
+  @moduledoc false
+  # Answers the forwards of other members. A member has several receivers, among which slots choose.
+  # They keep nothing: the numbers of batches are native, as the entries are.
+
+  use GenServer
+
+  alias PartitionedBuffer.Cluster.{State, Taking}
+  alias PartitionedBuffer.{Native, Routing}
+
+  # All members must have the same number.
+  @receivers 4
+
+  @doc """
+  The child specifications of the receivers of a buffer.
+  """
+  @spec child_specs(atom()) :: [Supervisor.child_spec()]
+  def child_specs(buffer) do
+    for number <- 0..(@receivers - 1),
+        do: Supervisor.child_spec({__MODULE__, {buffer, number}}, id: {__MODULE__, number})
+  end
+
+  @spec start_link({atom(), non_neg_integer()}) :: GenServer.on_start()
+  def start_link({buffer, number}), do: GenServer.start_link(__MODULE__, buffer, name: name(buffer, number))
+
+  defp name(buffer, number), do: Module.concat(Routing.cluster_name(buffer), "Receiver#{number}")
+
+  @doc """
+  Gives a batch to another member. `:not_taken` is certain, `:unknown` is not.
+  """
+  @spec forward(atom(), node(), Taking.stream(), pos_integer(), list(), integer(), pos_integer()) ::
+          {Taking.answer(), clock :: integer(), incarnation :: pos_integer()} | :not_taken | :unknown
+  def forward(buffer, node, {_incarnation, slot} = stream, number, entries, clock, call_ms) do
+    # A call would connect to a node that is away, and wait for that.
+    if node in Node.list(:connected) do
+      GenServer.call(
+        {name(buffer, rem(slot, @receivers)), node},
+        {:forward, stream, number, entries, clock},
+        call_ms
+      )
+    else
+      :not_taken
+    end
+  catch
+    # A receiver that ends by itself answers each call that it took before.
+    :exit, {reason, _call} when reason in [:noproc, :normal, :shutdown] -> :not_taken
+    :exit, {{:shutdown, _reason}, _call} -> :not_taken
+    :exit, _reason -> :unknown
+  end
+
+  @doc """
+  Tells another member that no batch of this incarnation comes again.
+  """
+  @spec forget(atom(), node(), pos_integer()) :: :ok
+  def forget(buffer, node, incarnation), do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation})
+
+  # It traps exits, so that it answers the calls that came before the order to end.
+  @impl GenServer
+  def init(buffer) do
+    Process.flag(:trap_exit, true)
+    {:ok, buffer}
+  end
+
+  @impl GenServer
+  def handle_call({:forward, {incarnation, slot} = stream, number, entries, clock}, {pid, _tag}, buffer) do
+    State.put(buffer, {:origin, incarnation}, {node(pid), System.monotonic_time(:millisecond)})
+    Taking.see_clock(buffer, clock, node(pid))
+    answer = Taking.take(buffer, entries, stream, number)
+    own_slot = rem(slot, State.settings(buffer).slots)
+    {:reply, {answer, Taking.clock(buffer, own_slot), State.incarnation(buffer)}, buffer}
+  end
+
+  @impl GenServer
+  def handle_cast({:forget, incarnation}, buffer) do
+    with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
+         do: Native.forget_streams(run, incarnation)
+
+    State.delete(buffer, {:origin, incarnation})
+    {:noreply, buffer}
+  end
+
+  @impl GenServer
+  def handle_info(_message, buffer), do: {:noreply, buffer}
+end

@@ -1,0 +1,134 @@
+defmodule PartitionedBuffer.Cluster.State do
+  @moduledoc false
+  # The state that the processes of a buffer of several nodes share. It is a table of the buffer's
+  # supervisor, so it outlives each of them.
+  #
+  # | key | value |
+  # |---|---|
+  # | `:options` | the options of the buffer, as `update_options/2` changed them |
+  # | `:incarnation` | the number of the buffer in this VM, which its entries have as well |
+  # | `:totals` | the counts of `info/1` |
+  # | `:view` | the members, and the owner of each slot |
+  # | `:left` | whether `PartitionedBuffer.Cluster.leave/1` was called |
+  # | `:stop` | when a stop began, and what the application wants with leftovers |
+  # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
+  # | `{:forwarded, node}` | when a batch was last forwarded to this node |
+  # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
+  # | `{:ahead, node}` | how many milliseconds the clock of a node was last ahead |
+  # | `{:skew, node}` | when a clock that is too far ahead was last reported |
+
+  alias PartitionedBuffer.{Native, Options, Routing}
+
+  @totals [:forwarded, :taken, :duplicates, :rerouted, :resent]
+
+  @type view() :: {members :: [node()], owners :: tuple()}
+
+  @doc """
+  Makes the table, of the calling process.
+  """
+  @spec new(Options.t()) :: :ok
+  def new(%Options{name: buffer, cluster: cluster} = options) do
+    table = :ets.new(Routing.cluster_name(buffer), [:named_table, :public, :set, read_concurrency: true])
+
+    :ets.insert(table, [
+      {:options, options},
+      {:incarnation, Native.incarnation(buffer)},
+      {:totals, :counters.new(length(@totals), [:write_concurrency])},
+      {:view, {[node()], Tuple.duplicate(node(), cluster.slots)}},
+      {:left, false}
+    ])
+
+    :ok
+  end
+
+  @spec options(atom()) :: Options.t()
+  def options(buffer), do: get(buffer, :options)
+
+  @spec settings(atom()) :: Options.Cluster.t()
+  def settings(buffer), do: options(buffer).cluster
+
+  @spec incarnation(atom()) :: pos_integer()
+  def incarnation(buffer), do: get(buffer, :incarnation)
+
+  @spec view(atom()) :: view()
+  def view(buffer), do: get(buffer, :view)
+
+  @doc """
+  All members but this node.
+  """
+  @spec others(atom()) :: [node()]
+  def others(buffer), do: elem(view(buffer), 0) -- [node()]
+
+  @spec owner(atom(), non_neg_integer()) :: node()
+  def owner(buffer, slot), do: buffer |> view() |> elem(1) |> elem(slot)
+
+  @spec left?(atom()) :: boolean()
+  def left?(buffer), do: get(buffer, :left) or stop(buffer) != nil
+
+  @doc """
+  When the stop of this member began, in milliseconds of the VM's monotonic time, and what
+  `Native.stop/1` returned then; nil before.
+  """
+  @spec stop(atom()) :: {integer(), :dead_letter | :keep | nil} | nil
+  def stop(buffer), do: get(buffer, :stop)
+
+  @spec put(atom(), atom() | {atom(), any()}, any()) :: :ok
+  def put(buffer, key, value) do
+    :ets.insert(Routing.cluster_name(buffer), {key, value})
+    :ok
+  end
+
+  @spec delete(atom(), {atom(), any()}) :: :ok
+  def delete(buffer, key) do
+    :ets.delete(Routing.cluster_name(buffer), key)
+    :ok
+  end
+
+  @doc """
+  Deletes a row unless its value changed.
+  """
+  @spec delete_if(atom(), {atom(), any()}, any()) :: :ok
+  def delete_if(buffer, key, value) do
+    :ets.delete_object(Routing.cluster_name(buffer), {key, value})
+    :ok
+  end
+
+  @doc """
+  The rows whose key is a pair that begins with this atom: the rest of the key, and the value.
+  """
+  @spec all(atom(), atom()) :: [{any(), any()}]
+  def all(buffer, kind),
+    do: :ets.select(Routing.cluster_name(buffer), [{{{kind, :"$1"}, :"$2"}, [], [{{:"$1", :"$2"}}]}])
+
+  @doc """
+  Whether this is the first call for a key in as many milliseconds before `now`.
+  """
+  @spec first_in?(atom(), {atom(), any()}, integer(), pos_integer()) :: boolean()
+  def first_in?(buffer, key, now, ms) do
+    last = get(buffer, key)
+    first? = last == nil or now - last >= ms
+    if first?, do: put(buffer, key, now)
+    first?
+  end
+
+  @doc """
+  Counts in one of the totals.
+  """
+  @spec count(atom(), :forwarded | :taken | :duplicates | :rerouted | :resent) :: :ok
+  def count(buffer, total) do
+    :counters.add(get(buffer, :totals), Enum.find_index(@totals, &(&1 == total)) + 1, 1)
+  end
+
+  @spec totals(atom()) :: %{atom() => non_neg_integer()}
+  def totals(buffer) do
+    counters = get(buffer, :totals)
+    for {total, index} <- Enum.with_index(@totals, 1), into: %{}, do: {total, :counters.get(counters, index)}
+  end
+
+  defp get(buffer, key) do
+    case :ets.lookup(Routing.cluster_name(buffer), key) do
+      [{^key, value}] -> value
+      [] -> nil
+    end
+  end
+end
