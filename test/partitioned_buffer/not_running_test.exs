@@ -36,7 +36,11 @@ defmodule PartitionedBuffer.NotRunningTest do
 
   # These take no buffer, or have another result, which other tests check: `stop` exits, `emit_info`
   # and `watch` do nothing.
-  @others ~w(__kind__ attach_default_logger buffers child_spec detach_default_logger emit_info memory start_link stop watch)a
+  @others Enum.map(
+            ~w(__kind__ attach_default_logger buffers child_spec detach_default_logger emit_info memory) ++
+              ~w(processing_partition start_link stop watch),
+            &String.to_atom/1
+          )
 
   # All calls of a module on a buffer, by their names and arities.
   defp calls(module, first) do
