@@ -43,7 +43,7 @@ defmodule PartitionedBuffer.AbsorbTest do
     buffer = start_buffer(module: Counter, max_attempts: 3, max_size: 3, full_timeout_ms: @full_timeout_ms)
     assert absorb(run(buffer), [{1, 1, 1}, {2, 1, 1}], {1, 1}, 1, []) == :ok
     assert absorb(run(buffer), [{3, 1, 1}, {4, 1, 1}], {1, 1}, 2, []) == :full
-    # The news of it makes the partitions flush.
+    # That makes the partitions flush.
     assert_receive {:batch, _batch}
     assert PartitionedBuffer.flush(buffer) == :ok
     assert absorb(run(buffer), [{3, 1, 1}, {4, 1, 1}], {1, 1}, 2, []) == :ok
