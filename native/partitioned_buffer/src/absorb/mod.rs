@@ -1,6 +1,6 @@
 //! Absorbs entries of the same buffer on another node: as a whole, and once.
 //!
-//! All entries are read and checked before the first is written, and there is room for all. A
+//! All entries are read and checked before the first is written, and have room. A
 //! partition cannot refuse in the middle: a start waits for the call, which acts for its run; a stop
 //! waits as it does for a list; and [`Shared::closing`] keeps partitions from being closed. A NIF is
 //! never interrupted, so the entries and the number of their stream come together.
@@ -92,6 +92,9 @@ impl<'a> Absorb<'a> {
 
     /// The same, with the stream in hand. Adds the partitions in which enough entries wait then.
     fn write<K: Kind>(&mut self, own: &K, may_write: bool, enough: &mut Vec<u32>) -> Result<(), Unwritten<'a>> {
+        if !may_write {
+            return Err(Unwritten::Stopping);
+        }
         let (env, shared) = (self.env, own.shared());
         // The run is present, so its partitions stay open for this count even if it ends now.
         let partition_count = shared.count()?;
@@ -100,9 +103,6 @@ impl<'a> Absorb<'a> {
             Refused::Invalid(invalid) => Unwritten::Invalid(invalid),
             Refused::Large => Unwritten::Large,
         })?;
-        if !may_write {
-            return Err(Unwritten::Stopping);
-        }
         let closing = if self.pace.is_some() { shared.closing.try_read() } else { Some(shared.closing.read()) };
         let _open = closing.ok_or(Unwritten::Large)?;
         let admitted = entries.admitted(own, partition_count, self.writes_in_stop);
