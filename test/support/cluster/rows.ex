@@ -2,14 +2,9 @@ defmodule PartitionedBuffer.Test.Cluster.Rows do
   @moduledoc false
   # Questions about the rows that a sink stored.
 
-  @doc "Rows for each key and interval, in the time from the first to the last row."
-  def per_key_and_interval([], _interval_ms), do: 0.0
-
-  def per_key_and_interval(rows, interval_ms) do
-    keys = rows |> Enum.uniq_by(&elem(&1, 0)) |> length()
-    {first, last} = rows |> Enum.map(&elem(&1, 2)) |> Enum.min_max()
-    length(rows) / (keys * max(1, (last - first) / (interval_ms * 1_000) + 1))
-  end
+  @doc "Rows for each key, on average."
+  def per_key([]), do: 0.0
+  def per_key(rows), do: length(rows) / (rows |> Enum.uniq_by(&elem(&1, 0)) |> length())
 
   @doc """
   How often two nodes stored the same key within half an interval. One owner stores a key once in an

@@ -15,17 +15,20 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios do
 
   alias PartitionedBuffer.Test.Cluster
 
-  @doc "Runs a scenario's part with a loaded cluster, and stops all nodes after it."
+  @doc """
+  Starts a cluster and a load, runs a function that returns the cluster as it is then and a result, and
+  stops all nodes. If it raises, the nodes end with the calling process.
+  """
   def with_cluster(opts, defaults, fun) do
     opts = deep_merge(defaults, opts)
     cluster = Cluster.start(opts)
-
-    try do
-      fun.(Cluster.load(cluster, Keyword.take(opts, [:keys, :rate, :writers])), opts)
-    after
-      Cluster.stop(cluster)
-    end
+    {cluster, result} = cluster |> Cluster.load(Keyword.take(opts, [:keys, :rate, :writers])) |> fun.(opts)
+    Cluster.stop(cluster)
+    result
   end
+
+  @doc "Ends the load, and returns the cluster with the accounts and the numbers of the scenario."
+  def finish(cluster, numbers \\ %{}), do: {cluster, Map.merge(Cluster.finish(cluster), numbers)}
 
   @doc "The length of a load, or of a failure."
   def last(ms), do: Process.sleep(round(ms))

@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
       Sink.switch(cluster.sink, :up)
       Cluster.await_members(cluster)
       Scenarios.last(opts[:seconds] * 500)
-      Map.merge(Cluster.finish(cluster), %{killed: killed, held_by_killed: held})
+      Scenarios.finish(cluster, %{killed: killed, held_by_killed: held})
     end)
   end
 
@@ -48,7 +48,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
         end
 
       shares = for keys <- stored, do: MapSet.size(keys) / max(1, length(of_others))
-      Map.put(Cluster.finish(cluster), :others_stored, Enum.max(shares))
+      Scenarios.finish(cluster, %{others_stored: Enum.max(shares)})
     end)
   end
 
@@ -77,7 +77,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
           left |> Netsplit.measure(right, since) |> Map.put(:members, Enum.map(seen, &count/1))
         end
 
-      Map.put(Cluster.finish(cluster), :splits, splits)
+      Scenarios.finish(cluster, %{splits: splits})
     end)
   end
 
@@ -94,7 +94,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
         end
 
       Cluster.await_members(cluster)
-      Map.put(Cluster.finish(cluster), :killed, Enum.frequencies(killed))
+      Scenarios.finish(cluster, %{killed: Enum.frequencies(killed)})
     end)
   end
 

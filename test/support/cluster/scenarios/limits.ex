@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Limits do
       refused = for {_node, written} <- Ledger.read(cluster.ledger).nodes, do: written.full
       Sink.switch(cluster.sink, :up)
       Scenarios.last(opts[:seconds] * 1_000)
-      Map.merge(Cluster.finish(cluster), %{held_full: held, refused_writes: refused})
+      Scenarios.finish(cluster, %{held_full: held, refused_writes: refused})
     end)
   end
 
@@ -41,7 +41,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Limits do
       exchange(cluster, other)
       Direct.write(cluster, other, keys, 2)
       Cluster.settle(cluster)
-      %{later_wins: Direct.count_stored(cluster, keys, 2), keys: length(keys)}
+      {cluster, %{later_wins: Direct.count_stored(cluster, keys, 2), keys: length(keys)}}
     end)
   end
 
@@ -59,7 +59,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Limits do
       exchange(cluster, one)
       Direct.write(cluster, one, keys, 2)
       Cluster.settle(cluster)
-      %{later_wins: Direct.count_stored(cluster, keys, 2), keys: length(keys)}
+      {cluster, %{later_wins: Direct.count_stored(cluster, keys, 2), keys: length(keys)}}
     end)
   end
 
@@ -76,12 +76,14 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Limits do
       Direct.write(cluster, other, others, 2)
       Cluster.settle(cluster)
 
-      %{
+      result = %{
         followed: Direct.count_ahead(cluster, others, @hour_ms),
         keys: length(others),
         ahead_ms:
           for(node <- nodes, do: Cluster.adapter(cluster, node, :info, [cluster.buffer])[:clock_ahead_ms])
       }
+
+      {cluster, result}
     end)
   end
 
@@ -90,11 +92,9 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Limits do
     opts = Keyword.merge([nodes: 3, keys: 200] ++ defaults, opts) |> Keyword.put(:kind, :map)
     cluster = Cluster.start(opts)
 
-    try do
-      fun.(cluster, cluster.names, Enum.to_list(1..opts[:keys]), opts)
-    after
-      Cluster.stop(cluster)
-    end
+    {cluster, result} = fun.(cluster, cluster.names, Enum.to_list(1..opts[:keys]), opts)
+    Cluster.stop(cluster)
+    result
   end
 
   defp shift(cluster, node, ms), do: Cluster.adapter(cluster, node, :shift_clock, [cluster.buffer, ms])

@@ -21,7 +21,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Members do
           {cluster |> Cluster.boot([node]) |> Cluster.await_members(), [ms | stops]}
         end)
 
-      Map.put(Cluster.finish(cluster), :stops_ms, Enum.reverse(stops))
+      Scenarios.finish(cluster, %{stops_ms: Enum.reverse(stops)})
     end)
   end
 
@@ -39,7 +39,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Members do
       end
 
       Cluster.await_members(cluster)
-      Cluster.finish(cluster)
+      Scenarios.finish(cluster)
     end)
   end
 
@@ -59,10 +59,13 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Members do
       end
 
       Enum.each(1..opts[:warmup], cycle)
+      # All code is loaded after a flush.
+      Cluster.settle(cluster)
+      vitals.()
       before = vitals.()
       {ms, :ok} = Scenarios.timed(fn -> Enum.each(1..opts[:cycles], cycle) end)
       [stayed, moved] = Enum.zip_with(before, vitals.(), &Vitals.growth/2)
-      Map.merge(Cluster.finish(cluster), %{stayed: stayed, moved: moved, cycle_ms: ms / opts[:cycles]})
+      Scenarios.finish(cluster, %{stayed: stayed, moved: moved, cycle_ms: ms / opts[:cycles]})
     end)
   end
 end
