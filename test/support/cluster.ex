@@ -34,13 +34,15 @@ defmodule PartitionedBuffer.Test.Cluster do
   Starts nodes, and the buffer on all of them. Returns when every node sees every other.
 
   Options: `:adapter`, `:kind` (`:counter`, `:map`), `:nodes` (4), `:options` of the buffer
-  (`t:Adapter.options/0`), `:args` of `erl`, `:gate` (`Gate`).
+  (`t:Adapter.options/0`), `:args` of `erl`, `:gate` (`Gate`), `:store`, the sink with its options:
+  `{Sink, []}` or `{PostgresSink, port: port}`.
   """
   def start(opts) do
     Controller.start()
     run = System.unique_integer([:positive])
     names = for n <- 1..Keyword.get(opts, :nodes, 4), do: :"n#{n}_#{run}_#{System.pid()}@#{Controller.host()}"
-    {:ok, sink} = Sink.start_link(opts[:kind])
+    {store, store_opts} = Keyword.get(opts, :store, {Sink, []})
+    {:ok, sink} = store.start_link(opts[:kind], store_opts)
     {:ok, ledger} = Ledger.start_link()
 
     cluster = %__MODULE__{
@@ -126,14 +128,15 @@ defmodule PartitionedBuffer.Test.Cluster do
   @doc "How many entries all nodes hold."
   def held(cluster), do: Enum.sum(on_all(cluster, :held, [cluster.buffer]))
 
+  @doc "How many writes (maps) or additions were acknowledged and are not stored now."
+  def outstanding(cluster), do: accounts(cluster, held(cluster)).residue
+
   @doc "Ends the load, settles, and returns the accounts (`Accounting`) with the counts of the buffers."
   def finish(cluster) do
     cluster = stop_load(cluster)
     :ok = Sink.switch(cluster.sink, :up)
     held = settle(cluster)
-    ledger = Ledger.read(cluster.ledger)
-    accounts = Accounting.residue(cluster.kind, ledger, Sink.read(cluster.sink), held, length(cluster.names))
-    Map.put(accounts, :totals, totals(cluster))
+    cluster |> accounts(held) |> Map.put(:totals, totals(cluster))
   end
 
   @doc "Stops all nodes at once."
@@ -144,6 +147,11 @@ defmodule PartitionedBuffer.Test.Cluster do
   end
 
   def call(cluster, node, module, function, args), do: Peer.call(cluster.peers[node], module, function, args)
+
+  defp accounts(cluster, held) do
+    ledger = Ledger.read(cluster.ledger)
+    Accounting.residue(cluster.kind, ledger, Sink.read(cluster.sink), held, length(cluster.names))
+  end
 
   defp child_spec(cluster, node) do
     options =

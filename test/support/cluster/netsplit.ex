@@ -15,9 +15,16 @@ defmodule PartitionedBuffer.Test.Cluster.Netsplit do
   def cut(left, right, opts \\ []) do
     refuse(left, right, :wrong_on_the_left)
     unless opts[:way] == :one, do: refuse(right, left, :wrong_on_the_right)
-    for a <- left, b <- right, do: :erpc.call(a, Node, :disconnect, [b])
+
+    left
+    |> Enum.map(&:erpc.send_request(&1, __MODULE__, :disconnect, [right]))
+    |> Enum.each(&:erpc.receive_response/1)
+
     each_side(left, right, &Links.await(&1, :down, &2))
   end
+
+  @doc false
+  def disconnect(others), do: Enum.each(others, &Node.disconnect/1)
 
   @doc """
   Connects them again, and all other pairs of `all`: overlap prevention cuts more connections than

@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Test.Cluster.Sink do
   # It can be `:up`, `:down` (an error at once), `{:slow, ms}` (stores, then answers late), or
   # `:hanging` (neither stores nor answers; what hangs gets an error with the next mode).
   #
-  # With `:mirror`, a function of the entries, each batch also goes there, for instance to PostgreSQL.
+  # `PostgresSink` answers the same calls.
 
   use GenServer
 
@@ -37,7 +37,7 @@ defmodule PartitionedBuffer.Test.Cluster.Sink do
 
   def skew, do: @skew
 
-  def start_link(kind, opts \\ []), do: GenServer.start_link(__MODULE__, kind, opts)
+  def start_link(kind, _opts \\ []), do: GenServer.start_link(__MODULE__, kind)
 
   @doc "Stores a batch; called by a processor. Returns `:ok` or `{:error, :down}`."
   def store(sink, entries), do: GenServer.call(sink, {:store, node(), entries}, :infinity)

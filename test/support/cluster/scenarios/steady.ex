@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Test.Cluster.Scenarios.Steady do
   @moduledoc false
 
-  alias PartitionedBuffer.Test.Cluster.{Rows, Scenarios, Sink}
+  alias PartitionedBuffer.Test.Cluster.{PostgresSink, Rows, Scenarios, Sink}
 
   @doc """
   Group 1: all nodes write the same keys. Beside the accounts: `rows_per_key`, in each interval;
@@ -22,6 +22,18 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Steady do
         by_two_nodes: Rows.by_two_nodes(rows, interval),
         ages_ms: Rows.ages(rows, [0.5, 0.99])
       })
+    end)
+  end
+
+  @doc """
+  Group 12: as group 1, with `store: {PostgresSink, …}`. `postgres` has what the server counted
+  (`PostgresSink.counts/1`).
+  """
+  def postgres(opts) do
+    Scenarios.with_cluster(opts, [seconds: 5, keys: 400, rate: 2_000], fn cluster, opts ->
+      Scenarios.last(opts[:seconds] * 1_000)
+      {cluster, accounts} = Scenarios.finish(cluster)
+      {cluster, Map.put(accounts, :postgres, PostgresSink.counts(cluster.sink))}
     end)
   end
 end
