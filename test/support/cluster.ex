@@ -21,7 +21,17 @@ defmodule PartitionedBuffer.Test.Cluster do
     * `Scenarios`: what the tests assert on.
   """
 
-  alias PartitionedBuffer.Test.Cluster.{Accounting, Controller, Host, Ledger, Peer, Processor, Sink, Writer}
+  alias PartitionedBuffer.Test.Cluster.{
+    Accounting,
+    Controller,
+    Host,
+    Ledger,
+    Peer,
+    Processor,
+    Sink,
+    Until,
+    Writer
+  }
 
   @enforce_keys [:adapter, :kind, :buffer, :options, :args, :names, :peers, :sink, :ledger]
   defstruct @enforce_keys ++ [load: nil, gate: false]
@@ -118,12 +128,22 @@ defmodule PartitionedBuffer.Test.Cluster do
   @doc "Waits until every running node sees these members: by default all that run."
   def await_members(cluster, members \\ nil) do
     members = Enum.sort(members || nodes(cluster))
-    for node <- members, do: await_members(cluster, node, members, deadline(@members_ms))
+    for node <- members, do: await_members(cluster, node, members)
     cluster
   end
 
-  @doc "Flushes all nodes until none holds anything. Returns what is held: 0, unless the time is up."
-  def settle(cluster, ms \\ @settle_ms), do: settle_until(cluster, deadline(ms))
+  @doc """
+  Flushes all nodes until none holds anything. Returns how many entries are held: 0, unless the time is
+  up. A flush fails while a slot moves or a node does not answer, and is repeated.
+  """
+  def settle(cluster, ms \\ @settle_ms) do
+    Until.true?(ms, fn ->
+      flushed = on_all(cluster, :flush, [cluster.buffer, 10_000])
+      Enum.all?(flushed, &(&1 == :ok)) and held(cluster) == 0
+    end)
+
+    held(cluster)
+  end
 
   @doc "How many entries all nodes hold."
   def held(cluster), do: Enum.sum(on_all(cluster, :held, [cluster.buffer]))
@@ -184,26 +204,11 @@ defmodule PartitionedBuffer.Test.Cluster do
 
   defp connect(nodes), do: for(a <- nodes, b <- nodes, a < b, do: true = :erpc.call(a, Node, :connect, [b]))
 
-  # Members are found without an event that every adapter has, so it looks again and again.
-  defp await_members(cluster, node, members, deadline) do
-    case adapter(cluster, node, :members, [cluster.buffer]) do
-      seen when seen in [:alone, members] ->
-        :ok
+  defp await_members(cluster, node, members) do
+    see = fn -> adapter(cluster, node, :members, [cluster.buffer]) end
 
-      seen ->
-        late?(deadline) && raise "#{node} sees the members #{inspect(seen)}, not #{inspect(members)}"
-        await_members(cluster, node, members, deadline)
-    end
-  end
-
-  # A flush fails while a slot moves or a node does not answer, and is repeated.
-  defp settle_until(cluster, deadline) do
-    results = on_all(cluster, :flush, [cluster.buffer, 10_000])
-    held = held(cluster)
-
-    if (held == 0 and Enum.all?(results, &(&1 == :ok))) or late?(deadline),
-      do: held,
-      else: settle_until(cluster, deadline)
+    Until.true?(@members_ms, fn -> see.() in [:alone, members] end) ||
+      raise "#{node} sees the members #{inspect(see.())}, not #{inspect(members)}"
   end
 
   defp totals(cluster) do
@@ -217,7 +222,4 @@ defmodule PartitionedBuffer.Test.Cluster do
 
   defp parallel(nodes, fun),
     do: nodes |> Enum.map(&Task.async(fn -> fun.(&1) end)) |> Task.await_many(@settle_ms)
-
-  defp deadline(ms), do: System.monotonic_time(:millisecond) + ms
-  defp late?(deadline), do: System.monotonic_time(:millisecond) > deadline
 end

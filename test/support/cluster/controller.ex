@@ -4,6 +4,8 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
   # no part of the mesh, so peers never connect to each other through the controller, and a netsplit
   # does not cut them off from the sink.
 
+  alias PartitionedBuffer.Test.Cluster.Until
+
   @host "127.0.0.1"
   @loopback {127, 0, 0, 1}
 
@@ -42,15 +44,8 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
       epmd = System.find_executable("epmd") || in_erlang() || raise_missing()
       {_output, 0} = System.cmd(epmd, ~w(-daemon -address #{@host}))
       # The daemon detaches before it listens.
-      await(System.monotonic_time(:millisecond) + 5_000)
-    end
-  end
-
-  defp await(deadline) do
-    cond do
-      match?({:ok, _names}, names()) -> :ok
-      System.monotonic_time(:millisecond) > deadline -> raise "epmd started, but does not listen on #{@host}"
-      true -> await(deadline)
+      Until.true?(5_000, fn -> match?({:ok, _names}, names()) end) ||
+        raise "epmd started, but does not listen on #{@host}"
     end
   end
 

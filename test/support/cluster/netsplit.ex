@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.Test.Cluster.Netsplit do
   # passes in either direction, but only one side is at fault: the other tries to connect all the
   # time, and is rejected.
 
-  alias PartitionedBuffer.Test.Cluster.Links
+  alias PartitionedBuffer.Test.Cluster.{Links, Until}
 
   @doc "Cuts every node of `left` off from every node of `right`. Returns when all of them noticed."
   def cut(left, right, opts \\ []) do
@@ -32,7 +32,7 @@ defmodule PartitionedBuffer.Test.Cluster.Netsplit do
   """
   def heal(all) do
     for a <- all, b <- all, a != b, do: :erpc.call(a, Node, :set_cookie, [b, Node.get_cookie()])
-    for a <- all, b <- all, a < b, do: connect(a, b, System.monotonic_time(:millisecond) + 30_000)
+    for a <- all, b <- all, a < b, do: connect(a, b)
     each_side(all, all, &Links.await(&1, :up, &2))
   end
 
@@ -65,12 +65,9 @@ defmodule PartitionedBuffer.Test.Cluster.Netsplit do
     do: for(a <- nodes, b <- others, do: :erpc.call(a, Node, :set_cookie, [b, cookie]))
 
   # A simultaneous attempt of the other side may end ours.
-  defp connect(a, b, deadline) do
-    cond do
-      :erpc.call(a, Node, :connect, [b]) -> :ok
-      System.monotonic_time(:millisecond) < deadline -> connect(a, b, deadline)
-      true -> raise "#{a} does not connect to #{b} again"
-    end
+  defp connect(a, b) do
+    Until.true?(30_000, fn -> :erpc.call(a, Node, :connect, [b]) end) ||
+      raise "#{a} does not connect to #{b} again"
   end
 
   defp each_side(left, right, wait) do

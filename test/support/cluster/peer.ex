@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Test.Cluster.Peer do
   # A peer belongs to the process that starts it. When that process ends, `:peer` halts the node. A
   # shell kills the OS process if this VM dies, since a suspended node cannot halt.
 
-  alias PartitionedBuffer.Test.Cluster.Controller
+  alias PartitionedBuffer.Test.Cluster.{Controller, Until}
 
   @enforce_keys [:node, :os_pid, :guard]
   defstruct [:node, :os_pid, :guard]
@@ -86,19 +86,14 @@ defmodule PartitionedBuffer.Test.Cluster.Peer do
   # The connection ends a moment before the name is free for a restart.
   defp await_end(peer) do
     receive do: ({:nodedown, node} when node == peer.node -> :ok), after: (@end_ms -> raise_alive(peer))
-    await_name(peer, System.monotonic_time(:millisecond) + @end_ms)
+    Until.true?(@end_ms, fn -> not named?(peer) end) || raise_alive(peer)
     release(peer.guard)
   end
 
-  defp await_name(peer, deadline) do
+  defp named?(peer) do
     {:ok, names} = Controller.names()
     [short, _host] = String.split("#{peer.node}", "@")
-
-    cond do
-      not List.keymember?(names, String.to_charlist(short), 0) -> :ok
-      System.monotonic_time(:millisecond) < deadline -> await_name(peer, deadline)
-      true -> raise_alive(peer)
-    end
+    List.keymember?(names, String.to_charlist(short), 0)
   end
 
   defp raise_alive(peer), do: raise("node #{peer.node} does not end within #{@end_ms} ms")
