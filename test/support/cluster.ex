@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Test.Cluster do
   @moduledoc """
-  A buffer on several nodes, with a ledger of all writes and a sink: what the tests of several nodes
-  and `bench/cluster.exs` are made of.
+  A buffer on several nodes, with a ledger of all writes and a sink, for the tests of several nodes and
+  `bench/cluster.exs`.
 
       cluster = Cluster.start(adapter: Adapter.Clustered, kind: :counter, nodes: 4)
       cluster = Cluster.load(cluster, keys: 100, rate: 2_000, writers: 2)
@@ -12,13 +12,13 @@ defmodule PartitionedBuffer.Test.Cluster do
   member, with the sink and the ledger. Everything ends with the process that called `start/1`.
 
     * `Controller` and `Peer`: epmd, distribution, and a node that can be stopped, killed and frozen.
-    * `Host`: what runs on a node: the buffer and its writers, in two applications.
-    * `Writer` and `Ledger`: who writes, and what was acknowledged.
-    * `Processor`, `Sink` and `Rows`: what was stored, by whom and when.
-    * `Accounting`: the difference.
+    * `Host`: the buffer and the writers of a node, in two applications.
+    * `Writer` and `Ledger`: the writes, and those acknowledged.
+    * `Processor`, `Sink` and `Rows`: the stored entries, each with its node and time.
+    * `Accounting`: the difference between ledger and sink.
     * `Netsplit` and `Links`: splits, and how long they were.
     * `Adapter`: the buffer under test.
-    * `Scenarios`: what the tests assert on.
+    * `Scenarios`: loads and failures, with the numbers that they counted.
   """
 
   alias PartitionedBuffer.Test.Cluster.{
@@ -41,7 +41,7 @@ defmodule PartitionedBuffer.Test.Cluster do
   @members_ms 30_000
 
   @doc """
-  Starts nodes, and the buffer on all of them. Returns when every node sees every other.
+  Starts nodes with the buffer. Returns when every node sees every other.
 
   Options: `:adapter`, `:kind` (`:counter`, `:map`), `:nodes` (4), `:options` of the buffer
   (`t:Adapter.options/0`), `:args` of `erl`, `:gate` (`Gate`), `:store`, the sink with its options:
@@ -107,7 +107,7 @@ defmodule PartitionedBuffer.Test.Cluster do
   def resume(cluster, node), do: Peer.resume(cluster.peers[node])
 
   @doc """
-  Starts writers on all nodes, also on those that boot later. Options: `:writers` on each node (2),
+  Starts writers on all nodes, and on nodes that boot later. Options: `:writers` on each node (2),
   `:rate` of each writer in writes a second (1_000, or `:max`), `:keys` (1_000).
   """
   def load(cluster, opts) do
@@ -138,7 +138,7 @@ defmodule PartitionedBuffer.Test.Cluster do
   """
   def settle(cluster, ms \\ @settle_ms) do
     Until.true?(ms, fn ->
-      flushed = on_all(cluster, :flush, [cluster.buffer, 10_000])
+      flushed = parallel(nodes(cluster), &try_adapter(cluster, &1, :flush, [cluster.buffer, 10_000]))
       Enum.all?(flushed, &(&1 == :ok)) and held(cluster) == 0
     end)
 
@@ -205,10 +205,17 @@ defmodule PartitionedBuffer.Test.Cluster do
   defp connect(nodes), do: for(a <- nodes, b <- nodes, a < b, do: true = :erpc.call(a, Node, :connect, [b]))
 
   defp await_members(cluster, node, members) do
-    see = fn -> adapter(cluster, node, :members, [cluster.buffer]) end
+    see = fn -> try_adapter(cluster, node, :members, [cluster.buffer]) end
 
     Until.true?(@members_ms, fn -> see.() in [:alone, members] end) ||
       raise "#{node} sees the members #{inspect(see.())}, not #{inspect(members)}"
+  end
+
+  # A buffer that is just restarting raises.
+  defp try_adapter(cluster, node, function, args) do
+    adapter(cluster, node, function, args)
+  rescue
+    error -> {:error, error}
   end
 
   defp totals(cluster) do

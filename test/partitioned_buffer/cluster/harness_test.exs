@@ -67,7 +67,7 @@ defmodule PartitionedBuffer.Test.Cluster.HarnessTest do
       @way way
       @overlap_prevention overlap_prevention
 
-      test "cuts the nodes off, but not from the controller (#{way}, overlap prevention #{overlap_prevention})" do
+      test "cuts nodes off (cookies of #{way}, overlap prevention #{overlap_prevention})" do
         args = ~w(-kernel prevent_overlapping_partitions #{@overlap_prevention})
         cluster = start(nodes: 2, args: args)
         [one, other] = cluster.names

@@ -2,7 +2,7 @@ defmodule PartitionedBuffer.Test.Cluster.Accounting do
   @moduledoc false
   # Compares the ledger with the sink.
   #
-  # Counters: what was added was stored or given up. `residue` is the difference in additions; `lost`
+  # Counters: every addition has to be stored or given up. `residue` is the difference; `lost`
   # and `doubled` count them apart, for each key and each node that added (`Amounts`), so they do not
   # hide each other. Uncertain additions of a killed node may be in the sink or not: neither counts.
   #
@@ -14,7 +14,7 @@ defmodule PartitionedBuffer.Test.Cluster.Accounting do
 
   alias PartitionedBuffer.Test.Cluster.{Amounts, Sink}
 
-  @doc "`ledger` is the result of `Ledger.read/1`, `sink` that of `Sink.read/1`, `held` is how much the nodes hold."
+  @doc "`ledger` is the result of `Ledger.read/1`, `sink` that of `Sink.read/1`."
   def residue(kind, ledger, sink, held, nodes) do
     common = %{
       written: ledger.written.ok,

@@ -54,6 +54,7 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
   end
 
   defp raise_missing do
-    raise "the tests of several nodes need epmd, which is not there: install Erlang's erts, or leave them out with `mix test --exclude cluster`"
+    raise "epmd was not found. The tests of several nodes need it: install all of Erlang, " <>
+            "or leave these tests out with `mix test --exclude cluster`"
   end
 end

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Test.Cluster.Direct do
   @moduledoc false
-  # Writes of a scenario itself to a map, each with a number, and what became of them at the sink.
+  # Numbered writes of a scenario itself to a map, and their fate at the sink.
 
   alias PartitionedBuffer.Test.Cluster
   alias PartitionedBuffer.Test.Cluster.Sink

@@ -2,10 +2,10 @@ defmodule PartitionedBuffer.Test.Cluster.Gate do
   @moduledoc false
   # Lets a scenario kill processes while no batch is on its way to the sink.
   #
-  # A task that is killed between the sink's answer and the note of its success delivers again, which a
+  # A task killed between the sink's answer and the note of its success delivers again, which a
   # counter's sink counts twice: at least once, as documented. So that other double deliveries show, a
-  # task asks here before each batch. It holds its pass until its next batch or its end, when the
-  # success of the batch is noted. `kill/1` closes the gate, waits for all passes, runs a function and
+  # task calls `pass/0` before each batch. It holds its pass until its next batch or its end, when the
+  # success of the batch is noted. `quietly/1` closes the gate, waits for all passes, runs a function and
   # opens the gate.
 
   use GenServer

@@ -13,7 +13,7 @@ defmodule PartitionedBuffer.Test.Cluster.Peer do
   # Two busy cores are shared by all nodes: no scheduler spins.
   @vm_args ~w(+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none)
 
-  # In milliseconds. A stop may drain against a sink that is down.
+  # In milliseconds. A stop may drain while the sink is down.
   @boot_ms 60_000
   @end_ms 60_000
 
@@ -72,7 +72,7 @@ defmodule PartitionedBuffer.Test.Cluster.Peer do
     end
   end
 
-  # A line ends the shell; the end of its standard input, which comes with the end of the owner, kills the node.
+  # A line ends the shell. The end of its standard input kills the node: it comes with the owner's end.
   defp guard(os_pid) do
     script = "read -r _ || kill -9 #{os_pid} 2>/dev/null"
     Port.open({:spawn_executable, System.find_executable("sh")}, [:exit_status, args: ["-c", script]])

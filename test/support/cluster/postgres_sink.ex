@@ -2,8 +2,9 @@ defmodule PartitionedBuffer.Test.Cluster.PostgresSink do
   @moduledoc false
   # A sink that writes to PostgreSQL. It answers the calls of `Sink`.
   #
-  # Each batch is one statement. Statements of several nodes can deadlock unless each is sorted by key. Every node has connections of its own, so its statements run at the same time
-  # as those of other nodes, though the connections are in this VM. A batch waits for a free one.
+  # Each batch is one statement. Statements of several nodes can deadlock unless each is sorted by key:
+  # every node has its connections, in this VM, so its statements run beside those of other nodes. A
+  # batch waits for a free connection.
 
   use GenServer
 
@@ -135,7 +136,8 @@ defmodule PartitionedBuffer.Test.Cluster.PostgresSink do
     rows = for {key, value, version, _updates} <- entries, do: "(#{key}, #{version}, '#{encode(value)}')"
 
     "INSERT INTO #{@table} AS t (key, version, value) VALUES #{Enum.join(rows, ", ")} " <>
-      "ON CONFLICT (key) DO UPDATE SET version = excluded.version, value = excluded.value WHERE t.version <= excluded.version"
+      "ON CONFLICT (key) DO UPDATE SET version = excluded.version, value = excluded.value " <>
+      "WHERE t.version <= excluded.version"
   end
 
   defp table(%{kind: :counter, client: client}) do
@@ -151,12 +153,13 @@ defmodule PartitionedBuffer.Test.Cluster.PostgresSink do
   end
 
   defp server(state) do
-    # Each connection reports what it did within a second, unless it is told to (PostgreSQL 15).
+    # A connection reports its counts a second later, unless it is forced to (PostgreSQL 15).
     for client <- [state.client | Enum.concat(Map.values(state.free))],
         do: Client.query(client, "SELECT pg_stat_force_next_flush()")
 
     sql =
-      "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, coalesce(sum(n_tup_upd), 0)::bigint FROM pg_stat_user_tables"
+      "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, coalesce(sum(n_tup_upd), 0)::bigint " <>
+        "FROM pg_stat_user_tables"
 
     [[wal, updated]] = query!(state.client, sql)
     %{wal: integer(wal), updated: integer(updated)}

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Test.Cluster.Processor do
   @moduledoc false
-  # The functions that the buffer of each node calls: all of them give to the sink of the controller.
+  # The functions that the buffer of each node calls. Both call the sink of the controller.
 
   alias PartitionedBuffer.Test.Cluster.{Gate, Sink}
 

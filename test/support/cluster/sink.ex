@@ -4,8 +4,8 @@ defmodule PartitionedBuffer.Test.Cluster.Sink do
   #
   #   * Counters: it adds the sums.
   #   * Maps: it stores an entry unless it holds a greater version (`refused`), and `repeated` counts
-  #     entries that it holds already. `back` counts stored values that were written earlier than the
-  #     ones they replace, by more than the nodes' clocks may differ: with versions there is none.
+  #     entries that it holds already. `back` counts stored values written earlier than the
+  #     values they replace, by more than the nodes' clocks may differ: with versions there is none.
   #
   # It can be `:up`, `:down` (an error at once), `{:slow, ms}` (stores, then answers late), or
   # `:hanging` (neither stores nor answers; what hangs gets an error with the next mode).

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Test.Cluster.Until do
   @moduledoc false
-  # For conditions without an event: a name in epmd, what a node sees, what it holds. They are looked at
-  # every few milliseconds, since a look is a call to another OS process.
+  # For conditions without an event: a name in epmd, the members that a node sees, the entries it
+  # holds. It looks every few milliseconds, since a look is a call to another OS process.
 
   @look_ms 10
 

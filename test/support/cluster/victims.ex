@@ -9,11 +9,11 @@ defmodule PartitionedBuffer.Test.Cluster.Victims do
   way to the sink (`Gate`). Returns what it was, or `nil` if the buffer is restarting.
   """
   def kill_one do
-    # Asks supervisors before the gate closes: one that waits for a task could not answer.
-    case for {_id, buffer, _type, _modules} <- children(Host.supervisor()), found <- below(buffer), do: found do
-      [] -> nil
-      processes -> processes |> Enum.random() |> kill()
-    end
+    # Looks for processes before the gate closes: a supervisor cannot answer while it waits for a task.
+    processes =
+      Enum.flat_map(children(Host.supervisor()), fn {_id, buffer, _type, _modules} -> below(buffer) end)
+
+    if processes != [], do: processes |> Enum.random() |> kill()
   end
 
   # It may have ended in the meantime.
@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.Test.Cluster.Victims do
     id
   end
 
-  # All descendants of a supervisor with the id of the nearest child that has one.
+  # All descendants of a supervisor, each with its id, or that of its supervisor.
   defp below(supervisor) do
     for {id, pid, type, _modules} <- children(supervisor),
         is_pid(pid),

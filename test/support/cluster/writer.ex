@@ -88,7 +88,7 @@ defmodule PartitionedBuffer.Test.Cluster.Writer do
     state
   end
 
-  # A writer that had to wait does not catch up: it is a rate at most.
+  # A delayed writer does not catch up: the rate is the greatest.
   defp schedule(state) do
     next = max(state.next + @chunk_ms, now_ms())
     Process.send_after(self(), :chunk, next, abs: true)
@@ -117,7 +117,7 @@ defmodule PartitionedBuffer.Test.Cluster.Writer do
     Written.note(written, write, outcome, began, System.os_time(:microsecond))
   end
 
-  # A value says who wrote it, and when.
+  # A value holds its writer and its time.
   defp stamp(state, {:map, key, number}, began), do: {:map, key, {state.index, state.writer, number, began}}
   defp stamp(_state, addition, _began), do: addition
 

@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
   Group 4: one node is killed at a random time of the second half of `:seconds`; the others go on
   for as long. With `sink: :down` the sink is down from the begin to the kill.
 
-  `outstanding` is how much of all nodes was not stored just after the kill: no more can be lost.
+  `outstanding` is how much of all nodes was not stored just after the kill, the greatest possible loss.
   `held_by_killed` is how many entries the node held just before. `killed` is its index, and `lost_of`
   has the lost additions of each node.
   """
@@ -35,7 +35,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
   def freeze(opts) do
     Scenarios.with_cluster(opts, [ms: 300, times: 5, keys: 96], fn cluster, opts ->
       frozen = List.last(cluster.names)
-      Scenarios.last(1_000)
+      Scenarios.last(500)
       of_others = keys_of_others(cluster, frozen, opts[:keys])
 
       stored =
@@ -45,7 +45,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
           Scenarios.last(opts[:ms])
           rows = Sink.read(cluster.sink).rows
           Cluster.resume(cluster, frozen)
-          Scenarios.last(opts[:ms])
+          Scenarios.last(min(opts[:ms], 500))
           MapSet.new(for {key, node, _at, _age} <- rows, node != frozen, key in of_others, do: key)
         end
 
@@ -66,7 +66,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Failures do
 
     Scenarios.with_cluster(opts, [ms: 1_500, times: 1, way: :both, args: args], fn cluster, opts ->
       {left, right} = sides(cluster.names, opts[:sides])
-      Scenarios.last(1_000)
+      Scenarios.last(500)
 
       splits =
         for _ <- 1..opts[:times] do

@@ -45,7 +45,7 @@ defmodule PartitionedBuffer.Test.Cluster.Scenarios.Members do
 
   @doc """
   Group 10: the buffer of the last node stops and starts again, `:cycles` times. `stayed` and `moved`
-  are what the first and the last node have more at the end (`Vitals`) than after `:warmup` cycles.
+  are the growth of the first and the last node (`Vitals`) since the end of `:warmup` cycles.
   """
   def cycles(opts) do
     Scenarios.with_cluster(opts, [cycles: 50, warmup: 20, nodes: 2, rate: 50], fn cluster, opts ->
