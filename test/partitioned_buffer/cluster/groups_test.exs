@@ -22,7 +22,7 @@ if Code.ensure_loaded?(PartitionedBuffer.Cluster) do
         @describetag kind: kind
 
         test "stores a hot key once in an interval, from one node", %{kind: kind} do
-          result = exact(&Steady.hot_keys/1, kind, seconds: 2)
+          result = exact(&Steady.hot_keys/1, kind, seconds: 2, options: [processing_interval_ms: 500])
           assert_in_delta result.rows_per_key, 1, 0.25
           assert result.by_two_nodes == 0
         end
@@ -45,20 +45,22 @@ if Code.ensure_loaded?(PartitionedBuffer.Cluster) do
         end
 
         test "loses nothing while members join and leave", %{kind: kind} do
-          result = exact(&Members.join_and_leave/1, kind, nodes: 3, seconds: 3, times: 12)
+          result = exact(&Members.join_and_leave/1, kind, nodes: 3, seconds: 2, times: 8)
           assert result.stopped > 0
         end
 
         test "loses what was not stored when a node is killed, and doubles nothing", %{kind: kind} do
           for sink <- [:up, :down] do
-            result = run(&Failures.kill/1, kind, seconds: 1, sink: sink, options: [uncertain_ms: 500])
+            result =
+              run(&Failures.kill/1, kind, nodes: 3, seconds: 1, sink: sink, options: [uncertain_ms: 500])
+
             assert result.residue <= result.outstanding
             assert Map.get(result, :doubled, 0) == 0 and Map.get(result, :back, 0) == 0
           end
         end
 
         test "asks a frozen owner again, and loses and doubles nothing", %{kind: kind} do
-          result = exact(&Failures.freeze/1, kind, ms: 300, times: 3, options: [call_ms: 60])
+          result = exact(&Failures.freeze/1, kind, ms: 300, times: 2, options: [call_ms: 60])
           assert result.totals |> Map.values() |> Enum.sum() > 0
         end
 
@@ -69,7 +71,7 @@ if Code.ensure_loaded?(PartitionedBuffer.Cluster) do
         end
 
         test "is exact while its processes are killed", %{kind: kind} do
-          exact(&Failures.kill_processes/1, kind, nodes: 3, seconds: 3, every: 50)
+          exact(&Failures.kill_processes/1, kind, nodes: 3, seconds: 2, every: 50)
         end
 
         test "lets writers wait and refuses them when all stages are full, and loses nothing", %{kind: kind} do
@@ -93,11 +95,11 @@ if Code.ensure_loaded?(PartitionedBuffer.Cluster) do
     end
 
     test "a split longer than uncertain_ms doubles at most one batch for a slot" do
-      result = run(&Failures.netsplit/1, :counter, ms: 1_500, options: [uncertain_ms: 500])
+      result = run(&Failures.netsplit/1, :counter, nodes: 2, ms: 1_500, options: [uncertain_ms: 500])
       assert result.lost == 0
       # A batch has at most 1,000 entries; this load has fewer in flight.
       assert result.doubled <= 1_000
-      exact(&Failures.netsplit/1, :map, ms: 1_500, options: [uncertain_ms: 500])
+      exact(&Failures.netsplit/1, :map, nodes: 2, ms: 1_500, options: [uncertain_ms: 500])
     end
 
     test "clocks that are ahead, or set back, are followed; one ahead by a day is not" do

@@ -54,8 +54,11 @@ defmodule PartitionedBuffer.Test.Cluster.Peer do
     await_end(peer)
   end
 
-  @doc "Freezes the OS process. Its connections stay."
-  def suspend(peer), do: signal(peer, "STOP")
+  @doc "Freezes the OS process. Its connections stay. Returns when all of its threads stopped."
+  def suspend(peer) do
+    signal(peer, "STOP")
+    Until.true?(@end_ms, fn -> stopped?(peer) end) || raise "node #{peer.node} does not stop"
+  end
 
   def resume(peer), do: signal(peer, "CONT")
 
@@ -101,6 +104,11 @@ defmodule PartitionedBuffer.Test.Cluster.Peer do
   defp signal(peer, name) do
     {_output, 0} = System.cmd("kill", ["-s", name, peer.os_pid])
     :ok
+  end
+
+  # The signal is sent to the process, and its threads notice it later. Without /proc, nobody knows when.
+  defp stopped?(peer) do
+    "/proc/#{peer.os_pid}/task/*/stat" |> Path.wildcard() |> Enum.all?(&(File.read!(&1) =~ ~r/\) T /))
   end
 
   defp code_paths, do: Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
