@@ -31,7 +31,7 @@ defmodule PartitionedBuffer.Cluster do
   | `:slots` | power of 2 from 8 to 1024 | 64 | how finely the keys are divided. If it differs between members, keys have several owners |
   | `:uncertain_ms` | integer from 0 | 15000 | of a counter: how long a batch whose owner is away, and may have it, is kept from others. Other slots go on |
   | `:call_ms` | positive integer | 5000 | how long a forward waits for its answer before it asks again |
-  | `:max_skew_ms` | integer from 0 | 10000 | a clock that is further ahead is not followed, and is reported |
+  | `:max_skew_ms` | integer from 0 | 10000 | a clock that is further ahead of this one, and of most, is not followed, and is reported |
 
   `:processor`, `:partitions`, `:processing_*`, `:retry_backoff_ms`, `:dead_letter` and `:max_attempts`
   are those of the owning stage. `:max_size`, `:max_bytes`, `:when_full` and `:full_timeout_ms` are those
@@ -48,7 +48,7 @@ defmodule PartitionedBuffer.Cluster do
   | `add`, `add_all` | as before; the `count` of the processor is the number of additions of all members |
   | `get`, `fetch` | the collecting stage of this member, and what it owns itself |
   | `put_new`, `delete` | raise an `ArgumentError`, since no member has all entries. A map deletes with a value that means "deleted" |
-  | `PartitionedBuffer.flush/2` | `:ok` when every write of this member that returned before is through the processor, wherever that runs. May also return `{:error, {:away, nodes}}`: these nodes have some of the writes and cannot be reached |
+  | `PartitionedBuffer.flush/2` | `:ok` when every write of this member that returned before is through the processor, wherever that runs. May also return `{:error, {:away, nodes}}`: these nodes have some of the writes and cannot be reached. A node that is away for `:uncertain_ms` counts as dead |
   | `PartitionedBuffer.stop/4` | this member leaves: it forwards, delivers, and hands over the rest |
   | `PartitionedBuffer.info/1`, `buffer_size/1` | both stages of this member added up, and `:cluster` |
   | `PartitionedBuffer.pause/1` | pauses the processor of this member |

@@ -45,6 +45,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     # The name of this node changes when distribution starts.
     :net_kernel.monitor_nodes(true)
     Process.send_after(self(), :prune, @prune_ms)
+    for {node, _last} <- State.all(buffer, :forwarded), node != node(), do: expect_death(buffer, node)
     {:ok, watch(%__MODULE__{buffer: buffer})}
   end
 
@@ -78,7 +79,20 @@ defmodule PartitionedBuffer.Cluster.Members do
      })}
   end
 
-  def handle_info({change, _node}, state) when change in [:nodeup, :nodedown], do: {:noreply, publish(state)}
+  def handle_info({:nodeup, _node}, state), do: {:noreply, publish(state)}
+
+  def handle_info({:nodedown, node}, state) do
+    expect_death(state.buffer, node)
+    {:noreply, publish(state)}
+  end
+
+  # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
+  def handle_info({:dead?, node}, %__MODULE__{buffer: buffer} = state) do
+    unless node in Node.list(:connected),
+      do: for(key <- [:forwarded, :ahead, :skew], do: State.delete(buffer, {key, node}))
+
+    {:noreply, state}
+  end
 
   def handle_info(:prune, state) do
     Process.send_after(self(), :prune, @prune_ms)
@@ -87,6 +101,9 @@ defmodule PartitionedBuffer.Cluster.Members do
   end
 
   def handle_info(_message, state), do: {:noreply, state}
+
+  defp expect_death(buffer, node),
+    do: Process.send_after(self(), {:dead?, node}, State.settings(buffer).uncertain_ms)
 
   ## The group
 

@@ -49,10 +49,12 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   end
 
   @doc """
-  Tells another member that no batch of this incarnation comes again.
+  Tells another member that this one ended: no batch of this incarnation comes again, and what it had
+  was delivered, or other members have it.
   """
   @spec forget(atom(), node(), pos_integer()) :: :ok
-  def forget(buffer, node, incarnation), do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation})
+  def forget(buffer, node, incarnation),
+    do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation, node()})
 
   # It traps exits, so that it answers the calls that came before the order to end.
   @impl GenServer
@@ -71,7 +73,9 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   end
 
   @impl GenServer
-  def handle_cast({:forget, incarnation}, buffer) do
+  def handle_cast({:forget, incarnation, node}, buffer) do
+    State.replace_forwarded(buffer, node)
+
     with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
          do: Native.forget_streams(run, incarnation)
 

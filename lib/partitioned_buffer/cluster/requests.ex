@@ -42,10 +42,10 @@ defmodule PartitionedBuffer.Cluster.Requests do
     answers = ask(for({node, _last} <- near, do: node), :flush_owning, [buffer, left(until)], left(until))
 
     for {node, last} <- near, answers[node] == :ok, do: State.delete_if(buffer, {:forwarded, node}, last)
-    gone = for {node, {:error, :away}} <- answers, do: node
+    gone = for {node, {:error, reason}} <- answers, reason in [:away, :not_running], do: node
     away = Enum.sort(gone ++ for({node, _last} <- away, do: node))
 
-    case for({_node, {:error, reason}} <- answers, reason != :away, do: reason) do
+    case for({_node, {:error, reason}} <- answers, reason not in [:away, :not_running], do: reason) do
       [] when away != [] -> {:error, {:away, away}}
       [] -> :ok
       reasons -> {:error, worst(reasons)}

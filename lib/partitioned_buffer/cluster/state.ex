@@ -94,6 +94,21 @@ defmodule PartitionedBuffer.Cluster.State do
   end
 
   @doc """
+  Notes that what a node had of this member may be at any other member.
+  """
+  @spec replace_forwarded(atom(), node()) :: :ok
+  def replace_forwarded(buffer, node) do
+    now = System.monotonic_time(:millisecond)
+
+    if get(buffer, {:forwarded, node}) do
+      for member <- [node() | others(buffer)], member != node, do: put(buffer, {:forwarded, member}, now)
+      delete(buffer, {:forwarded, node})
+    end
+
+    :ok
+  end
+
+  @doc """
   The rows whose key is a pair that begins with this atom: the rest of the key, and the value.
   """
   @spec all(atom(), atom()) :: [{any(), any()}]

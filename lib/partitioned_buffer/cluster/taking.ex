@@ -57,7 +57,8 @@ defmodule PartitionedBuffer.Cluster.Taking do
   end
 
   @doc """
-  Lets the clock of this member follow that of another one, unless that is too far ahead.
+  Lets the clock of this member follow that of another one, unless that is too far ahead: of this clock,
+  and of most. A member whose clock was set back sees all others ahead, and follows them.
   """
   @spec see_clock(atom(), integer(), node()) :: :ok
   def see_clock(_buffer, 0, _node), do: :ok
@@ -68,17 +69,26 @@ defmodule PartitionedBuffer.Cluster.Taking do
     with run when run != :not_running <- Native.run(buffer),
          ahead_ms when is_integer(ahead_ms) <- Native.see_version(run, version, most_ms) do
       State.put(buffer, {:ahead, node}, ahead_ms)
-      if ahead_ms > most_ms, do: report_skew(run, buffer, node, ahead_ms)
+      if ahead_ms > most_ms, do: see_far_clock(run, buffer, version, node, ahead_ms, most_ms)
     end
 
     :ok
   end
 
+  defp see_far_clock(run, buffer, version, node, ahead_ms, most_ms) do
+    {members, _owners} = State.view(buffer)
+    others = for {member, ahead_ms} <- State.all(buffer, :ahead), member in members, do: ahead_ms
+    # Of two clocks nobody can tell which one is wrong.
+    usual_ms = Enum.at(Enum.sort([0 | others]), div(length(others), 2))
+
+    if ahead_ms <= usual_ms + most_ms,
+      do: Native.see_version(run, version, usual_ms + most_ms),
+      else: report_skew(run, buffer, node, ahead_ms)
+  end
+
   # Once a minute for each node.
   defp report_skew(run, buffer, node, ahead_ms) do
-    now = System.monotonic_time(:millisecond)
-
-    if State.first_in?(buffer, {:skew, node}, now, 60_000),
+    if State.first_in?(buffer, {:skew, node}, System.monotonic_time(:millisecond), 60_000),
       do: Emitter.event(run, [:cluster, :skew], %{ahead_ms: ahead_ms}, %{buffer: buffer, node: node})
   end
 end
