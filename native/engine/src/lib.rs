@@ -42,7 +42,8 @@ pub use memory::arena;
 pub use memory::parcel::{self, Parcel};
 pub use memory::reclaim;
 pub use partition::{
-    Access, Closed, CounterPartition, Evicted, Info, Leftover, MapPartition, Partition, QueuePartition, Stored, Versions, Written,
+    Access, Closed, CounterPartition, Evicted, Info, Leftover, MapPartition, Partition, QueuePartition, Stored,
+    Versions, Written,
 };
 pub use store::counter::{self as tally, Tally};
 pub use store::hash::{Hash, Hasher};

@@ -9,7 +9,9 @@ pub(crate) use parking_lot::{Mutex, MutexGuard, RwLockReadGuard as ReadGuard};
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(shuttle)]
-pub(crate) use self::modelled::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock};
+pub(crate) use self::modelled::{
+    AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock,
+};
 
 /// A lock for readers and a writer. A waiting writer keeps no reader out, so a thread may wait for
 /// another lock while it reads.

@@ -1,5 +1,7 @@
 //! Maps whose entries have the versions of the clock, or those of their writes.
 
+#![allow(clippy::unwrap_used)] // A test may panic.
+
 mod common;
 
 use common::map::{Entry, Map};
@@ -102,7 +104,8 @@ fn a_list_is_stamped_in_its_order() {
     let mut caller = TestHeap::new();
     let key = caller.boxed(1);
     let hash = hash(&map.hasher, key);
-    let writes: Vec<_> = [10, 11, 12].map(|value| (hash, Write::Put(key.parcel(), caller.boxed(value).parcel()))).into();
+    let writes: Vec<_> =
+        [10, 11, 12].map(|value| (hash, Write::Put(key.parcel(), caller.boxed(value).parcel()))).into();
     let shard = MapPartition::<TestHeap>::shard_of(hash);
     map.partition.write_all(ONE, shard, false, writes.iter()).unwrap();
     assert_eq!(fetch(&map, 1), Some((12, 70 * STEPS + 2)));

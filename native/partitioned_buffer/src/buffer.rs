@@ -255,7 +255,9 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
         let position = u64::from(partition) + 1;
         let level = position.ilog2();
         let partitions = self.levels[level as usize].get_or_init(|| {
-            (0..1_u64 << level).map(|_| Partition::sharing(&self.hasher, &self.shared.bound, &self.shared.clock)).collect()
+            (0..1_u64 << level)
+                .map(|_| Partition::sharing(&self.hasher, &self.shared.bound, &self.shared.clock))
+                .collect()
         });
         &partitions[(position - (1 << level)) as usize]
     }

@@ -10,8 +10,8 @@ use partitioned_buffer_engine::partition::TABLE_SHARDS;
 use partitioned_buffer_engine::reclaim::help;
 use partitioned_buffer_engine::tally::Counted;
 use partitioned_buffer_engine::{
-    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Leased, Log, Mark, Partition, Resident, Seen, Store,
-    Tally,
+    BatchState, Death, Flush, Flushed, GaveBack, Generation, GiveBack, Leased, Log, Mark, Partition, Resident, Seen,
+    Store, Tally,
 };
 use rustler::{Encoder, Env, Resource, Term};
 

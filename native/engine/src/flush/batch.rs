@@ -41,16 +41,15 @@ pub type Mark = (u64, usize);
 
 impl Batch {
     /// No batch.
-    pub(super) const NONE: Batch =
-        Batch {
-            reader: 0,
-            state: BatchState::Read,
-            runs: Runs::NONE,
-            size: 0,
-            defers: false,
-            returns: false,
-            mark: None,
-        };
+    pub(super) const NONE: Batch = Batch {
+        reader: 0,
+        state: BatchState::Read,
+        runs: Runs::NONE,
+        size: 0,
+        defers: false,
+        returns: false,
+        mark: None,
+    };
 
     /// An empty batch of a reader.
     pub(super) fn begin(&mut self, reader: u64, defers: bool) {

@@ -84,7 +84,8 @@ fn get<'a>(env: Env<'a>, [name, to, key]: [Term<'a>; 3]) -> NifResult<Term<'a>> 
             resident_to(env, value.resident())
         };
         let hash = map.hash(key.term);
-        let found = map.with_partition(route, key.term, |partition, access| partition.get(access, hash, key.term, copy))?;
+        let found =
+            map.with_partition(route, key.term, |partition, access| partition.get(access, hash, key.term, copy))?;
         Ok(found.ok_or_else(|| map.shared.collects()))
     });
     clock.charge(env);

@@ -43,8 +43,7 @@ fn open<'a>(env: Env<'a>, arguments: [Term<'a>; 7]) -> NifResult<Term<'a>> {
 /// Whose versions the entries of a map have, by the name of the source.
 fn versions(source: Term<'_>) -> NifResult<Versions> {
     let source: rustler::Atom = source.decode()?;
-    let sources =
-        [(atoms::any(), Versions::Any), (atoms::clock(), Versions::Clock), (atoms::own(), Versions::Own)];
+    let sources = [(atoms::any(), Versions::Any), (atoms::clock(), Versions::Clock), (atoms::own(), Versions::Own)];
     sources.into_iter().find(|(name, _)| *name == source).map(|(_, versions)| versions).ok_or(Error::BadArg)
 }
 

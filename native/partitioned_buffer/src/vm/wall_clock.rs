@@ -20,6 +20,7 @@ pub(crate) fn shift(micros: i64) {
 /// The microseconds since 1970, without the shift.
 #[cfg(unix)]
 #[inline]
+#[allow(clippy::unnecessary_cast)] // On some systems the fields have 32 bits.
 fn system_micros() -> i64 {
     let mut time = std::mem::MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the system writes the time behind the pointer, and `time` is read only if it did.
