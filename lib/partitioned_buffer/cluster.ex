@@ -21,7 +21,7 @@ defmodule PartitionedBuffer.Cluster do
 
   ## Options
 
-  `:cluster` is `true` or a keyword list of these. All but `:slots` can be changed with
+  `:cluster` is `true`, a keyword list of these, or `false` for a buffer of one node. All but `:slots` can be changed with
   `PartitionedBuffer.update_options/2`, as in `update_options(:views, cluster: [owners: 1])`.
 
   | option | type | default | meaning |

@@ -163,8 +163,8 @@ defmodule PartitionedBuffer.Options do
   # The clock is the default of a map of several nodes.
   defp with_cluster(given) do
     case {given[:cluster], given[:module].__kind__()} do
-      {nil, _kind} ->
-        given
+      {cluster, _kind} when cluster in [nil, false] ->
+        Keyword.delete(given, :cluster)
 
       {cluster, :map} ->
         Keyword.put_new(Keyword.put(given, :cluster, Cluster.new(cluster)), :versions, :clock)

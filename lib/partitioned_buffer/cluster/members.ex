@@ -14,8 +14,9 @@ defmodule PartitionedBuffer.Cluster.Members do
   # How long, in milliseconds, a view outlives its scope.
   @orphaned_ms 5_000
 
-  # How often, in milliseconds, a scope is asked that does not report changes: before OTP 25.1.
-  @poll_ms 1_000
+  # How often, in milliseconds, to look for another name of this node, which has none before it is
+  # distributed; and for members, where the scope does not report changes: before OTP 25.1.
+  @look_ms 1_000
 
   # How often, in milliseconds, to look for origins that are gone for good, and after how long they are.
   @prune_ms 60_000
@@ -42,8 +43,8 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   @impl GenServer
   def init(buffer) do
-    # The name of this node changes when distribution starts.
     :net_kernel.monitor_nodes(true)
+    Process.send_after(self(), :look, @look_ms)
     Process.send_after(self(), :prune, @prune_ms)
     for {node, _last} <- State.all(buffer, :forwarded), node != node(), do: expect_death(buffer, node)
     {:ok, watch(%__MODULE__{buffer: buffer})}
@@ -69,14 +70,10 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   def handle_info(:watch, %__MODULE__{scope: nil} = state), do: {:noreply, watch(state)}
 
-  def handle_info(:poll, state) do
-    Process.send_after(self(), :poll, @poll_ms)
-
-    {:noreply,
-     publish(%__MODULE__{
-       state
-       | pids: :pg.get_members(Joiner.scope(state.buffer), Joiner.group(state.buffer))
-     })}
+  def handle_info(:look, state) do
+    Process.send_after(self(), :look, @look_ms)
+    state = if state.group == :silent, do: %__MODULE__{state | pids: pids(state.buffer)}, else: state
+    {:noreply, publish(state)}
   end
 
   def handle_info({:nodeup, _node}, state), do: {:noreply, publish(state)}
@@ -130,9 +127,15 @@ defmodule PartitionedBuffer.Cluster.Members do
     if function_exported?(:pg, :monitor, 2) do
       apply(:pg, :monitor, [scope, group])
     else
-      send(self(), :poll)
-      {nil, :pg.get_members(scope, group)}
+      {:silent, :pg.get_members(scope, group)}
     end
+  end
+
+  defp pids(buffer) do
+    :pg.get_members(Joiner.scope(buffer), Joiner.group(buffer))
+  rescue
+    # The scope is dead.
+    ArgumentError -> []
   end
 
   ## The view

@@ -44,7 +44,7 @@ defmodule PartitionedBuffer.Options.Cluster do
   Why a value is no option `:cluster`; nil if it is one. An update changes only some settings.
   """
   @spec invalid(any(), :start | :update) :: String.t() | nil
-  def invalid(true, :start), do: nil
+  def invalid(on?, :start) when is_boolean(on?), do: nil
 
   def invalid(settings, at) do
     known = if at == :start, do: [:slots | @updatable], else: @updatable
@@ -63,7 +63,7 @@ defmodule PartitionedBuffer.Options.Cluster do
         end
       end)
     else
-      "expected #{if at == :start, do: "true or "}a keyword list, got: #{inspect(settings)}"
+      "expected #{if at == :start, do: "a boolean or "}a keyword list, got: #{inspect(settings)}"
     end
   end
 
