@@ -7,7 +7,7 @@
 #     mix run bench/cluster.exs --adapter alone      alone, clustered, or both
 #     mix run bench/cluster.exs --seconds 60         the length of each load
 #
-# Needs epmd. `postgres` needs a PostgreSQL server, as bench/postgres.exs does.
+# Needs epmd. `postgres` and `postgres_sorted` need a PostgreSQL server, as bench/postgres.exs does.
 
 for file <- ~w(postgres_client postgres), do: Code.require_file("support/#{file}.ex", __DIR__)
 
@@ -39,17 +39,43 @@ defmodule Bench.Cluster do
 
     for {name, run} <- scenarios(options[:seconds] || 20),
         options[:only] in [nil, name],
-        kind <- kinds(name, options[:kind]),
-        {adapter, module} <- @adapters,
-        options[:adapter] in [nil, adapter],
-        adapter == "clustered" or not needs_clock?(name) do
-      IO.puts("#{name}, #{kind}, #{adapter}")
-      result = run.(adapter: module, kind: kind)
+        kind <- kinds(name, options[:kind]) do
+      results =
+        for {adapter, module} <- @adapters,
+            options[:adapter] in [nil, adapter],
+            adapter == "clustered" or not needs_clock?(name),
+            do: run.(adapter: module, kind: kind) |> print("#{name}, #{kind}, #{adapter}")
 
-      for {name, number} <- Enum.sort(result),
-          number not in [0, [], %{}],
-          do: IO.puts("  #{name} #{inspect(number)}")
+      with [alone, clustered] <- results, do: compare(alone, clustered)
     end
+  end
+
+  defp print(result, title) do
+    IO.puts(title)
+
+    for {name, number} <- Enum.sort(result),
+        number not in [0, [], %{}],
+        do: IO.puts("  #{name} #{inspect(number)}")
+
+    result
+  end
+
+  # The ratios of what `:cluster` is to change.
+  defp compare(alone, clustered) do
+    for {name, number} <- costs(alone), number > 0, other = costs(clustered)[name] do
+      IO.puts("  with :cluster / without: #{name} #{Float.round(other / number, 2)}")
+    end
+  end
+
+  defp costs(result) do
+    rows = Map.take(result, [:rows_per_key])
+
+    ages =
+      if match?([_p50, _p99], result[:ages_ms]),
+        do: Map.new(Enum.zip([:p50_ms, :p99_ms], result.ages_ms)),
+        else: %{}
+
+    rows |> Map.merge(ages) |> Map.merge(Map.take(result[:postgres] || %{}, [:updated, :wal]))
   end
 
   # A time of doubt below and above the length of a split.
@@ -58,7 +84,8 @@ defmodule Bench.Cluster do
 
     [
       {"hot_keys", &Steady.hot_keys([seconds: seconds] ++ &1)},
-      {"postgres", &postgres([seconds: seconds] ++ &1)},
+      {"postgres", &postgres([seconds: seconds] ++ &1, :shuffled)},
+      {"postgres_sorted", &postgres([seconds: seconds] ++ &1, :sorted)},
       {"rolling_restart", &Members.rolling_restart([seconds: seconds] ++ &1)},
       {"rolling_restart_in_outage", &Members.rolling_restart([sink: :down, options: outage] ++ &1)},
       {"join_and_leave", &Members.join_and_leave([seconds: seconds, times: seconds] ++ &1)},
@@ -81,9 +108,9 @@ defmodule Bench.Cluster do
     ]
   end
 
-  defp postgres(opts) do
+  defp postgres(opts, order) do
     {:ok, server} = Bench.Postgres.start_link()
-    store = {PostgresSink, port: Bench.Postgres.port(server), order: :shuffled}
+    store = {PostgresSink, port: Bench.Postgres.port(server), order: order}
     result = Steady.postgres([store: store, options: [processing_interval_ms: 500]] ++ opts)
     Bench.Postgres.destroy(server)
     result
