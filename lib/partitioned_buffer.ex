@@ -809,17 +809,20 @@ defmodule PartitionedBuffer do
   | `:full` | `:warning` | a buffer is full |
   | `:full` | `:level`, or `:warning` if writes were refused or dropped | the buffer has room again: for how long it was full, and how many writers waited |
   | `:dead_letter` | `:error` | `:dead_letter` took entries given up: their count and the reason |
+  | `:cluster` | `:level` | the members of a buffer changed: their number, the slots that this node owns, and the nodes that joined or left |
+  | `:cluster` | `:warning` | entries are sent again whose owner may have taken them; a stop handed entries over to another node; the clock of a node is not followed |
   | `:processing` | `:level` | a flush: its size and duration |
 
   The lines show no keys, values or other terms of entries: see [Reasons](#module-reasons). Their
-  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter` or
-  `:processing_stop`) and the numbers of the line.
+  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter`,
+  `:cluster_members`, `:cluster_uncertain`, `:cluster_hand_over`, `:cluster_skew` or
+  `:processing_stop`), the numbers of the line, and the `slot` and the node `to`, if any.
 
   Options:
 
     * `:level` – the level of lines about normal work. The default is `:info`.
-    * `:events` – which of `:full`, `:dead_letter` and `:processing` to log, or `:all`. The default
-      is `[:full, :dead_letter]`, since `:processing` is a line for each flush.
+    * `:events` – which of `:full`, `:dead_letter`, `:cluster` and `:processing` to log, or `:all`.
+      The default is all but `:processing`, which is a line for each flush.
 
   Returns `{:error, :already_exists}` if the logger is already attached, and
   `{:error, :no_telemetry}` if the application `:telemetry` is not present. Raises an
@@ -830,7 +833,10 @@ defmodule PartitionedBuffer do
       iex> PartitionedBuffer.detach_default_logger()
       :ok
   """
-  @spec attach_default_logger(level: Logger.level(), events: :all | [:full | :dead_letter | :processing]) ::
+  @spec attach_default_logger(
+          level: Logger.level(),
+          events: :all | [:full | :dead_letter | :cluster | :processing]
+        ) ::
           :ok | {:error, :already_exists | :no_telemetry}
   def attach_default_logger(opts \\ []), do: DefaultLogger.attach(opts)
 
