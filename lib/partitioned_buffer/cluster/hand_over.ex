@@ -18,11 +18,14 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   @ask_ms 100
 
   @doc """
-  Moves entries of the collecting stage to the owning stage of this member.
+  Moves entries of the collecting stage to the owning stage of this member. `function` is the one of the
+  user. It gets them at the end of the VM, if the buffer ended before and left them.
   """
-  @spec keep(list(), any(), atom()) :: any()
-  def keep(entries, _reason, buffer) do
-    if Taking.take_anyway(buffer, entries) == :ok, do: :ok, else: DeadLetter.unhandled()
+  @spec keep(list(), any(), atom(), Options.Functions.t()) :: any()
+  def keep(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
+    if State.any?(buffer) and Taking.take_anyway(buffer, entries) == :ok,
+      do: DeadLetter.elsewhere(length(entries), :ok),
+      else: call(function, entries, reason)
   end
 
   @doc """
@@ -30,14 +33,12 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   """
   @spec give_up(list(), any(), atom(), Options.Functions.t()) :: any()
   def give_up(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
-    case if(reason == :stopped and State.stop(buffer) != nil, do: State.others(buffer), else: []) do
-      [] -> call(function, entries, reason)
-      _others -> hand_over(entries, reason, buffer, function)
-    end
+    if reason == :stopped and State.any?(buffer) and State.stop(buffer) != nil and State.others(buffer) != [],
+      do: hand_over(entries, reason, buffer, function),
+      else: call(function, entries, reason)
   end
 
   defp call(nil, _entries, _reason), do: DeadLetter.unhandled()
-  defp call(_function, [], _reason), do: :ok
   defp call(function, entries, reason), do: Job.call(function, [entries, reason])
 
   defp hand_over(entries, reason, buffer, function) do
@@ -51,7 +52,8 @@ defmodule PartitionedBuffer.Cluster.HandOver do
         give(entries, [owner | State.others(buffer) -- [owner]], buffer, until)
       end)
 
-    call(if(left == [], do: fn _entries, _reason -> :ok end, else: function), left, reason)
+    result = if left == [], do: :ok, else: call(function, left, reason)
+    DeadLetter.elsewhere(length(entries) - length(left), result)
   end
 
   # Returns what no member took.

@@ -41,6 +41,12 @@ defmodule PartitionedBuffer.Cluster.State do
     :ok
   end
 
+  @doc """
+  Whether the table exists. Entries that a finished buffer left outlive it.
+  """
+  @spec any?(atom()) :: boolean()
+  def any?(buffer), do: :ets.whereis(Routing.cluster_name(buffer)) != :undefined
+
   @spec options(atom()) :: Options.t()
   def options(buffer), do: get(buffer, :options)
 
