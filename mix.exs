@@ -60,7 +60,8 @@ defmodule PartitionedBuffer.MixProject do
       extras: Enum.map(guides, &"guides/#{&1}.md") ++ ~w(guides/tour.livemd README.md CHANGELOG.md),
       groups_for_extras: [Guides: ~r"^guides/"],
       groups_for_modules: [
-        Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue]
+        Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue],
+        "Several nodes": [PartitionedBuffer.Cluster]
       ],
       # The charts of the README.
       assets: %{"bench" => "bench"}

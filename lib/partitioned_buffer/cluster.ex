@@ -19,13 +19,13 @@ defmodule PartitionedBuffer.Cluster do
   and its partitions are the slots. The *owning* stage calls the processor. It is a buffer with the name
   `Module.concat(name, Owning)`, which its events, log lines and partitions have.
 
-  The members are those nodes that OTP's distribution connects, and that have a buffer of this name and
-  kind. Hidden nodes are no members. Without distribution the node is the only member; it joins the
+  Two nodes are members together if OTP's distribution connects them, and both run a buffer of this
+  name and kind. Hidden nodes are no members. Without distribution the node is the only member; it joins the
   others when distribution starts.
 
   ## Options
 
-  `:cluster` is `true` or a keyword list of these. All but `:slots` can be changed with
+  `:cluster` is `true`, or a keyword list of settings. All but `:slots` can be changed with
   `PartitionedBuffer.update_options/2`, as in `update_options(:views, cluster: [owners: 1])`.
 
   | option | type | default | meaning |
@@ -34,8 +34,8 @@ defmodule PartitionedBuffer.Cluster do
   | `:owners` | `:all`, or positive integer | `:all` | how many members own slots; the others only collect. With 1 the sink has one writer, so `:partitions` and a rate limit hold for the cluster |
   | `:slots` | power of 2 from 8 to 1024 | 64 | how finely the keys are divided; 64 is fine enough for 16 members. While it differs between members, keys have several owners, which costs rows |
   | `:uncertain_ms` | integer from 0 | 15000 | only of a counter: how long a batch is kept from other members after its owner, which may have it, went away. Other slots go on |
-  | `:call_ms` | positive integer | 5000 | how long a forward waits for its answer before it asks again |
-  | `:max_skew_ms` | integer from 0 | 10000 | only of a map: the clock of a member that is further ahead is not followed, and is reported |
+  | `:call_ms` | positive integer | 5000 | how many milliseconds a forward waits for its answer before the batch is sent again, with the same number |
+  | `:max_skew_ms` | integer from 0 | 10000 | only of a map: a clock that runs further ahead is reported, and not followed |
 
   `:processor`, `:partitions`, `:processing_*`, `:retry_backoff_ms`, `:dead_letter` and `:max_attempts`
   are those of the owning stage. `:max_size`, `:max_bytes`, `:when_full` and `:full_timeout_ms` are those
@@ -50,7 +50,7 @@ defmodule PartitionedBuffer.Cluster do
   | `put`, `put_all` | need `versions: :clock`, the default, and give the version of the clock |
   | `put_newer`, `put_all_newer` | need `versions: :own`; `stale: :error` compares with the entries of this member |
   | `add`, `add_all` | no difference; the `count` of the processor is the number of additions of all members |
-  | `get`, `fetch` | see the collecting stage of this member, and what it owns itself |
+  | `get`, `fetch` | see the collecting stage of this member, and the entries that it owns |
   | `put_new`, `delete` | raise an `ArgumentError`, since no member has all entries. A map deletes with a value that means "deleted" |
   | with `:partition_key` | it chooses the slot, and so the owner. In the owning stage the key chooses the partition |
   | `PartitionedBuffer.flush/2` | returns `:ok` when every write of this member that returned before is through the processor, wherever that runs; `{:error, {:away, nodes}}` if these nodes may have some of the writes and cannot be reached. A node that is away for `:uncertain_ms` counts as dead |
@@ -130,7 +130,7 @@ defmodule PartitionedBuffer.Cluster do
         }
 
   @doc """
-  Returns the sorted nodes that this node knows as members: itself included, unless it left and there
+  Returns the members that this node sees, sorted: itself included, unless it left and there
   are others.
 
       iex> PartitionedBuffer.Cluster.members(:doc_cluster)
@@ -157,8 +157,8 @@ defmodule PartitionedBuffer.Cluster do
   @doc """
   Returns the value or sum of a key that this member or the owner has, or `default`.
 
-  Of a map it is the value with the greater version, of a counter the sum of both. A batch that is being
-  forwarded may be seen twice or not at all. Raises an `ErlangError` as `:erpc.call/5` does, with the
+  Of a map it is the value with the greater version, of a counter the sum of both. A batch on its way
+  may be seen twice or not at all. Raises an `ErlangError` as `:erpc.call/5` does, with the
   reason `{:erpc, :noconnection}` or `{:erpc, :timeout}`, if the owner is away.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`) and `:timeout`, in
