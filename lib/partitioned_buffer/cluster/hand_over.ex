@@ -13,7 +13,8 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # partitions do this at the same time.
   @first_stream 1_048_576
 
-  # For how long, in milliseconds, full members are asked, and how often.
+  # For how long, in milliseconds, members are asked after one took a batch, and how often. All batches
+  # share this time, so a stop ends though all members are full or hang.
   @longest_ms 5_000
   @ask_ms 100
 
@@ -43,51 +44,53 @@ defmodule PartitionedBuffer.Cluster.HandOver do
 
   defp hand_over(entries, reason, buffer, function) do
     slots = State.settings(buffer).slots
-    until = System.monotonic_time(:millisecond) + @longest_ms
 
     left =
       entries
       |> Enum.group_by(fn entry -> State.owner(buffer, elem(Routing.route(nil, elem(entry, 0), slots), 0)) end)
-      |> Enum.flat_map(fn {owner, entries} ->
-        give(entries, [owner | State.others(buffer) -- [owner]], buffer, until)
-      end)
+      |> Enum.flat_map(fn {owner, entries} -> give(entries, [owner], buffer) end)
 
     result = if left == [], do: :ok, else: call(function, left, reason)
     DeadLetter.elsewhere(length(entries) - length(left), result)
   end
 
   # Returns what no member took.
-  defp give(entries, [node | others] = nodes, buffer, until) do
+  defp give(entries, nodes, buffer) do
     number = :erlang.unique_integer([:monotonic, :positive])
+    # Members come and go.
+    nodes = Enum.uniq(nodes ++ State.others(buffer))
 
     cond do
-      taken?(buffer, node, entries, number, until) -> []
-      others != [] -> give(entries, others, buffer, until)
-      System.monotonic_time(:millisecond) < until -> give_later(entries, nodes, buffer, until)
-      true -> entries
+      not in_time?(buffer) ->
+        entries
+
+      Enum.any?(nodes, &taken?(buffer, &1, entries, number)) ->
+        []
+
+      true ->
+        Process.sleep(@ask_ms)
+        give(entries, nodes, buffer)
     end
   end
 
-  defp give_later(entries, nodes, buffer, until) do
-    Process.sleep(@ask_ms)
-    # A member that was full may have room now.
-    give(entries, Enum.uniq(nodes ++ State.others(buffer)), buffer, until)
+  defp in_time?(buffer) do
+    now = System.monotonic_time(:millisecond)
+    now - State.put_new(buffer, :handed_over, now) < @longest_ms
   end
 
-  defp taken?(buffer, node, entries, number, until) do
+  defp taken?(buffer, node, entries, number) do
     stream = {State.incarnation(buffer), @first_stream + (Runner.partition() || 0)}
     clock = Taking.clock(buffer, 0)
 
     case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
+        State.put(buffer, :handed_over, System.monotonic_time(:millisecond))
         report(buffer, node, length(entries))
         true
 
       # It may have the batch, and then recognizes the number.
       :unknown ->
-        if System.monotonic_time(:millisecond) < until and node in State.others(buffer),
-          do: taken?(buffer, node, entries, number, until),
-          else: false
+        in_time?(buffer) and node in State.others(buffer) and taken?(buffer, node, entries, number)
 
       _refused ->
         false

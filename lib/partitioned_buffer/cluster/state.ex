@@ -11,6 +11,7 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:view` | the members, and the owner of each slot |
   # | `:left` | whether `PartitionedBuffer.Cluster.leave/1` was called |
   # | `:stop` | when a stop began, and what the application wants with leftovers |
+  # | `:handed_over` | when a member last took a batch of a hand-over, or when the first one began |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | when a batch was last forwarded to this node |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
@@ -82,6 +83,15 @@ defmodule PartitionedBuffer.Cluster.State do
   def put(buffer, key, value) do
     :ets.insert(Routing.cluster_name(buffer), {key, value})
     :ok
+  end
+
+  @doc """
+  The value of a key, which gets this one if it has none.
+  """
+  @spec put_new(atom(), atom(), any()) :: any()
+  def put_new(buffer, key, value) do
+    :ets.insert_new(Routing.cluster_name(buffer), {key, value})
+    get(buffer, key)
   end
 
   @spec delete(atom(), {atom(), any()}) :: :ok
