@@ -89,10 +89,11 @@ defmodule PartitionedBuffer.Cluster do
   `members` comes when the members or owners changed. `forward` spans a call of the owner, which may be
   this node: `:duplicate` if it took the batch before, `:moved` if it is no owner any longer,
   `:uncertain` without an answer. `uncertain` comes when a batch is no longer uncertain: the owner has
-  it, or it is sent to another one. `hand_over` comes for each batch that a stop gave to another member.
-  `skew` comes at most once a minute for each node. Durations are in native units.
+  it, or it is sent to another one. At the end of a stop `hand_over` comes for each member that took
+  entries. `skew` comes at most once a minute for each node. Durations are in native units.
 
-  Handlers of `forward` run in the task that forwards, all others in an emitter: see
+  Handlers of `forward` run in the task that forwards, those of `hand_over` in a process that the stop
+  waits for, at most a second, and all others in an emitter: see
   [Handlers](`m:PartitionedBuffer#module-handlers`).
   """
 

@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # of the user.
 
   alias PartitionedBuffer.Cluster.{Receiver, State, Taking}
-  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
+  alias PartitionedBuffer.{Emitter, Options, Routing}
   alias PartitionedBuffer.Partition.Runner
   alias PartitionedBuffer.Processing.{DeadLetter, Job}
 
@@ -85,7 +85,7 @@ defmodule PartitionedBuffer.Cluster.HandOver do
     case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
         State.put(buffer, :handed_over, System.monotonic_time(:millisecond))
-        report(buffer, node, length(entries))
+        State.add(buffer, {:handed_over, node}, length(entries))
         true
 
       # It may have the batch, and then recognizes the number.
@@ -97,8 +97,14 @@ defmodule PartitionedBuffer.Cluster.HandOver do
     end
   end
 
-  defp report(buffer, node, count) do
-    with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
-         do: Emitter.event(run, [:cluster, :hand_over], %{count: count}, %{buffer: buffer, to: node})
+  @doc """
+  Reports the entries that each member took. There may be many batches, so a stop does this at its end.
+  """
+  @spec report(atom()) :: :ok
+  def report(buffer) do
+    for {node, count} <- State.all(buffer, :handed_over),
+        do: Emitter.event_alone([:cluster, :hand_over], %{count: count}, %{buffer: buffer, to: node})
+
+    :ok
   end
 end

@@ -12,6 +12,7 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:left` | whether `PartitionedBuffer.Cluster.leave/1` was called |
   # | `:stop` | when a stop began, and what the application wants with leftovers |
   # | `:handed_over` | when a member last took a batch of a hand-over, or when the first one began |
+  # | `{:handed_over, node}` | how many entries this member took in the hand-over |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | when a batch was last forwarded to this node |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
@@ -92,6 +93,15 @@ defmodule PartitionedBuffer.Cluster.State do
   def put_new(buffer, key, value) do
     :ets.insert_new(Routing.cluster_name(buffer), {key, value})
     get(buffer, key)
+  end
+
+  @doc """
+  Adds to the value of a key, which begins at 0.
+  """
+  @spec add(atom(), {atom(), any()}, pos_integer()) :: :ok
+  def add(buffer, key, count) do
+    :ets.update_counter(Routing.cluster_name(buffer), key, count, {key, 0})
+    :ok
   end
 
   @spec delete(atom(), {atom(), any()}) :: :ok

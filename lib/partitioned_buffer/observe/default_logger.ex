@@ -160,7 +160,7 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
       :cluster_hand_over,
       metadata,
       [count: count],
-      "#{buffer(metadata)} is stopping and handed #{count} entries, which its processor did not take, " <>
+      "#{buffer(metadata)} stopped and handed #{count} entries, which its processor did not take, " <>
         "over to node #{metadata.to}"
     )
   end
