@@ -53,14 +53,15 @@ defmodule PartitionedBuffer.MixProject do
   # For ExDoc, where it is; nothing here needs it.
   defp docs do
     guides =
-      ~w(getting-started partition-keys processors counting testing operations coming-from-partitioned-buffer evidence architecture contributing)
+      ~w(getting-started partition-keys processors counting several-nodes testing operations coming-from-partitioned-buffer evidence architecture contributing)
 
     [
       main: "getting-started",
       extras: Enum.map(guides, &"guides/#{&1}.md") ++ ~w(guides/tour.livemd README.md CHANGELOG.md),
       groups_for_extras: [Guides: ~r"^guides/"],
       groups_for_modules: [
-        Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue]
+        Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue],
+        "Several nodes": [PartitionedBuffer.Cluster]
       ],
       # The charts of the README.
       assets: %{"bench" => "bench"}

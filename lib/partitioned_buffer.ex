@@ -38,6 +38,7 @@ defmodule PartitionedBuffer do
   | `:dead_letter` | function of arity 2, or `{module, function, args}` | none | is called with a list of entries given up, and the reason; needs `:max_attempts` |
   | `:order` | `:strict`, `:none` | `:strict` | only of a queue, with `:max_attempts`: whether newer items wait behind a failed item |
   | `:versions` | `:clock`, `:own` | not given | only of a map: whose versions the entries have; see [Versions](`m:PartitionedBuffer.Map#module-versions`) |
+  | `:cluster` | `true`, or keyword list | none | only of a map or counter, with `:max_attempts`: the nodes share the buffer; see `PartitionedBuffer.Cluster` |
   | `:format_reason` | function of arity 1, or `{module, function, args}` | none | returns the text of a failure reason for log lines and `info/1`; see [Reasons](#module-reasons) |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
@@ -394,7 +395,7 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :partition, :processing_failed]` | `system_time`, `count` | `buffer`, `partition`, `reason` |
   | `[:partitioned_buffer, :full, :start]` | `system_time` | `buffer` |
   | `[:partitioned_buffer, :full, :stop]` | `duration`, `refused`, `dropped`, `waited` | `buffer` |
-  | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals, `oldest_ms` 0 without an entry | `buffer`, `kind` |
+  | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals, `oldest_ms` 0 without an entry; with `:cluster` also `members`, `owned_slots` and `uncertain` | `buffer`, `kind` |
 
   The `processing` events span the work of a task on one flush. `size` is the number of entries that
   it processed, `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata
@@ -405,7 +406,8 @@ defmodule PartitionedBuffer do
 
   `full` spans the time from the first write that found no room until an eighth of `:max_size`, and of
   `:max_bytes`, is free and no writer waits. `refused` and `dropped` count entries, as the totals of `info/1` do, and
-  `waited` counts the writers that waited for room. `emit_info/1` emits `info`.
+  `waited` counts the writers that waited for room. `emit_info/1` emits `info`. Buffers with
+  `:cluster` also emit [events about their members](`m:PartitionedBuffer.Cluster#module-telemetry`).
 
   With `:max_attempts`, buffers also emit:
 
@@ -550,8 +552,9 @@ defmodule PartitionedBuffer do
   @doc """
   Changes options of a running buffer: `:processing_interval_ms`, `:processing_jitter_ms`,
   `:processing_timeout_ms`, `:processing_batch_size`, `:processing_batch_bytes`,
-  `:processing_threshold`, `:max_size`, `:max_bytes`, `:when_full`, `:full_timeout_ms`, `:retry_backoff_ms`, `:drain_timeout_ms`, and
-  `:max_attempts` if the buffer was started with it.
+  `:processing_threshold`, `:max_size`, `:max_bytes`, `:when_full`, `:full_timeout_ms`,
+  `:retry_backoff_ms`, `:drain_timeout_ms`, and `:max_attempts` and `:cluster` if the buffer was
+  started with them. The list of `:cluster` has only the settings that change; `:slots` cannot.
 
   Omitted options keep their values. A shorter interval or jitter takes effect at once, a longer one
   after the scheduled tick; `:infinity` cancels that tick. A new batch size applies from the next
@@ -581,8 +584,9 @@ defmodule PartitionedBuffer do
   Returns `{:error, {:failed, count}}` if the processor failed: with `:max_attempts`, `count`
   entries failed or wait behind failed ones, and will be retried; otherwise they are lost or wait
   for the next flush. During a pause after a failure the call tries again at once. Returns
-  `{:error, :paused}` if `pause/1` paused the buffer, and entries may be left. Concurrent calls
-  share a flush. A call during a stop returns the result of the stop's work.
+  `{:error, :paused}` if `pause/1` paused the buffer, and entries may be left. With `:cluster` it
+  flushes the writes of this node, wherever their owner is, and returns `{:error, {:away, nodes}}` if
+  these nodes may have some and cannot be reached. Concurrent calls share a flush. A call during a stop returns the result of the stop's work.
 
   Options:
 
@@ -663,6 +667,7 @@ defmodule PartitionedBuffer do
   The numbers of a buffer, as `info/1` returns them.
   """
   @type info() :: %{
+          optional(:cluster) => PartitionedBuffer.Cluster.numbers(),
           kind: :map | :queue | :counter,
           size: non_neg_integer(),
           in_flight: non_neg_integer(),
@@ -720,6 +725,7 @@ defmodule PartitionedBuffer do
   | `:paused?` | whether `pause/1` paused the buffer; `false` during a stop |
   | `:last_error` | the last failure of a processor: `:reason`, an atom or the [text](#module-reasons) of another reason, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
+  | `:cluster` | only with this option: the [numbers of the member](`m:PartitionedBuffer.Cluster#module-numbers`). All others are then those of both of its stages, added up |
   | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:limit`, `:failures` in a row, and `:next_ms` |
 
   The `:state` of a partition is `:processing` while its task runs, `:paused` after a failure or a
@@ -809,17 +815,20 @@ defmodule PartitionedBuffer do
   | `:full` | `:warning` | a buffer is full |
   | `:full` | `:level`, or `:warning` if writes were refused or dropped | the buffer has room again: for how long it was full, and how many writers waited |
   | `:dead_letter` | `:error` | `:dead_letter` took entries given up: their count and the reason |
+  | `:cluster` | `:level` | the members of a buffer changed: their number, the slots that this node owns, and the nodes that joined or left |
+  | `:cluster` | `:warning` | entries are sent again whose owner may have taken them; a stop handed entries over to another node; the clock of a node is not followed |
   | `:processing` | `:level` | a flush: its size and duration |
 
   The lines show no keys, values or other terms of entries: see [Reasons](#module-reasons). Their
-  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter` or
-  `:processing_stop`) and the numbers of the line.
+  Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter`,
+  `:cluster_members`, `:cluster_uncertain`, `:cluster_hand_over`, `:cluster_skew` or
+  `:processing_stop`), the numbers of the line, and the `slot` and the node `to`, if any.
 
   Options:
 
     * `:level` – the level of lines about normal work. The default is `:info`.
-    * `:events` – which of `:full`, `:dead_letter` and `:processing` to log, or `:all`. The default
-      is `[:full, :dead_letter]`, since `:processing` is a line for each flush.
+    * `:events` – which of `:full`, `:dead_letter`, `:cluster` and `:processing` to log, or `:all`.
+      The default is all but `:processing`, which is a line for each flush.
 
   Returns `{:error, :already_exists}` if the logger is already attached, and
   `{:error, :no_telemetry}` if the application `:telemetry` is not present. Raises an
@@ -830,7 +839,10 @@ defmodule PartitionedBuffer do
       iex> PartitionedBuffer.detach_default_logger()
       :ok
   """
-  @spec attach_default_logger(level: Logger.level(), events: :all | [:full | :dead_letter | :processing]) ::
+  @spec attach_default_logger(
+          level: Logger.level(),
+          events: :all | [:full | :dead_letter | :cluster | :processing]
+        ) ::
           :ok | {:error, :already_exists | :no_telemetry}
   def attach_default_logger(opts \\ []), do: DefaultLogger.attach(opts)
 

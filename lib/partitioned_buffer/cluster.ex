@@ -9,29 +9,34 @@ defmodule PartitionedBuffer.Cluster do
       children = [{PartitionedBuffer.Counter, name: :views, processor: &store/1, max_attempts: 100, cluster: true}]
 
   The functions of the buffer's own module work on this node alone, at their usual price. The functions
-  here ask other nodes, so they may take as long as a remote call. All of them raise an `ArgumentError`
-  if the buffer is not running, or runs without `:cluster`. The guide
-  [Several nodes](several-nodes.html) says when to use it, and what happens when nodes come and go.
+  here concern all members, and some ask other nodes, so they may take as long as a remote call. All
+  raise an `ArgumentError` if the buffer is not running, or runs without `:cluster`. The guide
+  [Several nodes](several-nodes.html) shows when to use it, and what happens when nodes come and go.
 
-  Here, a *member* is a node that runs the buffer. A *slot* is a part of the keys: the partition that
-  the key has among the `:slots`. The *owner* of a slot delivers its keys. The *collecting* stage takes
-  the writes and *forwards* them in batches to the owners; it has the name of the buffer. The *owning*
-  stage of the owner calls the processor; it is a buffer with the name `Module.concat(name, Owning)`,
-  which its telemetry events have.
+  Here, a *member* is a node that runs the buffer, and did not leave. A *slot* is a part of the keys.
+  The *owner* of a slot delivers its keys. The buffer has two stages on each node. The *collecting*
+  stage takes the writes and *forwards* them in batches to the owners. It has the name of the buffer,
+  and its partitions are the slots. The *owning* stage calls the processor. It is a buffer with the name
+  `Module.concat(name, Owning)`, which its events, log lines and partitions have.
+
+  Two nodes are members together if OTP's distribution connects them, and both run a buffer of this
+  name and kind. Hidden nodes are no members. Without distribution the node is the only member; it joins the
+  others when distribution starts.
 
   ## Options
 
-  `:cluster` is `true`, a keyword list of these, or `false` for a buffer of one node. All but `:slots` can be changed with
+  `:cluster` is `true`, a keyword list of settings, or `false` for a buffer of one node. All but `:slots`
+  can be changed with
   `PartitionedBuffer.update_options/2`, as in `update_options(:views, cluster: [owners: 1])`.
 
   | option | type | default | meaning |
   |---|---|---|---|
-  | `:forward_ms` | positive integer | 100 | how long an entry waits at most before it is forwarded, in milliseconds: what a `kill -9` of the writing node can lose |
-  | `:owners` | `:all`, or positive integer | `:all` | only so many members own slots, the others collect. With 1 the sink has one writer, so `:partitions` and a rate limit hold for the cluster |
-  | `:slots` | power of 2 from 8 to 1024 | 64 | how finely the keys are divided. If it differs between members, keys have several owners |
-  | `:uncertain_ms` | integer from 0 | 15000 | of a counter: how long a batch whose owner is away, and may have it, is kept from others. Other slots go on |
-  | `:call_ms` | positive integer | 5000 | how long a forward waits for its answer before it asks again |
-  | `:max_skew_ms` | integer from 0 | 10000 | a clock that is further ahead of this one, and of most, is not followed, and is reported |
+  | `:forward_ms` | positive integer | 100 | how many milliseconds an entry waits at most before it is forwarded. A `kill -9` of the writing node can lose these entries |
+  | `:owners` | `:all`, or positive integer | `:all` | how many members own slots; the others only collect. With 1 the sink has one writer, so `:partitions` and a rate limit hold for the cluster |
+  | `:slots` | power of 2 from 8 to 1024 | 64 | how finely the keys are divided; 64 is fine enough for 16 members. While it differs between members, keys have several owners, which costs rows |
+  | `:uncertain_ms` | integer from 0 | 15000 | only of a counter: how long a batch is kept from other members after its owner, which may have it, went away. Other slots go on |
+  | `:call_ms` | positive integer | 5000 | how many milliseconds a forward waits for its answer before the batch is sent again, with the same number |
+  | `:max_skew_ms` | integer from 0 | 10000 | only of a map: a clock that runs further ahead is reported, and not followed |
 
   `:processor`, `:partitions`, `:processing_*`, `:retry_backoff_ms`, `:dead_letter` and `:max_attempts`
   are those of the owning stage. `:max_size`, `:max_bytes`, `:when_full` and `:full_timeout_ms` are those
@@ -43,28 +48,53 @@ defmodule PartitionedBuffer.Cluster do
 
   | call | with `:cluster` |
   |---|---|
-  | `put`, `put_all` | as before, with a version of the clock |
-  | `put_newer`, `put_all_newer` | as before, with `versions: :own`; `stale: :error` returns what this member knows |
-  | `add`, `add_all` | as before; the `count` of the processor is the number of additions of all members |
-  | `get`, `fetch` | the collecting stage of this member, and what it owns itself |
+  | `put`, `put_all` | need `versions: :clock`, the default, and give the version of the clock |
+  | `put_newer`, `put_all_newer` | need `versions: :own`; `stale: :error` compares with the entries of this member |
+  | `add`, `add_all` | no difference; the `count` of the processor is the number of additions of all members |
+  | `get`, `fetch` | see the collecting stage of this member, and the entries that it owns |
   | `put_new`, `delete` | raise an `ArgumentError`, since no member has all entries. A map deletes with a value that means "deleted" |
-  | `PartitionedBuffer.flush/2` | `:ok` when every write of this member that returned before is through the processor, wherever that runs. May also return `{:error, {:away, nodes}}`: these nodes have some of the writes and cannot be reached. A node that is away for `:uncertain_ms` counts as dead |
-  | `PartitionedBuffer.stop/4` | this member leaves: it forwards, delivers, and hands over the rest |
-  | `PartitionedBuffer.info/1`, `buffer_size/1` | both stages of this member added up, and `:cluster` |
-  | `PartitionedBuffer.pause/1` | pauses the processor of this member |
+  | with `:partition_key` | it chooses the slot, and so the owner. In the owning stage the key chooses the partition |
+  | `PartitionedBuffer.flush/2` | returns `:ok` when every write of this member that returned before is through the processor, wherever that runs; `{:error, {:away, nodes}}` if these nodes may have some of the writes and cannot be reached. A node that is away for `:uncertain_ms` counts as dead |
+  | `PartitionedBuffer.stop/4`, or the end of the VM | this member leaves: it forwards its entries, delivers what it owns, and hands over to other members what the sink did not take. Both stages share one `:drain_timeout_ms`, and a hand-over may take 5 seconds more |
+  | `PartitionedBuffer.info/1`, `buffer_size/1` | both stages of this member added up, and [`:cluster`](#module-numbers) |
+  | `PartitionedBuffer.pause/1` | pauses the processor of this member. Batches of others still come |
+
+  ## Numbers
+
+  `:cluster` in `PartitionedBuffer.info/1` is a map:
+
+  | key | meaning |
+  |---|---|
+  | `:members` | the nodes, as `members/1` returns them |
+  | `:owns`, `:slots` | how many slots this member owns, and how many there are |
+  | `:owning` | `:size`, `:in_flight` and `:oldest_ms` of the owning stage alone. The age of an entry begins again there |
+  | `:uncertain` | slots with a batch whose owner is away and may have it |
+  | `:away` | these owners |
+  | `:clock_ahead_ms` | how far the clock of another member was ahead at its last batch or answer, of the members the most; 0 for a counter |
+  | `:totals` | counts of batches that only grow: `:forwarded` to their owners, this one included; `:taken` as the owner; `:duplicates`, which came again and were not taken; `:rerouted`, given back as their owner changed; `:resent` to another owner though the first may have them |
+
+  An entry counts in the totals of both of its stages, so `written` and `processed` of a node that owns
+  all slots are twice those of a buffer without `:cluster`.
 
   ## Telemetry
 
   | event | measurements | metadata |
   |---|---|---|
-  | `[:partitioned_buffer, :cluster, :members]` | `count`, `slots` owned here, `moved` | `buffer`, `joined`, `left` |
+  | `[:partitioned_buffer, :cluster, :members]` | `count`, `slots` owned by this node, `moved` slots | `buffer`, `joined`, `left` |
   | `[:partitioned_buffer, :cluster, :forward, :start]` | `size`, `bytes` | `buffer`, `slot`, `to` |
   | `[:partitioned_buffer, :cluster, :forward, :stop]` | `size`, `bytes`, `duration` | `buffer`, `slot`, `to`, `outcome`: `:ok`, `:duplicate`, `:full`, `:moved` or `:uncertain` |
   | `[:partitioned_buffer, :cluster, :uncertain]` | `count`, `duration` | `buffer`, `slot`, `to`, `outcome`: `:taken` or `:resent` |
   | `[:partitioned_buffer, :cluster, :hand_over]` | `count` | `buffer`, `to` |
   | `[:partitioned_buffer, :cluster, :skew]` | `ahead_ms` | `buffer`, `node` |
 
-  Handlers of `forward` run in the task that forwards, all others in the emitter: see
+  `members` comes when the members or owners changed. `forward` spans a call of the owner, which may be
+  this node: `:duplicate` if it took the batch before, `:moved` if it is no owner any longer,
+  `:uncertain` without an answer. `uncertain` comes when a batch is no longer uncertain: the owner has
+  it, or it is sent to another one. At the end of a stop `hand_over` comes for each member that took
+  entries. `skew` comes at most once a minute for each node. Durations are in native units.
+
+  Handlers of `forward` run in the task that forwards, those of `hand_over` in a process that the stop
+  waits for, at most a second, and all others in an emitter: see
   [Handlers](`m:PartitionedBuffer#module-handlers`).
   """
 
@@ -79,8 +109,31 @@ defmodule PartitionedBuffer.Cluster do
   @typedoc "The name of a buffer."
   @type buffer() :: PartitionedBuffer.buffer()
 
+  @typedoc "The [numbers](#module-numbers) of a member."
+  @type numbers() :: %{
+          members: [node()],
+          owns: non_neg_integer(),
+          slots: pos_integer(),
+          owning: %{
+            size: non_neg_integer(),
+            in_flight: non_neg_integer(),
+            oldest_ms: non_neg_integer() | nil
+          },
+          uncertain: non_neg_integer(),
+          away: [node()],
+          clock_ahead_ms: non_neg_integer(),
+          totals: %{
+            forwarded: non_neg_integer(),
+            taken: non_neg_integer(),
+            duplicates: non_neg_integer(),
+            rerouted: non_neg_integer(),
+            resent: non_neg_integer()
+          }
+        }
+
   @doc """
-  Returns the sorted nodes that this node knows as members, itself included unless it left.
+  Returns the members that this node sees, sorted: itself included, unless it left and there
+  are others.
 
       iex> PartitionedBuffer.Cluster.members(:doc_cluster)
       [node()]
@@ -106,8 +159,9 @@ defmodule PartitionedBuffer.Cluster do
   @doc """
   Returns the value or sum of a key that this member or the owner has, or `default`.
 
-  Of a map it is the value with the greater version, of a counter the sum of both. A batch that is being
-  forwarded may be seen twice or not at all. Exits as `:erpc.call/5` does if the owner is away.
+  Of a map it is the value with the greater version, of a counter the sum of both. A batch on its way
+  may be seen twice or not at all. Raises an `ErlangError` as `:erpc.call/5` does, with the
+  reason `{:erpc, :noconnection}` or `{:erpc, :timeout}`, if the owner is away.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`) and `:timeout`, in
   milliseconds. The default is 5000.
@@ -184,7 +238,8 @@ defmodule PartitionedBuffer.Cluster do
   Makes this node own nothing, before a maintenance: it forwards all that it collects, and delivers what
   it already owns. It goes on collecting.
 
-  If it is the only member, it still owns all slots.
+  If it is the only member, it still owns all slots. It stays away until `join/1`, or until the
+  supervisor of the buffer starts again.
 
       iex> PartitionedBuffer.Cluster.leave(:doc_cluster)
       :ok

@@ -39,6 +39,8 @@ defmodule PartitionedBuffer.Counter do
     * `get/4`, `fetch/3`, `delete/3` and `size/1` see the sums waiting for the next flush, but no
       sums in flight. With `:max_attempts` all but `size/1` also see sums in flight: `get/4` returns
       the total of both.
+    * With `:cluster` the nodes share the buffer, and some functions differ: see
+      `PartitionedBuffer.Cluster`.
     * A call that raises because of its arguments adds nothing.
     * Every operation except `stop/4` raises an `ArgumentError` if the buffer is not running, a
       `RuntimeError` if it has 0 partitions.
@@ -334,7 +336,8 @@ defmodule PartitionedBuffer.Counter do
 
   If the sum in flight is not in a batch yet, the processor does not get it. If it is in a batch, it
   is not retried. Reads no longer see it either way. Without `:max_attempts` the call does not
-  affect sums in flight: the processor still gets them.
+  affect sums in flight: the processor still gets them. Raises an `ArgumentError` with `:cluster`, since
+  other nodes may have sums of the key.
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
   partition that the key was added in.
@@ -356,7 +359,7 @@ defmodule PartitionedBuffer.Counter do
       :ok
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
 
   @doc """

@@ -91,8 +91,15 @@ defmodule PartitionedBuffer.Emitter do
   Logs a line without an emitter, and waits for the log handlers, but no longer than a stop.
   """
   @spec log_alone(Logger.level(), String.t(), keyword()) :: :ok
-  def log_alone(level, message, metadata) do
-    item = {:log, level, message, stamped(metadata)}
+  def log_alone(level, message, metadata), do: alone({:log, level, message, stamped(metadata)})
+
+  @doc """
+  Emits an event in the same way.
+  """
+  @spec event_alone([atom()], map(), map()) :: :ok
+  def event_alone(suffix, measurements, metadata), do: alone({:event, suffix, measurements, metadata})
+
+  defp alone(item) do
     {pid, ref} = spawn_monitor(fn -> call_handlers(item) end)
 
     receive do

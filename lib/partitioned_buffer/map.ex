@@ -41,6 +41,8 @@ defmodule PartitionedBuffer.Map do
     * A call hashes its key as a whole, half a millisecond for a binary of a megabyte, and nothing
       can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
       the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
+    * With `:cluster` the nodes share the buffer, and some functions differ: see
+      `PartitionedBuffer.Cluster`.
     * A call that raises because of its arguments writes nothing.
     * Every operation except `stop/4` raises an `ArgumentError` if the buffer is not running, a
       `RuntimeError` if it has 0 partitions.
@@ -343,7 +345,8 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Puts a value for a key without an entry. Returns `{:error, :exists}` for a key with one.
 
-  With `:max_attempts` an entry in flight counts as well. Takes the
+  With `:max_attempts` an entry in flight counts as well. Raises an `ArgumentError` with `:cluster`,
+  since other nodes may have an entry of the key. Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put_new(:doc, :once, 1)
@@ -445,7 +448,8 @@ defmodule PartitionedBuffer.Map do
 
   If the entry in flight is not in a batch yet, the processor does not get it. If it is in a batch,
   it is not retried. Reads no longer see it either way. Without `:max_attempts` the call does not
-  affect entries in flight: the processor still gets them.
+  affect entries in flight: the processor still gets them. Raises an `ArgumentError` with `:cluster`,
+  since other nodes may have entries of the key: put a value that means "deleted".
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`). They must choose the
   partition that the key was put into.
@@ -468,7 +472,7 @@ defmodule PartitionedBuffer.Map do
       :ok
   """
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
-          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
+          :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
 
   @doc """

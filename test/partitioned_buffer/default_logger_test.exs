@@ -101,6 +101,52 @@ defmodule PartitionedBuffer.DefaultLoggerTest do
     assert log([:full, :start], %{system_time: 0}, %{buffer: buffer}) == ""
   end
 
+  describe "of a buffer on several nodes" do
+    test "a change of the members is a line at the level", %{buffer: buffer} do
+      attach(level: :notice)
+      metadata = %{buffer: buffer, joined: [:c@host, :d@host], left: []}
+      line = log([:cluster, :members], %{count: 4, slots: 16, moved: 12}, metadata)
+
+      assert line =~
+               "[notice] buffer #{inspect(buffer)} has 4 members, and this node owns 16 slots, joined: c@host, d@host "
+
+      assert line =~ "event=cluster_members"
+      refute line =~ "left:"
+      metadata = %{metadata | joined: [], left: [:b@host]}
+      assert log([:cluster, :members], %{count: 1, slots: 64, moved: 32}, metadata) =~ ", left: b@host "
+    end
+
+    test "entries that are sent again are a warning, and entries that were taken are none", %{buffer: buffer} do
+      attach([])
+      measurements = %{count: 12, duration: System.convert_time_unit(15_000, :millisecond, :native)}
+      metadata = %{buffer: buffer, slot: 3, to: :b@host, outcome: :resent}
+
+      assert log([:cluster, :uncertain], measurements, metadata) =~
+               ~r/\[warning\] buffer .* sends 12 entries again: node b@host, .*15000 ms.*cluster_uncertain/
+
+      assert log([:cluster, :uncertain], measurements, %{metadata | outcome: :taken}) == ""
+    end
+
+    test "a hand-over is a warning", %{buffer: buffer} do
+      attach([])
+
+      assert log([:cluster, :hand_over], %{count: 7}, %{buffer: buffer, to: :b@host}) =~
+               ~r/\[warning\] buffer .* handed 7 entries.* node b@host .*event=cluster_hand_over/
+    end
+
+    test "a clock that is not followed is a warning", %{buffer: buffer} do
+      attach([])
+
+      assert log([:cluster, :skew], %{ahead_ms: 86_400_000}, %{buffer: buffer, node: :b@host}) =~
+               ~r/\[warning\] buffer .* clock of node b@host, which is 86400000 ms ahead .*cluster_skew/
+    end
+
+    test "no line is logged without the event", %{buffer: buffer} do
+      attach(events: [:full])
+      assert log([:cluster, :hand_over], %{count: 7}, %{buffer: buffer, to: :b@host}) == ""
+    end
+  end
+
   test "with all events the flush of a buffer has one line", %{buffer: buffer} do
     attach(events: :all)
     start_buffer(name: buffer, partitions: 1)

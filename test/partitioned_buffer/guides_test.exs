@@ -4,13 +4,26 @@ defmodule PartitionedBuffer.GuidesTest do
   use ExUnit.Case, async: false
 
   alias PartitionedBuffer.Guide
+  alias PartitionedBuffer.Test.Cluster.Controller
 
   @moduletag :capture_log
 
   @guides Path.wildcard(Guide.path("guides/*.md")) |> Enum.map(&Path.relative_to(&1, Guide.path("")))
   @notebook "guides/tour.livemd"
 
+  # One guide makes the VM a node.
+  setup context do
+    if context[:cluster] do
+      Controller.start_epmd()
+      on_exit(&Controller.stop/0)
+    end
+
+    :ok
+  end
+
   for guide <- @guides do
+    if guide == "guides/several-nodes.md", do: @tag(:cluster)
+
     test "#{guide} shows results that are true" do
       assert Guide.run(Guide.blocks(unquote(guide)), unquote(guide)) > 0
     end

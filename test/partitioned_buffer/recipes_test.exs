@@ -16,7 +16,7 @@ defmodule PartitionedBuffer.RecipesTest do
   @moduletag :postgres
   @moduletag timeout: 300_000
 
-  @guides ["guides/counting.md", "guides/processors.md"]
+  @guides ["guides/counting.md", "guides/processors.md", "guides/several-nodes.md"]
 
   setup_all do
     if missing = Postgres.missing(),
@@ -65,6 +65,7 @@ defmodule PartitionedBuffer.RecipesTest do
   defp literal(list) when is_list(list),
     do: ["ARRAY[", list |> Enum.map(&literal/1) |> Enum.intersperse(", "), "]"]
 
+  defp literal(nil), do: "NULL"
   defp literal(value), do: Client.literal(value)
 
   defp table(client, select) do
@@ -192,6 +193,30 @@ defmodule PartitionedBuffer.RecipesTest do
     rows = table(client, "SELECT id, version FROM users WHERE name = version::text")
     last = :atomics.get(clock, 1)
     assert rows == Map.new(1..200, &{"#{&1}", [last - 200 + &1]})
+  end
+
+  test "two nodes put the same keys with versions of the clock, and the last write stays", context do
+    %{server: postgres, client: client, statements: statements} = context
+    upsert = statement(statements, "INSERT INTO profiles")
+    opts = [processing_interval_ms: 1, max_attempts: 3, partitions: 2, versions: :clock]
+    {nodes, counts} = start_nodes(postgres, upsert, [0, 1, 2], opts)
+    put = fn node, id -> Buffer.put(node, id, "#{System.unique_integer([:monotonic])}") end
+    update_until(nodes, put, counts, 200)
+    # One of both deletes, and the other one writes. Their clocks are the same.
+    [one, other] = Enum.shuffle(nodes)
+    for id <- 1..200, do: Buffer.put(one, id, "older")
+    Process.sleep(1)
+    for id <- 1..200, do: Buffer.put(other, id, if(rem(id, 2) == 0, do: "newer"))
+    for node <- [other, one], do: assert(Buffer.flush(node) == :ok)
+    assert :counters.get(counts, 2) == 0, "there was a deadlock"
+
+    select = "SELECT count(*), count(name), min(name), max(name) FROM profiles"
+    assert {:ok, %{rows: [["200", "100", "newer", "newer"]]}} = Client.query(client, select)
+
+    # The tombstones of the guide.
+    delete = statement(statements, "DELETE FROM profiles")
+    {:ok, %{count: 0}} = run(client, delete, [(System.os_time(:microsecond) - 60_000_000) * 128])
+    {:ok, %{count: 100}} = run(client, delete, [(System.os_time(:microsecond) + 60_000_000) * 128])
   end
 
   # Each node gets the keys in an order of its own.

@@ -63,6 +63,16 @@ defmodule PartitionedBuffer.VMStopTest do
     end
   end
 
+  describe "entries of a buffer on several nodes" do
+    for scenario <- ["the owning stage left it", "the collecting stage left it"] do
+      test "go to :dead_letter at the end of the VM: #{scenario}", %{dir: dir} do
+        {lines, output} = run(unquote(scenario), dir)
+        assert dead(lines) == [@dead]
+        assert output =~ ~r/buffer Shop.Buffer[^ ]* no longer runs and gave up its 1 entries/
+      end
+    end
+  end
+
   describe "in a release, entries that a sink refuses" do
     for {ending, calls} <- [{"a supervisor gives up", 1..1}, {"the VM stops", 2..100}] do
       test "go to :dead_letter, once: #{ending}", %{dir: dir} do

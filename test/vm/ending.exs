@@ -143,6 +143,17 @@ case scenario do
     Process.flag(:trap_exit, true)
     {:ok, _pid} = Supervisor.start_link([Shop.buffer(path)], strategy: :one_for_one)
 
+  "the owning stage left it" ->
+    Shop.start_app([Shop.buffer(path, cluster: true, versions: :own)])
+    PartitionedBuffer.Map.put_newer(Shop.Buffer, :key, 1, 0)
+    {:error, {:failed, 1}} = PartitionedBuffer.flush(Shop.Buffer)
+    Shop.stop_app()
+
+  "the collecting stage left it" ->
+    Shop.start_app([Shop.buffer(path, cluster: [forward_ms: 86_400_000], versions: :own)])
+    PartitionedBuffer.Map.put_newer(Shop.Buffer, :key, 1, 0)
+    Shop.kill_buffer()
+
   "no :dead_letter" ->
     Shop.start_app([Shop.buffer(path, dead_letter: nil)])
     Shop.put()

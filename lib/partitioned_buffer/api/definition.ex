@@ -43,7 +43,7 @@ defmodule PartitionedBuffer.API.Definition do
 
       @doc "Gives all entries to the processor now, and waits. See `PartitionedBuffer.flush/2`."
       @spec flush(timeout: timeout(), async: boolean()) ::
-              :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
+              :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
       def flush(opts \\ []), do: PartitionedBuffer.flush(__MODULE__, opts)
 
       @doc "Lets no call of the processor begin. See `PartitionedBuffer.pause/1`."

@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
   use GenServer
 
   alias PartitionedBuffer.Buffer.Settings
-  alias PartitionedBuffer.Cluster.{Joiner, Members, Receiver, State}
+  alias PartitionedBuffer.Cluster.{HandOver, Joiner, Members, Receiver, State}
   alias PartitionedBuffer.{Native, Options, Routing}
 
   @typedoc "The stage that ends after this process; `:all` for the last of all."
@@ -59,6 +59,8 @@ defmodule PartitionedBuffer.Cluster.Ending do
 
   # A batch that waits here may go to the same owner after the next start, with the same number.
   defp leave(:all, buffer, _dead_letter?) do
+    HandOver.report(buffer)
+
     if not Enum.any?(Native.leftovers(), &(elem(&1, 0) == buffer)),
       do: for(node <- State.others(buffer), do: Receiver.forget(buffer, node, State.incarnation(buffer)))
   end

@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # of the user.
 
   alias PartitionedBuffer.Cluster.{Receiver, State, Taking}
-  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
+  alias PartitionedBuffer.{Emitter, Options, Routing}
   alias PartitionedBuffer.Partition.Runner
   alias PartitionedBuffer.Processing.{DeadLetter, Job}
 
@@ -13,16 +13,20 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # partitions do this at the same time.
   @first_stream 1_048_576
 
-  # For how long, in milliseconds, full members are asked, and how often.
+  # For how long, in milliseconds, members are asked after one took a batch, and how often. All batches
+  # share this time, so a stop ends though all members are full or hang.
   @longest_ms 5_000
   @ask_ms 100
 
   @doc """
-  Moves entries of the collecting stage to the owning stage of this member.
+  Moves entries of the collecting stage to the owning stage of this member. `function` is the one of the
+  user. It gets them at the end of the VM, if the buffer ended before and left them.
   """
-  @spec keep(list(), any(), atom()) :: any()
-  def keep(entries, _reason, buffer) do
-    if Taking.take_anyway(buffer, entries) == :ok, do: :ok, else: DeadLetter.unhandled()
+  @spec keep(list(), any(), atom(), Options.Functions.t()) :: any()
+  def keep(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
+    if State.any?(buffer) and Taking.take_anyway(buffer, entries) == :ok,
+      do: DeadLetter.elsewhere(length(entries), :ok),
+      else: call(function, entries, reason)
   end
 
   @doc """
@@ -30,70 +34,77 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   """
   @spec give_up(list(), any(), atom(), Options.Functions.t()) :: any()
   def give_up(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
-    case if(reason == :stopped and State.stop(buffer) != nil, do: State.others(buffer), else: []) do
-      [] -> call(function, entries, reason)
-      _others -> hand_over(entries, reason, buffer, function)
-    end
+    if reason == :stopped and State.any?(buffer) and State.stop(buffer) != nil and State.others(buffer) != [],
+      do: hand_over(entries, reason, buffer, function),
+      else: call(function, entries, reason)
   end
 
   defp call(nil, _entries, _reason), do: DeadLetter.unhandled()
-  defp call(_function, [], _reason), do: :ok
   defp call(function, entries, reason), do: Job.call(function, [entries, reason])
 
   defp hand_over(entries, reason, buffer, function) do
     slots = State.settings(buffer).slots
-    until = System.monotonic_time(:millisecond) + @longest_ms
 
     left =
       entries
       |> Enum.group_by(fn entry -> State.owner(buffer, elem(Routing.route(nil, elem(entry, 0), slots), 0)) end)
-      |> Enum.flat_map(fn {owner, entries} ->
-        give(entries, [owner | State.others(buffer) -- [owner]], buffer, until)
-      end)
+      |> Enum.flat_map(fn {owner, entries} -> give(entries, [owner], buffer) end)
 
-    call(if(left == [], do: fn _entries, _reason -> :ok end, else: function), left, reason)
+    result = if left == [], do: :ok, else: call(function, left, reason)
+    DeadLetter.elsewhere(length(entries) - length(left), result)
   end
 
   # Returns what no member took.
-  defp give(entries, [node | others] = nodes, buffer, until) do
+  defp give(entries, nodes, buffer) do
     number = :erlang.unique_integer([:monotonic, :positive])
+    # Members come and go.
+    nodes = Enum.uniq(nodes ++ State.others(buffer))
 
     cond do
-      taken?(buffer, node, entries, number, until) -> []
-      others != [] -> give(entries, others, buffer, until)
-      System.monotonic_time(:millisecond) < until -> give_later(entries, nodes, buffer, until)
-      true -> entries
+      not in_time?(buffer) ->
+        entries
+
+      Enum.any?(nodes, &taken?(buffer, &1, entries, number)) ->
+        []
+
+      true ->
+        Process.sleep(@ask_ms)
+        give(entries, nodes, buffer)
     end
   end
 
-  defp give_later(entries, nodes, buffer, until) do
-    Process.sleep(@ask_ms)
-    # A member that was full may have room now.
-    give(entries, Enum.uniq(nodes ++ State.others(buffer)), buffer, until)
+  defp in_time?(buffer) do
+    now = System.monotonic_time(:millisecond)
+    now - State.put_new(buffer, :handed_over, now) < @longest_ms
   end
 
-  defp taken?(buffer, node, entries, number, until) do
+  defp taken?(buffer, node, entries, number) do
     stream = {State.incarnation(buffer), @first_stream + (Runner.partition() || 0)}
     clock = Taking.clock(buffer, 0)
 
     case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
-        report(buffer, node, length(entries))
+        State.put(buffer, :handed_over, System.monotonic_time(:millisecond))
+        State.add(buffer, {:handed_over, node}, length(entries))
         true
 
       # It may have the batch, and then recognizes the number.
       :unknown ->
-        if System.monotonic_time(:millisecond) < until and node in State.others(buffer),
-          do: taken?(buffer, node, entries, number, until),
-          else: false
+        in_time?(buffer) and node in State.others(buffer) and taken?(buffer, node, entries, number)
 
       _refused ->
         false
     end
   end
 
-  defp report(buffer, node, count) do
-    with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
-         do: Emitter.event(run, [:cluster, :hand_over], %{count: count}, %{buffer: buffer, to: node})
+  @doc """
+  Reports the entries that each member took. There may be many batches, so a stop does this at its end.
+  """
+  @spec report(atom()) :: :ok
+  def report(buffer) do
+    for {node, count} <- State.all(buffer, :handed_over),
+        do: Emitter.event_alone([:cluster, :hand_over], %{count: count}, %{buffer: buffer, to: node})
+
+    :ok
   end
 end

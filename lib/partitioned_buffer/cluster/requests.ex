@@ -132,8 +132,11 @@ defmodule PartitionedBuffer.Cluster.Requests do
     # An answer comes later than what it waits for.
     timeout = if timeout == :infinity, do: :infinity, else: timeout + 1_000
 
+    # The libraries that find a test by the `$callers` of a processor find it here too.
+    callers = [self() | Process.get(:"$callers", [])]
+
     nodes
-    |> Enum.zip(:erpc.multicall(nodes, __MODULE__, function, arguments, timeout))
+    |> Enum.zip(:erpc.multicall(nodes, __MODULE__, :answer, [callers, function, arguments], timeout))
     |> Map.new(fn
       {node, {:ok, result}} -> {node, result}
       {node, {:error, {:erpc, :timeout}}} -> {node, {:error, :timeout}}
@@ -142,6 +145,13 @@ defmodule PartitionedBuffer.Cluster.Requests do
       {node, {:error, {:exception, _not_running, _stacktrace}}} -> {node, {:error, :not_running}}
       {node, {_kind, reason}} -> {node, {:error, reason}}
     end)
+  end
+
+  @doc "Calls a function of this module for a process of another member, or of this one."
+  @spec answer([pid()], atom(), list()) :: any()
+  def answer(callers, function, arguments) do
+    Process.put(:"$callers", callers)
+    apply(__MODULE__, function, arguments)
   end
 
   @doc "Flushes the collecting stage of a member."

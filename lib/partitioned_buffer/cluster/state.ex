@@ -11,6 +11,8 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:view` | the members, and the owner of each slot |
   # | `:left` | whether `PartitionedBuffer.Cluster.leave/1` was called |
   # | `:stop` | when a stop began, and what the application wants with leftovers |
+  # | `:handed_over` | when a member last took a batch of a hand-over, or when the first one began |
+  # | `{:handed_over, node}` | how many entries this member took in the hand-over |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | when a batch was last forwarded to this node |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
@@ -40,6 +42,12 @@ defmodule PartitionedBuffer.Cluster.State do
 
     :ok
   end
+
+  @doc """
+  Whether the table exists. Entries that a finished buffer left outlive it.
+  """
+  @spec any?(atom()) :: boolean()
+  def any?(buffer), do: :ets.whereis(Routing.cluster_name(buffer)) != :undefined
 
   @spec options(atom()) :: Options.t()
   def options(buffer), do: get(buffer, :options)
@@ -75,6 +83,24 @@ defmodule PartitionedBuffer.Cluster.State do
   @spec put(atom(), atom() | {atom(), any()}, any()) :: :ok
   def put(buffer, key, value) do
     :ets.insert(Routing.cluster_name(buffer), {key, value})
+    :ok
+  end
+
+  @doc """
+  The value of a key, which gets this one if it has none.
+  """
+  @spec put_new(atom(), atom(), any()) :: any()
+  def put_new(buffer, key, value) do
+    :ets.insert_new(Routing.cluster_name(buffer), {key, value})
+    get(buffer, key)
+  end
+
+  @doc """
+  Adds to the value of a key, which begins at 0.
+  """
+  @spec add(atom(), {atom(), any()}, pos_integer()) :: :ok
+  def add(buffer, key, count) do
+    :ets.update_counter(Routing.cluster_name(buffer), key, count, {key, 0})
     :ok
   end
 

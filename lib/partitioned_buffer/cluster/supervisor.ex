@@ -85,7 +85,7 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
      %Options.Functions{
        functions
        | processor: {Forward, :run, []},
-         dead_letter: {HandOver, :keep, [buffer]},
+         dead_letter: {HandOver, :keep, [buffer, functions]},
          retry_backoff: nil,
          batch: nil
      }}

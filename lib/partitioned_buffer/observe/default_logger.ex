@@ -17,10 +17,11 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
   @names %{
     full: [[:full, :start], [:full, :stop]],
     dead_letter: [[:partition, :dead_letter]],
+    cluster: [[:cluster, :members], [:cluster, :uncertain], [:cluster, :hand_over], [:cluster, :skew]],
     processing: [[:partition, :processing, :stop]]
   }
 
-  @defaults [level: :info, events: [:full, :dead_letter]]
+  @defaults [level: :info, events: [:full, :dead_letter, :cluster]]
 
   @doc """
   Attaches the logger. See `PartitionedBuffer.attach_default_logger/1`.
@@ -122,8 +123,60 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
     )
   end
 
+  def handle([:partitioned_buffer, :cluster, :members], measurements, metadata, config) do
+    %{count: count, slots: slots} = measurements
+
+    changes =
+      for key <- [:joined, :left], metadata[key] != [], do: ", #{key}: #{Enum.join(metadata[key], ", ")}"
+
+    log(
+      config.level,
+      :cluster_members,
+      metadata,
+      [members: count, slots: slots],
+      "#{buffer(metadata)} has #{count} members, and this node owns #{slots} slots#{changes}"
+    )
+  end
+
+  # The owner answered in the end, so nothing is doubled.
+  def handle([:partitioned_buffer, :cluster, :uncertain], _measurements, %{outcome: :taken}, _config), do: :ok
+
+  def handle([:partitioned_buffer, :cluster, :uncertain], measurements, metadata, _config) do
+    %{count: count, duration: duration} = measurements
+
+    log(
+      :warning,
+      :cluster_uncertain,
+      metadata,
+      [count: count, duration_ms: ms(duration)],
+      "#{buffer(metadata)} sends #{count} entries again: node #{metadata.to}, which may have taken them, " <>
+        "has been away for #{ms(duration)} ms"
+    )
+  end
+
+  def handle([:partitioned_buffer, :cluster, :hand_over], %{count: count}, metadata, _config) do
+    log(
+      :warning,
+      :cluster_hand_over,
+      metadata,
+      [count: count],
+      "#{buffer(metadata)} stopped and handed #{count} entries, which its processor did not take, " <>
+        "over to node #{metadata.to}"
+    )
+  end
+
+  def handle([:partitioned_buffer, :cluster, :skew], %{ahead_ms: ahead_ms}, metadata, _config) do
+    log(
+      :warning,
+      :cluster_skew,
+      metadata,
+      [ahead_ms: ahead_ms],
+      "#{buffer(metadata)} does not follow the clock of node #{metadata.node}, which is #{ahead_ms} ms ahead"
+    )
+  end
+
   defp log(level, event, metadata, numbers, message) do
-    about = metadata |> Map.take([:buffer, :partition, :trigger]) |> Map.to_list()
+    about = metadata |> Map.take([:buffer, :partition, :trigger, :slot, :to]) |> Map.to_list()
     Logger.log(level, message, [event: event] ++ about ++ numbers)
     :ok
   end

@@ -7,8 +7,10 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   alias PartitionedBuffer.{Native, Ref, Telemetry}
   alias PartitionedBuffer.Processing.{Batch, Failure, Job, Reason}
 
-  # The result of a function of this package that took nothing.
+  # The result of a function of this package that took nothing, and the beginning of that of one whose
+  # entries are in other hands.
   @unhandled :"$partitioned_buffer_unhandled"
+  @elsewhere :"$partitioned_buffer_elsewhere"
 
   @doc """
   The result of a function for dead letters that stands for none.
@@ -17,14 +19,21 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   def unhandled, do: @unhandled
 
   @doc """
+  The result of a function for dead letters of which another buffer has `count` entries. `result` is
+  that for the others.
+  """
+  @spec elsewhere(non_neg_integer(), any()) :: tuple()
+  def elsewhere(count, result), do: {@elsewhere, count, result}
+
+  @doc """
   Passes the abandoned batch to `:dead_letter`, and ends it: all together, or in parts if a process
   died of its size.
   """
   @spec bury(Job.t(), any()) :: :ok
   def bury(%Job{flush: flush} = job, reason) do
     entries = Native.batch(flush)
-    handled? = job.functions.dead_letter != nil and call(job, entries, reason)
-    finish(job, length(entries), reason, handled?)
+    {handled?, elsewhere} = call(job, entries, reason)
+    finish(job, length(entries) - elsewhere, reason, handled?)
   end
 
   @doc """
@@ -71,18 +80,24 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
     bury_rest(job, reason)
   end
 
+  defp call(%Job{functions: %{dead_letter: nil}}, _entries, _reason), do: {false, 0}
+
   defp call(job, entries, reason) do
     Native.bury(job.flush)
-    Job.call(job.functions.dead_letter, [entries, reason]) != @unhandled
+
+    case Job.call(job.functions.dead_letter, [entries, reason]) do
+      {@elsewhere, count, result} -> {result != @unhandled, count}
+      result -> {result != @unhandled, 0}
+    end
   catch
     kind, cause ->
       Failure.log_exception(job.ref, ":dead_letter", kind, cause, __STACKTRACE__)
-      false
+      {false, 0}
   end
 
   # The log line comes first: a death in between must not give entries up in silence.
   defp finish(job, count, reason, handled?) do
-    unless handled? do
+    unless handled? or count == 0 do
       Logger.error(
         "#{Ref.describe(job.ref)} gives up #{count} entries: #{Reason.describe(reason)}",
         Ref.log_metadata(job.ref)
@@ -90,7 +105,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
     end
 
     left = Native.succeed(job.flush)
-    Telemetry.dead_letter(job.ref, %{count: count, reason: reason, handled: handled?})
+    if count > 0, do: Telemetry.dead_letter(job.ref, %{count: count, reason: reason, handled: handled?})
     if left > 0, do: bury(job, reason), else: :ok
   end
 end

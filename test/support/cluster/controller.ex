@@ -39,7 +39,8 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
   @doc "The nodes of this machine: `{:ok, [{short name, port}]}`."
   def names, do: :erl_epmd.names(@loopback)
 
-  defp start_epmd do
+  @doc "Starts epmd on loopback unless it runs."
+  def start_epmd do
     with {:error, _reason} <- names() do
       epmd = System.find_executable("epmd") || in_erlang() || raise_missing()
       {_output, 0} = System.cmd(epmd, ~w(-daemon -address #{@host}))

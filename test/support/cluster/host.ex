@@ -81,4 +81,7 @@ defmodule PartitionedBuffer.Test.Cluster.Host do
     :ok = :application.load({:application, name, spec})
     :ok = Application.start(name)
   end
+
+  @doc "A telemetry handler that sends the event to a process."
+  def send_event(event, measurements, metadata, pid), do: send(pid, {event, measurements, metadata})
 end
