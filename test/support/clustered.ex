@@ -1,0 +1,48 @@
+defmodule PartitionedBuffer.Clustered do
+  @moduledoc false
+  # For the tests of buffers with `:cluster` on one node. The processor of such a buffer runs on
+  # request only, as that of `PartitionedBuffer.Case`; its forwards run as always.
+
+  import PartitionedBuffer.Case
+
+  alias PartitionedBuffer.Routing
+
+  @doc "Options of a counter with `:cluster`. Those of `:cluster` may be among the others."
+  def cluster_options(opts \\ []) do
+    {cluster, opts} =
+      Keyword.split(opts, [:forward_ms, :owners, :slots, :uncertain_ms, :call_ms, :max_skew_ms])
+
+    cluster = if cluster == [], do: true, else: cluster
+
+    [module: PartitionedBuffer.Counter, max_attempts: 5, retry_backoff_ms: {1, 1}, cluster: cluster]
+    |> Keyword.merge(opts)
+    |> buffer_options()
+  end
+
+  @doc "Starts it under the test's supervisor, and returns its name."
+  def start(opts \\ []), do: opts |> cluster_options() |> start_buffer()
+
+  def owning(buffer), do: Routing.owning_name(buffer)
+
+  @doc "Moves all entries to the owning stage, whose processor is then paused."
+  def hold(buffer) do
+    :ok = PartitionedBuffer.pause(buffer)
+    {:error, :paused} = PartitionedBuffer.flush(buffer)
+    :ok
+  end
+
+  @doc "A node that is not there as a member. Only the view of this node has it."
+  def add_member(buffer, node) do
+    members = Process.whereis(Module.concat([Routing.cluster_name(buffer), Members]))
+    %{group: group} = :sys.get_state(members)
+    send(members, {group, :join, :group, [pid_of(node)]})
+    :sys.get_state(members)
+    :ok
+  end
+
+  # The external format of a pid has the name of its node as a text.
+  defp pid_of(node) do
+    name = Atom.to_string(node)
+    :erlang.binary_to_term(<<131, 88, 119, byte_size(name), name::binary, 1::32, 0::32, 1::32>>)
+  end
+end
