@@ -31,18 +31,24 @@ defmodule PartitionedBuffer.Clustered do
     :ok
   end
 
-  @doc "A node that is not there as a member. Only the view of this node has it."
-  def add_member(buffer, node) do
-    members = Process.whereis(Module.concat([Routing.cluster_name(buffer), Members]))
+  @doc "Adds a node that does not exist to the view of this node."
+  def add_member(buffer, node), do: change_group(buffer, :join, node)
+
+  @doc "Ends that."
+  def remove_member(buffer, node), do: change_group(buffer, :leave, node)
+
+  # Reports a change as the scope does.
+  defp change_group(buffer, change, node) do
+    members = Process.whereis(Module.concat(Routing.cluster_name(buffer), Members))
     %{group: group} = :sys.get_state(members)
-    send(members, {group, :join, :group, [pid_of(node)]})
+    send(members, {group, change, :group, [pid_of(node)]})
     :sys.get_state(members)
     :ok
   end
 
-  # The external format of a pid has the name of its node as a text.
+  # The external format of a pid has the name of its node as an atom.
   defp pid_of(node) do
-    name = Atom.to_string(node)
-    :erlang.binary_to_term(<<131, 88, 119, byte_size(name), name::binary, 1::32, 0::32, 1::32>>)
+    <<131, atom::binary>> = :erlang.term_to_binary(node)
+    :erlang.binary_to_term(<<131, 88, atom::binary, 1::32, 0::32, 1::32>>)
   end
 end
