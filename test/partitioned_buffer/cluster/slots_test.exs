@@ -27,7 +27,7 @@ defmodule PartitionedBuffer.Cluster.SlotsTest do
   test "every slot has a member as its owner, and all have the same number of slots, or one more" do
     for slots <- @slots, members <- groups([1, 3, 8, 17]) do
       owners = Slots.owners(slots, members, :all)
-      loads = for member <- members, do: Map.get(loads(owners), member, 0)
+      loads = Map.values(Map.merge(Map.new(members, &{&1, 0}), loads(owners)))
       assert tuple_size(owners) == slots and Enum.sum(loads) == slots
       assert (Enum.max(loads) - Enum.min(loads)) in 0..1
     end
@@ -56,7 +56,7 @@ defmodule PartitionedBuffer.Cluster.SlotsTest do
   end
 
   test "a join or a leave moves at most 1.8 times the least possible on average" do
-    for {slots, worst} <- [{64, 2.5}, {256, 1.8}], count <- 2..8 do
+    for {slots, worst, counts} <- [{64, 2.5, 2..8}, {256, 1.8, [4, 8]}], count <- counts do
       ratios =
         for members <- groups([count]), joining <- members do
           others = List.delete(members, joining)
