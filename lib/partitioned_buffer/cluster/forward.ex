@@ -189,7 +189,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
     now = System.monotonic_time(:millisecond)
     {members, _owners} = State.view(buffer)
     member? = batch.to in members or batch.to == node()
-    since = if member?, do: nil, else: batch.since || now
+    since = if member?, do: nil, else: away_since(buffer, batch.to, batch.since || now)
     batch = %__MODULE__{batch | sure?: false, since: since}
 
     cond do
@@ -205,6 +205,14 @@ defmodule PartitionedBuffer.Cluster.Forward do
       true ->
         State.put(buffer, {:uncertain, ref.number}, {batch.to, since})
         wait(job, batch, work)
+    end
+  end
+
+  # The owner may have been back since the last question.
+  defp away_since(buffer, owner, since) do
+    case State.away_since(buffer, owner) do
+      nil -> since
+      away -> max(away, since)
     end
   end
 
