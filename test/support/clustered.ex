@@ -31,6 +31,35 @@ defmodule PartitionedBuffer.Clustered do
     :ok
   end
 
+  @doc """
+  Sends the events `[:partitioned_buffer | event]` of a buffer to a process as `{event, measurements,
+  metadata}`, from the node that calls this.
+  """
+  def attach(buffer, events, to \\ self()) do
+    events = for event <- events, do: [:partitioned_buffer | event]
+    :telemetry.attach_many({buffer, make_ref()}, events, &__MODULE__.forward_event/4, {to, buffer})
+  end
+
+  def forward_event([:partitioned_buffer | event], measurements, metadata, {to, buffer}),
+    do: if(metadata.buffer == buffer, do: send(to, {event, measurements, metadata}))
+
+  @doc "Lets the first forward of a buffer wait until its task is killed. Sends `{:blocked, task}` to a process."
+  def block_first_forward(buffer, to) do
+    event = [:partitioned_buffer, :cluster, :forward, :start]
+    :telemetry.attach({buffer, :block}, event, &__MODULE__.block/4, {to, buffer, :counters.new(1, [])})
+  end
+
+  def block(_event, _measurements, metadata, {to, buffer, calls}) do
+    if metadata.buffer == buffer do
+      :counters.add(calls, 1, 1)
+
+      if :counters.get(calls, 1) == 1 do
+        send(to, {:blocked, self()})
+        Process.sleep(:infinity)
+      end
+    end
+  end
+
   @doc "Adds a node that does not exist to the view of this node."
   def add_member(buffer, node), do: change_group(buffer, :join, node)
 

@@ -1,24 +1,14 @@
 defmodule PartitionedBuffer.Cluster.TelemetryTest do
-  # The events of a buffer with `:cluster`. Those that need other nodes are at the end.
+  # The events of a buffer with `:cluster` on one node. Those that need others are in members_test.exs.
   use PartitionedBuffer.Case, async: true
 
-  import PartitionedBuffer.Clustered, only: [start: 1, owning: 1, hold: 1]
+  import PartitionedBuffer.Clustered, only: [start: 1, owning: 1, hold: 1, attach: 2]
 
   alias PartitionedBuffer.{Cluster, Clustered, Counter}
 
   @moduletag :capture_log
 
   @forward [:cluster, :forward]
-
-  defp attach(buffer, events) do
-    id = {buffer, make_ref()}
-    events = for event <- events, do: [:partitioned_buffer | event]
-    :telemetry.attach_many(id, events, &__MODULE__.forward/4, {self(), buffer})
-    on_exit(fn -> :telemetry.detach(id) end)
-  end
-
-  def forward([:partitioned_buffer | event], measurements, metadata, {test, buffer}),
-    do: if(metadata.buffer == buffer, do: send(test, {event, measurements, metadata}))
 
   describe "a forward" do
     test "has its size, its bytes, its slot and its owner, and then its duration and outcome" do
@@ -75,6 +65,81 @@ defmodule PartitionedBuffer.Cluster.TelemetryTest do
       assert received_entries() == [{away, 7, 2}]
       assert PartitionedBuffer.info(buffer).cluster.totals.rerouted > 0
     end
+  end
+
+  describe "a batch whose owner may have it, and is away" do
+    @away :"zz@nowhere.invalid"
+
+    # The task of the first forward dies after it asked, so nobody knows what the owner has.
+    defp send_to_away(opts) do
+      buffer = start([forward_ms: 1] ++ opts)
+      Clustered.add_member(buffer, @away)
+      attach(buffer, [[:cluster, :uncertain], @forward ++ [:stop]])
+      Clustered.block_first_forward(buffer, self())
+      key = Enum.find(1..100, &(Cluster.owner(buffer, &1) == @away))
+      write(buffer, key)
+      assert_receive {:blocked, task}
+      kill_processes([task])
+      PartitionedBuffer.flush(buffer, async: true)
+      # The next task asks the same owner, though that cannot be reached.
+      assert_receive {[:cluster, :forward, :stop], %{size: 1}, %{outcome: :moved, to: @away}}
+      {buffer, key}
+    end
+
+    defp write(buffer, key) do
+      if options(buffer).kind == :map, do: Buffer.put(buffer, key, 5), else: Counter.add(buffer, key, 5)
+    end
+
+    test "is kept for uncertain_ms and sent again, if it is one of a counter" do
+      {buffer, key} = send_to_away(uncertain_ms: 600)
+      assert %{uncertain: 0, away: []} = PartitionedBuffer.info(buffer).cluster
+      Clustered.remove_member(buffer, @away)
+      since = System.monotonic_time(:millisecond)
+      await_uncertain(buffer)
+      assert %{uncertain: 1, away: [@away], totals: %{resent: 0}} = PartitionedBuffer.info(buffer).cluster
+      # Other slots go on, and new writes of the slot wait.
+      others = for other <- 200..300, do: {other, 1}
+      Counter.add_all(buffer, others)
+      assert_receive {[:cluster, :uncertain], %{count: 1, duration: duration}, metadata}
+
+      assert metadata == %{
+               buffer: buffer,
+               slot: :erlang.phash2(:erlang.phash2(key), 64),
+               to: @away,
+               outcome: :resent
+             }
+
+      assert System.convert_time_unit(duration, :native, :millisecond) >= 600
+      assert System.monotonic_time(:millisecond) - since >= 600
+      assert PartitionedBuffer.flush(buffer) == :ok
+      assert {key, 5, 1} in received_entries()
+      assert %{uncertain: 0, away: [], totals: %{resent: 1}} = PartitionedBuffer.info(buffer).cluster
+    end
+
+    test "is kept for the time since the last absence of the owner" do
+      {buffer, _key} = send_to_away(uncertain_ms: 700)
+      Clustered.remove_member(buffer, @away)
+      await_uncertain(buffer)
+      Process.send_after(self(), :again, 400)
+      assert_receive :again
+      # The owner is back for a moment, which the task does not see.
+      Clustered.add_member(buffer, @away)
+      Clustered.remove_member(buffer, @away)
+      since = System.monotonic_time(:millisecond)
+      assert_receive {[:cluster, :uncertain], %{count: 1}, %{outcome: :resent}}
+      assert System.monotonic_time(:millisecond) - since >= 700
+    end
+
+    test "is sent again at once, if it is one of a map" do
+      {buffer, key} = send_to_away(module: Buffer, uncertain_ms: 600_000)
+      Clustered.remove_member(buffer, @away)
+      assert PartitionedBuffer.flush(buffer) == :ok
+      assert [{^key, 5, _version, _updates}] = received_entries()
+      assert PartitionedBuffer.info(buffer).cluster.totals.resent == 1
+    end
+
+    defp await_uncertain(buffer),
+      do: if(PartitionedBuffer.info(buffer).cluster.uncertain == 0, do: await_uncertain(buffer), else: :ok)
   end
 
   test "calls of the processor and of slots have the names of their stages" do
