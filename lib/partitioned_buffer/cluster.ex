@@ -198,7 +198,12 @@ defmodule PartitionedBuffer.Cluster do
         else: Counter.fetch(buffer, key, opts)
 
     theirs =
-      if owner == node(), do: :error, else: :erpc.call(owner, Requests, :owned, [buffer, key, kind], timeout)
+      cond do
+        owner != node() -> :erpc.call(owner, Requests, :owned, [buffer, key, kind], timeout)
+        # The sum of this member has both stages.
+        kind == :counter -> :error
+        true -> Requests.owned(buffer, key, kind)
+      end
 
     newest(mine, theirs)
   end

@@ -48,10 +48,11 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   @spec start_link({Options.t(), Options.Functions.t()}) :: Supervisor.on_start()
   def start_link({%Options{name: buffer}, _functions} = init) do
     with :ok <- Library.check(),
-         {:error, {:already_started, pid}} = error <-
+         {:error, {:already_started, pid}} <-
            Supervisor.start_link(__MODULE__, init, name: Routing.supervisor_name(buffer)) do
+      # The owner of a stage is below the supervisor of the whole buffer.
       if own?(buffer, pid),
-        do: error,
+        do: {:error, {:already_started, Lookup.supervisor(buffer) || pid}},
         else: {:error, {taken(buffer, "supervisor", Routing.supervisor_name(buffer), pid), []}}
     end
   end

@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
   # | the answer | the batch |
   # |---|---|
   # | taken, or taken before | succeeded |
-  # | the owner is full | goes back, and is tried after a pause |
+  # | the owner is full | goes back, and is tried after a pause, in smaller batches |
   # | certainly not taken | goes back, and on to the present owner |
   # | unknown, and the owner is a member | is asked for again |
   # | unknown, and the owner is away: a map | goes back: its versions make a repetition harmless |
@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
   @behaviour PartitionedBuffer.Processing
 
   alias PartitionedBuffer.Cluster.{Receiver, State, Taking}
-  alias PartitionedBuffer.{Emitter, Native, Ref, Telemetry}
+  alias PartitionedBuffer.{Emitter, Native, Options, Ref, Telemetry}
   alias PartitionedBuffer.Processing.{Batch, DeadLetter, Job}
 
   # The pauses, in milliseconds: before the next owner is asked, between two questions about a batch,
@@ -31,12 +31,21 @@ defmodule PartitionedBuffer.Cluster.Forward do
   @ask_ms 100
   @full_ms {100, 1_000}
 
+  # The most entries of a forward.
+  @batch_size 1_000
+
   # A batch under way. It is `sure?` while no owner may have it.
   @enforce_keys [:entries, :number, :to]
   defstruct @enforce_keys ++ [:since, sure?: true]
 
   # The work so far: whether entries went back, and the next pause for a full owner.
   @start %{back?: false, full_ms: elem(@full_ms, 0)}
+
+  @doc """
+  The most entries of a forward.
+  """
+  @spec batch_size() :: pos_integer()
+  def batch_size, do: @batch_size
 
   @impl true
   def run(%Job{reason: nil} = job) do
@@ -106,7 +115,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
     case Telemetry.forward(job.ref, batch.to, batch.entries, fn -> call(job.ref, batch) end) do
       answer when answer in [:ok, :duplicate] -> taken(job, batch, work)
       # A full or stopping owner knows the numbers that it took.
-      :full -> full(job, work)
+      :full -> full(job, batch, work)
       :moved when batch.sure? -> moved(job, work)
       _unknown -> unknown(job, batch, work, State.options(buffer).kind)
     end
@@ -140,11 +149,21 @@ defmodule PartitionedBuffer.Cluster.Forward do
     State.count(buffer, :forwarded)
     State.put(buffer, {:forwarded, batch.to}, System.monotonic_time(:millisecond))
     settled(job, batch, :taken)
-    next(Job.delivered(job, length(batch.entries)), true, %{work | full_ms: elem(@full_ms, 0)})
+    job = job |> Job.delivered(length(batch.entries)) |> resize(4 * batch_size(job))
+    next(job, true, %{work | full_ms: elem(@full_ms, 0)})
   end
 
-  defp full(job, %{full_ms: ms} = work),
-    do: give_back(job, ms, %{work | full_ms: min(2 * ms, elem(@full_ms, 1))})
+  # The bound of the owner may be below the size of the batch.
+  defp full(job, batch, %{full_ms: ms} = work) do
+    job
+    |> resize(div(length(batch.entries), 2))
+    |> give_back(ms, %{work | full_ms: min(2 * ms, elem(@full_ms, 1))})
+  end
+
+  defp batch_size(%Job{options: %Options{processing_batch_size: size}}), do: size
+
+  defp resize(%Job{options: options} = job, size),
+    do: %Job{job | options: %Options{options | processing_batch_size: size |> max(1) |> min(@batch_size)}}
 
   defp moved(job, work) do
     State.count(job.ref.buffer, :rerouted)
@@ -170,7 +189,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
     now = System.monotonic_time(:millisecond)
     {members, _owners} = State.view(buffer)
     member? = batch.to in members or batch.to == node()
-    since = if member?, do: nil, else: batch.since || now
+    since = if member?, do: nil, else: away_since(buffer, batch.to, batch.since || now)
     batch = %__MODULE__{batch | sure?: false, since: since}
 
     cond do
@@ -186,6 +205,14 @@ defmodule PartitionedBuffer.Cluster.Forward do
       true ->
         State.put(buffer, {:uncertain, ref.number}, {batch.to, since})
         wait(job, batch, work)
+    end
+  end
+
+  # The owner may have been back since the last question.
+  defp away_since(buffer, owner, since) do
+    case State.away_since(buffer, owner) do
+      nil -> since
+      away -> max(away, since)
     end
   end
 

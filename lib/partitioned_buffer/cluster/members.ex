@@ -86,7 +86,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
   def handle_info({:dead?, node}, %__MODULE__{buffer: buffer} = state) do
     unless node in Node.list(:connected),
-      do: for(key <- [:forwarded, :ahead, :skew], do: State.delete(buffer, {key, node}))
+      do: for(key <- [:forwarded, :away, :ahead, :skew], do: State.delete(buffer, {key, node}))
 
     {:noreply, state}
   end
@@ -147,6 +147,8 @@ defmodule PartitionedBuffer.Cluster.Members do
     owners = Slots.owners(settings.slots, members, settings.owners)
 
     if {members, owners} != {before, old_owners} do
+      now = System.monotonic_time(:millisecond)
+      for node <- before -- members, do: State.put(buffer, {:away, node}, now)
       State.put(buffer, :view, {members, owners})
       report(buffer, members, owners, before, old_owners)
     end

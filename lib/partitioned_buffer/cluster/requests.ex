@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.Cluster.Requests do
       Flush.flush(buffer, opts)
       Flush.flush(Routing.owning_name(buffer), opts)
     else
-      Runner.refuse!(Routing.owning_name(buffer), "flush")
+      Runner.refuse!(buffer, "flush")
       until = if timeout == :infinity, do: :infinity, else: System.monotonic_time(:millisecond) + timeout
 
       with :ok <- Flush.flush(buffer, timeout: timeout),
@@ -168,7 +168,7 @@ defmodule PartitionedBuffer.Cluster.Requests do
   @spec flush_all(atom(), keyword()) :: :ok | {:error, %{node() => any()}}
   def flush_all(buffer, opts) do
     {timeout, _async?} = Options.flush!(buffer, opts)
-    for stage <- [buffer, Routing.owning_name(buffer)], do: Runner.refuse!(stage, "flush")
+    Runner.refuse!(buffer, "flush")
     until = if timeout == :infinity, do: :infinity, else: System.monotonic_time(:millisecond) + timeout
 
     with :ok <- all_ok(ask(members(buffer), :flush_collecting, [buffer, timeout], timeout)),

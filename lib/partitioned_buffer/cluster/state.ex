@@ -16,6 +16,7 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | when a batch was last forwarded to this node |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
+  # | `{:away, node}` | when a node was last seen to be no member any longer |
   # | `{:ahead, node}` | how many milliseconds the clock of a node was last ahead |
   # | `{:skew, node}` | when a clock that is too far ahead was last reported |
 
@@ -69,6 +70,12 @@ defmodule PartitionedBuffer.Cluster.State do
 
   @spec owner(atom(), non_neg_integer()) :: node()
   def owner(buffer, slot), do: buffer |> view() |> elem(1) |> elem(slot)
+
+  @doc """
+  When a node ceased to be a member, in milliseconds of the VM's monotonic time; nil if that is unknown.
+  """
+  @spec away_since(atom(), node()) :: integer() | nil
+  def away_since(buffer, node), do: get(buffer, {:away, node})
 
   @spec left?(atom()) :: boolean()
   def left?(buffer), do: get(buffer, :left) or stop(buffer) != nil

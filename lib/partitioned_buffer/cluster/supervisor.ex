@@ -21,8 +21,7 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
   alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.Cluster.{Ending, Forward, HandOver, Joiner, Members, Receiver, State}
 
-  # The most entries and bytes of a forward.
-  @forward_size 1_000
+  # The most bytes of a forward.
   @forward_bytes 262_144
 
   @doc """
@@ -76,7 +75,7 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
          processing_interval_ms: cluster.forward_ms,
          processing_jitter_ms: 0,
          processing_timeout_ms: :infinity,
-         processing_batch_size: @forward_size,
+         processing_batch_size: Forward.batch_size(),
          processing_batch_bytes: @forward_bytes,
          processing_threshold: :infinity,
          max_attempts: :infinity,

@@ -6,7 +6,8 @@ defmodule PartitionedBuffer.Partition.Runner do
   # During a stop a dead task supervisor is not restarted; the task is then a process without a
   # supervisor.
 
-  alias PartitionedBuffer.{Native, Processing, Ref}
+  alias PartitionedBuffer.Buffer.Lookup
+  alias PartitionedBuffer.{Native, Processing, Ref, Routing}
 
   # `since` is the start of the task, or when it was found, in nanoseconds of the VM's monotonic
   # time. A task that `replies?` sends `{monitor, :done}` at its end. The native partition has the
@@ -211,10 +212,13 @@ defmodule PartitionedBuffer.Partition.Runner do
 
   @doc """
   Whether the calling process runs a processor of this buffer, or is a task started by one, with the
-  processor in its `$callers`.
+  processor in its `$callers`. The processor of a buffer of several nodes runs in its other stage.
   """
   @spec in_processor?(atom()) :: boolean()
-  def in_processor?(buffer) do
+  def in_processor?(buffer),
+    do: in_task?(buffer) or (Lookup.cluster?(buffer) and in_task?(Routing.owning_name(buffer)))
+
+  defp in_task?(buffer) do
     Process.get(@processing) == buffer or
       Enum.any?(Process.get(:"$callers", []), &(processing(&1) == buffer))
   end
