@@ -98,7 +98,8 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   end
 
   @doc """
-  Reports the entries that each member took. There may be many batches, so a stop does this at its end.
+  Reports the entries that each member took. A hand-over may have many batches, so
+  a stop does this at its end.
   """
   @spec report(atom()) :: :ok
   def report(buffer) do
