@@ -52,8 +52,9 @@ defmodule PartitionedBuffer.Cluster.Ending do
       alone? = State.others(buffer) == [] and not dead_letter?
       if stop, do: Native.put_stop(run, if(alone?, do: :keep, else: stop))
 
+      # A killed task may end late, which must not take the time of this stage.
       with ms when is_integer(ms) <- State.options(buffer).drain_timeout_ms,
-           do: limit(owning, max(ms - (System.monotonic_time(:millisecond) - began), 0))
+           do: limit(owning, max(ms - (System.monotonic_time(:millisecond) - began), div(ms, 3)))
     end
   end
 

@@ -42,7 +42,7 @@ defmodule PartitionedBuffer.Cluster.APITest do
 
     test "must be true or a keyword list of known settings" do
       for cluster <- [:yes, 1, %{slots: 8}, [:slots], [{"slots", 8}], "true"],
-          do: start_raises("expected true or a keyword list", name: :invalid, cluster: cluster)
+          do: start_raises("expected a boolean or a keyword list", name: :invalid, cluster: cluster)
 
       for cluster <- [[slot: 8], [copies: 1], [slots: 8, forward: 1]],
           do: start_raises("expected some of :slots, :forward_ms", name: :invalid, cluster: cluster)

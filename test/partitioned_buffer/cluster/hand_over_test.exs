@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.Cluster.HandOverTest do
         partitions: 1,
         max_attempts: 100,
         max_size: 1,
-        drain_timeout_ms: 300,
+        drain_timeout_ms: 1_500,
         cluster: true
       )
 
