@@ -147,7 +147,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
 
   defp taken(%Job{ref: %Ref{buffer: buffer}} = job, batch, work) do
     State.count(buffer, :forwarded)
-    State.put(buffer, {:forwarded, batch.to}, System.monotonic_time(:millisecond))
+    State.put(buffer, {:forwarded, batch.to}, batch.number)
     settled(job, batch, :taken)
     job = job |> Job.delivered(length(batch.entries)) |> resize(4 * batch_size(job))
     next(job, true, %{work | full_ms: elem(@full_ms, 0)})

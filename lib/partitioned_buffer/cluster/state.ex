@@ -14,7 +14,7 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:handed_over` | when a member last took a batch of a hand-over, or when the first one began |
   # | `{:handed_over, node}` | how many entries this member took in the hand-over |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
-  # | `{:forwarded, node}` | when a batch was last forwarded to this node |
+  # | `{:forwarded, node}` | the number of the last batch that was forwarded to this node |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
   # | `{:away, node}` | when a node was last seen to be no member any longer |
   # | `{:ahead, node}` | how many milliseconds the clock of a node was last ahead |
@@ -131,10 +131,9 @@ defmodule PartitionedBuffer.Cluster.State do
   """
   @spec replace_forwarded(atom(), node()) :: :ok
   def replace_forwarded(buffer, node) do
-    now = System.monotonic_time(:millisecond)
-
     if get(buffer, {:forwarded, node}) do
-      for member <- [node() | others(buffer)], member != node, do: put(buffer, {:forwarded, member}, now)
+      number = :erlang.unique_integer([:monotonic, :positive])
+      for member <- [node() | others(buffer)], member != node, do: put(buffer, {:forwarded, member}, number)
       delete(buffer, {:forwarded, node})
     end
 
