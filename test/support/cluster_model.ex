@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.ClusterModel do
   @moduledoc """
   Members of a buffer with `:cluster` in one process: the rules of `Cluster.Forward` and `Cluster.Taking`
-  without processes, nodes and time of their own. Owners are those of `Cluster.Slots`.
+  without processes and nodes, in a time of commands. Owners are those of `Cluster.Slots`.
 
   A history is a list of commands, and every command is possible at any time: what makes no sense does
   nothing. Between two members are two queues of messages, in order. A cut loses what they have.
@@ -23,10 +23,10 @@ defmodule PartitionedBuffer.ClusterModel do
     defstruct @enforce_keys ++ [collecting: %{}, slots: %{}, clock: 0, number: 0, left?: false]
   end
 
-  # `asked` is the incarnation of the owner that was asked first, which no rule knows.
+  # `asked` is the incarnation of the first owner. No rule uses it.
   @batch %{entries: %{}, number: nil, to: nil, since: nil, sure?: true, phase: :new, call: nil, asked: nil}
 
-  # `may_lose` and `may_double` are what the contract allows to be lost, and to be stored once more.
+  # `may_lose` and `may_double` have the entries that the contract allows to get lost, or to be stored once more.
   @enforce_keys [:kind, :store, :members]
   defstruct @enforce_keys ++
               [
@@ -131,7 +131,7 @@ defmodule PartitionedBuffer.ClusterModel do
 
   defp collect(member, slot, entries, world) do
     waiting = Map.get(member.collecting, slot, %{})
-    # What comes back is older than what waits.
+    # The entries of a batch are older than waiting ones.
     together = Map.merge(waiting, entries, fn _key, one, other -> merge(one, other, world.broken) end)
     %{member | collecting: Map.put(member.collecting, slot, together)}
   end
@@ -199,7 +199,7 @@ defmodule PartitionedBuffer.ClusterModel do
     end
   end
 
-  # An owner that was restarted does not know what it took before.
+  # A restarted owner has no numbers.
   defp asked(world, %{to: to, asked: asked} = batch) do
     incarnation = world.members[to].incarnation
     world = if asked in [nil, incarnation], do: world, else: allow_double(world, batch)
@@ -241,13 +241,13 @@ defmodule PartitionedBuffer.ClusterModel do
     end
   end
 
-  # The owner may have been back in the meantime.
+  # The owner may return between two questions.
   defp away_since(%{broken: :first_absence} = world, _member, batch), do: batch.since || world.now
 
   defp away_since(world, member, batch),
     do: max(batch.since || world.now, Map.get(world.absent, {member.node, batch.to}, 0))
 
-  # Whatever the member believes: it must not have seen the owner for as long.
+  # The world decides whether the member waited for that time.
   defp resend(world, member, slot, batch) do
     absent = world.now - Map.get(world.absent, {member.node, batch.to}, world.now)
     early? = world.kind == :counter and absent < @uncertain
@@ -303,7 +303,7 @@ defmodule PartitionedBuffer.ClusterModel do
 
     case member.slots[slot] do
       %{call: ^call, phase: :calling} = batch -> answered(world, member, slot, batch, answer)
-      # Another task asks now, or has asked again.
+      # The task died, or asked again.
       _late -> put(world, member)
     end
   end
@@ -408,89 +408,5 @@ defmodule PartitionedBuffer.ClusterModel do
       Enum.all?(Map.values(world.members), fn member ->
         member.slots == %{} and Enum.all?(Map.values(member.collecting), &(&1 == %{}))
       end)
-  end
-
-  ## What must hold
-
-  @doc "`:ok`, or what contradicts the contract."
-  def check(%__MODULE__{violations: [_ | _] = violations}), do: {:violations, violations}
-
-  def check(%__MODULE__{kind: :counter} = world) do
-    {lose, double} = {counts(world.may_lose), counts(world.may_double)}
-    stored = counts(Map.to_list(world.sink))
-
-    wrong =
-      for {number, _key, _version} <- world.writes,
-          times = Map.get(stored, number, 0),
-          times > 1 + Map.get(double, number, 0) or (times == 0 and not is_map_key(lose, number)),
-          do: {number, times}
-
-    if wrong == [], do: :ok, else: {:wrong_sums, wrong}
-  end
-
-  # What a dead member had of a key took the place of all older writes.
-  def check(%__MODULE__{kind: :map} = world) do
-    lost =
-      world.may_lose
-      |> Enum.group_by(&elem(&1, 0), &elem(elem(&1, 1), 1))
-      |> Map.new(fn {key, all} -> {key, Enum.max(all)} end)
-
-    wrong =
-      for {key, writes} <- Enum.group_by(world.writes, &elem(&1, 1)),
-          {number, ^key, version} = Enum.max_by(writes, &elem(&1, 2)),
-          version > Map.get(lost, key, -1),
-          not match?({^number, ^version, _updates}, world.sink[key]),
-          do: {key, {number, version}, world.sink[key]}
-
-    if wrong == [], do: :ok, else: {:not_the_newest, wrong}
-  end
-
-  # How often each write is in these sums.
-  defp counts(entries) do
-    for {_key, {sum, _count}} <- entries, {digit, number} <- digits(sum), digit > 0, reduce: %{} do
-      counts -> Map.update(counts, number, digit, &(&1 + digit))
-    end
-  end
-
-  defp digits(sum), do: sum |> Integer.digits(16) |> Enum.reverse() |> Enum.with_index()
-
-  ## Stores of the owning stage
-
-  defmodule Pure do
-    @moduledoc false
-    # Takes each number of a stream once, as `Native.absorb/5` does.
-    alias PartitionedBuffer.ClusterModel
-
-    @max_size 3
-
-    def new(_kind, broken), do: %{entries: %{}, streams: %{}, broken: broken}
-
-    def take(store, stream, number, entries) do
-      later =
-        Map.merge(store.entries, Map.new(entries, &ClusterModel.of_entry/1), fn _key, one, other ->
-          ClusterModel.merge(one, other, store.broken)
-        end)
-
-      cond do
-        number <= Map.get(store.streams, stream, 0) and store.broken != :take_again -> {:duplicate, store}
-        map_size(later) > @max_size -> {:full, store}
-        true -> {:ok, %{store | entries: later, streams: Map.put(store.streams, stream, number)}}
-      end
-    end
-
-    def drain(store),
-      do:
-        {for({key, entry} <- store.entries, do: List.to_tuple([key | Tuple.to_list(entry)])),
-         %{store | entries: %{}}}
-  end
-
-  defmodule Absorbed do
-    @moduledoc false
-    # The native store.
-    alias PartitionedBuffer.Absorbing
-
-    def new(kind, _broken), do: Absorbing.open(kind, outcomes?: false, max_size: 3)
-    def take(run, stream, number, entries), do: {Absorbing.absorb(run, entries, stream, number, []), run}
-    def drain(run), do: {Absorbing.entries(run), run}
   end
 end

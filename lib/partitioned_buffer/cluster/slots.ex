@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.Cluster.Slots do
     able = able(members, most)
     {share, more} = {div(slots, length(able)), rem(slots, length(able))}
     pairs = for slot <- 0..(slots - 1), member <- able, do: {weight(slot, member), slot, member}
-    # So many members, `more`, have one slot beyond their share.
+    # `more` members have one slot beyond their share.
     start = {%{}, Map.new(able, &{&1, 0}), more}
 
     {owners, _loads, 0} =
@@ -41,6 +41,7 @@ defmodule PartitionedBuffer.Cluster.Slots do
   defp able(members, most),
     do: members |> Enum.sort_by(&{weight(:owners, &1), &1}, :desc) |> Enum.take(most)
 
-  # `:erlang.phash2/2` is too much alike for similar names, which moved three times as many slots.
+  # The results of `:erlang.phash2/2` for similar names depend on each other: a join moved up to three
+  # times the least possible.
   defp weight(slot, member), do: :erlang.md5("#{slot} #{member}")
 end

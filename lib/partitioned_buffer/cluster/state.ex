@@ -72,7 +72,7 @@ defmodule PartitionedBuffer.Cluster.State do
   def owner(buffer, slot), do: buffer |> view() |> elem(1) |> elem(slot)
 
   @doc """
-  When a node ceased to be a member, in milliseconds of the VM's monotonic time; nil if that is unknown.
+  When a node ceased to be a member, in milliseconds of the VM's monotonic time; nil without a note.
   """
   @spec away_since(atom(), node()) :: integer() | nil
   def away_since(buffer, node), do: get(buffer, {:away, node})

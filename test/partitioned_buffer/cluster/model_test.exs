@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Cluster.ModelTest do
 
   alias :proper_types, as: T
   alias PartitionedBuffer.{ClusterModel, Laws}
-  alias PartitionedBuffer.ClusterModel.{Absorbed, Pure}
+  alias PartitionedBuffer.ClusterModel.{Absorbed, Check, Pure}
 
   @moduletag :proper
   @moduletag timeout: :infinity
@@ -43,7 +43,7 @@ defmodule PartitionedBuffer.Cluster.ModelTest do
   defp cases, do: div(Laws.sequential(), 3)
 
   defp law(kind, store, broken \\ nil),
-    do: fn history -> kind |> ClusterModel.run(store, history, broken) |> ClusterModel.check() end
+    do: fn history -> kind |> ClusterModel.run(store, history, broken) |> Check.check() end
 
   for kind <- [:counter, :map] do
     describe "a #{kind}" do
