@@ -13,16 +13,18 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # partitions do this at the same time.
   @first_stream 1_048_576
 
-  # For how long, in milliseconds, full members are asked, and how often.
+  # For how long, in milliseconds, members are asked that take nothing, and how often. It is the time of
+  # all batches of a stop together, since the last one that a member took.
   @longest_ms 5_000
   @ask_ms 100
 
   @doc """
-  Moves entries of the collecting stage to the owning stage of this member.
+  Moves entries of the collecting stage to the owning stage of this member. Without that stage they are
+  for the function of the user.
   """
-  @spec keep(list(), any(), atom()) :: any()
-  def keep(entries, _reason, buffer) do
-    if Taking.take_anyway(buffer, entries) == :ok, do: :ok, else: DeadLetter.unhandled()
+  @spec keep(list(), any(), atom(), Options.Functions.t()) :: any()
+  def keep(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
+    with answer when answer != :ok <- Taking.take_anyway(buffer, entries), do: call(function, entries, reason)
   end
 
   @doc """
@@ -42,49 +44,49 @@ defmodule PartitionedBuffer.Cluster.HandOver do
 
   defp hand_over(entries, reason, buffer, function) do
     slots = State.settings(buffer).slots
-    until = System.monotonic_time(:millisecond) + @longest_ms
 
     left =
       entries
       |> Enum.group_by(fn entry -> State.owner(buffer, elem(Routing.route(nil, elem(entry, 0), slots), 0)) end)
       |> Enum.flat_map(fn {owner, entries} ->
-        give(entries, [owner | State.others(buffer) -- [owner]], buffer, until)
+        give(entries, [owner | State.others(buffer) -- [owner]], buffer)
       end)
 
     call(if(left == [], do: fn _entries, _reason -> :ok end, else: function), left, reason)
   end
 
   # Returns what no member took.
-  defp give(entries, [node | others] = nodes, buffer, until) do
+  defp give(entries, [node | others] = nodes, buffer) do
     number = :erlang.unique_integer([:monotonic, :positive])
 
     cond do
-      taken?(buffer, node, entries, number, until) -> []
-      others != [] -> give(entries, others, buffer, until)
-      System.monotonic_time(:millisecond) < until -> give_later(entries, nodes, buffer, until)
-      true -> entries
+      State.passed?(buffer, :handing_over, @longest_ms) -> entries
+      taken?(buffer, node, entries, number) -> []
+      others != [] -> give(entries, others, buffer)
+      true -> give_later(entries, nodes, buffer)
     end
   end
 
-  defp give_later(entries, nodes, buffer, until) do
+  defp give_later(entries, nodes, buffer) do
     Process.sleep(@ask_ms)
     # A member that was full may have room now.
-    give(entries, Enum.uniq(nodes ++ State.others(buffer)), buffer, until)
+    give(entries, Enum.uniq(nodes ++ State.others(buffer)), buffer)
   end
 
-  defp taken?(buffer, node, entries, number, until) do
+  defp taken?(buffer, node, entries, number) do
     stream = {State.incarnation(buffer), @first_stream + (Runner.partition() || 0)}
     clock = Taking.clock(buffer, 0)
 
     case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
+        State.put(buffer, :handing_over, System.monotonic_time(:millisecond))
         report(buffer, node, length(entries))
         true
 
       # It may have the batch, and then recognizes the number.
       :unknown ->
-        if System.monotonic_time(:millisecond) < until and node in State.others(buffer),
-          do: taken?(buffer, node, entries, number, until),
+        if not State.passed?(buffer, :handing_over, @longest_ms) and node in State.others(buffer),
+          do: taken?(buffer, node, entries, number),
           else: false
 
       _refused ->

@@ -22,7 +22,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   @gone_ms 3_600_000
 
   @enforce_keys [:buffer]
-  defstruct [:buffer, :scope, :group, :orphaned, pids: []]
+  defstruct [:buffer, :scope, :group, :orphaned, :node, pids: []]
 
   @spec start_link(atom()) :: GenServer.on_start()
   def start_link(buffer), do: GenServer.start_link(__MODULE__, buffer, name: name(buffer))
@@ -46,7 +46,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     :net_kernel.monitor_nodes(true)
     Process.send_after(self(), :prune, @prune_ms)
     for {node, _last} <- State.all(buffer, :forwarded), node != node(), do: expect_death(buffer, node)
-    {:ok, watch(%__MODULE__{buffer: buffer})}
+    {:ok, watch(%__MODULE__{buffer: buffer, node: node()})}
   end
 
   @impl GenServer
@@ -89,7 +89,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
   def handle_info({:dead?, node}, %__MODULE__{buffer: buffer} = state) do
     unless node in Node.list(:connected),
-      do: for(key <- [:forwarded, :ahead, :skew], do: State.delete(buffer, {key, node}))
+      do: for(key <- [:forwarded, :ahead, :skew, :ended], do: State.delete(buffer, {key, node}))
 
     {:noreply, state}
   end
@@ -137,6 +137,13 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   ## The view
 
+  # What this node has, it has under its new name as well.
+  defp publish(%__MODULE__{buffer: buffer, node: name} = state) when name != node() do
+    State.note_forwarded(buffer, node())
+    State.delete(buffer, {:forwarded, name})
+    publish(%__MODULE__{state | node: node()})
+  end
+
   defp publish(%__MODULE__{buffer: buffer, pids: pids} = state) do
     {before, old_owners} = State.view(buffer)
     settings = State.settings(buffer)
@@ -144,6 +151,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     owners = Slots.owners(settings.slots, members, settings.owners)
 
     if {members, owners} != {before, old_owners} do
+      for node <- members -- before, do: State.delete(buffer, {:ended, node})
       State.put(buffer, :view, {members, owners})
       report(buffer, members, owners, before, old_owners)
     end
@@ -176,14 +184,21 @@ defmodule PartitionedBuffer.Cluster.Members do
     end
   end
 
-  # An origin that was killed never says so. Its numbers are forgotten when no batch of it can come.
+  # An origin that was killed never says so. Its numbers are forgotten when no batch of it can come. A
+  # member under its name is another origin.
   defp prune(buffer) do
     {members, _owners} = State.view(buffer)
     gone_ms = max(@gone_ms, 2 * State.settings(buffer).uncertain_ms)
     now = System.monotonic_time(:millisecond)
+    origins = State.all(buffer, :origin)
 
-    for {incarnation, {node, last}} <- State.all(buffer, :origin),
-        node not in members,
+    lasts =
+      for {_incarnation, {node, last}} <- Enum.sort_by(origins, &elem(elem(&1, 1), 1)),
+          into: %{},
+          do: {node, last}
+
+    for {incarnation, {node, last}} <- origins,
+        node not in members or last < lasts[node],
         now - last > gone_ms do
       with run when run != :not_running <- Native.run(Routing.owning_name(buffer)) do
         Native.forget_streams(run, incarnation)

@@ -11,8 +11,10 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:view` | the members, and the owner of each slot |
   # | `:left` | whether `PartitionedBuffer.Cluster.leave/1` was called |
   # | `:stop` | when a stop began, and what the application wants with leftovers |
+  # | `:handing_over` | when a member last took a batch of a stop; before that, when the first one was offered |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
-  # | `{:forwarded, node}` | when a batch was last forwarded to this node |
+  # | `{:forwarded, node}` | this node may have entries of this member: a number of the last batch |
+  # | `{:ended, node}` | the last numbers that a member took of this one before its stop, by slot |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
   # | `{:ahead, node}` | how many milliseconds the clock of a node was last ahead |
   # | `{:skew, node}` | when a clock that is too far ahead was last reported |
@@ -35,7 +37,9 @@ defmodule PartitionedBuffer.Cluster.State do
       {:incarnation, Native.incarnation(buffer)},
       {:totals, :counters.new(length(@totals), [:write_concurrency])},
       {:view, {[node()], Tuple.duplicate(node(), cluster.slots)}},
-      {:left, false}
+      {:left, false},
+      # A buffer of this name may have kept entries.
+      {{:forwarded, node()}, 0}
     ])
 
     :ok
@@ -70,7 +74,8 @@ defmodule PartitionedBuffer.Cluster.State do
   `Native.stop/1` returned then; nil before.
   """
   @spec stop(atom()) :: {integer(), :dead_letter | :keep | nil} | nil
-  def stop(buffer), do: get(buffer, :stop)
+  # Entries that a stop kept may be given up without the table.
+  def stop(buffer), do: if(:ets.whereis(Routing.cluster_name(buffer)) != :undefined, do: get(buffer, :stop))
 
   @spec put(atom(), atom() | {atom(), any()}, any()) :: :ok
   def put(buffer, key, value) do
@@ -94,18 +99,35 @@ defmodule PartitionedBuffer.Cluster.State do
   end
 
   @doc """
+  Notes that a node may have entries of this member.
+  """
+  @spec note_forwarded(atom(), node()) :: :ok
+  def note_forwarded(buffer, node), do: put(buffer, {:forwarded, node}, :erlang.unique_integer())
+
+  @doc """
   Notes that what a node had of this member may be at any other member.
   """
   @spec replace_forwarded(atom(), node()) :: :ok
   def replace_forwarded(buffer, node) do
-    now = System.monotonic_time(:millisecond)
-
     if get(buffer, {:forwarded, node}) do
-      for member <- [node() | others(buffer)], member != node, do: put(buffer, {:forwarded, member}, now)
+      for member <- [node() | others(buffer)], member != node, do: note_forwarded(buffer, member)
       delete(buffer, {:forwarded, node})
     end
 
     :ok
+  end
+
+  @doc """
+  What a member that stopped says of a batch; nil if it said nothing.
+  """
+  @spec ended(atom(), node(), slot :: non_neg_integer(), number :: pos_integer()) ::
+          :taken | :not_taken | nil
+  def ended(buffer, node, slot, number) do
+    case get(buffer, {:ended, node}) do
+      nil -> nil
+      %{^slot => last} when last >= number -> :taken
+      _other_numbers -> :not_taken
+    end
   end
 
   @doc """
@@ -124,6 +146,16 @@ defmodule PartitionedBuffer.Cluster.State do
     first? = last == nil or now - last >= ms
     if first?, do: put(buffer, key, now)
     first?
+  end
+
+  @doc """
+  Whether as many milliseconds passed since the time of a row. The first call notes the time.
+  """
+  @spec passed?(atom(), atom(), pos_integer()) :: boolean()
+  def passed?(buffer, key, ms) do
+    now = System.monotonic_time(:millisecond)
+    :ets.insert_new(Routing.cluster_name(buffer), {key, now})
+    now - get(buffer, key) >= ms
   end
 
   @doc """
