@@ -70,6 +70,14 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
     assert State.ended(name, :other@nowhere, 3, 7) == nil
   end
 
+  test "a batch larger than the bound of its owner is taken when there is room", %{sink: sink, name: name} do
+    start(name, sink)
+    PartitionedBuffer.update_options(Routing.owning_name(name), max_size: 2)
+    for key <- 1..200, do: Counter.add(name, key, 1)
+    assert PartitionedBuffer.flush(name) == :ok
+    assert read(sink).stored == Map.new(1..200, &{&1, 1})
+  end
+
   test "hand-overs without progress end together", %{sink: sink, name: name} do
     start(name, sink)
     refute State.passed?(name, :handing_over, 60_000)
