@@ -60,9 +60,9 @@ defmodule PartitionedBuffer.Cluster.HandOver do
     number = :erlang.unique_integer([:monotonic, :positive])
 
     cond do
-      State.passed?(buffer, :handing_over, @longest_ms) -> entries
       taken?(buffer, node, entries, number) -> []
       others != [] -> give(entries, others, buffer)
+      State.passed?(buffer, :handing_over, @longest_ms) -> entries
       true -> give_later(entries, nodes, buffer)
     end
   end
@@ -76,21 +76,31 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   defp taken?(buffer, node, entries, number) do
     stream = {State.incarnation(buffer), @first_stream + (Runner.partition() || 0)}
     clock = Taking.clock(buffer, 0)
+    call_ms = State.settings(buffer).call_ms
 
-    case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
+    case not State.silent?(buffer, node) and
+           Receiver.forward(buffer, node, stream, number, entries, clock, call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
         State.put(buffer, :handing_over, System.monotonic_time(:millisecond))
         report(buffer, node, length(entries))
         true
 
-      # It may have the batch, and then recognizes the number.
       :unknown ->
-        if not State.passed?(buffer, :handing_over, @longest_ms) and node in State.others(buffer),
-          do: taken?(buffer, node, entries, number),
-          else: false
+        unknown(buffer, node, entries, number)
 
       _refused ->
         false
+    end
+  end
+
+  # The node may have the batch, and then recognizes the number. One that is silent for long gets no
+  # other batch.
+  defp unknown(buffer, node, entries, number) do
+    if not State.passed?(buffer, :handing_over, @longest_ms) and node in State.others(buffer) do
+      taken?(buffer, node, entries, number)
+    else
+      State.put(buffer, {:silent, node}, true)
+      false
     end
   end
 

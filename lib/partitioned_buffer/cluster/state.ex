@@ -12,6 +12,7 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:left` | whether `PartitionedBuffer.Cluster.leave/1` was called |
   # | `:stop` | when a stop began, and what the application wants with leftovers |
   # | `:handing_over` | when a member last took a batch of a stop; before that, when the first one was offered |
+  # | `{:silent, node}` | a member did not answer for long in the stop |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | this node may have entries of this member: a number of the last batch |
   # | `{:ended, node}` | the last numbers that a member took of this one before its stop, by slot |
@@ -116,6 +117,12 @@ defmodule PartitionedBuffer.Cluster.State do
 
     :ok
   end
+
+  @doc """
+  Whether a member did not answer for long to a hand-over of this stop.
+  """
+  @spec silent?(atom(), node()) :: boolean()
+  def silent?(buffer, node), do: get(buffer, {:silent, node}) == true
 
   @doc """
   What a member that stopped says of a batch; nil if it said nothing.

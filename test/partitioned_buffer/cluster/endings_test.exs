@@ -78,6 +78,31 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
     assert read(sink).stored == Map.new(1..200, &{&1, 1})
   end
 
+  test "the numbers of a killed member are forgotten, though its name is a member again", %{
+    sink: sink,
+    name: name
+  } do
+    start(name, sink)
+    now = System.monotonic_time(:millisecond)
+    State.put(name, {:origin, 1}, {node(), now - 2 * 3_600_000})
+    State.put(name, {:origin, 2}, {node(), now - 3_600_001})
+    refresh(name, :prune)
+    assert State.all(name, :origin) == [{2, {node(), now - 3_600_001}}]
+  end
+
+  test "what this node took under its old name is not away", %{sink: sink, name: name} do
+    start(name, sink)
+    for key <- 1..10, do: Counter.add(name, key, 1)
+    await(fn -> PartitionedBuffer.info(name).cluster.totals.taken > 0 end)
+    State.delete(name, {:forwarded, node()})
+    State.note_forwarded(name, :old@name)
+    :sys.replace_state(members(name), &%{&1 | node: :old@name})
+    refresh(name, {:nodeup, node()})
+    assert [{node, _last}] = State.all(name, :forwarded)
+    assert node == node()
+    assert PartitionedBuffer.flush(name) == :ok
+  end
+
   test "hand-overs without progress end together", %{sink: sink, name: name} do
     start(name, sink)
     refute State.passed?(name, :handing_over, 60_000)
@@ -139,6 +164,13 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
   end
 
   defp cast(name, message), do: GenServer.cast(receiver(name), message)
+
+  defp refresh(name, message) do
+    send(members(name), message)
+    :sys.get_state(members(name))
+  end
+
+  defp members(name), do: Module.concat(Routing.cluster_name(name), Members)
 
   # A receiver answers in order.
   defp await_receiver(name), do: :sys.get_state(receiver(name))
