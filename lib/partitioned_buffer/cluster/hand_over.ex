@@ -13,6 +13,10 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # partitions do this at the same time.
   @first_stream 1_048_576
 
+  # The most entries and bytes that are handed over together.
+  @part_size 1_000
+  @part_bytes 262_144
+
   # For how long, in milliseconds, members are asked that take nothing, and how often. It is the time of
   # all batches of a stop together, since the last one that a member took.
   @longest_ms 5_000
@@ -48,11 +52,33 @@ defmodule PartitionedBuffer.Cluster.HandOver do
     left =
       entries
       |> Enum.group_by(fn entry -> State.owner(buffer, elem(Routing.route(nil, elem(entry, 0), slots), 0)) end)
-      |> Enum.flat_map(fn {owner, entries} ->
-        give(entries, [owner | State.others(buffer) -- [owner]], buffer)
-      end)
+      |> Enum.flat_map(fn {owner, entries} -> for part <- parts(entries), do: {owner, part} end)
+      |> Enum.flat_map(fn {owner, part} -> give(part, [owner | State.others(buffer) -- [owner]], buffer) end)
 
     call(if(left == [], do: fn _entries, _reason -> :ok end, else: function), left, reason)
+  end
+
+  @doc """
+  The entries in parts of the size of a forward: a batch of the processor may be larger, and a large one
+  finds no room and holds up the connection.
+  """
+  @spec parts(list()) :: [list()]
+  def parts(entries) do
+    Enum.chunk_while(
+      entries,
+      {[], 0, 0},
+      fn entry, {part, count, bytes} ->
+        size = :erlang.external_size(entry)
+
+        if part != [] and (count == @part_size or bytes + size > @part_bytes),
+          do: {:cont, Enum.reverse(part), {[entry], 1, size}},
+          else: {:cont, {[entry | part], count + 1, bytes + size}}
+      end,
+      fn
+        {[], 0, 0} -> {:cont, nil}
+        {part, _count, _bytes} -> {:cont, Enum.reverse(part), nil}
+      end
+    )
   end
 
   # Returns what no member took.

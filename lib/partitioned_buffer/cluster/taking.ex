@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Cluster.Taking do
   # Takes the batches of this member and of others: writes them to the owning stage, each once.
 
   alias PartitionedBuffer.Cluster.State
-  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
+  alias PartitionedBuffer.{Emitter, Native, Routing}
 
   @typedoc """
   A batch of an origin: its incarnation, the slot and the number of the batch.
@@ -20,13 +20,7 @@ defmodule PartitionedBuffer.Cluster.Taking do
   def take(buffer, entries, stream, number) do
     # The stages of this node drain one after the other, so the owning stage takes batches while its
     # stop begins.
-    answer =
-      with :full <- absorb(buffer, entries, stream, number, [:processor]) do
-        if fits_never?(buffer, entries),
-          do: absorb(buffer, entries, stream, number, [:force, :processor]),
-          else: :full
-      end
-
+    answer = absorb(buffer, entries, stream, number, [:processor])
     if total = %{ok: :taken, duplicate: :duplicates}[answer], do: State.count(buffer, total)
     answer
   end
@@ -36,19 +30,6 @@ defmodule PartitionedBuffer.Cluster.Taking do
   """
   @spec take_anyway(atom(), list()) :: answer()
   def take_anyway(buffer, entries), do: absorb(buffer, entries, nil, 1, [:force, :processor])
-
-  # Options may differ between members. A batch larger than the bound would wait for ever, so it needs
-  # room for one entry.
-  defp fits_never?(buffer, entries) do
-    with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
-         {_version, %Options{max_size: most, partitions: count}} when length(entries) > most <-
-           Native.options(run) do
-      held = for number <- 0..(count - 1), held when is_integer(held) <- [Native.held(run, number)], do: held
-      Enum.sum(held) < most
-    else
-      _over_or_no_bound -> false
-    end
-  end
 
   defp absorb(buffer, entries, stream, number, modes) do
     case Native.run(Routing.owning_name(buffer)) do

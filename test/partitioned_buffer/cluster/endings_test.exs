@@ -70,14 +70,6 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
     assert State.ended(name, :other@nowhere, 3, 7) == nil
   end
 
-  test "a batch larger than the bound of its owner is taken when there is room", %{sink: sink, name: name} do
-    start(name, sink)
-    PartitionedBuffer.update_options(Routing.owning_name(name), max_size: 2)
-    for key <- 1..200, do: Counter.add(name, key, 1)
-    assert PartitionedBuffer.flush(name) == :ok
-    assert read(sink).stored == Map.new(1..200, &{&1, 1})
-  end
-
   test "the numbers of a killed member are forgotten, though its name is a member again", %{
     sink: sink,
     name: name
@@ -101,6 +93,19 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
     assert [{node, _last}] = State.all(name, :forwarded)
     assert node == node()
     assert PartitionedBuffer.flush(name) == :ok
+  end
+
+  test "hand-overs are as small as forwards" do
+    assert HandOver.parts([]) == []
+
+    assert for(part <- HandOver.parts(Enum.map(1..2_500, &{&1, 1, 1})), do: length(part)) == [
+             1_000,
+             1_000,
+             500
+           ]
+
+    large = for key <- 1..3, do: {key, :binary.copy("v", 200_000), 1, 0}
+    assert HandOver.parts(large) == Enum.map(large, &[&1])
   end
 
   test "hand-overs without progress end together", %{sink: sink, name: name} do
