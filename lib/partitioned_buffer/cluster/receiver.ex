@@ -57,7 +57,7 @@ defmodule PartitionedBuffer.Cluster.Receiver do
     do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation, node()})
 
   @doc """
-  Tells another member which numbers of its batches this one took, by slot. It takes no more.
+  Tells another member which numbers of its batches this one took, by slot. It takes nothing after that.
   """
   @spec ended(atom(), node(), pos_integer(), %{non_neg_integer() => pos_integer()}) :: :ok
   def ended(buffer, node, incarnation, numbers),

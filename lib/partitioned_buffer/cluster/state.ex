@@ -72,10 +72,10 @@ defmodule PartitionedBuffer.Cluster.State do
 
   @doc """
   When the stop of this member began, in milliseconds of the VM's monotonic time, and what
-  `Native.stop/1` returned then; nil before.
+  `Native.stop/1` returned then; nil before, and when the table is gone: kept entries are given up
+  without it.
   """
   @spec stop(atom()) :: {integer(), :dead_letter | :keep | nil} | nil
-  # Entries that a stop kept may be given up without the table.
   def stop(buffer), do: if(:ets.whereis(Routing.cluster_name(buffer)) != :undefined, do: get(buffer, :stop))
 
   @spec put(atom(), atom() | {atom(), any()}, any()) :: :ok
