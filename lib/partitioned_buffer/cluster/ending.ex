@@ -48,6 +48,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
     owning = Routing.owning_name(buffer)
 
     with {began, stop} <- State.stop(buffer), run when run != :not_running <- Native.run(owning) do
+      tell_taken(buffer, Native.streams(run))
       # Without a function of the user, only other members can have the leftovers.
       alone? = State.others(buffer) == [] and not dead_letter?
       if stop, do: Native.put_stop(run, if(alone?, do: :keep, else: stop))
@@ -58,12 +59,21 @@ defmodule PartitionedBuffer.Cluster.Ending do
     end
   end
 
-  # A batch that waits here may go to the same owner after the next start, with the same number.
+  # A batch that waits here may go to the same owner after the next start, with the same number. And
+  # entries of others that wait here are at no other member.
   defp leave(:all, buffer, _dead_letter?) do
     HandOver.report(buffer)
 
-    if not Enum.any?(Native.leftovers(), &(elem(&1, 0) == buffer)),
+    if not Enum.any?(Native.leftovers(), &(elem(&1, 0) in [buffer, Routing.owning_name(buffer)])),
       do: for(node <- State.others(buffer), do: Receiver.forget(buffer, node, State.incarnation(buffer)))
+  end
+
+  # The receivers ended, so nothing more is taken. A member whose question got no answer learns it here.
+  defp tell_taken(buffer, streams) do
+    for {incarnation, {node, _last}} <- State.all(buffer, :origin) do
+      numbers = for {^incarnation, slot, last} <- streams, into: %{}, do: {slot, last}
+      Receiver.ended(buffer, node, incarnation, numbers)
+    end
   end
 
   defp limit(stage, ms) do

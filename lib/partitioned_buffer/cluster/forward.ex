@@ -11,6 +11,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
   # | taken, or taken before | succeeded |
   # | the owner is full | goes back, and is tried after a pause, in smaller batches |
   # | certainly not taken | goes back, and on to the present owner |
+  # | unknown, and the owner stopped | is settled as the owner said, see `Ending` |
   # | unknown, and the owner is a member | is asked for again |
   # | unknown, and the owner is away: a map | goes back: its versions make a repetition harmless |
   # | the same: a counter | is kept from others for `:uncertain_ms`, and asked for when the owner is back |
@@ -147,7 +148,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
 
   defp taken(%Job{ref: %Ref{buffer: buffer}} = job, batch, work) do
     State.count(buffer, :forwarded)
-    State.put(buffer, {:forwarded, batch.to}, batch.number)
+    State.note_forwarded(buffer, batch.to)
     settled(job, batch, :taken)
     job = job |> Job.delivered(length(batch.entries)) |> resize(4 * batch_size(job))
     next(job, true, %{work | full_ms: elem(@full_ms, 0)})
@@ -165,8 +166,9 @@ defmodule PartitionedBuffer.Cluster.Forward do
   defp resize(%Job{options: options} = job, size),
     do: %Job{job | options: %Options{options | processing_batch_size: size |> max(1) |> min(@batch_size)}}
 
-  defp moved(job, work) do
-    State.count(job.ref.buffer, :rerouted)
+  defp moved(%Job{ref: %Ref{buffer: buffer, number: slot}} = job, work) do
+    State.delete(buffer, {:uncertain, slot})
+    State.count(buffer, :rerouted)
     give_back(job, @moved_ms, work)
   end
 
@@ -184,8 +186,17 @@ defmodule PartitionedBuffer.Cluster.Forward do
     end
   end
 
+  # An owner that stopped said what it took.
+  defp unknown(%Job{ref: %Ref{buffer: buffer, number: slot}} = job, batch, work, kind) do
+    case State.ended(buffer, batch.to, slot, batch.number) do
+      :taken -> taken(job, batch, work)
+      :not_taken -> moved(job, work)
+      nil -> undecided(job, batch, work, kind)
+    end
+  end
+
   # An owner that is a member will answer one day. Only its absence ends that.
-  defp unknown(%Job{ref: %Ref{buffer: buffer} = ref} = job, batch, work, kind) do
+  defp undecided(%Job{ref: %Ref{buffer: buffer} = ref} = job, batch, work, kind) do
     now = System.monotonic_time(:millisecond)
     {members, _owners} = State.view(buffer)
     member? = batch.to in members or batch.to == node()

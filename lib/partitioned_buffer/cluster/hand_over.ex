@@ -13,6 +13,10 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   # partitions do this at the same time.
   @first_stream 1_048_576
 
+  # The most entries and bytes that are handed over together.
+  @part_size 1_000
+  @part_bytes 262_144
+
   # For how long, in milliseconds, members are asked after one took a batch, and how often. All batches
   # share this time, so a stop ends though all members are full or hang.
   @longest_ms 5_000
@@ -48,10 +52,34 @@ defmodule PartitionedBuffer.Cluster.HandOver do
     left =
       entries
       |> Enum.group_by(fn entry -> State.owner(buffer, elem(Routing.route(nil, elem(entry, 0), slots), 0)) end)
-      |> Enum.flat_map(fn {owner, entries} -> give(entries, [owner], buffer) end)
+      |> Enum.flat_map(fn {owner, entries} -> for part <- parts(entries), do: {owner, part} end)
+      |> Enum.flat_map(fn {owner, part} -> give(part, [owner], buffer) end)
 
     result = if left == [], do: :ok, else: call(function, left, reason)
     DeadLetter.elsewhere(length(entries) - length(left), result)
+  end
+
+  @doc """
+  The entries in parts of the size of a forward: a batch of the processor may be larger, and a large one
+  finds no room and holds up the connection.
+  """
+  @spec parts(list()) :: [list()]
+  def parts(entries) do
+    Enum.chunk_while(
+      entries,
+      {[], 0, 0},
+      fn entry, {part, count, bytes} ->
+        size = :erlang.external_size(entry)
+
+        if part != [] and (count == @part_size or bytes + size > @part_bytes),
+          do: {:cont, Enum.reverse(part), {[entry], 1, size}},
+          else: {:cont, {[entry | part], count + 1, bytes + size}}
+      end,
+      fn
+        {[], 0, 0} -> {:cont, nil}
+        {part, _count, _bytes} -> {:cont, Enum.reverse(part), nil}
+      end
+    )
   end
 
   # Returns what no member took.
@@ -81,19 +109,31 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   defp taken?(buffer, node, entries, number) do
     stream = {State.incarnation(buffer), @first_stream + (Runner.partition() || 0)}
     clock = Taking.clock(buffer, 0)
+    call_ms = State.settings(buffer).call_ms
 
-    case Receiver.forward(buffer, node, stream, number, entries, clock, State.settings(buffer).call_ms) do
+    case not State.silent?(buffer, node) and
+           Receiver.forward(buffer, node, stream, number, entries, clock, call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
         State.put(buffer, :handed_over, System.monotonic_time(:millisecond))
         State.add(buffer, {:handed_over, node}, length(entries))
         true
 
-      # It may have the batch, and then recognizes the number.
       :unknown ->
-        in_time?(buffer) and node in State.others(buffer) and taken?(buffer, node, entries, number)
+        unknown(buffer, node, entries, number)
 
       _refused ->
         false
+    end
+  end
+
+  # The node may have the batch, and then recognizes the number. One that is silent for long gets no
+  # other batch.
+  defp unknown(buffer, node, entries, number) do
+    if in_time?(buffer) and node in State.others(buffer) do
+      taken?(buffer, node, entries, number)
+    else
+      State.put(buffer, {:silent, node}, true)
+      false
     end
   end
 

@@ -23,7 +23,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   @gone_ms 3_600_000
 
   @enforce_keys [:buffer]
-  defstruct [:buffer, :scope, :group, :orphaned, pids: []]
+  defstruct [:buffer, :scope, :group, :orphaned, :node, pids: []]
 
   @spec start_link(atom()) :: GenServer.on_start()
   def start_link(buffer), do: GenServer.start_link(__MODULE__, buffer, name: name(buffer))
@@ -47,7 +47,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     Process.send_after(self(), :look, @look_ms)
     Process.send_after(self(), :prune, @prune_ms)
     for {node, _last} <- State.all(buffer, :forwarded), node != node(), do: expect_death(buffer, node)
-    {:ok, watch(%__MODULE__{buffer: buffer})}
+    {:ok, watch(%__MODULE__{buffer: buffer, node: node()})}
   end
 
   @impl GenServer
@@ -86,7 +86,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
   def handle_info({:dead?, node}, %__MODULE__{buffer: buffer} = state) do
     unless node in Node.list(:connected),
-      do: for(key <- [:forwarded, :away, :ahead, :skew], do: State.delete(buffer, {key, node}))
+      do: for(key <- [:forwarded, :away, :ahead, :skew, :ended], do: State.delete(buffer, {key, node}))
 
     {:noreply, state}
   end
@@ -140,6 +140,13 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   ## The view
 
+  # What this node has, it has under its new name as well.
+  defp publish(%__MODULE__{buffer: buffer, node: name} = state) when name != node() do
+    State.note_forwarded(buffer, node())
+    State.delete(buffer, {:forwarded, name})
+    publish(%__MODULE__{state | node: node()})
+  end
+
   defp publish(%__MODULE__{buffer: buffer, pids: pids} = state) do
     {before, old_owners} = State.view(buffer)
     settings = State.settings(buffer)
@@ -149,6 +156,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     if {members, owners} != {before, old_owners} do
       now = System.monotonic_time(:millisecond)
       for node <- before -- members, do: State.put(buffer, {:away, node}, now)
+      for node <- members -- before, do: State.delete(buffer, {:ended, node})
       State.put(buffer, :view, {members, owners})
       report(buffer, members, owners, before, old_owners)
     end
@@ -181,14 +189,21 @@ defmodule PartitionedBuffer.Cluster.Members do
     end
   end
 
-  # An origin that was killed never says so. Its numbers are forgotten when no batch of it can come.
+  # An origin that was killed never says so. Its numbers are forgotten when no batch of it can come. A
+  # member under its name is another origin.
   defp prune(buffer) do
     {members, _owners} = State.view(buffer)
     gone_ms = max(@gone_ms, 2 * State.settings(buffer).uncertain_ms)
     now = System.monotonic_time(:millisecond)
+    origins = State.all(buffer, :origin)
 
-    for {incarnation, {node, last}} <- State.all(buffer, :origin),
-        node not in members,
+    lasts =
+      for {_incarnation, {node, last}} <- Enum.sort_by(origins, &elem(elem(&1, 1), 1)),
+          into: %{},
+          do: {node, last}
+
+    for {incarnation, {node, last}} <- origins,
+        node not in members or last < lasts[node],
         now - last > gone_ms do
       with run when run != :not_running <- Native.run(Routing.owning_name(buffer)) do
         Native.forget_streams(run, incarnation)

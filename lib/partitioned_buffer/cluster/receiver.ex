@@ -56,6 +56,13 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   def forget(buffer, node, incarnation),
     do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation, node()})
 
+  @doc """
+  Tells another member which numbers of its batches this one took, by slot. It takes nothing after that.
+  """
+  @spec ended(atom(), node(), pos_integer(), %{non_neg_integer() => pos_integer()}) :: :ok
+  def ended(buffer, node, incarnation, numbers),
+    do: GenServer.cast({name(buffer, 0), node}, {:ended, node(), incarnation, numbers})
+
   # It traps exits, so that it answers the calls that came before the order to end.
   @impl GenServer
   def init(buffer) do
@@ -80,6 +87,16 @@ defmodule PartitionedBuffer.Cluster.Receiver do
          do: Native.forget_streams(run, incarnation)
 
     State.delete(buffer, {:origin, incarnation})
+    {:noreply, buffer}
+  end
+
+  # A member that is back does not know the numbers of its last life, unless its VM is the same.
+  def handle_cast({:ended, node, incarnation, numbers}, buffer) do
+    {members, _owners} = State.view(buffer)
+
+    if incarnation == State.incarnation(buffer) and node not in members,
+      do: State.put(buffer, {:ended, node}, numbers)
+
     {:noreply, buffer}
   end
 

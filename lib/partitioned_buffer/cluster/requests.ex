@@ -12,6 +12,9 @@ defmodule PartitionedBuffer.Cluster.Requests do
 
   @type flushed() :: :ok | {:error, :timeout | :paused | {:failed, pos_integer()} | {:away, [node()]}}
 
+  # The longest timeout of `receive`.
+  @longest_ms 4_294_967_295
+
   ## Of this member
 
   @doc """
@@ -130,7 +133,7 @@ defmodule PartitionedBuffer.Cluster.Requests do
   @spec ask([node()], atom(), list(), timeout()) :: %{node() => any()}
   def ask(nodes, function, arguments, timeout) do
     # An answer comes later than what it waits for.
-    timeout = if timeout == :infinity, do: :infinity, else: timeout + 1_000
+    timeout = if timeout == :infinity, do: :infinity, else: min(timeout + 1_000, @longest_ms)
 
     # The libraries that find a test by the `$callers` of a processor find it here too.
     callers = [self() | Process.get(:"$callers", [])]

@@ -13,8 +13,10 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `:stop` | when a stop began, and what the application wants with leftovers |
   # | `:handed_over` | when a member last took a batch of a hand-over, or when the first one began |
   # | `{:handed_over, node}` | how many entries this member took in the hand-over |
+  # | `{:silent, node}` | a member did not answer for long in the hand-over |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
-  # | `{:forwarded, node}` | the number of the last batch that was forwarded to this node |
+  # | `{:forwarded, node}` | this node may have entries of this member: a number of the last batch |
+  # | `{:ended, node}` | the last numbers that a member took of this one before its stop, by slot |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
   # | `{:away, node}` | when a node was last seen to be no member any longer |
   # | `{:ahead, node}` | how many milliseconds the clock of a node was last ahead |
@@ -38,7 +40,9 @@ defmodule PartitionedBuffer.Cluster.State do
       {:incarnation, Native.incarnation(buffer)},
       {:totals, :counters.new(length(@totals), [:write_concurrency])},
       {:view, {[node()], Tuple.duplicate(node(), cluster.slots)}},
-      {:left, false}
+      {:left, false},
+      # A buffer of this name may have kept entries.
+      {{:forwarded, node()}, 0}
     ])
 
     :ok
@@ -82,10 +86,11 @@ defmodule PartitionedBuffer.Cluster.State do
 
   @doc """
   When the stop of this member began, in milliseconds of the VM's monotonic time, and what
-  `Native.stop/1` returned then; nil before.
+  `Native.stop/1` returned then; nil before, and when the table is gone: kept entries are given up
+  without it.
   """
   @spec stop(atom()) :: {integer(), :dead_letter | :keep | nil} | nil
-  def stop(buffer), do: get(buffer, :stop)
+  def stop(buffer), do: if(:ets.whereis(Routing.cluster_name(buffer)) != :undefined, do: get(buffer, :stop))
 
   @spec put(atom(), atom() | {atom(), any()}, any()) :: :ok
   def put(buffer, key, value) do
@@ -127,17 +132,41 @@ defmodule PartitionedBuffer.Cluster.State do
   end
 
   @doc """
+  Notes that a node may have entries of this member.
+  """
+  @spec note_forwarded(atom(), node()) :: :ok
+  def note_forwarded(buffer, node), do: put(buffer, {:forwarded, node}, :erlang.unique_integer())
+
+  @doc """
   Notes that what a node had of this member may be at any other member.
   """
   @spec replace_forwarded(atom(), node()) :: :ok
   def replace_forwarded(buffer, node) do
     if get(buffer, {:forwarded, node}) do
-      number = :erlang.unique_integer([:monotonic, :positive])
-      for member <- [node() | others(buffer)], member != node, do: put(buffer, {:forwarded, member}, number)
+      for member <- [node() | others(buffer)], member != node, do: note_forwarded(buffer, member)
       delete(buffer, {:forwarded, node})
     end
 
     :ok
+  end
+
+  @doc """
+  Whether a member did not answer for long to a hand-over of this stop.
+  """
+  @spec silent?(atom(), node()) :: boolean()
+  def silent?(buffer, node), do: get(buffer, {:silent, node}) == true
+
+  @doc """
+  What a member that stopped says of a batch; nil if it said nothing.
+  """
+  @spec ended(atom(), node(), slot :: non_neg_integer(), number :: pos_integer()) ::
+          :taken | :not_taken | nil
+  def ended(buffer, node, slot, number) do
+    case get(buffer, {:ended, node}) do
+      nil -> nil
+      %{^slot => last} when last >= number -> :taken
+      _other_numbers -> :not_taken
+    end
   end
 
   @doc """

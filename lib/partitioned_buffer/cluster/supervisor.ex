@@ -30,7 +30,7 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
   @spec start_link({Options.t(), Options.Functions.t()}) :: Supervisor.on_start()
   def start_link({%Options{name: buffer}, _functions} = init) do
     with :ok <- Library.check(),
-         nil <- Lookup.supervisor(buffer) do
+         nil <- running(buffer) do
       Supervisor.start_link(__MODULE__, init, name: Routing.cluster_name(buffer))
     else
       pid when is_pid(pid) -> {:error, {:already_started, pid}}
@@ -38,9 +38,41 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
     end
   end
 
+  # A stage that outlives its killed supervisor does not run any more.
+  defp running(buffer) do
+    pid = Lookup.supervisor(buffer)
+    if pid != nil and not child?(pid, buffer), do: pid
+  end
+
+  defp child?(pid, buffer) do
+    case Process.info(pid, :dictionary) do
+      {:dictionary, dictionary} ->
+        List.first(dictionary[:"$ancestors"] || []) == Routing.cluster_name(buffer)
+
+      nil ->
+        false
+    end
+  end
+
+  # Ends the processes of a killed supervisor, before others take their names. Entries and numbers stay.
+  # The owning stage drains: a killed task might deliver its batch again. The collecting one cannot
+  # forward without the table of its state.
+  defp end_former(buffer) do
+    for name <- Process.registered(),
+        pid = Process.whereis(name),
+        is_pid(pid) and pid != self() and child?(pid, buffer) do
+      monitor = Process.monitor(pid)
+      if name == Routing.supervisor_name(buffer), do: Process.exit(pid, :kill)
+      receive do: ({:DOWN, ^monitor, :process, ^pid, _reason} -> :ok)
+    end
+
+    :ok
+  end
+
   @impl Supervisor
   def init({%Options{name: buffer} = options, functions}) do
     Native.hold()
+    end_former(buffer)
     State.new(options)
     dead_letter? = functions.dead_letter != nil
 

@@ -81,6 +81,12 @@ defmodule PartitionedBuffer.ClusterGroupsTest do
     end
   end
 
+  test "an owner that stops tells what it took, so a late answer counts nothing twice" do
+    options = [call_ms: 5, forward_ms: 5, uncertain_ms: 1_500]
+    result = exact(&Members.rolling_restart/1, :counter, nodes: 3, seconds: 0.5, options: options)
+    assert result.totals.resent == 0
+  end
+
   test "an owner that is frozen for long holds up no keys of others" do
     result = exact(&Failures.freeze/1, :counter, nodes: 3, ms: 6_000, times: 1, options: [call_ms: 60])
     assert result.others_stored == 1
