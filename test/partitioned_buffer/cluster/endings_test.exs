@@ -108,14 +108,6 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
     assert HandOver.parts(large) == Enum.map(large, &[&1])
   end
 
-  test "hand-overs without progress end together", %{sink: sink, name: name} do
-    start(name, sink)
-    refute State.passed?(name, :handing_over, 60_000)
-    assert State.passed?(name, :handing_over, 0)
-    State.put(name, :handing_over, System.monotonic_time(:millisecond) - 5_000)
-    assert State.passed?(name, :handing_over, 5_000)
-  end
-
   defp start(name, sink) do
     options = [
       name: name,
