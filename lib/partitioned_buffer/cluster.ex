@@ -192,28 +192,38 @@ defmodule PartitionedBuffer.Cluster do
     owner = owner(buffer, key, opts)
     kind = Lookup.options!(buffer).kind
 
-    mine =
-      if kind == :map,
-        do: Map.fetch(buffer, key, [version: true] ++ opts),
-        else: Counter.fetch(buffer, key, opts)
+    mine = held(buffer, key, kind, opts)
 
     theirs =
-      cond do
-        owner != node() -> :erpc.call(owner, Requests, :owned, [buffer, key, kind], timeout)
-        # The sum of this member has both stages.
-        kind == :counter -> :error
-        true -> Requests.owned(buffer, key, kind)
-      end
+      if owner != node(),
+        do: :erpc.call(owner, __MODULE__, :held, [buffer, key, kind, opts], timeout),
+        else: :error
 
     newest(mine, theirs)
   end
 
-  defp newest({:ok, value, version}, {:ok, _value, other}) when version >= other, do: {:ok, value}
-  defp newest(_older, {:ok, value, _version}), do: {:ok, value}
-  defp newest({:ok, value, _version}, :error), do: {:ok, value}
+  # The entry in both stages of this member.
+  @doc false
+  @spec held(buffer(), any(), :map | :counter, keyword()) ::
+          {:ok, any(), integer()} | {:ok, integer()} | :error
+  def held(buffer, key, :counter, opts), do: Counter.fetch(buffer, key, opts)
+
+  def held(buffer, key, :map, opts) do
+    owned = Map.fetch(Routing.owning_name(buffer), key, version: true)
+    buffer |> Map.fetch(key, [version: true] ++ opts) |> newer(owned)
+  end
+
+  defp newer({:ok, _value, version}, {:ok, _newer, other} = newer) when other > version, do: newer
+  defp newer(:error, other), do: other
+  defp newer(entry, _older), do: entry
+
   defp newest({:ok, sum}, {:ok, other}), do: {:ok, sum + other}
-  defp newest(:error, other), do: other
-  defp newest(mine, :error), do: mine
+  defp newest({:ok, _sum} = mine, :error), do: mine
+  defp newest(:error, {:ok, _sum} = theirs), do: theirs
+
+  defp newest(mine, theirs) do
+    with {:ok, value, _version} <- newer(mine, theirs), do: {:ok, value}
+  end
 
   @doc """
   Flushes both stages on all members, and waits.

@@ -123,25 +123,30 @@ defmodule PartitionedBuffer.Cluster.Forward do
   end
 
   defp call(%Ref{buffer: buffer, number: slot}, %__MODULE__{to: to} = batch) when to == node(),
-    do: outcome(Taking.take(buffer, batch.entries, {State.incarnation(buffer), slot}, batch.number))
+    do: outcome(Taking.take(buffer, to_batch(buffer, slot, batch), :bounded))
 
   defp call(%Ref{buffer: buffer, number: slot}, %__MODULE__{to: to} = batch) do
-    stream = {State.incarnation(buffer), slot}
     clock = Taking.clock(buffer, slot)
     call_ms = State.settings(buffer).call_ms
 
-    case Receiver.forward(buffer, to, stream, batch.number, batch.entries, clock, call_ms) do
-      {answer, clock, _incarnation} ->
+    case Receiver.forward(buffer, to, to_batch(buffer, slot, batch), :bounded, clock, call_ms) do
+      {answer, clock, incarnation} ->
         Taking.see_clock(buffer, clock, to)
+        other? = State.other_incarnation?(buffer, to, incarnation)
+        # The one that was asked before died with its entries.
+        if other? and answer == :ok and not batch.sure?, do: State.count(buffer, :resent)
         outcome(answer)
 
       :not_taken ->
         :moved
 
-      :unknown ->
+      _unknown ->
         :uncertain
     end
   end
+
+  defp to_batch(buffer, slot, %__MODULE__{number: number, entries: entries}),
+    do: {{State.incarnation(buffer), slot}, number, entries}
 
   defp outcome(answer) when answer in [:ok, :duplicate, :full], do: answer
   defp outcome(_stopping_or_not_running), do: :moved

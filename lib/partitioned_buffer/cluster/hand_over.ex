@@ -18,7 +18,7 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   @part_bytes 262_144
 
   # For how long, in milliseconds, members are asked after one took a batch, and how often. All batches
-  # share this time, so a stop ends though all members are full or hang.
+  # share this time, so a stop ends though all members hang.
   @longest_ms 5_000
   @ask_ms 100
 
@@ -34,7 +34,8 @@ defmodule PartitionedBuffer.Cluster.HandOver do
   end
 
   @doc """
-  Hands entries that a stop could not deliver over to other members. `function` is the one of the user.
+  Hands entries that a stop could not deliver over to other members, whatever their bounds: no other node
+  has these entries. `function` is the one of the user, for what no member takes.
   """
   @spec give_up(list(), any(), atom(), Options.Functions.t()) :: any()
   def give_up(entries, reason, buffer, %Options.Functions{dead_letter: function}) do
@@ -112,7 +113,7 @@ defmodule PartitionedBuffer.Cluster.HandOver do
     call_ms = State.settings(buffer).call_ms
 
     case not State.silent?(buffer, node) and
-           Receiver.forward(buffer, node, stream, number, entries, clock, call_ms) do
+           Receiver.forward(buffer, node, {stream, number, entries}, :anyway, clock, call_ms) do
       {answer, _clock, _incarnation} when answer in [:ok, :duplicate] ->
         State.put(buffer, :handed_over, System.monotonic_time(:millisecond))
         State.add(buffer, {:handed_over, node}, length(entries))

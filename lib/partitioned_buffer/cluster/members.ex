@@ -65,8 +65,10 @@ defmodule PartitionedBuffer.Cluster.Members do
     {:noreply, watch(%__MODULE__{state | scope: nil, group: nil, orphaned: orphaned})}
   end
 
-  def handle_info({:timeout, timer, :orphaned}, %__MODULE__{orphaned: timer} = state),
-    do: {:noreply, publish(%__MODULE__{state | orphaned: nil, pids: []})}
+  def handle_info({:timeout, timer, :orphaned}, %__MODULE__{orphaned: timer} = state) do
+    pids = if state.scope, do: pids(state.buffer), else: []
+    {:noreply, publish(%__MODULE__{state | orphaned: nil, pids: pids})}
+  end
 
   def handle_info(:watch, %__MODULE__{scope: nil} = state), do: {:noreply, watch(state)}
 
@@ -80,7 +82,7 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   def handle_info({:nodedown, node}, state) do
     expect_death(state.buffer, node)
-    {:noreply, publish(state)}
+    {:noreply, publish(%__MODULE__{state | pids: Enum.reject(state.pids, &(node(&1) == node))})}
   end
 
   # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
@@ -111,9 +113,10 @@ defmodule PartitionedBuffer.Cluster.Members do
         publish(state)
 
       pid ->
-        if state.orphaned, do: :erlang.cancel_timer(state.orphaned)
         {group, pids} = monitor(Joiner.scope(buffer), Joiner.group(buffer))
-        publish(%__MODULE__{state | scope: Process.monitor(pid), group: group, pids: pids, orphaned: nil})
+        # A new scope does not know the others yet. The old ones stay until it had the time to learn of them.
+        pids = if state.orphaned, do: Enum.uniq(pids ++ state.pids), else: pids
+        publish(%__MODULE__{state | scope: Process.monitor(pid), group: group, pids: pids})
     end
   catch
     # The scope just died.

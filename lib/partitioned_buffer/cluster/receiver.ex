@@ -11,6 +11,9 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   # All members must have the same number.
   @receivers 4
 
+  # The numbers of incarnations, slots and batches.
+  @numbers 0..0xFFFF_FFFF_FFFF_FFFF
+
   @doc """
   The child specifications of the receivers of a buffer.
   """
@@ -28,16 +31,12 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   @doc """
   Gives a batch to another member. `:not_taken` is certain, `:unknown` is not.
   """
-  @spec forward(atom(), node(), Taking.stream(), pos_integer(), list(), integer(), pos_integer()) ::
+  @spec forward(atom(), node(), Taking.batch(), :bounded | :anyway, integer(), pos_integer()) ::
           {Taking.answer(), clock :: integer(), incarnation :: pos_integer()} | :not_taken | :unknown
-  def forward(buffer, node, {_incarnation, slot} = stream, number, entries, clock, call_ms) do
+  def forward(buffer, node, {{_incarnation, slot}, _number, _entries} = batch, bound, clock, call_ms) do
     # A call would connect to a node that is away, and wait for that.
     if node in Node.list(:connected) do
-      GenServer.call(
-        {name(buffer, rem(slot, @receivers)), node},
-        {:forward, stream, number, entries, clock},
-        call_ms
-      )
+      GenServer.call({name(buffer, rem(slot, @receivers)), node}, {:forward, batch, bound, clock}, call_ms)
     else
       :not_taken
     end
@@ -71,13 +70,22 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   end
 
   @impl GenServer
-  def handle_call({:forward, {incarnation, slot} = stream, number, entries, clock}, {pid, _tag}, buffer) do
+  def handle_call(
+        {:forward, {{incarnation, slot}, number, entries} = batch, bound, clock},
+        {pid, _tag},
+        buffer
+      )
+      when incarnation in @numbers and slot in @numbers and number in @numbers and is_list(entries) and
+             bound in [:bounded, :anyway] and is_integer(clock) do
     State.put(buffer, {:origin, incarnation}, {node(pid), System.monotonic_time(:millisecond)})
     Taking.see_clock(buffer, clock, node(pid))
-    answer = Taking.take(buffer, entries, stream, number)
+    answer = Taking.take(buffer, batch, bound)
     own_slot = rem(slot, State.settings(buffer).slots)
     {:reply, {answer, Taking.clock(buffer, own_slot), State.incarnation(buffer)}, buffer}
   end
+
+  # A member of this protocol sends nothing else.
+  def handle_call(_call, _from, buffer), do: {:reply, :invalid, buffer}
 
   @impl GenServer
   def handle_cast({:forget, incarnation, node}, buffer) do
@@ -99,6 +107,8 @@ defmodule PartitionedBuffer.Cluster.Receiver do
 
     {:noreply, buffer}
   end
+
+  def handle_cast(_message, buffer), do: {:noreply, buffer}
 
   @impl GenServer
   def handle_info(_message, buffer), do: {:noreply, buffer}

@@ -7,7 +7,7 @@ defmodule PartitionedBuffer.Cluster.Requests do
   alias PartitionedBuffer.Buffer.{Hold, Lookup, Settings}
   alias PartitionedBuffer.Cluster.{Joiner, Members, State, Supervisor}
   alias PartitionedBuffer.Observe.Info
-  alias PartitionedBuffer.{Native, Options, Routing}
+  alias PartitionedBuffer.{Options, Routing}
   alias PartitionedBuffer.Partition.Runner
 
   @type flushed() :: :ok | {:error, :timeout | :paused | {:failed, pos_integer()} | {:away, [node()]}}
@@ -207,16 +207,6 @@ defmodule PartitionedBuffer.Cluster.Requests do
   def not_clustered!(buffer) do
     _runs = Lookup.run!(buffer)
     raise ArgumentError, "buffer #{inspect(buffer)} was started without the option :cluster"
-  end
-
-  @doc "What the owning stage of a member has for a key, and its version; for a counter its sum."
-  @spec owned(atom(), any(), :map | :counter) :: {:ok, any(), integer()} | {:ok, integer()} | :error
-  def owned(buffer, key, :map) do
-    with :not_running <- Native.get_versioned(Routing.owning_name(buffer), nil, key), do: :error
-  end
-
-  def owned(buffer, key, :counter) do
-    with :not_running <- Native.sum(Routing.owning_name(buffer), nil, key), do: :error
   end
 
   defp left(:infinity), do: :infinity

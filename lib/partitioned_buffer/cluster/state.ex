@@ -17,6 +17,7 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | this node may have entries of this member: a number of the last batch |
   # | `{:ended, node}` | the last numbers that a member took of this one before its stop, by slot |
+  # | `{:incarnation, node}` | the incarnation that last answered a forward |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
   # | `{:away, node}` | when a node was last seen to be no member any longer |
   # | `{:ahead, node}` | how many milliseconds the clock of a node was last ahead |
@@ -175,6 +176,16 @@ defmodule PartitionedBuffer.Cluster.State do
   @spec all(atom(), atom()) :: [{any(), any()}]
   def all(buffer, kind),
     do: :ets.select(Routing.cluster_name(buffer), [{{{kind, :"$1"}, :"$2"}, [], [{{:"$1", :"$2"}}]}])
+
+  @doc """
+  Notes the incarnation of a node, and returns whether it had another one before.
+  """
+  @spec other_incarnation?(atom(), node(), pos_integer()) :: boolean()
+  def other_incarnation?(buffer, node, incarnation) do
+    before = get(buffer, {:incarnation, node})
+    if before != incarnation, do: put(buffer, {:incarnation, node}, incarnation)
+    before not in [nil, incarnation]
+  end
 
   @doc """
   Whether this is the first call for a key in as many milliseconds before `now`.

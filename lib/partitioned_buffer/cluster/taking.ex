@@ -6,21 +6,24 @@ defmodule PartitionedBuffer.Cluster.Taking do
   alias PartitionedBuffer.{Emitter, Native, Routing}
 
   @typedoc """
-  A batch of an origin: its incarnation, the slot and the number of the batch.
+  A batch of an origin: its stream, which is the incarnation of the origin and a slot, its number and its
+  entries.
   """
-  @type stream() :: {incarnation :: pos_integer(), slot :: non_neg_integer()}
+  @type batch() ::
+          {{incarnation :: pos_integer(), slot :: non_neg_integer()}, number :: pos_integer(), list()}
 
   @type answer() :: :ok | :duplicate | :full | :stopping | :not_running
 
   @doc """
-  Takes the entries of a batch, unless a batch of this stream with the same or a greater number was
-  taken.
+  Takes a batch, unless one of this stream with the same or a greater number was taken: if the bound of
+  the stage has room, or `:anyway`.
   """
-  @spec take(atom(), list(), stream(), pos_integer()) :: answer()
-  def take(buffer, entries, stream, number) do
+  @spec take(atom(), batch(), :bounded | :anyway) :: answer()
+  def take(buffer, {stream, number, entries}, bound) do
     # The stages of this node drain one after the other, so the owning stage takes batches while its
     # stop begins.
-    answer = absorb(buffer, entries, stream, number, [:processor])
+    modes = if bound == :anyway, do: [:force, :processor], else: [:processor]
+    answer = absorb(buffer, entries, stream, number, modes)
     if total = %{ok: :taken, duplicate: :duplicates}[answer], do: State.count(buffer, total)
     answer
   end

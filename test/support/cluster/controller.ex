@@ -20,7 +20,8 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
     unless Node.alive?() do
       start_epmd()
       Application.put_env(:kernel, :inet_dist_use_interface, @loopback)
-      name = :"controller_#{System.pid()}@#{@host}"
+      # epmd may still have the name of the last time.
+      name = :"controller_#{System.pid()}_#{System.unique_integer([:positive])}@#{@host}"
 
       case :net_kernel.start(name, %{name_domain: :longnames, hidden: true}) do
         {:ok, _pid} -> :ok
