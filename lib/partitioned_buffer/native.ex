@@ -732,9 +732,12 @@ defmodule PartitionedBuffer.Native do
   @spec streams(run()) :: [{non_neg_integer(), non_neg_integer(), pos_integer()}] | :not_running
   def streams(_run), do: not_loaded()
 
-  @doc "Forgets the streams with this first part. If they go on, any number is new."
-  @spec forget_streams(run(), first :: non_neg_integer()) :: :ok | :not_running
-  def forget_streams(_run, _first), do: not_loaded()
+  @doc """
+  Forgets the streams with this first part whose last number is at most `most`. If they go on, any number
+  is new.
+  """
+  @spec forget_streams(run(), first :: non_neg_integer(), most :: non_neg_integer()) :: :ok | :not_running
+  def forget_streams(_run, _first, _most), do: not_loaded()
 
   @doc """
   A random positive number of 58 bits, which stays the same while this VM lives: as long as the entries

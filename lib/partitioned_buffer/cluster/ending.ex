@@ -72,7 +72,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
   defp tell_taken(buffer, streams) do
     for {incarnation, {node, _last}} <- State.all(buffer, :origin) do
       numbers = for {^incarnation, slot, last} <- streams, into: %{}, do: {slot, last}
-      Receiver.ended(buffer, node, incarnation, numbers)
+      Receiver.ended(buffer, node, incarnation, State.joiner(buffer), numbers)
     end
   end
 

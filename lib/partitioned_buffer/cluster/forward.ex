@@ -105,8 +105,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
   end
 
   defp send_batch(%Job{ref: ref} = job, entries, work) do
-    # Numbers of one incarnation grow, in whichever process.
-    number = :erlang.unique_integer([:monotonic, :positive])
+    number = State.next_number()
     to = State.owner(ref.buffer, ref.number)
     Native.mark(job.flush, {number, to})
     ask(job, %__MODULE__{entries: entries, number: number, to: to}, work)

@@ -85,7 +85,7 @@ defmodule PartitionedBuffer.Cluster.HandOver do
 
   # Returns what no member took.
   defp give(entries, nodes, buffer) do
-    number = :erlang.unique_integer([:monotonic, :positive])
+    number = State.next_number()
     # Members come and go.
     nodes = Enum.uniq(nodes ++ State.others(buffer))
 

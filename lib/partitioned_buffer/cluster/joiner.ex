@@ -47,7 +47,10 @@ defmodule PartitionedBuffer.Cluster.Joiner do
   end
 
   @impl GenServer
-  def init(buffer), do: {:ok, update_group(%{buffer: buffer, scope: nil, member?: false})}
+  def init(buffer) do
+    State.put(buffer, :joiner, self())
+    {:ok, update_group(%{buffer: buffer, scope: nil, member?: false})}
+  end
 
   @impl GenServer
   def handle_call(:update, _from, state), do: {:reply, :ok, update_group(state)}

@@ -18,6 +18,9 @@ defmodule PartitionedBuffer.Cluster.Members do
   # distributed; and for members, where the scope does not report changes: before OTP 25.1.
   @look_ms 1_000
 
+  # All numbers of batches.
+  @all 0xFFFF_FFFF_FFFF_FFFF
+
   # How often, in milliseconds, to look for origins that are gone for good, and after how long they are.
   @prune_ms 60_000
   @gone_ms 3_600_000
@@ -88,7 +91,11 @@ defmodule PartitionedBuffer.Cluster.Members do
   # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
   def handle_info({:dead?, node}, %__MODULE__{buffer: buffer} = state) do
     unless node in Node.list(:connected),
-      do: for(key <- [:forwarded, :away, :ahead, :skew, :ended], do: State.delete(buffer, {key, node}))
+      do:
+        for(
+          key <- [:forwarded, :away, :ahead, :skew, :ended, :joined, :incarnation],
+          do: State.delete(buffer, {key, node})
+        )
 
     {:noreply, state}
   end
@@ -155,11 +162,12 @@ defmodule PartitionedBuffer.Cluster.Members do
     settings = State.settings(buffer)
     members = members(buffer, Enum.map(pids, &node/1))
     owners = Slots.owners(settings.slots, members, settings.owners)
+    # The newest process of a node comes first.
+    for pid <- Enum.uniq_by(pids, &node/1), do: State.note_joined(buffer, pid)
 
     if {members, owners} != {before, old_owners} do
       now = System.monotonic_time(:millisecond)
       for node <- before -- members, do: State.put(buffer, {:away, node}, now)
-      for node <- members -- before, do: State.delete(buffer, {:ended, node})
       State.put(buffer, :view, {members, owners})
       report(buffer, members, owners, before, old_owners)
     end
@@ -209,7 +217,7 @@ defmodule PartitionedBuffer.Cluster.Members do
         node not in members or last < lasts[node],
         now - last > gone_ms do
       with run when run != :not_running <- Native.run(Routing.owning_name(buffer)) do
-        Native.forget_streams(run, incarnation)
+        Native.forget_streams(run, incarnation, @all)
         State.delete(buffer, {:origin, incarnation})
       end
     end

@@ -53,14 +53,15 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   """
   @spec forget(atom(), node(), pos_integer()) :: :ok
   def forget(buffer, node, incarnation),
-    do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation, node()})
+    do: GenServer.cast({name(buffer, 0), node}, {:forget, incarnation, node(), State.next_number()})
 
   @doc """
-  Tells another member which numbers of its batches this one took, by slot. It takes nothing after that.
+  Tells another member which numbers of its batches this one took, by slot. The member that had the
+  process `joiner` takes nothing after that.
   """
-  @spec ended(atom(), node(), pos_integer(), %{non_neg_integer() => pos_integer()}) :: :ok
-  def ended(buffer, node, incarnation, numbers),
-    do: GenServer.cast({name(buffer, 0), node}, {:ended, node(), incarnation, numbers})
+  @spec ended(atom(), node(), pos_integer(), pid(), %{non_neg_integer() => pos_integer()}) :: :ok
+  def ended(buffer, node, incarnation, joiner, numbers),
+    do: GenServer.cast({name(buffer, 0), node}, {:ended, incarnation, joiner, numbers})
 
   # It traps exits, so that it answers the calls that came before the order to end.
   @impl GenServer
@@ -88,22 +89,20 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   def handle_call(_call, _from, buffer), do: {:reply, :invalid, buffer}
 
   @impl GenServer
-  def handle_cast({:forget, incarnation, node}, buffer) do
+  # The next life of the member may have begun already, with later numbers.
+  def handle_cast({:forget, incarnation, node, number}, buffer) do
     State.replace_forwarded(buffer, node)
 
     with run when run != :not_running <- Native.run(Routing.owning_name(buffer)),
-         do: Native.forget_streams(run, incarnation)
+         do: Native.forget_streams(run, incarnation, number)
 
     State.delete(buffer, {:origin, incarnation})
     {:noreply, buffer}
   end
 
-  # A member that is back does not know the numbers of its last life, unless its VM is the same.
-  def handle_cast({:ended, node, incarnation, numbers}, buffer) do
-    {members, _owners} = State.view(buffer)
-
-    if incarnation == State.incarnation(buffer) and node not in members,
-      do: State.put(buffer, {:ended, node}, numbers)
+  def handle_cast({:ended, incarnation, joiner, numbers}, buffer) do
+    if incarnation == State.incarnation(buffer),
+      do: State.put(buffer, {:ended, node(joiner)}, {joiner, numbers})
 
     {:noreply, buffer}
   end

@@ -16,7 +16,9 @@ defmodule PartitionedBuffer.Cluster.State do
   # | `{:silent, node}` | a member did not answer for long in the hand-over |
   # | `{:uncertain, slot}` | a batch whose owner is away and may have it: the owner, and since when |
   # | `{:forwarded, node}` | this node may have entries of this member: a number of the last batch |
-  # | `{:ended, node}` | the last numbers that a member took of this one before its stop, by slot |
+  # | `:joiner` | the process with which this member is in the group |
+  # | `{:joined, node}` | the same of another member, and the number at which it joined |
+  # | `{:ended, node}` | the process of a member that stopped, and the last numbers that it took, by slot |
   # | `{:incarnation, node}` | the incarnation that last answered a forward |
   # | `{:origin, incarnation}` | the node of an origin, and when its last batch came |
   # | `{:away, node}` | when a node was last seen to be no member any longer |
@@ -158,17 +160,41 @@ defmodule PartitionedBuffer.Cluster.State do
   def silent?(buffer, node), do: get(buffer, {:silent, node}) == true
 
   @doc """
-  What a member that stopped says of a batch; nil if it said nothing.
+  The next number of a batch. In one incarnation numbers grow, in whichever process.
+  """
+  @spec next_number() :: pos_integer()
+  def next_number, do: :erlang.unique_integer([:monotonic, :positive])
+
+  @doc """
+  Notes that a member joined with this process. Batches with later numbers are for that life of it.
+  """
+  @spec note_joined(atom(), pid()) :: :ok
+  def note_joined(buffer, joiner) do
+    case get(buffer, {:joined, node(joiner)}) do
+      {^joiner, _number} -> :ok
+      _earlier_life -> put(buffer, {:joined, node(joiner)}, {joiner, next_number()})
+    end
+  end
+
+  @doc """
+  Whether a member that ended took a batch; nil if it did not report that, or another life of it.
   """
   @spec ended(atom(), node(), slot :: non_neg_integer(), number :: pos_integer()) ::
           :taken | :not_taken | nil
   def ended(buffer, node, slot, number) do
-    case get(buffer, {:ended, node}) do
-      nil -> nil
-      %{^slot => last} when last >= number -> :taken
-      _other_numbers -> :not_taken
+    with {joiner, numbers} <- get(buffer, {:ended, node}),
+         {^joiner, first} when number > first <- get(buffer, {:joined, node}) do
+      if Map.get(numbers, slot, 0) >= number, do: :taken, else: :not_taken
+    else
+      _unknown -> nil
     end
   end
+
+  @doc """
+  The process with which this member joined; nil before.
+  """
+  @spec joiner(atom()) :: pid() | nil
+  def joiner(buffer), do: get(buffer, :joiner)
 
   @doc """
   The rows whose key is a pair that begins with this atom: the rest of the key, and the value.

@@ -143,9 +143,10 @@ fn a_forgotten_stream_begins_again() {
     for id in [(1, 1), (1, 2), (2, 1)] {
         assert_eq!(streams.take(id, 5, false, || Ok::<_, ()>(())), Take::Done(Ok(())));
     }
-    streams.forget(1);
-    streams.forget(3);
-    assert_eq!(streams.all(), [(2, 1, 5)]);
+    assert_eq!(streams.take((1, 1), 6, false, || Ok::<_, ()>(())), Take::Done(Ok(())));
+    streams.forget(1, 5);
+    streams.forget(3, 5);
+    assert_eq!(streams.all(), [(1, 1, 6), (2, 1, 5)]);
     assert_eq!(streams.take((1, 2), 1, false, || Ok::<_, ()>(())), Take::Done(Ok(())));
 }
 

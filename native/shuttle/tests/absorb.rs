@@ -110,11 +110,12 @@ fn a_number_is_taken_while_the_streams_are_forgotten() {
     check(|| {
         let (buffer, streams) = (counter::start(1, true), Arc::new(Streams::default()));
         let forgetter = streams.clone();
-        let forgets = thread::spawn(move || forgetter.forget(1));
+        let forgets = thread::spawn(move || forgetter.forget(1, 1));
         let taken = [1, 1, 2].map(|number| absorb(&buffer, &streams, number, 1));
         forgets.join().expect("nothing panics");
         let times = taken.iter().filter(|&&taken| taken).count();
-        // The second call finds the first one's number, unless the streams were forgotten in between.
+        // The second call finds the first one's number, unless it was forgotten in between. A number that is
+        // being taken is not forgotten.
         assert!(taken[0] && taken[2] && times >= 2);
         assert_eq!(finish(&buffer), [(times as i128, times as u128); 4]);
     });

@@ -56,18 +56,23 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
   test "a member that stopped tells what it took", %{sink: sink, name: name} do
     start(name, sink)
     incarnation = State.incarnation(name)
-    :ok = Receiver.ended(name, node(), incarnation, %{3 => 7})
+    State.put(name, {:joined, node()}, {self(), 5})
+    # A member that did not report anything.
+    assert State.ended(name, node(), 3, 7) == nil
+    :ok = Receiver.ended(name, node(), incarnation + 1, self(), %{3 => 7})
     await_receiver(name)
-    # A member that runs has not ended.
+    # That was for another incarnation.
     assert State.ended(name, node(), 3, 7) == nil
 
-    cast(name, {:ended, :gone@nowhere, incarnation, %{3 => 7}})
-    cast(name, {:ended, :other@nowhere, incarnation + 1, %{3 => 7}})
+    :ok = Receiver.ended(name, node(), incarnation, self(), %{3 => 7})
     await_receiver(name)
-    assert State.ended(name, :gone@nowhere, 3, 7) == :taken
-    assert State.ended(name, :gone@nowhere, 3, 8) == :not_taken
-    assert State.ended(name, :gone@nowhere, 4, 1) == :not_taken
-    assert State.ended(name, :other@nowhere, 3, 7) == nil
+    assert State.ended(name, node(), 3, 7) == :taken
+    assert State.ended(name, node(), 3, 8) == :not_taken
+    assert State.ended(name, node(), 4, 6) == :not_taken
+    # A batch for an earlier life of the member, and one for a later life.
+    assert State.ended(name, node(), 3, 5) == nil
+    State.put(name, {:joined, node()}, {spawn(fn -> :ok end), 5})
+    assert State.ended(name, node(), 3, 7) == nil
   end
 
   test "the numbers of a killed member are forgotten, though its name is a member again", %{
@@ -159,8 +164,6 @@ defmodule PartitionedBuffer.ClusterEndingsTest do
   rescue
     ArgumentError -> false
   end
-
-  defp cast(name, message), do: GenServer.cast(receiver(name), message)
 
   defp refresh(name, message) do
     send(members(name), message)

@@ -25,9 +25,11 @@ defmodule PartitionedBuffer.Native.AbsorbOnceTest do
       run = open(:counter)
       absorb = &Native.absorb(run, [{:key, 1, 1}], &1, 1, [])
       for stream <- [{1, 1}, {1, 2}, {2, 1}], do: assert(absorb.(stream) == :ok)
-      assert Native.forget_streams(run, 1) == :ok
-      assert Native.forget_streams(run, 3) == :ok
-      assert Native.streams(run) == [{2, 1, 1}]
+      assert Native.absorb(run, [{:key, 1, 1}], {1, 3}, 2, []) == :ok
+      assert Native.forget_streams(run, 1, 1) == :ok
+      assert Native.forget_streams(run, 3, 1) == :ok
+      # Later numbers are not forgotten.
+      assert Native.streams(run) == [{1, 3, 2}, {2, 1, 1}]
       assert [absorb.({1, 1}), absorb.({2, 1})] == [:ok, :duplicate]
     end
 

@@ -255,7 +255,7 @@ defmodule PartitionedBuffer.Native.AbsorbTest do
       kill_owner(elem(run, 0), owner)
       assert both(run, [{:key, 1, 1}], {1, 1}, 2) == :not_running
       assert Native.streams(run) == :not_running
-      assert Native.forget_streams(run, 1) == :not_running
+      assert Native.forget_streams(run, 1, 1) == :not_running
       assert both({unique_name(), 1}, []) == :not_running
       assert both(open(:map, partitions: 0), []) == :not_running
     end

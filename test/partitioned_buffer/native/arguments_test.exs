@@ -105,7 +105,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     absorb: [:run, :absorbed, :stream, :positive, :modes],
     absorb_large: [:run, :absorbed, :stream, :positive, :modes],
     streams: [:run],
-    forget_streams: [:run, :u64],
+    forget_streams: [:run, :u64, :u64],
     incarnation: [:name],
     memory: [],
     await_reclaimed: [],

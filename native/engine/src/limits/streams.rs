@@ -2,8 +2,7 @@
 //! counts once.
 //!
 //! Like the entries, the numbers outlive a run. A stream is held while its entries are written, so of
-//! two calls with the same number the second one finds it taken. A forgotten stream begins again; a
-//! call under way then notes its number nowhere.
+//! two calls with the same number the second one finds it taken. A forgotten stream begins again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -90,10 +89,16 @@ impl Streams {
         }
     }
 
-    /// Forgets all streams with this first part.
-    pub fn forget(&self, first: u64) {
-        let forgotten = self.0.lock().remove(&first);
-        drop(forgotten);
+    /// Forgets the streams with this first part whose last number is at most `most`, unless a call uses
+    /// them: it may take a later one.
+    pub fn forget(&self, first: u64, most: u64) {
+        let mut streams = self.0.lock();
+        let Some(seconds) = streams.get_mut(&first) else { return };
+        // Only this lock gives out references, so no call has one of a stream with a single reference.
+        seconds.retain(|_, stream| Arc::strong_count(stream) > 1 || stream.last.load(Ordering::Acquire) > most);
+        if seconds.is_empty() {
+            streams.remove(&first);
+        }
     }
 
     /// The streams with the last number taken, in the order of their ids.

@@ -79,13 +79,13 @@ fn streams<'a>(env: Env<'a>, [run]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
     Ok(or_not_running(env, run.enter(|partitions| Ok(partitions.shared().streams.all()))))
 }
 
-nif!(forget_streams / 2, DirtyCpu);
-fn forget_streams<'a>(env: Env<'a>, [run, first]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (run, first): (Run, u64) = (run.decode()?, first.decode()?);
+nif!(forget_streams / 3, DirtyCpu);
+fn forget_streams<'a>(env: Env<'a>, [run, first, most]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
+    let (run, first, most): (Run, u64, u64) = (run.decode()?, first.decode()?, most.decode()?);
     Ok(done(
         env,
         run.enter(|partitions| {
-            partitions.shared().streams.forget(first);
+            partitions.shared().streams.forget(first, most);
             Ok(())
         }),
     ))
