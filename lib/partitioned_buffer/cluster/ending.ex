@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
   # Lets this member leave at a stop, in order: it leaves the group, the collecting stage drains to the
   # others, the receivers answer what came, the owning stage drains to the sink, and what is left is
   # handed over. A supervisor ends its children in that order, and this module decides before each stage
-  # how long its drain may take: both together as long as `:drain_timeout_ms`, the first a third of it.
+  # how long its drain may take: together `:drain_timeout_ms`, and the first a third at most.
 
   use GenServer
 
@@ -60,7 +60,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
   end
 
   # A batch that waits here may go to the same owner after the next start, with the same number. And
-  # entries of others that wait here are at no other member.
+  # entries of other members that wait here are nowhere else.
   defp leave(:all, buffer, _dead_letter?) do
     HandOver.report(buffer)
 

@@ -132,7 +132,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
       {answer, clock, incarnation} ->
         Taking.see_clock(buffer, clock, to)
         other? = State.other_incarnation?(buffer, to, incarnation)
-        # The one that was asked before died with its entries.
+        # The owner that was asked before died with its entries.
         if other? and answer == :ok and not batch.sure?, do: State.count(buffer, :resent)
         outcome(answer)
 

@@ -88,7 +88,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     {:noreply, publish(%__MODULE__{state | pids: Enum.reject(state.pids, &(node(&1) == node))})}
   end
 
-  # Nobody can tell a dead node from one that is cut off. After this time it counts as dead.
+  # A dead node looks like one that is cut off. After this time it counts as dead.
   def handle_info({:dead?, node}, %__MODULE__{buffer: buffer} = state) do
     unless node in Node.list(:connected),
       do:
@@ -121,7 +121,7 @@ defmodule PartitionedBuffer.Cluster.Members do
 
       pid ->
         {group, pids} = monitor(Joiner.scope(buffer), Joiner.group(buffer))
-        # A new scope does not know the others yet. The old ones stay until it had the time to learn of them.
+        # A new scope does not know the others yet. The old ones stay for some seconds.
         pids = if state.orphaned, do: Enum.uniq(pids ++ state.pids), else: pids
         publish(%__MODULE__{state | scope: Process.monitor(pid), group: group, pids: pids})
     end
@@ -200,7 +200,7 @@ defmodule PartitionedBuffer.Cluster.Members do
     end
   end
 
-  # An origin that was killed never says so. Its numbers are forgotten when no batch of it can come. A
+  # A killed origin reports nothing. Its numbers are forgotten when none of its batches can come. A
   # member under its name is another origin.
   defp prune(buffer) do
     {members, _owners} = State.view(buffer)

@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.Cluster.Requests do
 
   @doc """
   Flushes the entries of this member: the collecting stage, then the owning stages of all members that
-  have some of them.
+  took some.
   """
   @spec flush(atom(), keyword()) :: flushed()
   def flush(buffer, opts) do
@@ -37,7 +37,7 @@ defmodule PartitionedBuffer.Cluster.Requests do
     end
   end
 
-  # A node with a later batch stays among those that have some.
+  # A node with a later batch keeps its row.
   defp flush_owners(buffer, forwarded, until) do
     {near, away} =
       Enum.split_with(forwarded, fn {node, _last} -> node == node() or node in Node.list(:connected) end)

@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Cluster.State do
   @moduledoc false
   # The state that the processes of a buffer of several nodes share. It is a table of the buffer's
-  # supervisor, so it outlives each of them.
+  # supervisor, so it outlives each process.
   #
   # | key | value |
   # |---|---|
@@ -166,7 +166,7 @@ defmodule PartitionedBuffer.Cluster.State do
   def next_number, do: :erlang.unique_integer([:monotonic, :positive])
 
   @doc """
-  Notes that a member joined with this process. Batches with later numbers are for that life of it.
+  Notes that a member joined with this process. Batches with later numbers are for this life of the member.
   """
   @spec note_joined(atom(), pid()) :: :ok
   def note_joined(buffer, joiner) do
@@ -177,7 +177,7 @@ defmodule PartitionedBuffer.Cluster.State do
   end
 
   @doc """
-  Whether a member that ended took a batch; nil if it did not report that, or another life of it.
+  Whether an ended member took a batch; nil without a report of the life that the batch was for.
   """
   @spec ended(atom(), node(), slot :: non_neg_integer(), number :: pos_integer()) ::
           :taken | :not_taken | nil
