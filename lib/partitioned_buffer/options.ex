@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Options do
   require Logger
 
   alias __MODULE__
-  alias PartitionedBuffer.Options.{Cluster, FunctionCheck}
+  alias PartitionedBuffer.Options.{Cluster, FunctionCheck, Values}
 
   defmodule Functions do
     @moduledoc false
@@ -111,15 +111,6 @@ defmodule PartitionedBuffer.Options do
   # The least similarity of two names, from 0 to 1, of which one may be meant by the other.
   @similar 0.77
 
-  # The longest timeout of `receive`.
-  @max_ms 4_294_967_295
-
-  # The most entries that a bound or a threshold can count.
-  @max_count 4_294_967_295
-
-  # More bytes than any machine has.
-  @max_bytes 1_152_921_504_606_846_976
-
   # The native library counts the attempts of an entry up to this number. No entry fails that often.
   @max_attempts 2_147_483_646
 
@@ -144,7 +135,7 @@ defmodule PartitionedBuffer.Options do
       raise!(
         key,
         nil,
-        "required option #{inspect(key)} of #{buffer(name)} is missing: expected #{expected(key)}"
+        "required option #{inspect(key)} of #{buffer(name)} is missing: expected #{Values.expected(key)}"
       )
     end
 
@@ -418,8 +409,8 @@ defmodule PartitionedBuffer.Options do
   """
   @spec timeout!(atom(), any()) :: timeout()
   def timeout!(name, timeout) do
-    unless valid?(:drain_timeout_ms, timeout),
-      do: invalid!(name, :timeout, timeout, expected(:drain_timeout_ms))
+    unless Values.valid?(:drain_timeout_ms, timeout),
+      do: invalid!(name, :timeout, timeout, Values.expected(:drain_timeout_ms))
 
     timeout
   end
@@ -511,108 +502,17 @@ defmodule PartitionedBuffer.Options do
   end
 
   defp check!({key, value}, name, _at) do
-    valid?(key, value) ||
+    Values.valid?(key, value) ||
       raise!(
         key,
         value,
-        "invalid value for option #{inspect(key)} of #{buffer(name)}: expected #{expected(key)}, " <>
+        "invalid value for option #{inspect(key)} of #{buffer(name)}: expected #{Values.expected(key)}, " <>
           "got: #{inspect(value)}"
       )
   end
 
   defp buffer(nil), do: "a buffer"
   defp buffer(name), do: "buffer #{inspect(name)}"
-
-  defp valid?(:name, name), do: is_atom(name) and name != nil
-
-  # A module of a buffer kind exports `__kind__/0`, since it is a layer above this module.
-  defp valid?(:module, module),
-    do: is_atom(module) and Code.ensure_loaded?(module) and function_exported?(module, :__kind__, 0)
-
-  defp valid?(key, {m, f, args}) when key in [:processor, :format_reason],
-    do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
-
-  defp valid?(key, function) when key in [:processor, :format_reason], do: is_function(function, 1)
-  defp valid?(:partitions, count), do: is_integer(count) and count in 0..4_096
-  defp valid?(:max_attempts, attempts), do: attempts == :infinity or (is_integer(attempts) and attempts > 0)
-
-  defp valid?(:retry_backoff_ms, {min, max}),
-    do: is_integer(min) and is_integer(max) and min >= 0 and min <= max and max <= @max_ms
-
-  defp valid?(:retry_backoff_ms, function), do: is_function(function, 1)
-  defp valid?(:dead_letter, {_m, _f, _args} = mfa), do: valid?(:processor, mfa)
-  defp valid?(:dead_letter, function), do: is_function(function, 2)
-  defp valid?(:processing_interval_ms, :infinity), do: true
-  defp valid?(:processing_interval_ms, ms), do: is_integer(ms) and ms > 0 and ms <= max_interval_ms()
-  defp valid?(:processing_jitter_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
-  defp valid?(key, :infinity) when key in [:processing_timeout_ms, :drain_timeout_ms], do: true
-
-  defp valid?(key, ms) when key in [:processing_timeout_ms, :drain_timeout_ms],
-    do: is_integer(ms) and ms in 0..@max_ms
-
-  defp valid?(:order, order), do: order in [:strict, :none]
-  defp valid?(:versions, versions), do: versions in [:clock, :own]
-  defp valid?(:processing_batch_size, :table), do: true
-  defp valid?(:processing_batch_size, {_acc, function}), do: is_function(function, 2)
-  defp valid?(:processing_batch_size, size), do: is_integer(size) and size > 0
-
-  defp valid?(key, :infinity) when key in [:processing_threshold, :max_size], do: true
-
-  defp valid?(key, count) when key in [:processing_threshold, :max_size],
-    do: is_integer(count) and count in 1..@max_count
-
-  defp valid?(key, :infinity) when key in [:max_bytes, :processing_batch_bytes], do: true
-
-  defp valid?(key, bytes) when key in [:max_bytes, :processing_batch_bytes],
-    do: is_integer(bytes) and bytes in 1..@max_bytes
-
-  defp valid?(:when_full, what), do: what in [:raise, :error, :drop_newest]
-  defp valid?(:full_timeout_ms, ms), do: is_integer(ms) and ms in 0..@max_ms
-
-  defp expected(:name), do: "an atom"
-
-  defp expected(:module),
-    do: "PartitionedBuffer.Map, PartitionedBuffer.Queue or PartitionedBuffer.Counter"
-
-  defp expected(key) when key in [:processor, :format_reason],
-    do: "a function of arity 1 or {module, function, args}"
-
-  defp expected(:partitions), do: "a non-negative integer up to 4096"
-  defp expected(:max_attempts), do: "a positive integer or :infinity"
-
-  defp expected(:retry_backoff_ms),
-    do: "{min, max} with 0 <= min <= max <= #{@max_ms} (milliseconds), or a function of arity 1"
-
-  defp expected(:dead_letter), do: "a function of arity 2 or {module, function, args}"
-
-  defp expected(:processing_interval_ms),
-    do: "a positive integer up to #{max_interval_ms()} (milliseconds) or :infinity"
-
-  defp expected(:processing_jitter_ms),
-    do: "a non-negative integer up to #{@max_ms} (milliseconds)"
-
-  defp expected(key) when key in [:processing_timeout_ms, :drain_timeout_ms],
-    do: "a non-negative integer up to #{@max_ms} (milliseconds) or :infinity"
-
-  defp expected(:order), do: ":strict or :none"
-
-  defp expected(:versions), do: ":clock or :own"
-
-  defp expected(:processing_batch_size),
-    do: "a positive integer, :table, or {acc, function} with a function of arity 2"
-
-  defp expected(key) when key in [:processing_threshold, :max_size],
-    do: "a positive integer up to #{@max_count} or :infinity"
-
-  defp expected(key) when key in [:max_bytes, :processing_batch_bytes],
-    do: "a positive integer up to #{@max_bytes} (bytes) or :infinity"
-
-  defp expected(:when_full), do: ":raise, :error or :drop_newest"
-  defp expected(:full_timeout_ms), do: "a non-negative integer up to #{@max_ms} (milliseconds)"
-
-  # `:erlang.start_timer/4` takes no time after the end of the VM's clock. The clock starts below 0
-  # and stays there for years, so the current time plus this interval is before its end.
-  defp max_interval_ms, do: System.convert_time_unit(:erlang.system_info(:end_time), :native, :millisecond)
 
   # Version 0.4 of this package raised the error of NimbleOptions, so an app with NimbleOptions may
   # rescue it.
