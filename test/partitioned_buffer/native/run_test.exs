@@ -4,7 +4,7 @@ defmodule PartitionedBuffer.Native.RunTest do
 
   import Bitwise
 
-  describe "open/5" do
+  describe "open/7" do
     test "leaves no buffer running if its process is killed during the call" do
       buffer = unique_name()
 
@@ -17,6 +17,8 @@ defmodule PartitionedBuffer.Native.RunTest do
         for _ <- 1..(round * 13), do: :erlang.phash2(round)
         Process.exit(pid, :kill)
         assert_receive {:DOWN, ^ref, :process, ^pid, _reason}
+        # Waits for the call, which may go on after the death.
+        Native.left(buffer)
         await_status(buffer, :not_running)
         assert Native.partition_count(buffer) == :not_running
       end
