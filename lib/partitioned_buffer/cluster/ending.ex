@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
 
   alias PartitionedBuffer.Buffer.Settings
   alias PartitionedBuffer.Cluster.{HandOver, Joiner, Members, Receiver, State}
-  alias PartitionedBuffer.{Native, Options, Routing}
+  alias PartitionedBuffer.{Native, Routing}
 
   @typedoc "The stage that ends after this process; `:all` for the last of all."
   @type place() :: :collecting | :owning | :all
@@ -80,6 +80,6 @@ defmodule PartitionedBuffer.Cluster.Ending do
     Settings.update!(stage, drain_timeout_ms: ms)
   rescue
     # The stage ended by itself.
-    _not_running in [ArgumentError, RuntimeError] -> %Options{name: stage, kind: nil}
+    _not_running in [ArgumentError, RuntimeError] -> :ok
   end
 end

@@ -107,8 +107,11 @@ defmodule PartitionedBuffer.Cluster.Forward do
   defp send_batch(%Job{ref: ref} = job, entries, work) do
     number = State.next_number()
     to = State.owner(ref.buffer, ref.number)
-    Native.mark(job.flush, {number, to})
-    ask(job, %__MODULE__{entries: entries, number: number, to: to}, work)
+
+    # Without the mark the batch is another task's, or the stage ended.
+    if Native.mark(job.flush, {number, to}),
+      do: ask(job, %__MODULE__{entries: entries, number: number, to: to}, work),
+      else: job
   end
 
   defp ask(%Job{ref: %Ref{buffer: buffer}} = job, batch, work) do

@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   @gone_ms 3_600_000
 
   @enforce_keys [:buffer]
-  defstruct [:buffer, :scope, :group, :orphaned, :node, pids: []]
+  defstruct [:buffer, :scope, :group, :orphaned, :node, :computed, pids: []]
 
   @spec start_link(atom()) :: GenServer.on_start()
   def start_link(buffer), do: GenServer.start_link(__MODULE__, buffer, name: name(buffer))
@@ -159,9 +159,9 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   defp publish(%__MODULE__{buffer: buffer, pids: pids} = state) do
     {before, old_owners} = State.view(buffer)
-    settings = State.settings(buffer)
+    %{slots: slots, owners: choice} = State.settings(buffer)
     members = members(buffer, Enum.map(pids, &node/1))
-    owners = Slots.owners(settings.slots, members, settings.owners)
+    owners = owners(state.computed, {slots, members, choice})
     # The newest process of a node comes first.
     for pid <- Enum.uniq_by(pids, &node/1), do: State.note_joined(buffer, pid)
 
@@ -172,8 +172,12 @@ defmodule PartitionedBuffer.Cluster.Members do
       report(buffer, members, owners, before, old_owners)
     end
 
-    state
+    %__MODULE__{state | computed: {{slots, members, choice}, owners}}
   end
+
+  # Many slots and members take a tenth of a second, and most looks find what the last one found.
+  defp owners({arguments, owners}, arguments), do: owners
+  defp owners(_computed, {slots, members, choice}), do: Slots.owners(slots, members, choice)
 
   defp members(buffer, nodes) do
     others = nodes |> Enum.uniq() |> List.delete(node())

@@ -11,8 +11,10 @@ defmodule PartitionedBuffer.Cluster.Receiver do
   # All members must have the same number.
   @receivers 4
 
-  # The numbers of incarnations, slots and batches.
-  @numbers 0..0xFFFF_FFFF_FFFF_FFFF
+  # The values that the NIFs take: of incarnations and slots, of the numbers of batches, and of clocks.
+  @unsigned 0..0xFFFF_FFFF_FFFF_FFFF
+  @numbers 1..0xFFFF_FFFF_FFFF_FFFF
+  @clocks -0x8000_0000_0000_0000..0x7FFF_FFFF_FFFF_FFFF
 
   @doc """
   The child specifications of the receivers of a buffer.
@@ -76,8 +78,8 @@ defmodule PartitionedBuffer.Cluster.Receiver do
         {pid, _tag},
         buffer
       )
-      when incarnation in @numbers and slot in @numbers and number in @numbers and is_list(entries) and
-             bound in [:bounded, :anyway] and is_integer(clock) do
+      when incarnation in @unsigned and slot in @unsigned and number in @numbers and is_list(entries) and
+             bound in [:bounded, :anyway] and clock in @clocks do
     State.put(buffer, {:origin, incarnation}, {node(pid), System.monotonic_time(:millisecond)})
     Taking.see_clock(buffer, clock, node(pid))
     answer = Taking.take(buffer, batch, bound)

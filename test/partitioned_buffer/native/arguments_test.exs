@@ -101,7 +101,7 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     mark: [:flush, :mark],
     marked: [:flush],
     latest_version: [:run, :u32],
-    see_version: [:run, :amount, :u32],
+    see_version: [:run, :amount, :u64],
     absorb: [:run, :absorbed, :stream, :positive, :modes],
     absorb_large: [:run, :absorbed, :stream, :positive, :modes],
     streams: [:run],

@@ -58,10 +58,11 @@ fn latest_version<'a>(env: Env<'a>, [run, partition]: [Term<'a>; 2]) -> NifResul
 
 nif!(see_version / 3);
 fn see_version<'a>(env: Env<'a>, [run, version, most_ms]: [Term<'a>; 3]) -> NifResult<Term<'a>> {
-    let (version, most_ms): (i64, u32) = (version.decode()?, most_ms.decode()?);
+    let (version, most_ms): (i64, u64) = (version.decode()?, most_ms.decode()?);
+    let most = i64::try_from(most_ms).unwrap_or(i64::MAX).saturating_mul(STEPS_IN_MS);
     with_map(env, run, |map| {
         let ahead = version.saturating_sub(map.partition(0).present_version()).max(0);
-        if ahead <= i64::from(most_ms) * STEPS_IN_MS {
+        if ahead <= most {
             map.shared.clock.see(version);
         }
         Ok(ahead / STEPS_IN_MS)
