@@ -8,6 +8,7 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
 
   @host "127.0.0.1"
   @loopback {127, 0, 0, 1}
+  @stop_ms 5_000
 
   def host, do: @host
 
@@ -35,7 +36,15 @@ defmodule PartitionedBuffer.Test.Cluster.Controller do
   end
 
   @doc "Ends the distribution. The VM is `:nonode@nohost` again."
-  def stop, do: :net_kernel.stop()
+  def stop do
+    # A test may have stopped it before.
+    _result = :net_kernel.stop()
+    # The VM gives up its name a moment later. A start in between would take it for a node.
+    Until.true?(@stop_ms, fn -> not Node.alive?() end) ||
+      raise "the distribution does not end within #{@stop_ms} ms"
+
+    :ok
+  end
 
   @doc "The nodes of this machine: `{:ok, [{short name, port}]}`."
   def names, do: :erl_epmd.names(@loopback)
