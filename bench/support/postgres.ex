@@ -31,11 +31,14 @@ defmodule Bench.Postgres do
       do: "not found: #{Enum.join(server ++ client, ", ")}; on Debian install it as root with `#{@install}`"
   end
 
-  @doc "Starts a server with an empty database `postgres`, linked to the calling process. Raises if something is missing."
-  @spec start_link(any()) :: GenServer.on_start()
-  def start_link(_opts \\ []) do
+  @doc """
+  Starts a server with an empty database `postgres` and these settings, linked to the calling process.
+  Raises if something is missing.
+  """
+  @spec start_link(keyword(String.t())) :: GenServer.on_start()
+  def start_link(settings \\ []) do
     if sentence = missing(), do: raise(sentence)
-    GenServer.start_link(__MODULE__, binaries())
+    GenServer.start_link(__MODULE__, {binaries(), settings})
   end
 
   @doc "The port that it listens on, also after `start!/1`."
@@ -55,7 +58,7 @@ defmodule Bench.Postgres do
   def destroy(postgres), do: GenServer.stop(postgres)
 
   @impl GenServer
-  def init(binaries) do
+  def init({binaries, settings}) do
     # For `terminate/2`.
     Process.flag(:trap_exit, true)
     template = Path.join(System.tmp_dir!(), "partitioned_buffer_postgres_XXXXXX")
@@ -71,6 +74,7 @@ defmodule Bench.Postgres do
       listen_addresses = '127.0.0.1'
       port = #{state.port}
       unix_socket_directories = '#{dir}'
+      #{Enum.map_join(settings, "\n", fn {name, value} -> "#{name} = #{value}" end)}
       """,
       [:append]
     )
