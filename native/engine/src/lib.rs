@@ -5,6 +5,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`journal`] | a copy of the entries on disk |
 //! | [`partition`] | the locks of the shards, and the flush, which swaps their stores |
 //! | [`flush`] | the entries in flight, the batch that the processor has, and their outcomes |
 //! | [`store`] | the entries of one shard: tables of values or sums by their key, and logs |
@@ -21,6 +22,7 @@
 pub mod clock;
 pub mod flush;
 mod ids;
+pub mod journal;
 pub mod limits;
 pub mod memory;
 pub mod partition;
@@ -31,7 +33,9 @@ mod sync;
 pub mod term;
 
 pub use clock::Clock;
-pub use flush::{BatchState, Death, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Mark, Reader, Seen};
+pub use flush::{
+    BatchState, Death, Fate, Flush, Flushed, Frozen, GaveBack, GiveBack, Held, Leased, Mark, Note, Reader, Seen,
+};
 pub use ids::EntryId;
 pub use limits::bound::{self, Bound, Limits};
 pub use limits::streams::{self, Streams};
@@ -49,5 +53,6 @@ pub use store::counter::{self as tally, Tally};
 pub use store::hash::{Hash, Hasher};
 pub use store::map::{self as generation, Generation};
 pub use store::queue::{self as log, Log};
+pub use store::saved;
 pub use store::{entries, index, table, Store};
 pub use term::{Heap, Resident, Term, Version};

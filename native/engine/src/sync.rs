@@ -7,10 +7,12 @@
 pub(crate) use parking_lot::{Mutex, MutexGuard, RwLockReadGuard as ReadGuard};
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+#[cfg(not(shuttle))]
+pub(crate) use std::thread::yield_now;
 
 #[cfg(shuttle)]
 pub(crate) use self::modelled::{
-    AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock,
+    yield_now, AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, ReadGuard, RwLock,
 };
 
 /// A lock for readers and a writer. A waiting writer keeps no reader out, so a thread may wait for
@@ -48,6 +50,7 @@ mod modelled {
 
     pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use shuttle::sync::{MutexGuard, RwLockReadGuard as ReadGuard};
+    pub(crate) use shuttle::thread::yield_now;
 
     /// A lock at which the model decides who runs next.
     #[derive(Default)]

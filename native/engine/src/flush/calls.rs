@@ -4,6 +4,7 @@ use super::batch::{Batch, BatchState, Mark};
 use super::deferred::in_order;
 use super::flush::Flush;
 use super::frozen::Held;
+use super::notes::Fate;
 use super::progress::{OpenCall, Progress};
 use crate::limits::totals::Ended;
 use crate::limits::Isolation;
@@ -82,7 +83,16 @@ impl<S: Store> Flush<S> {
     /// Gives the batch to the processor until it has an outcome; `false` if it is not this
     /// reader's. `now` is the time.
     pub fn lease(&self, reader: u64, now: i64) -> bool {
-        self.lock().lease(reader, now)
+        self.lease_read(&mut self.lock(), reader, now)
+    }
+
+    /// [`lease`](Self::lease), with the lock of the flush.
+    pub(super) fn lease_read(&self, progress: &mut Progress<S>, reader: u64, now: i64) -> bool {
+        let is_own = progress.lease(reader, now);
+        if is_own {
+            self.note(&progress.batch.runs, |attempts| Fate::Attempts(attempts.saturating_add(1)));
+        }
+        is_own
     }
 
     /// Sets or removes the mark of this reader's leased batch; `false` without such a batch. The mark
@@ -127,12 +137,14 @@ impl<S: Store> Flush<S> {
         if state == BatchState::Leased {
             let length = progress.batch.runs.len();
             progress.has_success = true;
+            self.note(&progress.batch.runs, |_attempts| Fate::Done);
             self.hide(&progress, &progress.batch.runs);
             progress.batch.end();
             let ended = Ended { processed: length, ..Ended::default() };
             self.learn(&progress, ended, |learned| learned.succeed(length));
         } else {
             let given_up = progress.batch.part();
+            self.note(&progress.batch.runs.head(given_up), |_attempts| Fate::Done);
             progress.batch.runs.advance(given_up);
             progress.batch.state = BatchState::GivenUp;
             // Nobody died of the next entry yet.
@@ -156,6 +168,7 @@ impl<S: Store> Flush<S> {
         if state != BatchState::Leased || own != reader {
             return None;
         }
+        self.note(&progress.batch.runs, Fate::Attempts);
         let (length, first_part) = progress.split();
         let mut limit = 0;
         self.learn(&progress, Ended::default(), |learned| {

@@ -40,6 +40,7 @@ use std::time::Instant;
 use super::batch::{Batch, BatchState};
 use super::deferred::Deferred;
 use super::frozen::{Bytes, Frozen};
+use super::notes::{Fate, Journaled, Notes};
 use super::parts::part_of;
 use super::progress::Progress;
 use crate::limits::bound::Bound;
@@ -93,6 +94,8 @@ pub struct Flush<S: Store> {
     leaves_out: bool,
     /// Whether a reader left out an entry for a newer one.
     has_left_out: AtomicBool,
+    /// The part for the journal; `None` without one.
+    pub(super) journaled: Option<Journaled>,
 }
 
 /// The progress of readers, as their supervisor sees it.
@@ -116,7 +119,10 @@ impl<S: Store> Flush<S> {
         bound: Option<Arc<Bound>>,
         keeps_order: bool,
         leaves_out: bool,
+        notes: &Arc<Notes>,
     ) -> Self {
+        let journaled =
+            frozen.generation().map(|generation| Journaled::new(generation, frozen.ends.clone(), notes.clone()));
         let (left, since, end) = (frozen.len(), frozen.since(), frozen.end());
         let bytes = frozen.bytes().clone();
         let part = part_of::<S>(end, bytes.get(), bound.is_some());
@@ -153,6 +159,7 @@ impl<S: Store> Flush<S> {
             keeps_order: AtomicBool::new(keeps_order),
             leaves_out,
             has_left_out: AtomicBool::new(false),
+            journaled,
         }
     }
 
@@ -168,11 +175,11 @@ impl<S: Store> Flush<S> {
     }
 
     /// A flush whose batch consists of all its entries, given up. Its next reader inherits them.
-    pub(crate) fn given_up(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>) -> Self {
+    pub(crate) fn given_up(frozen: Arc<Frozen<S>>, outcomes: Arc<Outcomes>, notes: &Arc<Notes>) -> Self {
         let mut runs = Runs::NONE;
         let positions = (0..frozen.end()).filter(|&position| frozen.has(position));
         positions.for_each(|position| runs.push(position, frozen.attempts(position)));
-        let flush = Flush::new(frozen, outcomes, None, S::KEEPS_ORDER, true);
+        let flush = Flush::new(frozen, outcomes, None, S::KEEPS_ORDER, true, notes);
         let mut progress = flush.progress.lock();
         progress.position = flush.end;
         progress.batch = Batch { state: BatchState::GivenUp, runs, size: usize::MAX, ..Batch::NONE };
@@ -242,7 +249,9 @@ impl<S: Store> Flush<S> {
         self.staying.store(progress.retries.failed() + progress.deferred.len(), Ordering::Relaxed);
         self.settled.store(progress.settled(), Ordering::Release);
         if progress.is_finished(self.end) {
-            progress.frozen = None;
+            if progress.frozen.take().is_some() {
+                self.note_end();
+            }
             progress.batch.runs = Runs::NONE;
         } else if self.part < usize::MAX {
             self.release(progress);
@@ -346,6 +355,7 @@ impl<S: Store> Flush<S> {
     pub(crate) fn leave_out(&self, position: usize) {
         // A deleted entry is left out for nothing newer.
         if self.remove(position) {
+            self.note_one(position, Fate::Moved);
             self.has_left_out.store(true, Ordering::SeqCst);
         }
     }

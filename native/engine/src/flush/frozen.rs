@@ -191,6 +191,11 @@ impl<S: Store> Frozen<S> {
         Some(Held { frozen: self, store, shard, id })
     }
 
+    /// The generation of the entries; `None` without a journal.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.stores.first().and_then(|store| store.read().generation())
+    }
+
     /// Whether later writers see these entries.
     pub(crate) fn is_seen(&self) -> bool {
         self.is_seen

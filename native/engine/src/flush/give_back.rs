@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::batch::BatchState;
 use super::flush::Flush;
 use super::frozen::Frozen;
+use super::notes::Fate;
 use super::progress::{Ending, Partial};
 use crate::limits::totals::Ended;
 use crate::runs::Runs;
@@ -89,6 +90,10 @@ struct Step {
     given_up: Runs,
     /// Entries that stay.
     staying: Runs,
+    /// Entries with which the processor succeeded.
+    done: Runs,
+    /// All others.
+    moved: Runs,
 }
 
 impl<S: Store> Flush<S> {
@@ -127,6 +132,7 @@ impl<S: Store> Flush<S> {
         for (number, (position, attempts)) in (next..).zip(entries.places()) {
             if !is_failed(number) {
                 outcomes.processed += 1;
+                outcomes.done.push(position, attempts);
                 continue;
             }
             let attempts = attempts.saturating_add(step.counted.into());
@@ -135,14 +141,19 @@ impl<S: Store> Flush<S> {
             outcomes.cancelled += usize::from(is_cancelled);
             if self.is_gone(position) {
                 outcomes.result.superseded += 1;
+                outcomes.moved.push(position, attempts);
             } else if is_cancelled || step.max_attempts.is_some_and(|max| attempts >= max) {
                 outcomes.given_up.push(position, attempts);
             } else {
-                match retry(&frozen, position, attempts) {
+                let retry = retry(&frozen, position, attempts);
+                match retry {
                     Retry::Waits => outcomes.waiting += 1,
                     Retry::Joins => (outcomes.waiting, outcomes.joined) = (outcomes.waiting + 1, outcomes.joined + 1),
                     Retry::Stays => outcomes.staying.push(position, attempts),
                     Retry::IsSuperseded => outcomes.result.superseded += 1,
+                }
+                if retry != Retry::Stays {
+                    outcomes.moved.push(position, attempts);
                 }
             }
         }
@@ -151,10 +162,15 @@ impl<S: Store> Flush<S> {
 
     /// Writes the outcomes of a step down.
     fn finish(&self, step: &GiveBack<'_>, entries: &Runs, outcomes: Step) -> GaveBack {
-        let Step { mut result, processed, failed, cancelled, waiting, joined, given_up, staying } = outcomes;
+        let Step { mut result, processed, failed, cancelled, waiting, joined, given_up, staying, done, moved } =
+            outcomes;
         (result.retried, result.given_up) = (waiting + staying.len(), given_up.len());
         let kept = result.retried + result.superseded;
         let mut progress = self.lock();
+        self.note(&done, |_attempts| Fate::Done);
+        self.note(&moved, |_attempts| Fate::Moved);
+        self.note(&given_up, |_attempts| Fate::GivenUp);
+        self.note(&staying, Fate::Attempts);
         progress.batch.runs.advance(entries.len());
         self.hide(&progress, entries);
         let partial = progress.partial.get_or_insert(Partial::NONE);

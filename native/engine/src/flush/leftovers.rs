@@ -75,6 +75,32 @@ impl<S: Store> Flush<S> {
         Some(Leftovers { frozen, left, passed: runs, given_up, position })
     }
 
+    /// The entries without an outcome, some of them perhaps [gone](Self::is_gone), with their attempts,
+    /// which count the call that is under way. Those given up are apart.
+    pub(crate) fn unsettled_runs(&self) -> Vec<(Runs, bool)> {
+        let progress = self.lock();
+        let Progress { frozen, batch, partial, retries, deferred, position, .. } = &*progress;
+        let (frozen, position) = (frozen.clone(), *position);
+        let is_called = batch.state == BatchState::Leased && !batch.returns;
+        let mut in_batch = Runs::NONE;
+        for run in batch.runs.iter() {
+            in_batch.push_run(Run { attempts: run.attempts.saturating_add(is_called.into()), ..run });
+        }
+        let mut lists = vec![(in_batch, batch.is_given_up()), (retries.clone(), false)];
+        lists.extend(deferred.lists().map(|runs| (runs.clone(), false)));
+        if let Some(partial) = partial {
+            lists.extend([(partial.given_up.clone(), true), (partial.staying.clone(), false)]);
+        }
+        drop(progress);
+        let Some(frozen) = frozen else { return Vec::new() };
+        let mut ahead = Runs::NONE;
+        for position in (position..frozen.end()).filter(|&position| frozen.has(position)) {
+            ahead.push(position, frozen.attempts(position));
+        }
+        lists.push((ahead, false));
+        lists
+    }
+
     /// Counts the entries without an outcome. The returned closure looks at each entry, without a
     /// lock.
     pub(crate) fn unsettled(&self) -> impl FnOnce() -> usize + '_ {

@@ -9,6 +9,7 @@ use std::sync::Weak;
 use super::frozen::Frozen;
 use crate::memory::reclaim::Work;
 use crate::store::Store;
+use crate::sync::yield_now;
 
 /// A flush is freed in this many parts at most, unless they are large.
 const PARTS: usize = 16;
@@ -57,6 +58,11 @@ impl<S: Store> Work for Part<S> {
         let keeps = |id: u32| kept[next..].binary_search(&(start + id as usize)).is_ok();
         let mut garbage = Vec::new();
         let mut store = frozen.stores[shard].write();
+        if store.is_pinned() {
+            drop(store);
+            yield_now();
+            return Some(0);
+        }
         let before = store.bytes();
         store.release(first..(end - start) as u32, keeps, &mut garbage);
         let freed = before.saturating_sub(store.bytes());
@@ -78,6 +84,10 @@ pub(super) struct Rest<S>(pub(super) Vec<S>);
 impl<S: Store> Work for Rest<S> {
     fn step(&mut self) -> Option<usize> {
         let store = self.0.last_mut()?;
+        if store.is_pinned() {
+            yield_now();
+            return Some(0);
+        }
         let before = store.bytes();
         if !store.take_apart() {
             self.0.pop();

@@ -145,7 +145,7 @@ impl<S: Store> Reader<'_, S> {
     /// entry.
     pub fn lease(mut self, now: i64) -> u32 {
         let reader = self.progress.batch.reader;
-        self.progress.lease(reader, now);
+        self.flush.lease_read(&mut self.progress, reader, now);
         self.progress.batch.runs.most_attempts()
     }
 }

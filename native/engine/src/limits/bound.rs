@@ -9,6 +9,9 @@
 //! that needs memory is refused while `bytes` has reached `max_bytes`. What it needs is unknown
 //! before, so `bytes` may exceed `max_bytes` by the writes under way.
 //!
+//! While the journal of a buffer is too far behind, and the buffer is to refuse writes then, no room is
+//! given out at all.
+//!
 //! While writers [wait](super::waiting) for room, in their order, nobody else gets any.
 
 use crate::sync::{AtomicBool, AtomicUsize, Ordering};
@@ -30,6 +33,8 @@ pub struct Bound {
     max_bytes: AtomicUsize,
     /// The estimated bytes of all entries; 0 without a limit.
     bytes: AtomicUsize,
+    /// Whether no write is admitted, whatever room there is: the journal is behind.
+    is_refusing: AtomicBool,
     /// Whether writers wait.
     is_queued: AtomicBool,
     /// Whether a write found no room, and little was free since.
@@ -65,6 +70,7 @@ impl Default for Bound {
             held: AtomicUsize::new(0),
             max_bytes: AtomicUsize::new(NONE),
             bytes: AtomicUsize::new(0),
+            is_refusing: AtomicBool::new(false),
             is_queued: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             has_news: AtomicBool::new(false),
@@ -86,6 +92,17 @@ impl Bound {
         self.max.store(limits.entries.unwrap_or(NONE), Ordering::SeqCst);
         self.max_bytes.store(limits.bytes.unwrap_or(NONE), Ordering::SeqCst);
         self.announce();
+    }
+
+    /// Lets no write be admitted, or those for which there is room.
+    pub fn set_refusing(&self, is_refusing: bool) {
+        self.is_refusing.store(is_refusing, Ordering::SeqCst);
+        self.announce();
+    }
+
+    /// Whether no write is admitted.
+    pub fn is_refusing(&self) -> bool {
+        self.is_refusing.load(Ordering::SeqCst)
     }
 
     /// The number of entries, plus the reserved room.
@@ -112,6 +129,7 @@ impl Bound {
     pub fn has_room(&self, count: usize) -> bool {
         self.held().saturating_add(count) <= self.max.load(Ordering::SeqCst)
             && self.bytes() < self.max_bytes.load(Ordering::SeqCst)
+            && !self.is_refusing()
     }
 
     /// Reserves room for `count` entries; `false` without enough, or while others wait for some.
@@ -122,7 +140,7 @@ impl Bound {
 
     /// Reserves room for `count` entries of the first writer that waits; `false` without enough.
     pub(crate) fn reserve_first(&self, count: usize) -> bool {
-        if self.bytes() >= self.max_bytes.load(Ordering::SeqCst) {
+        if self.bytes() >= self.max_bytes.load(Ordering::SeqCst) || self.is_refusing() {
             return false;
         }
         let max = self.max.load(Ordering::SeqCst);
@@ -133,7 +151,8 @@ impl Bound {
     /// Whether a write that adds no entry may take memory.
     pub(crate) fn has_memory(&self) -> bool {
         let max_bytes = self.max_bytes.load(Ordering::SeqCst);
-        max_bytes == NONE || self.bytes() < max_bytes && !self.is_queued.load(Ordering::SeqCst)
+        let has_bytes = max_bytes == NONE || self.bytes() < max_bytes && !self.is_queued.load(Ordering::SeqCst);
+        has_bytes && !self.is_refusing()
     }
 
     /// Reserves room for `count` entries, also beyond the limits.
@@ -198,6 +217,7 @@ impl Bound {
     fn has_much_room(&self) -> bool {
         let Limits { entries, bytes } = self.limits();
         !self.is_queued.load(Ordering::SeqCst)
+            && !self.is_refusing()
             && entries.is_none_or(|max| self.held() <= max - (max / ROOM_DIVISOR).max(1))
             && bytes.is_none_or(|max| self.bytes() <= max - (max / ROOM_DIVISOR).max(1))
     }

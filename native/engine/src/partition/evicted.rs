@@ -159,22 +159,38 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Takes in entries given up, as the batch of a flush. The partition has no other flush.
     pub fn take_in_given_up(&self, leftovers: &[Leftover<'_, S>]) {
+        self.begin_given_up(|stores| {
+            for leftover in leftovers {
+                let held = leftover.hold();
+                let taken_in = stores[held.shard()].take_in(held.store(), held.id(), leftover.attempts);
+                if matches!(taken_in, TakenBack::Superseded | TakenBack::Replaced) {
+                    self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
+                }
+            }
+        });
+    }
+
+    /// Begins a flush of entries given up, which `fill` adds to its stores.
+    pub(super) fn begin_given_up(&self, fill: impl FnOnce(&mut [S])) {
         let mut in_flight = self.in_flight.lock();
         debug_assert!(in_flight.is_none(), "the partition was evicted, or is new");
         let mut states = self.shards.each_ref().map(Shard::lock);
         let mut stores: Vec<_> = states.iter().map(|state| state.waiting.successor()).collect();
-        for leftover in leftovers {
-            let held = leftover.hold();
-            let taken_in = stores[held.shard()].take_in(held.store(), held.id(), leftover.attempts);
-            if matches!(taken_in, TakenBack::Superseded | TakenBack::Replaced) {
-                self.outcomes.count(Ended { superseded: 1, ..Ended::default() });
+        for (store, state) in stores.iter_mut().zip(&mut states) {
+            // They come before all waiting entries, which the journal does not have yet. No notes about an
+            // earlier flush have their generation.
+            if let Some(generation) = state.waiting.generation() {
+                store.set_journaled(Some(generation));
+                state.waiting.set_journaled(Some(generation + 1));
+                state.waiting.unsave();
             }
         }
+        fill(&mut stores);
         for (store, state) in stores.iter_mut().zip(&mut states) {
             store.settle();
             state.before += store.writes();
         }
-        let flush = Flush::given_up(Arc::new(Frozen::new(stores, true)), self.outcomes.clone());
+        let flush = Flush::given_up(Arc::new(Frozen::new(stores, true)), self.outcomes.clone(), &self.notes);
         flush.set_bound(states[0].is_bounded.then_some(&self.bound));
         *in_flight = Some(Arc::new(flush));
     }

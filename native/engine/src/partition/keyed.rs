@@ -3,7 +3,7 @@
 use super::access::{Access, Closed};
 use super::partition::{Partition, Stored, Written};
 use super::shard::{InFlight, ShardState};
-use crate::flush::{Flush, Held};
+use crate::flush::{Fate, Flush, Held};
 use crate::memory::reclaim::help;
 use crate::store::hash::Hash;
 use crate::store::table::{Contents, Table};
@@ -108,7 +108,13 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
     /// store without a first entry, so its memory would fill the buffer for ever.
     #[cold]
     fn refused(&self, mut state: MutexGuard<'_, TableState<H, C>>) -> Stored {
-        let unused = (state.waiting.end() == 0).then(|| state.freeze());
+        let unused = (state.waiting.end() == 0).then(|| {
+            let generation = state.waiting.generation();
+            let unused = state.freeze();
+            // The generation is that of all shards.
+            state.waiting.set_journaled(generation);
+            unused
+        });
         self.count_bytes(&mut state);
         Self::unlock(state);
         drop(unused);
@@ -153,7 +159,9 @@ impl<H: Heap, C: Contents<H>> TablePartition<H, C> {
             }
         }
         if let Some(FoundInFlight { flush, position, .. }) = state.find_in_flight(hash, key) {
-            flush.remove(position);
+            if flush.remove(position) {
+                flush.note_one(position, Fate::Done);
+            }
         }
         Self::unlock(state);
         Ok(())

@@ -14,6 +14,7 @@ mod map;
 mod partition;
 mod queue;
 mod room;
+mod save;
 mod shard;
 
 pub use self::absorb::{AbsorbedSum, AbsorbedValue, Empty};
@@ -24,3 +25,4 @@ pub use self::keyed::TABLE_SHARDS;
 pub use self::map::{MapPartition, Write};
 pub use self::partition::{Info, Partition, Stored, Versions, Written};
 pub use self::queue::QueuePartition;
+pub use self::save::{Pinned, SavedInFlight, TakesInFlight};

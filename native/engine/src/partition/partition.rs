@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 use super::access::{Access, Closed, Gate};
 use super::shard::{InFlight, Shard, ShardState};
 use crate::clock::Clock;
-use crate::flush::{Flush, Flushed, Frozen, Held};
+use crate::flush::{Flush, Flushed, Frozen, Held, Notes};
 use crate::limits::bound::Bound;
 use crate::limits::isolation::Isolation;
 use crate::limits::outcomes::{Learned, Outcomes};
@@ -76,6 +76,8 @@ pub struct Partition<S: Store, const SHARDS: usize> {
     pub(super) bound: Arc<Bound>,
     /// The number of waiting entries at which the partition is to flush.
     pub(super) threshold: Threshold,
+    /// Notes for the journal; none without one.
+    pub(super) notes: Arc<Notes>,
 }
 
 /// Contents and counts of a partition. They are read shard by shard, so a concurrent write may be
@@ -162,6 +164,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
             outcomes: Arc::default(),
             bound: bound.clone(),
             threshold: Threshold::default(),
+            notes: Arc::default(),
         }
     }
 
@@ -305,11 +308,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         if frozen.len() == 0 {
             states.iter_mut().for_each(|state| self.count_bytes(state));
             drop(states);
+            if let Some(generation) = frozen.generation() {
+                self.notes.end(generation);
+            }
             return None;
         }
         let bound = states[0].is_bounded.then(|| self.bound.clone());
         let keeps_order = self.keeps_order.load(Ordering::SeqCst);
-        let flush = Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound, keeps_order, leaves_out));
+        let flush =
+            Arc::new(Flush::new(frozen.clone(), self.outcomes.clone(), bound, keeps_order, leaves_out, &self.notes));
         // The flush counts the bytes of its stores already, so the sum is never too low.
         states.iter_mut().for_each(|state| self.count_bytes(state));
         if self.has_outcomes.load(Ordering::SeqCst) {

@@ -10,6 +10,7 @@
 
 use super::entries::Entry;
 use super::hash::Hash;
+use super::saved::Saved;
 use super::store::{Store, TakenBack};
 use super::table::{Contents, Table};
 use crate::ids::EntryId;
@@ -171,6 +172,7 @@ impl<H: Heap> Tally<H> {
         let (value, carry) = Sum::new(within_limits(total), attempts);
         entry.value = value;
         self.entries.set_extra(id, carry);
+        self.mark(id);
     }
 
     /// Adds `amount` beside the lock; `false` unless the last addition was to `key` as well, or if
@@ -197,8 +199,16 @@ impl<H: Heap> Tally<H> {
         // Field by field: to read what was just written in other pieces stalls the processor.
         entry.value.low = low;
         entry.value.count += count;
+        self.mark(id);
         if overflows {
             self.carry(id, amount);
+        }
+    }
+
+    /// Notes for the journal that an entry contains a failed sum of the flush.
+    fn absorb(&mut self, id: EntryId) {
+        if let Some(marks) = &mut self.marks {
+            marks.absorb(id);
         }
     }
 
@@ -273,15 +283,37 @@ impl<H: Heap> Contents<H> for Sums {
         let Some(entry) = flushed.entries.get(id) else { return TakenBack::Superseded };
         let (hash, failed, carry) = (flushed.hash(id), entry.value, flushed.entries.extra(id));
         let Some(waiting) = table.find(hash, entry.key) else {
+            let id = table.entries.next_id();
             table.insert(hash, &flushed.key(entry), Sum { attempts, ..failed }, carry);
             table.count_taken_back(flushed, attempts);
+            table.absorb(id);
             return TakenBack::Added;
         };
+        table.absorb(waiting);
         let old_attempts = table.attempts(waiting);
         let attempts = attempts.max(old_attempts);
         table.join(waiting, failed.parts(carry), attempts);
         table.count_joined(flushed, old_attempts, attempts);
         TakenBack::Joined
+    }
+
+    fn saved(table: &Tally<H>, id: EntryId, entry: &Entry<H::Term, Sum>) -> Saved<H> {
+        let (sum, count) = entry.value.parts(table.entries.extra(id));
+        let absorbs = table.marks.as_ref().is_some_and(|marks| marks.absorbs(id));
+        Saved::Sum { key: table.key(entry), sum, count, absorbs }
+    }
+
+    fn restore(table: &mut Tally<H>, hash: Hash, saved: &Saved<H>, attempts: u32) {
+        let Saved::Sum { key, sum, count, .. } = saved else { return };
+        let Some(old) = table.find(hash, key.term) else {
+            let (value, carry) = Sum::new(within_limits((*sum, *count)), attempts);
+            table.insert(hash, key, value, carry);
+            return table.count_restored(None, attempts);
+        };
+        let old_attempts = table.attempts(old);
+        let attempts = attempts.max(old_attempts);
+        table.join(old, (*sum, *count), attempts);
+        table.count_restored(Some(old_attempts), attempts);
     }
 
     fn stale(&self) -> usize {

@@ -4,8 +4,10 @@
 
 mod absorb;
 
+use super::entries::Entry;
 use super::hash::Hash;
 use super::history::{Counts, History};
+use super::saved::Saved;
 use super::store::{Store, TakenBack};
 use super::table::{Contents, Table};
 use crate::clock::Clock;
@@ -252,6 +254,7 @@ impl<H: Heap> Generation<H> {
         let entry = self.entries.get_mut(id).expect("a replaced entry is there");
         let old = std::mem::replace(&mut entry.value, Value { term: copy.value, segment });
         self.entries.set_extra(id, History::new(copy.version, counts));
+        self.mark(id);
         Values::removed(self, old);
     }
 
@@ -367,6 +370,28 @@ impl<H: Heap> Contents<H> for Values<H> {
         TakenBack::Replaced
     }
 
+    fn saved(table: &Generation<H>, id: EntryId, entry: &Entry<H::Term, Value<H::Term>>) -> Saved<H> {
+        let (Value { term, segment }, history) = (entry.value, table.entries.extra(id));
+        let (key, value) = (table.key(entry), table.contents.arena.parcel(segment, term));
+        Saved::Value { key, value, version: history.version(), updates: history.counts().updates }
+    }
+
+    fn restore(table: &mut Generation<H>, hash: Hash, saved: &Saved<H>, attempts: u32) {
+        let Saved::Value { key, value, version, updates } = saved else { return };
+        let (old, counts) = (table.find(hash, key.term), Counts { updates: *updates, attempts });
+        let Some(old) = old else {
+            let copy = store_value(&mut table.contents.arena, value, *version);
+            table.add(hash, key, copy, counts);
+            return table.count_restored(None, attempts);
+        };
+        let history = table.entries.extra(old);
+        if version.is_newer_than(history.version()) {
+            let copy = store_value(&mut table.contents.arena, value, *version);
+            table.set(old, copy, counts);
+            table.count_restored(Some(history.counts().attempts), attempts);
+        }
+    }
+
     fn stale(&self) -> usize {
         self.stale
     }
@@ -422,7 +447,6 @@ fn copy_value<H: Heap>(arena: &mut Arena<H>, value: H::Term, version: Version<H:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::entries::Entry;
 
     #[test]
     fn an_entry_takes_24_bytes_and_its_history_as_many() {

@@ -8,7 +8,9 @@ pub mod hash;
 mod history;
 pub mod index;
 pub mod map;
+pub mod marks;
 pub mod queue;
+pub mod saved;
 #[allow(clippy::module_inception)] // The trait of all stores has the name of the layer.
 mod store;
 pub mod table;

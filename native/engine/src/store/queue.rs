@@ -2,10 +2,13 @@
 //!
 //! Items are never replaced or deleted, so the log keeps only their terms, and not where these live.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Instant;
 
-use super::hash::Hasher;
+use super::hash::{Hash, Hasher};
+use super::marks::Pin;
+use super::saved::{Saved, SavedEntry};
 use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
@@ -46,6 +49,27 @@ pub struct Log<H: Heap> {
     taken_back: usize,
     /// The attempts of failed items, by their ids.
     failed: Runs,
+    /// The state of the journal; `None` without one.
+    journaled: Option<Box<Journaled>>,
+}
+
+/// The state of the journal in a log.
+struct Journaled {
+    /// The generation of the log.
+    generation: u64,
+    /// The number of items that the journal has, which are the first ones.
+    saved: EntryId,
+    /// The generations and ids that items had first, by their ids here.
+    origins: BTreeMap<EntryId, (u64, EntryId)>,
+    /// Whether terms must stay.
+    pin: Pin,
+}
+
+impl Journaled {
+    /// Of a log without items.
+    fn new(generation: u64) -> Self {
+        Journaled { generation, saved: 0, origins: BTreeMap::new(), pin: Pin::default() }
+    }
 }
 
 impl<H: Heap> Log<H> {
@@ -59,6 +83,7 @@ impl<H: Heap> Log<H> {
             since: None,
             taken_back: 0,
             failed: Runs::NONE,
+            journaled: None,
         }
     }
 
@@ -101,6 +126,8 @@ impl<H: Heap> Store for Log<H> {
 
     type Garbage = Garbage<H>;
 
+    type Saved = SavedEntry<H>;
+
     const LEAST_PART: usize = H::LEAST_PART;
 
     fn new(_hasher: &Hasher) -> Self {
@@ -108,7 +135,8 @@ impl<H: Heap> Store for Log<H> {
     }
 
     fn successor(&self) -> Self {
-        Self::empty()
+        let next = |generation| Box::new(Journaled::new(generation + 1));
+        Log { journaled: self.generation().map(next), ..Self::empty() }
     }
 
     fn len(&self) -> usize {
@@ -174,10 +202,23 @@ impl<H: Heap> Store for Log<H> {
         if attempts > 0 {
             self.failed.push(self.length, attempts);
         }
+        if let (Some(journaled), Some(before)) = (&mut self.journaled, &flushed.journaled) {
+            let origin = before.origins.get(&id).copied().unwrap_or((before.generation, id));
+            journaled.origins.insert(self.length as EntryId, origin);
+        }
         // A log does not note which items are large, so this copies them all.
         self.append(&if item.is_immediate { Parcel::immediate(item.term) } else { Parcel::loose(item.term) });
         self.taken_back += 1;
         TakenBack::Added
+    }
+
+    fn take_in(&mut self, evicted: &Self, id: EntryId, attempts: u32) -> TakenBack {
+        let taken_in = self.take_back(evicted, id, attempts);
+        if let Some(journaled) = &mut self.journaled {
+            // It comes to another log.
+            journaled.origins.remove(&(self.length as EntryId - 1));
+        }
+        taken_in
     }
 
     fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Garbage<H>>) {
@@ -200,6 +241,68 @@ impl<H: Heap> Store for Log<H> {
                 *freed += 1;
             }
         }
+    }
+
+    fn set_journaled(&mut self, generation: Option<u64>) {
+        self.journaled = generation.map(|generation| Box::new(Journaled::new(generation)));
+    }
+
+    fn generation(&self) -> Option<u64> {
+        self.journaled.as_ref().map(|journaled| journaled.generation)
+    }
+
+    fn unsaved(&self) -> usize {
+        self.journaled.as_ref().map_or(0, |journaled| self.length - journaled.saved as usize)
+    }
+
+    fn unsave(&mut self) {
+        if let Some(journaled) = &mut self.journaled {
+            journaled.saved = 0;
+        }
+    }
+
+    fn save(
+        &mut self,
+        _from: EntryId,
+        most: usize,
+        mut each: impl FnMut(EntryId, Option<SavedEntry<H>>),
+    ) -> (Option<EntryId>, Option<Pin>) {
+        let Some(journaled) = &self.journaled else { return (None, None) };
+        // A log that replaced another one meanwhile is saved from its start.
+        let (first, end) = (journaled.saved, self.length as EntryId);
+        let pin = (first < end).then(|| journaled.pin.clone());
+        pin.iter().for_each(Pin::set);
+        let next = end.min(first.saturating_add(most as EntryId));
+        (first..next).for_each(|id| each(id, self.saved(id)));
+        if let Some(journaled) = &mut self.journaled {
+            journaled.saved = next;
+        }
+        ((next < end).then_some(next), pin)
+    }
+
+    fn saved(&self, id: EntryId) -> Option<SavedEntry<H>> {
+        let record = self.record(id)?;
+        let origin = self.journaled.as_ref().and_then(|journaled| journaled.origins.get(&id).copied());
+        let item = if record.is_immediate { Parcel::immediate(record.term) } else { Parcel::loose(record.term) };
+        Some(SavedEntry { attempts: self.attempts(id), saved: Saved::Item { item, origin } })
+    }
+
+    fn is_unsaved(&self, id: EntryId) -> bool {
+        self.journaled.as_ref().is_some_and(|journaled| journaled.saved <= id)
+    }
+
+    fn restore(&mut self, _hash: Hash, SavedEntry { attempts, saved }: &SavedEntry<H>) {
+        if let Saved::Item { item, .. } = saved {
+            if *attempts > 0 {
+                self.failed.push(self.length, *attempts);
+            }
+            self.append(item);
+            self.taken_back += 1;
+        }
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.journaled.as_ref().is_some_and(|journaled| journaled.pin.is_set())
     }
 
     fn take_apart(&mut self) -> bool {

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::hash::Hasher;
+use super::hash::{Hash, Hasher};
+use super::marks::Pin;
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
 
@@ -25,6 +26,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Freed heaps, to be dropped where it may take long.
     type Garbage: Send;
+
+    /// An entry on its way to the journal.
+    type Saved;
 
     /// Parts of a flush with fewer bytes are not freed apart.
     const LEAST_PART: usize;
@@ -106,6 +110,49 @@ pub trait Store: Send + Sync + 'static {
     /// Frees entries of a frozen store, except for the ones accepted by `keeps`. From then on they
     /// count as deleted. Heaps that nothing lives in any longer become `garbage`.
     fn release(&mut self, ids: Range<EntryId>, keeps: impl Fn(EntryId) -> bool, garbage: &mut Vec<Self::Garbage>);
+
+    /// Lets writers note which entries change, from now on, and numbers the store; or no longer, without
+    /// a number.
+    fn set_journaled(&mut self, generation: Option<u64>);
+
+    /// The number of the store among those of its shard; `None` without a journal.
+    fn generation(&self) -> Option<u64>;
+
+    /// The number of entries that the journal does not have, deleted ones included.
+    fn unsaved(&self) -> usize;
+
+    /// Lets the journal take all entries again.
+    fn unsave(&mut self);
+
+    /// Hands entries that the journal does not have to it, from the id `from` on, and at most `most`.
+    /// Calls `each` with the id; and with the entry, unless it was deleted. Returns the next id;
+    /// `None` behind the last one. The terms stay in memory until the returned pin is released.
+    fn save(
+        &mut self,
+        from: EntryId,
+        most: usize,
+        each: impl FnMut(EntryId, Option<Self::Saved>),
+    ) -> (Option<EntryId>, Option<Pin>);
+
+    /// An entry for the journal; `None` if it was deleted, or for an unknown id.
+    fn saved(&self, id: EntryId) -> Option<Self::Saved>;
+
+    /// Whether the journal does not have an entry as it is.
+    fn is_unsaved(&self, id: EntryId) -> bool;
+
+    /// The first entry whose id is at least `from` that was deleted before the store was frozen, and that
+    /// the journal may have.
+    fn deleted(&self, _from: EntryId) -> Option<EntryId> {
+        None
+    }
+
+    /// Lets an entry wait that a journal had. It has the hash of its key. If the key is there, from
+    /// another partition of then, a map keeps the entry with the higher version, and a counter adds both
+    /// up.
+    fn restore(&mut self, hash: Hash, entry: &Self::Saved);
+
+    /// Whether the terms of the store must stay in memory: the journal reads them.
+    fn is_pinned(&self) -> bool;
 
     /// Frees a piece of a store that nobody needs; `false` if little is left. Nothing else may follow.
     fn take_apart(&mut self) -> bool;

@@ -11,6 +11,8 @@ use std::time::Instant;
 use super::entries::{Entries, Entry};
 use super::hash::{Hash, Hasher};
 use super::index::{Index, Seeds};
+use super::marks::{Marks, Pin};
+use super::saved::{Saved, SavedEntry};
 use super::store::{Store, TakenBack};
 use crate::ids::EntryId;
 use crate::limits::totals::Writes;
@@ -77,6 +79,12 @@ pub trait Contents<H: Heap>: Send + Sync + Sized + 'static {
     /// See [`Store::take_back`].
     fn take_back(table: &mut Table<H, Self>, flushed: &Table<H, Self>, id: EntryId, attempts: u32) -> TakenBack;
 
+    /// An entry for the journal; see [`Store::saved`].
+    fn saved(table: &Table<H, Self>, id: EntryId, entry: &Entry<H::Term, Self::Value>) -> Saved<H>;
+
+    /// See [`Store::restore`]. An entry of another kind is left out.
+    fn restore(table: &mut Table<H, Self>, hash: Hash, saved: &Saved<H>, attempts: u32);
+
     /// See [`Store::take_in`].
     fn take_in(table: &mut Table<H, Self>, evicted: &Table<H, Self>, id: EntryId, attempts: u32) -> TakenBack {
         Self::take_back(table, evicted, id, attempts)
@@ -111,14 +119,17 @@ pub struct Table<H: Heap, C: Contents<H>> {
     keys: Arena<H>,
     /// The contents outside of the entries.
     pub(crate) contents: C,
-    /// The number of returned entries.
-    taken_back: usize,
+    /// The number of returned entries. As all ids do, it fits in 32 bits.
+    taken_back: u32,
     /// The number of present entries with attempts.
-    retried: usize,
+    retried: u32,
     /// When the first entry was written, here or in the store of a returned one.
     since: Option<Instant>,
     /// The heaps abandoned since the last [`Table::take_garbage`].
     pub(crate) garbage: Vec<Garbage<H>>,
+    /// The entries that the journal does not have; `None` without a journal. An unlock reads the line
+    /// of the garbage, so a write finds this there.
+    pub(crate) marks: Option<Box<Marks>>,
 }
 
 impl<H: Heap, C: Contents<H>> Table<H, C> {
@@ -139,13 +150,22 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
             retried: 0,
             since: None,
             garbage: Vec::new(),
+            marks: None,
         }
     }
 
-    /// Whether operations abandoned heaps.
+    /// Whether operations abandoned heaps, which nobody reads.
     #[inline]
     pub fn has_garbage(&self) -> bool {
-        !self.garbage.is_empty()
+        !self.garbage.is_empty() && !self.is_pinned()
+    }
+
+    /// Notes for the journal that an entry changed.
+    #[inline(always)]
+    pub(crate) fn mark(&mut self, id: EntryId) {
+        if let Some(marks) = &mut self.marks {
+            marks.mark(id);
+        }
     }
 
     /// Takes out abandoned heaps. The caller drops them without the lock.
@@ -191,6 +211,9 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
             self.owe();
         }
         self.entries.set_extra(id, extra);
+        if let Some(marks) = &mut self.marks {
+            marks.occupy(id);
+        }
         self.index.insert(hash, id, &EntrySeeds::<H, C>(&self.entries));
     }
 
@@ -210,6 +233,9 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
         let Some(id) = index.remove(hash, is_key) else { return false };
         let entry = self.entries.remove(id);
         self.deleted += 1;
+        if let Some(marks) = &mut self.marks {
+            marks.vacate(id);
+        }
         if self.has_failed() {
             self.count_replaced(C::attempts(entry.value, self.entries.extra(id)));
         }
@@ -228,13 +254,21 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
     /// Counts that a write replaces or deletes an entry with these attempts. Only needed if entries
     /// [failed](Store::has_failed).
     pub(crate) fn count_replaced(&mut self, attempts: u32) {
-        self.retried -= usize::from(attempts > 0);
+        self.retried -= u32::from(attempts > 0);
     }
 
     /// Counts a returned entry with a new key.
     pub(crate) fn count_taken_back(&mut self, flushed: &Self, attempts: u32) {
         self.taken_back += 1;
         self.count_age(flushed, 0, attempts);
+    }
+
+    /// Counts an entry of a journal, whose key had an entry with the `old` attempts.
+    pub(crate) fn count_restored(&mut self, old: Option<u32>, new: u32) {
+        self.taken_back += 1;
+        self.merged += usize::from(old.is_some());
+        self.retried += u32::from(new > 0);
+        self.retried -= u32::from(old.is_some_and(|old| old > 0));
     }
 
     /// Counts a returned entry that joined another one.
@@ -246,8 +280,8 @@ impl<H: Heap, C: Contents<H>> Table<H, C> {
 
     /// Counts that an entry from an earlier store changes the attempts of an entry here.
     pub(crate) fn count_age(&mut self, earlier: &Self, old: u32, new: u32) {
-        self.retried += usize::from(new > 0);
-        self.retried -= usize::from(old > 0);
+        self.retried += u32::from(new > 0);
+        self.retried -= u32::from(old > 0);
         self.inherit_age(earlier);
     }
 
@@ -281,6 +315,8 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     type Garbage = Garbage<H>;
 
+    type Saved = SavedEntry<H>;
+
     const LEAST_PART: usize = H::LEAST_PART;
 
     fn new(hasher: &Hasher) -> Self {
@@ -288,7 +324,8 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
     }
 
     fn successor(&self) -> Self {
-        Self::empty(self.index.hasher(), C::next_head(self.head))
+        let marks = self.marks.as_ref().map(|marks| Box::new(marks.successor()));
+        Table { marks, ..Self::empty(self.index.hasher(), C::next_head(self.head)) }
     }
 
     fn settle(&mut self) {
@@ -317,12 +354,12 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
 
     fn writes(&self) -> Writes {
         let Table { merged: coalesced, deleted, taken_back, .. } = *self;
-        let written = self.len() + deleted + coalesced - taken_back;
+        let written = self.len() + deleted + coalesced - taken_back as usize;
         Writes { written, coalesced, stale: self.contents.stale(), deleted }
     }
 
     fn retried(&self) -> usize {
-        self.retried
+        self.retried as usize
     }
 
     fn bytes(&self) -> usize {
@@ -381,6 +418,69 @@ impl<H: Heap, C: Contents<H>> Store for Table<H, C> {
             }
         }
         self.entries.free_chunk(end);
+    }
+
+    fn set_journaled(&mut self, generation: Option<u64>) {
+        self.marks = generation.map(|generation| Box::new(Marks::new(generation)));
+    }
+
+    fn generation(&self) -> Option<u64> {
+        self.marks.as_ref().map(|marks| marks.generation())
+    }
+
+    fn unsaved(&self) -> usize {
+        self.marks.as_ref().map_or(0, |marks| marks.count())
+    }
+
+    fn unsave(&mut self) {
+        if let Some(marks) = &mut self.marks {
+            marks.mark_all(self.entries.end());
+        }
+    }
+
+    fn save(
+        &mut self,
+        from: EntryId,
+        most: usize,
+        mut each: impl FnMut(EntryId, Option<SavedEntry<H>>),
+    ) -> (Option<EntryId>, Option<Pin>) {
+        // A hot sum is beside its entry, which has no mark then.
+        C::settle(self);
+        let Some(marks) = &self.marks else { return (None, None) };
+        let mut next = marks.next(from);
+        let pin = next.map(|_| marks.pin().clone());
+        pin.iter().for_each(Pin::set);
+        for _ in 0..most {
+            let Some(id) = next else { break };
+            each(id, self.saved(id));
+            next = self.marks.as_mut().and_then(|marks| {
+                marks.unmark(id);
+                marks.next(id)
+            });
+        }
+        (next, pin)
+    }
+
+    fn saved(&self, id: EntryId) -> Option<SavedEntry<H>> {
+        let entry = self.entries.get(id)?;
+        Some(SavedEntry { attempts: self.attempts(id), saved: C::saved(self, id, entry) })
+    }
+
+    fn is_unsaved(&self, id: EntryId) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.next(id) == Some(id))
+    }
+
+    fn deleted(&self, from: EntryId) -> Option<EntryId> {
+        self.marks.as_ref()?.next_gone(from)
+    }
+
+    fn restore(&mut self, hash: Hash, SavedEntry { attempts, saved }: &SavedEntry<H>) {
+        C::restore(self, hash, saved, *attempts);
+    }
+
+    #[inline]
+    fn is_pinned(&self) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.pin().is_set())
     }
 
     fn take_apart(&mut self) -> bool {

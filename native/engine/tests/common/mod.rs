@@ -4,10 +4,13 @@
 
 pub mod busy;
 pub mod counter;
+pub mod journal;
 pub mod map;
 pub mod model;
+pub mod persist;
 pub mod queue;
 pub mod reading;
+pub mod sim_disk;
 
 use std::cell::Cell;
 use std::cmp::Ordering;
