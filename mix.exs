@@ -53,7 +53,7 @@ defmodule PartitionedBuffer.MixProject do
   # For ExDoc, where it is; nothing here needs it.
   defp docs do
     guides =
-      ~w(getting-started partition-keys processors counting several-nodes testing operations coming-from-partitioned-buffer evidence architecture contributing)
+      ~w(getting-started partition-keys processors counting several-nodes surviving-a-crash testing operations coming-from-partitioned-buffer evidence architecture contributing)
 
     [
       main: "getting-started",
@@ -61,7 +61,8 @@ defmodule PartitionedBuffer.MixProject do
       groups_for_extras: [Guides: ~r"^guides/"],
       groups_for_modules: [
         Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue],
-        "Several nodes": [PartitionedBuffer.Cluster]
+        "Several nodes": [PartitionedBuffer.Cluster],
+        "Surviving a crash": [PartitionedBuffer.Journal, PartitionedBuffer.JournalError]
       ],
       # The charts of the README.
       assets: %{"bench" => "bench"}

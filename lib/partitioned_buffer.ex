@@ -39,6 +39,7 @@ defmodule PartitionedBuffer do
   | `:order` | `:strict`, `:none` | `:strict` | only of a queue, with `:max_attempts`: whether newer items wait behind a failed item |
   | `:versions` | `:clock`, `:own` | not given | only of a map: whose versions the entries have; see [Versions](`m:PartitionedBuffer.Map#module-versions`) |
   | `:cluster` | `true`, or keyword list | none | only of a map or counter, with `:max_attempts`: the nodes share the buffer; see `PartitionedBuffer.Cluster` |
+  | `:journal` | path, or keyword list | none | with `:max_attempts`, without `:cluster`: a copy of the entries in files survives the VM; see [Surviving a crash](surviving-a-crash.md) |
   | `:format_reason` | function of arity 1, or `{module, function, args}` | none | returns the text of a failure reason for log lines and `info/1`; see [Reasons](#module-reasons) |
   | `:drain_timeout_ms` | integer from 0, or `:infinity` | `:infinity`; 60000 with `:max_attempts` | how long a stop may take in all to process the entries |
 
@@ -397,6 +398,19 @@ defmodule PartitionedBuffer do
   | `[:partitioned_buffer, :full, :stop]` | `duration`, `refused`, `dropped`, `waited` | `buffer` |
   | `[:partitioned_buffer, :info]` | the numbers of `info/1` and its totals, `oldest_ms` 0 without an entry; with `:cluster` also `members`, `owned_slots` and `uncertain` | `buffer`, `kind` |
 
+  With `:journal`, buffers also emit:
+
+  | event | measurements | metadata |
+  |---|---|---|
+  | `[:partitioned_buffer, :journal, :replay]` | `entries`, `records`, `bytes`, `torn_bytes`, `damaged_bytes`, `damaged_records`, `duration` | `buffer`, `dir` |
+  | `[:partitioned_buffer, :journal, :error]` | `lag_ms`, `unwritten` | `buffer`, `reason`, `operation` |
+  | `[:partitioned_buffer, :journal, :recovered]` | `lag_ms`, `unwritten`, `duration` | `buffer` |
+  | `[:partitioned_buffer, :journal, :rewrite]` | `entries`, `bytes`, `duration` | `buffer` |
+
+  `replay` comes once for each start that finds its directory. `error` comes with the first failure, and
+  no more before `recovered`. `full` has the metadata `reason: :journal` while writes are refused
+  because of the journal, and `info` has `journal_lag_ms` and `journal_bytes`.
+
   The `processing` events span the work of a task on one flush. `size` is the number of entries that
   it processed, `trigger` is `:interval`, `:threshold`, `:full`, `:flush` or `:stop`. Their metadata
   also has a `telemetry_span_context`. The `reason` of `processing_failed` is the exit reason of the
@@ -450,7 +464,7 @@ defmodule PartitionedBuffer do
   reports, such as the supervisor. So a log handler must not hang: let it send to another process.
   """
 
-  alias PartitionedBuffer.API.Flush
+  alias PartitionedBuffer.API.{Flush, Sync}
   alias PartitionedBuffer.Buffer.{Hold, Lookup, Settings}
   alias PartitionedBuffer.Cluster.Requests
   alias PartitionedBuffer.{Native, Routing}
@@ -611,6 +625,24 @@ defmodule PartitionedBuffer do
     do: if(Lookup.cluster?(buffer), do: Requests.flush(buffer, opts), else: Flush.flush(buffer, opts))
 
   @doc """
+  Waits until the journal has every write and delete that returned before the call. The buffer has the
+  option `:journal`.
+
+  With `level: :synced`, the default, they survive the end of the machine: the device has them. With
+  `level: :written` they survive the end of the VM. Callers that come together share one write and one
+  sync. No scheduler is held.
+
+  Returns `{:error, :timeout}` after `:timeout` milliseconds, 5000 unless given, or `{:error, posix}` if
+  the file system refuses, for example `:enospc`; the buffer keeps all entries in memory then, and goes on
+  trying. So `put` and `sync/1` together are a write that waits for the disk.
+
+  Raises an `ArgumentError` if the buffer is not running or has no journal.
+  """
+  @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
+          :ok | {:error, :timeout | File.posix()}
+  def sync(buffer, opts \\ []) when is_atom(buffer), do: Sync.sync(buffer, opts)
+
+  @doc """
   Pauses a buffer: no call of the processor begins until `resume/1`. Use it while the sink is
   maintained.
 
@@ -693,6 +725,7 @@ defmodule PartitionedBuffer do
             refused: non_neg_integer(),
             dropped: non_neg_integer()
           },
+          journal: journal_info() | nil,
           partitions: [
             %{
               name: atom(),
@@ -704,6 +737,26 @@ defmodule PartitionedBuffer do
               next_ms: non_neg_integer() | nil
             }
           ]
+        }
+
+  @typedoc "The state of a journal, in `t:info/0`."
+  @type journal_info() :: %{
+          dir: Path.t(),
+          state: :ok | :behind | :failed,
+          lag_ms: non_neg_integer(),
+          unwritten: non_neg_integer(),
+          written_ms_ago: non_neg_integer(),
+          synced_ms_ago: non_neg_integer(),
+          bytes: non_neg_integer(),
+          segments: non_neg_integer(),
+          replayed: non_neg_integer(),
+          last_error:
+            %{
+              reason: File.posix() | pos_integer(),
+              operation: :open | :write | :sync | :delete,
+              system_time: integer()
+            }
+            | nil
         }
 
   @doc """
@@ -725,6 +778,7 @@ defmodule PartitionedBuffer do
   | `:paused?` | whether `pause/1` paused the buffer; `false` during a stop |
   | `:last_error` | the last failure of a processor: `:reason`, an atom or the [text](#module-reasons) of another reason, `:system_time` in milliseconds, and the `:partition`; `nil` without a failure since the start. A snooze or a cancellation is no failure |
   | `:totals` | counts that only grow, from the first start of this name and kind in the VM on |
+  | `:journal` | the [state of the journal](#info/1-the-journal); `nil` without one |
   | `:cluster` | only with this option: the [numbers of the member](`m:PartitionedBuffer.Cluster#module-numbers`). All others are then those of both of its stages, added up |
   | `:partitions` | for each partition its `:name`, `:size`, `:in_flight`, `:state`, `:limit`, `:failures` in a row, and `:next_ms` |
 
@@ -738,7 +792,22 @@ defmodule PartitionedBuffer do
   [failures](#module-isolation). It is `nil` if a function or a table chooses the size and no
   failure does.
 
-  The totals are below. Each element of a list counts as a write.
+  ### The journal
+
+  | key | meaning |
+  |---|---|
+  | `:dir` | its directory |
+  | `:state` | `:ok`; `:behind` if the lag is above `max_lag_ms`; `:failed` while the file system refuses |
+  | `:lag_ms` | the age of the oldest change that is not written, in milliseconds, or a little more |
+  | `:unwritten` | the number of changed entries that are not written |
+  | `:written_ms_ago`, `:synced_ms_ago` | the time since the last write, and the last sync, that succeeded, in milliseconds |
+  | `:bytes`, `:segments` | the size of its files, and their number |
+  | `:replayed` | the number of entries that a former VM left |
+  | `:last_error` | the last failure: `:reason`, `:operation` (`:open`, `:write`, `:sync`, `:delete`), `:system_time` in milliseconds; or `nil` |
+
+  ### The totals
+
+  Each element of a list counts as a write.
 
   | total | meaning |
   |---|---|
@@ -756,6 +825,9 @@ defmodule PartitionedBuffer do
   While nothing is written or processed, each entry is counted once:
 
       written - coalesced == size + in_flight + deleted + superseded + processed + given_up
+
+  With a journal, `journal.replayed` is added to the left side: the entries that a former VM left are
+  not written again.
 
   The call takes some microseconds for each partition, however many entries the buffer holds, and
   calls no process of the buffer. Raises an `ArgumentError` if the buffer is not running, a
@@ -817,17 +889,19 @@ defmodule PartitionedBuffer do
   | `:dead_letter` | `:error` | `:dead_letter` took entries given up: their count and the reason |
   | `:cluster` | `:level` | the members of a buffer changed: their number, the slots that this node owns, and the nodes that joined or left |
   | `:cluster` | `:warning` | entries are sent again whose owner may have taken them; a stop handed entries over to another node; the clock of a node is not followed |
+  | `:journal` | `:level`, or `:error` with damage | a start restored entries from a journal: their number |
+  | `:journal` | `:error`, then `:level` | a journal cannot be written or synced: the operation and the reason; it works again |
   | `:processing` | `:level` | a flush: its size and duration |
 
   The lines show no keys, values or other terms of entries: see [Reasons](#module-reasons). Their
   Logger metadata are `buffer`, `partition`, `event` (`:full_start`, `:full_stop`, `:dead_letter`,
-  `:cluster_members`, `:cluster_uncertain`, `:cluster_hand_over`, `:cluster_skew` or
-  `:processing_stop`), the numbers of the line, and the `slot` and the node `to`, if any.
+  `:cluster_members`, `:cluster_uncertain`, `:cluster_hand_over`, `:cluster_skew`,
+  `:journal_replay`, `:journal_error`, `:journal_recovered` or `:processing_stop`), the numbers of the line, and the `slot` and the node `to`, if any.
 
   Options:
 
     * `:level` – the level of lines about normal work. The default is `:info`.
-    * `:events` – which of `:full`, `:dead_letter`, `:cluster` and `:processing` to log, or `:all`.
+    * `:events` – which of `:full`, `:dead_letter`, `:cluster`, `:journal` and `:processing` to log, or `:all`.
       The default is all but `:processing`, which is a line for each flush.
 
   Returns `{:error, :already_exists}` if the logger is already attached, and

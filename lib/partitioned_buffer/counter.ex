@@ -175,12 +175,12 @@ defmodule PartitionedBuffer.Counter do
       unquote(Definition.functions(__MODULE__, opts))
 
       @doc "See `PartitionedBuffer.Counter.add/4`."
-      @spec add(any(), PartitionedBuffer.Counter.amount(), keyword()) :: :ok | {:error, :full}
+      @spec add(any(), PartitionedBuffer.Counter.amount(), keyword()) :: :ok | {:error, :full | :journal}
       def add(key, amount \\ 1, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.add(__MODULE__, key, amount, opts)
 
       @doc "See `PartitionedBuffer.Counter.add_all/3`."
-      @spec add_all(Enumerable.t(), keyword()) :: :ok | {:error, :full}
+      @spec add_all(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def add_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.add_all(__MODULE__, entries, opts)
 
@@ -229,7 +229,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.add(:doc_counter, key, sum, count: count)
       :ok
   """
-  @spec add(buffer(), any(), amount(), keyword()) :: :ok | {:error, :full}
+  @spec add(buffer(), any(), amount(), keyword()) :: :ok | {:error, :full | :journal}
   def add(buffer, key, amount \\ 1, opts \\ [])
 
   def add(buffer, key, amount, []) when is_atom(buffer) do
@@ -284,7 +284,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.get(:doc_counter, :red)
       3
   """
-  @spec add_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
+  @spec add_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
   def add_all(buffer, entries, opts \\ []) when is_atom(buffer),
     do: Call.write_list(buffer, :add_all, Call.to_list!(entries, buffer, :amount), opts)
 
@@ -361,6 +361,13 @@ defmodule PartitionedBuffer.Counter do
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`.
+  """
+  @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
+          :ok | {:error, :timeout | File.posix()}
+  def sync(buffer, opts \\ []), do: PartitionedBuffer.sync(buffer, opts)
 
   @doc """
   Lets no call of the processor begin until `resume/1`. See `PartitionedBuffer.pause/1`.

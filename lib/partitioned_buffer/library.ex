@@ -12,6 +12,14 @@ defmodule PartitionedBuffer.Library do
   def used?, do: :persistent_term.get({Native, :are_buffers}, false) and check() == :ok
 
   @doc """
+  Loads the library, if necessary. Raises if that fails.
+  """
+  @spec check!() :: :ok
+  def check! do
+    with {:error, {error, []}} <- check(), do: raise(error)
+  end
+
+  @doc """
   Loads the library, if necessary. Returns `:ok`, or the error that a start returns.
   """
   @spec check() :: :ok | {:error, {Exception.t(), []}}

@@ -196,12 +196,12 @@ defmodule PartitionedBuffer.Map do
       unquote(Definition.functions(__MODULE__, opts))
 
       @doc "See `PartitionedBuffer.Map.put/4`."
-      @spec put(any(), any(), keyword()) :: :ok | {:error, :full}
+      @spec put(any(), any(), keyword()) :: :ok | {:error, :full | :journal}
       def put(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all/3`."
-      @spec put_all(Enumerable.t(), keyword()) :: :ok | {:error, :full}
+      @spec put_all(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def put_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
@@ -216,7 +216,7 @@ defmodule PartitionedBuffer.Map do
         do: PartitionedBuffer.Map.put_new(__MODULE__, key, value, opts)
 
       @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
-      @spec put_all_newer(Enumerable.t(), keyword()) :: :ok | {:error, :full}
+      @spec put_all_newer(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
@@ -253,7 +253,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put(:doc, {:eu, 7}, "value", partition_key: region)
       :ok
   """
-  @spec put(buffer(), any(), any(), keyword()) :: :ok | {:error, :full}
+  @spec put(buffer(), any(), any(), keyword()) :: :ok | {:error, :full | :journal}
   def put(buffer, key, value, opts \\ [])
 
   def put(buffer, key, value, []) when is_atom(buffer) do
@@ -287,7 +287,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_all(:doc, Stream.map(1..3, &{&1, &1 * &1}))
       :ok
   """
-  @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
+  @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
   def put_all(buffer, entries, opts \\ []) when is_atom(buffer),
     do: Call.write_list(buffer, :put_all, Call.to_list!(entries, buffer, :pair), opts)
 
@@ -383,7 +383,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :x)
       "second"
   """
-  @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full}
+  @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
   def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
     do: Call.write_list(buffer, :put_all_newer, Call.to_list!(entries, buffer, :versioned), opts)
 
@@ -474,6 +474,13 @@ defmodule PartitionedBuffer.Map do
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`.
+  """
+  @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
+          :ok | {:error, :timeout | File.posix()}
+  def sync(buffer, opts \\ []), do: PartitionedBuffer.sync(buffer, opts)
 
   @doc """
   Lets no call of the processor begin until `resume/1`. See `PartitionedBuffer.pause/1`.

@@ -18,8 +18,9 @@ defmodule PartitionedBuffer.Native do
   # A call takes at most a millisecond, plus the time for one key and one value, or one item. What
   # cannot be sliced: hashing, comparing and copying one key or value. The caller is charged for it
   # (`KeyClock` in `pace.rs`, and `charge` in `vm/large.rs`). `open`, `end_run`, `buffers`, `left`,
-  # `held`, `close`, `batch`, `set_bound`, `put_options`, `functions_large`, `resume_run`, `pause_all`,
-  # `leftovers`, `left_terms`, `absorb_large`, `streams` and `forget_streams` may take longer, so they
+  # `held`, `close`, `batch`, `set_bound`, `put_options`, `functions_large`, `resume_run`, `refuse_writes`, `pause_all`,
+  # `leftovers`, `left_terms`, `absorb_large`, `streams`, `forget_streams` and those of journals but
+  # `journal_wait`, `set_journal_times` and `watch_journal` may take longer, so they
   # run on dirty schedulers.
 
   # This module can be loaded again while the VM runs:
@@ -58,6 +59,12 @@ defmodule PartitionedBuffer.Native do
   @typep limit() :: pos_integer() | :infinity
   @typep bound() :: {max_size :: limit(), max_bytes :: limit()}
   @type reservation() :: reference()
+  @type journal_error() :: :locked | :held | {:format, pos_integer()} | File.posix() | pos_integer()
+  @type replayed() ::
+          {entries :: non_neg_integer(), records :: non_neg_integer(), bytes :: non_neg_integer(),
+           torn_bytes :: non_neg_integer(),
+           {damaged_bytes :: non_neg_integer(), damaged_records :: non_neg_integer()},
+           duration :: non_neg_integer()}
   @typep place() :: pos_integer()
   @typep invalid() :: {:invalid, element :: term()} | {:improper, tail :: term()}
   @typep written() ::
@@ -417,6 +424,14 @@ defmodule PartitionedBuffer.Native do
   """
   @spec clear_full(run()) :: boolean() | :not_running
   def clear_full(_run), do: not_loaded()
+
+  @doc "Lets the buffer refuse all writes, as if it were full, or no longer."
+  @spec refuse_writes(run(), boolean()) :: :ok | :not_running
+  def refuse_writes(_run, _refuses), do: not_loaded()
+
+  @doc "Whether the buffer refuses all writes."
+  @spec refuses_writes(atom()) :: boolean()
+  def refuses_writes(_buffer), do: not_loaded()
 
   @doc "Counts writes that were refused, or dropped, for lack of room."
   @spec count_refused(atom(), non_neg_integer(), non_neg_integer()) :: :ok | :not_running
@@ -803,6 +818,80 @@ defmodule PartitionedBuffer.Native do
       "`mix deps.compile partitioned_buffer --force` on such a system, or set PARTITIONED_BUFFER_NIF_PATH to a library that " <>
       "was built there when you compile"
   end
+
+  # Journals
+
+  @doc """
+  Lets a buffer that does not run have a journal in a directory, `{dir, path}`, or none. Locks `path`,
+  and lets the entries that a former VM left there wait: call `open/7` next. Entries with
+  `max_attempts` are given up. `dir` has the threads of all journals below it.
+
+  Returns what was replayed, with the duration in nanoseconds, or `:ok` if the journal is there
+  already. `:held`: the buffer has entries, and another journal or none.
+  """
+  @spec open_journal(
+          atom(),
+          kind(),
+          pos_integer(),
+          {String.t(), String.t()} | nil,
+          {write_ms :: pos_integer(), sync_ms :: pos_integer() | :infinity, max_bytes :: pos_integer()},
+          pos_integer() | :infinity
+        ) :: :ok | {:ok, replayed()} | {:error, journal_error()}
+  def open_journal(_name, _kind, _partition_count, _place, _settings, _max_attempts), do: not_loaded()
+
+  @doc """
+  Ends the journal if the buffer holds nothing. Its directory has only the lock file then. Waits for a
+  disk for some seconds.
+  """
+  @spec close_journal(run()) :: :ok
+  def close_journal(_run), do: not_loaded()
+
+  @doc """
+  Sends the caller `{ref, :ok | {:error, posix}}` when all that was written to the buffer before is
+  written to its journal, or synced. Returns `nil` without a journal.
+  """
+  @spec journal_wait(run(), :written | :synced, reference()) :: :ok | nil
+  def journal_wait(_run, _level, _ref), do: not_loaded()
+
+  @doc """
+  The state of the journal. Times are in milliseconds. The last failure has its operation, its reason and
+  its age.
+  """
+  @spec journal_status(run()) ::
+          {failing? :: boolean(),
+           {lag_ms :: non_neg_integer(), unwritten :: non_neg_integer(), written_ms_ago :: non_neg_integer(),
+            synced_ms_ago :: non_neg_integer()},
+           {bytes :: non_neg_integer(), segments :: non_neg_integer(), replayed :: non_neg_integer()},
+           {{atom(), File.posix() | pos_integer()}, non_neg_integer()} | nil}
+          | nil
+          | :not_running
+  def journal_status(_run), do: not_loaded()
+
+  @doc """
+  Changes how often the journal is written and synced.
+  """
+  @spec set_journal_times(run(), pos_integer(), pos_integer() | :infinity) :: :ok | :not_running
+  def set_journal_times(_run, _write_ms, _sync_ms), do: not_loaded()
+
+  @doc """
+  Lets the caller get the reports of the journal: `{:journal, report}`.
+  """
+  @spec watch_journal(run()) :: :ok | :not_running
+  def watch_journal(_run), do: not_loaded()
+
+  @doc """
+  What the journal in a directory holds: its entries with their terms in the external format, without
+  its first byte, then `{segment, offset, bytes}` of the damage, and the bytes of a torn tail.
+  """
+  @spec read_journal(String.t(), kind()) ::
+          {:ok, {[tuple()], [tuple()], non_neg_integer(), non_neg_integer()}} | {:error, journal_error()}
+  def read_journal(_path, _kind), do: not_loaded()
+
+  @doc """
+  Removes a directory with a journal that no buffer uses.
+  """
+  @spec delete_journal(String.t()) :: :ok | {:error, journal_error()}
+  def delete_journal(_path), do: not_loaded()
 
   defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)
 end

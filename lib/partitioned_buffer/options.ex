@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Options do
   require Logger
 
   alias __MODULE__
-  alias PartitionedBuffer.Options.{Cluster, FunctionCheck, Values}
+  alias PartitionedBuffer.Options.{Cluster, FunctionCheck, Journal, Values}
 
   defmodule Functions do
     @moduledoc false
@@ -35,6 +35,7 @@ defmodule PartitionedBuffer.Options do
                 :drain_timeout_ms,
                 :versions,
                 :cluster,
+                :journal,
                 :way,
                 dead_letter?: false,
                 order: :strict,
@@ -60,6 +61,7 @@ defmodule PartitionedBuffer.Options do
           order: :strict | :none,
           versions: :clock | :own | nil,
           cluster: Options.Cluster.t() | nil,
+          journal: Options.Journal.t() | nil,
           way: module() | nil,
           drain_timeout_ms: timeout(),
           retry_backoff_ms: {non_neg_integer(), non_neg_integer()} | :function,
@@ -92,7 +94,8 @@ defmodule PartitionedBuffer.Options do
     :max_attempts,
     :retry_backoff_ms,
     :drain_timeout_ms,
-    :cluster
+    :cluster,
+    :journal
   ]
   @start [
     :name,
@@ -146,6 +149,7 @@ defmodule PartitionedBuffer.Options do
 
     given
     |> with_cluster()
+    |> Keyword.replace_lazy(:journal, &(&1 && Journal.new(&1)))
     |> Keyword.put_new_lazy(:partitions, &System.schedulers_online/0)
     |> Keyword.put_new(:drain_timeout_ms, if(given[:max_attempts], do: 60_000, else: :infinity))
     |> split()
@@ -275,10 +279,18 @@ defmodule PartitionedBuffer.Options do
       )
     end
 
+    if changes[:journal] != nil and options.journal == nil do
+      raise!(
+        :journal,
+        changes[:journal],
+        "update_options/2 of #{buffer(name)} cannot set :journal: the buffer was started without it"
+      )
+    end
+
     changes =
-      Keyword.replace_lazy(changes, :cluster, fn _old ->
-        Cluster.update(options.cluster, changes[:cluster])
-      end)
+      changes
+      |> Keyword.replace_lazy(:cluster, &Cluster.update(options.cluster, &1))
+      |> Keyword.replace_lazy(:journal, &Journal.update(options.journal, &1))
 
     {plain, functions} = split_functions(changes)
     options = struct!(options, plain)
@@ -299,6 +311,7 @@ defmodule PartitionedBuffer.Options do
       do: table_excluded!(given[:name])
 
     if given[:cluster], do: cluster_fits!(given, given[:name])
+    if given[:journal], do: journal_fits!(given, given[:name])
     batch_bytes_fit!(given[:name], given[:processing_batch_size], given[:processing_batch_bytes])
     only!(given, :order, :queue, "PartitionedBuffer.Queue", "has no order")
     only!(given, :versions, :map, "PartitionedBuffer.Map", "has no versions")
@@ -322,6 +335,25 @@ defmodule PartitionedBuffer.Options do
       end
 
     if reason, do: raise!(:cluster, given[:cluster], "option :cluster of #{buffer(name)} #{reason}")
+  end
+
+  defp journal_fits!(given, name) do
+    reason =
+      cond do
+        given[:max_attempts] == nil ->
+          "needs :max_attempts: only an outcome shows that an entry is done"
+
+        given[:partitions] == 0 ->
+          "needs partitions"
+
+        given[:cluster] ->
+          "excludes :cluster: after a crash, another node may or may not have a batch"
+
+        true ->
+          nil
+      end
+
+    if reason, do: raise!(:journal, given[:journal], "option :journal of #{buffer(name)} #{reason}")
   end
 
   defp batch_bytes_fit!(name, size, bytes) do
@@ -383,6 +415,17 @@ defmodule PartitionedBuffer.Options do
     timeout!(name, timeout)
     unless is_boolean(async?), do: invalid!(name, :async, async?, "a boolean")
     {timeout, async?}
+  end
+
+  @doc """
+  The level and the timeout among the options of a sync.
+  """
+  @spec sync!(atom(), keyword()) :: {:written | :synced, timeout()}
+  def sync!(name, options) do
+    check_call!(name, options, [:level, :timeout])
+    level = Keyword.get(options, :level, :synced)
+    unless level in [:written, :synced], do: invalid!(name, :level, level, ":written or :synced")
+    {level, timeout!(name, Keyword.get(options, :timeout, 5_000))}
   end
 
   @doc """
@@ -499,6 +542,11 @@ defmodule PartitionedBuffer.Options do
   defp check!({:cluster, value}, name, at) do
     if reason = Cluster.invalid(value, at),
       do: raise!(:cluster, value, "invalid value for option :cluster of #{buffer(name)}: #{reason}")
+  end
+
+  defp check!({:journal, value}, name, at) do
+    if reason = Journal.invalid(value, at),
+      do: raise!(:journal, value, "invalid value for option :journal of #{buffer(name)}: #{reason}")
   end
 
   defp check!({key, value}, name, _at) do

@@ -139,7 +139,7 @@ defmodule PartitionedBuffer.Queue do
       unquote(Definition.functions(__MODULE__, opts))
 
       @doc "See `PartitionedBuffer.Queue.push/3`."
-      @spec push(any() | [any()], keyword()) :: :ok | {:error, :full}
+      @spec push(any() | [any()], keyword()) :: :ok | {:error, :full | :journal}
       def push(item_or_items, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Queue.push(__MODULE__, item_or_items, opts)
     end
@@ -166,7 +166,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       4
   """
-  @spec push(buffer(), any() | [any()], keyword()) :: :ok | {:error, :full}
+  @spec push(buffer(), any() | [any()], keyword()) :: :ok | {:error, :full | :journal}
   def push(buffer, item_or_items, opts \\ [])
 
   def push(buffer, items, opts) when is_atom(buffer) and is_list(items),
@@ -188,6 +188,13 @@ defmodule PartitionedBuffer.Queue do
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
+
+  @doc """
+  Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`.
+  """
+  @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
+          :ok | {:error, :timeout | File.posix()}
+  def sync(buffer, opts \\ []), do: PartitionedBuffer.sync(buffer, opts)
 
   @doc """
   Lets no call of the processor begin until `resume/1`. See `PartitionedBuffer.pause/1`.

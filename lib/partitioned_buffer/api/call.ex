@@ -52,7 +52,7 @@ defmodule PartitionedBuffer.API.Call do
           Options.kind(),
           Routing.route() | {:processor, Routing.route()},
           write()
-        ) :: result | :ok | {:error, :full}
+        ) :: result | :ok | {:error, :full | :journal}
         when result: atom()
   def refused(:full, buffer, kind, route, [operation | arguments] = write) do
     Room.wait(buffer, 1, fn reservation ->
@@ -144,7 +144,7 @@ defmodule PartitionedBuffer.API.Call do
   Writes a list. Raises, and writes nothing, if an element has another shape than the operation
   needs.
   """
-  @spec write_list(atom(), operation(), list(), keyword()) :: :ok | {:error, :full}
+  @spec write_list(atom(), operation(), list(), keyword()) :: :ok | {:error, :full | :journal}
   def write_list(buffer, operation, list, []) do
     # The NIF checks a short list itself.
     case native(operation, buffer, nil, list, false) do

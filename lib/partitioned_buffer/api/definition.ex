@@ -46,6 +46,11 @@ defmodule PartitionedBuffer.API.Definition do
               :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
       def flush(opts \\ []), do: PartitionedBuffer.flush(__MODULE__, opts)
 
+      @doc "Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`."
+      @spec sync(level: :written | :synced, timeout: timeout()) ::
+              :ok | {:error, :timeout | File.posix()}
+      def sync(opts \\ []), do: PartitionedBuffer.sync(__MODULE__, opts)
+
       @doc "Lets no call of the processor begin. See `PartitionedBuffer.pause/1`."
       @spec pause() :: :ok
       def pause, do: PartitionedBuffer.pause(__MODULE__)

@@ -14,7 +14,7 @@ defmodule PartitionedBuffer.Buffer.Drainer do
 
   use GenServer, shutdown: :infinity
 
-  alias PartitionedBuffer.Buffer.StopLog
+  alias PartitionedBuffer.Buffer.{Journaling, StopLog}
   alias PartitionedBuffer.{Native, Ref}
   alias PartitionedBuffer.Partition.{Drain, Ending, Server}
 
@@ -110,7 +110,9 @@ defmodule PartitionedBuffer.Buffer.Drainer do
     in_parallel(partitions, &Drain.finish(&1, leftovers), supervisor)
     left = Ref.held_by_all(partitions)
     if left == 0 or vm_stops?, do: Native.settle(run)
-    {max(before - left, 0), left, if(vm_stops?, do: :lost, else: :keep)}
+    Journaling.close(run)
+    kept = if leftovers == :journal, do: :journal, else: if(vm_stops?, do: :lost, else: :keep)
+    {max(before - left, 0), left, kept}
   end
 
   # Calls `fun` for each partition, each in a linked process, so that no process outlives a killed

@@ -45,6 +45,10 @@ defmodule PartitionedBuffer.Buffer.Leftovers do
   defp give_up(buffer, kind) do
     with {_buffer, _kind, count, held} <- Enum.find(Native.leftovers(), &match?({^buffer, ^kind, _, _}, &1)) do
       case Native.left_terms(buffer, kind) do
+        # The next VM has them.
+        {%Options{journal: %{}}, _functions} ->
+          :ok
+
         {%Options{dead_letter?: true} = options, functions} ->
           left = bury(%Options{options | partitions: count}, functions)
           report(buffer, max(held - left, 0), left)
@@ -57,7 +61,7 @@ defmodule PartitionedBuffer.Buffer.Leftovers do
 
   defp bury(options, functions) do
     Run.end_former(options)
-    {run, partitions} = Run.open(options, functions)
+    {run, partitions, _replay} = Run.open(options, functions)
     {:ok, emitter} = Emitter.start({run, options.name})
     in_parallel(partitions, &Drain.bury/1)
     Emitter.stop(emitter)

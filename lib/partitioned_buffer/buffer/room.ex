@@ -7,8 +7,8 @@ defmodule PartitionedBuffer.Buffer.Room do
   # room, or to give up in time. Its answer is a message with its place in the line, so it leaves the
   # line before it goes on without an answer.
 
-  alias PartitionedBuffer.Buffer.Lookup
-  alias PartitionedBuffer.{FullError, Native, Options, Routing}
+  alias PartitionedBuffer.Buffer.{Journaling, Lookup}
+  alias PartitionedBuffer.{FullError, JournalError, Native, Options, Routing}
   alias PartitionedBuffer.Partition.Runner
 
   # The first element of the message to a writer that waits.
@@ -21,15 +21,42 @@ defmodule PartitionedBuffer.Buffer.Room do
   Waits for room for `count` entries, and writes. When the time is up, `:when_full` decides the
   result. Processes of the buffer never wait, since its entries might wait for them.
   """
-  @spec wait(atom(), pos_integer(), write(result)) :: result | :ok | {:error, :full} when result: any()
+  @spec wait(atom(), pos_integer(), write(result)) :: result | :ok | {:error, :full | :journal}
+        when result: any()
   def wait(buffer, count, write) do
     options = Lookup.options!(buffer)
     since = System.monotonic_time(:millisecond)
     wait(options, count, write, since)
   end
 
-  defp wait(%Options{name: buffer} = options, count, write, since) do
+  defp wait(%Options{name: buffer, journal: journal} = options, count, write, since) do
     check_count!(options, count)
+
+    if journal != nil and Native.refuses_writes(buffer),
+      do: refuse(options, count),
+      else: reserve(options, count, write, since)
+  end
+
+  # The time at which the journal has all changes is unknown, so nobody waits for that.
+  defp refuse(%Options{name: buffer, when_full: :drop_newest}, count) do
+    Native.count_refused(buffer, 0, count)
+    :ok
+  end
+
+  defp refuse(%Options{name: buffer, journal: journal} = options, count) do
+    Native.count_refused(buffer, count, 0)
+
+    if options.when_full == :error do
+      {:error, :journal}
+    else
+      raise JournalError,
+        buffer: buffer,
+        lag_ms: Journaling.lag_ms(Lookup.run!(buffer)),
+        max_lag_ms: journal.max_lag_ms
+    end
+  end
+
+  defp reserve(%Options{name: buffer} = options, count, write, since) do
     waits? = options.full_timeout_ms > 0 and not own_process?(buffer)
     answered(Native.reserve(buffer, count, waits?), options, count, write, since)
   end
@@ -40,8 +67,12 @@ defmodule PartitionedBuffer.Buffer.Room do
     |> answered(options, count, write, since)
   end
 
-  defp answered(:full, options, count, _write, since),
-    do: give_up(options, count, System.monotonic_time(:millisecond) - since)
+  defp answered(:full, options, count, _write, since) do
+    # It may refuse writes since this one began to wait.
+    if options.journal != nil and Native.refuses_writes(options.name),
+      do: refuse(options, count),
+      else: give_up(options, count, System.monotonic_time(:millisecond) - since)
+  end
 
   defp answered({:ended, reservation}, options, _count, _write, _since) do
     # Others in the line hear of the end then.

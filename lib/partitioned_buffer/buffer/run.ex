@@ -2,6 +2,7 @@ defmodule PartitionedBuffer.Buffer.Run do
   @moduledoc false
   # Begins a run of a buffer, which lasts as long as the calling process.
 
+  alias PartitionedBuffer.Buffer.Journaling
   alias PartitionedBuffer.{Emitter, Native, Options, Ref, Routing}
   alias PartitionedBuffer.Partition.Runner
 
@@ -62,15 +63,17 @@ defmodule PartitionedBuffer.Buffer.Run do
   end
 
   @doc """
-  Begins a run, and returns its partitions.
+  Begins a run, and returns its partitions, and what its journal replayed. Exits if the journal cannot be
+  used.
   """
-  @spec open(Options.t(), Options.Functions.t()) :: {Native.run(), [Ref.t()]}
+  @spec open(Options.t(), Options.Functions.t()) :: {Native.run(), [Ref.t()], Journaling.replay() | nil}
   def open(%Options{name: buffer, partitions: count} = options, %Options.Functions{} = functions) do
     {outcomes?, strict?} = {Options.outcomes?(options), options.order == :strict}
     versions = options.versions || :any
+    replay = Journaling.open!(options)
     run = Native.open(buffer, options.kind, count, outcomes?, strict?, versions, Options.bound(options))
     if options.cluster, do: Native.collect(run)
     Native.put_options(run, 0, options, functions)
-    {run, for(number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number))}
+    {run, for(number <- 0..(count - 1)//1, do: Ref.new(run, buffer, number)), replay}
   end
 end

@@ -3,7 +3,7 @@ defmodule PartitionedBuffer.Buffer.Settings do
   # Changes the options of a running buffer. The native run keeps the options and functions, with a
   # version, so concurrent callers lose no change. The partitions only get a message.
 
-  alias PartitionedBuffer.Buffer.{Lookup, Writers}
+  alias PartitionedBuffer.Buffer.{Journaling, Lookup, Writers}
   alias PartitionedBuffer.{Native, Options, Routing}
   alias PartitionedBuffer.Partition.Server
 
@@ -20,6 +20,7 @@ defmodule PartitionedBuffer.Buffer.Settings do
     for number <- 0..(options.partitions - 1)//1,
         do: Server.options_changed(Routing.partition_name(buffer, number))
 
+    if Keyword.has_key?(changes, :journal), do: Journaling.set_times(run)
     if Enum.any?([:max_size, :max_bytes], &Keyword.has_key?(changes, &1)), do: Writers.set_bound(run)
     :ok
   end

@@ -54,13 +54,15 @@ defmodule PartitionedBuffer.Buffer.StopLog do
   defp longest(nil), do: "its run is over"
 
   defp log_end(first, ms, given_up, left, leftovers) do
-    level = if left > 0, do: :error, else: if(given_up > 0, do: :warning, else: :info)
+    lost? = left > 0 and leftovers != :journal
+    level = if lost?, do: :error, else: if(given_up > 0, do: :warning, else: :info)
     log(level, first, "stopped after #{ms} ms: " <> result(given_up, left, leftovers))
   end
 
   defp result(0, 0, _leftovers), do: "no entries are left"
   defp result(given_up, 0, _leftovers), do: "it gave up #{given_up} entries"
   defp result(0, left, :keep), do: "#{left} entries are kept until a buffer of this name and kind starts"
+  defp result(0, left, :journal), do: "#{left} entries are in the journal, for the next start"
   defp result(0, left, :lost), do: "#{left} entries are lost with this VM"
 
   defp result(given_up, left, leftovers),

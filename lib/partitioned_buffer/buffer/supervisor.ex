@@ -9,6 +9,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   #     ├── PartitionedBuffer.Emitter
   #     ├── PartitionedBuffer.Buffer.Drainer
   #     ├── PartitionedBuffer.Buffer.Writers
+  #     ├── PartitionedBuffer.Buffer.Journaling    with a journal
   #     ├── Task.Supervisor         the processor is called here
   #     ├── name.0                  PartitionedBuffer.Partition.Server
   #     ├── Task.Supervisor
@@ -27,7 +28,7 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
 
   use Supervisor
 
-  alias PartitionedBuffer.Buffer.{Drainer, Lookup, Run, Writers}
+  alias PartitionedBuffer.Buffer.{Drainer, Journaling, Lookup, Run, Writers}
   alias PartitionedBuffer.{Emitter, Library, Native, Options, Routing}
   alias PartitionedBuffer.Partition.{Runner, Server}
 
@@ -140,14 +141,17 @@ defmodule PartitionedBuffer.Buffer.Supervisor do
   def init({%Options{name: buffer, partitions: count} = options, functions}) do
     Run.end_former(options)
     refuse_taken_names!(options)
-    {run, partitions} = Run.open(options, functions)
+    {run, partitions, replay} = Run.open(options, functions)
 
     children =
       for partition <- partitions,
           child <- [Runner.supervisor_spec(partition), {Server, partition}],
           do: child
 
-    first = [{Emitter, {run, buffer}}, {Drainer, {:first, run, partitions}}, {Writers, {run, buffer}}]
+    reports = if options.journal, do: [{Journaling, {run, buffer, replay}}], else: []
+
+    first =
+      [{Emitter, {run, buffer}}, {Drainer, {:first, run, partitions}}, {Writers, {run, buffer}}] ++ reports
 
     Supervisor.init(first ++ children ++ [{Drainer, {:last, run, partitions}}],
       strategy: :one_for_one,

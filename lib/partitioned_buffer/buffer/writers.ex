@@ -14,10 +14,10 @@ defmodule PartitionedBuffer.Buffer.Writers do
   @flush_ms 0.02
 
   # `since` is the time at which the buffer became full, and `before` has the counts of the end of
-  # the time before. `lapse` is the timer that lets grants lapse, `flush` the one of the next flush of
+  # the time before. `metadata` is that of its event. `lapse` is the timer that lets grants lapse, `flush` the one of the next flush of
   # all partitions, which got the last message at `flushed_at`.
   @enforce_keys [:run, :buffer]
-  defstruct @enforce_keys ++ [:since, :before, :lapse, :flush, flushed_at: nil]
+  defstruct @enforce_keys ++ [:since, :metadata, :before, :lapse, :flush, flushed_at: nil]
 
   ## API
 
@@ -107,11 +107,15 @@ defmodule PartitionedBuffer.Buffer.Writers do
   ## The time in which the buffer is full
 
   defp begin_full(%__MODULE__{since: nil, buffer: buffer} = state) do
-    Emitter.event(state.run, [:full, :start], %{system_time: System.system_time()}, %{buffer: buffer})
-    %__MODULE__{state | since: System.monotonic_time()}
+    metadata = metadata(buffer)
+    Emitter.event(state.run, [:full, :start], %{system_time: System.system_time()}, metadata)
+    %__MODULE__{state | since: System.monotonic_time(), metadata: metadata}
   end
 
   defp begin_full(state), do: state
+
+  defp metadata(buffer),
+    do: if(Native.refuses_writes(buffer), do: %{buffer: buffer, reason: :journal}, else: %{buffer: buffer})
 
   # While room is still low, the buffer stays full. The process that got the first news may be dead.
   defp end_full(%__MODULE__{since: nil} = state),
@@ -124,7 +128,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
     if Native.clear_full(state.run) == true do
       changes = Map.new(now, fn {key, count} -> {key, count - state.before[key]} end)
       measurements = Map.put(changes, :duration, System.monotonic_time() - since)
-      Emitter.event(state.run, [:full, :stop], measurements, %{buffer: buffer})
+      Emitter.event(state.run, [:full, :stop], measurements, state.metadata)
       %__MODULE__{state | since: nil, before: now}
     else
       state

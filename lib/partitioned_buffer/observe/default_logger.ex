@@ -17,11 +17,12 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
   @names %{
     full: [[:full, :start], [:full, :stop]],
     dead_letter: [[:partition, :dead_letter]],
+    journal: [[:journal, :replay], [:journal, :error], [:journal, :recovered]],
     cluster: [[:cluster, :members], [:cluster, :uncertain], [:cluster, :hand_over], [:cluster, :skew]],
     processing: [[:partition, :processing, :stop]]
   }
 
-  @defaults [level: :info, events: [:full, :dead_letter, :cluster]]
+  @defaults [level: :info, events: [:full, :dead_letter, :cluster, :journal]]
 
   @doc """
   Attaches the logger. See `PartitionedBuffer.attach_default_logger/1`.
@@ -69,6 +70,16 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
 
   @doc false
   # `:telemetry` detaches a handler that raises, so the clauses cover all attached events.
+  def handle([:partitioned_buffer, :full, :start], _measurements, %{reason: :journal} = metadata, _config) do
+    log(
+      :warning,
+      :full_start,
+      metadata,
+      [],
+      "#{buffer(metadata)} refuses writes: its journal is too far behind"
+    )
+  end
+
   def handle([:partitioned_buffer, :full, :start], _measurements, metadata, _config) do
     log(
       :warning,
@@ -172,6 +183,45 @@ defmodule PartitionedBuffer.Observe.DefaultLogger do
       metadata,
       [ahead_ms: ahead_ms],
       "#{buffer(metadata)} does not follow the clock of node #{metadata.node}, which is #{ahead_ms} ms ahead"
+    )
+  end
+
+  def handle([:partitioned_buffer, :journal, :replay], measurements, metadata, config) do
+    %{entries: entries, damaged_bytes: bytes, damaged_records: records, duration: duration} = measurements
+    numbers = [entries: entries, damaged_bytes: bytes, damaged_records: records, duration_ms: ms(duration)]
+    replayed = "#{buffer(metadata)} has #{entries} entries from its journal, after #{ms(duration)} ms"
+
+    if bytes + records > 0 do
+      log(
+        :error,
+        :journal_replay,
+        metadata,
+        numbers,
+        "#{replayed}; #{bytes} bytes and #{records} records there are damaged: the damaged files are kept in #{metadata.dir}"
+      )
+    else
+      log(config.level, :journal_replay, metadata, numbers, replayed)
+    end
+  end
+
+  def handle([:partitioned_buffer, :journal, :error], measurements, metadata, _config) do
+    log(
+      :error,
+      :journal_error,
+      metadata,
+      [unwritten: measurements.unwritten, lag_ms: measurements.lag_ms],
+      "the journal of #{buffer(metadata)} fails to #{metadata.operation}: #{metadata.reason}; " <>
+        "the buffer goes on in memory, and #{measurements.unwritten} changes would not survive the VM"
+    )
+  end
+
+  def handle([:partitioned_buffer, :journal, :recovered], %{duration: duration}, metadata, config) do
+    log(
+      config.level,
+      :journal_recovered,
+      metadata,
+      [duration_ms: ms(duration)],
+      "the journal of #{buffer(metadata)} works again, after #{ms(duration)} ms"
     )
   end
 

@@ -4,6 +4,7 @@ defmodule PartitionedBuffer.Observe.Info do
 
   alias PartitionedBuffer.Buffer.Lookup
   alias PartitionedBuffer.{Native, Options, Routing, Telemetry}
+  alias PartitionedBuffer.Options.Journal
 
   @totals [
     :written,
@@ -29,10 +30,14 @@ defmodule PartitionedBuffer.Observe.Info do
     partitions = for number <- 0..(count - 1), do: {number, Native.info(run, number)}
     options = Lookup.options!(buffer)
     last_error = Native.last_error(run)
+    journal = journal(buffer, run, options)
     # During the call, the buffer may end, and may start again.
     if Native.run(buffer) != run, do: Routing.not_running!(buffer)
     {shown, counted} = partitions |> Enum.map(&partition(buffer, paused?, &1)) |> Enum.unzip()
-    buffer |> sum(options, shown, counted) |> Map.merge(%{paused?: paused?, last_error: last_error})
+
+    buffer
+    |> sum(options, shown, counted)
+    |> Map.merge(%{paused?: paused?, last_error: last_error, journal: journal})
   end
 
   defp sum(buffer, options, partitions, counted) do
@@ -57,6 +62,41 @@ defmodule PartitionedBuffer.Observe.Info do
       partitions: for(partition <- partitions, do: %{partition | limit: limit(partition.limit, options)})
     }
   end
+
+  defp journal(_buffer, _run, %Options{journal: nil}), do: nil
+
+  defp journal(buffer, run, %Options{journal: %Journal{} = journal, kind: kind}) do
+    case Native.journal_status(run) do
+      {failing?, {lag_ms, unwritten, written_ms_ago, synced_ms_ago}, {bytes, segments, replayed}, failure} ->
+        %{
+          dir: Journal.path(journal.dir, buffer, kind),
+          state: journal_state(failing?, lag_ms > journal.max_lag_ms),
+          lag_ms: lag_ms,
+          unwritten: unwritten,
+          written_ms_ago: written_ms_ago,
+          synced_ms_ago: synced_ms_ago,
+          bytes: bytes,
+          segments: segments,
+          replayed: replayed,
+          last_error: journal_error(failure)
+        }
+
+      nil ->
+        nil
+
+      :not_running ->
+        Routing.not_running!(buffer)
+    end
+  end
+
+  defp journal_state(true = _failing?, _behind?), do: :failed
+  defp journal_state(false = _failing?, true = _behind?), do: :behind
+  defp journal_state(false = _failing?, false = _behind?), do: :ok
+
+  defp journal_error(nil), do: nil
+
+  defp journal_error({{operation, reason}, ms_ago}),
+    do: %{reason: reason, operation: operation, system_time: System.system_time(:millisecond) - ms_ago}
 
   @doc """
   The numbers of two stages of a buffer together. The second one has the processor of the user.
@@ -166,7 +206,7 @@ defmodule PartitionedBuffer.Observe.Info do
             do: {key, limit}
 
       measurements = Map.merge(Map.put(measurements, :oldest_ms, info.oldest_ms || 0), bound)
-      measurements = Map.merge(measurements, of_cluster(info))
+      measurements = measurements |> Map.merge(of_cluster(info)) |> Map.merge(of_journal(info))
       Telemetry.execute_of_buffer([:info], measurements, %{buffer: buffer, kind: info.kind})
     end
 
@@ -177,6 +217,11 @@ defmodule PartitionedBuffer.Observe.Info do
     do: %{members: length(cluster.members), owned_slots: cluster.owns, uncertain: cluster.uncertain}
 
   defp of_cluster(_info), do: %{}
+
+  defp of_journal(%{journal: %{} = journal}),
+    do: %{journal_lag_ms: journal.lag_ms, journal_bytes: journal.bytes}
+
+  defp of_journal(_info), do: %{}
 
   defp info_if_running(buffer, info) do
     info.(buffer)

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Options.Values do
   @moduledoc false
-  # The valid values of each start option but `:cluster`.
+  # The valid values of each start option but `:cluster` and `:journal`.
 
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295

@@ -2,15 +2,15 @@ defmodule PartitionedBuffer.Partition.Ending do
   @moduledoc false
   # Why a buffer ends, and what follows for its entries:
   #
-  #   * The VM stops. This is the last chance of the entries.
+  #   * The VM stops. This is the last chance of the entries, except with a journal.
   #   * The application calls `stop/4`, and says what becomes of leftovers.
   #   * A supervisor ends the buffer while the VM goes on. It most likely starts the buffer again, so
   #     the entries can wait for that, and the restart should not wait for a sink that is down.
 
   alias PartitionedBuffer.{Native, Options, Ref}
 
-  @typedoc "What becomes of entries that a stop leaves."
-  @type leftovers() :: :dead_letter | :keep | :lost
+  @typedoc "What becomes of entries that a stop leaves. With a `:journal` the next VM has them."
+  @type leftovers() :: :dead_letter | :keep | :lost | :journal
 
   @doc """
   Whether the VM stops.
@@ -29,6 +29,7 @@ defmodule PartitionedBuffer.Partition.Ending do
   """
   @spec leftovers(Native.run(), Options.t() | nil, vm_stops? :: boolean()) :: leftovers()
   def leftovers(_run, nil, _vm_stops?), do: :keep
+  def leftovers(_run, %Options{journal: %{}}, true = _vm_stops?), do: :journal
   def leftovers(_run, %Options{dead_letter?: true}, true = _vm_stops?), do: :dead_letter
   def leftovers(_run, _options, true = _vm_stops?), do: :lost
 

@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   require Logger
 
   alias PartitionedBuffer.{Native, Options, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Outcome, Reason}
+  alias PartitionedBuffer.Processing.{Backoff, Batch, DeadLetter, Failure, Job, Journal, Outcome, Reason}
 
   # The shortest and the longest pause, in milliseconds, that a processor can ask for.
   @shortest_ms 1_000
@@ -112,6 +112,8 @@ defmodule PartitionedBuffer.Processing.AtLeastOnce do
   defp call(_job, %Batch{failure: failure}) when failure != nil, do: failure
 
   defp call(job, %Batch{entries: entries, count: count, begun: attempts}) do
+    Journal.await_begin(job)
+
     Telemetry.batch(job.ref, count, attempts + 1, fn ->
       job.functions.processor
       |> Job.call([entries])

@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   require Logger
 
   alias PartitionedBuffer.{Native, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{Batch, Failure, Job, Reason}
+  alias PartitionedBuffer.Processing.{Batch, Failure, Job, Journal, Reason}
 
   # The result of a function of this package that took nothing, and the beginning of that of one whose
   # entries are in other hands.
@@ -83,6 +83,7 @@ defmodule PartitionedBuffer.Processing.DeadLetter do
   defp call(%Job{functions: %{dead_letter: nil}}, _entries, _reason), do: {false, 0}
 
   defp call(job, entries, reason) do
+    Journal.await_begin(job)
     Native.bury(job.flush)
 
     case Job.call(job.functions.dead_letter, [entries, reason]) do

@@ -5,7 +5,17 @@ defmodule PartitionedBuffer.Processing do
   # keeps the batch until its outcome.
 
   alias PartitionedBuffer.{Emitter, Native, Options, Ref, Telemetry}
-  alias PartitionedBuffer.Processing.{AtLeastOnce, AtMostOnce, DeadLetter, Failure, Job, Reason, Table}
+
+  alias PartitionedBuffer.Processing.{
+    AtLeastOnce,
+    AtMostOnce,
+    DeadLetter,
+    Failure,
+    Job,
+    Journal,
+    Reason,
+    Table
+  }
 
   @doc "Works on a flush as the options of its buffer ask for."
   @callback run(Job.t()) :: Job.t()
@@ -62,8 +72,12 @@ defmodule PartitionedBuffer.Processing do
   Runs a job.
   """
   @spec run(Job.t()) :: :ok
-  def run(%Job{} = job),
-    do: Telemetry.processing(job.ref, job.trigger, fn -> way(job.options).run(job).delivered end)
+  def run(%Job{} = job) do
+    Telemetry.processing(job.ref, job.trigger, fn ->
+      Journal.await_entries(job)
+      way(job.options).run(job).delivered
+    end)
+  end
 
   defp way(%Options{way: way}) when way != nil, do: way
   defp way(%Options{processing_batch_size: :table}), do: Table

@@ -108,7 +108,11 @@ impl<S: Store<Term = RawTerm>, const SHARDS: usize> Partitions<S, SHARDS> {
         shared.processes.lock().forget(env, partition_count);
         shared.kept.begin(number);
         if opened.partition_count != partition_count && partition_count > 0 {
-            self.reroute(opened.partition_count, partition_count);
+            let reroute = || self.reroute(opened.partition_count, partition_count);
+            match shared.journaled() {
+                Some(journaled) => journaled.moving(partition_count, reroute),
+                None => reroute(),
+            }
             opened.partition_count = partition_count;
         }
         opened.has_outcomes = has_outcomes;
@@ -163,7 +167,7 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
             (0..partition_count).for_each(|partition| self.partition(partition).set_bounded(is_bounded));
         };
         // A bounded shard must always find a bound.
-        if limits.any() {
+        if limits.any() || self.shared.bound.is_refusing() {
             set_limits();
             set_bounded(true);
         } else {
@@ -177,6 +181,14 @@ impl<S: Store, const SHARDS: usize> Partitions<S, SHARDS> {
     pub(crate) fn change_bound(&self, limits: Limits) -> Result<(), NotRunning> {
         let _changing = self.shared.changing_bound.lock();
         self.set_bound(self.count()?, limits);
+        Ok(())
+    }
+
+    /// Lets a running buffer refuse all writes, or no longer.
+    pub(crate) fn refuse(&self, is_refusing: bool) -> Result<(), NotRunning> {
+        let _changing = self.shared.changing_bound.lock();
+        self.shared.bound.set_refusing(is_refusing);
+        self.set_bound(self.count()?, self.shared.bound.limits());
         Ok(())
     }
 

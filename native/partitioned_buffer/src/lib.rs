@@ -8,6 +8,7 @@
 //! | [`lists`] | writes lists, step by step |
 //! | [`reservation`] | reserves room for a list |
 //! | [`flush`] | the flushes in flight: their batches and outcomes |
+//! | [`journal`] | the journal of a buffer: its threads, its start and its end |
 //! | [`any`] | the partitions of any kind of buffer |
 //! | [`buffer`] | the partitions of a name: routes keys to them |
 //! | [`run`] | from the start of a buffer to its end, and what its processes share |
@@ -24,6 +25,7 @@ mod any;
 mod buffer;
 mod clock;
 mod flush;
+mod journal;
 mod kept;
 mod lists;
 mod nifs;

@@ -18,6 +18,7 @@ use partitioned_buffer_engine::waiting::{Answer, Waiting};
 use partitioned_buffer_engine::{Bound, Clock, Streams};
 use rustler::{Atom, Env, LocalPid, Monitor, Resource, ResourceArc};
 
+use crate::journal::Journaled;
 use crate::kept::Kept;
 use crate::processes::Processes;
 
@@ -82,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) closing: RwLock<()>,
     /// The numbers of entries from other nodes. They outlive a run.
     pub(crate) streams: Streams,
+    /// The journal of the entries, which outlives a run.
+    pub(crate) journaled: Mutex<Option<Arc<Journaled>>>,
     /// The processes of the run.
     pub(crate) processes: Mutex<Processes>,
     /// The terms of the run.
@@ -113,6 +116,11 @@ pub(crate) enum News {
 }
 
 impl Shared {
+    /// The journal of the entries.
+    pub(crate) fn journaled(&self) -> Option<Arc<Journaled>> {
+        self.journaled.lock().clone()
+    }
+
     /// How many partitions are open.
     #[inline]
     pub(crate) fn count(&self) -> Result<u32, NotRunning> {
@@ -261,6 +269,7 @@ impl Shared {
     /// Leaves no run present, until the run with this number begins.
     pub(crate) fn prepare(&self, number: u32) {
         self.collects.store(false, Ordering::Relaxed);
+        self.bound.set_refusing(false);
         self.on_hold.store(false, Ordering::Release);
         self.stops.store(false, Ordering::Release);
         self.state.store(u64::from(number) << 32 | u64::from(CLOSED), Ordering::Release);

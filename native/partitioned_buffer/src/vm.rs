@@ -12,6 +12,7 @@
 //! | [`small`], [`weight`] | whether a term is small; an estimate of its bytes |
 //! | [`array`] | an array on the stack |
 //! | [`kept`] | terms that outlive their process |
+//! | [`external`] | terms in the external format, for the journal |
 //! | [`memory`] | the VM's allocators, counted |
 //! | [`wall_clock`] | the wall clock, read fast |
 //! | `timing` | for benchmarks only: how long calls take |
@@ -23,6 +24,7 @@ pub(crate) mod array;
 pub(crate) mod caller;
 pub(crate) mod entry;
 pub(crate) mod environment;
+pub(crate) mod external;
 #[cfg(feature = "faults")]
 mod faults;
 pub(crate) mod kept;

@@ -9,6 +9,7 @@ mod absorb;
 mod cluster;
 mod counter;
 mod flush;
+mod journal;
 mod library;
 mod lists;
 mod map;
@@ -86,7 +87,22 @@ mod atoms {
         elsewhere,
         duplicate,
         stopping,
-        force
+        force,
+        written,
+        synced,
+        failed,
+        recovered,
+        rewritten,
+        journal,
+        locked,
+        format,
+        held,
+        value,
+        sum,
+        open,
+        write,
+        sync,
+        delete
     }
 }
 

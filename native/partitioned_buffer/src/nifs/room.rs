@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustler::{Encoder, Env, Error, NifResult, ResourceArc, Term};
 
 use super::{atoms, done, find, nif, or_not_running, with_reserved_routes};
-use crate::any::{AnyPartitions, Run};
+use crate::any::{each, AnyPartitions, Run};
 use crate::reservation::Reservation;
 use crate::run::{News, NotRunning};
 use crate::vm::caller::{cells, tuple};
@@ -131,6 +131,23 @@ fn count_refused<'a>(env: Env<'a>, [name, refused, dropped]: [Term<'a>; 3]) -> N
         env,
         partitions.map(|partitions| partitions.shared().bound.count_refused(refused as usize, dropped as usize)),
     ))
+}
+
+nif!(refuse_writes / 2, DirtyCpu);
+fn refuse_writes<'a>(env: Env<'a>, [run, refuses]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (run, refuses): (Run, bool) = (run.decode()?, refuses.decode()?);
+    let refuse = |partitions: AnyPartitions| {
+        each!(AnyPartitions, partitions, own => own.refuse(refuses))?;
+        partitions.shared().tell_of_room(env);
+        Ok(())
+    };
+    Ok(done(env, run.enter(refuse)))
+}
+
+nif!(refuses_writes / 1);
+fn refuses_writes<'a>(env: Env<'a>, [name]: [Term<'a>; 1]) -> NifResult<Term<'a>> {
+    let partitions = find(name)?.and_then(AnyPartitions::running);
+    Ok(partitions.is_ok_and(|partitions| partitions.shared().bound.is_refusing()).encode(env))
 }
 
 nif!(bound / 1);

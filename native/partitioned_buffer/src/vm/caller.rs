@@ -129,6 +129,18 @@ pub(crate) fn unsigned_to(env: Env<'_>, integer: u64) -> Term<'_> {
     unsafe { Term::new(env, enif_make_uint64(env.as_c_arg(), integer)) }
 }
 
+/// A binary with these bytes.
+pub(crate) fn binary_to<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+    let mut term = 0;
+    // SAFETY: `env` belongs to the current call. The function returns memory for as many bytes, which
+    // nobody else has yet.
+    unsafe {
+        let data = enif_make_new_binary(env.as_c_arg(), bytes.len(), &mut term);
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
+        Term::new(env, term)
+    }
+}
+
 /// A tuple of terms of the caller.
 #[inline]
 pub(crate) fn tuple<'a, const N: usize>(env: Env<'a>, elements: [Term<'a>; N]) -> Term<'a> {
