@@ -86,7 +86,9 @@ defmodule PartitionedBuffer.DefinitionTest do
                  flush: 1,
                  info: 0,
                  pause: 0,
-                 resume: 0
+                 resume: 0,
+                 sync: 0,
+                 sync: 1
                )
                |> Enum.sort()
 

@@ -28,6 +28,7 @@ defmodule PartitionedBuffer.NotRunningTest do
     buffer_size: [],
     info: [],
     flush: [[timeout: 1_000]],
+    sync: [[timeout: 1_000]],
     pause: [],
     resume: [],
     update_options: [[processing_batch_size: 7, max_size: 100]],

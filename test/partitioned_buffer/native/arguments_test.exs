@@ -107,6 +107,16 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
     streams: [:run],
     forget_streams: [:run, :u64, :u64],
     incarnation: [:name],
+    open_journal: [:name, :kind, :some_partitions, :place, :journal_settings, :attempts],
+    close_journal: [:run],
+    journal_wait: [:run, :level, :reference],
+    journal_status: [:run],
+    set_journal_times: [:run, :positive, :sync_ms],
+    watch_journal: [:run],
+    read_journal: [:path, :kind],
+    delete_journal: [:path],
+    refuse_writes: [:run, :boolean],
+    refuses_writes: [:name],
     memory: [],
     await_reclaimed: [],
     longest_calls: []
@@ -162,6 +172,18 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fits?(:amounts, term),
     do: list_of?(term, &(match?({_key, _amount}, &1) and fits?(:amount, elem(&1, 1))))
 
+  defp fits?(:some_partitions, term), do: term in 1..4_096
+  defp fits?(:place, term), do: term == nil
+
+  defp fits?(:journal_settings, {write, sync, bytes}),
+    do: Enum.all?([write, sync, bytes], &fits?(:positive, &1))
+
+  defp fits?(:journal_settings, _term), do: false
+  defp fits?(:level, term), do: term in [:written, :synced]
+  defp fits?(:reference, {own, _reference}) when own in [:flush, :reservation], do: true
+  defp fits?(:reference, term), do: is_reference(term)
+  defp fits?(:sync_ms, term), do: term == :infinity or fits?(:positive, term)
+  defp fits?(:path, term), do: is_binary(term) and String.valid?(term)
   defp fits?(:leftovers, term), do: is_atom(term)
   defp fits?(:list, term), do: list_of?(term, fn _item -> true end)
   defp fits?(:pairs, term), do: list_of?(term, &match?({_key, _value}, &1))
@@ -290,6 +312,13 @@ defmodule PartitionedBuffer.Native.ArgumentsTest do
   defp fitting(:amounts, _buffer, _flush), do: [{:other, 1}]
   defp fitting(:kind, _buffer, _flush), do: :map
   defp fitting(:versions, _buffer, _flush), do: :any
+  defp fitting(:some_partitions, _buffer, _flush), do: 2
+  defp fitting(:place, _buffer, _flush), do: nil
+  defp fitting(:journal_settings, _buffer, _flush), do: {5, :infinity, 1}
+  defp fitting(:level, _buffer, _flush), do: :written
+  defp fitting(:reference, _buffer, _flush), do: make_ref()
+  defp fitting(:sync_ms, _buffer, _flush), do: :infinity
+  defp fitting(:path, _buffer, _flush), do: "no/such/directory"
   defp fitting(:mark, _buffer, _flush), do: {1, :node}
   defp fitting(:leftovers, _buffer, _flush), do: :keep
   defp fitting(:list, _buffer, _flush), do: [:other]
