@@ -9,6 +9,10 @@ defmodule Bench.Histogram do
 
   def count(histogram), do: Enum.sum(for slot <- 1..@slots, do: :counters.get(histogram, slot))
 
+  @doc "How many values are above this one, but for the width of a slot."
+  def above(histogram, ns),
+    do: Enum.sum(for slot <- (slot(ns) + 1)..@slots, do: :counters.get(histogram, slot))
+
   @doc "What this share of the values does not exceed, but for the width of a slot."
   def percentile(histogram, share) do
     wanted = max(ceil(share * count(histogram)), 1)
