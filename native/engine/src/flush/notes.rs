@@ -19,7 +19,7 @@ pub enum Fate {
     Done,
     /// They wait again, or newer ones replaced them.
     Moved,
-    /// All entries of this generation and of those before are gone.
+    /// All entries up to this generation are gone.
     Ended,
 }
 
@@ -48,7 +48,7 @@ impl Notes {
         std::mem::take(&mut self.0.lock())
     }
 
-    /// Notes that all entries of a generation and of those before are gone.
+    /// Notes that all entries up to a generation are gone.
     pub(crate) fn end(&self, generation: u64) {
         self.0.lock().push(Note { fate: Fate::Ended, generation, shard: 0, first: 0, length: 0 });
     }

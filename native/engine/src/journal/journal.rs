@@ -395,7 +395,7 @@ impl<D: Disk, E: Entries> Journal<D, E> {
         last_live.clone_from(&live);
         if let Some((kind, since)) = *copying {
             if kind == Copying::Epoch {
-                // Files that were lost meanwhile are written anew by the next pass.
+                // The next pass writes lost files anew.
                 let Some((first, bytes)) = log.rewritten() else { return Ok(()) };
                 let mut block = Vec::new();
                 Record::Opened { partitions }.write(&mut block);

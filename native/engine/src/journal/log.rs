@@ -1,6 +1,6 @@
 //! The log: appends blocks to segments, and removes useless segments.
 //!
-//! The log is plain state behind a lock of its owner. Another thread syncs the files meanwhile:
+//! The log is plain state behind a lock of its owner. Another thread syncs the files:
 //! [`Log::unsynced`] gives them out, and [`Log::synced`] takes the result.
 //!
 //! | state | meaning | what ends it |
@@ -28,7 +28,7 @@
 //! One that was made later has no entry that had an outcome by then, so the order does not
 //! matter for it. Only if the kept block fails again, otherwise than for lack of room, is it behind
 //! urgent blocks that were made after it; records are absolute, and what comes again is at most an
-//! entry that it has and that ended meanwhile.
+//! entry of this block with an outcome since.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, ErrorKind};
@@ -112,7 +112,7 @@ pub struct Numbers {
 pub struct Unsynced<F> {
     /// The files.
     files: Vec<F>,
-    /// The newest of these segments.
+    /// The newest segment among the files.
     newest: u64,
     /// The number of synced blocks after this.
     blocks: u64,

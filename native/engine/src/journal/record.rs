@@ -84,7 +84,7 @@ pub enum Record<'b> {
     Complete {
         /// The segment.
         first: u64,
-        /// The bytes of these blocks.
+        /// Their bytes.
         bytes: u64,
     },
     /// An entry of a map.

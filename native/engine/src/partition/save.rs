@@ -78,7 +78,7 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
 
     /// Lets the journal take all entries again.
     pub fn unsave(&self) {
-        // In this order: what a flush takes meanwhile has its marks, or is found in the flush.
+        // In this order: a flush that begins in between has the marks, or is the one in flight.
         self.shards.iter().for_each(|shard| shard.lock().waiting.unsave());
         self.in_flight().iter().for_each(|flush| flush.set_unsaved(Unsaved::All));
     }

@@ -123,7 +123,7 @@ impl Pin {
 pub(crate) struct Marks {
     /// The entries that changed since the journal took them.
     changed: Ids,
-    /// Those of them that were deleted, and whose place no other entry took.
+    /// The deleted ones, as long as no other entry has their place.
     gone: Ids,
     /// The entries of a counter that contain a failed sum of the generation before.
     absorbing: Ids,

@@ -268,7 +268,7 @@ impl<H: Heap> Store for Log<H> {
         mut each: impl FnMut(EntryId, Option<SavedEntry<H>>),
     ) -> (Option<EntryId>, Option<Pin>) {
         let Some(journaled) = &self.journaled else { return (None, None) };
-        // A log that replaced another one meanwhile is saved from its start.
+        // A log that just replaced another one is saved from its start.
         let (first, end) = (journaled.saved, self.length as EntryId);
         let pin = (first < end).then(|| journaled.pin.clone());
         pin.iter().for_each(Pin::set);

@@ -6,9 +6,9 @@
 //!
 //! The code is sound for these reasons:
 //!
-//! * A [`Terms`] has an environment of its own, which it passes wherever a function may write one. The
+//! * A [`Terms`] has a private environment, which it passes wherever a function may write one. The
 //!   encoded terms live elsewhere and are only read.
-//! * The engine keeps the encoded terms in memory meanwhile, and they are immutable.
+//! * The engine keeps the terms in memory until they are encoded, and they are immutable.
 
 use std::mem::MaybeUninit;
 
