@@ -436,7 +436,11 @@ impl<D: Disk, E: Entries> Journal<D, E> {
         }
         let Some(last_live) = last_live else { return Err(failure) };
         log.forget(|partition| match live.get(partition as usize) {
-            Some(&live) if live < u64::MAX => last_live.get(partition as usize).map_or(0, |&last| last % u64::MAX),
+            Some(&live) if live < u64::MAX => {
+                let last = last_live.get(partition as usize).copied();
+                // It held nothing then: all that the log has of it came later.
+                last.filter(|&last| last < u64::MAX).unwrap_or(0)
+            }
             _ => u64::MAX,
         })?;
         log.retry().map_err(|_| failure)
