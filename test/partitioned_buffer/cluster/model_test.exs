@@ -106,7 +106,7 @@ defmodule PartitionedBuffer.Cluster.ModelTest do
           assert_raise ExUnit.AssertionError, fn ->
             Laws.holds(
               "a broken #{unquote(kind)}",
-              20_000,
+              100_000,
               histories(:none),
               law(unquote(kind), Pure, unquote(rule)),
               [:noshrink]

@@ -186,6 +186,8 @@ pub struct Journal<D: Disk, E: Entries> {
     wants_epoch: AtomicBool,
     /// The state of the threads.
     work: Mutex<Work<D, E::Codec>>,
+    /// Held during a sync.
+    syncing: Mutex<()>,
     /// The state for all others.
     shared: Mutex<Shared>,
 }
@@ -233,6 +235,7 @@ impl<D: Disk, E: Entries> Journal<D, E> {
             partitions: AtomicU32::new(partitions),
             wants_epoch: AtomicBool::new(false),
             work: Mutex::new(work),
+            syncing: Mutex::default(),
             shared: Mutex::new(shared),
         }
     }
@@ -329,6 +332,10 @@ impl<D: Disk, E: Entries> Journal<D, E> {
 
     /// Writes all changes, and calls `report` with the news.
     pub fn write(&self, mut report: impl FnMut(Report)) {
+        if self.shared.lock().is_copied {
+            // The old segments stay until the copy is synced, so the log would grow beyond its bound.
+            self.sync(&mut report);
+        }
         let started = Instant::now();
         let number = {
             let mut shared = self.shared.lock();
@@ -463,12 +470,9 @@ impl<D: Disk, E: Entries> Journal<D, E> {
 
     /// Syncs all written blocks, and calls `report` with the news.
     pub fn sync(&self, mut report: impl FnMut(Report)) {
+        let _syncing = self.syncing.lock();
         let mut work = self.work.lock();
-        let written = {
-            let mut shared = self.shared.lock();
-            shared.is_copied = false;
-            shared.written
-        };
+        let written = self.shared.lock().written;
         let checked = work.log.check();
         let unsynced = work.log.unsynced();
         drop(work);
@@ -479,12 +483,14 @@ impl<D: Disk, E: Entries> Journal<D, E> {
         let mut work = self.work.lock();
         let settled = synced.map_or(Ok(()), |(unsynced, result)| work.log.synced(unsynced, result));
         let numbers = work.log.numbers();
-        let is_trusted = !work.log.needs_rewrite();
+        let is_trusted = work.log.is_trusted();
+        let is_copied = work.log.is_rewriting() && work.copying.is_none();
         drop(work);
         let result = checked.and(settled);
         let mut shared = self.shared.lock();
         shared.numbers = numbers;
         shared.sync_ended = Instant::now();
+        shared.is_copied = is_copied;
         if result.is_ok() && is_trusted {
             (shared.synced, shared.synced_at) = (written, Instant::now());
         }

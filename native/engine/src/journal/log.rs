@@ -311,6 +311,11 @@ impl<D: Disk> Log<D> {
         self.failed.is_some() && self.rewrite.is_none()
     }
 
+    /// Whether no written block may be lost.
+    pub fn is_trusted(&self) -> bool {
+        self.failed.is_none()
+    }
+
     /// Whether the log has grown enough to be written anew.
     pub fn wants_rewrite(&self, held_bytes: u64) -> bool {
         let bytes = self.bytes_from(self.doomed.map_or(0, |doomed| doomed.before));
