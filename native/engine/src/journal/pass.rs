@@ -83,8 +83,8 @@ impl<'p, B: Blocks, C> Pass<'p, B, C> {
         C: Codec<H>,
     {
         self.notes.extend(partition.take_notes());
-        // If a flush begins during the pass, newer entries are left to the next one: ids begin anew with
-        // them, and an item must not be in the log before an older one.
+        // If a flush begins during the pass, newer items are left to the next one: an item must not be in
+        // the log before an older one.
         let generation = partition.generation();
         partition.save_in_flight(&mut self)?;
         for shard in 0..SHARDS {

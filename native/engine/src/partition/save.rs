@@ -157,11 +157,11 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     }
 
     /// Takes entries of a shard that changed, from the id `from` on and at most `most`; `None` if none
-    /// changed, if the waiting entries have another generation, or without a journal.
+    /// changed, if the waiting items of a queue have another generation, or without a journal.
     pub fn save_waiting(&self, generation: u64, shard: usize, from: EntryId, most: usize) -> Option<Pinned<S>> {
         let mut entries = Vec::new();
         let mut state = self.shards[shard].lock();
-        state.waiting.generation().filter(|&waiting| waiting == generation)?;
+        let generation = state.waiting.generation().filter(|&waiting| waiting == generation || !S::KEEPS_ORDER)?;
         let end = state.waiting.end() as EntryId;
         let (next, pin) = state.waiting.save(from, most, |id, saved| entries.push((id, saved)));
         drop(state);
