@@ -118,7 +118,6 @@ fn journaled<S: Store<Term = TestTerm>, const SHARDS: usize, D: Clone + std::fmt
 }
 
 #[test]
-#[ignore = "an open finding: without the wait of a flush, an entry can miss a pass"]
 fn values_of_two_writers_are_in_the_log_or_were_delivered() {
     check(|| {
         let buffer = journaled(map::start(1, true));
@@ -170,7 +169,6 @@ fn values_of_two_writers_are_in_the_log_or_were_delivered() {
 }
 
 #[test]
-#[ignore = "an open finding: without the wait of a flush, an entry can miss a pass"]
 fn each_addition_is_in_the_log_once_or_was_delivered() {
     check(|| {
         let buffer = journaled(counter::start(1, true));

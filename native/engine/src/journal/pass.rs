@@ -83,33 +83,51 @@ impl<'p, B: Blocks, C> Pass<'p, B, C> {
         C: Codec<H>,
     {
         self.notes.extend(partition.take_notes());
-        // If a flush begins during the pass, newer items are left to the next one: an item must not be in
-        // the log before an older one.
-        let generation = partition.generation();
-        partition.save_in_flight(&mut self)?;
-        for shard in 0..SHARDS {
-            let (mut from, mut end) = (generation.map(|generation| (generation, 0)), None);
-            while let Some(pinned) =
-                from.and_then(|(generation, from)| partition.save_waiting(generation, shard, from, CHUNK))
-            {
-                for (id, entry) in &pinned.entries {
-                    let place = EntryPlace { generation: pinned.generation, shard: shard as u8, id: *id };
-                    self.add(place, entry.as_ref());
-                }
-                // New entries of writers are left to the next pass.
-                let end = *end.get_or_insert(pinned.end);
-                from = pinned.next.filter(|&next| next < end).map(|next| (pinned.generation, next));
-                drop(pinned);
-                self.write_if(PAYLOAD)?;
+        // A flush that begins during the pass takes entries along that the pass did not come to, and may
+        // give some back. So the pass looks again, at the flush first.
+        loop {
+            let generation = partition.generation();
+            partition.save_in_flight(&mut self)?;
+            for shard in 0..SHARDS {
+                self.save_waiting(partition, generation, shard)?;
+            }
+            if partition.generation() == generation {
+                break;
             }
         }
-        // A flush may have begun, with entries that this pass did not come to.
-        partition.save_in_flight(&mut self)?;
         for note in std::mem::take(self.notes) {
             self.record(&note.record());
         }
         self.write_if(1)?;
         Ok(self.records)
+    }
+
+    /// Adds the waiting entries of a shard that changed, as long as they have this generation: an item must
+    /// not be in the log before an older one.
+    fn save_waiting<H, S, const SHARDS: usize>(
+        &mut self,
+        partition: &Partition<S, SHARDS>,
+        generation: Option<u64>,
+        shard: usize,
+    ) -> Result<(), B::Failure>
+    where
+        H: Heap,
+        S: Store<Saved = SavedEntry<H>>,
+        C: Codec<H>,
+    {
+        let Some(generation) = generation else { return Ok(()) };
+        let (mut from, mut end) = (Some(0), None);
+        while let Some(pinned) = from.and_then(|from| partition.save_waiting(generation, shard, from, CHUNK)) {
+            for (id, entry) in &pinned.entries {
+                self.add(EntryPlace { generation, shard: shard as u8, id: *id }, entry.as_ref());
+            }
+            // New entries of writers are left to the next pass.
+            let end = *end.get_or_insert(pinned.end);
+            from = pinned.next.filter(|&next| next < end);
+            drop(pinned);
+            self.write_if(PAYLOAD)?;
+        }
+        Ok(())
     }
 
     /// Adds an entry; `None` was deleted.

@@ -18,9 +18,7 @@ use crate::store::Store;
 
 /// Waiting entries for the journal. Their terms stay in memory until this is dropped.
 pub struct Pinned<S: Store> {
-    /// The generation of the entries.
-    pub generation: u64,
-    /// Their ids; and the entries, unless they were deleted.
+    /// The ids of the entries; and the entries, unless they were deleted.
     pub entries: Vec<(EntryId, Option<S::Saved>)>,
     /// The id from which others follow.
     pub next: Option<EntryId>,
@@ -157,15 +155,15 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     }
 
     /// Takes entries of a shard that changed, from the id `from` on and at most `most`; `None` if none
-    /// changed, if the waiting items of a queue have another generation, or without a journal.
+    /// changed, if the waiting entries have another generation, or without a journal.
     pub fn save_waiting(&self, generation: u64, shard: usize, from: EntryId, most: usize) -> Option<Pinned<S>> {
         let mut entries = Vec::new();
         let mut state = self.shards[shard].lock();
-        let generation = state.waiting.generation().filter(|&waiting| waiting == generation || !S::KEEPS_ORDER)?;
+        state.waiting.generation().filter(|&waiting| waiting == generation)?;
         let end = state.waiting.end() as EntryId;
         let (next, pin) = state.waiting.save(from, most, |id, saved| entries.push((id, saved)));
         drop(state);
-        (!entries.is_empty()).then_some(Pinned { generation, entries, next, end, pin })
+        (!entries.is_empty()).then_some(Pinned { entries, next, end, pin })
     }
 
     /// Lets an entry wait that a journal had. It has the hash of its key.
