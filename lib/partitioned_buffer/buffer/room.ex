@@ -29,37 +29,20 @@ defmodule PartitionedBuffer.Buffer.Room do
     wait(options, count, write, since)
   end
 
-  defp wait(%Options{name: buffer, journal: journal} = options, count, write, since) do
-    check_count!(options, count)
-
-    if journal != nil and Native.refuses_writes(buffer),
-      do: refuse(options, count),
-      else: reserve(options, count, write, since)
-  end
-
   # The time at which the journal has all changes is unknown, so nobody waits for that.
-  defp refuse(%Options{name: buffer, when_full: :drop_newest}, count) do
-    Native.count_refused(buffer, 0, count)
-    :ok
-  end
+  defp wait(%Options{name: buffer} = options, count, write, since) do
+    check_count!(options, count)
+    behind? = behind?(options)
+    waits? = options.full_timeout_ms > 0 and not behind? and not own_process?(buffer)
 
-  defp refuse(%Options{name: buffer, journal: journal} = options, count) do
-    Native.count_refused(buffer, count, 0)
-
-    if options.when_full == :error do
-      {:error, :journal}
-    else
-      raise JournalError,
-        buffer: buffer,
-        lag_ms: Journaling.lag_ms(Lookup.run!(buffer)),
-        max_lag_ms: journal.max_lag_ms
+    case Native.reserve(buffer, count, waits?) do
+      :full when behind? -> refuse(options, count)
+      answer -> answered(answer, options, count, write, since)
     end
   end
 
-  defp reserve(%Options{name: buffer} = options, count, write, since) do
-    waits? = options.full_timeout_ms > 0 and not own_process?(buffer)
-    answered(Native.reserve(buffer, count, waits?), options, count, write, since)
-  end
+  defp behind?(%Options{name: buffer, journal: journal}),
+    do: journal != nil and Native.refuses_writes(buffer)
 
   defp answered({:wait, reservation, place}, options, count, write, since) do
     reservation
@@ -67,9 +50,9 @@ defmodule PartitionedBuffer.Buffer.Room do
     |> answered(options, count, write, since)
   end
 
+  # The journal may have come to be too far behind since the write began to wait.
   defp answered(:full, options, count, _write, since) do
-    # It may refuse writes since this one began to wait.
-    if options.journal != nil and Native.refuses_writes(options.name),
+    if behind?(options),
       do: refuse(options, count),
       else: give_up(options, count, System.monotonic_time(:millisecond) - since)
   end
@@ -121,22 +104,26 @@ defmodule PartitionedBuffer.Buffer.Room do
 
   defp check_count!(_options, _count), do: :ok
 
-  defp give_up(%Options{name: buffer, when_full: :drop_newest}, count, _waited_ms) do
+  defp refuse(%Options{name: buffer, journal: journal} = options, count) do
+    no_room(options, count, :journal, fn ->
+      lag_ms = Journaling.lag_ms(Lookup.run!(buffer))
+      %JournalError{buffer: buffer, lag_ms: lag_ms, max_lag_ms: journal.max_lag_ms}
+    end)
+  end
+
+  defp give_up(%Options{max_size: max_size, max_bytes: max_bytes} = options, count, waited_ms) do
+    no_room(options, count, :full, fn ->
+      %FullError{buffer: options.name, max_size: max_size, max_bytes: max_bytes, waited_ms: waited_ms}
+    end)
+  end
+
+  defp no_room(%Options{name: buffer, when_full: :drop_newest}, count, _reason, _error) do
     Native.count_refused(buffer, 0, count)
     :ok
   end
 
-  defp give_up(%Options{name: buffer} = options, count, waited_ms) do
+  defp no_room(%Options{name: buffer, when_full: when_full}, count, reason, error) do
     Native.count_refused(buffer, count, 0)
-
-    if options.when_full == :error do
-      {:error, :full}
-    else
-      raise FullError,
-        buffer: buffer,
-        max_size: options.max_size,
-        max_bytes: options.max_bytes,
-        waited_ms: waited_ms
-    end
+    if when_full == :error, do: {:error, reason}, else: raise(error.())
   end
 end

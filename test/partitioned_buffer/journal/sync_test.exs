@@ -12,15 +12,77 @@ defmodule PartitionedBuffer.Journal.SyncTest do
     name
   end
 
-  def forward([:partitioned_buffer, :journal, event], measurements, metadata, {test, buffer}) do
+  def forward([:partitioned_buffer, _journal_or_full, event], measurements, metadata, {test, buffer}) do
     if metadata.buffer == buffer, do: send(test, {event, measurements, metadata})
   end
 
   defp attach(buffer) do
     id = {__MODULE__, buffer}
     events = for event <- [:replay, :error, :recovered, :rewrite], do: [:partitioned_buffer, :journal, event]
+    events = [[:partitioned_buffer, :full, :start], [:partitioned_buffer, :full, :stop]] ++ events
     :telemetry.attach_many(id, events, &__MODULE__.forward/4, {self(), buffer})
     on_exit(fn -> :telemetry.detach(id) end)
+  end
+
+  describe "with when_behind: :refuse, a write" do
+    # Nothing is written but by sync/2, so an entry is soon too old.
+    defp behind(dir, opts) do
+      name = unique_name()
+      attach(name)
+      journal = [dir: dir, when_behind: :refuse, max_lag_ms: 20] ++ @slow
+      start_journaled(dir, [name: name, journal: journal] ++ opts)
+      :ok = PartitionedBuffer.sync(name, level: :written)
+      # A flush, as a full buffer has one, would write the entries.
+      :ok = PartitionedBuffer.pause(name)
+      name
+    end
+
+    defp put_until(name, answer) do
+      unless PartitionedBuffer.Map.put(name, :key, 1) == answer, do: put_until(name, answer)
+    end
+
+    defp put_until_dropped(name) do
+      :ok = PartitionedBuffer.Map.put(name, :key, 1)
+      if PartitionedBuffer.info(name).totals.dropped == 0, do: put_until_dropped(name)
+    end
+
+    test "returns {:error, :journal} while the journal is behind, and then has room again", %{dir: dir} do
+      name = behind(dir, when_full: :error)
+      put_until(name, {:error, :journal})
+      assert_receive {:start, _measurements, %{buffer: ^name, reason: :journal}}
+      assert PartitionedBuffer.Map.put_all(name, [{:a, 1}, {:b, 2}]) == {:error, :journal}
+      assert PartitionedBuffer.Map.size(name) == 1
+      info = PartitionedBuffer.info(name)
+      assert info.journal.state == :behind and info.journal.lag_ms > 20
+      assert info.totals.refused >= 3
+      # Reads and deletes go on.
+      assert PartitionedBuffer.Map.get(name, :key) == 1
+      assert PartitionedBuffer.Map.delete(name, :key) == :ok
+      assert PartitionedBuffer.sync(name, level: :written) == :ok
+      put_until(name, :ok)
+      assert_receive {:stop, %{refused: refused}, %{buffer: ^name, reason: :journal}} when refused >= 3
+    end
+
+    test "raises a JournalError, with the lag, and is not in the buffer", %{dir: dir} do
+      name = behind(dir, [])
+
+      error = assert_raise PartitionedBuffer.JournalError, fn -> put_until(name, :never) end
+
+      assert %{buffer: ^name, max_lag_ms: 20, lag_ms: lag_ms} = error
+      assert lag_ms > 20
+      assert Exception.message(error) =~ "the journal of buffer #{inspect(name)} is #{lag_ms} ms behind"
+      assert_raise PartitionedBuffer.JournalError, fn -> PartitionedBuffer.Map.put(name, :other, 2) end
+      assert PartitionedBuffer.Map.get(name, :other) == nil
+    end
+
+    test "is dropped and counted with when_full: :drop_newest", %{dir: dir} do
+      name = behind(dir, when_full: :drop_newest)
+      put_until_dropped(name)
+      assert_receive {:start, _measurements, %{buffer: ^name, reason: :journal}}
+      assert PartitionedBuffer.Map.put(name, :other, 2) == :ok
+      assert PartitionedBuffer.Map.get(name, :other) == nil
+      assert PartitionedBuffer.info(name).totals.dropped >= 1
+    end
   end
 
   describe "sync/2" do

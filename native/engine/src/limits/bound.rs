@@ -105,6 +105,11 @@ impl Bound {
         self.is_refusing.load(Ordering::SeqCst)
     }
 
+    /// Whether writes need room.
+    pub fn is_limited(&self) -> bool {
+        self.limits().any() || self.is_refusing()
+    }
+
     /// The number of entries, plus the reserved room.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::SeqCst)

@@ -155,7 +155,7 @@ impl<'s, 'a> Room<'s, 'a> {
     /// Reserves room for `count` entries, if the buffer has a bound and enough room, or if it
     /// `is_forced`.
     fn reserve(env: Env<'a>, shared: &'s Shared, count: usize, is_forced: bool) -> Option<Self> {
-        let is_reserved = shared.bound.limits().any() && count > 0;
+        let is_reserved = shared.bound.is_limited() && count > 0;
         if is_reserved && is_forced {
             shared.bound.reserve_beyond(count);
         } else if is_reserved && !shared.bound.reserve(count) {

@@ -124,7 +124,7 @@ impl<'c, 'a, T: Target> Call<'c, 'a, T> {
                 }
             }
             self.checked = true;
-            if self.target.shared().bound.limits().any() {
+            if self.target.shared().bound.is_limited() {
                 return Err(Ok(Ok(Written::Bounded)));
             }
         }
