@@ -4,6 +4,8 @@ defmodule PartitionedBuffer.Options.Cluster do
 
   import Bitwise
 
+  alias PartitionedBuffer.Options.Settings
+
   defstruct forward_ms: 100,
             owners: :all,
             slots: 64,
@@ -34,11 +36,10 @@ defmodule PartitionedBuffer.Options.Cluster do
   def new(settings), do: update(%__MODULE__{}, settings)
 
   @doc """
-  The settings with checked changes. The first of duplicate keys counts.
+  The settings with checked changes.
   """
   @spec update(t(), keyword()) :: t()
-  def update(%__MODULE__{} = settings, changes),
-    do: struct!(settings, Enum.uniq_by(changes, &elem(&1, 0)))
+  def update(%__MODULE__{} = settings, changes), do: Settings.update(settings, changes)
 
   @doc """
   Why a value is no option `:cluster`; nil if it is one. An update changes only some settings.
@@ -49,22 +50,9 @@ defmodule PartitionedBuffer.Options.Cluster do
   def invalid(settings, at) do
     known = if at == :start, do: [:slots | @updatable], else: @updatable
 
-    if Keyword.keyword?(settings) do
-      Enum.find_value(settings, fn {key, value} ->
-        cond do
-          key not in known ->
-            "expected some of #{Enum.map_join(known, ", ", &inspect/1)}, got: #{inspect(key)}"
-
-          not valid?(key, value) ->
-            "expected #{key}: #{expected(key)}, got: #{inspect(value)}"
-
-          true ->
-            nil
-        end
-      end)
-    else
-      "expected #{if at == :start, do: "a boolean or "}a keyword list, got: #{inspect(settings)}"
-    end
+    if Keyword.keyword?(settings),
+      do: Settings.invalid(settings, known, &valid?/2, &expected/1),
+      else: "expected #{if at == :start, do: "a boolean or "}a keyword list, got: #{inspect(settings)}"
   end
 
   defp valid?(:owners, :all), do: true

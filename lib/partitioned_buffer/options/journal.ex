@@ -2,6 +2,8 @@ defmodule PartitionedBuffer.Options.Journal do
   @moduledoc false
   # The option `:journal`: where a buffer keeps a copy of its entries, and how far the copy may be behind.
 
+  alias PartitionedBuffer.Options.Settings
+
   @enforce_keys [:dir]
   defstruct dir: nil,
             write_ms: 5,
@@ -35,17 +37,16 @@ defmodule PartitionedBuffer.Options.Journal do
   def new(dir) when is_binary(dir), do: new(dir: dir)
 
   def new(settings) do
-    settings = struct!(__MODULE__, Enum.uniq_by(settings, &elem(&1, 0)))
+    settings = update(%__MODULE__{dir: nil}, settings)
     # A later change of the working directory moves no journal.
     %__MODULE__{settings | dir: Path.expand(settings.dir)}
   end
 
   @doc """
-  The settings with checked changes. The first of duplicate keys counts.
+  The settings with checked changes.
   """
   @spec update(t(), keyword()) :: t()
-  def update(%__MODULE__{} = settings, changes),
-    do: struct!(settings, Enum.uniq_by(changes, &elem(&1, 0)))
+  def update(%__MODULE__{} = settings, changes), do: Settings.update(settings, changes)
 
   @doc """
   The directory of a buffer's journal, which other buffers with the same `:dir` do not use.
@@ -79,15 +80,7 @@ defmodule PartitionedBuffer.Options.Journal do
         "expected dir: #{expected(:dir)}, which is missing in #{inspect(settings)}"
 
       true ->
-        Enum.find_value(settings, &invalid_setting(&1, known))
-    end
-  end
-
-  defp invalid_setting({key, value}, known) do
-    cond do
-      key not in known -> "expected some of #{Enum.map_join(known, ", ", &inspect/1)}, got: #{inspect(key)}"
-      not valid?(key, value) -> "expected #{key}: #{expected(key)}, got: #{inspect(value)}"
-      true -> nil
+        Settings.invalid(settings, known, &valid?/2, &expected/1)
     end
   end
 
