@@ -157,7 +157,8 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
     /// Takes entries of a shard that changed, from the id `from` on and at most `most`; `None` if none
     /// changed, if the waiting entries have another generation, or without a journal.
     pub fn save_waiting(&self, generation: u64, shard: usize, from: EntryId, most: usize) -> Option<Pinned<S>> {
-        let mut entries = Vec::new();
+        // The lock is too short for an allocation.
+        let mut entries = Vec::with_capacity(most);
         let mut state = self.shards[shard].lock();
         state.waiting.generation().filter(|&waiting| waiting == generation)?;
         let end = state.waiting.end() as EntryId;
