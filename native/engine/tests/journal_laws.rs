@@ -941,8 +941,9 @@ impl<K: Look<SHARDS>, const SHARDS: usize> World<K, SHARDS> {
             let is_old = |id: &&usize| self.writes[**id].born <= since;
             let old = entry.writes.iter().filter(is_old).map(|&id| self.writes[id].attempts_from(since).0);
             let least = old.max().unwrap_or(0);
-            // Nobody calls the processor with what was given up.
-            let is_possible = entry.is_given_up || (least..=most).contains(&entry.attempts);
+            // Nobody calls the processor with what was given up, and nobody counts for what had left.
+            let is_back = self.is_failing && entry.writes.iter().all(|&id| self.writes[id].has_left(since));
+            let is_possible = entry.is_given_up || is_back || (least..=most).contains(&entry.attempts);
             assert!(is_possible, "{entry:?} has {least} to {most} attempts");
         }
         for (id, write) in self.writes.iter().enumerate() {
@@ -1017,17 +1018,18 @@ impl<K: Look<SHARDS>, const SHARDS: usize> World<K, SHARDS> {
         }
     }
 
-    /// Dies after each operation of a start, with some of them before. Each time the entries are the same.
-    /// Returns a disk with them.
+    /// Dies after each operation of a start, with some of them before, and syncs that fail. Each time the
+    /// entries are the same. Returns a disk with them.
     fn start_again_and_again(&mut self, disk: SimDisk, found: &[Found]) -> SimDisk {
         let mut base = disk;
         let mut last = None;
         for operation in 1.. {
             let disk = base.crash(&mut self.random, Loss::Nothing);
-            disk.set_faults(Faults { crash: Some(operation), ..Faults::default() });
+            let failing_syncs = self.random.below(4) as u32;
+            disk.set_faults(Faults { crash: Some(operation), failing_syncs, ..Faults::default() });
             let partitions = self.restored(&disk, self.count);
             let journal = new_journal(&disk, self.settings, partitions.0, self.count, partitions.1);
-            for _ in 0..3 {
+            for _ in 0..6 {
                 journal.write(|_report| {});
                 journal.sync(|_report| {});
             }

@@ -378,7 +378,7 @@ fn an_epoch_replaces_all_segments_of_a_former_log() {
     log.next_epoch();
     append(&mut log, "all").unwrap();
     assert_eq!(texts(&disk), ["old", "all"]);
-    log.end_epoch().unwrap();
+    log.end_rewrite().unwrap();
     sync(&mut log).unwrap();
     let (found, _) = read(&disk);
     assert_eq!((found.len(), found[0].place.epoch, found[0].place.segment), (1, 2, 2));
@@ -390,7 +390,7 @@ fn an_epoch_without_blocks_leaves_an_empty_directory() {
     append(&mut log(&disk), "old").unwrap();
     let mut log = log(&disk);
     log.next_epoch();
-    log.end_epoch().unwrap();
+    log.end_rewrite().unwrap();
     assert!(disk.is_empty());
 }
 

@@ -151,15 +151,6 @@ struct Shared {
     times: Times,
 }
 
-/// A copy of all entries, on its way to the log.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Copying {
-    /// To new segments of the epoch.
-    Rewrite,
-    /// To a new epoch.
-    Epoch,
-}
-
 /// The state of the threads.
 struct Work<D: Disk, C> {
     /// The log.
@@ -168,8 +159,8 @@ struct Work<D: Disk, C> {
     codec: C,
     /// The taken and unwritten notes of each partition.
     notes: Vec<Vec<Note>>,
-    /// The copy of all entries on its way to the log, and its beginning.
-    copying: Option<(Copying, Instant)>,
+    /// The beginning of the copy of all entries on its way to the log.
+    copying: Option<Instant>,
     /// The time from which on the log has only useless entries.
     idle_since: Option<Instant>,
     /// The live generation of each partition before the last pass that succeeded.
@@ -212,7 +203,7 @@ impl<D: Disk, E: Entries> Journal<D, E> {
         let mut work = Work { log, codec, notes: Vec::new(), copying: None, idle_since: None, live: Vec::new() };
         if numbers.segments > 0 {
             work.log.begin_rewrite();
-            work.copying = Some((Copying::Epoch, now));
+            work.copying = Some(now);
         }
         let shared = Shared {
             begun: 0,
@@ -376,15 +367,13 @@ impl<D: Disk, E: Entries> Journal<D, E> {
             log.next_epoch();
             last_live.clear();
             self.each_partition().for_each(|partition| self.entries.unsave(partition));
-            *copying = Some((Copying::Epoch, Instant::now()));
+            *copying = Some(Instant::now());
         }
         let held = || self.each_partition().map(|partition| self.entries.bytes(partition) as u64).sum();
         if log.needs_rewrite() || (log.wants_rewrite(0) && log.wants_rewrite(held())) {
             log.begin_rewrite();
             self.each_partition().for_each(|partition| self.entries.unsave(partition));
-            // An incomplete epoch begins again.
-            let kind = copying.map_or(Copying::Rewrite, |(kind, _)| kind);
-            *copying = Some((kind, Instant::now()));
+            *copying = Some(Instant::now());
         }
         let partitions = self.partitions.load(Ordering::SeqCst);
         notes.resize_with(notes.len().max(partitions as usize), Vec::new);
@@ -400,18 +389,15 @@ impl<D: Disk, E: Entries> Journal<D, E> {
             }
         }
         last_live.clone_from(&live);
-        if let Some((kind, since)) = *copying {
-            if kind == Copying::Epoch {
-                // The next pass writes lost files anew.
-                let Some((first, bytes)) = log.rewritten() else { return Ok(()) };
-                let mut block = Vec::new();
-                Record::Opened { partitions }.write(&mut block);
-                Record::Follows { blocks: log.blocks() }.write(&mut block);
-                Record::Complete { first, bytes }.write(&mut block);
-                // A log that keeps the block writes it before all others, and the next pass ends the copy.
-                *copying = Some((Copying::Rewrite, since));
-                Log::append(log, 0, 0, block)?;
-            }
+        if let Some(since) = *copying {
+            // The next pass writes lost files anew.
+            let Some((first, bytes)) = log.rewritten() else { return Ok(()) };
+            // Each copy has this record, since a sync that failed may have lost an earlier copy of the epoch.
+            let mut block = Vec::new();
+            Record::Opened { partitions }.write(&mut block);
+            Record::Follows { blocks: log.blocks() }.write(&mut block);
+            Record::Complete { first, bytes }.write(&mut block);
+            Log::append(log, 0, 0, block)?;
             *copying = None;
             let ended = log.end_rewrite();
             report(Report::Rewritten { records, bytes: log.numbers().bytes, duration: since.elapsed() });

@@ -427,11 +427,6 @@ impl<D: Disk> Log<D> {
         self.begin_rewrite();
     }
 
-    /// Ends the rewrite of an epoch. All segments before it go when it is synced.
-    pub fn end_epoch(&mut self) -> Result<(), Failure> {
-        self.end_rewrite()
-    }
-
     /// Removes segments, from the oldest on, that have only entries of generations below `live` of
     /// their partition. They go when all blocks that are there now are synced, or at once when
     /// syncing is left to the system. If that is all segments, the current one is closed and goes as well,
