@@ -158,7 +158,7 @@ defmodule PartitionedBuffer.JournalCase do
 
   def snooze(batch) do
     OtherVM.say({:snoozed, batch})
-    {:snooze, 10}
+    {:snooze, 60_000}
   end
 
   def bury(entries, reason), do: OtherVM.say({:dead, entries, reason})
