@@ -73,6 +73,28 @@ defmodule PartitionedBuffer.VMStopTest do
     end
   end
 
+  describe "with a journal, entries that a sink refuses" do
+    test "are left to the next VM, and not to :dead_letter", %{dir: dir} do
+      {lines, output} = run("the VM stops, and the journal has them", dir)
+      assert dead(lines) == []
+      assert output =~ ~r/buffer Shop.Buffer stopped after \d+ ms: 1 entries are in the journal/
+      refute output =~ "no longer runs"
+    end
+
+    for {scenario, fate} <- [
+          {"the VM stops, its journal fails", "1 entries are left, and may be lost with this VM"},
+          {"the buffer stops, its journal fails",
+           "1 entries are kept until a buffer of this name and kind starts, in memory only"}
+        ] do
+      test "are logged if it has not all of them: #{scenario}", %{dir: dir} do
+        {_lines, output} = run(unquote(scenario), dir)
+
+        assert output =~
+                 ~r/\[error\] buffer Shop.Buffer stopped after \d+ ms: #{unquote(fate)}: its journal fails \(enotdir\)/
+      end
+    end
+  end
+
   describe "in a release, entries that a sink refuses" do
     for {ending, calls} <- [{"a supervisor gives up", 1..1}, {"the VM stops", 2..100}] do
       test "go to :dead_letter, once: #{ending}", %{dir: dir} do

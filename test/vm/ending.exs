@@ -51,6 +51,15 @@ defmodule Shop do
 
   def put(value \\ 1), do: PartitionedBuffer.Map.put(Shop.Buffer, :key, value)
 
+  # Nothing can be made in a directory that became a file.
+  def start_failing(path) do
+    journal = path <> ".journal"
+    start_app([buffer(path, journal: journal)])
+    File.rm_rf!(journal)
+    File.write!(journal, "")
+    put()
+  end
+
   # The supervisor gives up when this process dies.
   def worker, do: %{id: :worker, start: {Agent, :start_link, [fn -> 0 end, [name: :worker]]}}
 
@@ -162,6 +171,17 @@ case scenario do
   "the VM stops, no :dead_letter" ->
     Shop.start_app([Shop.buffer(path, dead_letter: nil)])
     Shop.put()
+
+  "the VM stops, and the journal has them" ->
+    Shop.start_app([Shop.buffer(path, journal: path <> ".journal")])
+    Shop.put()
+
+  "the VM stops, its journal fails" ->
+    Shop.start_failing(path)
+
+  "the buffer stops, its journal fails" ->
+    Shop.start_failing(path)
+    Shop.stop_app()
 
   "it hangs" ->
     Shop.start_app([Shop.buffer(path, dead_letter: fn _, _ -> Process.sleep(:infinity) end)])

@@ -110,10 +110,15 @@ defmodule PartitionedBuffer.Buffer.Drainer do
     in_parallel(partitions, &Drain.finish(&1, leftovers), supervisor)
     left = Ref.held_by_all(partitions)
     if left == 0 or vm_stops?, do: Native.settle(run)
-    Journaling.close(run)
-    kept = if leftovers == :journal, do: :journal, else: if(vm_stops?, do: :lost, else: :keep)
-    {max(before - left, 0), left, kept}
+    saved = Journaling.close(run)
+    {max(before - left, 0), left, kept(leftovers, vm_stops?, saved)}
   end
+
+  defp kept(:journal, _vm_stops?, :ok), do: :journal
+  defp kept(:journal, _vm_stops?, {:error, reason}), do: {:lost, reason}
+  defp kept(_leftovers, true = _vm_stops?, _saved), do: :lost
+  defp kept(_leftovers, false = _vm_stops?, {:error, reason}), do: {:keep, reason}
+  defp kept(_leftovers, false = _vm_stops?, _saved), do: :keep
 
   # Calls `fun` for each partition, each in a linked process, so that no process outlives a killed
   # drainer.

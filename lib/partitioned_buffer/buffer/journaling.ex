@@ -76,24 +76,14 @@ defmodule PartitionedBuffer.Buffer.Journaling do
   end
 
   @doc """
-  Ends the journal at a stop. If the stop leaves entries, the journal stays, and has all of them when
-  this returns, or after some seconds.
+  Ends the journal at a stop. If the stop leaves entries, the files stay. Returns `:ok` if they have all
+  entries, and `nil` without a journal.
   """
-  @spec close(Native.run()) :: :ok
+  @spec close(Native.run()) :: :ok | nil | {:error, atom()}
   def close(run) do
-    ref = make_ref()
-
-    if Native.journal_wait(run, :synced, ref) == :ok do
-      receive do
-        {^ref, _synced_or_failed} -> :ok
-      after
-        @leave_ms -> :ok
-      end
-
-      Native.close_journal(run)
-    end
-
-    :ok
+    synced = sync(run, :synced, @leave_ms)
+    if synced, do: Native.close_journal(run)
+    synced
   end
 
   ## Waiting
