@@ -104,7 +104,7 @@ fn charge_time(env: Env<'_>, time: Duration) -> bool {
 /// Charges a process for a call that hashes a key, or an item, if it may be large: nothing can
 /// interrupt the VM at that.
 ///
-/// To read a clock costs as much as to hash a small key, so only calls with other keys do.
+/// To read a clock costs the time of hashing a small key, so only calls with other keys do.
 pub(crate) struct KeyClock(Option<Instant>);
 
 impl KeyClock {

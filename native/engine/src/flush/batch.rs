@@ -1,5 +1,6 @@
 //! The entries that the processor gets together.
 
+use crate::limits::isolation::Suspects;
 use crate::runs::Runs;
 
 /// The state of a batch; see the table in the module's documentation.
@@ -28,6 +29,10 @@ pub(super) struct Batch {
     /// How many entries it may have. Of a batch that is given up: how many entries the function for
     /// dead letters gets together.
     pub(super) size: usize,
+    /// The entries that it may only have alone.
+    pub(super) suspects: Suspects,
+    /// Whether it has such an entry.
+    pub(super) has_suspect: bool,
     /// Whether failed entries wait for the others.
     pub(super) defers: bool,
     /// Whether it is leased only to be given back, without a call of the processor.
@@ -46,6 +51,8 @@ impl Batch {
         state: BatchState::Read,
         runs: Runs::NONE,
         size: 0,
+        suspects: Suspects::NONE,
+        has_suspect: false,
         defers: false,
         returns: false,
         mark: None,
@@ -67,9 +74,11 @@ impl Batch {
     /// Adds an entry; `false` if the batch has no room.
     #[inline]
     pub(super) fn add(&mut self, position: usize, attempts: u32) -> bool {
-        let has_room = self.runs.len() < self.size;
+        let (length, is_suspect) = (self.runs.len(), self.suspects.has(attempts));
+        let has_room = length < self.size && (length == 0 || !(is_suspect || self.has_suspect));
         if has_room {
             self.runs.push(position, attempts);
+            self.has_suspect = is_suspect;
         }
         has_room
     }

@@ -75,7 +75,7 @@ impl<S: Store> Flush<S> {
         })
     }
 
-    /// Confirms the open call of this reader, which reads no more.
+    /// Confirms the open call of this reader, which has read its last batch.
     pub fn confirm_call(&self, reader: u64) {
         self.confirm(&mut self.lock(), reader);
     }
@@ -91,6 +91,9 @@ impl<S: Store> Flush<S> {
         let is_own = progress.lease(reader, now);
         if is_own {
             self.note(&progress.batch.runs, |attempts| Fate::Attempts(attempts.saturating_add(1)));
+            if progress.batch.has_suspect {
+                self.isolation(|learned| learned.isolation.suspects.call());
+            }
         }
         is_own
     }

@@ -18,8 +18,8 @@ pub struct Reader<'f, S: Store> {
 
 impl<S: Store> Flush<S> {
     /// Continues the batch of this reader, which has `length` entries already; with 0 it begins a
-    /// batch. Either has at most `size` entries, and no more than the [limit](Isolation). `None` if all entries have an outcome, if the processor has
-    /// a batch, or if another reader began one.
+    /// batch. Either has at most `size` entries, and at most as many as the [limit](Isolation). `None`
+    /// if all entries have an outcome, if the processor has a batch, or if another reader began one.
     ///
     /// After a pause, or if the reader [defers](Flush::defer) them, failed entries wait for the
     /// others.
@@ -44,6 +44,7 @@ impl<S: Store> Flush<S> {
             return None;
         }
         progress.batch.size = size.min(isolation.limit);
+        progress.batch.suspects = isolation.suspects;
         Some(Reader { flush: self, progress })
     }
 }

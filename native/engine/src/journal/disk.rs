@@ -85,7 +85,7 @@ pub trait Disk {
 /// An open file. Its clones are the same file, which another thread may sync.
 pub trait SegmentFile: Clone + Send + Sync + 'static {
     /// Writes both behind what was written or truncated last. After an error any part may be
-    /// there. [`ErrorKind::NotFound`] if the file has no name any more, also without anything to write.
+    /// there. [`ErrorKind::NotFound`] if the file lost its name, also without anything to write.
     fn write(&self, head: &[u8], payload: &[u8]) -> io::Result<()>;
 
     /// Cuts the file off. The next write goes there.

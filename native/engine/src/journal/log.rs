@@ -45,7 +45,7 @@ pub const RESERVE: u64 = 256 * 1024;
 /// The parameters of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The size from which on a segment gets no more blocks.
+    /// A segment of this size gets no further block.
     pub segment_bytes: u64,
     /// The growth of the log after which a rewrite is due.
     pub max_bytes: u64,
@@ -108,7 +108,7 @@ pub struct Numbers {
 
 /// The files written since the last sync.
 #[derive(Debug)]
-#[must_use = "the log gives no more files out before it knows the result"]
+#[must_use = "the log gives out no further file before it knows the result"]
 pub struct Unsynced<F> {
     /// The files.
     files: Vec<F>,

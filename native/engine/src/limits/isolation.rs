@@ -11,6 +11,10 @@
 //!
 //! A split needs no pause, since a smaller batch may succeed. Single entries that fail do: the third
 //! one since the last success, or the first one after a pause.
+//!
+//! A processor that ends its VM leaves no outcome, so nobody splits its batch: each of its entries has
+//! one more attempt. A replay makes the entries with many attempts [suspects](Suspects), and the
+//! processor gets each of them alone.
 
 /// The ceiling grows after this number of successes in a row.
 const SUCCESSES: u32 = 16;
@@ -29,14 +33,55 @@ pub struct Isolation {
     pub alone: u32,
     /// Whether a pause began since the last success.
     pub has_paused: bool,
+    /// The entries that the processor gets alone.
+    pub suspects: Suspects,
     /// Successes in a row.
     successes: u32,
+}
+
+/// Replayed entries with so many attempts that one of them may end the VM again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspects {
+    /// An entry with this number of attempts is a suspect.
+    from: u32,
+    /// The number of suspects that were not called. Deleted ones count too.
+    left: usize,
+}
+
+impl Suspects {
+    /// No suspects.
+    pub(crate) const NONE: Suspects = Suspects { from: u32::MAX, left: 0 };
+
+    /// Whether an entry with this number of attempts is a suspect.
+    pub(crate) fn has(&self, attempts: u32) -> bool {
+        attempts >= self.from
+    }
+
+    /// Adds one that was replayed.
+    pub(crate) fn add(&mut self, from: u32) {
+        *self = Suspects { from, left: self.left + 1 };
+    }
+
+    /// A suspect was called.
+    pub(crate) fn call(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            *self = Suspects::NONE;
+        }
+    }
 }
 
 impl Default for Isolation {
     /// No limit but the batch size.
     fn default() -> Self {
-        Isolation { limit: usize::MAX, ceiling: usize::MAX, alone: 0, has_paused: false, successes: 0 }
+        Isolation {
+            limit: usize::MAX,
+            ceiling: usize::MAX,
+            alone: 0,
+            has_paused: false,
+            suspects: Suspects::NONE,
+            successes: 0,
+        }
     }
 }
 
@@ -169,6 +214,18 @@ mod tests {
             isolation.limit
         });
         assert_eq!((limits, isolation.alone), ([4, 16, 64, 256], 0));
+    }
+
+    #[test]
+    fn entries_are_suspects_until_all_replayed_ones_were_called() {
+        let mut suspects = Suspects::NONE;
+        assert!(!suspects.has(1_000));
+        (0..2).for_each(|_| suspects.add(2));
+        assert_eq!([1, 2, 3].map(|attempts| suspects.has(attempts)), [false, true, true]);
+        suspects.call();
+        assert!(suspects.has(2));
+        suspects.call();
+        assert_eq!(suspects, Suspects::NONE);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::term::Heap;
 const SPARSE_DIVISOR: usize = 5;
 
 /// Up to this many dead bytes, 128 for each copy, only the number of copies makes a segment sparse.
-/// A segment of no more bytes is light: it need not weigh dead copies.
+/// A segment of at most this size is light: it need not weigh dead copies.
 pub(super) const MIN_DEAD_WEIGHT: usize = 128 * 1024;
 
 /// One copy and one death in this many is weighed, on behalf of the others: to weigh each would

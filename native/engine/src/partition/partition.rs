@@ -207,6 +207,12 @@ impl<S: Store, const SHARDS: usize> Partition<S, SHARDS> {
         self.outcomes.learn(Ended::default(), |learned| learned.isolation = Isolation::default());
     }
 
+    /// Adds a replayed entry that may end the VM. Until as many were called, the processor gets entries
+    /// with this number of attempts alone.
+    pub fn suspect(&self, attempts: u32) {
+        self.outcomes.learn(Ended::default(), |learned| learned.isolation.suspects.add(attempts));
+    }
+
     /// Decides whether failed items of a queue keep their order. The partition must be closed.
     pub fn set_order(&self, keeps_order: bool) {
         let in_flight = self.in_flight.lock();

@@ -25,6 +25,10 @@ use crate::vm::term::RawTerm;
 /// The time that a start waits for the lock: the former VM may be dying.
 const LOCK_TIME: Duration = Duration::from_secs(5);
 
+/// An entry with this number of attempts may end the VM. It had as many calls that a crash interrupted,
+/// or it failed.
+const SUSPECT: u32 = 2;
+
 /// The time between two looks at the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -202,6 +206,8 @@ where
     S: Store<Term = RawTerm, Saved = SavedEntry<Environment>>,
 {
     let old = replayed.partitions.unwrap_or(count);
+    // An entry that may end the VM is called alone before its attempts are over.
+    let suspect = max_attempts.map_or(SUSPECT, |most| most.saturating_sub(1).clamp(1, SUSPECT));
     let is_exhausted = |kept: &Kept<'_>| max_attempts.is_some_and(|most| kept.attempts >= most);
     let mut undecoded = 0;
     let mut decode = |kept: &Kept<'_>| {
@@ -213,6 +219,9 @@ where
     for kept in replayed.entries.iter().filter(|kept| !is_exhausted(kept)) {
         if let Some((hash, partition, entry)) = decode(kept) {
             partitions.partition(partition).restore(hash, &entry);
+            if kept.attempts >= suspect {
+                partitions.partition(partition).suspect(suspect);
+            }
         }
     }
     // The terms of one entry live until the next ones are decoded, so each partition has its turn.
