@@ -73,7 +73,7 @@ defmodule PartitionedBuffer.JournalCase do
   end
 
   @doc "A VM with a buffer, in which code runs after the start. It says each batch as `{:batch, batch}`."
-  def life(dir, opts, code) do
+  def life(dir, opts, code, start \\ []) do
     options =
       dir
       |> journal_options(opts)
@@ -86,7 +86,8 @@ defmodule PartitionedBuffer.JournalCase do
         {:ok, _pid} = PartitionedBuffer.start_link(unquote(Macro.escape(options)))
         unquote(code)
         Process.sleep(:infinity)
-      end
+      end,
+      start
     )
   end
 
@@ -138,6 +139,82 @@ defmodule PartitionedBuffer.JournalCase do
       true -> [term | hear_until(vm, last)]
     end
   end
+
+  ## A VM that obeys
+
+  @doc """
+  A VM whose buffer says its events, and which evaluates code by `order/2`. It may have variables of the
+  system's environment.
+  """
+  def obedient(dir, opts, env \\ []) do
+    vm =
+      life(
+        dir,
+        opts,
+        quote do
+          for event <- [:error, :recovered] do
+            fun = fn _event, measurements, metadata, _config ->
+              say({unquote(:event), event, measurements, metadata})
+            end
+
+            :telemetry.attach(event, [:partitioned_buffer, :journal, event], fun, nil)
+          end
+
+          say(:ready)
+
+          obey = fn obey ->
+            with(code <- told(), {result, _} = Code.eval_quoted(code), do: say({:result, result})) &&
+              obey.(obey)
+          end
+
+          obey.(obey)
+        end,
+        env: env
+      )
+
+    assert OtherVM.hear(vm) == :ready
+    vm
+  end
+
+  @doc "Lets the VM evaluate code; returns the result, and what it said before."
+  def order(vm, code) do
+    OtherVM.tell(vm, code)
+    {said, [{:result, result}]} = vm |> hear_until(&match?({:result, _}, &1)) |> Enum.split(-1)
+    {result, said}
+  end
+
+  @doc "An event that a VM said, or says."
+  def hear_event(vm, event, said), do: List.last(hear_up_to(vm, event, said))
+
+  @doc "What a VM said, and what it says, up to an event."
+  def hear_up_to(vm, event, said) do
+    event? = &match?({:event, ^event, _, _}, &1)
+
+    case Enum.split_while(said, &(not event?.(&1))) do
+      {before, [event | _later]} -> before ++ [event]
+      {before, []} -> before ++ hear_until(vm, event?)
+    end
+  end
+
+  @doc "Code that puts keys with values of a size."
+  def put(keys, bytes \\ 1_000) do
+    quote do
+      for key <- unquote(Macro.escape(keys)),
+          do: PartitionedBuffer.Map.put(:journaled, key, {key, :binary.copy("x", unquote(bytes))})
+
+      :put
+    end
+  end
+
+  @doc "Code that is true if all keys are read."
+  def all_read(keys) do
+    quote(
+      do: Enum.all?(unquote(Macro.escape(keys)), &match?({_, _}, PartitionedBuffer.Map.get(:journaled, &1)))
+    )
+  end
+
+  @doc "The keys of entries, sorted."
+  def keys_of(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
   ## Functions of the options, in the other VM
 

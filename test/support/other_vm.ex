@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.OtherVM do
 
   @doc """
   Starts a VM that evaluates quoted code, with the functions of this module. With `user: number` it runs as
-  another user of the system.
+  another user of the system, and with `env: [{name, value}]` it has these variables of the environment.
   """
   def start(code, opts \\ []) do
     paths = for app <- [:elixir, :logger, :partitioned_buffer], do: to_string(:code.lib_dir(app, :ebin))
@@ -37,10 +37,12 @@ defmodule PartitionedBuffer.OtherVM do
 
     [program | before] = command
 
+    env = for {name, value} <- opts[:env] || [], do: {to_charlist(name), to_charlist(value)}
+
     port =
       Port.open(
         {:spawn_executable, System.find_executable(program)},
-        [:binary, :exit_status, :stderr_to_stdout, line: 65_536, args: before ++ args]
+        [:binary, :exit_status, :stderr_to_stdout, line: 65_536, env: env, args: before ++ args]
       )
 
     {:os_pid, os_pid} = Port.info(port, :os_pid)

@@ -37,9 +37,9 @@ defmodule PartitionedBuffer.Options.Journal do
   def new(dir) when is_binary(dir), do: new(dir: dir)
 
   def new(settings) do
-    settings = update(%__MODULE__{dir: nil}, settings)
+    {dir, others} = Keyword.pop!(settings, :dir)
     # A later change of the working directory moves no journal.
-    %__MODULE__{settings | dir: Path.expand(settings.dir)}
+    update(%__MODULE__{dir: Path.expand(dir)}, others)
   end
 
   @doc """

@@ -31,75 +31,9 @@ defmodule PartitionedBuffer.Journal.DiskTest do
   defp fill(file, bytes),
     do: with(:ok <- :file.write(file, :binary.copy(<<1>>, bytes)), do: fill(file, bytes))
 
-  # A VM whose buffer says its events, and does what it is told: {function, result} is the answer.
-  defp obedient(dir, opts) do
-    vm =
-      life(
-        dir,
-        opts,
-        quote do
-          for event <- [:error, :recovered] do
-            fun = fn _event, measurements, metadata, _config ->
-              say({unquote(:event), event, measurements, metadata})
-            end
-
-            :telemetry.attach(event, [:partitioned_buffer, :journal, event], fun, nil)
-          end
-
-          say(:ready)
-
-          obey = fn obey ->
-            with(code <- told(), {result, _} = Code.eval_quoted(code), do: say({:result, result})) &&
-              obey.(obey)
-          end
-
-          obey.(obey)
-        end
-      )
-
-    assert OtherVM.hear(vm) == :ready
-    vm
-  end
-
-  # Lets the VM evaluate code; returns the result, and what it said before.
-  defp order(vm, code) do
-    OtherVM.tell(vm, code)
-    {said, [{:result, result}]} = vm |> hear_until(&match?({:result, _}, &1)) |> Enum.split(-1)
-    {result, said}
-  end
-
-  defp hear_event(vm, event, said), do: List.last(hear_up_to(vm, event, said))
-
-  # What a VM said, and what it says, up to an event.
-  defp hear_up_to(vm, event, said) do
-    event? = &match?({:event, ^event, _, _}, &1)
-
-    case Enum.split_while(said, &(not event?.(&1))) do
-      {before, [event | _later]} -> before ++ [event]
-      {before, []} -> before ++ hear_until(vm, event?)
-    end
-  end
-
-  defp put(keys, bytes \\ 1_000) do
-    quote do
-      for key <- unquote(Macro.escape(keys)),
-          do: PartitionedBuffer.Map.put(:journaled, key, {key, :binary.copy("x", unquote(bytes))})
-
-      :put
-    end
-  end
-
-  defp all_read(keys) do
-    quote(
-      do: Enum.all?(unquote(Macro.escape(keys)), &match?({_, _}, PartitionedBuffer.Map.get(:journaled, &1)))
-    )
-  end
-
   @sync quote(do: PartitionedBuffer.sync(:journaled, level: :written))
   @info quote(do: PartitionedBuffer.info(:journaled).journal)
   @refusing [processor: {PartitionedBuffer.JournalCase, :refuse, []}, retry_backoff_ms: {60_000, 60_000}]
-
-  defp keys_of(entries), do: entries |> Enum.map(&elem(&1, 0)) |> Enum.sort()
 
   describe "a full disk" do
     @describetag :mount
