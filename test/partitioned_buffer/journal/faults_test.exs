@@ -229,7 +229,7 @@ defmodule PartitionedBuffer.Journal.FaultsTest do
           put.(put, 1)
         end
 
-      assert {{:error, :journal}, []} = order(vm, refused)
+      assert {{:error, :journal}, _said} = order(vm, refused)
       mend(faults, "write")
       assert {:ok, []} = order(vm, @sync)
 
@@ -242,7 +242,7 @@ defmodule PartitionedBuffer.Journal.FaultsTest do
           put.(put)
         end
 
-      assert {:ok, []} = order(vm, accepted)
+      assert {:ok, _said} = order(vm, accepted)
       OtherVM.kill(vm)
     end
 
