@@ -22,13 +22,10 @@ defmodule PartitionedBuffer.OtherVM do
   another user of the system, and with `env: [{name, value}]` it has these variables of the environment.
   """
   def start(code, opts \\ []) do
-    paths = for app <- [:elixir, :logger, :partitioned_buffer], do: to_string(:code.lib_dir(app, :ebin))
-
     # The stand-in for telemetry is in the package.
-    telemetry =
-      if dir = is_list(:code.lib_dir(:telemetry)) && :code.lib_dir(:telemetry, :ebin), do: [to_string(dir)]
-
-    paths = Enum.flat_map(paths ++ List.wrap(telemetry), &["-pa", &1])
+    apps = [:elixir, :logger, :partitioned_buffer, :telemetry]
+    paths = for app <- apps, dir = :code.lib_dir(app), is_list(dir), do: Path.join(dir, "ebin")
+    paths = Enum.flat_map(paths, &["-pa", &1])
     encoded = Base.url_encode64(:erlang.term_to_binary(code))
     args = ["-noshell" | paths] ++ ["-s", Atom.to_string(__MODULE__), "main", "-extra", encoded]
 

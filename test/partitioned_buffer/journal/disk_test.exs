@@ -58,9 +58,7 @@ defmodule PartitionedBuffer.Journal.DiskTest do
       assert %{state: :failed, last_error: %{reason: :enospc, operation: operation}} = info
       assert operation in [:write, :open]
       assert info.unwritten >= 1_000 and info.lag_ms > 0
-      # There is room for a part of it.
-      File.rm!(filler)
-
+      # What is left has room, and not all that came.
       {:put, said} =
         order(
           vm,
@@ -72,6 +70,8 @@ defmodule PartitionedBuffer.Journal.DiskTest do
               )
           )
         )
+
+      File.rm!(filler)
 
       assert {:event, :recovered, %{duration: duration}, %{buffer: :journaled}} =
                hear_event(vm, :recovered, said)
