@@ -1,4 +1,4 @@
 [
-  inputs: ["{mix,.formatter}.exs", "native/*.exs", "{bench,lib,test}/**/*.{ex,exs}"],
+  inputs: ["{mix,.formatter}.exs", "native/*.exs", "native/build/*.exs", "{bench,lib,test}/**/*.{ex,exs}"],
   line_length: 110
 ]

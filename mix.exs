@@ -100,7 +100,7 @@ defmodule PartitionedBuffer.MixProject do
       licenses: ["MIT"],
       links: %{},
       files:
-        ~w(lib guides mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
+        ~w(lib guides mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/{compiler,precompiled}.exs native/build native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end

@@ -1,28 +1,33 @@
 defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   @moduledoc false
-  # Builds the NIF library with cargo. mix.exs loads this file: Mix needs the task before this
-  # project's own modules are compiled, also when the project is a dependency, so it cannot be among
-  # those modules.
+  # Installs the NIF library: one that is already built, one that is fetched, or one that cargo builds.
+  # mix.exs loads this file: Mix needs the task before this project's own modules are compiled, also
+  # when the project is a dependency, so it cannot be among those modules.
   #
-  # PARTITIONED_BUFFER_NIF_PATH names an already built library, which needs no cargo.
+  # Every command of Mix compiles this file, so it has only what decides whether there is work to do.
+  # native/build has the work.
 
   use Mix.Task.Compiler
 
   @crate "partitioned_buffer"
-  @sources ~w(Cargo.toml Cargo.lock .cargo/config.toml rust-toolchain.toml native/**/*.toml native/**/src/**/*.rs)
+  @sources ~w(Cargo.toml Cargo.lock native/precompiled.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src/**/*.rs)
+
+  # Cargo and rustup read these in the folder of the package and in all above.
+  @settings ~w(.cargo/config.toml .cargo/config rust-toolchain.toml rust-toolchain)
+
+  # TARGET_* are those of Nerves.
+  @variables ~r/^(CARGO_|RUSTC|RUSTFLAGS$|RUSTUP_TOOLCHAIN$|TARGET_|PARTITIONED_BUFFER_(NIF|BUILD|PRECOMPILED))/
 
   @impl Mix.Task.Compiler
   def run(args) do
-    prebuilt = System.get_env("PARTITIONED_BUFFER_NIF_PATH")
-    built_from = {prebuilt, features(), fingerprint(List.wrap(prebuilt))}
+    fingerprint = fingerprint()
 
-    if "--force" not in args and File.exists?(library()) and
-         File.read(manifest()) == {:ok, encode(built_from)} do
+    if "--force" not in args and File.exists?(library()) and File.read(manifest()) == {:ok, fingerprint} do
       {:noop, []}
     else
-      install(prebuilt || build())
+      install(contents())
       File.mkdir_p!(Path.dirname(manifest()))
-      File.write!(manifest(), encode(built_from))
+      File.write!(manifest(), fingerprint)
       {:ok, []}
     end
   end
@@ -33,50 +38,37 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   @impl Mix.Task.Compiler
   def clean, do: Enum.each([library(), manifest()], &File.rm/1)
 
-  defp build do
-    cargo =
-      System.find_executable("cargo") ||
-        Mix.raise(
-          "cargo was not found in PATH: install a Rust toolchain (1.85 or newer), or set " <>
-            "PARTITIONED_BUFFER_NIF_PATH to a library of this version that is already built"
-        )
+  defp contents do
+    for file <- ~w(target precompiled cargo), do: Code.require_file("build/#{file}.exs", __DIR__)
+    # The modules exist from here on.
+    cargo = PartitionedBuffer.Build.Cargo
+    precompiled = PartitionedBuffer.Build.Precompiled
 
-    target = Path.expand(System.get_env("CARGO_TARGET_DIR") || "target")
-    locked = if File.exists?("Cargo.lock"), do: ["--locked"], else: []
-    build = ~w(build --release -p #{@crate} --message-format=json-render-diagnostics --target-dir)
-    args = build ++ [target] ++ locked ++ features()
+    cond do
+      prebuilt = prebuilt() ->
+        read(prebuilt)
 
-    Mix.shell().info("Compiling Rust crate #{@crate} (cargo build --release)")
+      library = precompiled.fetch(Mix.Project.config()[:version], scratch()) ->
+        library
 
-    case System.cmd(cargo, args) do
-      {messages, 0} ->
-        artifact(messages)
-
-      {_messages, status} ->
-        Mix.raise(
-          "cargo exited with status #{status} while building #{@crate}: see its messages above; " <>
-            "Rust 1.85 or newer is needed (rustc --version)"
-        )
+      true ->
+        read(cargo.build(@crate, System.get_env("CARGO_TARGET_DIR") || scratch()))
     end
   end
 
-  # The path of the library depends on the target and on cargo's settings. Cargo's messages name it.
-  defp artifact(messages) do
-    case Regex.run(~r{"([^"]*[/\\](?:lib)?#{@crate}\.(?:so|dylib|dll))"}, messages) do
-      [_quoted, file] -> String.replace(file, "\\\\", "\\")
-      nil -> Mix.raise("cargo reported no dynamic library for #{@crate}: set a target that has them")
+  defp read(file) do
+    case File.read(file) do
+      {:ok, contents} -> contents
+      {:error, reason} -> Mix.raise("the NIF library #{file} cannot be read: #{:file.format_error(reason)}")
     end
   end
 
   # A running VM has the old file mapped, so the file is replaced, not overwritten.
-  defp install(file) do
+  defp install(contents) do
     File.mkdir_p!(Path.dirname(library()))
     copy = "#{library()}.#{System.pid()}"
-
-    case File.cp(file, copy) do
-      :ok -> File.rename!(copy, library())
-      {:error, reason} -> Mix.raise("the NIF library #{file} cannot be read: #{:file.format_error(reason)}")
-    end
+    File.write!(copy, contents)
+    File.rename!(copy, library())
   end
 
   defp library do
@@ -86,17 +78,49 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
 
   defp manifest, do: Path.join(Mix.Project.manifest_path(), "compile.#{@crate}_nif")
 
-  defp features, do: System.get_env("PARTITIONED_BUFFER_NIF_FEATURES", "") |> String.split() |> feature_args()
-
-  defp feature_args([]), do: []
-  defp feature_args(features), do: ["--features", Enum.join(features, ",")]
-
-  # The fingerprint of the sources and of an already built library. `install/1` reports an
-  # unreadable library.
-  defp fingerprint(prebuilt) do
-    files = @sources |> Enum.flat_map(&Path.wildcard(&1, match_dot: true)) |> Enum.sort()
-    for file <- files ++ prebuilt, {:ok, contents} <- [File.read(file)], do: {file, :erlang.md5(contents)}
+  # The sources of a dependency may be read-only. The environments of Mix share a build, unless one of
+  # them is told to stay in a folder of its own.
+  defp scratch do
+    build = Mix.Project.build_path()
+    shared = if System.get_env("MIX_BUILD_PATH"), do: build, else: Path.dirname(build)
+    Path.expand(Path.join(shared, "#{@crate}_native"))
   end
 
-  defp encode(built_from), do: :erlang.term_to_binary(built_from)
+  defp prebuilt, do: System.get_env("PARTITIONED_BUFFER_NIF_PATH")
+
+  # A digest, since some variables of cargo are secrets. Cargo decides what a change means: where it
+  # finds nothing to do, one too many costs little.
+  defp fingerprint do
+    files = Enum.flat_map(@sources, &Path.wildcard/1) ++ above(File.cwd!()) ++ named() ++ rustup()
+    contents = for file <- Enum.sort(files), {:ok, contents} <- [File.read(file)], do: {file, contents}
+    variables = for {name, _value} = variable <- System.get_env(), name =~ @variables, do: variable
+    host = :erlang.system_info(:system_architecture)
+    :erlang.md5(:erlang.term_to_binary({contents, Enum.sort(variables), host, tools()}))
+  end
+
+  defp named,
+    do: for(name <- ~w(NIF_PATH PRECOMPILED), file = System.get_env("PARTITIONED_BUFFER_" <> name), do: file)
+
+  defp above(folder) do
+    files = Enum.map(@settings, &Path.join(folder, &1))
+    if Path.dirname(folder) == folder, do: files, else: files ++ above(Path.dirname(folder))
+  end
+
+  # `rustc -vV` takes 20 to 140 ms, and each command of Mix would call it. The programs change with the
+  # version, or they are rustup's, whose files below change with it.
+  defp tools do
+    for tool <- ["cargo", System.get_env("RUSTC") || "rustc"],
+        path = System.find_executable(tool),
+        {:ok, stat} <- [File.stat(path)],
+        do: {path, stat.size, stat.mtime}
+  end
+
+  defp rustup do
+    home = System.user_home() || ""
+    rustup = System.get_env("RUSTUP_HOME") || Path.join(home, ".rustup")
+    cargo = System.get_env("CARGO_HOME") || Path.join(home, ".cargo")
+
+    Enum.map(~w(config.toml config), &Path.join(cargo, &1)) ++
+      [Path.join(rustup, "settings.toml") | Path.wildcard(Path.join(rustup, "update-hashes/*"))]
+  end
 end

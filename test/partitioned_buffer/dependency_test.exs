@@ -2,8 +2,11 @@ defmodule PartitionedBuffer.DependencyTest do
   # Apps that depend on this package are compiled from scratch and run, as their developers would.
   use ExUnit.Case, async: true
 
+  import PartitionedBuffer.OtherProject
+
   @moduletag timeout: 600_000
   @root Path.expand("../..", __DIR__)
+  @library "lib/partitioned_buffer/priv/native/partitioned_buffer.so"
   @expected "stored 100 items, versions from 901 to 1000, telemetry"
 
   setup do
@@ -15,36 +18,58 @@ defmodule PartitionedBuffer.DependencyTest do
     {:ok, dir: dir}
   end
 
-  test "the files of the package are enough: built with cargo, and not again", %{dir: dir} do
-    package = Path.join(dir, "a package")
-    for file <- package_files(), do: copy(file, package)
+  test "the files of the package are enough: built with cargo, and not again, from read-only sources", %{
+    dir: dir
+  } do
+    package = copy_files(package_files(), Path.join(dir, "a package"))
     app = copy_app(Path.join(dir, "shop"))
-    # Cargo puts the library elsewhere than in the project's own build.
+    # Cargo puts the library elsewhere than without it.
     {about, 0} = System.cmd("rustc", ["-vV"])
     [_line, host] = Regex.run(~r/^host: (.+)$/m, about)
-    target = Path.join(dir, "the target")
+    env = [{"SHOP_DEPENDENCY", inspect(path: package)}, {"CARGO_BUILD_TARGET", host}]
+    {_output, 0} = System.cmd("chmod", ["-R", "a-w", package])
+    on_exit(fn -> System.cmd("chmod", ["-R", "u+w", package]) end)
+    sources = listing(package)
 
-    env = [
-      {"SHOP_DEPENDENCY", inspect(path: package)},
-      {"CARGO_BUILD_TARGET", host},
-      {"CARGO_TARGET_DIR", target}
-    ]
+    # Root without this capability is an owner that modes hold for.
+    command =
+      if File.write(Path.join(package, "written"), "") == :ok do
+        File.rm!(Path.join(package, "written"))
+        ["setpriv", "--bounding-set=-dac_override"]
+      else
+        ["mix"]
+      end
 
-    output = mix!(["run", "run.exs"], app, env)
+    output = mix!(["run", "run.exs"], app, env, command)
     assert output =~ "Compiling Rust crate"
+    assert output =~ ~r/Compiling partitioned_buffer v/
     assert output =~ @expected
-    assert File.exists?(Path.join([target, host, "release"]))
-    refute File.exists?(Path.join(package, "target"))
-    output = mix!(["run", "run.exs"], app, env)
+    assert File.exists?(Path.join([app, "_build/partitioned_buffer_native", host, "release"]))
+    output = mix!(["run", "run.exs"], app, env, command)
     refute output =~ "Compiling"
     assert output =~ @expected
+
+    # Another environment installs the same build.
+    output = mix!(["deps.compile"], app, [{"MIX_ENV", "test"} | env], command)
+    assert output =~ "Compiling Rust crate"
+    refute output =~ ~r/Compiling partitioned_buffer v/
+    assert listing(package) == sources
+
+    # Function names stay for backtraces, and the lines are gone.
+    [dev, test] = for env <- ~w(dev test), do: File.read!(Path.join([app, "_build", env, @library]))
+    assert dev == test
+    assert dev =~ "\0.symtab\0"
+    refute dev =~ "\0.debug_line\0"
   end
 
   test "the package has its sources, and neither build products nor tests" do
     files = package_files()
 
-    for file <- ~w(mix.exs native/compiler.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock),
+    for file <-
+          ~w(mix.exs native/compiler.exs native/precompiled.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock),
         do: assert(file in files)
+
+    for file <- ~w(target precompiled cargo), do: assert("native/build/#{file}.exs" in files)
 
     assert "native/engine/src/lib.rs" in files and "native/partitioned_buffer/src/lib.rs" in files
 
@@ -61,7 +86,7 @@ defmodule PartitionedBuffer.DependencyTest do
 
   test "a git dependency uses a library that is already built", %{dir: dir} do
     repository = Path.join(dir, "repository")
-    for file <- ~w(mix.exs lib Cargo.toml Cargo.lock native), do: copy(file, repository)
+    copy_files(~w(mix.exs lib Cargo.toml Cargo.lock native), repository)
 
     for args <- [~w(init -q), ~w(add .), ~w(-c user.name=a -c user.email=a@example.com commit -qm package)] do
       {_output, 0} = System.cmd("git", args, cd: repository)
@@ -111,11 +136,13 @@ defmodule PartitionedBuffer.DependencyTest do
     end
     """)
 
-    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}]
+    # With this cargo has nothing to compile.
+    env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"CARGO_TARGET_DIR", target_dir()}]
     output = mix!(["run", "apps/shop/run.exs"], dir, env)
     assert output =~ @expected
     # The compiler is loaded once, whoever depends on the package.
     refute output =~ "redefining module"
+    assert Path.wildcard(Path.join(dir, "**/partitioned_buffer_native")) == []
   end
 
   test "a script installs it", %{dir: dir} do
@@ -135,67 +162,25 @@ defmodule PartitionedBuffer.DependencyTest do
   test "a failed build says what to do", %{dir: dir} do
     app = copy_app(Path.join(dir, "shop"))
     # A path without cargo.
-    bin = Path.join(dir, "bin")
-    File.mkdir_p!(bin)
-
-    for tool <- ~w(mix elixir erl env sh dirname basename readlink sed git),
-        path = System.find_executable(tool) do
-      File.ln_s!(path, Path.join(bin, tool))
-    end
-
+    bin = bin(dir)
     env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PATH", bin}]
-    {output, status} = mix(["compile"], app, env)
-    assert status != 0
-    assert output =~ "cargo was not found in PATH"
-    assert output =~ "PARTITIONED_BUFFER_NIF_PATH"
+    line = failure(mix(["compile"], app, env))
+    assert line =~ "cargo was not found in PATH"
+    assert line =~ "PARTITIONED_BUFFER_NIF_PATH"
 
     # And one whose cargo fails.
-    cargo = Path.join(bin, "cargo")
-    File.write!(cargo, "#!/bin/sh\nexit 7\n")
-    File.chmod!(cargo, 0o755)
-    {output, status} = mix(["compile"], app, env)
-    assert status != 0
-    assert output =~ "cargo exited with status 7 while building partitioned_buffer: see its messages above"
+    script(bin, "cargo", "exit 7")
+    line = failure(mix(["compile"], app, env))
+    assert line =~ "cargo exited with status 7 while building partitioned_buffer: rustc was not found in PATH"
 
     env = [{"SHOP_DEPENDENCY", inspect(path: @root)}, {"PARTITIONED_BUFFER_NIF_PATH", "/nowhere/library.so"}]
-    {output, status} = mix(["compile"], app, env)
-    assert status != 0
-    assert output =~ "/nowhere/library.so cannot be read: no such file or directory"
+    line = failure(mix(["compile"], app, env))
+    assert line =~ "/nowhere/library.so cannot be read: no such file or directory"
   end
 
-  # Those that `mix hex.build` puts in.
-  defp package_files do
-    for pattern <- Mix.Project.config()[:package][:files],
-        path <- Path.wildcard(Path.join(@root, pattern), match_dot: true),
-        file <- if(File.dir?(path), do: Path.wildcard(path <> "/**"), else: [path]),
-        File.regular?(file),
-        do: Path.relative_to(file, @root)
+  # Every file and directory, with what would change if one was written.
+  defp listing(dir) do
+    for path <- [dir | Path.wildcard(Path.join(dir, "**"), match_dot: true)],
+        do: {path, File.stat!(path).mtime}
   end
-
-  defp copy(file, to) do
-    target = Path.join(to, file)
-    File.mkdir_p!(Path.dirname(target))
-    File.cp_r!(Path.join(@root, file), target)
-  end
-
-  defp copy_app(to) do
-    File.mkdir_p!(to)
-
-    for file <- ~w(mix.exs lib run.exs),
-        do: File.cp_r!(Path.join([@root, "test/app", file]), Path.join(to, file))
-
-    to
-  end
-
-  defp mix!(args, dir, env) do
-    {output, status} = mix(args, dir, env)
-    assert status == 0, "mix #{Enum.join(args, " ")} exited with #{status}:\n#{output}"
-    output
-  end
-
-  defp mix(args, dir, env) do
-    System.cmd("mix", args, cd: dir, env: unset() ++ env, stderr_to_stdout: true)
-  end
-
-  defp unset, do: for(name <- ~w(MIX_ENV MIX_BUILD_PATH MIX_TARGET MIX_DEPS_PATH), do: {name, nil})
 end

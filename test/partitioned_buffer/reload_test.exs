@@ -34,7 +34,7 @@ defmodule PartitionedBuffer.ReloadTest do
     project = Path.join(dir, "project")
     File.mkdir_p!(Path.join(project, "native"))
 
-    for file <- ~w(mix.exs lib native/compiler.exs),
+    for file <- ~w(mix.exs lib native/compiler.exs native/precompiled.exs native/build),
         do: File.cp_r!(Path.expand("../../#{file}", __DIR__), Path.join(project, file))
 
     script = Path.expand("../vm/recompile.exs", __DIR__)
