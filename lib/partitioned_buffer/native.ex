@@ -815,8 +815,8 @@ defmodule PartitionedBuffer.Native do
   defp failure(_reason, text, _library) do
     "the native library of PartitionedBuffer cannot be loaded: #{text}. It has to be built for this system " <>
       "(#{:erlang.system_info(:system_architecture)}), with the same libc or an older one: run " <>
-      "`mix deps.compile partitioned_buffer --force` on such a system, or set PARTITIONED_BUFFER_NIF_PATH to a library that " <>
-      "was built there when you compile"
+      "`PARTITIONED_BUFFER_BUILD=1 mix deps.compile partitioned_buffer --force` on such a system, which builds it with cargo, " <>
+      "or set PARTITIONED_BUFFER_NIF_PATH to a library that was built there when you compile"
   end
 
   # Journals
