@@ -53,7 +53,7 @@ defmodule PartitionedBuffer.MixProject do
   # For ExDoc, where it is; nothing here needs it.
   defp docs do
     guides =
-      ~w(getting-started partition-keys processors counting several-nodes surviving-a-crash testing operations coming-from-partitioned-buffer evidence architecture contributing)
+      ~w(getting-started partition-keys processors counting several-nodes surviving-a-crash testing operations building coming-from-partitioned-buffer evidence architecture contributing)
 
     [
       main: "getting-started",

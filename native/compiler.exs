@@ -1,11 +1,11 @@
 defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   @moduledoc false
-  # Installs the NIF library: one that is already built, one that is fetched, or one that cargo builds.
-  # mix.exs loads this file: Mix needs the task before this project's own modules are compiled, also
-  # when the project is a dependency, so it cannot be among those modules.
+  # Installs the NIF library, which is a file of the user's, a download, or a build by cargo. mix.exs
+  # loads this file: Mix needs the task before this project's own modules are compiled, also when the
+  # project is a dependency, so it cannot be among those modules.
   #
-  # Every command of Mix compiles this file, so it has only what decides whether there is work to do.
-  # native/build has the work.
+  # Every command of Mix compiles this file, so it only decides whether the library is up to date.
+  # The work itself is in native/build.
 
   use Mix.Task.Compiler
 
@@ -15,7 +15,7 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
   # Cargo and rustup read these in the folder of the package and in all above.
   @settings ~w(.cargo/config.toml .cargo/config rust-toolchain.toml rust-toolchain)
 
-  # TARGET_* are those of Nerves.
+  # Nerves sets TARGET_*.
   @variables ~r/^(CARGO_|RUSTC|RUSTFLAGS$|RUSTUP_TOOLCHAIN$|TARGET_|PARTITIONED_BUFFER_(NIF|BUILD|PRECOMPILED))/
 
   @impl Mix.Task.Compiler
@@ -40,7 +40,7 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
 
   defp contents do
     for file <- ~w(target precompiled cargo), do: Code.require_file("build/#{file}.exs", __DIR__)
-    # The modules exist from here on.
+    # In variables, because the compiler would warn that the modules do not exist.
     cargo = PartitionedBuffer.Build.Cargo
     precompiled = PartitionedBuffer.Build.Precompiled
 
@@ -78,8 +78,8 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
 
   defp manifest, do: Path.join(Mix.Project.manifest_path(), "compile.#{@crate}_nif")
 
-  # The sources of a dependency may be read-only. The environments of Mix share a build, unless one of
-  # them is told to stay in a folder of its own.
+  # Not in the folder of the package, since the sources of a dependency may be read-only. The
+  # environments of Mix share a build, unless the user gives one its own path.
   defp scratch do
     build = Mix.Project.build_path()
     shared = if System.get_env("MIX_BUILD_PATH"), do: build, else: Path.dirname(build)
@@ -88,8 +88,8 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
 
   defp prebuilt, do: System.get_env("PARTITIONED_BUFFER_NIF_PATH")
 
-  # A digest, since some variables of cargo are secrets. Cargo decides what a change means: where it
-  # finds nothing to do, one too many costs little.
+  # A digest, since some variables of cargo are secrets. It may change without need: cargo then finds
+  # that its build is fresh.
   defp fingerprint do
     files = Enum.flat_map(@sources, &Path.wildcard/1) ++ above(File.cwd!()) ++ named() ++ rustup()
     contents = for file <- Enum.sort(files), {:ok, contents} <- [File.read(file)], do: {file, contents}
@@ -106,8 +106,8 @@ defmodule Mix.Tasks.Compile.PartitionedBufferNif do
     if Path.dirname(folder) == folder, do: files, else: files ++ above(Path.dirname(folder))
   end
 
-  # `rustc -vV` takes 20 to 140 ms, and each command of Mix would call it. The programs change with the
-  # version, or they are rustup's, whose files below change with it.
+  # `rustc -vV` would cost each command of Mix 20 to 140 ms. Instead, look at the programs. Those of
+  # rustup stay the same with each toolchain, so look at its files as well.
   defp tools do
     for tool <- ["cargo", System.get_env("RUSTC") || "rustc"],
         path = System.find_executable(tool),

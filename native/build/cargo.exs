@@ -1,7 +1,7 @@
 defmodule PartitionedBuffer.Build.Cargo do
   @moduledoc false
-  # Calls cargo. If that fails, its messages are above, and the last line says why, as far as checks can
-  # tell.
+  # Calls cargo. The user sees its messages as they come. If it fails, checks look for the cause, which
+  # ends the output.
 
   alias PartitionedBuffer.Build.Target
 
@@ -112,7 +112,7 @@ defmodule PartitionedBuffer.Build.Cargo do
     end
   end
 
-  # What can be fetched without a network is there.
+  # Without a network cargo fetches only crates that it has.
   defp crates(cargo, target) do
     case command(cargo, ["fetch", "--offline"] ++ locked() ++ target_args(target)) do
       {_output, 0} ->
@@ -127,7 +127,7 @@ defmodule PartitionedBuffer.Build.Cargo do
     end
   end
 
-  # The smallest library shows whether the target and a linker are there.
+  # The smallest library needs the target's standard library and a linker, too.
   defp empty_library(rustc, target, host, target_dir) do
     source = Path.join(target_dir, "empty.rs")
     name = (target || host) |> String.upcase() |> String.replace(~r/[-.]/, "_")
@@ -158,7 +158,7 @@ defmodule PartitionedBuffer.Build.Cargo do
   defp command(program, args),
     do: System.cmd(program, args, stderr_to_stdout: true, env: [{"CARGO_TERM_COLOR", "never"}])
 
-  # Both tools have one line that begins with it, and explain it in the next ones.
+  # Both tools explain an error in the lines after its first.
   defp error(output) do
     lines = output |> String.split("\n", trim: true)
     String.trim(Enum.find(lines, List.last(lines) || "it says nothing", &(&1 =~ ~r/^error/)))

@@ -3,9 +3,8 @@ defmodule PartitionedBuffer.Build.Precompiled do
   # Fetches the library of a release.
   #
   # native/precompiled.exs, or the file that PARTITIONED_BUFFER_PRECOMPILED names, lists the libraries.
-  # PARTITIONED_BUFFER_PRECOMPILED_URL replaces its URL. A library that is not there, or cannot be
-  # fetched, is left to cargo. One with another sum stops the compilation: whoever changed it must not
-  # be able to hide that.
+  # PARTITIONED_BUFFER_PRECOMPILED_URL replaces its URL. Cargo builds a library that cannot be fetched. A
+  # wrong sum stops the compilation instead, because the file may be an attacker's.
 
   alias PartitionedBuffer.Build.Target
 
@@ -15,7 +14,7 @@ defmodule PartitionedBuffer.Build.Precompiled do
   @connect_ms 10_000
   @fetch_ms 120_000
 
-  @doc "The library of a version, or nil if cargo has to build it. `scratch` is a folder for it if the cache cannot be written."
+  @doc "The library of a version, or nil if cargo has to build it. `scratch` replaces a cache that cannot be written."
   def fetch(version, scratch) do
     with false <- build?(),
          {:ok, url, library} <- listed(version),
@@ -39,7 +38,7 @@ defmodule PartitionedBuffer.Build.Precompiled do
     end
   end
 
-  # Features and profiles are in no precompiled library.
+  # A precompiled library has no features, and the profile `release`.
   defp build? do
     System.get_env("PARTITIONED_BUFFER_BUILD") in ~w(1 true) or
       Enum.any?(~w(FEATURES PROFILE), &(System.get_env("PARTITIONED_BUFFER_NIF_#{&1}") not in [nil, ""]))
@@ -47,15 +46,16 @@ defmodule PartitionedBuffer.Build.Precompiled do
 
   ## The list
 
-  # True if there is nothing to say: neither the list nor the user has a library to offer.
+  # True without libraries or a URL: the user expects no precompiled library then, and no message.
   defp listed(version) do
     file = System.get_env("PARTITIONED_BUFFER_PRECOMPILED") || "native/precompiled.exs"
     list = read(file)
-    url = System.get_env("PARTITIONED_BUFFER_PRECOMPILED_URL") || list.url
+    mirror = System.get_env("PARTITIONED_BUFFER_PRECOMPILED_URL")
+    url = mirror || list.url
     target = Target.name()
 
     cond do
-      list.targets == %{} or url == nil ->
+      url == nil or (list.targets == %{} and mirror == nil) ->
         true
 
       list.version != version ->
@@ -98,7 +98,7 @@ defmodule PartitionedBuffer.Build.Precompiled do
     end
   end
 
-  # The libc of another system cannot be asked.
+  # A cross build cannot ask the libc of its target.
   defp fits(target, %{glibc: oldest} = library, url) when is_binary(oldest) do
     case target == Target.host() and Target.libc() do
       false ->
@@ -129,7 +129,7 @@ defmodule PartitionedBuffer.Build.Precompiled do
     end)
   end
 
-  # A build may run without a home, or with one that is read-only.
+  # In a container the home may be missing or read-only.
   defp store(contents, library, scratch) do
     Enum.find(places(library, scratch), fn file ->
       copy = "#{file}.#{System.pid()}"
@@ -187,9 +187,9 @@ defmodule PartitionedBuffer.Build.Precompiled do
 
   defp get(url) do
     with :ok <- start(:inets), :ok <- start(:ssl), {:ok, ssl} <- ssl(URI.parse(url)) do
-      # A client of its own leaves the settings of the VM alone.
+      # Proxies are settings of a client, and the default one belongs to the user.
       {:ok, client} = :inets.start(:httpc, [profile: :partitioned_buffer], :stand_alone)
-      # Its end would be the caller's.
+      # It would take the caller with it.
       Process.unlink(client)
 
       try do
@@ -207,7 +207,7 @@ defmodule PartitionedBuffer.Build.Precompiled do
     end
   end
 
-  # Distributions have OTP's applications in packages of their own.
+  # Distributions split OTP into packages, so an application may be missing.
   defp start(app) do
     if function_exported?(Mix, :ensure_application!, 1), do: apply(Mix, :ensure_application!, [app])
 

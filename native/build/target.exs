@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Build.Target do
   @moduledoc false
-  # The system that the library is for, by Rust's name of it.
+  # Rust's name of the system on which the library will run.
 
   @arches %{"amd64" => "x86_64", "arm64" => "aarch64", "armv7l" => "armv7", "riscv64" => "riscv64gc"}
 
@@ -56,7 +56,7 @@ defmodule PartitionedBuffer.Build.Target do
   defp architecture, do: to_string(:erlang.system_info(:system_architecture))
 
   @doc """
-  The libc of this VM, which has it mapped: `:musl`, `{:glibc, [2, 36]}`, or nil where that cannot be told.
+  The libc in the memory of this VM: `:musl`, `{:glibc, [2, 36]}`, or nil if it is another.
   """
   def libc do
     with {:ok, maps} <- File.read("/proc/self/maps") do
@@ -77,6 +77,6 @@ defmodule PartitionedBuffer.Build.Target do
     end
   end
 
-  @doc "The numbers of a version, which compare as it does."
+  @doc "The numbers of a version, in a list that compares right."
   def version(text), do: text |> String.split(".") |> Enum.map(&String.to_integer/1)
 end

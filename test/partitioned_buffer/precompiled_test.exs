@@ -164,6 +164,11 @@ defmodule PartitionedBuffer.PrecompiledTest do
     output = mix!([@task], context.package, context.env)
     refute output =~ "precompiled"
     assert installed(context) == @cargo
+
+    # Who names a URL expects a library.
+    env = [{"PARTITIONED_BUFFER_PRECOMPILED_URL", "http://name.invalid"} | context.env]
+    output = mix!([@task], context.package, env)
+    assert output =~ "native/precompiled.exs has no library for #{Target.host()}: #{@instead}"
   end
 
   test "a list of another version is left, and one of another form is an error", context do
