@@ -84,7 +84,7 @@ defmodule PartitionedBuffer.Build.Cargo do
   defp cause(cargo, target, target_dir) do
     with {:ok, rustc, host} <- rustc(),
          :ok <- empty_library(rustc, target, host, target_dir),
-         :ok <- crates(cargo, target) do
+         :ok <- crates(cargo, target || host) do
       "Rust, the crates and the linker are there, so the cause is in cargo's messages above"
     end
   end
@@ -112,7 +112,7 @@ defmodule PartitionedBuffer.Build.Cargo do
     end
   end
 
-  # Without a network cargo fetches only crates that it has.
+  # Without a network cargo fetches only crates that it has. A build does not need those of other targets.
   defp crates(cargo, target) do
     case command(cargo, ["fetch", "--offline"] ++ locked() ++ target_args(target)) do
       {_output, 0} ->

@@ -180,10 +180,10 @@ defmodule PartitionedBuffer.BuildTest do
       assert line =~ "the target directory /dev/null/target cannot be created: not a directory"
     end
 
-    test "cargo's messages, if nothing else is wrong", %{package: package} do
-      File.write!(Path.join(package, "native/engine/src/lib.rs"), "fn broken(", [:append])
-      {output, _status} = failed = mix([@task], package, [{"CARGO_TARGET_DIR", target_dir()}])
-      assert output =~ "this file contains an unclosed delimiter"
+    test "cargo's messages, if nothing else is wrong", %{package: package, bin: bin} do
+      script(bin, "cargo", ~s(echo "error: this crate is broken" >&2; test "$1" = fetch\n))
+      {output, _status} = failed = mix([@task], package, [{"PATH", "#{bin}:#{System.get_env("PATH")}"}])
+      assert output =~ "error: this crate is broken"
 
       assert failure(failed) =~
                "Rust, the crates and the linker are there, so the cause is in cargo's messages above"
