@@ -23,15 +23,14 @@ defmodule PartitionedBuffer.DependencyTest do
   } do
     package = copy_files(package_files(), Path.join(dir, "a package"))
     app = copy_app(Path.join(dir, "shop"))
-    # Cargo puts the library elsewhere than without it.
+    # Cargo has another path for the library then.
     {about, 0} = System.cmd("rustc", ["-vV"])
     [_line, host] = Regex.run(~r/^host: (.+)$/m, about)
     env = [{"SHOP_DEPENDENCY", inspect(path: package)}, {"CARGO_BUILD_TARGET", host}]
     {_output, 0} = System.cmd("chmod", ["-R", "a-w", package])
     on_exit(fn -> System.cmd("chmod", ["-R", "u+w", package]) end)
-    sources = listing(package)
 
-    # Root without this capability is an owner that modes hold for.
+    # Modes mean nothing to root, unless it lacks this capability.
     command =
       if File.write(Path.join(package, "written"), "") == :ok do
         File.rm!(Path.join(package, "written"))
@@ -40,6 +39,7 @@ defmodule PartitionedBuffer.DependencyTest do
         ["mix"]
       end
 
+    sources = listing(package)
     output = mix!(["run", "run.exs"], app, env, command)
     assert output =~ "Compiling Rust crate"
     assert output =~ ~r/Compiling partitioned_buffer v/
