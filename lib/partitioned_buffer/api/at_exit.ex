@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.API.AtExit do
   # with the test that owns it.
 
   alias PartitionedBuffer.Buffer.{Lookup, Supervisor}
-  alias PartitionedBuffer.Native
+  alias PartitionedBuffer.{Library, Native}
 
   @doc """
   Adds the hook, once in this VM.
@@ -24,7 +24,7 @@ defmodule PartitionedBuffer.API.AtExit do
   end
 
   defp run(status) do
-    unless Process.whereis(ExUnit.Server) do
+    if Library.used?() and Process.whereis(ExUnit.Server) == nil do
       supervisors =
         for buffer <- Native.buffers(), held(buffer) > 0, uniq: true, do: Lookup.supervisor(buffer)
 
