@@ -3,15 +3,13 @@ defmodule PartitionedBuffer.Label do
   # Labels of processes without a name, for Observer, LiveDashboard and crash reports. OTP has them since
   # version 27.
 
-  @compile {:no_warn_undefined, {:proc_lib, :set_label, 1}}
-
   @doc """
   Labels the calling process with its buffer and its role.
   """
   @spec set(atom(), role :: any()) :: :ok
   def set(buffer, role) do
     if :erlang.function_exported(:proc_lib, :set_label, 1),
-      do: :proc_lib.set_label({PartitionedBuffer, buffer, role})
+      do: apply(:proc_lib, :set_label, [{:partitioned_buffer, buffer, role}])
 
     :ok
   end

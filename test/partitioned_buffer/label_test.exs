@@ -26,7 +26,7 @@ defmodule PartitionedBuffer.LabelTest do
     nameless =
       for pid <- [task | workers], Process.info(pid, :registered_name) == {:registered_name, []}, do: pid
 
-    roles = for pid <- nameless, {PartitionedBuffer, ^buffer, role} <- [label(pid)], do: role
+    roles = for pid <- nameless, {:partitioned_buffer, ^buffer, role} <- [label(pid)], do: role
     send(task, :go_on)
 
     assert Enum.sort(roles) == [:emitter, :writers, {:drainer, :first}, {:drainer, :last}, {:task, 0}]
