@@ -155,8 +155,8 @@ defmodule PartitionedBuffer.Counter do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
-      `update_options/1`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
+      `resume/0`, `info/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2`
       and `add/3`, `add_all/1` and `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
       `delete/1` and `delete/2`. `get/2` does not exist, because its second argument could mean the
@@ -178,31 +178,47 @@ defmodule PartitionedBuffer.Counter do
     quote location: :keep do
       unquote(Definition.functions(__MODULE__, opts))
 
-      @doc "See `PartitionedBuffer.Counter.add/4`."
+      @doc """
+      Adds an amount, by default 1, to the sum of a key. See `PartitionedBuffer.Counter.add/4`.
+      """
+      @doc group: "Write"
       @spec add(any(), PartitionedBuffer.Counter.amount(), keyword()) :: :ok | {:error, :full | :journal}
       def add(key, amount \\ 1, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.add(__MODULE__, key, amount, opts)
 
-      @doc "See `PartitionedBuffer.Counter.add_all/3`."
+      @doc """
+      Adds each amount of a map, or of an enumerable of `{key, amount}` tuples.
+
+      See `PartitionedBuffer.Counter.add_all/3`.
+      """
+      @doc group: "Write"
       @spec add_all(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def add_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.add_all(__MODULE__, entries, opts)
 
       @doc "Returns the sum of a key, or 0. See `PartitionedBuffer.Counter.get/4`."
+      @doc group: "Read"
       @spec get(any()) :: integer()
       def get(key), do: PartitionedBuffer.Counter.get(__MODULE__, key)
 
       @doc "Returns the sum of a key, or `default`. See `PartitionedBuffer.Counter.get/4`."
+      @doc group: "Read"
       @spec get(any(), default, keyword()) :: integer() | default when default: any()
       def get(key, default, opts) when is_list(opts),
         do: PartitionedBuffer.Counter.get(__MODULE__, key, default, opts)
 
-      @doc "See `PartitionedBuffer.Counter.fetch/3`."
+      @doc """
+      Returns `{:ok, sum}`, or `:error` if nothing was added to the key.
+
+      See `PartitionedBuffer.Counter.fetch/3`.
+      """
+      @doc group: "Read"
       @spec fetch(any(), keyword()) :: {:ok, integer()} | :error
       def fetch(key, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.fetch(__MODULE__, key, opts)
 
-      @doc "See `PartitionedBuffer.Counter.delete/3`."
+      @doc "Deletes the sum of a key, with its count. See `PartitionedBuffer.Counter.delete/3`."
+      @doc group: "Write"
       @spec delete(any(), keyword()) :: :ok
       def delete(key, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.delete(__MODULE__, key, opts)

@@ -174,8 +174,8 @@ defmodule PartitionedBuffer.Map do
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
-      `update_options/1`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
+      `resume/0`, `info/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`,
       `put_all/1` and `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`,
       `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
@@ -200,45 +200,75 @@ defmodule PartitionedBuffer.Map do
     quote location: :keep do
       unquote(Definition.functions(__MODULE__, opts))
 
-      @doc "See `PartitionedBuffer.Map.put/4`."
+      @doc """
+      Puts a value for a key, and replaces the entry of the key. See `PartitionedBuffer.Map.put/4`.
+      """
+      @doc group: "Write"
       @spec put(any(), any(), keyword()) :: :ok | {:error, :full | :journal}
       def put(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_all/3`."
+      @doc """
+      Puts a map, or an enumerable of `{key, value}` tuples. See `PartitionedBuffer.Map.put_all/3`.
+      """
+      @doc group: "Write"
       @spec put_all(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def put_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_newer/5`."
+      @doc """
+      Puts a value for a key, unless the key has an entry with the same or a greater version.
+
+      With `stale: :error` it returns `{:error, :stale}` in that case. See
+      `PartitionedBuffer.Map.put_newer/5`.
+      """
+      @doc group: "Write"
       @spec put_newer(any(), any(), integer(), keyword()) :: :ok | {:error, :stale | :full}
       def put_newer(key, value, version, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_new/4`."
+      @doc """
+      Puts a value for a key without an entry. Returns `{:error, :exists}` for a key with one.
+
+      See `PartitionedBuffer.Map.put_new/4`.
+      """
+      @doc group: "Write"
       @spec put_new(any(), any(), keyword()) :: :ok | {:error, :exists | :full}
       def put_new(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_new(__MODULE__, key, value, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
+      @doc """
+      Puts an enumerable of `{key, value, version}` tuples, each as `put_newer/3` does.
+
+      See `PartitionedBuffer.Map.put_all_newer/3`.
+      """
+      @doc group: "Write"
       @spec put_all_newer(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
       @doc "Returns the value of a key, or `nil`. See `PartitionedBuffer.Map.get/4`."
+      @doc group: "Read"
       @spec get(any()) :: any()
       def get(key), do: PartitionedBuffer.Map.get(__MODULE__, key)
 
       @doc "Returns the value of a key, or `default`. See `PartitionedBuffer.Map.get/4`."
+      @doc group: "Read"
       @spec get(any(), any(), keyword()) :: any()
       def get(key, default, opts) when is_list(opts),
         do: PartitionedBuffer.Map.get(__MODULE__, key, default, opts)
 
-      @doc "See `PartitionedBuffer.Map.fetch/3`."
+      @doc """
+      Returns `{:ok, value}`, or `:error` for a key without an entry.
+
+      With `version: true` it returns `{:ok, value, version}`. See `PartitionedBuffer.Map.fetch/3`.
+      """
+      @doc group: "Read"
       @spec fetch(any(), keyword()) :: {:ok, any()} | {:ok, any(), integer()} | :error
       def fetch(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.fetch(__MODULE__, key, opts)
 
-      @doc "See `PartitionedBuffer.Map.delete/3`."
+      @doc "Deletes the entry of a key. See `PartitionedBuffer.Map.delete/3`."
+      @doc group: "Write"
       @spec delete(any(), keyword()) :: :ok
       def delete(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.delete(__MODULE__, key, opts)
     end

@@ -123,8 +123,8 @@ defmodule PartitionedBuffer.Queue do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
-      `update_options/1`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
+      `resume/0`, `info/0`, `update_options/1`,
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
@@ -143,7 +143,10 @@ defmodule PartitionedBuffer.Queue do
     quote location: :keep do
       unquote(Definition.functions(__MODULE__, opts))
 
-      @doc "See `PartitionedBuffer.Queue.push/3`."
+      @doc """
+      Pushes an item, or each item of a list in its order. See `PartitionedBuffer.Queue.push/3`.
+      """
+      @doc group: "Write"
       @spec push(any() | [any()], keyword()) :: :ok | {:error, :full | :journal}
       def push(item_or_items, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Queue.push(__MODULE__, item_or_items, opts)
