@@ -21,6 +21,8 @@ defmodule PartitionedBuffer do
     * `:name` – an atom: the name of the buffer. Required.
     * `:processor` – a function of arity 1, or `{module, function, args}`: is called with each batch,
       which comes before `args`. Required.
+    * `:preset` – `:database`, `:api` or `:metrics`: sets other options for a kind of sink; options
+      beside it take precedence. [Presets](configuring.md#presets) lists them.
     * `:partitions` – 0 to 4096, by default `System.schedulers_online/0`. With 0 every operation except
       `stop/4` and `emit_info/1` raises a `RuntimeError`.
     * `:processing_interval_ms` – how often each partition flushes; 5000. With `:infinity` only a
@@ -45,8 +47,8 @@ defmodule PartitionedBuffer do
       `PartitionedBuffer.FullError`; `:error` returns `{:error, :full}`; `:drop_newest` drops the write
       and returns `:ok`.
     * `:max_attempts` – a positive integer, or `:infinity`: how often the processor may fail with an
-      entry, alone or named, before the entry is given up. Without it nothing is retried. See
-      [Delivery](delivery.md).
+      entry, alone or named, before the entry is given up. Without it, or with `nil`, nothing is
+      retried. See [Delivery](delivery.md).
     * `:retry_backoff_ms` – `{min, max}`, by default `{1000, 30000}`: the pause after
       [failures that are not isolated](delivery.md#isolation). Its base doubles from `min` to `max` with
       each failure in a row; a random time from half the base to the base is taken. Also a function of

@@ -145,7 +145,7 @@ defmodule PartitionedBuffer.Counter do
   Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.PageViews do
-        use PartitionedBuffer.Counter, otp_app: :my_app, processor: &MyApp.Pages.add_views/1
+        use PartitionedBuffer.Counter, otp_app: :my_app, preset: :database, processor: &MyApp.Pages.add_views/1
       end
 
       children = [MyApp.PageViews]
@@ -163,7 +163,7 @@ defmodule PartitionedBuffer.Counter do
       default or the options.
 
       iex> defmodule DocViews do
-      ...>   use PartitionedBuffer.Counter, processor: &Function.identity/1
+      ...>   use PartitionedBuffer.Counter, processor: &Function.identity/1, max_attempts: 3
       ...> end
       iex> {:ok, _pid} = DocViews.start_link(partitions: 2)
       iex> DocViews.add("/", 2)

@@ -156,7 +156,7 @@ defmodule PartitionedBuffer.Map do
   Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.Users do
-        use PartitionedBuffer.Map, otp_app: :my_app, processor: &MyApp.Repo.upsert_users/1
+        use PartitionedBuffer.Map, otp_app: :my_app, preset: :database, processor: &MyApp.Repo.upsert_users/1
       end
 
       children = [MyApp.Users]
@@ -171,6 +171,9 @@ defmodule PartitionedBuffer.Map do
        starts.
     3. the options of `start_link/1` or of the child specification: `{MyApp.Users, partitions: 2}`.
 
+  One of them must choose the delivery: `:max_attempts`, which is `nil` for at most once, or a
+  `:preset`.
+
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
@@ -183,7 +186,7 @@ defmodule PartitionedBuffer.Map do
       default or the options.
 
       iex> defmodule DocUsers do
-      ...>   use PartitionedBuffer.Map, processor: &Function.identity/1
+      ...>   use PartitionedBuffer.Map, processor: &Function.identity/1, max_attempts: 3
       ...> end
       iex> {:ok, _pid} = DocUsers.start_link(partitions: 2)
       iex> DocUsers.put(:ada, 1)

@@ -113,7 +113,7 @@ defmodule PartitionedBuffer.Queue do
   Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.Events do
-        use PartitionedBuffer.Queue, otp_app: :my_app, processor: &MyApp.Broker.publish/1
+        use PartitionedBuffer.Queue, otp_app: :my_app, preset: :database, processor: &MyApp.Broker.publish/1
       end
 
       children = [MyApp.Events]
@@ -128,7 +128,7 @@ defmodule PartitionedBuffer.Queue do
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
-      ...>   use PartitionedBuffer.Queue, processor: &Function.identity/1
+      ...>   use PartitionedBuffer.Queue, processor: &Function.identity/1, max_attempts: 3
       ...> end
       iex> {:ok, _pid} = DocEvents.start_link()
       iex> DocEvents.push([:first, :second])

@@ -7,13 +7,14 @@ defmodule PartitionedBuffer.DefinitionTest do
       processor: &__MODULE__.process/1,
       processing_interval_ms: 86_400_000,
       processing_batch_size: 3,
+      max_attempts: nil,
       partitions: 1
 
     def process(batch), do: send(:persistent_term.get(__MODULE__), {:batch, batch})
   end
 
   defmodule Events do
-    use PartitionedBuffer.Queue, processing_interval_ms: 86_400_000
+    use PartitionedBuffer.Queue, processing_interval_ms: 86_400_000, max_attempts: nil
 
     def start_link(opts), do: super([partitions: 1] ++ opts)
   end
@@ -23,7 +24,30 @@ defmodule PartitionedBuffer.DefinitionTest do
   end
 
   defmodule Configured do
-    use PartitionedBuffer.Queue, otp_app: :partitioned_buffer, processor: &Function.identity/1
+    use PartitionedBuffer.Queue,
+      otp_app: :partitioned_buffer,
+      processor: &Function.identity/1,
+      max_attempts: nil
+  end
+
+  defmodule Undecided do
+    use PartitionedBuffer.Counter, processor: &Function.identity/1
+  end
+
+  describe "a module" do
+    test "needs :max_attempts or a preset from one of the three places" do
+      error = assert_raise ArgumentError, fn -> Undecided.start_link() end
+
+      assert error.message =~
+               "buffer #{inspect(Undecided)} needs the option :max_attempts: a number of attempts"
+
+      for opts <- [[max_attempts: nil], [max_attempts: 3], [preset: :api]] do
+        start_supervised!({Undecided, opts})
+        stop_supervised!(Undecided)
+      end
+
+      assert_raise ArgumentError, fn -> Undecided.start_link(preset: nil) end
+    end
   end
 
   describe "a module that uses PartitionedBuffer.Map" do

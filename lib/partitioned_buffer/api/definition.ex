@@ -161,6 +161,18 @@ defmodule PartitionedBuffer.API.Definition do
     end
     |> Keyword.delete(:otp_app)
     |> Keyword.put(:name, module)
+    |> delivery_chosen!(module)
+  end
+
+  # A buffer of version 0.4 is at most once. A module is new code, which should not be so by chance.
+  defp delivery_chosen!(options, module) do
+    unless Keyword.has_key?(options, :max_attempts) or options[:preset] != nil do
+      raise ArgumentError,
+            "buffer #{inspect(module)} needs the option :max_attempts: a number of attempts, or :infinity, for at least " <>
+              "once; or nil for at most once, where a batch is lost if its processor fails"
+    end
+
+    options
   end
 
   defp environment(module, use_options) do

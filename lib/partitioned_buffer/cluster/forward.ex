@@ -170,7 +170,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
 
   defp batch_size(%Job{options: %Options{processing_batch_size: size}}), do: size
 
-  defp resize(%Job{options: options} = job, size),
+  defp resize(%Job{options: %Options{} = options} = job, size),
     do: %Job{job | options: %Options{options | processing_batch_size: size |> max(1) |> min(@batch_size)}}
 
   defp moved(%Job{ref: %Ref{buffer: buffer, number: slot}} = job, work) do
@@ -203,7 +203,7 @@ defmodule PartitionedBuffer.Cluster.Forward do
   end
 
   # An owner that is a member will answer one day. Only its absence ends that.
-  defp undecided(%Job{ref: %Ref{buffer: buffer} = ref} = job, batch, work, kind) do
+  defp undecided(%Job{ref: %Ref{buffer: buffer} = ref} = job, %__MODULE__{} = batch, work, kind) do
     now = System.monotonic_time(:millisecond)
     {members, _owners} = State.view(buffer)
     member? = batch.to in members or batch.to == node()

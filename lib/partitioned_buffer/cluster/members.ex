@@ -75,7 +75,7 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   def handle_info(:watch, %__MODULE__{scope: nil} = state), do: {:noreply, watch(state)}
 
-  def handle_info(:look, state) do
+  def handle_info(:look, %__MODULE__{} = state) do
     Process.send_after(self(), :look, @look_ms)
     state = if state.group == :silent, do: %__MODULE__{state | pids: pids(state.buffer)}, else: state
     {:noreply, publish(state)}
@@ -83,7 +83,7 @@ defmodule PartitionedBuffer.Cluster.Members do
 
   def handle_info({:nodeup, _node}, state), do: {:noreply, publish(state)}
 
-  def handle_info({:nodedown, node}, state) do
+  def handle_info({:nodedown, node}, %__MODULE__{} = state) do
     expect_death(state.buffer, node)
     {:noreply, publish(%__MODULE__{state | pids: Enum.reject(state.pids, &(node(&1) == node))})}
   end

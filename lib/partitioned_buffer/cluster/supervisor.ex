@@ -98,7 +98,7 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
     do: %{id: id, start: {Buffer.Supervisor, :start_link, [init]}, type: :supervisor}
 
   # The partitions are the slots.
-  defp collecting(%Options{name: buffer, cluster: cluster} = options, functions) do
+  defp collecting(%Options{name: buffer, cluster: cluster} = options, %Options.Functions{} = functions) do
     {%Options{
        options
        | way: Forward,
@@ -122,7 +122,7 @@ defmodule PartitionedBuffer.Cluster.Supervisor do
      }}
   end
 
-  defp owning(%Options{name: buffer} = options, functions) do
+  defp owning(%Options{name: buffer} = options, %Options.Functions{} = functions) do
     {%Options{
        options
        | name: Routing.owning_name(buffer),

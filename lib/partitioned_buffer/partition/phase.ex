@@ -131,17 +131,18 @@ defmodule PartitionedBuffer.Partition.Phase do
   def handle({:on_hold, trigger}, :resume), do: start(trigger)
   def handle({:on_hold, _trigger}, :drain), do: {{:passive, [], 0}, [:stop_timers]}
 
-  def handle({:processing, work}, {:due, trigger}), do: {{:processing, %Work{work | missed: trigger}}, []}
+  def handle({:processing, %Work{} = work}, {:due, trigger}),
+    do: {{:processing, %Work{work | missed: trigger}}, []}
 
-  def handle({:processing, work}, {:flush, request}),
+  def handle({:processing, %Work{} = work}, {:flush, request}),
     do: {{:processing, %Work{work | requests: [request | work.requests]}}, []}
 
-  def handle({:processing, work}, {:flushed, kind}) when kind in [:rest, :fresh],
+  def handle({:processing, %Work{} = work}, {:flushed, kind}) when kind in [:rest, :fresh],
     do: {{:processing, %Work{work | kind: kind}}, []}
 
-  def handle({:processing, work}, {:flushed, :empty}), do: work |> next() |> answer(work, 0)
+  def handle({:processing, %Work{} = work}, {:flushed, :empty}), do: work |> next() |> answer(work, 0)
 
-  def handle({:processing, work}, {:flushed, :on_hold}) do
+  def handle({:processing, %Work{} = work}, {:flushed, :on_hold}) do
     trigger = if work.requests == [], do: work.trigger, else: :flush
     requests = Enum.reverse(work.requests)
     {{:on_hold, trigger}, reply(requests, :on_hold)} |> refuse(work)
@@ -150,22 +151,25 @@ defmodule PartitionedBuffer.Partition.Phase do
   # The run is over, and this process is about to end. An answer would claim that all is done.
   def handle({:processing, _work}, {:flushed, :over}), do: {:idle, []}
 
-  def handle({:processing, work}, {:flushed, :no_task, held}),
+  def handle({:processing, %Work{} = work}, {:flushed, :no_task, held}),
     do: work |> pause() |> first(:fall_back) |> answer(work, held)
 
   def handle({:processing, %Work{kind: :rest} = work}, {:ended, :done, _failed}), do: start_again(work)
-  def handle({:processing, work}, {:ended, :held_up}), do: start_again(work)
+  def handle({:processing, %Work{} = work}, {:ended, :held_up}), do: start_again(work)
 
-  def handle({:processing, work}, {:ended, :done, failed}), do: work |> next() |> answer(work, failed)
-  def handle({:processing, work}, {:ended, :paused, held}), do: work |> pause() |> answer(work, held)
+  def handle({:processing, %Work{} = work}, {:ended, :done, failed}),
+    do: work |> next() |> answer(work, failed)
 
-  def handle({:processing, work}, {:ended, :lost, lost, held}),
+  def handle({:processing, %Work{} = work}, {:ended, :paused, held}),
+    do: work |> pause() |> answer(work, held)
+
+  def handle({:processing, %Work{} = work}, {:ended, :lost, lost, held}),
     do: work |> next(lost) |> answer(work, lost + held)
 
   def handle({:processing, %Work{settling?: true} = work}, {:ended, :died, _reason, held}),
     do: work |> pause() |> first(:fall_back) |> answer(work, held)
 
-  def handle({:processing, work}, {:ended, :died, reason, _held}),
+  def handle({:processing, %Work{} = work}, {:ended, :died, reason, _held}),
     do: {{:processing, %Work{work | kind: :rest, settling?: true}}, [{:settle, reason}]}
 
   def handle({:processing, work}, :drain),
@@ -184,7 +188,7 @@ defmodule PartitionedBuffer.Partition.Phase do
 
   defp start(trigger), do: {{:processing, %Work{trigger: trigger}}, [{:start, trigger, nil}]}
 
-  defp start_again(work),
+  defp start_again(%Work{} = work),
     do: {{:processing, %Work{work | kind: nil, settling?: false}}, [{:start, work.trigger, work.round}]}
 
   defp start_round(requests, lost) do

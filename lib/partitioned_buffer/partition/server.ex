@@ -205,7 +205,7 @@ defmodule PartitionedBuffer.Partition.Server do
 
   ## Events and actions
 
-  defp handle(state, event) do
+  defp handle(%__MODULE__{} = state, event) do
     {phase, actions} = Phase.handle(state.phase, event)
     Enum.reduce(actions, %__MODULE__{state | phase: phase}, &act/2)
   end
@@ -254,7 +254,7 @@ defmodule PartitionedBuffer.Partition.Server do
 
   defp act(:start_timers, state), do: state |> schedule(next_tick(state.options)) |> set_threshold(nil)
 
-  defp act(:stop_timers, state) do
+  defp act(:stop_timers, %__MODULE__{} = state) do
     for timer <- [state.tick, state.pause, state.limit], do: cancel(timer)
     %__MODULE__{state | tick: nil, pause: nil, limit: nil}
   end

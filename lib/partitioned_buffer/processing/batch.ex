@@ -67,7 +67,7 @@ defmodule PartitionedBuffer.Processing.Batch do
       claim_next(job, 0)
     else
       # Each entry was written, so each is given to the processor, also one that was replaced since.
-      batch = read(job, false)
+      %__MODULE__{} = batch = read(job, false)
       %__MODULE__{batch | begun: Native.claim(flush)}
     end
   end
@@ -93,7 +93,7 @@ defmodule PartitionedBuffer.Processing.Batch do
       lease_next(job, 0, succeeded?)
     else
       if succeeded?, do: Native.succeed(flush)
-      batch = read(job, job.resumed?)
+      %__MODULE__{} = batch = read(job, job.resumed?)
       %__MODULE__{batch | begun: Native.lease(flush, Job.in_pause?(job.trigger))}
     end
   end

@@ -770,7 +770,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
   # One event reports each failed entry, and another each failure. All entries due were given up.
   defp check_settled(state, %Task{failed: failed} = task) do
     unburied = if state.disordered? or not state.accepted.dead_letter?, do: [], else: task.to_bury
-    state = Enum.reduce(unburied, state, &state.checks.not_given_up/2)
+    checks = state.checks
+    state = Enum.reduce(unburied, state, &checks.not_given_up/2)
     reported = if task.verdict.outcome in [:error, :partial] and task.split == [], do: 1, else: 0
 
     # A deleted entry is not given up.
@@ -972,7 +973,8 @@ defmodule PartitionedBuffer.Conservation.Retries do
   ## The end
 
   defp finish_if_idle(%{finish: {from, written}, tasks: tasks} = state) when tasks == %{} do
-    state = Enum.reduce(written, state, &state.checks.check/2)
+    checks = state.checks
+    state = Enum.reduce(written, state, &checks.check/2)
     state = Enum.reduce(state.not_given_up, state, &check_given_up/2)
     state = Enum.reduce(state.suspects, state, &check_suspect/2)
     state = Enum.reduce(state.not_again, state, &check_came_again/2)
