@@ -19,7 +19,7 @@ defmodule PartitionedBuffer.MixProject do
       elixirc_paths: elixirc_paths(Mix.env()),
       start_permanent: Mix.env() == :prod,
       deps: if(hex?(), do: deps(), else: []),
-      # Beside it are an example with tests of its own, and what the tests share.
+      # Beside it is what the tests share.
       test_paths: ["test/partitioned_buffer"],
       description:
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
@@ -117,7 +117,7 @@ defmodule PartitionedBuffer.MixProject do
       licenses: ["MIT"],
       links: %{"GitHub" => @source_url, "Changelog" => "#{@source_url}/blob/main/CHANGELOG.md"},
       files:
-        ~w(lib guides mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
+        ~w(lib guides examples/tracker/{mix.exs,README.md,config,lib,priv,test} mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end
