@@ -36,16 +36,42 @@ defmodule PartitionedBuffer.GuidesTest do
     assert Guide.run(cells, @notebook) > 0
   end
 
-  test "every file exists that a guide names or links to" do
+  test "every file exists that a guide names" do
     for guide <- [@notebook | @guides] do
-      text = File.read!(Guide.path(guide))
-
-      for [_, file] <- Regex.scan(~r"`((?:lib|native|test|bench|examples|guides|\.ci)/[^`\s]*)`", text),
+      for [_, file] <-
+            Regex.scan(~r"`((?:lib|native|test|bench|examples|guides|\.ci)/[^`\s]*)`", read(guide)),
           do: assert(Path.wildcard(Guide.path(file)) != [], "#{guide} names #{file}")
-
-      for [_, link] <- Regex.scan(~r"\]\(([^)#:]+)[)#]", text),
-          do: assert(File.exists?(Path.expand(link, Guide.path("guides"))), "#{guide} links to #{link}")
     end
+  end
+
+  test "every link leads to a file, and to a title of it" do
+    modules = Path.wildcard(Guide.path("lib/**/*.ex")) |> Enum.map(&Path.relative_to(&1, Guide.path("")))
+
+    for page <-
+          [@notebook, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] ++ @guides ++ modules,
+        [_, link, anchor] <- Regex.scan(~r"\]\(([^)#:`]*)#?([^)`:]*)\)", read(page)) do
+      # The documentation has all pages in one directory.
+      dir = if Path.extname(page) == ".ex", do: "guides", else: Path.dirname(page)
+
+      file =
+        if link == "",
+          do: page,
+          else: link |> String.replace(".html", ".md") |> Path.expand(Path.join("/", dir))
+
+      file = Path.relative_to(file, "/")
+      assert File.exists?(Guide.path(file)), "#{page} links to #{link}"
+
+      if anchor != "" and Path.extname(file) == ".md",
+        do: assert(anchor in titles(file), "#{page} links to #{link}##{anchor}")
+    end
+  end
+
+  defp read(file), do: file |> Guide.path() |> File.read!()
+
+  # The titles of a page, as ExDoc and GitHub make anchors of them.
+  defp titles(file) do
+    for [_, title] <- Regex.scan(~r/^##* (.*)$/m, read(file)),
+        do: title |> String.downcase() |> String.replace(~r/[^\w\s-]/u, "") |> String.replace(" ", "-")
   end
 
   test "the package and its documentation contain all guides" do
