@@ -23,7 +23,7 @@ defmodule PartitionedBuffer.ScriptTest do
         {"the script fails to deliver", 0, @dead},
         {"the application fails to deliver", 0, @dead},
         {"halt", 0, []},
-        {"tests", 0, []}
+        {"the application, tests", 0, []}
       ] do
     test "at the end of a script its buffers are stopped as their application is: #{ending}", %{
       app: app,

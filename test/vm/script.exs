@@ -61,6 +61,6 @@ case ending do
   "flush" -> PartitionedBuffer.flush(:script)
   "the application, status 3" -> exit({:shutdown, 3})
   "raise" -> raise "no"
-  "tests" -> ExUnit.start()
+  "the application, tests" -> ExUnit.start()
   _ends -> :ok
 end
