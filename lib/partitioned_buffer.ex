@@ -17,42 +17,43 @@ defmodule PartitionedBuffer do
   ## Start options
 
   `start_link/1` and child specifications take these options. Times are in milliseconds.
+  Numbers are positive integers; "from 0" allows 0 as well.
 
     * `:name` – an atom: the name of the buffer. Required.
     * `:processor` – a function of arity 1, or `{module, function, args}`: is called with each batch,
       which comes before `args`. Required.
     * `:preset` – `:database`, `:api` or `:metrics`: sets other options for a kind of sink; options
       beside it take precedence. [Presets](configuring.md#presets) lists them.
-    * `:partitions` – 0 to 4096, by default `System.schedulers_online/0`. With 0 every operation except
-      `stop/4` and `emit_info/1` raises a `RuntimeError`.
-    * `:processing_interval_ms` – how often each partition flushes; 5000. With `:infinity` only a
-      threshold, a full buffer, `flush/2` and a stop flush, and failed entries are still retried.
-    * `:processing_jitter_ms` – each interval is longer by a random time up to this, so partitions and
-      nodes do not flush in step; 0.
+    * `:partitions` – 0 to 4096. With 0 every operation except `stop/4` and `emit_info/1` raises a
+      `RuntimeError`. Default: `System.schedulers_online/0`.
+    * `:processing_interval_ms` – how often each partition flushes. With `:infinity` only a threshold,
+      a full buffer, `flush/2` and a stop flush, and failed entries are still retried. Default: 5000.
+    * `:processing_jitter_ms` – from 0: each interval is longer by a random time up to this, so
+      partitions and nodes do not flush in step. Default: 0.
     * `:processing_timeout_ms` – from 0, or `:infinity`: how long a call of the processor may take:
-      during a stop, and with `:max_attempts` always; 60000. See [Guarantees](guarantees.md).
-    * `:processing_batch_size` – entries per batch; 10. Also `:table`, see
+      during a stop, and with `:max_attempts` always. See [Guarantees](guarantees.md). Default: 60000.
+    * `:processing_batch_size` – entries per batch. Also `:table`, see
       [Tables](delivery.md#tables), or `{acc, function of arity 2}`, see
-      [Batch functions](delivery.md#batch-functions).
+      [Batch functions](delivery.md#batch-functions). Default: 10.
     * `:processing_batch_bytes` – the most bytes of a batch with several entries, by
-      `:erlang.external_size/1` of each entry; `:infinity`. Not with a table or a batch function. A
-      batch then has at most 10,000 entries.
-    * `:processing_threshold` – the count of waiting entries at which a partition flushes at once;
-      `:infinity`.
-    * `:max_size` – the most entries that the buffer holds, waiting and in flight; `:infinity`. See
-      [Threshold and bound](configuring.md#threshold-and-bound).
-    * `:max_bytes` – the most memory of the entries, as `info/1` counts it; `:infinity`.
-    * `:full_timeout_ms` – from 0: how long a write waits for room in a full buffer; 5000.
+      `:erlang.external_size/1` of each entry. Not with a table or a batch function. A batch then has
+      at most 10,000 entries. Default: `:infinity`.
+    * `:processing_threshold` – the count of waiting entries at which a partition flushes at once.
+      Default: `:infinity`.
+    * `:max_size` – the most entries that the buffer holds, waiting and in flight. See
+      [Threshold and bound](configuring.md#threshold-and-bound). Default: `:infinity`.
+    * `:max_bytes` – the most memory of the entries, as `info/1` counts it. Default: `:infinity`.
+    * `:full_timeout_ms` – from 0: how long a write waits for room in a full buffer. Default: 5000.
     * `:when_full` – what a write without room does: `:raise`, the default, raises a
       `PartitionedBuffer.FullError`; `:error` returns `{:error, :full}`; `:drop_newest` drops the write
       and returns `:ok`.
     * `:max_attempts` – a positive integer, or `:infinity`: how often the processor may fail with an
       entry, alone or named, before the entry is given up. Without it, or with `nil`, nothing is
       retried. See [Delivery](delivery.md).
-    * `:retry_backoff_ms` – `{min, max}`, by default `{1000, 30000}`: the pause after
+    * `:retry_backoff_ms` – `{min, max}`, from 0: the pause after
       [failures that are not isolated](delivery.md#isolation). Its base doubles from `min` to `max` with
       each failure in a row; a random time from half the base to the base is taken. Also a function of
-      arity 1, see [Pauses](delivery.md#pauses).
+      arity 1, see [Pauses](delivery.md#pauses). Default: `{1000, 30000}`.
     * `:dead_letter` – a function of arity 2, or `{module, function, args}`: is called with a list of
       entries given up, and the reason. Needs `:max_attempts`. See
       [Dead letters](delivery.md#dead-letters).
@@ -67,7 +68,7 @@ defmodule PartitionedBuffer do
     * `:format_reason` – a function of arity 1, or `{module, function, args}`: returns the text of a
       failure reason for log lines and `info/1`. See [Reasons](delivery.md#reasons).
     * `:drain_timeout_ms` – from 0, or `:infinity`: how long a stop may take in all to process the
-      entries; `:infinity`, with `:max_attempts` 60000.
+      entries. Default: `:infinity`; with `:max_attempts` 60000.
 
   A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
   anonymous function survives one load of its module, but not a second.
