@@ -70,20 +70,11 @@ defmodule PartitionedBuffer do
     * `:drain_timeout_ms` – from 0, or `:infinity`: how long a stop may take in all to process the
       entries. Default: `:infinity`; with `:max_attempts` 60000.
 
-  A function captured by name (`&MyApp.Users.process/1`) or an MFA survives code upgrades. An
-  anonymous function survives one load of its module, but not a second.
-
-  The interval may be any number that the timers of the VM allow; all other times, `:max_size` and
-  `:processing_threshold` are at most 4,294,967,295, and `:max_bytes` and `:processing_batch_bytes` at
-  most 2^60.
-
   A missing or invalid option raises an `ArgumentError`, or a `NimbleOptions.ValidationError` if
   that module is available. An unknown option raises the same error at the start of a
   `PartitionedBuffer.Counter`. At that of a map or queue it is ignored, as in version 0.4, and a
-  warning is logged. Buffers defined with `use` raise an `ArgumentError`. The keys `:id`, `:start`,
-  `:restart`, `:shutdown`, `:type`, `:modules` and `:significant` of a child specification may be
-  among the options of a start, and have no effect there. A function captured by name, or of an MFA,
-  that does not exist at the start is a warning too.
+  warning is logged. Buffers defined with `use` raise an `ArgumentError`. A function captured by name, or
+  of an MFA, that does not exist at the start is a warning too.
 
   ## Runtime options
 
@@ -139,7 +130,9 @@ defmodule PartitionedBuffer do
 
   Takes the same options as `start_link/1`, which checks them when the buffer starts. The id is the
   name of the buffer, or this module if the options have no name. The type is `:supervisor`, so the
-  supervisor waits for the stop without a limit.
+  supervisor waits for the stop without a limit. The keys `:id`, `:start`, `:restart`, `:shutdown`,
+  `:type`, `:modules` and `:significant` of a child specification may be among the options, and have
+  no effect there.
 
       iex> processor = &Function.identity/1
       iex> options = [module: PartitionedBuffer.Map, name: :users, processor: processor]

@@ -66,6 +66,11 @@ defmodule PartitionedBuffer.GuidesTest do
     end
   end
 
+  test "h PartitionedBuffer is short enough to be read" do
+    {:docs_v1, _, _, _, %{"en" => doc}, _, _} = Code.fetch_docs(PartitionedBuffer)
+    assert doc |> String.split("\n") |> length() < 120
+  end
+
   defp read(file), do: file |> Guide.path() |> File.read!()
 
   # The titles of a page, as ExDoc and GitHub make anchors of them.
