@@ -1,4 +1,4 @@
 [
-  inputs: ["{mix,.formatter}.exs", "native/*.exs", "{bench,lib,test}/**/*.{ex,exs}"],
+  inputs: ["{mix,.formatter}.exs", "native/*.exs", "{bench,examples,lib,test}/**/*.{ex,exs}"],
   line_length: 110
 ]

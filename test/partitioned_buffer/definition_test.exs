@@ -51,6 +51,8 @@ defmodule PartitionedBuffer.DefinitionTest do
   end
 
   describe "a module that uses PartitionedBuffer.Map" do
+    @describetag :tmp_dir
+
     # All tests share the environment of the application: no other test may set options of this buffer.
     test "merges options of use, environment and start, and the last one counts" do
       :persistent_term.put(Users, self())
@@ -125,6 +127,40 @@ defmodule PartitionedBuffer.DefinitionTest do
     test "has a child specification that starts its own function" do
       assert Users.child_spec(partitions: 2) ==
                %{id: Users, start: {Users, :start_link, [[partitions: 2]]}, type: :supervisor}
+    end
+
+    test "documents itself and its functions, unless its author did", %{tmp_dir: dir} do
+      docs = fn code ->
+        [{module, beam}] = Code.compile_string(code)
+        path = Path.join(dir, "#{module}.beam")
+        File.write!(path, beam)
+        {:docs_v1, _, _, _, moduledoc, _, functions} = Code.fetch_docs(path)
+        {moduledoc, functions}
+      end
+
+      Code.put_compiler_option(:docs, true)
+
+      for kind <- [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue] do
+        name = Module.concat(__MODULE__, "Documented#{kind.__kind__()}")
+        define = fn moduledoc -> "defmodule #{inspect(name)} do\n#{moduledoc}\nuse #{inspect(kind)}\nend" end
+        {%{"en" => moduledoc}, functions} = docs.(define.(""))
+        assert moduledoc =~ "A `#{inspect(kind)}`"
+
+        for {{:function, _name, _arity}, _, _, doc, metadata} <- functions do
+          assert %{"en" => text} = doc
+          refute text =~ ~r/^See/
+          assert metadata[:group] in ["Start and stop", "Write", "Read", "Observe"]
+        end
+
+        :code.purge(name)
+        :code.delete(name)
+        assert {%{"en" => "Mine."}, _functions} = docs.(define.(~s(@moduledoc "Mine.")))
+        :code.purge(name)
+        :code.delete(name)
+        assert {:hidden, _functions} = docs.(define.("@moduledoc false"))
+        :code.purge(name)
+        :code.delete(name)
+      end
     end
 
     test "raises on a name, on options that are no list, and without a processor" do
