@@ -63,6 +63,10 @@ defmodule PartitionedBuffer.API.Definition do
       @spec info() :: PartitionedBuffer.info()
       def info, do: PartitionedBuffer.info(__MODULE__)
 
+      @doc "Shows a page about this buffer in the terminal. See `PartitionedBuffer.watch/2`."
+      @spec watch() :: :ok
+      def watch, do: PartitionedBuffer.watch(__MODULE__)
+
       @doc "Changes options of this buffer. See `PartitionedBuffer.update_options/2`."
       @spec update_options(keyword()) :: :ok
       def update_options(opts), do: PartitionedBuffer.update_options(__MODULE__, opts)
