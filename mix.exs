@@ -6,8 +6,11 @@ defmodule PartitionedBuffer.MixProject do
   @version "0.5.0"
 
   # Applications that are used where they are, outside of Mix's dependencies: telemetry on ERL_LIBS or in the system's
-  # Erlang, PropEr in the system's Erlang for the property tests.
-  @found for app <- [:telemetry, :proper], is_list(:code.lib_dir(app)), do: {app, :optional}
+  # Erlang, PropEr in the system's Erlang for the property tests, LiveDashboard and an HTML parser on ERL_LIBS for the
+  # tests of its page.
+  @found for app <- [:telemetry, :proper, :phoenix_live_dashboard, :floki, :lazy_html],
+             is_list(:code.lib_dir(app)),
+             do: {app, :optional}
 
   def project do
     [
