@@ -861,7 +861,7 @@ defmodule PartitionedBuffer do
   Shows a page about a running buffer in the terminal, and replaces it once a second: its entries,
   the rates of writes, the failures, and a line for each partition. With `:all` the page has a line
   for each running buffer of this node: its entries and memory with their limits, `:oldest_ms` and
-  `:failing_ms` of `info/1`, the rates, and its state, which is the first of these that is true:
+  `:failing_ms` of `info/1`, the rates, and its state. The first true line counts:
 
   | state | meaning |
   |---|---|
@@ -873,7 +873,7 @@ defmodule PartitionedBuffer do
   | `full` | it has no room, or writers wait for room |
   | `paused` | a partition pauses after a snooze |
   | `processing` | a partition has a task |
-  | `idle` | none of these |
+  | `idle` | otherwise |
   | `not running`, `no partitions` | `info/1` raises |
 
   All values come from `info/1`. The call returns `:ok` when somebody presses Enter, after the last

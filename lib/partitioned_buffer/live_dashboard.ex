@@ -23,7 +23,7 @@ defmodule PartitionedBuffer.LiveDashboard do
   | Held | `:size` and `:in_flight` of `PartitionedBuffer.info/1` together, and `:max_size` |
   | Memory | `:bytes`, and `:max_bytes` |
   | Oldest, Failing | `:oldest_ms` and `:failing_ms` |
-  | Written, Processed | the growth of these totals in a second, between two refreshes of the page; "-" at first |
+  | Written, Processed | how much `:written` and `:processed` grow in a second, between two refreshes of the page; "-" at first |
   | State | one word, as `PartitionedBuffer.watch/2` shows it |
 
   A click on a row leads to the page of the buffer: all its numbers, its totals, its last error and its
@@ -360,7 +360,7 @@ defmodule PartitionedBuffer.LiveDashboard do
     {:ok, :erpc.call(node, module, function, arguments, @timeout)}
   catch
     :error, {:exception, :undef, _stacktrace} ->
-      {:error, "#{node} has no PartitionedBuffer, or another version of it."}
+      {:error, "#{node} has no PartitionedBuffer, or another version."}
 
     :error, {:exception, %{__exception__: true} = error, _stacktrace} ->
       {:error, Exception.message(error)}

@@ -192,7 +192,8 @@ if Code.ensure_loaded?(Phoenix.LiveDashboard.PageBuilder) and
 
     defmodule Errors do
       # The error of the page in place of a page about it.
-      def render(_template, %{kind: kind, reason: reason, stack: stack}), do: :erlang.raise(kind, reason, stack)
+      def render(_template, %{kind: kind, reason: reason, stack: stack}),
+        do: :erlang.raise(kind, reason, stack)
     end
 
     @endpoint Endpoint
@@ -296,6 +297,115 @@ if Code.ensure_loaded?(Phoenix.LiveDashboard.PageBuilder) and
         assert html =~ "&lt;b&gt;"
         refute html =~ "<b>"
       end
+    end
+  end
+else
+  # Stands for the dashboard where it cannot be had. It has the callbacks that the dashboard documents, and functions
+  # that the page takes from it. A template is its source and its assigns.
+  defmodule Phoenix.LiveDashboard.PageBuilder do
+    @callback menu_link(map() | keyword(), map()) :: {:ok, String.t()}
+    @callback mount(map(), map() | keyword(), map()) :: {:ok, map()}
+    @callback handle_params(map(), String.t(), map()) :: {:noreply, map()}
+    @callback handle_refresh(map()) :: {:noreply, map()}
+    @callback handle_event(String.t(), map(), map()) :: {:noreply, map()}
+    @callback render(map()) :: term()
+
+    defmacro __using__(_opts) do
+      quote do
+        @behaviour Phoenix.LiveDashboard.PageBuilder
+        import Phoenix.LiveDashboard.PageBuilder
+      end
+    end
+
+    defmacro sigil_H({:<<>>, _meta, [source]}, _modifiers),
+      do: quote(do: {unquote(source), var!(assigns)})
+
+    def assign(socket, assigns), do: %{socket | assigns: Map.merge(socket.assigns, Map.new(assigns))}
+    def assign(socket, key, value), do: assign(socket, [{key, value}])
+    def push_patch(socket, to: path), do: Map.put(socket, :patched, path)
+    def live_dashboard_path(_socket, page), do: {:path, page.params}
+  end
+
+  defmodule PartitionedBuffer.LiveDashboardStandInTest do
+    # The page with a stand-in for the dashboard: its callbacks, and the names in its templates.
+    use PartitionedBuffer.Case, async: true
+
+    defmodule Page do
+      use PartitionedBuffer.LiveDashboard
+    end
+
+    # As the dashboard opens a page.
+    defp open(params \\ %{}) do
+      page = %{node: node(), params: params, allow_destructive_actions: true}
+      socket = %{assigns: %{page: page, socket: nil}}
+      {:ok, socket} = Page.mount(params, [], socket)
+      {:noreply, socket} = Page.handle_params(params, "/dashboard/buffers", socket)
+      socket
+    end
+
+    defp open_buffer(buffer), do: open(%{"page" => "buffers", "buffer" => inspect(buffer)})
+
+    test "has a link in the menu" do
+      assert Page.menu_link([], %{}) == {:ok, "Buffers"}
+    end
+
+    test "names assigns that it has, and functions that exist, in both templates" do
+      buffer = start_buffer()
+
+      for {socket, table} <- [{open(), ~s(id="buffers")}, {open_buffer(buffer), ~s(id="partitions")}] do
+        {template, assigns} = Page.render(socket.assigns)
+        assert template =~ table
+
+        for [_, name] <- Regex.scan(~r/@([a-z_]+)/, template),
+            do: assert(is_map_key(assigns, :"#{name}"), name)
+
+        calls = Regex.scan(~r/PartitionedBuffer\.LiveDashboard\.([a-z_]+)/, template)
+        assert calls != []
+        exported = for {name, _arity} <- PartitionedBuffer.LiveDashboard.__info__(:functions), do: "#{name}"
+        for [_, name] <- calls, do: assert(name in exported)
+      end
+    end
+
+    test "has expressions that are Elixir in both templates" do
+      for socket <- [open(), open_buffer(start_buffer())] do
+        {template, _assigns} = Page.render(socket.assigns)
+        expressions = Regex.scan(~r/=(\{(?:[^{}]|(?1))*\})/, template)
+        assert length(expressions) > 5
+        for [_, expression] <- expressions, do: assert({:ok, _ast} = Code.string_to_quoted(expression))
+      end
+    end
+
+    test "reads anew with each refresh" do
+      buffer = start_buffer()
+      socket = open()
+      Buffer.put(buffer, 1, 1)
+      {:noreply, socket} = Page.handle_refresh(socket)
+      assert Enum.find(socket.assigns.rows, &(&1.buffer == buffer)).held == 1
+    end
+
+    test "leads from a row to the page of its buffer" do
+      {:noreply, socket} =
+        Page.handle_event("show_buffer", %{"buffer" => ":users"}, open(%{"page" => "buffers"}))
+
+      assert socket.patched == {:path, %{"page" => "buffers", "buffer" => ":users"}}
+    end
+
+    test "acts on its buffer, and shows the result and the new state" do
+      buffer = start_buffer()
+      {:noreply, socket} = Page.handle_event("act", %{"action" => "pause"}, open_buffer(buffer))
+      assert PartitionedBuffer.info(buffer).paused?
+      assert socket.assigns.notice == "The buffer is paused."
+      assert {"State", "on hold"} in socket.assigns.detail.fields
+    end
+
+    test "goes on after the end of its buffer" do
+      buffer = start_buffer()
+      socket = open_buffer(buffer)
+      PartitionedBuffer.stop(buffer)
+      {:noreply, socket} = Page.handle_event("act", %{"action" => "flush"}, socket)
+      assert socket.assigns.notice =~ "is not running"
+      assert %{error: error, detail: nil} = socket.assigns
+      assert error =~ "is not running"
     end
   end
 end

@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.Observe.Watch do
   @moduledoc false
-  # A page in the terminal about one running buffer, or about all of them. All values on it come from
+  # A page in the terminal about one running buffer, or about all running buffers. All values on it come from
   # `PartitionedBuffer.info/1`; the rates are the differences of two infos.
   #
   # On a terminal each page replaces the one before, and log lines must survive that. Nobody tells
@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.Observe.Watch do
   # parks the cursor on the first of some empty lines above the page. A log line begins there and
   # pushes the cursor down. The next page clears the screen from the cursor on, which is the rest of
   # the empty lines and the old page, and is printed below the log lines. If more lines come between
-  # two pages than the page has empty lines, the rest of the old page stays to the right of them, but
+  # two pages than the page has empty lines, the rest of the old page stays at their right, but
   # the lines themselves are complete. Neither a scroll region nor the alternate screen is used: a
   # shell that ends during the call would leave them behind.
 
