@@ -65,6 +65,7 @@ defmodule PartitionedBuffer.MixProject do
       groups_for_modules: [
         Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue],
         "Several nodes": [PartitionedBuffer.Cluster],
+        Operations: [PartitionedBuffer.LiveDashboard],
         "Surviving a crash": [PartitionedBuffer.Journal, PartitionedBuffer.JournalError]
       ],
       # The charts of the README.
@@ -103,7 +104,7 @@ defmodule PartitionedBuffer.MixProject do
       licenses: ["MIT"],
       links: %{},
       files:
-        ~w(lib guides mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
+        ~w(lib guides examples mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end

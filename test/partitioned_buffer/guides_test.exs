@@ -40,7 +40,7 @@ defmodule PartitionedBuffer.GuidesTest do
     for guide <- [@notebook | @guides] do
       text = File.read!(Guide.path(guide))
 
-      for [_, file] <- Regex.scan(~r"`((?:lib|native|test|bench|guides|\.ci)/[^`\s]*)`", text),
+      for [_, file] <- Regex.scan(~r"`((?:lib|native|test|bench|guides|examples|\.ci)/[^`\s]*)`", text),
           do: assert(Path.wildcard(Guide.path(file)) != [], "#{guide} names #{file}")
 
       for [_, link] <- Regex.scan(~r"\]\(([^)#:]+)[)#]", text),
