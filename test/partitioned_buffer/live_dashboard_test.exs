@@ -1,6 +1,8 @@
 defmodule PartitionedBuffer.LiveDashboardTest do
   # The part of the page that needs no Phoenix: see `PartitionedBuffer.LiveDashboardPageTest` for the rest.
-  use PartitionedBuffer.Case, async: true
+  #
+  # No test here is async, since the page has the buffers of native tests, which keep other terms than options.
+  use PartitionedBuffer.Case, async: false
 
   alias PartitionedBuffer.LiveDashboard
 
@@ -157,7 +159,7 @@ if Code.ensure_loaded?(Phoenix.LiveDashboard.PageBuilder) and
      (Code.ensure_loaded?(Floki) or Code.ensure_loaded?(LazyHTML)) do
   defmodule PartitionedBuffer.LiveDashboardPageTest do
     # The page in the real dashboard, as a browser gets it.
-    use PartitionedBuffer.Case, async: true
+    use PartitionedBuffer.Case, async: false
 
     import Phoenix.ConnTest
     import Phoenix.LiveViewTest
@@ -328,7 +330,7 @@ else
 
   defmodule PartitionedBuffer.LiveDashboardStandInTest do
     # The page with a stand-in for the dashboard: its callbacks, and the names in its templates.
-    use PartitionedBuffer.Case, async: true
+    use PartitionedBuffer.Case, async: false
 
     defmodule Page do
       use PartitionedBuffer.LiveDashboard

@@ -422,15 +422,15 @@ defmodule PartitionedBuffer.WatchTest do
           {:events, info(kind: :queue, max_size: :infinity, waiting_writers: 0, oldest_ms: nil)}
         ])
 
-      assert String.split(titles) == ~w(buffer kind held memory oldest failing written processed state)
-      assert String.split(first) == ~w(:users map 1,012 of 100,000 214.0 kB 5.1 s 2.0 s - - failing)
-      assert String.split(second) == ~w(:events queue 1,012 214.0 kB - - - - paused)
+      assert String.split(titles) == ~w(buffer state oldest failing held memory written processed kind)
+      assert String.split(first) == ~w(:users failing 5.1 s 2.0 s 1,012 of 100,000 214.0 kB - - map)
+      assert String.split(second) == ~w(:events paused - - 1,012 214.0 kB - - queue)
       assert last_end(first, "kB") == last_end(second, "kB")
     end
 
     test "has a line without numbers for a buffer that just ended" do
       assert [_titles, line] = lines_of_all(users: :not_running)
-      assert String.split(line) == ~w(:users - - - - - - - not running)
+      assert String.split(line) == ~w(:users not running - - - - - - -)
     end
 
     test "says so if no buffer runs" do

@@ -197,8 +197,10 @@ defmodule PartitionedBuffer.Observe.Watch do
     for line <- header ++ [""] ++ table(info.partitions, room), do: cut(line, opts[:columns])
   end
 
-  @titles ["buffer", "kind", "held", "memory", "oldest", "failing", "written", "processed", "state"]
-  @sides [left: 0, left: 7, right: 0, right: 0, right: 10, right: 10, right: 10, right: 10, left: 0]
+  # A narrow terminal cuts the last columns, so those that show trouble come first.
+  @titles ["buffer", "state", "oldest", "failing", "held", "memory", "written", "processed", "kind"]
+  @keys [:name, :state, :oldest_ms, :failing_ms, :held, :bytes, :written, :processed, :kind]
+  @sides [left: 0, left: 10, right: 8, right: 8, right: 0, right: 0, right: 8, right: 0, left: 0]
 
   @doc """
   The lines of the page about all buffers, for `PartitionedBuffer.Observe.Overview.rows/3`. Options:
@@ -221,9 +223,7 @@ defmodule PartitionedBuffer.Observe.Watch do
 
   defp overview_cells(row) do
     texts = Overview.texts(row)
-
-    for key <- [:name, :kind, :held, :bytes, :oldest_ms, :failing_ms, :written, :processed, :state],
-        do: texts[key]
+    for key <- @keys, do: texts[key]
   end
 
   ## Header
