@@ -157,14 +157,24 @@ defmodule PartitionedBuffer.LiveDashboard do
               <%= label %>
             </button>
           </p>
-          <table class="table table-hover tabular-info-table" id="buffer-numbers">
-            <tbody>
-              <tr :for={{label, text} <- @detail.fields}>
-                <td><%= label %></td>
-                <td><pre><%= text %></pre></td>
-              </tr>
-            </tbody>
-          </table>
+          <div class="card mb-4">
+            <div class="card-body">
+              <table class="table table-sm mb-0" id="buffer-numbers">
+                <tbody>
+                  <tr :for={fields <- Enum.chunk_every(@detail.fields, 3)}>
+                    <%= for {label, text} <- fields do %>
+                      <td class="text-muted"><%= label %></td>
+                      <td><%= text %></td>
+                    <% end %>
+                  </tr>
+                  <tr>
+                    <td class="text-muted">Last error</td>
+                    <td colspan="5"><%= @detail.last_error %></td>
+                  </tr>
+                </tbody>
+              </table>
+            </div>
+          </div>
           <.live_table
             id="partitions"
             dom_id="partitions"
@@ -243,10 +253,14 @@ defmodule PartitionedBuffer.LiveDashboard do
   end
 
   defp detail(info, row) do
-    %{fields: fields(info, Overview.texts(row)), partitions: partitions(info.partitions)}
+    %{
+      fields: fields(info, row, Overview.texts(row)),
+      last_error: Text.last_error(info.last_error, System.system_time(:millisecond)),
+      partitions: partitions(info.partitions)
+    }
   end
 
-  defp fields(info, texts) do
+  defp fields(info, row, texts) do
     [
       {"State", texts.state},
       {"Kind", texts.kind},
@@ -257,16 +271,18 @@ defmodule PartitionedBuffer.LiveDashboard do
       {"Memory", texts.bytes},
       {"Oldest", texts.oldest_ms},
       {"Failing", texts.failing_ms},
-      {"Last error", Text.last_error(info.last_error, System.system_time(:millisecond))},
       {"Waiting writers", Text.grouped(info.waiting_writers)},
-      {"Written", "#{texts.written}, #{Text.grouped(info.totals.written)} in all"},
-      {"Processed", "#{texts.processed}, #{Text.grouped(info.totals.processed)} in all"}
+      {"Written", total(info.totals.written, row.written)},
+      {"Processed", total(info.totals.processed, row.processed)}
     ] ++
       for(
         key <- ~w(coalesced stale deleted superseded failed given_up refused dropped)a,
         do: {label(key), Text.grouped(info.totals[key])}
       ) ++ journal(info.journal)
   end
+
+  defp total(total, nil), do: Text.grouped(total)
+  defp total(total, rate), do: "#{Text.grouped(total)}, #{Text.rate(rate)}"
 
   defp journal(nil), do: []
 
