@@ -197,7 +197,7 @@ defmodule PartitionedBuffer.Observe.Watch do
     for line <- header ++ [""] ++ table(info.partitions, room), do: cut(line, opts[:columns])
   end
 
-  # A narrow terminal cuts the last columns, so those that show trouble come first.
+  # A narrow terminal cuts the last columns: the columns about trouble come first.
   @titles ["buffer", "state", "oldest", "failing", "held", "memory", "written", "processed", "kind"]
   @keys [:name, :state, :oldest_ms, :failing_ms, :held, :bytes, :written, :processed, :kind]
   @sides [left: 0, left: 10, right: 8, right: 8, right: 0, right: 0, right: 8, right: 0, left: 0]
