@@ -7,8 +7,11 @@ defmodule PartitionedBuffer.MixProject do
   @source_url "https://github.com/partitioned-buffer/partitioned_buffer"
 
   # Applications that are used where they are, outside of Mix's dependencies: telemetry on ERL_LIBS or in the system's
-  # Erlang, PropEr in the system's Erlang for the property tests.
-  @found for app <- [:telemetry, :proper], is_list(:code.lib_dir(app)), do: {app, :optional}
+  # Erlang, PropEr in the system's Erlang for the property tests, LiveDashboard and an HTML parser on ERL_LIBS for the
+  # tests of its page.
+  @found for app <- [:telemetry, :proper, :phoenix_live_dashboard, :floki, :lazy_html],
+             is_list(:code.lib_dir(app)),
+             do: {app, :optional}
 
   def project do
     [
@@ -77,7 +80,7 @@ defmodule PartitionedBuffer.MixProject do
       groups_for_docs: for(group <- @groups, do: {group, &(&1[:group] == Atom.to_string(group))}),
       groups_for_modules: [
         Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue],
-        Operation: [PartitionedBuffer.Telemetry, PartitionedBuffer.FullError],
+        Operation: [PartitionedBuffer.Telemetry, PartitionedBuffer.FullError, PartitionedBuffer.LiveDashboard],
         "Several nodes": [PartitionedBuffer.Cluster],
         "Surviving a crash": [PartitionedBuffer.Journal, PartitionedBuffer.JournalError]
       ],
@@ -117,7 +120,7 @@ defmodule PartitionedBuffer.MixProject do
       licenses: ["MIT"],
       links: %{"GitHub" => @source_url, "Changelog" => "#{@source_url}/blob/main/CHANGELOG.md"},
       files:
-        ~w(lib guides examples/tracker/{mix.exs,README.md,config,lib,priv,test} mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
+        ~w(lib guides examples/grafana examples/tracker/{mix.exs,README.md,config,lib,priv,test} mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/compiler.exs native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end

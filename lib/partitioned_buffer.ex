@@ -525,24 +525,46 @@ defmodule PartitionedBuffer do
 
   @doc """
   Shows a page about a running buffer in the terminal, and replaces it once a second: its entries,
-  the rates of writes, the failures, and a line for each partition.
+  the rates of writes, the failures, and a line for each partition. With `:all` the page has a line
+  for each running buffer of this node: its entries and memory with their limits, `:oldest_ms` and
+  `:failing_ms` of `info/1`, the rates, and its state. The first true line counts:
 
-  All values on it come from `info/1`. The call returns `:ok` when the buffer is no longer running.
-  To end it earlier in IEx, press Ctrl-C and `a`, which ends the shell as well, or Ctrl-G and then
-  `i` and `c`, which does not. In a remote shell Ctrl-C ends only the shell, not the node that it is
-  connected to.
+  | state | meaning |
+  |---|---|
+  | `closed` | a stop processes its last entries |
+  | `on hold` | `pause/1` paused it |
+  | `journal failed` | the file system refuses its journal |
+  | `failing` | its processor fails |
+  | `journal behind` | the lag of its journal is above `max_lag_ms` |
+  | `full` | it has no room, or writers wait for room |
+  | `paused` | a partition pauses after a snooze |
+  | `processing` | a partition has a task |
+  | `idle` | otherwise |
+  | `not running`, `no partitions` | `info/1` raises |
+
+  All values come from `info/1`. The call returns `:ok` when somebody presses Enter, after the last
+  round, or when the buffer is no longer running; with `:all` it waits for the next one to start. Where
+  nobody can press Enter, since the device is no terminal, it also ends with its process. In a
+  terminal a buffer that ends shows the reason, and the call still waits for Enter.
+
+  Log lines and other output that come between two pages stay above the next page. If more lines
+  come than the page has empty lines above it, three to ten, the lines may have the rest of the old
+  page at their right.
 
   Options:
 
     * `:interval` – milliseconds between two pages. The default is 1000.
-    * `:rounds` – how many pages, or `:infinity`, the default.
+    * `:rounds` – how many pages, or `:infinity`, the default. Enter has no effect with a number.
     * `:device` – where to print. The default is `:stdio`.
     * `:ansi` – whether a page replaces the one before, or comes below it. The default is
       `IO.ANSI.enabled?/0` of the node of the buffer, which may be false in a remote shell.
+
+  Raises an `ArgumentError` if an option is unknown.
   """
   @doc group: "Observe"
-  @spec watch(buffer(), keyword()) :: :ok
-  def watch(buffer, opts \\ []) when is_atom(buffer), do: Watch.run(buffer, [info: &info/1] ++ opts)
+  @spec watch(buffer() | :all, keyword()) :: :ok
+  def watch(buffer, opts \\ []) when is_atom(buffer),
+    do: Watch.run(buffer, [info: &info/1, buffers: &buffers/0] ++ opts)
 
   @doc """
   Attaches a logger to the events of all buffers. Call it at the start of the application.

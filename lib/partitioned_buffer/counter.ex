@@ -156,7 +156,7 @@ defmodule PartitionedBuffer.Counter do
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
     * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
-      `resume/0`, `info/0`, `update_options/1`,
+      `resume/0`, `info/0`, `watch/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2`
       and `add/3`, `add_all/1` and `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
       `delete/1` and `delete/2`. `get/2` does not exist, because its second argument could mean the

@@ -178,7 +178,7 @@ defmodule PartitionedBuffer.Map do
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
     * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
-      `resume/0`, `info/0`, `update_options/1`,
+      `resume/0`, `info/0`, `watch/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`,
       `put_all/1` and `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`,
       `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,

@@ -124,7 +124,7 @@ defmodule PartitionedBuffer.Queue do
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
     * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
-      `resume/0`, `info/0`, `update_options/1`,
+      `resume/0`, `info/0`, `watch/0`, `update_options/1`,
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do

@@ -1,6 +1,8 @@
 defmodule PartitionedBuffer.DefinitionTest do
   use PartitionedBuffer.Case, async: true
 
+  alias PartitionedBuffer.Test.Terminal
+
   defmodule Users do
     use PartitionedBuffer.Map,
       otp_app: :partitioned_buffer,
@@ -112,6 +114,7 @@ defmodule PartitionedBuffer.DefinitionTest do
                  flush: 1,
                  info: 0,
                  pause: 0,
+                 watch: 0,
                  resume: 0,
                  sync: 0,
                  sync: 1
@@ -122,6 +125,22 @@ defmodule PartitionedBuffer.DefinitionTest do
       assert_raise FunctionClauseError, fn -> Users.put(Users, :key, :value) end
       assert_raise FunctionClauseError, fn -> Users.delete(Users, :key) end
       assert_raise FunctionClauseError, fn -> Events.push(Events, :item) end
+    end
+
+    test "shows its page, which Enter ends" do
+      start_supervised!({Events, processor: &Function.identity/1})
+      {:ok, terminal} = Terminal.start_link(24, 80)
+
+      watcher =
+        Task.async(fn ->
+          Process.group_leader(self(), terminal)
+          Events.watch()
+        end)
+
+      assert_receive {:reads, ^terminal}
+      assert "#{inspect(Events)}  queue" in Terminal.lines(terminal)
+      assert Terminal.enter(terminal) == :ok
+      assert Task.await(watcher) == :ok
     end
 
     test "has a child specification that starts its own function" do

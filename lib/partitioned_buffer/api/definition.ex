@@ -112,6 +112,11 @@ defmodule PartitionedBuffer.API.Definition do
       @spec info() :: PartitionedBuffer.info()
       def info, do: PartitionedBuffer.info(__MODULE__)
 
+      @doc "Shows a page about this buffer in the terminal. See `PartitionedBuffer.watch/2`."
+      @doc group: "Observe"
+      @spec watch() :: :ok
+      def watch, do: PartitionedBuffer.watch(__MODULE__)
+
       @doc """
       Changes options of this buffer until its supervisor ends. Omitted options keep their values.
 
