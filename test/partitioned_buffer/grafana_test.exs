@@ -195,7 +195,7 @@ defmodule PartitionedBuffer.GrafanaTest do
   end
 
   test "the package has the dashboard" do
-    assert "examples" in Mix.Project.config()[:package][:files]
+    assert "examples/grafana" in Mix.Project.config()[:package][:files]
   end
 
   test "JSON.read!/1 refuses what is not JSON" do

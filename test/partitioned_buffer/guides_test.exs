@@ -26,7 +26,18 @@ defmodule PartitionedBuffer.GuidesTest do
 
     test "#{guide} shows results that are true" do
       assert Guide.run(Guide.blocks(unquote(guide)), unquote(guide)) > 0
+      await_ends_of_linked()
     end
+  end
+
+  # The buffers end with the test. The next guide may take their names.
+  defp await_ends_of_linked do
+    {:links, links} = Process.info(self(), :links)
+    pids = Enum.filter(links, &is_pid/1)
+
+    on_exit(fn ->
+      for pid <- pids, ref = Process.monitor(pid), do: receive(do: ({:DOWN, ^ref, _, _, _} -> :ok))
+    end)
   end
 
   test "#{@notebook} shows results that are true, after its installation" do
