@@ -1,4 +1,9 @@
 [
-  inputs: ["{mix,.formatter}.exs", "native/*.exs", "native/build/*.exs", "{bench,lib,test}/**/*.{ex,exs}"],
+  inputs: [
+    "{mix,.formatter}.exs",
+    "native/*.exs",
+    "native/build/*.exs",
+    "{bench,examples,lib,test}/**/*.{ex,exs}"
+  ],
   line_length: 110
 ]

@@ -4,10 +4,14 @@ defmodule PartitionedBuffer.MixProject do
   use Mix.Project
 
   @version "0.5.0"
+  @source_url "https://github.com/partitioned-buffer/partitioned_buffer"
 
   # Applications that are used where they are, outside of Mix's dependencies: telemetry on ERL_LIBS or in the system's
-  # Erlang, PropEr in the system's Erlang for the property tests.
-  @found for app <- [:telemetry, :proper], is_list(:code.lib_dir(app)), do: {app, :optional}
+  # Erlang, PropEr in the system's Erlang for the property tests, LiveDashboard and an HTML parser on ERL_LIBS for the
+  # tests of its page.
+  @found for app <- [:telemetry, :proper, :phoenix_live_dashboard, :floki, :lazy_html],
+             is_list(:code.lib_dir(app)),
+             do: {app, :optional}
 
   def project do
     [
@@ -18,14 +22,15 @@ defmodule PartitionedBuffer.MixProject do
       elixirc_paths: elixirc_paths(Mix.env()),
       start_permanent: Mix.env() == :prod,
       deps: if(hex?(), do: deps(), else: []),
-      # Beside it are an example with tests of its own, and what the tests share.
+      # Beside it is what the tests share.
       test_paths: ["test/partitioned_buffer"],
       description:
         "A write buffer for key-value entries: coalescing, partitioned, flushed in batches; on a Rust NIF",
       package: package(),
       docs: docs(),
       aliases: [check: &check/1],
-      name: "PartitionedBuffer"
+      name: "PartitionedBuffer",
+      source_url: @source_url
     ]
   end
 
@@ -50,17 +55,32 @@ defmodule PartitionedBuffer.MixProject do
 
   defp deps, do: [{:telemetry, "~> 1.0"}]
 
+  # The pages of the documentation, in the groups and the order of its sidebar.
+  @pages [
+    Start: ~w(README.md guides/getting-started.md guides/which-tool.md guides/tour.livemd
+      guides/coming-from-partitioned-buffer.md),
+    Use: ~w(guides/processors.md guides/delivery.md guides/partition-keys.md guides/counting.md
+      guides/several-nodes.md guides/surviving-a-crash.md guides/testing.md),
+    Operate: ~w(guides/ready-for-production.md guides/configuring.md guides/watching.md guides/stopping.md
+      guides/deploying.md guides/building.md guides/when-something-is-wrong.md),
+    Inside:
+      ~w(guides/guarantees.md guides/evidence.md guides/architecture.md guides/contributing.md CHANGELOG.md)
+  ]
+
+  # The groups of functions, `@doc group: "Write"`.
+  @groups [:"Start and stop", :Write, :Read, :Observe]
+
   # For ExDoc, where it is; nothing here needs it.
   defp docs do
-    guides =
-      ~w(getting-started partition-keys processors counting several-nodes surviving-a-crash testing operations building coming-from-partitioned-buffer evidence architecture contributing)
-
     [
-      main: "getting-started",
-      extras: Enum.map(guides, &"guides/#{&1}.md") ++ ~w(guides/tour.livemd README.md CHANGELOG.md),
-      groups_for_extras: [Guides: ~r"^guides/"],
+      main: "readme",
+      source_ref: "v#{@version}",
+      extras: Enum.flat_map(@pages, fn {_group, files} -> files end),
+      groups_for_extras: @pages,
+      groups_for_docs: for(group <- @groups, do: {group, &(&1[:group] == Atom.to_string(group))}),
       groups_for_modules: [
         Buffers: [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue],
+        Operation: [PartitionedBuffer.Telemetry, PartitionedBuffer.FullError, PartitionedBuffer.LiveDashboard],
         "Several nodes": [PartitionedBuffer.Cluster],
         "Surviving a crash": [PartitionedBuffer.Journal, PartitionedBuffer.JournalError]
       ],
@@ -98,9 +118,9 @@ defmodule PartitionedBuffer.MixProject do
     [
       name: "partitioned_buffer_native",
       licenses: ["MIT"],
-      links: %{},
+      links: %{"GitHub" => @source_url, "Changelog" => "#{@source_url}/blob/main/CHANGELOG.md"},
       files:
-        ~w(lib guides mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/{compiler,precompiled}.exs native/build native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
+        ~w(lib guides examples/grafana examples/tracker/{mix.exs,README.md,config,lib,priv,test} mix.exs .formatter.exs README.md CHANGELOG.md LICENSE Cargo.toml Cargo.lock native/{compiler,precompiled}.exs native/build native/{engine,partitioned_buffer}/Cargo.toml native/{engine,partitioned_buffer}/src)
     ]
   end
 end

@@ -2,7 +2,7 @@
 #
 #     mix run bench/watch.exs
 #
-# Option: --rounds N, how many seconds to watch; without it until Ctrl-C. Fifty keys in a hundred thousand get half of the writes.
+# Option: --rounds N, how many seconds to watch; without it until Enter or Ctrl-C. Fifty keys in a hundred thousand get half of the writes.
 # The writers are faster than the sink, so the buffer fills up to its bound, and they wait. A call of the processor takes 100
 # to 300 ms, and one of fifty fails.
 

@@ -29,14 +29,20 @@ defmodule PartitionedBuffer.Cluster do
   can be changed with
   `PartitionedBuffer.update_options/2`, as in `update_options(:views, cluster: [owners: 1])`.
 
-  | option | type | default | meaning |
-  |---|---|---|---|
-  | `:forward_ms` | positive integer | 100 | how many milliseconds an entry waits at most before it is forwarded. A `kill -9` of the writing node can lose these entries |
-  | `:owners` | `:all`, or positive integer | `:all` | how many members own slots; the others only collect. With 1 the sink has one writer, so `:partitions` and a rate limit hold for the cluster |
-  | `:slots` | power of 2 from 8 to 1024 | 64 | how finely the keys are divided; 64 is fine enough for 16 members. While it differs between members, keys have several owners, which costs rows |
-  | `:uncertain_ms` | integer from 0 | 15000 | only of a counter: how long a batch is kept from other members after its owner, which may have it, went away. Other slots go on |
-  | `:call_ms` | positive integer | 5000 | how many milliseconds a forward waits for its answer before the batch is sent again, with the same number |
-  | `:max_skew_ms` | integer from 0 | 10000 | only of a map: a clock that runs further ahead is reported, and not followed |
+    * `:forward_ms` – a positive integer, by default 100: how many milliseconds an entry waits at most
+      before it is forwarded. A `kill -9` of the writing node can lose these entries.
+    * `:owners` – `:all`, or a positive integer, by default `:all`: how many members own slots; the
+      others only collect. With 1 the sink has one writer, so `:partitions` and a rate limit hold
+      for the cluster.
+    * `:slots` – a power of 2 from 8 to 1024, by default 64: how finely the keys are divided; 64 is
+      fine enough for 16 members. While it differs between members, keys have several owners, which
+      costs rows.
+    * `:uncertain_ms` – an integer from 0, by default 15000: only of a counter: how long a batch is
+      kept from other members after its owner, which may have it, went away. Other slots go on.
+    * `:call_ms` – a positive integer, by default 5000: how many milliseconds a forward waits for its
+      answer before the batch is sent again, with the same number.
+    * `:max_skew_ms` – an integer from 0, by default 10000: only of a map: a clock that runs further
+      ahead is reported, and not followed.
 
   `:processor`, `:partitions`, `:processing_*`, `:retry_backoff_ms`, `:dead_letter` and `:max_attempts`
   are those of the owning stage. `:max_size`, `:max_bytes`, `:when_full` and `:full_timeout_ms` are those
@@ -46,46 +52,62 @@ defmodule PartitionedBuffer.Cluster do
 
   ## Differences to a buffer of one node
 
-  | call | with `:cluster` |
-  |---|---|
-  | `put`, `put_all` | need `versions: :clock`, the default, and give the version of the clock |
-  | `put_newer`, `put_all_newer` | need `versions: :own`; `stale: :error` compares with the entries of this member |
-  | `add`, `add_all` | no difference; the `count` of the processor is the number of additions of all members |
-  | `get`, `fetch` | see the collecting stage of this member, and the entries that it owns |
-  | `put_new`, `delete` | raise an `ArgumentError`, since no member has all entries. A map deletes with a value that means "deleted" |
-  | with `:partition_key` | it chooses the slot, and so the owner. In the owning stage the key chooses the partition |
-  | `PartitionedBuffer.flush/2` | returns `:ok` when every write of this member that returned before is through the processor, wherever that runs; `{:error, {:away, nodes}}` if these nodes may have some of the writes and cannot be reached. A node that is away for `:uncertain_ms` counts as dead |
-  | `PartitionedBuffer.stop/4`, or the end of the VM | this member leaves: it forwards its entries, delivers what it owns, and hands over to other members what the sink did not take. Both stages share one `:drain_timeout_ms`, and a hand-over may take 5 seconds more |
-  | `PartitionedBuffer.info/1`, `buffer_size/1` | both stages of this member added up, and [`:cluster`](#module-numbers) |
-  | `PartitionedBuffer.pause/1` | pauses the processor of this member. Batches of others still come |
+    * `put`, `put_all` – need `versions: :clock`, the default, and give the version of the clock.
+    * `put_newer`, `put_all_newer` – need `versions: :own`; `stale: :error` compares with the
+      entries of this member.
+    * `add`, `add_all` – no difference; the `count` of the processor is the number of additions of
+      all members.
+    * `get`, `fetch` – see the collecting stage of this member, and the entries that it owns.
+    * `put_new`, `delete` – raise an `ArgumentError`, since no member has all entries. A map deletes
+      with a value that means "deleted".
+    * with `:partition_key` – it chooses the slot, and so the owner. In the owning stage the key
+      chooses the partition.
+    * `PartitionedBuffer.flush/2` – returns `:ok` when every write of this member that returned
+      before is through the processor, wherever that runs; `{:error, {:away, nodes}}` if these nodes
+      may have some of the writes and cannot be reached. A node that is away for `:uncertain_ms`
+      counts as dead.
+    * `PartitionedBuffer.stop/4`, or the end of the VM – this member leaves: it forwards its
+      entries, delivers what it owns, and hands over to other members what the sink did not take.
+      Both stages share one `:drain_timeout_ms`, and a hand-over may take 5 seconds more.
+    * `PartitionedBuffer.info/1`, `buffer_size/1` – both stages of this member added up, and
+      [`:cluster`](#module-numbers).
+    * `PartitionedBuffer.pause/1` – pauses the processor of this member. Batches of others still
+      come.
 
   ## Numbers
 
   `:cluster` in `PartitionedBuffer.info/1` is a map:
 
-  | key | meaning |
-  |---|---|
-  | `:members` | the nodes, as `members/1` returns them |
-  | `:owns`, `:slots` | how many slots this member owns, and how many there are |
-  | `:owning` | `:size`, `:in_flight` and `:oldest_ms` of the owning stage alone. The age of an entry begins again there |
-  | `:uncertain` | slots with a batch whose owner is away and may have it |
-  | `:away` | these owners |
-  | `:clock_ahead_ms` | how far the clock of another member was ahead at its last batch or answer, of the members the most; 0 for a counter |
-  | `:totals` | counts of batches that only grow: `:forwarded` to their owners, this one included; `:taken` as the owner; `:duplicates`, which came again and were not taken; `:rerouted`, given back as their owner changed; `:resent` to another owner though the first may have them |
+    * `:members` – the nodes, as `members/1` returns them.
+    * `:owns`, `:slots` – how many slots this member owns, and how many there are.
+    * `:owning` – `:size`, `:in_flight` and `:oldest_ms` of the owning stage alone. The age of an
+      entry begins again there.
+    * `:uncertain` – slots with a batch whose owner is away and may have it.
+    * `:away` – these owners.
+    * `:clock_ahead_ms` – how far the clock of another member was ahead at its last batch or answer,
+      of the members the most; 0 for a counter.
+    * `:totals` – counts of batches that only grow: `:forwarded` to their owners, this one included;
+      `:taken` as the owner; `:duplicates`, which came again and were not taken; `:rerouted`, given
+      back as their owner changed; `:resent` to another owner though the first may have them.
 
   An entry counts in the totals of both of its stages, so `written` and `processed` of a node that owns
   all slots are twice those of a buffer without `:cluster`.
 
   ## Telemetry
 
-  | event | measurements | metadata |
-  |---|---|---|
-  | `[:partitioned_buffer, :cluster, :members]` | `count`, `slots` owned by this node, `moved` slots | `buffer`, `joined`, `left` |
-  | `[:partitioned_buffer, :cluster, :forward, :start]` | `size`, `bytes` | `buffer`, `slot`, `to` |
-  | `[:partitioned_buffer, :cluster, :forward, :stop]` | `size`, `bytes`, `duration` | `buffer`, `slot`, `to`, `outcome`: `:ok`, `:duplicate`, `:full`, `:moved` or `:uncertain` |
-  | `[:partitioned_buffer, :cluster, :uncertain]` | `count`, `duration` | `buffer`, `slot`, `to`, `outcome`: `:taken` or `:resent` |
-  | `[:partitioned_buffer, :cluster, :hand_over]` | `count` | `buffer`, `to` |
-  | `[:partitioned_buffer, :cluster, :skew]` | `ahead_ms` | `buffer`, `node` |
+    * `[:partitioned_buffer, :cluster, :members]`. Measurements: `count`, `slots` owned by this
+      node, `moved` slots. Metadata: `buffer`, `joined`, `left`.
+    * `[:partitioned_buffer, :cluster, :forward, :start]`. Measurements: `size`, `bytes`. Metadata:
+      `buffer`, `slot`, `to`.
+    * `[:partitioned_buffer, :cluster, :forward, :stop]`. Measurements: `size`, `bytes`, `duration`.
+      Metadata: `buffer`, `slot`, `to`, `outcome`: `:ok`, `:duplicate`, `:full`, `:moved` or
+      `:uncertain`.
+    * `[:partitioned_buffer, :cluster, :uncertain]`. Measurements: `count`, `duration`. Metadata:
+      `buffer`, `slot`, `to`, `outcome`: `:taken` or `:resent`.
+    * `[:partitioned_buffer, :cluster, :hand_over]`. Measurements: `count`. Metadata: `buffer`,
+      `to`.
+    * `[:partitioned_buffer, :cluster, :skew]`. Measurements: `ahead_ms`. Metadata: `buffer`,
+      `node`.
 
   `members` comes when the members or owners changed. `forward` spans a call of the owner, which may be
   this node: `:duplicate` if it took the batch before, `:moved` if it is no owner any longer,
@@ -95,7 +117,7 @@ defmodule PartitionedBuffer.Cluster do
 
   Handlers of `forward` run in the task that forwards, those of `hand_over` in a process that the stop
   waits for, at most a second, and all others in an emitter: see
-  [Handlers](`m:PartitionedBuffer#module-handlers`).
+  [Handlers](`m:PartitionedBuffer.Telemetry#module-handlers`).
   """
 
   alias PartitionedBuffer.API.Call

@@ -25,8 +25,8 @@ defmodule PartitionedBuffer.Counter do
   means, since each sum has its count. A process that reads a value and writes it back one higher
   loses the amounts that others add in between; a counter loses nothing.
 
-  `PartitionedBuffer` documents options, guarantees and telemetry events. The guide
-  [Counting](counting.html) has recipes.
+  `PartitionedBuffer` documents the options, [Guarantees](guarantees.md) the promises, and
+  `PartitionedBuffer.Telemetry` the events. The guide [Counting](counting.html) has recipes.
 
   ## Semantics
 
@@ -62,7 +62,7 @@ defmodule PartitionedBuffer.Counter do
         )
       end
 
-  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is a `:set`
+  With `processing_batch_size: :table` the [table](delivery.md#tables) is a `:set`
   of records `{:entry, key, sum, 0, count}`.
 
   ## Delivery
@@ -104,6 +104,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.add(:start_link_counter, :key)
       :ok
   """
+  @doc group: "Start and stop"
   @spec start_link(keyword()) :: Supervisor.on_start()
   def start_link(opts), do: PartitionedBuffer.API.Start.start_link(__MODULE__, opts)
 
@@ -120,6 +121,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.child_spec(name: :views, processor: &Function.identity/1).id
       :views
   """
+  @doc group: "Start and stop"
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
@@ -134,6 +136,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.stop(:stop_counter)
       :ok
   """
+  @doc group: "Start and stop"
   @spec stop(buffer() | pid(), any(), timeout(), [PartitionedBuffer.stop_option()]) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
     do: PartitionedBuffer.stop(buffer, reason, timeout, opts)
@@ -142,7 +145,7 @@ defmodule PartitionedBuffer.Counter do
   Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.PageViews do
-        use PartitionedBuffer.Counter, otp_app: :my_app, processor: &MyApp.Pages.add_views/1
+        use PartitionedBuffer.Counter, otp_app: :my_app, preset: :database, processor: &MyApp.Pages.add_views/1
       end
 
       children = [MyApp.PageViews]
@@ -152,15 +155,15 @@ defmodule PartitionedBuffer.Counter do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
-      `update_options/1`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
+      `resume/0`, `info/0`, `watch/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Counter` without the argument `buffer`: `add/1`, `add/2`
       and `add/3`, `add_all/1` and `add_all/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
       `delete/1` and `delete/2`. `get/2` does not exist, because its second argument could mean the
       default or the options.
 
       iex> defmodule DocViews do
-      ...>   use PartitionedBuffer.Counter, processor: &Function.identity/1
+      ...>   use PartitionedBuffer.Counter, processor: &Function.identity/1, max_attempts: 3
       ...> end
       iex> {:ok, _pid} = DocViews.start_link(partitions: 2)
       iex> DocViews.add("/", 2)
@@ -170,35 +173,52 @@ defmodule PartitionedBuffer.Counter do
       iex> DocViews.stop()
       :ok
   """
+  @doc group: "Start and stop"
   defmacro __using__(opts) do
     quote location: :keep do
       unquote(Definition.functions(__MODULE__, opts))
 
-      @doc "See `PartitionedBuffer.Counter.add/4`."
+      @doc """
+      Adds an amount, by default 1, to the sum of a key. See `PartitionedBuffer.Counter.add/4`.
+      """
+      @doc group: "Write"
       @spec add(any(), PartitionedBuffer.Counter.amount(), keyword()) :: :ok | {:error, :full | :journal}
       def add(key, amount \\ 1, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.add(__MODULE__, key, amount, opts)
 
-      @doc "See `PartitionedBuffer.Counter.add_all/3`."
+      @doc """
+      Adds each amount of a map, or of an enumerable of `{key, amount}` tuples.
+
+      See `PartitionedBuffer.Counter.add_all/3`.
+      """
+      @doc group: "Write"
       @spec add_all(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def add_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.add_all(__MODULE__, entries, opts)
 
       @doc "Returns the sum of a key, or 0. See `PartitionedBuffer.Counter.get/4`."
+      @doc group: "Read"
       @spec get(any()) :: integer()
       def get(key), do: PartitionedBuffer.Counter.get(__MODULE__, key)
 
       @doc "Returns the sum of a key, or `default`. See `PartitionedBuffer.Counter.get/4`."
+      @doc group: "Read"
       @spec get(any(), default, keyword()) :: integer() | default when default: any()
       def get(key, default, opts) when is_list(opts),
         do: PartitionedBuffer.Counter.get(__MODULE__, key, default, opts)
 
-      @doc "See `PartitionedBuffer.Counter.fetch/3`."
+      @doc """
+      Returns `{:ok, sum}`, or `:error` if nothing was added to the key.
+
+      See `PartitionedBuffer.Counter.fetch/3`.
+      """
+      @doc group: "Read"
       @spec fetch(any(), keyword()) :: {:ok, integer()} | :error
       def fetch(key, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.fetch(__MODULE__, key, opts)
 
-      @doc "See `PartitionedBuffer.Counter.delete/3`."
+      @doc "Deletes the sum of a key, with its count. See `PartitionedBuffer.Counter.delete/3`."
+      @doc group: "Write"
       @spec delete(any(), keyword()) :: :ok
       def delete(key, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Counter.delete(__MODULE__, key, opts)
@@ -211,7 +231,7 @@ defmodule PartitionedBuffer.Counter do
   Raises an `ArgumentError` if the amount is not an integer of 64 bits. In a buffer with `:max_size`
   the call may wait, raise a `PartitionedBuffer.FullError` or return `{:error, :full}`, but never
   for a key with a waiting sum: see
-  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`).
+  [Threshold and bound](configuring.md#threshold-and-bound).
 
   Takes the [runtime options](`m:PartitionedBuffer#module-runtime-options`), and `:count`: how much
   the call adds to the count of the key, an integer from 0 to 2^63 - 1. The default is 1. Use it for
@@ -229,6 +249,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.add(:doc_counter, key, sum, count: count)
       :ok
   """
+  @doc group: "Write"
   @spec add(buffer(), any(), amount(), keyword()) :: :ok | {:error, :full | :journal}
   def add(buffer, key, amount \\ 1, opts \\ [])
 
@@ -284,6 +305,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.get(:doc_counter, :red)
       3
   """
+  @doc group: "Write"
   @spec add_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
   def add_all(buffer, entries, opts \\ []) when is_atom(buffer),
     do: Call.write_list(buffer, :add_all, Call.to_list!(entries, buffer, :amount), opts)
@@ -303,6 +325,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.get(:doc_counter, :missing, nil)
       nil
   """
+  @doc group: "Read"
   @spec get(buffer(), any(), default, keyword()) :: integer() | default when default: any()
   def get(buffer, key, default \\ 0, opts \\ []) when is_atom(buffer) do
     case fetch(buffer, key, opts) do
@@ -321,6 +344,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.fetch(:doc_counter, :missing)
       :error
   """
+  @doc group: "Read"
   @spec fetch(buffer(), any(), keyword()) :: {:ok, integer()} | :error
   def fetch(buffer, key, opts \\ []) when is_atom(buffer) do
     case Native.sum(buffer, Call.route(buffer, key, opts), key) do
@@ -348,6 +372,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.get(:doc_counter, :deleted)
       0
   """
+  @doc group: "Write"
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
     do: buffer |> Native.delete_sum(Call.route(buffer, key, opts), key) |> Call.deleted!(buffer, :counter)
@@ -358,6 +383,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.flush(:doc_counter)
       :ok
   """
+  @doc group: "Write"
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
@@ -365,6 +391,7 @@ defmodule PartitionedBuffer.Counter do
   @doc """
   Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`.
   """
+  @doc group: "Write"
   @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
           :ok | {:error, :timeout | File.posix()}
   def sync(buffer, opts \\ []), do: PartitionedBuffer.sync(buffer, opts)
@@ -377,6 +404,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.resume(:doc_counter)
       :ok
   """
+  @doc group: "Start and stop"
   @spec pause(buffer()) :: :ok
   def pause(buffer), do: PartitionedBuffer.pause(buffer)
 
@@ -386,6 +414,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.resume(:doc_counter)
       :ok
   """
+  @doc group: "Start and stop"
   @spec resume(buffer()) :: :ok
   def resume(buffer), do: PartitionedBuffer.resume(buffer)
 
@@ -395,6 +424,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.size(:doc_counter)
       0
   """
+  @doc group: "Read"
   @spec size(buffer()) :: non_neg_integer()
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
@@ -405,6 +435,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.info(:doc_counter).kind
       :counter
   """
+  @doc group: "Observe"
   @spec info(buffer()) :: PartitionedBuffer.info()
   def info(buffer), do: PartitionedBuffer.info(buffer)
 
@@ -414,6 +445,7 @@ defmodule PartitionedBuffer.Counter do
       iex> PartitionedBuffer.Counter.update_options(:doc_counter, processing_interval_ms: 100)
       :ok
   """
+  @doc group: "Start and stop"
   @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
 end

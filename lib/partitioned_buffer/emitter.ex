@@ -16,7 +16,7 @@ defmodule PartitionedBuffer.Emitter do
 
   require Logger
 
-  alias PartitionedBuffer.{Native, Routing, Telemetry}
+  alias PartitionedBuffer.{Label, Native, Routing, Telemetry}
 
   # How long, in milliseconds, a stop waits for pending handlers.
   @stop_ms 1_000
@@ -155,6 +155,7 @@ defmodule PartitionedBuffer.Emitter do
     # At its end, `terminate/2` emits the pending events.
     Process.flag(:trap_exit, true)
     Native.register(run, :events, :events)
+    Label.set(buffer, :emitter)
     {:ok, {run, buffer}, {:continue, :report}}
   end
 

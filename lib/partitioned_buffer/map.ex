@@ -19,8 +19,8 @@ defmodule PartitionedBuffer.Map do
   Any process can write, at any rate: a write is one call into native code in the calling process.
   It sends no message and waits for no process. The key chooses the partition of an entry, and
   entries live outside of all process heaps. Each partition flushes its entries every
-  `:processing_interval_ms` and goes on with an empty map. `PartitionedBuffer` documents options,
-  guarantees and telemetry events.
+  `:processing_interval_ms` and goes on with an empty map. `PartitionedBuffer` documents the options,
+  [Guarantees](guarantees.md) the promises, and `PartitionedBuffer.Telemetry` the events.
 
   ## Semantics
 
@@ -37,10 +37,10 @@ defmodule PartitionedBuffer.Map do
       that the sink can refuse older ones.
     * `get/4`, `fetch/3`, `put_new/4`, `put_newer/5`, `delete/3` and `size/1` see the entries
       waiting for the next flush, but no entries in flight. With `:max_attempts` all but `size/1`
-      also see entries in flight; see [Delivery](`m:PartitionedBuffer#module-delivery`).
+      also see entries in flight; see [Delivery](delivery.md).
     * A call hashes its key as a whole, half a millisecond for a binary of a megabyte, and nothing
-      can interrupt this. So use the hash of a document as its key; see *responsive schedulers* in
-      the [Guarantees](`m:PartitionedBuffer#module-guarantees`).
+      can interrupt this. So use the hash of a document as its key; see
+      [Locks and slices](architecture.md#locks-and-slices).
     * With `:cluster` the nodes share the buffer, and some functions differ: see
       `PartitionedBuffer.Cluster`.
     * A call that raises because of its arguments writes nothing.
@@ -51,11 +51,12 @@ defmodule PartitionedBuffer.Map do
 
   The option `:versions` chooses whose versions the entries have:
 
-  | `:versions` | `put/4`, `put_all/3`, `put_new/4` | `put_newer/5`, `put_all_newer/3` |
-  |---|---|---|
-  | not given | version 0, and replace any entry | the version of the write |
-  | `:clock` | the version of the clock, and replace only older entries | raise an `ArgumentError` |
-  | `:own` | raise an `ArgumentError` | the version of the write |
+    * not given – `put/4`, `put_all/3` and `put_new/4` write version 0, and replace any entry.
+      `put_newer/5` and `put_all_newer/3` write the version of the call.
+    * `:clock` – `put/4`, `put_all/3` and `put_new/4` write the version of the clock, and replace only
+      older entries. `put_newer/5` and `put_all_newer/3` raise an `ArgumentError`.
+    * `:own` – `put/4`, `put_all/3` and `put_new/4` raise an `ArgumentError`. `put_newer/5` and
+      `put_all_newer/3` write the version of the call.
 
   With `:clock` the statement of the processor can refuse older versions, without a version in the
   data. So a late retry, a statement that timed out, or a write of another node never replaces a
@@ -82,7 +83,7 @@ defmodule PartitionedBuffer.Map do
   `versions: :clock`. Each entry of a
   flush is in one batch, and in another one only after a failure with `:max_attempts`. A batch has
   `:processing_batch_size` entries. The last batch of a flush may have fewer, and so may
-  [batches after a failure](`m:PartitionedBuffer#module-isolation`). The return value of the
+  [batches after a failure](delivery.md#isolation). The return value of the
   processor is ignored, unless the buffer has `:max_attempts`.
 
       def process(batch) do
@@ -110,6 +111,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.start_link(options)
       {:error, {:already_started, pid}}
   """
+  @doc group: "Start and stop"
   @spec start_link(keyword()) :: Supervisor.on_start()
   def start_link(opts), do: PartitionedBuffer.API.Start.start_link(__MODULE__, opts)
 
@@ -129,12 +131,13 @@ defmodule PartitionedBuffer.Map do
       children = [{PartitionedBuffer.Map, name: :users, processor: &MyApp.Users.process/1}]
       Supervisor.start_link(children, strategy: :one_for_one)
   """
+  @doc group: "Start and stop"
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
   @doc """
   Processes the entries of a buffer and stops it, with these
-  [guarantees](`m:PartitionedBuffer#module-guarantees`).
+  [guarantees](guarantees.md).
 
   `buffer` is the name of the buffer or the pid of its supervisor. A partition refuses writes as
   soon as its flush in flight is done. Exits and raises as `PartitionedBuffer.stop/4` does.
@@ -144,6 +147,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.stop(:stop_doc)
       :ok
   """
+  @doc group: "Start and stop"
   @spec stop(buffer() | pid(), any(), timeout(), [PartitionedBuffer.stop_option()]) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
     do: PartitionedBuffer.stop(buffer, reason, timeout, opts)
@@ -152,7 +156,7 @@ defmodule PartitionedBuffer.Map do
   Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.Users do
-        use PartitionedBuffer.Map, otp_app: :my_app, processor: &MyApp.Repo.upsert_users/1
+        use PartitionedBuffer.Map, otp_app: :my_app, preset: :database, processor: &MyApp.Repo.upsert_users/1
       end
 
       children = [MyApp.Users]
@@ -167,11 +171,14 @@ defmodule PartitionedBuffer.Map do
        starts.
     3. the options of `start_link/1` or of the child specification: `{MyApp.Users, partitions: 2}`.
 
+  One of them must choose the delivery: `:max_attempts`, which is `nil` for at most once, or a
+  `:preset`.
+
   The module has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
-      `update_options/1`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
+      `resume/0`, `info/0`, `watch/0`, `update_options/1`,
     * the functions of `PartitionedBuffer.Map` without the argument `buffer`: `put/2` and `put/3`,
       `put_all/1` and `put_all/2`, `put_new/2` and `put_new/3`, `put_newer/3` and `put_newer/4`,
       `put_all_newer/1` and `put_all_newer/2`, `get/1` and `get/3`, `fetch/1` and `fetch/2`,
@@ -179,7 +186,7 @@ defmodule PartitionedBuffer.Map do
       default or the options.
 
       iex> defmodule DocUsers do
-      ...>   use PartitionedBuffer.Map, processor: &Function.identity/1
+      ...>   use PartitionedBuffer.Map, processor: &Function.identity/1, max_attempts: 3
       ...> end
       iex> {:ok, _pid} = DocUsers.start_link(partitions: 2)
       iex> DocUsers.put(:ada, 1)
@@ -191,49 +198,80 @@ defmodule PartitionedBuffer.Map do
       iex> DocUsers.stop()
       :ok
   """
+  @doc group: "Start and stop"
   defmacro __using__(opts) do
     quote location: :keep do
       unquote(Definition.functions(__MODULE__, opts))
 
-      @doc "See `PartitionedBuffer.Map.put/4`."
+      @doc """
+      Puts a value for a key, and replaces the entry of the key. See `PartitionedBuffer.Map.put/4`.
+      """
+      @doc group: "Write"
       @spec put(any(), any(), keyword()) :: :ok | {:error, :full | :journal}
       def put(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put(__MODULE__, key, value, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_all/3`."
+      @doc """
+      Puts a map, or an enumerable of `{key, value}` tuples. See `PartitionedBuffer.Map.put_all/3`.
+      """
+      @doc group: "Write"
       @spec put_all(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def put_all(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all(__MODULE__, entries, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_newer/5`."
+      @doc """
+      Puts a value for a key, unless the key has an entry with the same or a greater version.
+
+      With `stale: :error` it returns `{:error, :stale}` in that case. See
+      `PartitionedBuffer.Map.put_newer/5`.
+      """
+      @doc group: "Write"
       @spec put_newer(any(), any(), integer(), keyword()) :: :ok | {:error, :stale | :full}
       def put_newer(key, value, version, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_newer(__MODULE__, key, value, version, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_new/4`."
+      @doc """
+      Puts a value for a key without an entry. Returns `{:error, :exists}` for a key with one.
+
+      See `PartitionedBuffer.Map.put_new/4`.
+      """
+      @doc group: "Write"
       @spec put_new(any(), any(), keyword()) :: :ok | {:error, :exists | :full}
       def put_new(key, value, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_new(__MODULE__, key, value, opts)
 
-      @doc "See `PartitionedBuffer.Map.put_all_newer/3`."
+      @doc """
+      Puts an enumerable of `{key, value, version}` tuples, each as `put_newer/3` does.
+
+      See `PartitionedBuffer.Map.put_all_newer/3`.
+      """
+      @doc group: "Write"
       @spec put_all_newer(Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
       def put_all_newer(entries, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Map.put_all_newer(__MODULE__, entries, opts)
 
       @doc "Returns the value of a key, or `nil`. See `PartitionedBuffer.Map.get/4`."
+      @doc group: "Read"
       @spec get(any()) :: any()
       def get(key), do: PartitionedBuffer.Map.get(__MODULE__, key)
 
       @doc "Returns the value of a key, or `default`. See `PartitionedBuffer.Map.get/4`."
+      @doc group: "Read"
       @spec get(any(), any(), keyword()) :: any()
       def get(key, default, opts) when is_list(opts),
         do: PartitionedBuffer.Map.get(__MODULE__, key, default, opts)
 
-      @doc "See `PartitionedBuffer.Map.fetch/3`."
+      @doc """
+      Returns `{:ok, value}`, or `:error` for a key without an entry.
+
+      With `version: true` it returns `{:ok, value, version}`. See `PartitionedBuffer.Map.fetch/3`.
+      """
+      @doc group: "Read"
       @spec fetch(any(), keyword()) :: {:ok, any()} | {:ok, any(), integer()} | :error
       def fetch(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.fetch(__MODULE__, key, opts)
 
-      @doc "See `PartitionedBuffer.Map.delete/3`."
+      @doc "Deletes the entry of a key. See `PartitionedBuffer.Map.delete/3`."
+      @doc group: "Write"
       @spec delete(any(), keyword()) :: :ok
       def delete(key, opts \\ []) when is_list(opts), do: PartitionedBuffer.Map.delete(__MODULE__, key, opts)
     end
@@ -244,7 +282,7 @@ defmodule PartitionedBuffer.Map do
 
   In a buffer with `:max_size` this and all other writes may wait, raise a
   `PartitionedBuffer.FullError` or return `{:error, :full}`: see
-  [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`). Takes the
+  [Threshold and bound](configuring.md#threshold-and-bound). Takes the
   [runtime options](`m:PartitionedBuffer#module-runtime-options`).
 
       iex> PartitionedBuffer.Map.put(:doc, :key, "value")
@@ -253,6 +291,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put(:doc, {:eu, 7}, "value", partition_key: region)
       :ok
   """
+  @doc group: "Write"
   @spec put(buffer(), any(), any(), keyword()) :: :ok | {:error, :full | :journal}
   def put(buffer, key, value, opts \\ [])
 
@@ -287,6 +326,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_all(:doc, Stream.map(1..3, &{&1, &1 * &1}))
       :ok
   """
+  @doc group: "Write"
   @spec put_all(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
   def put_all(buffer, entries, opts \\ []) when is_atom(buffer),
     do: Call.write_list(buffer, :put_all, Call.to_list!(entries, buffer, :pair), opts)
@@ -311,6 +351,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_newer(:doc, :user, "late", 100, stale: :error)
       {:error, :stale}
   """
+  @doc group: "Write"
   @spec put_newer(buffer(), any(), any(), integer(), keyword()) :: :ok | {:error, :stale | :full}
   def put_newer(buffer, key, value, version, opts \\ [])
 
@@ -354,6 +395,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.put_new(:doc, :once, 2)
       {:error, :exists}
   """
+  @doc group: "Write"
   @spec put_new(buffer(), any(), any(), keyword()) :: :ok | {:error, :exists | :full}
   def put_new(buffer, key, value, opts \\ []) when is_atom(buffer) do
     route = Call.route(buffer, key, opts)
@@ -383,6 +425,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :x)
       "second"
   """
+  @doc group: "Write"
   @spec put_all_newer(buffer(), Enumerable.t(), keyword()) :: :ok | {:error, :full | :journal}
   def put_all_newer(buffer, entries, opts \\ []) when is_atom(buffer),
     do: Call.write_list(buffer, :put_all_newer, Call.to_list!(entries, buffer, :versioned), opts)
@@ -400,6 +443,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :missing, :default)
       :default
   """
+  @doc group: "Read"
   @spec get(buffer(), any(), any(), keyword()) :: any()
   def get(buffer, key, default \\ nil, opts \\ [])
 
@@ -431,6 +475,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.fetch(:doc, :versioned, version: true)
       {:ok, "value", 7}
   """
+  @doc group: "Read"
   @spec fetch(buffer(), any(), keyword()) :: {:ok, any()} | {:ok, any(), version :: integer()} | :error
   def fetch(buffer, key, opts \\ []) when is_atom(buffer) do
     {version?, opts} = Options.version!(buffer, opts)
@@ -460,6 +505,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.get(:doc, :deleted)
       nil
   """
+  @doc group: "Write"
   @spec delete(buffer(), any(), keyword()) :: :ok
   def delete(buffer, key, opts \\ []) when is_atom(buffer),
     do: buffer |> Native.delete(Call.route(buffer, key, opts), key) |> Call.deleted!(buffer, :map)
@@ -471,6 +517,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.flush(:doc)
       :ok
   """
+  @doc group: "Write"
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()} | {:away, [node()]}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
@@ -478,6 +525,7 @@ defmodule PartitionedBuffer.Map do
   @doc """
   Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`.
   """
+  @doc group: "Write"
   @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
           :ok | {:error, :timeout | File.posix()}
   def sync(buffer, opts \\ []), do: PartitionedBuffer.sync(buffer, opts)
@@ -490,6 +538,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.resume(:doc)
       :ok
   """
+  @doc group: "Start and stop"
   @spec pause(buffer()) :: :ok
   def pause(buffer), do: PartitionedBuffer.pause(buffer)
 
@@ -499,6 +548,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.resume(:doc)
       :ok
   """
+  @doc group: "Start and stop"
   @spec resume(buffer()) :: :ok
   def resume(buffer), do: PartitionedBuffer.resume(buffer)
 
@@ -508,6 +558,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.size(:doc)
       0
   """
+  @doc group: "Read"
   @spec size(buffer()) :: non_neg_integer()
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
@@ -518,6 +569,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.info(:doc).kind
       :map
   """
+  @doc group: "Observe"
   @spec info(buffer()) :: PartitionedBuffer.info()
   def info(buffer), do: PartitionedBuffer.info(buffer)
 
@@ -527,6 +579,7 @@ defmodule PartitionedBuffer.Map do
       iex> PartitionedBuffer.Map.update_options(:doc, processing_interval_ms: 100)
       :ok
   """
+  @doc group: "Start and stop"
   @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
 end

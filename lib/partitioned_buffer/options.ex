@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Options do
   require Logger
 
   alias __MODULE__
-  alias PartitionedBuffer.Options.{Cluster, FunctionCheck, Journal, Values}
+  alias PartitionedBuffer.Options.{Cluster, FunctionCheck, Journal, Preset, Values}
 
   defmodule Functions do
     @moduledoc false
@@ -101,6 +101,7 @@ defmodule PartitionedBuffer.Options do
     :name,
     :processor,
     :module,
+    :preset,
     :partitions,
     :dead_letter,
     :format_reason,
@@ -133,6 +134,9 @@ defmodule PartitionedBuffer.Options do
     check_keyword!(options, "the options of", name)
     options = if module, do: Keyword.put(options, :module, module), else: options
     given = options |> Keyword.take(@start) |> first_of_each()
+    if Keyword.has_key?(given, :preset), do: check!({:preset, given[:preset]}, name)
+    # Without attempts the processor's outcomes do not count.
+    given = given |> Preset.apply_to() |> Keyword.reject(&(&1 == {:max_attempts, nil}))
 
     for key <- [:name, :processor, :module], not Keyword.has_key?(given, key) do
       raise!(

@@ -19,7 +19,8 @@ defmodule PartitionedBuffer.Queue do
 
       PartitionedBuffer.Queue.push(:events, {:signed_up, 7})
 
-  `PartitionedBuffer` documents options, guarantees and telemetry events.
+  `PartitionedBuffer` documents the options, [Guarantees](guarantees.md) the promises, and
+  `PartitionedBuffer.Telemetry` the events.
 
   ## Order
 
@@ -41,11 +42,11 @@ defmodule PartitionedBuffer.Queue do
       matter, or if items of many tenants share a partition.
 
   Both keep all items, and split a failed batch of several items first: see
-  [Isolation](`m:PartitionedBuffer#module-isolation`).
+  [Isolation](delivery.md#isolation).
 
   ## Tables
 
-  With `processing_batch_size: :table` the [table](`m:PartitionedBuffer#module-tables`) is an
+  With `processing_batch_size: :table` the [table](delivery.md#tables) is an
   `:ordered_set` of records `{:entry, {:key, monotonic_time, ref}, item, 0, 0}`, in the order of the
   items.
   """
@@ -74,6 +75,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.push(:start_link_events, :event)
       :ok
   """
+  @doc group: "Start and stop"
   @spec start_link(keyword()) :: Supervisor.on_start()
   def start_link(opts), do: PartitionedBuffer.API.Start.start_link(__MODULE__, opts)
 
@@ -90,6 +92,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.child_spec(name: :events, processor: &Function.identity/1).id
       :events
   """
+  @doc group: "Start and stop"
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts), do: PartitionedBuffer.Buffer.Supervisor.child_spec(__MODULE__, opts)
 
@@ -101,6 +104,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.stop(:stop_events)
       :ok
   """
+  @doc group: "Start and stop"
   @spec stop(buffer() | pid(), any(), timeout(), [PartitionedBuffer.stop_option()]) :: :ok
   def stop(buffer, reason \\ :normal, timeout \\ :infinity, opts \\ []),
     do: PartitionedBuffer.stop(buffer, reason, timeout, opts)
@@ -109,7 +113,7 @@ defmodule PartitionedBuffer.Queue do
   Defines a buffer as a module. The buffer has the name of the module.
 
       defmodule MyApp.Events do
-        use PartitionedBuffer.Queue, otp_app: :my_app, processor: &MyApp.Broker.publish/1
+        use PartitionedBuffer.Queue, otp_app: :my_app, preset: :database, processor: &MyApp.Broker.publish/1
       end
 
       children = [MyApp.Events]
@@ -119,12 +123,12 @@ defmodule PartitionedBuffer.Queue do
   has these functions:
 
     * `child_spec/1`, `start_link/0` and `start_link/1`, which can be overridden,
-    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `pause/0`, `resume/0`, `info/0`,
-      `update_options/1`,
+    * `stop/0` to `stop/2`, `size/0`, `flush/0` and `flush/1`, `sync/0` and `sync/1`, `pause/0`,
+      `resume/0`, `info/0`, `watch/0`, `update_options/1`,
     * `push/1` and `push/2`.
 
       iex> defmodule DocEvents do
-      ...>   use PartitionedBuffer.Queue, processor: &Function.identity/1
+      ...>   use PartitionedBuffer.Queue, processor: &Function.identity/1, max_attempts: 3
       ...> end
       iex> {:ok, _pid} = DocEvents.start_link()
       iex> DocEvents.push([:first, :second])
@@ -134,11 +138,15 @@ defmodule PartitionedBuffer.Queue do
       iex> DocEvents.stop()
       :ok
   """
+  @doc group: "Start and stop"
   defmacro __using__(opts) do
     quote location: :keep do
       unquote(Definition.functions(__MODULE__, opts))
 
-      @doc "See `PartitionedBuffer.Queue.push/3`."
+      @doc """
+      Pushes an item, or each item of a list in its order. See `PartitionedBuffer.Queue.push/3`.
+      """
+      @doc group: "Write"
       @spec push(any() | [any()], keyword()) :: :ok | {:error, :full | :journal}
       def push(item_or_items, opts \\ []) when is_list(opts),
         do: PartitionedBuffer.Queue.push(__MODULE__, item_or_items, opts)
@@ -149,7 +157,7 @@ defmodule PartitionedBuffer.Queue do
   Pushes an item, or each item of a list in its order.
 
   In a buffer with `:max_size` the call may wait, raise a `PartitionedBuffer.FullError` or return
-  `{:error, :full}`: see [Threshold and bound](`m:PartitionedBuffer#module-threshold-and-bound`).
+  `{:error, :full}`: see [Threshold and bound](configuring.md#threshold-and-bound).
 
   To push a list as one item, wrap it: `push(buffer, [item])`. Raises an `ArgumentError`, and pushes
   nothing, if the list is improper. Takes the
@@ -166,6 +174,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       4
   """
+  @doc group: "Write"
   @spec push(buffer(), any() | [any()], keyword()) :: :ok | {:error, :full | :journal}
   def push(buffer, item_or_items, opts \\ [])
 
@@ -185,6 +194,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.flush(:doc_queue)
       :ok
   """
+  @doc group: "Write"
   @spec flush(buffer(), timeout: timeout(), async: boolean()) ::
           :ok | {:error, :timeout | :paused | {:failed, non_neg_integer()}}
   def flush(buffer, opts \\ []), do: PartitionedBuffer.flush(buffer, opts)
@@ -192,6 +202,7 @@ defmodule PartitionedBuffer.Queue do
   @doc """
   Waits until the journal has all writes before. See `PartitionedBuffer.sync/2`.
   """
+  @doc group: "Write"
   @spec sync(buffer(), level: :written | :synced, timeout: timeout()) ::
           :ok | {:error, :timeout | File.posix()}
   def sync(buffer, opts \\ []), do: PartitionedBuffer.sync(buffer, opts)
@@ -204,6 +215,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.resume(:doc_queue)
       :ok
   """
+  @doc group: "Start and stop"
   @spec pause(buffer()) :: :ok
   def pause(buffer), do: PartitionedBuffer.pause(buffer)
 
@@ -213,6 +225,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.resume(:doc_queue)
       :ok
   """
+  @doc group: "Start and stop"
   @spec resume(buffer()) :: :ok
   def resume(buffer), do: PartitionedBuffer.resume(buffer)
 
@@ -222,6 +235,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.size(:doc_queue)
       0
   """
+  @doc group: "Read"
   @spec size(buffer()) :: non_neg_integer()
   def size(buffer), do: PartitionedBuffer.buffer_size(buffer)
 
@@ -232,6 +246,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.info(:doc_queue).kind
       :queue
   """
+  @doc group: "Observe"
   @spec info(buffer()) :: PartitionedBuffer.info()
   def info(buffer), do: PartitionedBuffer.info(buffer)
 
@@ -241,6 +256,7 @@ defmodule PartitionedBuffer.Queue do
       iex> PartitionedBuffer.Queue.update_options(:doc_queue, processing_interval_ms: 100)
       :ok
   """
+  @doc group: "Start and stop"
   @spec update_options(buffer(), keyword()) :: :ok
   def update_options(buffer, opts), do: PartitionedBuffer.update_options(buffer, opts)
 end

@@ -1,19 +1,22 @@
 defmodule PartitionedBuffer.DefinitionTest do
   use PartitionedBuffer.Case, async: true
 
+  alias PartitionedBuffer.Test.Terminal
+
   defmodule Users do
     use PartitionedBuffer.Map,
       otp_app: :partitioned_buffer,
       processor: &__MODULE__.process/1,
       processing_interval_ms: 86_400_000,
       processing_batch_size: 3,
+      max_attempts: nil,
       partitions: 1
 
     def process(batch), do: send(:persistent_term.get(__MODULE__), {:batch, batch})
   end
 
   defmodule Events do
-    use PartitionedBuffer.Queue, processing_interval_ms: 86_400_000
+    use PartitionedBuffer.Queue, processing_interval_ms: 86_400_000, max_attempts: nil
 
     def start_link(opts), do: super([partitions: 1] ++ opts)
   end
@@ -23,10 +26,35 @@ defmodule PartitionedBuffer.DefinitionTest do
   end
 
   defmodule Configured do
-    use PartitionedBuffer.Queue, otp_app: :partitioned_buffer, processor: &Function.identity/1
+    use PartitionedBuffer.Queue,
+      otp_app: :partitioned_buffer,
+      processor: &Function.identity/1,
+      max_attempts: nil
+  end
+
+  defmodule Undecided do
+    use PartitionedBuffer.Counter, processor: &Function.identity/1
+  end
+
+  describe "a module" do
+    test "needs :max_attempts or a preset from one of the three places" do
+      error = assert_raise ArgumentError, fn -> Undecided.start_link() end
+
+      assert error.message =~
+               "buffer #{inspect(Undecided)} needs the option :max_attempts: a number of attempts"
+
+      for opts <- [[max_attempts: nil], [max_attempts: 3], [preset: :api]] do
+        start_supervised!({Undecided, opts})
+        stop_supervised!(Undecided)
+      end
+
+      assert_raise ArgumentError, fn -> Undecided.start_link(preset: nil) end
+    end
   end
 
   describe "a module that uses PartitionedBuffer.Map" do
+    @describetag :tmp_dir
+
     # All tests share the environment of the application: no other test may set options of this buffer.
     test "merges options of use, environment and start, and the last one counts" do
       :persistent_term.put(Users, self())
@@ -86,6 +114,7 @@ defmodule PartitionedBuffer.DefinitionTest do
                  flush: 1,
                  info: 0,
                  pause: 0,
+                 watch: 0,
                  resume: 0,
                  sync: 0,
                  sync: 1
@@ -98,9 +127,59 @@ defmodule PartitionedBuffer.DefinitionTest do
       assert_raise FunctionClauseError, fn -> Events.push(Events, :item) end
     end
 
+    test "shows its page, which Enter ends" do
+      start_supervised!({Events, processor: &Function.identity/1})
+      {:ok, terminal} = Terminal.start_link(24, 80)
+
+      watcher =
+        Task.async(fn ->
+          Process.group_leader(self(), terminal)
+          Events.watch()
+        end)
+
+      assert_receive {:reads, ^terminal}
+      assert "#{inspect(Events)}  queue" in Terminal.lines(terminal)
+      assert Terminal.enter(terminal) == :ok
+      assert Task.await(watcher) == :ok
+    end
+
     test "has a child specification that starts its own function" do
       assert Users.child_spec(partitions: 2) ==
                %{id: Users, start: {Users, :start_link, [[partitions: 2]]}, type: :supervisor}
+    end
+
+    test "documents itself and its functions, unless its author did", %{tmp_dir: dir} do
+      docs = fn code ->
+        [{module, beam}] = Code.compile_string(code)
+        path = Path.join(dir, "#{module}.beam")
+        File.write!(path, beam)
+        {:docs_v1, _, _, _, moduledoc, _, functions} = Code.fetch_docs(path)
+        {moduledoc, functions}
+      end
+
+      Code.put_compiler_option(:docs, true)
+
+      for kind <- [PartitionedBuffer.Map, PartitionedBuffer.Counter, PartitionedBuffer.Queue] do
+        name = Module.concat(__MODULE__, "Documented#{kind.__kind__()}")
+        define = fn moduledoc -> "defmodule #{inspect(name)} do\n#{moduledoc}\nuse #{inspect(kind)}\nend" end
+        {%{"en" => moduledoc}, functions} = docs.(define.(""))
+        assert moduledoc =~ "A `#{inspect(kind)}`"
+
+        for {{:function, _name, _arity}, _, _, doc, metadata} <- functions do
+          assert %{"en" => text} = doc
+          refute text =~ ~r/^See/
+          assert metadata[:group] in ["Start and stop", "Write", "Read", "Observe"]
+        end
+
+        :code.purge(name)
+        :code.delete(name)
+        assert {%{"en" => "Mine."}, _functions} = docs.(define.(~s(@moduledoc "Mine.")))
+        :code.purge(name)
+        :code.delete(name)
+        assert {:hidden, _functions} = docs.(define.("@moduledoc false"))
+        :code.purge(name)
+        :code.delete(name)
+      end
     end
 
     test "raises on a name, on options that are no list, and without a processor" do

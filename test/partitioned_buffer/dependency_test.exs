@@ -62,8 +62,10 @@ defmodule PartitionedBuffer.DependencyTest do
     refute dev =~ "\0.debug_line\0"
   end
 
-  test "the package has its sources, and neither build products nor tests" do
-    files = package_files()
+  test "the package has its sources and the example, and neither build products nor tests" do
+    {example, files} = Enum.split_with(package_files(), &String.starts_with?(&1, "examples/"))
+    assert "examples/tracker/mix.exs" in example and "examples/tracker/test/tracker_test.exs" in example
+    refute Enum.any?(example, &(&1 =~ ~r"/(_build|deps)/"))
 
     for file <-
           ~w(mix.exs native/compiler.exs native/precompiled.exs README.md LICENSE CHANGELOG.md Cargo.toml Cargo.lock),

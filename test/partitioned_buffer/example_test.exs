@@ -1,6 +1,6 @@
 defmodule PartitionedBuffer.ExampleTest do
-  # Runs the tests of the example application, test/example, as its developers would. `mix test --exclude postgres` leaves it out on
-  # a machine without PostgreSQL.
+  # Runs the tests of the example application, examples/tracker, as its developers would. `mix test
+  # --exclude postgres` leaves it out on a machine without PostgreSQL.
   use ExUnit.Case, async: true
 
   for file <- ~w(postgres_client postgres), do: Code.require_file("../../bench/support/#{file}.ex", __DIR__)
@@ -25,7 +25,7 @@ defmodule PartitionedBuffer.ExampleTest do
     File.mkdir_p!(app)
 
     for file <- ~w(mix.exs config lib priv test),
-        do: File.cp_r!(Path.join([@root, "test/example", file]), Path.join(app, file))
+        do: File.cp_r!(Path.join([@root, "examples/tracker", file]), Path.join(app, file))
 
     env =
       for(name <- ~w(MIX_ENV MIX_BUILD_PATH MIX_TARGET MIX_DEPS_PATH), do: {name, nil}) ++

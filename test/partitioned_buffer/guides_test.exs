@@ -1,5 +1,5 @@
 defmodule PartitionedBuffer.GuidesTest do
-  # Runs the guides and the notebook. See `PartitionedBuffer.Guide` for how they are written. Operations
+  # Runs the guides and the notebook. See `PartitionedBuffer.Guide` for how they are written. Watching
   # acts on all buffers of the node, so no other test may run.
   use ExUnit.Case, async: false
 
@@ -26,7 +26,18 @@ defmodule PartitionedBuffer.GuidesTest do
 
     test "#{guide} shows results that are true" do
       assert Guide.run(Guide.blocks(unquote(guide)), unquote(guide)) > 0
+      await_ends_of_linked()
     end
+  end
+
+  # The buffers end with the test. The next guide may take their names.
+  defp await_ends_of_linked do
+    {:links, links} = Process.info(self(), :links)
+    pids = Enum.filter(links, &is_pid/1)
+
+    on_exit(fn ->
+      for pid <- pids, ref = Process.monitor(pid), do: receive(do: ({:DOWN, ^ref, _, _, _} -> :ok))
+    end)
   end
 
   test "#{@notebook} shows results that are true, after its installation" do
@@ -36,16 +47,47 @@ defmodule PartitionedBuffer.GuidesTest do
     assert Guide.run(cells, @notebook) > 0
   end
 
-  test "every file exists that a guide names or links to" do
+  test "every file exists that a guide names" do
     for guide <- [@notebook | @guides] do
-      text = File.read!(Guide.path(guide))
-
-      for [_, file] <- Regex.scan(~r"`((?:lib|native|test|bench|guides|\.ci)/[^`\s]*)`", text),
+      for [_, file] <-
+            Regex.scan(~r"`((?:lib|native|test|bench|examples|guides|\.ci)/[^`\s]*)`", read(guide)),
           do: assert(Path.wildcard(Guide.path(file)) != [], "#{guide} names #{file}")
-
-      for [_, link] <- Regex.scan(~r"\]\(([^)#:]+)[)#]", text),
-          do: assert(File.exists?(Path.expand(link, Guide.path("guides"))), "#{guide} links to #{link}")
     end
+  end
+
+  test "every link leads to a file, and to a title of it" do
+    modules = Path.wildcard(Guide.path("lib/**/*.ex")) |> Enum.map(&Path.relative_to(&1, Guide.path("")))
+
+    for page <-
+          [@notebook, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"] ++ @guides ++ modules,
+        [_, link, anchor] <- Regex.scan(~r"\]\(([^)#:`]*)#?([^)`:]*)\)", read(page)) do
+      # The documentation has all pages in one directory.
+      dir = if Path.extname(page) == ".ex", do: "guides", else: Path.dirname(page)
+
+      file =
+        if link == "",
+          do: page,
+          else: link |> String.replace(".html", ".md") |> Path.expand(Path.join("/", dir))
+
+      file = Path.relative_to(file, "/")
+      assert File.exists?(Guide.path(file)), "#{page} links to #{link}"
+
+      if anchor != "" and Path.extname(file) == ".md",
+        do: assert(anchor in titles(file), "#{page} links to #{link}##{anchor}")
+    end
+  end
+
+  test "h PartitionedBuffer is short enough to be read" do
+    {:docs_v1, _, _, _, %{"en" => doc}, _, _} = Code.fetch_docs(PartitionedBuffer)
+    assert doc |> String.split("\n") |> length() < 120
+  end
+
+  defp read(file), do: file |> Guide.path() |> File.read!()
+
+  # The titles of a page, as ExDoc and GitHub make anchors of them.
+  defp titles(file) do
+    for [_, title] <- Regex.scan(~r/^##* (.*)$/m, read(file)),
+        do: title |> String.downcase() |> String.replace(~r/[^\w\s-]/u, "") |> String.replace(" ", "-")
   end
 
   test "the package and its documentation contain all guides" do
@@ -54,7 +96,7 @@ defmodule PartitionedBuffer.GuidesTest do
     extras = project[:docs][:extras]
     for file <- [@notebook, "README.md", "CHANGELOG.md" | @guides], do: assert(file in extras)
     assert length(extras) == length(@guides) + 3
-    assert Enum.any?(extras, &(Path.basename(&1, ".md") == project[:docs][:main]))
+    assert "README.md" in extras and project[:docs][:main] == "readme"
   end
 
   describe "Guide.run/2" do

@@ -4,6 +4,8 @@ defmodule PartitionedBuffer.OptionsTest do
   import ExUnit.CaptureLog
 
   alias PartitionedBuffer.Buffer.Lookup
+  alias PartitionedBuffer.Options
+  alias PartitionedBuffer.Options.Preset
 
   defmodule Handler do
     def unquote(:"$handle_undefined_function")(_function, _args), do: :ok
@@ -22,7 +24,7 @@ defmodule PartitionedBuffer.OptionsTest do
 
   # Tests that run at the same time log as well.
   defp log_of(name, fun) do
-    lines = fun |> capture_log() |> String.split("\n") |> Enum.filter(&(&1 =~ inspect(name)))
+    lines = [level: :warning] |> capture_log(fun) |> String.split("\n") |> Enum.filter(&(&1 =~ inspect(name)))
     String.replace(Enum.join(lines), inspect(name), "%")
   end
 
@@ -63,7 +65,6 @@ defmodule PartitionedBuffer.OptionsTest do
             {:processing_interval_ms, 0, "positive integer"},
             {:processing_interval_ms, :never, "positive integer"},
             {:max_attempts, 0, "positive integer or :infinity"},
-            {:max_attempts, nil, "positive integer or :infinity"},
             {:retry_backoff_ms, {2, 1}, "{min, max}"},
             {:retry_backoff_ms, 1_000, "{min, max}"},
             {:retry_backoff_ms, fn -> 1 end, "function of arity 1"},
@@ -137,6 +138,53 @@ defmodule PartitionedBuffer.OptionsTest do
             [id: 1, start: 1, restart: 1, shutdown: 1, type: 1, modules: 1, significant: 1]
 
         assert log_of(options[:name], fn -> {:ok, _pid} = module.start_link(options) end) == ""
+      end
+    end
+
+    test "takes the options of a preset, and others in their place" do
+      assert Keyword.keys(Preset.all()) == [:database, :api, :metrics]
+
+      for {preset, values} <- Preset.all() do
+        given = [name: unique_name(), processor: &Function.identity/1, preset: preset]
+        {options, _functions} = Options.start!(given, Buffer)
+        assert Map.take(options, Keyword.keys(values)) == Map.new(values)
+        {options, _functions} = Options.start!(given ++ [partitions: 7, max_attempts: nil], Buffer)
+        assert {options.partitions, options.max_attempts, options.max_size} == {7, nil, values[:max_size]}
+      end
+
+      error = assert_raise ArgumentError, fn -> start(preset: :kafka) end
+      assert error.message =~ "invalid value for option :preset"
+      assert error.message =~ "expected :database, :api, :metrics, got: :kafka"
+    end
+
+    test "logs what is in force, at :info if a failure of the processor loses entries" do
+      for {opts, line} <- [
+            {[partitions: 1],
+             "[info] buffer % is a map that flushes every 5000 ms from 1 partition, in batches of 10; " <>
+               "without :max_attempts, so a batch is lost if the processor fails; no bound; a stop has no time limit"},
+            {[preset: :database, dead_letter: fn _entries, _reason -> :ok end],
+             "[debug] buffer % is a map that flushes every 1000 ms from 2 partitions, in batches of 1000; " <>
+               "at most 100 attempts, then :dead_letter; at most 100000 entries; a stop takes at most 25000 ms"},
+            {[
+               partitions: 2,
+               max_attempts: :infinity,
+               processing_interval_ms: :infinity,
+               max_bytes: 1_000_000,
+               processing_batch_size: {0, fn _entry, acc -> {:cont, acc} end}
+             ],
+             "[debug] buffer % is a map that flushes on request from 2 partitions, in batches of a size that a function " <>
+               "chooses; retries without end, without :dead_letter; at most 1000000 bytes; a stop takes at most 60000 ms"}
+          ] do
+        name = unique_name()
+
+        log =
+          capture_log(fn ->
+            {:ok, pid} = start([name: name] ++ opts)
+            await_events(name)
+            PartitionedBuffer.stop(pid)
+          end)
+
+        assert log =~ String.replace(line, "%", inspect(name))
       end
     end
 

@@ -136,7 +136,9 @@ defmodule PartitionedBuffer.RecipesTest do
   end
 
   test "the example of the README stores what it counts", %{client: client, server: postgres} do
-    [{_number, lines} | _blocks] = Guide.blocks("README.md")
+    {_number, lines} =
+      Enum.find(Guide.blocks("README.md"), fn {_number, lines} -> hd(lines) =~ "PageViews" end)
+
     {module, _rest} = Enum.split_while(lines, &(&1 != "end"))
     connection = :readme_connection
     start_supervised!({Client, port: Postgres.port(postgres), name: connection})
@@ -149,9 +151,11 @@ defmodule PartitionedBuffer.RecipesTest do
     [{page_views, _binary}] = Code.compile_string(source)
     start_supervised!({page_views, processing_interval_ms: 5, partitions: 2})
 
-    for n <- 1..1_000, do: page_views.add("/#{rem(n, 10)}")
+    for n <- 1..1_000, do: page_views.view("/#{rem(n, 10)}")
+    # Text that the server refuses.
+    for bad <- [<<255>>, "/\0"], do: assert(page_views.view(bad) == :ok)
     assert page_views.flush() == :ok
-    for _ <- 1..5, do: page_views.add("/0")
+    for _ <- 1..5, do: page_views.view("/0")
     assert page_views.stop() == :ok
 
     assert table(client, "SELECT path, views FROM page_views") ==

@@ -3,7 +3,10 @@ defmodule PartitionedBuffer.WatchTest do
 
   import ExUnit.CaptureIO
 
-  alias PartitionedBuffer.Observe.Watch
+  alias PartitionedBuffer.Observe.{Overview, Watch}
+  alias PartitionedBuffer.Test.Terminal
+
+  require Logger
 
   @totals for key <-
                 ~w(written coalesced stale deleted superseded processed failed given_up refused dropped)a,
@@ -21,6 +24,7 @@ defmodule PartitionedBuffer.WatchTest do
       max_bytes: :infinity,
       oldest_ms: 5_120,
       failing_ms: 0,
+      journal: nil,
       waiting_writers: 4,
       paused?: false,
       last_error: nil,
@@ -44,10 +48,22 @@ defmodule PartitionedBuffer.WatchTest do
     Map.merge(partition, Map.new(changes))
   end
 
+  # A function that returns one info after the other, and raises exceptions.
+  defp infos(infos) do
+    {:ok, infos} = Agent.start_link(fn -> infos end)
+
+    fn _buffer ->
+      case Agent.get_and_update(infos, &List.pop_at(&1, 0)) do
+        error when is_exception(error) -> raise error
+        info -> info
+      end
+    end
+  end
+
   defp totals(changes), do: Map.merge(@totals, Map.new(changes))
 
   defp lines(info, previous \\ nil, passed_ms \\ 0, opts \\ []) do
-    info |> Watch.render(previous, passed_ms, opts) |> IO.iodata_to_binary() |> String.split("\n", trim: true)
+    info |> Watch.render(previous, passed_ms, opts) |> Enum.reject(&(&1 == ""))
   end
 
   # The text behind a label, up to the next gap.
@@ -165,7 +181,8 @@ defmodule PartitionedBuffer.WatchTest do
     test "fit the terminal with the empty line and the cursor, all shown or not" do
       for count <- [1, 4, 5, 6, 7, 8, 100], rows <- [13, 14, 15, 16] do
         page = Watch.render(info(partitions: for(n <- 1..count, do: partition(n))), nil, 0, rows: rows)
-        assert page |> IO.iodata_to_binary() |> String.split("\n") |> length() <= rows
+        # One line of the terminal is for the cursor.
+        assert length(page) < rows
       end
     end
 
@@ -184,17 +201,8 @@ defmodule PartitionedBuffer.WatchTest do
 
   describe "run/2" do
     defp run(infos, opts) do
-      {:ok, infos} = Agent.start_link(fn -> infos end)
-
-      next = fn :users ->
-        case Agent.get_and_update(infos, &List.pop_at(&1, 0)) do
-          error when is_exception(error) -> raise error
-          info -> info
-        end
-      end
-
       capture_io(fn ->
-        assert Watch.run(:users, Keyword.merge([interval: 0, info: next, ansi: false], opts)) == :ok
+        assert Watch.run(:users, Keyword.merge([interval: 0, info: infos(infos), ansi: false], opts)) == :ok
       end)
     end
 
@@ -208,13 +216,6 @@ defmodule PartitionedBuffer.WatchTest do
       assert output =~ ~r/waiting +2 /
       refute output =~ ~r/waiting +3 /
       refute output =~ "\e"
-    end
-
-    test "replaces the page where the terminal can" do
-      output = run([info(), info()], rounds: 2, ansi: true)
-      page = IO.ANSI.home() <> IO.ANSI.clear()
-      assert String.starts_with?(output, page)
-      assert length(String.split(output, page)) == 3
     end
 
     test "derives the rates from the time between two infos" do
@@ -241,6 +242,226 @@ defmodule PartitionedBuffer.WatchTest do
 
     test "raises for an option that is not known" do
       assert_raise ArgumentError, ~r/rows/, fn -> Watch.run(:users, rows: 3) end
+    end
+  end
+
+  describe "on a terminal" do
+    setup do
+      {:ok, terminal} = Terminal.start_link(24, 80)
+      {:ok, terminal: terminal}
+    end
+
+    # The info of each page has to come from the test, so the test knows how many pages there are.
+    defp watch(terminal, buffer, opts \\ []) do
+      test = self()
+
+      info = fn _buffer ->
+        send(test, {:asks, self()})
+
+        receive do
+          {:info, info} -> info
+          {:raise, error} -> raise error
+        end
+      end
+
+      opts = Keyword.merge([device: terminal, ansi: true, interval: 0, info: info], opts)
+      Task.async(fn -> Watch.run(buffer, opts) end)
+    end
+
+    defp next_page(watcher, info) do
+      assert_receive {:asks, pid} when pid == watcher.pid
+      send(watcher.pid, {:info, info})
+      assert_receive {:printed, _terminal}
+    end
+
+    # When the next page asks for its info, the one before is done.
+    defp settled(watcher, terminal) do
+      assert_receive {:asks, pid} when pid == watcher.pid
+      send(self(), {:asks, pid})
+      Terminal.lines(terminal)
+    end
+
+    defp titles(lines), do: for(":users" <> _ = line <- lines, do: line)
+
+    test "replaces the page before", %{terminal: terminal} do
+      watcher = watch(terminal, :users, rounds: 3)
+      next_page(watcher, info(size: 1))
+      next_page(watcher, info(size: 2))
+      lines = settled(watcher, terminal)
+      assert titles(lines) == [":users  map"]
+      assert value(lines, "waiting") == "2"
+      next_page(watcher, info(size: 3))
+      assert Task.await(watcher) == :ok
+      lines = Terminal.lines(terminal)
+      assert titles(lines) == [":users  map"]
+      assert value(lines, "waiting") == "3"
+    end
+
+    test "says that Enter ends it, and ends with it", %{terminal: terminal} do
+      watcher = watch(terminal, :users, interval: :infinity)
+      next_page(watcher, info())
+      assert_receive {:reads, ^terminal}
+      assert "Press Enter to leave this page." in Terminal.lines(terminal)
+      assert Terminal.enter(terminal) == :ok
+      assert Task.await(watcher) == :ok
+      lines = Terminal.lines(terminal)
+      assert titles(lines) == [":users  map"]
+      refute "Press Enter to leave this page." in lines
+    end
+
+    test "keeps the page that ends with its buffer, and waits for Enter", %{terminal: terminal} do
+      watcher = watch(terminal, :users)
+      next_page(watcher, info())
+      assert_receive {:asks, _pid}
+      send(watcher.pid, {:raise, ArgumentError.exception("it is not running")})
+      assert_receive {:printed, _terminal}
+      lines = Terminal.lines(terminal)
+      assert titles(lines) == [":users  map"]
+      assert Enum.take(lines, -2) == ["it is not running", "Press Enter to leave this page."]
+      assert_receive {:reads, ^terminal}
+      refute Task.yield(watcher, 0)
+      assert Terminal.enter(terminal) == :ok
+      assert Task.await(watcher) == :ok
+    end
+
+    test "reads nothing if the rounds end it", %{terminal: terminal} do
+      watcher = watch(terminal, :users, rounds: 1)
+      next_page(watcher, info())
+      assert Task.await(watcher) == :ok
+      assert Terminal.enter(terminal) == :nobody_reads
+      refute "Press Enter to leave this page." in Terminal.lines(terminal)
+    end
+
+    test "goes on after the end of the input", %{terminal: terminal} do
+      watcher = watch(terminal, :users)
+      next_page(watcher, info(size: 1))
+      assert_receive {:reads, ^terminal}
+      Terminal.enter(terminal, :eof)
+      for size <- 2..4, do: next_page(watcher, info(size: size))
+      lines = settled(watcher, terminal)
+      assert value(lines, "waiting") == "4"
+      refute_received {:reads, ^terminal}
+      send(watcher.pid, {:raise, ArgumentError.exception("it is not running")})
+      assert Task.await(watcher) == :ok
+    end
+
+    # A log handler as the one of the console: it prints each event of its test.
+    def log(%{meta: %{watch: terminal}, msg: {:string, text}}, %{config: %{terminal: terminal}}),
+      do: IO.puts(terminal, text)
+
+    def log(_event, _config), do: :ok
+
+    test "leaves log lines between two pages alone, before and after the screen scrolls", %{
+      terminal: terminal
+    } do
+      id = :"watch_test_#{System.unique_integer([:positive])}"
+      :ok = :logger.add_handler(id, __MODULE__, %{config: %{terminal: terminal}})
+      on_exit(fn -> :logger.remove_handler(id) end)
+      watcher = watch(terminal, :users, rounds: 31)
+
+      logged =
+        for round <- 1..30 do
+          next_page(watcher, info(size: round))
+          # The page is there, and the next one waits for its info.
+          settled(watcher, terminal)
+          text = "line #{round}: the sink is away"
+          Logger.error(text, watch: terminal)
+          assert_receive {:printed, ^terminal}
+          text
+        end
+
+      next_page(watcher, info(size: 31))
+      assert Task.await(watcher) == :ok
+      lines = Terminal.lines(terminal)
+      assert Enum.take(lines, 30) == logged
+      assert titles(lines) == [":users  map"]
+      assert value(lines, "waiting") == "31"
+    end
+
+    test "keeps each of many log lines whole", %{terminal: terminal} do
+      watcher = watch(terminal, :users, rounds: 2)
+      next_page(watcher, info(size: 1))
+      settled(watcher, terminal)
+      logged = for number <- 1..50, do: "line #{number}: the sink is away"
+      for line <- logged, do: IO.puts(terminal, line)
+      next_page(watcher, info(size: 2))
+      assert Task.await(watcher) == :ok
+      lines = Terminal.lines(terminal)
+      for {line, text} <- Enum.zip(lines, logged), do: assert(String.starts_with?(line, text))
+      assert value(Enum.drop(lines, 50), "waiting") == "2"
+    end
+
+    test "moves the cursor no further than the page is long, on any terminal" do
+      for rows <- [4, 8, 16, 24, 50], count <- [1, 3, 100] do
+        {:ok, terminal} = Terminal.start_link(rows, 40)
+        watcher = watch(terminal, :users, rounds: 3)
+        partitions = for n <- 1..count, do: partition(n)
+        IO.puts(terminal, "the line before")
+        for _round <- 1..3, do: next_page(watcher, info(partitions: partitions))
+        assert Task.await(watcher) == :ok
+        lines = Terminal.lines(terminal)
+        assert hd(lines) == "the line before"
+        assert length(titles(lines)) == 1
+      end
+    end
+  end
+
+  describe "the page about all buffers" do
+    defp rows(infos, memory \\ %{}, now \\ 0) do
+      infos
+      |> Enum.map(fn {buffer, info} -> {buffer, if(is_map(info), do: {:ok, info}, else: {:error, info})} end)
+      |> Overview.rows(memory, now)
+    end
+
+    defp lines_of_all(infos, opts \\ []), do: infos |> rows() |> elem(0) |> Watch.render_all(opts)
+
+    test "has a line for each buffer, in aligned columns" do
+      [titles, first, second] =
+        lines_of_all([
+          {:users, info(failing_ms: 2_000)},
+          {:events, info(kind: :queue, max_size: :infinity, waiting_writers: 0, oldest_ms: nil)}
+        ])
+
+      assert String.split(titles) == ~w(buffer state oldest failing held memory written processed kind)
+      assert String.split(first) == ~w(:users failing 5.1 s 2.0 s 1,012 of 100,000 214.0 kB - - map)
+      assert String.split(second) == ~w(:events paused - - 1,012 214.0 kB - - queue)
+      assert last_end(first, "kB") == last_end(second, "kB")
+    end
+
+    test "has a line without numbers for a buffer that just ended" do
+      assert [_titles, line] = lines_of_all(users: :not_running)
+      assert String.split(line) == ~w(:users not running - - - - - - -)
+    end
+
+    test "says so if no buffer runs" do
+      assert List.last(lines_of_all([])) == "no buffer is running"
+    end
+
+    test "has the fullest buffers if the terminal has too few lines" do
+      infos = for n <- 1..20, do: {:"users_#{n}", info(size: rem(n * 7, 20), in_flight: 0)}
+      lines = lines_of_all(infos, rows: 8)
+      assert length(lines) == 7
+      shown = for ":users_" <> rest <- lines, do: rest |> Integer.parse() |> elem(0)
+      assert shown == [5, 8, 11, 14, 17]
+      assert List.last(lines) == "and 15 others with #{Enum.sum(0..14)}"
+    end
+
+    test "goes on while no buffer runs, and takes each new one in" do
+      {:ok, terminal} = Terminal.start_link(24, 120)
+      {:ok, names} = Agent.start_link(fn -> [[], [:users], [:events, :users]] end)
+      buffers = fn -> Agent.get_and_update(names, &List.pop_at(&1, 0)) end
+
+      opts = [
+        device: terminal,
+        ansi: true,
+        interval: 0,
+        rounds: 3,
+        buffers: buffers,
+        info: fn _buffer -> info() end
+      ]
+
+      assert Watch.run(:all, opts) == :ok
+      assert [_titles, ":events" <> _, ":users" <> _] = Terminal.lines(terminal)
     end
   end
 

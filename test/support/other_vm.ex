@@ -54,6 +54,15 @@ defmodule PartitionedBuffer.OtherVM do
     end
   end
 
+  @doc "Waits for the next term that the code says, and returns it in a list, which is empty if the VM ends."
+  def hear_or_end(%__MODULE__{} = vm) do
+    case await(vm, @patience_ms) do
+      {:said, term} -> [term]
+      {:ended, _status, []} -> []
+      other -> raise "the VM said nothing, but: #{inspect(other)}"
+    end
+  end
+
   @doc "Waits until the VM ends. Returns its status, and raises if it says anything before."
   def await_end(%__MODULE__{} = vm, timeout \\ @patience_ms) do
     case await(vm, timeout) do

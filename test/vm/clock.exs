@@ -1,4 +1,6 @@
 # Shifts the wall clock of this VM forward and back. Prints the versions of a key.
+:logger.set_primary_config(:level, :none)
+
 alias PartitionedBuffer.{Map, Native}
 
 {:ok, _} = Map.start_link(name: :clock, processor: &Function.identity/1, versions: :clock, partitions: 1)

@@ -15,7 +15,7 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   use GenServer, shutdown: :infinity
 
   alias PartitionedBuffer.Buffer.{Journaling, StopLog}
-  alias PartitionedBuffer.{Native, Ref}
+  alias PartitionedBuffer.{Label, Native, Ref}
   alias PartitionedBuffer.Partition.{Drain, Ending, Server}
 
   # The limit of passes: a processor that writes an entry for each one it gets would never let a
@@ -38,6 +38,7 @@ defmodule PartitionedBuffer.Buffer.Drainer do
   @impl GenServer
   def init({place, run, partitions}) do
     Process.flag(:trap_exit, true)
+    for %Ref{buffer: buffer} <- Enum.take(partitions, 1), do: Label.set(buffer, {:drainer, place})
 
     if place == :last do
       Native.register(run, :drainer, :drainer)

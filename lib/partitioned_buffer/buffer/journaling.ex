@@ -5,7 +5,7 @@ defmodule PartitionedBuffer.Buffer.Journaling do
 
   use GenServer
 
-  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
+  alias PartitionedBuffer.{Emitter, Label, Native, Options, Routing}
   alias PartitionedBuffer.Options.Journal
   alias PartitionedBuffer.Partition.Server
 
@@ -130,6 +130,7 @@ defmodule PartitionedBuffer.Buffer.Journaling do
   @impl GenServer
   def init({run, buffer, replay}) do
     Native.watch_journal(run)
+    Label.set(buffer, :journal)
     report_replay(run, replay)
     # The caller of `update_options/2` may have died before it set the times.
     set_times(run)

@@ -6,7 +6,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
 
   use GenServer
 
-  alias PartitionedBuffer.{Emitter, Native, Options, Routing}
+  alias PartitionedBuffer.{Emitter, Label, Native, Options, Routing}
   alias PartitionedBuffer.Partition.Server
 
   # While the buffer is full, its partitions flush at each news. In this many milliseconds times the
@@ -42,6 +42,7 @@ defmodule PartitionedBuffer.Buffer.Writers do
   @impl GenServer
   def init({run, buffer}) do
     Native.register(run, :room, :room)
+    Label.set(buffer, :writers)
     # The caller of `update_options/2` may have died before it set the bound.
     set_bound(run)
     state = serve(%__MODULE__{run: run, buffer: buffer, before: counts(buffer)})

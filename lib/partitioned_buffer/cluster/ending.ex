@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
 
   alias PartitionedBuffer.Buffer.Settings
   alias PartitionedBuffer.Cluster.{HandOver, Joiner, Members, Receiver, State}
-  alias PartitionedBuffer.{Native, Routing}
+  alias PartitionedBuffer.{Label, Native, Routing}
 
   @typedoc "The stage that ends after this process; `:all` for the last of all."
   @type place() :: :collecting | :owning | :all
@@ -24,6 +24,7 @@ defmodule PartitionedBuffer.Cluster.Ending do
   @impl GenServer
   def init(init) do
     Process.flag(:trap_exit, true)
+    Label.set(elem(init, 0), {:ending, elem(init, 1)})
     {:ok, init}
   end
 

@@ -10,7 +10,7 @@ defmodule PartitionedBuffer.Cluster.Joiner do
   use GenServer
 
   alias PartitionedBuffer.Cluster.State
-  alias PartitionedBuffer.Routing
+  alias PartitionedBuffer.{Label, Routing}
 
   # The version of the messages between members.
   @protocol 1
@@ -49,6 +49,7 @@ defmodule PartitionedBuffer.Cluster.Joiner do
   @impl GenServer
   def init(buffer) do
     State.put(buffer, :joiner, self())
+    Label.set(buffer, :joiner)
     {:ok, update_group(%{buffer: buffer, scope: nil, member?: false})}
   end
 

@@ -9,7 +9,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   use GenServer
 
   alias PartitionedBuffer.Cluster.{Joiner, Slots, State}
-  alias PartitionedBuffer.{Emitter, Native, Routing}
+  alias PartitionedBuffer.{Emitter, Label, Native, Routing}
 
   # How long, in milliseconds, a view outlives its scope.
   @orphaned_ms 5_000
@@ -47,6 +47,7 @@ defmodule PartitionedBuffer.Cluster.Members do
   @impl GenServer
   def init(buffer) do
     :net_kernel.monitor_nodes(true)
+    Label.set(buffer, :members)
     Process.send_after(self(), :look, @look_ms)
     Process.send_after(self(), :prune, @prune_ms)
     for {node, _last} <- State.all(buffer, :forwarded), node != node(), do: expect_death(buffer, node)

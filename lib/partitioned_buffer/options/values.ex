@@ -2,6 +2,8 @@ defmodule PartitionedBuffer.Options.Values do
   @moduledoc false
   # The valid values of each start option but `:cluster` and `:journal`.
 
+  alias PartitionedBuffer.Options.Preset
+
   # The longest timeout of `receive`.
   @max_ms 4_294_967_295
 
@@ -20,6 +22,8 @@ defmodule PartitionedBuffer.Options.Values do
   # A module of a buffer kind exports `__kind__/0`, since it is a layer above this module.
   def valid?(:module, module),
     do: is_atom(module) and Code.ensure_loaded?(module) and function_exported?(module, :__kind__, 0)
+
+  def valid?(:preset, preset), do: Keyword.has_key?(Preset.all(), preset)
 
   def valid?(key, {m, f, args}) when key in [:processor, :format_reason],
     do: is_atom(m) and is_atom(f) and is_list(args) and List.improper?(args) == false
@@ -69,6 +73,8 @@ defmodule PartitionedBuffer.Options.Values do
 
   def expected(:module),
     do: "PartitionedBuffer.Map, PartitionedBuffer.Queue or PartitionedBuffer.Counter"
+
+  def expected(:preset), do: Preset.all() |> Keyword.keys() |> Enum.map_join(", ", &inspect/1)
 
   def expected(key) when key in [:processor, :format_reason],
     do: "a function of arity 1 or {module, function, args}"

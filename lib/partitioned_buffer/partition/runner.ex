@@ -7,7 +7,7 @@ defmodule PartitionedBuffer.Partition.Runner do
   # supervisor.
 
   alias PartitionedBuffer.Buffer.Lookup
-  alias PartitionedBuffer.{Native, Processing, Ref, Routing}
+  alias PartitionedBuffer.{Label, Native, Processing, Ref, Routing}
 
   # `since` is the start of the task, or when it was found, in nanoseconds of the VM's monotonic
   # time. A task that `replies?` sends `{monitor, :done}` at its end. The native partition has the
@@ -112,6 +112,7 @@ defmodule PartitionedBuffer.Partition.Runner do
   defp as_task(%Ref{run: run, number: number} = ref, work) do
     Process.put(@processing, ref.buffer)
     Process.put(@partition, number)
+    Label.set(ref.buffer, {:task, number})
     ref |> begin() |> work.()
     Native.end_task(run, number)
     :done

@@ -50,10 +50,10 @@ defmodule PartitionedBuffer.JournalLoop do
           Process.sleep(ms)
           [running | OtherVM.kill(vm)]
 
-        # A sink that is not called so often does not kill.
+        # A sink that is not called so often does not kill. What was replayed may be given to it before
+        # the VM says anything.
         {:at_call, _number, _stage} ->
-          running = OtherVM.hear(vm)
-          [running | OtherVM.drain_or_kill(vm, 1_000)]
+          with [running] <- OtherVM.hear_or_end(vm), do: [running | OtherVM.drain_or_kill(vm, 1_000)]
       end
 
     with [{:running, found} | _more] <- said, do: found, else: ([] -> nil)
