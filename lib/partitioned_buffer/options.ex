@@ -109,7 +109,7 @@ defmodule PartitionedBuffer.Options do
     :versions | @updatable
   ]
 
-  # A module passes the options of its own `child_spec/1` on, so these keys may be among them.
+  # A module passes on the options of its `child_spec/1`, so these keys may be among them.
   @child_spec [:id, :start, :restart, :shutdown, :type, :modules, :significant]
 
   # The least similarity of two names, from 0 to 1, of which one may be meant by the other.

@@ -53,7 +53,7 @@ defmodule PartitionedBuffer.Observe.Watch do
     opts = opts |> Keyword.validate!(@defaults) |> Map.new()
     ansi? = if opts.ansi == nil, do: IO.ANSI.enabled?(), else: opts.ansi
 
-    # Without an end of its own the page ends with Enter, where somebody can press it.
+    # A page without an end ends with Enter, where somebody can press it.
     enter? = opts.rounds == :infinity and opts.device != :stderr and terminal?(opts.device)
     opts = Map.merge(opts, %{ansi: ansi?, enter: nil, hint: if(enter?, do: [@hint], else: [])})
     loop(buffer, opts, nil, opts.rounds, [])

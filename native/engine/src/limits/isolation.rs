@@ -39,7 +39,7 @@ pub struct Isolation {
     successes: u32,
 }
 
-/// Replayed entries with so many attempts that one of them may end the VM again.
+/// Replayed entries with many attempts: one may end the VM again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspects {
     /// An entry with this number of attempts is a suspect.

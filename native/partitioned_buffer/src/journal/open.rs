@@ -25,8 +25,7 @@ use crate::vm::term::RawTerm;
 /// The time that a start waits for the lock: the former VM may be dying.
 const LOCK_TIME: Duration = Duration::from_secs(5);
 
-/// An entry with this number of attempts may end the VM. It had as many calls that a crash interrupted,
-/// or it failed.
+/// An entry with this number of attempts may end the VM: a crash interrupted its calls, or they failed.
 const SUSPECT: u32 = 2;
 
 /// The time between two looks at the lock.

@@ -22,7 +22,7 @@ pub(crate) trait Function<const N: usize> {
 }
 
 /// The description of a NIF for the VM. It replaces the attribute `rustler::nif`, which collects
-/// the arguments in a vector on the heap: that costs as much as a whole `put`.
+/// the arguments in a vector on the heap: that costs the time of a whole `put`.
 pub(crate) const fn entry<const N: usize, F: Function<N>>(scheduler: SchedulerFlags) -> Nif {
     assert!(matches!(F::NAME.as_bytes(), [.., 0]));
     Nif { name: F::NAME.as_ptr().cast::<c_char>(), arity: N as u32, flags: scheduler as u32, raw_func: call::<N, F> }
