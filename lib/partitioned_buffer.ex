@@ -97,7 +97,7 @@ defmodule PartitionedBuffer do
   alias PartitionedBuffer.API.{Flush, Sync}
   alias PartitionedBuffer.Buffer.{Hold, Lookup, Settings}
   alias PartitionedBuffer.Cluster.Requests
-  alias PartitionedBuffer.{Native, Routing}
+  alias PartitionedBuffer.{Native, Options, Routing}
   alias PartitionedBuffer.Observe.{DefaultLogger, Info, Watch}
 
   @typedoc "The name of a buffer."
@@ -564,7 +564,7 @@ defmodule PartitionedBuffer do
   @doc group: "Observe"
   @spec watch(buffer() | :all, keyword()) :: :ok
   def watch(buffer, opts \\ []) when is_atom(buffer),
-    do: Watch.run(buffer, [info: &info/1, buffers: &buffers/0] ++ opts)
+    do: Watch.run(buffer, [info: &info/1, buffers: &buffers/0] ++ Options.watch!(buffer, opts))
 
   @doc """
   Attaches a logger to the events of all buffers. Call it at the start of the application.

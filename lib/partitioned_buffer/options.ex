@@ -409,6 +409,25 @@ defmodule PartitionedBuffer.Options do
   end
 
   @doc """
+  Checks the options of a page in the terminal, and returns them.
+  """
+  @spec watch!(atom(), keyword()) :: keyword()
+  def watch!(name, options) do
+    check_call!(name, options, [:interval, :rounds, :device, :ansi])
+
+    for {key, expected, valid?} <- [
+          {:interval, "a non-negative integer (milliseconds)", &(is_integer(&1) and &1 >= 0)},
+          {:rounds, "a positive integer or :infinity", &(&1 == :infinity or (is_integer(&1) and &1 > 0))},
+          {:ansi, "a boolean", &(&1 in [true, false, nil])}
+        ],
+        {:ok, value} <- [Keyword.fetch(options, key)],
+        not valid?.(value),
+        do: invalid!(name, key, value, expected)
+
+    options
+  end
+
+  @doc """
   The timeout and `async` among the options of a flush.
   """
   @spec flush!(atom(), keyword()) :: {timeout(), boolean()}

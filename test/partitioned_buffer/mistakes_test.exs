@@ -140,6 +140,9 @@ defmodule PartitionedBuffer.MistakesTest do
       {fn -> PartitionedBuffer.update_options(map, %{max_size: 5}) end, ["a keyword list", "%{max_size: 5}"]},
       {fn -> PartitionedBuffer.update_options(map, max_sise: 5) end,
        [":max_sise", "did you mean :max_size?"]},
+      {fn -> PartitionedBuffer.watch(map, interval_ms: 5) end, [":interval_ms", "did you mean :interval?"]},
+      {fn -> PartitionedBuffer.watch(map, interval: :fast) end, [":interval", ":fast", "(milliseconds)"]},
+      {fn -> PartitionedBuffer.watch(map, rounds: 0) end, [":rounds", "got: 0", "a positive integer"]},
       {fn -> Counter.add(map, :key, 1) end, ["running as a map", "for a counter"]},
       {fn -> Counter.add_all(map, [{:key, 1}]) end, ["running as a map", "for a counter"]},
       {fn -> Queue.push(map, :item) end, ["running as a map", "for a queue"]}

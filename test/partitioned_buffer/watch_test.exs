@@ -241,7 +241,7 @@ defmodule PartitionedBuffer.WatchTest do
     end
 
     test "raises for an option that is not known" do
-      assert_raise ArgumentError, ~r/rows/, fn -> Watch.run(:users, rows: 3) end
+      assert_raise ArgumentError, ~r/rows/, fn -> PartitionedBuffer.watch(:users, rows: 3) end
     end
   end
 

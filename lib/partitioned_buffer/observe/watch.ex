@@ -50,7 +50,7 @@ defmodule PartitionedBuffer.Observe.Watch do
   """
   @spec run(atom(), keyword()) :: :ok
   def run(buffer, opts \\ []) when is_atom(buffer) do
-    opts = opts |> Keyword.validate!(@defaults) |> Map.new()
+    opts = Map.merge(Map.new(@defaults), Map.new(opts))
     ansi? = if opts.ansi == nil, do: IO.ANSI.enabled?(), else: opts.ansi
 
     # A page without an end ends with Enter, where somebody can press it.
