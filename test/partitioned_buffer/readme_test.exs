@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.ReadmeTest do
     [{_readme, text, _now}, {_bench, bench, _also_now}] = texts = Bench.Readme.texts()
     for part <- ~w(summary database), do: assert(text =~ "<!-- bench/#{part} -->")
 
-    for file <- ~w(results.json queue.json limits.txt calls.txt neighbours.txt postgres.txt),
+    for file <- ~w(results.json queue.json limits.txt calls.txt neighbours.txt journal.txt postgres.txt),
         do: assert(bench =~ "<!-- bench/#{file}")
 
     for {path, text, with_figures} <- texts, do: assert({path, text} == {path, with_figures})
