@@ -22,6 +22,7 @@ defmodule PartitionedBuffer.ScriptTest do
         {"flush", 0, @stored},
         {"the script fails to deliver", 0, @dead},
         {"the application fails to deliver", 0, @dead},
+        {"with a cluster", 0, @stored},
         {"halt", 0, []},
         {"the application, tests", 0, []}
       ] do

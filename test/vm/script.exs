@@ -49,6 +49,7 @@ end
 case ending do
   "the application fails to deliver" -> Script.start_app([Script.failing(path)])
   "the script fails to deliver" -> Script.start_here([Script.failing(path)])
+  "with a cluster" -> Script.start_here([Script.sink(), Script.buffer(path, cluster: true, max_attempts: 3)])
   "the application" <> _ends -> Script.start_app([Script.sink(), Script.buffer(path)])
   _of_the_script -> Script.start_here([Script.sink(), Script.buffer(path)])
 end

@@ -8,7 +8,7 @@ defmodule PartitionedBuffer.API.AtExit do
   # with the test that owns it.
 
   alias PartitionedBuffer.Buffer.{Lookup, Supervisor}
-  alias PartitionedBuffer.{Library, Native}
+  alias PartitionedBuffer.{Library, Native, Routing}
 
   @doc """
   Adds the hook, once in this VM.
@@ -25,13 +25,16 @@ defmodule PartitionedBuffer.API.AtExit do
 
   defp run(status) do
     if Library.used?() and Process.whereis(ExUnit.Server) == nil do
-      supervisors =
-        for buffer <- Native.buffers(), held(buffer) > 0, uniq: true, do: Lookup.supervisor(buffer)
-
+      supervisors = for buffer <- Lookup.buffers(), holds?(buffer), do: Lookup.supervisor(buffer)
       {owned, others} = supervisors |> Enum.reject(&is_nil/1) |> Enum.split_with(&owned?/1)
       stop(others)
       if owned != [], do: stop_vm(status)
     end
+  end
+
+  defp holds?(buffer) do
+    stages = if Lookup.cluster?(buffer), do: [buffer, Routing.owning_name(buffer)], else: [buffer]
+    Enum.any?(stages, &(held(&1) > 0))
   end
 
   defp held(buffer) do
